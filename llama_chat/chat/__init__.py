@@ -1,0 +1,1 @@
+"""Conversations: messages, templates, prompt files and the session that holds the cache."""

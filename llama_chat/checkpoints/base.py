@@ -1,0 +1,113 @@
+"""What every checkpoint reader returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llama_chat.errors import ModelError
+from llama_chat.model.config import LlamaConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One stored weight, known before a byte of it is read."""
+
+    shape: tuple[int, ...]
+    type: str
+    """How it is stored: ``F32``, ``F16``, ``BF16``, ``Q8_0``, ``Q4_1``, …"""
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePieceSource:
+    """The vocabulary is a SentencePiece model file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BytePairSource:
+    """The vocabulary is a byte-level BPE given by its tables.
+
+    ``tokens[i]`` is the text of id ``i`` in the byte-level alphabet; a control token holds its own
+    text. ``merges`` are ``"left right"`` pairs in order of priority. ``control_ids`` are the ids
+    that text may never produce. ``pre_tokenizer`` names how text is split before merging.
+    """
+
+    tokens: list[str]
+    merges: list[str]
+    control_ids: frozenset[int]
+    pre_tokenizer: str
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+
+
+TokenizerSource = SentencePieceSource | BytePairSource
+
+
+class Checkpoint(ABC):
+    """An opened checkpoint: its description, and its weights one at a time.
+
+    Opening reads headers only. ``tensors`` holds exactly the names and shapes of
+    ``config.tensor_shapes()``; a reader whose file differs raises while opening it.
+    """
+
+    path: Path
+    format: str
+    """The name of the layout: ``Meta`` or ``GGUF``."""
+    name: str
+    """What to call the model on screen."""
+    config: LlamaConfig
+    tensors: Mapping[str, TensorInfo]
+    tokenizer_source: TokenizerSource
+    chat_template: str | None = None
+    """Template text found in the file: to be recognised, never to be executed."""
+    warnings: tuple[str, ...] = ()
+    """Oddities that a person should hear of, one line each."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Float type in which the matrices are stored; None if they are quantised."""
+        stored = {info.type for info in self.tensors.values() if len(info.shape) == 2}
+        names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        return names.get(stored.pop()) if len(stored) == 1 else None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all weights as stored."""
+        return sum(info.n_bytes for info in self.tensors.values())
+
+    @abstractmethod
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Read the weight ``name`` as a CPU tensor of ``dtype``.
+
+        Where the file already holds that type the result is a read-only view of the mapped file,
+        and no byte is copied.
+        """
+
+
+def check_tensors(what: str, config: LlamaConfig, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes found in a file with those that ``config`` asks for.
+
+    Raises:
+        ModelError: naming the first missing, unknown or misshapen tensor.
+    """
+    advice = "the file is damaged or of another architecture: fetch it again"
+    # A hostile n_layers of 10^9 must not build a table of 10^9 names.
+    if config.n_layers > len(found):
+        raise ModelError(
+            what, f"it says {config.n_layers} layers but holds {len(found)} tensors", advice
+        )
+    expected = config.tensor_shapes()
+    for name, shape in expected.items():
+        if name not in found:
+            raise ModelError(what, f"tensor {name} is missing", advice)
+        if found[name] != shape:
+            raise ModelError(what, f"tensor {name} has shape {found[name]}, not {shape}", advice)
+    for name in found:
+        if name not in expected:
+            raise ModelError(what, f"tensor {name!r} belongs to no part of a Llama model", advice)

@@ -1,0 +1,84 @@
+"""The numbers that define one model of the Llama family."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaConfig:
+    """Shape of a Llama model, under the names of Meta's ``params.json``.
+
+    Raises:
+        ValueError: if the numbers cannot describe a model; the message names the field.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    context_length: int = 4096
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "dim",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "hidden_dim",
+            "vocab_size",
+            "context_length",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, not a whole number above 0")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}, not a number")
+            if not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} is {value!r}, not a finite number above 0")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd, and rotary embedding needs pairs")
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight of the model by Meta's name, with its shape ``(out, in)``."""
+        q_dim = self.n_heads * self.head_dim
+        kv_dim = self.n_kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (self.vocab_size, self.dim)}
+        for i in range(self.n_layers):
+            layer = f"layers.{i}"
+            shapes |= {
+                f"{layer}.attention_norm.weight": (self.dim,),
+                f"{layer}.attention.wq.weight": (q_dim, self.dim),
+                f"{layer}.attention.wk.weight": (kv_dim, self.dim),
+                f"{layer}.attention.wv.weight": (kv_dim, self.dim),
+                f"{layer}.attention.wo.weight": (self.dim, q_dim),
+                f"{layer}.ffn_norm.weight": (self.dim,),
+                f"{layer}.feed_forward.w1.weight": (self.hidden_dim, self.dim),
+                f"{layer}.feed_forward.w2.weight": (self.dim, self.hidden_dim),
+                f"{layer}.feed_forward.w3.weight": (self.hidden_dim, self.dim),
+            }
+        shapes["norm.weight"] = (self.dim,)
+        if not self.tie_embeddings:
+            shapes["output.weight"] = (self.vocab_size, self.dim)
+        return shapes
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    def kv_cache_bytes(self, length: int, element_size: int) -> int:
+        """Bytes that the keys and values of ``length`` tokens take."""
+        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * length * element_size

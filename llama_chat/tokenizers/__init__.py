@@ -1,0 +1,1 @@
+"""Text to ids, and ids back to text as they arrive."""

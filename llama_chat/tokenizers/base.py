@@ -1,0 +1,56 @@
+"""What every tokenizer offers, whatever its algorithm."""
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+
+Span = tuple[int, int]
+"""Start and end of a run of characters in a text."""
+
+
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    ``encode`` never adds BOS or EOS and never yields a control id, whatever the text says:
+    control ids come from ``control_ids`` alone, so only a template can use them.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+    """Whether a raw prompt begins with BOS."""
+    dummy_prefix: bool
+    """Whether each ``encode`` puts a space in front that is no part of the text."""
+    control_ids: Mapping[str, int]
+    """Ids of the control tokens by their text."""
+
+    @abstractmethod
+    def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
+        """Encode ``text``.
+
+        Pieces that touch a span of ``spell`` are replaced by those of their single characters:
+        the text stays the same and the ids differ, so that a tag typed by a person is not the
+        tag of a template.
+        """
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that ``token_id`` stands for; empty for a control token.
+
+        A single token may hold a part of a character.
+        """
+
+    @abstractmethod
+    def piece(self, token_id: int) -> str:
+        """How the vocabulary itself writes ``token_id``."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, as a whole text: a dummy prefix in front is dropped.
+
+        Invalid bytes become U+FFFD.
+        """
+        data = b"".join(map(self.token_bytes, ids))
+        if self.dummy_prefix:
+            data = data.removeprefix(b" ")
+        return codecs.decode(data, "utf-8", "replace")
