@@ -1,3 +1,29 @@
-"""llama-chat: talk with a Llama-2 model in the terminal."""
+"""llama-chat: talk with a Llama-2 model in the terminal.
+
+The Python API. Its parts are imported when they are first used, since torch takes a second.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession
+    from llama_chat.generation.sampling import Sampling
+    from llama_chat.llama import Llama, load
 
 __version__ = "0.1.0"
+
+__all__ = ["ChatSession", "Llama", "Sampling", "__version__", "load"]
+
+_HOMES = {
+    "ChatSession": "llama_chat.chat.session",
+    "Llama": "llama_chat.llama",
+    "Sampling": "llama_chat.generation.sampling",
+    "load": "llama_chat.llama",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

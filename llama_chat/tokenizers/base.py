@@ -1,6 +1,7 @@
 """What every tokenizer offers, whatever its algorithm."""
 
 import codecs
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,6 +16,8 @@ class Tokenizer(ABC):
     control ids come from ``control_ids`` alone, so only a template can use them.
     """
 
+    kind: str
+    """The algorithm, for people."""
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -54,3 +57,11 @@ class Tokenizer(ABC):
         if self.dummy_prefix:
             data = data.removeprefix(b" ")
         return codecs.decode(data, "utf-8", "replace")
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def without_surrogates(text: str) -> str:
+    """``text`` with lone surrogates, which have no UTF-8, replaced by U+FFFD."""
+    return _SURROGATES.sub("\ufffd", text)

@@ -1,0 +1,46 @@
+# make chat   install, fetch the starter model, open the chat
+# make test   install, run the tests
+# make lint   formatting, types and the direction of imports
+# make bench  speed of the starter model on this machine, and of its turns
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: chat test lint bench clean
+
+chat: $(VENV)/.installed
+	@$(BIN)/llama-chat pull smollm2-135m --quiet
+	@$(BIN)/llama-chat --config config.toml
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/llama-chat pull smollm2-135m --quiet
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/llama-chat pull smollm2-135m --quiet
+	$(BIN)/llama-chat bench --model smollm2-135m
+	$(BIN)/python -m benchmarks.turns
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llama-chat needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): torch is large, this takes a few minutes the first time."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@

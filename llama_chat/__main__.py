@@ -1,0 +1,20 @@
+"""The program. Everything it needs is imported inside, so that Ctrl-C is quiet from the start."""
+
+import sys
+
+from llama_chat.errors import INTERRUPTED_STATUS
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        from llama_chat.cli.app import run
+
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = INTERRUPTED_STATUS
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Prompt files: raw text to continue, or a structured head for a conversation."""
+
+import difflib
+import stat
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llama_chat.errors import UsageError
+from llama_chat.files import config_home, resource
+from llama_chat.settings import SAMPLING_NAMES
+
+MAX_BYTES = 64 * 2**20
+"""More than any context holds; a larger file is a mistake, and an endless one never ends."""
+
+SETTING_KEYS = (*SAMPLING_NAMES, "max_tokens")
+"""Settings that a structured file may hold."""
+
+DEFAULT_PATTERN = "{user} => {assistant}"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One exchange shown to the model."""
+
+    user: str
+    assistant: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A prompt, read and checked."""
+
+    name: str
+    path: Path
+    text: str = ""
+    """The raw prompt; empty if the file is structured."""
+    description: str = ""
+    system: str = ""
+    examples: tuple[Example, ...] = ()
+    queries: tuple[str, ...] = ()
+    """User texts behind the examples that are still to be answered."""
+    pattern: str = DEFAULT_PATTERN
+    """How an example is written for a model that only continues text."""
+    stop: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Sampling settings, not checked yet."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def structured(self) -> bool:
+        """Whether the file gives a system message and examples rather than raw text."""
+        return not self.text
+
+    def render(self) -> str:
+        """The prompt as raw text: as it is, or the examples through the pattern.
+
+        Queries end where the model is to go on.
+        """
+        if not self.structured:
+            return self.text
+        before, _, after = self.pattern.partition("{assistant}")
+        lines = [
+            before.replace("{user}", example.user)
+            + example.assistant
+            + after.replace("{user}", example.user)
+            for example in self.examples
+        ]
+        lines += [before.replace("{user}", query).rstrip(" ") for query in self.queries]
+        return (f"{self.system}\n\n" if self.system else "") + "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEntry:
+    """A prompt file that can be had by name."""
+
+    name: str
+    path: Path
+    description: str
+
+
+def load_prompt(wanted: str) -> PromptFile:
+    """Read a prompt file: a path, else one of a person's own, else one of the bundled.
+
+    Raises:
+        UsageError: if there is none, or it is not usable.
+    """
+    path = _find(wanted)
+    text = read_text(path)
+    return _structured(wanted, path, text) if path.suffix == ".toml" else raw_prompt(text, path)
+
+
+def raw_prompt(text: str, path: Path) -> PromptFile:
+    """A prompt of raw text, less one final newline.
+
+    Raises:
+        UsageError: if nothing is left of it.
+    """
+    what = f"prompt {str(path)!r}"
+    text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+    if not text.strip():
+        raise UsageError(what, "it is empty", "write something into it")
+    warnings: tuple[str, ...] = ()
+    if text[-1] in " \t":
+        warnings = (f"{what}: ends in white space, which makes other tokens than the same without",)
+    return PromptFile(path.stem, path, text=text, warnings=warnings)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, every byte of it but a byte-order mark; line ends stay as they are.
+
+    Raises:
+        UsageError: if it is not a readable file of UTF-8 text, or too large.
+    """
+    what = f"file {str(path)!r}"
+    try:
+        with path.open("rb") as file:
+            if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISFIFO(mode)):
+                raise UsageError(what, "not a file", "name a text file")
+            return decode_text(file, what)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a possible name"
+        raise UsageError(what, reason.lower(), "check the path") from None
+
+
+def decode_text(stream: BinaryIO, what: str) -> str:
+    """Read ``stream`` to its end as UTF-8 text.
+
+    Raises:
+        UsageError: if it is too large, binary or not UTF-8; ``what`` names it.
+    """
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UsageError(what, f"larger than {MAX_BYTES >> 20} MiB", "give a shorter text")
+    if b"\0" in data:
+        raise UsageError(what, "it is binary", "give UTF-8 text")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            what, f"byte {error.start} is not UTF-8", "save it as UTF-8 text"
+        ) from None
+
+
+def list_prompts() -> list[PromptEntry]:
+    """All prompt files that can be had by name; a person's own hide bundled ones."""
+    entries: dict[str, PromptEntry] = {}
+    for folder in _folders():
+        for path in sorted(folder.glob("**/*.t*t")) + sorted(folder.glob("**/*.toml")):
+            name = str(path.relative_to(folder).with_suffix(""))
+            entries[name] = PromptEntry(name, path, _describe(path))
+    return sorted(entries.values(), key=lambda entry: entry.name)
+
+
+def _folders() -> list[Path]:
+    """Where named prompts lie, the weakest first."""
+    return [resource("prompts"), config_home() / "prompts"]
+
+
+def _describe(path: Path) -> str:
+    """One line about a prompt file, for lists."""
+    try:
+        text = read_text(path)
+        if path.suffix != ".toml":
+            return text.strip().partition("\n")[0][:70]
+        return str(tomllib.loads(text).get("description", ""))[:70]
+    except (UsageError, ValueError, RecursionError):
+        return "cannot be read"
+
+
+def _find(wanted: str) -> Path:
+    what = f"prompt {wanted[:80]!r}"
+    path = Path(wanted).expanduser()
+    try:
+        if path.exists() and not (path.is_dir() and "/" not in wanted):
+            return path
+    except (OSError, ValueError):
+        raise UsageError(what, "not a possible name", "check the path") from None
+    for folder in reversed(_folders()):
+        if found := _named(folder, path):
+            return found
+    names = [entry.name for entry in list_prompts()]
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
+    advice = f"did you mean {near[0]}?" if near else "known are " + ", ".join(names)
+    raise UsageError(what, "no such file and no prompt of that name", advice)
+
+
+def _named(folder: Path, wanted: Path) -> Path | None:
+    """The file that ``wanted`` names in ``folder``; structured before raw if both fit."""
+    if wanted.is_absolute() or ".." in wanted.parts:
+        return None
+    suffixes = [""] if wanted.suffix in (".toml", ".txt") else [".toml", ".txt"]
+    for suffix in suffixes:
+        exact = folder / f"{wanted}{suffix}"
+        if exact.is_file():
+            return exact
+        deeper = sorted(folder.glob(f"*/{wanted.name}{suffix}")) if len(wanted.parts) == 1 else []
+        if deeper:
+            return deeper[0]
+    return None
+
+
+_TEXT_KEYS = ("description", "system", "pattern")
+
+
+def _structured(name: str, path: Path, text: str) -> PromptFile:
+    what = f"prompt {str(path)!r}"
+    try:
+        table = tomllib.loads(text.replace("\r\n", "\n"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(what, f"not TOML: {error}", "correct that line") from None
+    except (ValueError, RecursionError):
+        raise UsageError(what, "not TOML", "correct it") from None
+    known = [*_TEXT_KEYS, "examples", "stop", *SETTING_KEYS]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(what, f"unknown key {key[:60]!r}", advice)
+    for key in _TEXT_KEYS:
+        if not isinstance(table.get(key, ""), str):
+            raise UsageError(what, f"{key} is not a text", "put it in quotes")
+    pattern = table.get("pattern", DEFAULT_PATTERN)
+    if pattern.count("{user}") != 1 or pattern.count("{assistant}") != 1:
+        raise UsageError(what, "pattern lacks its two places", f'write "{DEFAULT_PATTERN}"')
+    if pattern.index("{user}") > pattern.index("{assistant}"):
+        raise UsageError(what, "pattern has the answer first", f'write "{DEFAULT_PATTERN}"')
+    stop = table.get("stop", [])
+    if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
+        raise UsageError(what, "stop is not a list of texts", 'write stop = ["\\n"]')
+    examples, queries = _examples(what, table.get("examples", []))
+    system = table.get("system", "")
+    if not system and not examples and not queries:
+        raise UsageError(what, "neither system nor examples", "add one of them")
+    return PromptFile(
+        name,
+        path,
+        description=table.get("description", ""),
+        system=system,
+        examples=examples,
+        queries=queries,
+        pattern=pattern,
+        stop=tuple(stop),
+        settings={key: table[key] for key in SETTING_KEYS if key in table},
+    )
+
+
+def _examples(what: str, entries: object) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """The complete examples, and the queries behind them that have no answer."""
+    shape = 'write [[examples]] with user = "…" and assistant = "…"'
+    if not isinstance(entries, list):
+        raise UsageError(what, "examples is not a list", shape)
+    examples: list[Example] = []
+    queries: list[str] = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not entry.keys() <= {"user", "assistant"}:
+            raise UsageError(what, f"example {number} has other keys", shape)
+        user, assistant = entry.get("user"), entry.get("assistant")
+        if not isinstance(user, str) or not isinstance(assistant, str | None):
+            raise UsageError(what, f"example {number} is not of texts", shape)
+        if assistant is None:
+            queries.append(user)
+        elif queries:
+            raise UsageError(
+                what, f"example {number} stands behind one with no answer", "put the open ones last"
+            )
+        else:
+            examples.append(Example(user, assistant))
+    return tuple(examples), tuple(queries)

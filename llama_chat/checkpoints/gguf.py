@@ -1,0 +1,273 @@
+"""GGUF files of the llama family."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llama_chat.checkpoints.base import (
+    BytePairSource,
+    Checkpoint,
+    TensorInfo,
+    check_tensors,
+)
+from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, dequantize
+from llama_chat.checkpoints.gguf_header import MAGIC, GGUFHeader, GGUFTensor, read_header
+from llama_chat.errors import ModelError
+from llama_chat.model.config import LlamaConfig
+
+_CONTROL, _UNKNOWN = 3, 2
+"""Types of tokens that text may never produce."""
+
+_PARTS = {
+    "attn_norm": "attention_norm",
+    "attn_q": "attention.wq",
+    "attn_k": "attention.wk",
+    "attn_v": "attention.wv",
+    "attn_output": "attention.wo",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_down": "feed_forward.w2",
+    "ffn_up": "feed_forward.w3",
+}
+
+_TOP = {
+    "token_embd.weight": "tok_embeddings.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "output.weight",
+}
+
+_DAMAGED = "the file is damaged or of another kind: fetch it again"
+
+
+class GGUFCheckpoint(Checkpoint):
+    """A GGUF file, mapped into memory.
+
+    Files of the llama family hold Q and K in Meta's interleaved rotary order already.
+    """
+
+    format = "GGUF"
+
+    def __init__(self, path: Path, data: NDArray[np.uint8], header: GGUFHeader) -> None:
+        """Use ``open``."""
+        metadata = _Metadata(path, header.metadata)
+        self.path = path
+        self.name = metadata.text("general.name") or path.stem
+        self._data = data
+        self._stored = {
+            _meta_name(path, name): (tensor, _block_type(path, name, tensor, len(data)))
+            for name, tensor in header.tensors.items()
+        }
+        shapes = {name: tensor.shape for name, (tensor, _) in self._stored.items()}
+        self.config = _config(metadata, shapes)
+        check_tensors(_called(path), self.config, shapes)
+        self.tensors = {
+            name: TensorInfo(tensor.shape, kind.name, _n_bytes(tensor, kind))
+            for name, (tensor, kind) in self._stored.items()
+        }
+        self.tokenizer_source = _tokenizer(metadata, self.config.vocab_size)
+        self.chat_template = metadata.text("tokenizer.chat_template") or None
+
+    @classmethod
+    def open(cls, path: Path) -> "GGUFCheckpoint":
+        """Open the file ``path``, reading its header only.
+
+        Raises:
+            ModelError: if it is damaged, or of a kind that is not supported.
+        """
+        try:
+            # Copy on write, because torch warns of memory it may not write; nothing ever does.
+            data = np.memmap(path, dtype=np.uint8, mode="c")
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or "it is empty").lower()
+            raise ModelError(_called(path), reason, "fetch it again") from None
+        return cls(path, data, read_header(memoryview(data), path))
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """See the base class."""
+        tensor, kind = self._stored[name]
+        stored = self._data[tensor.offset : tensor.offset + _n_bytes(tensor, kind)]
+        if kind.dtype is None:
+            return dequantize(stored, kind, dtype).view(tensor.shape)
+        return torch.from_numpy(stored).view(kind.dtype).view(tensor.shape).to(dtype)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file ``path`` means to be GGUF, by its first bytes or its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC or path.suffix == ".gguf"
+    except OSError:
+        return path.suffix == ".gguf"
+
+
+def _called(path: Path) -> str:
+    return f"model {str(path)!r}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+class _Metadata:
+    """Metadata of one file, each value checked as it is asked for."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self.path = path
+        self.values = values
+
+    def error(self, why: str, advice: str = _DAMAGED) -> ModelError:
+        return ModelError(_called(self.path), why, advice)
+
+    def text(self, key: str) -> str:
+        value = self.values.get(key, "")
+        if not isinstance(value, str):
+            raise self.error(f"{key} is {_shown(value)}, not a text")
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if value is None:
+            raise self.error(f"{key} is missing")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(f"{key} is {_shown(value)}, not a whole number")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(f"{key} is {_shown(value)}, not a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        return bool(self.values.get(key, default))
+
+    def array(self, key: str, kind: type) -> list[Any]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise self.error(f"{key} is missing or of another type")
+        return value
+
+    def token_id(self, key: str, n_tokens: int) -> int | None:
+        if key not in self.values:
+            return None
+        token_id = self.integer(key)
+        if not 0 <= token_id < n_tokens:
+            raise self.error(f"{key} is {token_id}, past the vocabulary of {n_tokens}")
+        return token_id
+
+
+def _meta_name(path: Path, name: str) -> str:
+    """The name Meta gives to the tensor ``name``."""
+    if name in _TOP:
+        return _TOP[name]
+    if name == "rope_freqs.weight":
+        raise ModelError(
+            _called(path), "its rotary frequencies are scaled", "that is not supported yet"
+        )
+    found = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.weight", name)
+    if found is None or found[2] not in _PARTS:
+        raise ModelError(
+            _called(path), f"tensor {name[:60]!r} belongs to no part of a Llama model", _DAMAGED
+        )
+    return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
+
+
+def _block_type(path: Path, name: str, tensor: GGUFTensor, file_size: int) -> BlockType:
+    """The format of a tensor, all of which lies in the file."""
+    shown = f"tensor {name[:60]!r}"
+    kind = SUPPORTED.get(tensor.type)
+    if kind is None:
+        called = KNOWN_NAMES.get(tensor.type, f"number {tensor.type}")
+        known = ", ".join(kind.name for kind in SUPPORTED.values())
+        raise ModelError(
+            _called(path),
+            f"{shown} is of type {called}, which is not supported yet",
+            f"take a file of {known}",
+        )
+    if tensor.shape[-1] % kind.n_weights:
+        raise ModelError(_called(path), f"{shown} has rows of broken blocks", _DAMAGED)
+    if tensor.offset + _n_bytes(tensor, kind) > file_size:
+        raise ModelError(_called(path), f"it ends before {shown} does", "fetch it again")
+    return kind
+
+
+def _n_bytes(tensor: GGUFTensor, kind: BlockType) -> int:
+    return math.prod(tensor.shape) // kind.n_weights * kind.n_bytes
+
+
+def _config(metadata: _Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
+    """The shape of the model, checked for what is not supported."""
+    architecture = metadata.text("general.architecture")
+    if architecture != "llama":
+        raise metadata.error(
+            f"its architecture is {_shown(architecture)}", "take a model of the llama family"
+        )
+    if metadata.integer("llama.expert_count", 0):
+        raise metadata.error("it is a mixture of experts", "take a dense model")
+    scaling = metadata.text("llama.rope.scaling.type")
+    if scaling not in ("", "none"):
+        raise metadata.error(
+            f"its rotary scaling is {_shown(scaling)}", "that is not supported yet"
+        )
+    embedding = shapes.get("tok_embeddings.weight")
+    if embedding is None or len(embedding) != 2:
+        raise metadata.error("tensor token_embd.weight is missing")
+    dim, n_heads = (
+        metadata.integer("llama.embedding_length"),
+        metadata.integer("llama.attention.head_count"),
+    )
+    try:
+        head_dim = metadata.integer("llama.attention.key_length", dim // n_heads)
+        if metadata.integer("llama.rope.dimension_count", head_dim) != head_dim:
+            raise ValueError("only a part of each head is rotated")
+        return LlamaConfig(
+            dim=dim,
+            n_layers=metadata.integer("llama.block_count"),
+            n_heads=n_heads,
+            n_kv_heads=metadata.integer("llama.attention.head_count_kv", n_heads),
+            head_dim=head_dim,
+            hidden_dim=metadata.integer("llama.feed_forward_length"),
+            vocab_size=embedding[0],
+            norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon", 1e-5),
+            rope_theta=metadata.number("llama.rope.freq_base", 10_000.0),
+            context_length=metadata.integer("llama.context_length"),
+            tie_embeddings="output.weight" not in shapes,
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        why = "head_count is 0" if isinstance(error, ZeroDivisionError) else str(error)
+        raise metadata.error(why) from None
+
+
+def _tokenizer(metadata: _Metadata, vocab_size: int) -> BytePairSource:
+    """The vocabulary in the metadata."""
+    model = metadata.text("tokenizer.ggml.model")
+    if model == "llama":
+        raise metadata.error(
+            "its SentencePiece vocabulary is not supported yet", "take Meta's own layout"
+        )
+    if model != "gpt2":
+        raise metadata.error(
+            f"its tokenizer is {_shown(model)}", "take a model with byte-level BPE"
+        )
+    tokens = metadata.array("tokenizer.ggml.tokens", str)
+    types = metadata.array("tokenizer.ggml.token_type", int)
+    if len(types) != len(tokens):
+        raise metadata.error(f"it has {len(tokens)} tokens and types of {len(types)}")
+    if len(tokens) > vocab_size:
+        raise metadata.error(f"it has {len(tokens)} tokens and embeddings of {vocab_size}")
+    return BytePairSource(
+        tokens=tokens,
+        merges=metadata.array("tokenizer.ggml.merges", str),
+        control_ids=frozenset(i for i, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)),
+        pre_tokenizer=metadata.text("tokenizer.ggml.pre") or "default",
+        bos_id=metadata.token_id("tokenizer.ggml.bos_token_id", len(tokens)),
+        eos_id=metadata.token_id("tokenizer.ggml.eos_token_id", len(tokens)),
+        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", False),
+    )

@@ -1,0 +1,164 @@
+"""The header of a GGUF file: metadata and where each tensor lies.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. No length in the file is
+believed before it is compared with the bytes that remain.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_chat.errors import ModelError
+
+MAGIC = b"GGUF"
+
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_STRING, _ARRAY = 8, 9
+_MAX_DEPTH = 4
+_MAX_DIMS = 4
+_DEFAULT_ALIGNMENT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """One tensor, as the header describes it."""
+
+    shape: tuple[int, ...]
+    """``(out, in)``: the header's dimensions, which begin with the fastest, turned round."""
+    type: int
+    offset: int
+    """Bytes from the beginning of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFHeader:
+    """What stands before the data."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+
+
+class _Reader:
+    """Reads values one behind the other, never past the end."""
+
+    def __init__(self, data: memoryview, what: str) -> None:
+        self.data = data
+        self.at = 0
+        self._what = what
+
+    def error(self, why: str) -> ModelError:
+        return ModelError(self._what, why, "the file is cut off or damaged: fetch it again")
+
+    def take(self, n_bytes: int) -> int:
+        """Step over ``n_bytes`` and return where they begin."""
+        begin = self.at
+        if n_bytes > len(self.data) - begin:
+            raise self.error(f"it ends in the middle of something, at byte {begin}")
+        self.at = begin + n_bytes
+        return begin
+
+    def scalar(self, layout: str) -> Any:
+        return struct.unpack_from(layout, self.data, self.take(struct.calcsize(layout)))[0]
+
+    def string(self) -> str:
+        begin = self.take(self.scalar("<Q"))
+        return str(self.data[begin : self.at], "utf-8", "replace")
+
+    def strings(self, count: int) -> list[str]:
+        """Many strings: a vocabulary has a hundred thousand, so the loop is spelled out."""
+        if count * 8 > len(self.data) - self.at:
+            raise self.error(f"a list of {count} texts does not fit in it")
+        data, at, end = self.data, self.at, len(self.data)
+        length_of = struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            if end - at < 8:
+                raise self.error(f"it ends in the middle of a list, at byte {at}")
+            at += 8 + (length := length_of(data, at)[0])
+            if at > end:
+                raise self.error(f"it ends in the middle of a text, at byte {end}")
+            found.append(str(data[at - length : at], "utf-8", "replace"))
+        self.at = at
+        return found
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY or depth == _MAX_DEPTH:
+            raise self.error(f"unknown type of value {kind}" if kind != _ARRAY else "nested lists")
+        element, count = self.scalar("<I"), self.scalar("<Q")
+        if element == _STRING:
+            return self.strings(count)
+        if element in _SCALARS:
+            kind_of_one = _SCALARS[element][1]
+            begin = self.take(count * struct.calcsize("<" + kind_of_one))
+            return list(struct.unpack_from(f"<{count}{kind_of_one}", self.data, begin))
+        if count > len(self.data) - self.at:
+            raise self.error(f"a list of {count} lists does not fit in it")
+        return [self.value(element, depth + 1) for _ in range(count)]
+
+
+def read_header(data: memoryview, path: Path) -> GGUFHeader:
+    """Read the header at the beginning of ``data``, the whole file.
+
+    Raises:
+        ModelError: if it is not a whole GGUF header of version 2 or 3.
+    """
+    what = f"model {str(path)!r}"
+    reader = _Reader(data, what)
+    if bytes(data[:4]) != MAGIC:
+        raise ModelError(what, "not a GGUF file", "fetch it again")
+    reader.take(4)
+    version = reader.scalar("<I")
+    if version not in (2, 3):
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3):
+            raise ModelError(what, "it is a big-endian GGUF file", "take a little-endian one")
+        raise ModelError(what, f"GGUF version {version} is not known", "take version 2 or 3")
+    n_tensors, n_values = reader.scalar("<Q"), reader.scalar("<Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(n_values):
+        key = reader.string()
+        if not key or key in metadata:
+            raise reader.error(f"a name of its metadata stands twice or is empty: {key[:60]!r}")
+        metadata[key] = reader.value(reader.scalar("<I"))
+    found: dict[str, GGUFTensor] = {}
+    for _ in range(n_tensors):
+        name = reader.string()
+        if not name or name in found:
+            raise reader.error(f"a tensor's name stands twice or is empty: {name[:60]!r}")
+        found[name] = _tensor(reader, name)
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise reader.error(f"alignment is {str(alignment)[:40]}, not a power of 2 from 8")
+    start = -(-reader.at // alignment) * alignment
+    for name, tensor in found.items():
+        if tensor.offset % alignment:
+            raise reader.error(f"tensor {name[:60]!r} is not aligned")
+    return GGUFHeader(
+        metadata, {n: GGUFTensor(t.shape, t.type, start + t.offset) for n, t in found.items()}
+    )
+
+
+def _tensor(reader: _Reader, name: str) -> GGUFTensor:
+    n_dims = reader.scalar("<I")
+    if not 1 <= n_dims <= _MAX_DIMS:
+        raise reader.error(f"tensor {name[:60]!r} has {n_dims} dimensions")
+    dims = [reader.scalar("<Q") for _ in range(n_dims)]
+    if not all(0 < dim < 2**40 for dim in dims):
+        raise reader.error(f"tensor {name[:60]!r} has impossible dimensions")
+    return GGUFTensor(tuple(reversed(dims)), reader.scalar("<I"), reader.scalar("<Q"))

@@ -1,0 +1,93 @@
+"""One answer to stdout: what ``ask``, ``complete`` and piped stdin share."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llama_chat.errors import LengthLimitError
+from llama_chat.generation.events import Event, Finish, Watch
+from llama_chat.settings import Settings
+from llama_chat.terminal import streams
+from llama_chat.terminal.progress import progress
+from llama_chat.terminal.streams import AnswerWriter
+
+
+def write_answer(
+    generate: Callable[[Watch], Iterator[Event]],
+    settings: Settings,
+    *,
+    model: str,
+    as_json: bool,
+    raw: bool = False,
+    echo: str = "",
+    fail_on_length: bool = False,
+) -> None:
+    """Generate and write one answer.
+
+    Args:
+        generate: starts the generation.
+        settings: for ``quiet`` and ``verbose``.
+        model: the name for the JSON.
+        as_json: write one line of JSON at the end, instead of the text as it comes.
+        raw: pass every character on as it is.
+        echo: text to write first.
+        fail_on_length: whether an answer cut off by a limit is an error.
+
+    Raises:
+        LengthLimitError: if it is, under ``fail_on_length``.
+    """
+    writer = AnswerWriter(raw=raw or as_json)
+    with progress("Reading the prompt") as on_prefill:
+        events = generate(Watch(on_prefill=on_prefill))
+        first = next(events)
+    text = echo
+    if not as_json:
+        writer.write(echo)
+    try:
+        for event in itertools.chain([first], events):
+            text += event.text
+            if not as_json:
+                writer.write(event.text)
+    finally:
+        if not as_json:
+            writer.finish()
+    if not isinstance(event, Finish):  # a generation always ends with one
+        raise TypeError(event)
+    if as_json:
+        writer.write(json.dumps(_answer_json(text, event, model), ensure_ascii=False) + "\n")
+    _tell_end(event, settings, fail_on_length)
+
+
+def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
+    usage = finish.usage
+    return {
+        "text": text,
+        "finish_reason": finish.reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "ttft_s": round(finish.timings.ttft_s, 4),
+        "prefill_tok_s": round(finish.prefill_tok_s, 2),
+        "decode_tok_s": round(finish.decode_tok_s, 2),
+        "seed": finish.seed,
+        "model": model,
+    }
+
+
+def _tell_end(finish: Finish, settings: Settings, fail_on_length: bool) -> None:
+    """Say on stderr what the text alone does not show: that it is cut off, and how fast it was."""
+    if settings["verbose"]:
+        streams.say(finish.summary())
+    n = finish.usage.completion_tokens
+    limits = {
+        "length": (f"cut off after {n} tokens", "raise --max-tokens"),
+        "context": (f"cut off after {n} tokens, where the context is full", "shorten the prompt"),
+    }
+    if finish.reason not in limits:
+        return
+    why, advice = limits[finish.reason]
+    if fail_on_length:
+        raise LengthLimitError("answer", why, advice)
+    if not settings["quiet"]:
+        streams.warn(f"answer: {why}: {advice}")

@@ -1,0 +1,90 @@
+"""The command line as a whole: its commands, its errors and its exit status."""
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from llama_chat import __version__
+from llama_chat.cli.ask import answer, ask, message_of
+from llama_chat.cli.bench import bench
+from llama_chat.cli.chat import chat, open_chat
+from llama_chat.cli.complete import complete
+from llama_chat.cli.inspect import inspect
+from llama_chat.cli.options import takes_settings
+from llama_chat.cli.pull import pull
+from llama_chat.cli.tokenize import tokenize
+from llama_chat.errors import CLOSED_PIPE_STATUS, INTERRUPTED_STATUS, LlamaChatError
+from llama_chat.settings import Settings
+from llama_chat.terminal import streams
+
+app = typer.Typer(
+    name="llama-chat",
+    help="Talk with a Llama-2 model in the terminal.",
+    epilog="Without a command: the chat on a terminal; an answer to stdin when that is piped.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+for command in (chat, ask, complete, tokenize, inspect, pull, bench):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llama-chat {__version__}")  # noqa: T201 - asked for
+        raise typer.Exit
+
+
+@app.callback()
+@takes_settings
+def main(
+    settings: Settings,
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Print the version and exit.",
+        callback=_show_version,
+        is_eager=True,
+    ),
+) -> None:
+    """Talk with a Llama-2 model in the terminal."""
+    if streams.is_terminal(sys.stdin):
+        open_chat(settings)
+    else:
+        answer(message_of(None), settings)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the program and return its exit status; every failure is one line on stderr."""
+    streams.prepare()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    try:
+        command = typer.main.get_command(app)
+        status = command.main(args=arguments, prog_name="llama-chat", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except LlamaChatError as error:
+        streams.fail(str(error))
+        return error.status
+    except TyperException as error:
+        message = error.format_message().rstrip(".")
+        streams.fail(f"command line: {message}: see llama-chat --help")
+        return error.exit_code
+    except BrokenPipeError:
+        streams.discard_stdout()
+        return CLOSED_PIPE_STATUS
+    except (KeyboardInterrupt, Abort):
+        return INTERRUPTED_STATUS
+    except MemoryError:
+        streams.fail("memory: not enough of it: use a smaller model, --context or --dtype bfloat16")
+        return 1
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End the program as a signal asks, by way of every ``finally``."""
+    sys.exit(128 + number)

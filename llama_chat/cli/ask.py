@@ -1,0 +1,68 @@
+"""``llama-chat ask``: one question, one answer."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from llama_chat.chat.prompt_files import read_prompt_stream
+from llama_chat.cli.answering import write_answer
+from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
+from llama_chat.cli.options import takes_settings
+from llama_chat.errors import UsageError
+from llama_chat.settings import Settings
+from llama_chat.terminal import streams
+
+
+@takes_settings
+def ask(
+    settings: Settings,
+    question: Annotated[
+        str | None, typer.Argument(help="The question; `-`, or none, takes all from stdin.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+) -> None:
+    """Answer one question through the chat template.
+
+    With stdin piped the document comes first, then a blank line, then the question.
+    """
+    answer(message_of(question), settings, as_json=as_json, raw=raw)
+
+
+def message_of(question: str | None) -> str:
+    """The message that a question and a piped stdin make together.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    question = None if question == "-" else question
+    if question is not None and not question.strip():
+        raise UsageError("question", "it is empty", 'ask something: llama-chat ask "Why?"')
+    if streams.is_terminal(sys.stdin) or sys.stdin is None:
+        if question is None:
+            raise UsageError(
+                "question", "there is none", 'llama-chat ask "Why?", or pipe a text to stdin'
+            )
+        return question
+    document = streams.read_stdin()
+    if question is None:
+        return read_prompt_stream(document).text
+    if not document.strip():  # cron and CI give an empty stdin with every question
+        return question
+    return f"{read_prompt_stream(document).text}\n\n{question}"
+
+
+def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool = False) -> None:
+    """Answer one message and write the answer to stdout."""
+    prompt = open_prompt(settings)
+    settings = with_prompt_file(settings, prompt)
+    llama = load_model(settings)
+    session = new_session(llama, settings, prompt, streams.warn)
+    write_answer(
+        lambda watch: session.send(message, watch),
+        settings,
+        model=llama.name,
+        as_json=as_json,
+        raw=raw,
+    )

@@ -1,0 +1,83 @@
+"""``llama-chat complete``: continue raw text."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llama_chat.chat.prompt_files import PromptFile, load_prompt, read_prompt_stream
+from llama_chat.cli.answering import write_answer
+from llama_chat.cli.loading import load_model, new_session, sampling, with_prompt_file
+from llama_chat.cli.options import takes_settings
+from llama_chat.errors import UsageError
+from llama_chat.generation.events import Event, Watch
+from llama_chat.settings import Settings
+from llama_chat.terminal import streams
+
+if TYPE_CHECKING:
+    from llama_chat.llama import Llama
+
+
+@takes_settings
+def complete(
+    settings: Settings,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE…", help="Prompt files or names; `-` is stdin.")
+    ],
+    through_template: Annotated[
+        bool, typer.Option("--chat", help="Apply the chat template.")
+    ] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per file.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    fail_on_length: Annotated[
+        bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
+    ] = False,
+) -> None:
+    """Continue the text of prompt files; several files share one load.
+
+    The bytes of a file are the prompt, less one final newline.
+    """
+    if files.count("-") > 1:
+        raise UsageError("stdin", "named twice", "it can be read only once")
+    prompts = [_open(name) for name in files]
+    llama = load_model(settings)
+    for name, prompt in zip(files, prompts, strict=True):
+        ours = with_prompt_file(settings, prompt)
+        if len(files) > 1 and not as_json and not ours["quiet"]:
+            streams.say(f"==> {name} <==")
+        text = prompt.render()
+        write_answer(
+            _generation(llama, ours, text, through_template),
+            ours,
+            model=llama.name,
+            as_json=as_json,
+            raw=raw,
+            echo=text if echo else "",
+            fail_on_length=fail_on_length,
+        )
+
+
+def _generation(
+    llama: "Llama", settings: Settings, text: str, through_template: bool
+) -> Callable[[Watch], Iterator[Event]]:
+    """What continues ``text``: raw, or as the message of a new conversation."""
+    if through_template:
+        session = new_session(llama, settings, None, streams.warn)
+        return lambda watch: session.send(text, watch)
+    return lambda watch: llama.generate(
+        llama.prompt_ids(text),
+        sampling(settings),
+        max_tokens=settings.integer("max_tokens"),
+        stop=settings.texts("stop"),
+        watch=watch,
+    )
+
+
+def _open(name: str) -> PromptFile:
+    if name != "-":
+        return load_prompt(name)
+    if streams.is_terminal(sys.stdin):
+        raise UsageError("stdin", "it is a terminal", "pipe a text to it, or name a file")
+    return read_prompt_stream(streams.read_stdin())

@@ -1,0 +1,84 @@
+"""One command-line option for each setting, given to a command by a decorator."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llama_chat.settings import SETTINGS, Setting, Settings, load_settings
+
+Flags = dict[str, Any]
+"""Values as typed, by the name of the setting; None where a flag was not given."""
+
+_METAVARS = {"integer": "N", "number": "X", "path": "PATH", "list": "TEXT", "text": "TEXT"}
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """The parameter by which Typer learns of a setting.
+
+    Values arrive as text: the range is checked in one place, for flags and files alike.
+    """
+    default = "" if setting.default in (None, "", (), False) else f" [default: {setting.default}]"
+    names = [setting.flag] + ([setting.short] if setting.short else [])
+    metavar = "|".join(setting.choices) if setting.choices else _METAVARS.get(setting.kind)
+    option = typer.Option(
+        *names,
+        help=setting.help + default,
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=setting.group,
+    )
+    kinds: dict[str, Any] = {"switch": bool | None, "list": list[str] | None}
+    annotation = Annotated[kinds.get(setting.kind, str | None), option]
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option("--config", metavar="PATH", help="Settings file.", rich_help_panel="Settings"),
+    ],
+)
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` an option for each setting, and call it with the ``settings`` they make.
+
+    Flags given before the name of a subcommand count for it too; those behind it win.
+    """
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name not in ("ctx", "settings")
+    ]
+    context = inspect.Parameter(
+        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    options = [_CONFIG, *map(_parameter, SETTINGS.values())]
+
+    @functools.wraps(command)
+    def wrapper(ctx: typer.Context, **arguments: Any) -> None:
+        given: Flags = {option.name: arguments.pop(option.name) for option in options}
+        before: Flags = ctx.obj or {}
+        flags = before | {name: value for name, value in given.items() if value not in (None, [])}
+        ctx.obj = flags
+        if ctx.invoked_subcommand is None:
+            command(settings=_settings(flags), **arguments)
+
+    parameters = [context, *own, *options]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # how decorators tell
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return wrapper
+
+
+def _settings(flags: Flags) -> Settings:
+    config = flags.get("config")
+    return load_settings(flags, Path(config).expanduser() if config else None)

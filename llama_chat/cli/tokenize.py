@@ -1,0 +1,59 @@
+"""``llama-chat tokenize``: the ids of a text."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_chat.chat.conversation import parse_dialog
+from llama_chat.chat.prompt_files import read_text
+from llama_chat.chat.templates import choose_template
+from llama_chat.cli.options import takes_settings
+from llama_chat.errors import UsageError
+from llama_chat.library import find_model
+from llama_chat.settings import Settings
+from llama_chat.terminal import streams
+from llama_chat.terminal.streams import AnswerWriter
+
+
+@takes_settings
+def tokenize(
+    settings: Settings,
+    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="A text; stdin if none.")] = "-",
+    dialog: Annotated[
+        str | None,
+        typer.Option("--dialog", metavar="FILE.json", help="[{role, content}, …], with template."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help='{"ids": […], "pieces": […]}')] = False,
+) -> None:
+    """Show the ids and pieces of a text, or of a dialog through the chat template.
+
+    Every byte counts, a final newline too, and no BOS is added to a text. The model may be the
+    path of a tokenizer.model alone.
+    """
+    if file == "-" and dialog is None and streams.is_terminal(sys.stdin):
+        raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
+    text = _read(file if dialog is None else dialog)
+    path = find_model(settings.text("model"))
+    from llama_chat.llama import open_tokenizer
+
+    tokenizer, template_text = open_tokenizer(path)
+    if dialog is None:
+        ids = tokenizer.encode(text)
+    else:
+        template = choose_template(settings.text("template"), template_text, tokenizer)
+        ids = template.render(parse_dialog(text, dialog))
+    pieces = [tokenizer.piece(token_id) for token_id in ids]
+    writer = AnswerWriter(raw=as_json)
+    if as_json:
+        writer.write(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False) + "\n")
+    else:
+        for token_id, piece in zip(ids, pieces, strict=True):
+            writer.write(f"{token_id:>6}  {piece!r}\n")
+    writer.finish()
+
+
+def _read(name: str) -> str:
+    return streams.read_stdin_text() if name == "-" else read_text(Path(name))

@@ -1,0 +1,198 @@
+"""Prefill and decode: ids in, tokens out, through one cache."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llama_chat.errors import PromptTooLongError
+from llama_chat.generation.events import (
+    Event,
+    Finish,
+    FinishReason,
+    Timings,
+    Token,
+    Usage,
+    Watch,
+)
+from llama_chat.generation.sampling import Sampler
+from llama_chat.generation.stopping import StopStrings
+from llama_chat.model.transformer import InterruptedForward, Transformer
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.streaming import StreamingDecoder
+
+PREFILL_CHUNK = 512
+"""Tokens read in one forward pass: enough to keep matrix units busy, few enough for progress."""
+
+END_TOKENS = ("</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>")
+"""Control tokens by which models of the family end a turn or a text."""
+
+
+@dataclass(slots=True)
+class _Clock:
+    """When the parts of one generation happened."""
+
+    began: float = field(default_factory=time.perf_counter)
+    prefilled: float | None = None
+    first: float | None = None
+    last: float = 0.0
+
+    def sampled(self) -> None:
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+
+    def timings(self) -> Timings:
+        prefilled = self.prefilled or time.perf_counter()
+        first = self.first or prefilled
+        return Timings(prefilled - self.began, max(self.last - first, 0.0), first - self.began)
+
+
+class Engine:
+    """A model with its tokenizer and the cache of what it has read."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.cache = model.new_cache()
+        names = {tokenizer.control_ids.get(name) for name in END_TOKENS} | {tokenizer.eos_id}
+        self.end_ids = frozenset(token_id for token_id in names if token_id is not None)
+
+    @property
+    def context(self) -> int:
+        """How many tokens fit."""
+        return self.model.config.context_length
+
+    def sync(self, ids: Sequence[int], watch: Watch | None = None) -> Tensor:
+        """Make the cache hold exactly ``ids``, at the cost of what differs.
+
+        What the cache holds beyond the longest common prefix is forgotten, and the rest of ``ids``
+        is read. If nothing is left to read, the last token is read again for its logits.
+
+        Args:
+            ids: at least one token.
+            watch: how to follow and stop it.
+
+        Returns:
+            Logits behind the last token, ``(vocab_size,)`` in float32.
+
+        Raises:
+            PromptTooLongError: if ``ids`` exceed the context.
+            InterruptedForward: if asked to stop; the cache then holds a prefix of ``ids``.
+        """
+        if not ids:
+            raise ValueError("there is nothing to read")
+        if len(ids) > self.context:
+            raise PromptTooLongError(
+                "prompt",
+                f"{len(ids)} tokens do not fit in the context of {self.context}",
+                "shorten it, or raise --context if the model allows",
+            )
+        kept = min(common_prefix(self.cache.ids, ids), len(ids) - 1)
+        self.cache.truncate(kept)
+        return self._read(ids[kept:], watch or Watch())
+
+    def _read(self, ids: Sequence[int], watch: Watch) -> Tensor:
+        """Read ``ids`` behind what the cache holds, and return the logits behind the last."""
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            chunk = ids[start : start + PREFILL_CHUNK]
+            logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
+            if watch.on_prefill is not None and len(ids) > 1:
+                watch.on_prefill(start + len(chunk), len(ids))
+        return logits
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        sampler: Sampler,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        leading: Literal["keep", "dummy", "strip"] = "keep",
+        watch: Watch | None = None,
+    ) -> Iterator[Event]:
+        """Continue ``ids`` token by token.
+
+        Args:
+            ids: the prompt, at least one token.
+            sampler: chooses each token.
+            max_tokens: end after so many; None leaves the context as the only limit.
+            stop: end before any of these texts.
+            leading: what to do with white space in front, see ``StreamingDecoder``.
+            watch: how to follow and stop it.
+
+        Yields:
+            A ``Token`` for each sampled id but an end token, and one ``Finish``. The caller may
+            stop by closing the generator; the cache is valid at every instant.
+
+        Raises:
+            PromptTooLongError: if ``ids`` exceed the context.
+        """
+        watch = watch or Watch()
+        clock = _Clock()
+        ids = list(ids)
+        n_prompt = len(ids)
+        n_cached = min(common_prefix(self.cache.ids, ids), n_prompt - 1)
+        decoder = StreamingDecoder(self.tokenizer, leading)
+        stops = StopStrings(stop)
+        reason: FinishReason = "interrupted"
+        stopped_at: str | None = None
+        try:
+            logits = self.sync(ids, watch)
+            clock.prefilled = time.perf_counter()
+            while not (watch.should_stop is not None and watch.should_stop()):
+                token_id, logprob = sampler(logits, ids)
+                clock.sampled()
+                if token_id in self.end_ids:
+                    reason = "stop"
+                    break
+                ids.append(token_id)
+                text, stopped_at = stops.push(decoder.push(token_id))
+                yield Token(token_id, text, logprob)
+                if stopped_at is not None:
+                    reason = "stop"
+                    break
+                if max_tokens is not None and len(ids) - n_prompt >= max_tokens:
+                    reason = "length"
+                    break
+                if len(ids) >= self.context:
+                    reason = "context"
+                    break
+                logits = self._read([token_id], watch)
+        except InterruptedForward:
+            pass
+        held = ""
+        if stopped_at is None:
+            certain, stopped_at = stops.push(decoder.flush())
+            held = certain + stops.flush()
+        yield Finish(
+            reason,
+            held,
+            Usage(n_prompt, n_cached, len(ids) - n_prompt),
+            clock.timings(),
+            sampler.seed,
+            stopped_at,
+        )
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32.
+
+        Reads them into a cache of its own, so the conversation is not disturbed.
+        """
+        cache = self.model.new_cache()
+        chunks = [
+            self.model(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
+            for start in range(0, len(ids), PREFILL_CHUNK)
+        ]
+        return torch.cat(chunks)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens ``a`` and ``b`` share from the beginning."""
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:  # the usual case, compared in one go
+        return shorter
+    return next(i for i in range(shorter) if a[i] != b[i])

@@ -1,0 +1,87 @@
+"""What a generation tells its caller, piece by piece, and how the caller follows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "context", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token."""
+
+    id: int
+    text: str
+    """Text that became certain with it: empty while a character or a possible stop is open."""
+    logprob: float
+    """Natural logarithm of its probability under the model, before any sampling setting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a generation read and wrote."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """How many of the prompt's were in the cache already."""
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that a generation took."""
+
+    prefill_s: float
+    decode_s: float
+    """From the first sampled token to the last."""
+    ttft_s: float
+    """From the call to the first sampled token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a generation, always its last event."""
+
+    reason: FinishReason
+    text: str
+    """The text that was still held back."""
+    usage: Usage
+    timings: Timings
+    seed: int
+    stopped_at: str | None = None
+    """The stop string that ended it, if one did."""
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Prompt tokens evaluated per second."""
+        evaluated = self.usage.prompt_tokens - self.usage.cached_tokens
+        return evaluated / self.timings.prefill_s if self.timings.prefill_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens per second behind the first one."""
+        steps = self.usage.completion_tokens - 1
+        return steps / self.timings.decode_s if steps > 0 and self.timings.decode_s else 0.0
+
+    def summary(self) -> str:
+        """Counts and speeds in one line."""
+        usage = self.usage
+        return (
+            f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
+            f"{usage.completion_tokens} written · first after {self.timings.ttft_s:.2f} s · "
+            f"{self.decode_tok_s:.1f} tokens/s"
+        )
+
+
+Event = Token | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a caller follows a generation from outside."""
+
+    should_stop: Callable[[], bool] | None = None
+    """Asked often, between the layers of a forward pass too: True ends the generation."""
+    on_prefill: Callable[[int, int], None] | None = None
+    """Told how many prompt tokens of how many have been read."""

@@ -1,0 +1,98 @@
+"""Measuring a model's speed, and the memory bandwidth that bounds it."""
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from llama_chat.generation.engine import Engine
+from llama_chat.generation.events import Finish
+from llama_chat.generation.sampling import Sampler, Sampling
+
+_READ_BYTES = 2**30
+"""What is summed to measure bandwidth: far more than any cache holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Speeds of one model on one machine; medians over the rounds."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    ttft_s: float
+    bandwidth_gb_s: float
+    """Read bandwidth of the memory the weights lie in."""
+    bandwidth_used: float
+    """The part of it that decode reaches, counting each weight and cached row read once."""
+    kernel: str
+    threads: int
+    peak_rss_mb: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The measurement, rounded for people."""
+        return {
+            key: round(value, 4) if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measurement:
+    """Prefill ``n_prompt`` random tokens and decode ``n_new`` greedily, ``rounds`` times.
+
+    A first round warms up and does not count.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = engine.model.config.vocab_size
+    ids = torch.randint(vocab_size, (n_prompt,), generator=generator).tolist()
+    engine.end_ids = frozenset()  # nothing may end it early: speed is asked for, not sense
+    ends: list[Finish] = []
+    for _ in range(rounds + 1):
+        engine.cache.truncate(0)
+        sampler = Sampler(Sampling(temperature=0))
+        *_, end = engine.generate(ids, sampler, max_tokens=n_new)
+        ends += [end] if isinstance(end, Finish) else []
+    counted = ends[1:]
+    decode_tok_s = statistics.median(end.decode_tok_s for end in counted)
+    bandwidth = read_bandwidth(engine.model.device)
+    read = _bytes_per_token(engine, n_prompt + n_new // 2) * decode_tok_s
+    return Measurement(
+        prefill_tok_s=statistics.median(end.prefill_tok_s for end in counted),
+        decode_tok_s=decode_tok_s,
+        ttft_s=statistics.median(end.timings.ttft_s for end in counted),
+        bandwidth_gb_s=bandwidth / 1e9,
+        bandwidth_used=read / bandwidth,
+        kernel=f"torch {str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device}",
+        threads=torch.get_num_threads(),
+        peak_rss_mb=peak_rss() // 2**20,
+    )
+
+
+def _bytes_per_token(engine: Engine, length: int) -> int:
+    """Bytes that decoding one token behind ``length`` others must read."""
+    model = engine.model
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if not model.config.tie_embeddings:  # one row of the embedding is read, not all
+        table = model.tok_embeddings.weight
+        weights -= table.numel() * table.element_size()
+    return weights + model.config.kv_cache_bytes(length, model.dtype.itemsize)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of summing a large float32 array: the best of five."""
+    data = torch.ones(_READ_BYTES // 4, device=device)
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        data.sum().item()
+        best = min(best, time.perf_counter() - began)
+    return _READ_BYTES / best
+
+
+def peak_rss() -> int:
+    """The most memory this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,167 @@
+"""From logits to the next token."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_chat.errors import ModelError
+from llama_chat.settings import SAMPLING_NAMES, SETTINGS
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; Meta's defaults.
+
+    The filters apply in the order of the fields: repetition penalty on the logits, then
+    temperature, top-k, top-p and min-p on the probabilities.
+    """
+
+    repeat_penalty: float = 1.0
+    """Logits of tokens among the last 64 are divided (if negative, multiplied) by it; 1 is off."""
+    temperature: float = 0.6
+    """0 takes the likeliest token, always."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    top_p: float = 0.9
+    """Keep tokens while the probability of those before them is at most this; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the likeliest; 0 keeps all."""
+    seed: int | None = None
+    """Start of the random numbers; None draws one."""
+
+    def __post_init__(self) -> None:
+        for name in SAMPLING_NAMES:
+            value = getattr(self, name)
+            if value is not None:
+                SETTINGS[name].check(value)
+
+
+REPEAT_WINDOW = 64
+"""How many of the last tokens the repetition penalty looks at."""
+
+RANKED_FIRST = 256
+"""How many likely tokens are looked at before the whole vocabulary is sorted."""
+
+
+def keep_top_p(probs: Tensor, p: float) -> Tensor:
+    """Keep each token for which the probability of all before it is at most ``p``.
+
+    Meta's nucleus sampling (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751): the token
+    that crosses ``p`` is kept.
+
+    Args:
+        probs: probabilities sorted from high to low.
+        p: above 0, at most 1.
+
+    Returns:
+        The same with 0 for what is dropped; not normalised again.
+    """
+    before = probs.cumsum(-1) - probs
+    return probs.masked_fill(before > p, 0.0)
+
+
+def keep_min_p(probs: Tensor, p: float) -> Tensor:
+    """Keep what is at least ``p`` times as likely as the first of the sorted ``probs``."""
+    return probs.masked_fill(probs < p * probs[0], 0.0)
+
+
+def penalise_repeats(logits: Tensor, recent: Sequence[int], penalty: float) -> Tensor:
+    """Make ``recent`` tokens less likely (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
+
+    Args:
+        logits: ``(vocab_size,)``; not changed.
+        recent: token ids, each counted once.
+        penalty: above 1 discourages repetition, below 1 encourages it.
+    """
+    logits = logits.clone()
+    ids = torch.tensor(sorted(set(recent)), dtype=torch.long, device=logits.device)
+    scores = logits[ids]
+    logits[ids] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits
+
+
+class Sampler:
+    """Draws tokens under a ``Sampling``, with random numbers of its own."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        """Seed from ``sampling.seed``, or from the system if it is None."""
+        self._generator = torch.Generator()  # on the CPU: the same draws whatever the device
+        self._reseed(sampling)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings in force."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        """Change the settings; the random numbers go on unless the seed changes."""
+        if sampling.seed != self._sampling.seed:
+            self._reseed(sampling)
+        self._sampling = sampling
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, drawn or given."""
+        return self._generator.initial_seed()
+
+    def _reseed(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        # A drawn seed is short enough to be typed again.
+        seed = secrets.randbelow(2**32) if sampling.seed is None else sampling.seed
+        self._generator.manual_seed(seed)
+
+    def __call__(self, logits: Tensor, previous: Sequence[int]) -> tuple[int, float]:
+        """Choose a token.
+
+        Args:
+            logits: ``(vocab_size,)`` in float32.
+            previous: all tokens so far, for the repetition penalty.
+
+        Returns:
+            Its id, and its log probability under the unchanged logits.
+
+        Raises:
+            ModelError: if the logits are not finite.
+        """
+        settings = self._sampling
+        raw = logits.float().cpu()
+        normaliser = raw.logsumexp(-1)
+        if not normaliser.isfinite():
+            raise ModelError(
+                "model",
+                "its output is not a number",
+                "use --dtype float32; if that does not help the weights are damaged",
+            )
+        scores = raw
+        if settings.repeat_penalty != 1 and previous:
+            scores = penalise_repeats(raw, previous[-REPEAT_WINDOW:], settings.repeat_penalty)
+        token_id = int(scores.argmax()) if settings.temperature == 0 else self._draw(scores)
+        return token_id, float(raw[token_id] - normaliser)
+
+    def _draw(self, scores: Tensor) -> int:
+        settings = self._sampling
+        # In float64 and below 0, so that no temperature above 0 overflows.
+        probs = ((scores - scores.max()).double() / settings.temperature).softmax(-1)
+        ranked, ids = self._rank(probs)
+        if settings.top_p < 1:
+            ranked = keep_top_p(ranked, settings.top_p)
+        if settings.min_p:
+            ranked = keep_min_p(ranked, settings.min_p)
+        return int(ids[torch.multinomial(ranked, 1, generator=self._generator)])
+
+    def _rank(self, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Sort ``probs`` ``(vocab_size,)`` from high to low, as far as any may be kept."""
+        settings = self._sampling
+        if settings.top_k:
+            ranked, ids = probs.topk(min(settings.top_k, len(probs)))
+            return ranked / ranked.sum(), ids
+        # Sorting a vocabulary costs as much as several layers of a small model. Tokens behind the
+        # first that add up to more than top-p are cut off anyway.
+        ranked, ids = probs.topk(min(RANKED_FIRST, len(probs)))
+        if ranked.sum() > settings.top_p:
+            return ranked, ids
+        return probs.sort(descending=True)

@@ -1,0 +1,298 @@
+"""Joining the parts: from a path on disk to a model that answers."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.session import ChatSession
+from llama_chat.chat.templates import ChatTemplate, choose_template
+from llama_chat.checkpoints.base import BytePairSource, Checkpoint
+from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
+from llama_chat.checkpoints.meta import MetaCheckpoint, is_meta
+from llama_chat.errors import ModelError, UsageError
+from llama_chat.generation.engine import Engine
+from llama_chat.generation.events import Event, Watch
+from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.model.transformer import Transformer
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.bpe import BytePairTokenizer
+from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Llama:
+    """A loaded model."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Transformer, tokenizer: Tokenizer) -> None:
+        self.checkpoint = checkpoint
+        self.model = model
+        self.tokenizer = tokenizer
+        self._engine = self.engine()
+
+    @property
+    def name(self) -> str:
+        """What to call it on screen."""
+        return self.checkpoint.name
+
+    @property
+    def context(self) -> int:
+        """How many tokens fit."""
+        return self.model.config.context_length
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits behind every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""
+        return self._engine.logits(ids)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids of a raw prompt: BOS where the model was trained with it, then ``text``."""
+        bos = self.tokenizer.bos_id
+        ids = self.tokenizer.encode(text)
+        return [bos, *ids] if bos is not None and (self.tokenizer.add_bos or not ids) else ids
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        watch: Watch | None = None,
+    ) -> Iterator[Event]:
+        """Continue ``ids``; see ``Engine.generate``. Shared beginnings are read once."""
+        empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
+        return self._engine.generate(
+            ids,
+            Sampler(sampling or Sampling()),
+            max_tokens=max_tokens,
+            stop=stop,
+            leading="dummy" if empty else "keep",
+            watch=watch,
+        )
+
+    def template(self, name: str = "auto") -> ChatTemplate:
+        """The chat template ``name``, or the one the checkpoint means; see ``choose_template``."""
+        return choose_template(name, self.checkpoint.chat_template, self.tokenizer)
+
+    def engine(self) -> Engine:
+        """A new engine on this model, with a cache of its own."""
+        return Engine(self.model, self.tokenizer)
+
+    def chat(
+        self,
+        system: str = "",
+        sampling: Sampling | None = None,
+        *,
+        template: str = "auto",
+        examples: Sequence[Example] = (),
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        drop_oldest: bool = True,
+        notify: Callable[[str], None] | None = None,
+    ) -> ChatSession:
+        """Begin a conversation with a cache of its own; see ``ChatSession``."""
+        return ChatSession(
+            self.engine(),
+            self.template(template),
+            sampling,
+            system=system,
+            examples=examples,
+            max_tokens=max_tokens,
+            stop=stop,
+            drop_oldest=drop_oldest,
+            notify=notify,
+        )
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint of any known format, reading its headers only.
+
+    Raises:
+        ModelError: if it is missing, of no known format, or damaged.
+    """
+    what = f"model {str(path)!r}"
+    try:
+        exists, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise ModelError(what, f"cannot be looked at ({error})", "check the path") from None
+    if not exists:
+        raise ModelError(what, "no such file or folder", "check --model")
+    if folder and is_meta(path):
+        return MetaCheckpoint.open(path)
+    if not folder and is_gguf(path):
+        return GGUFCheckpoint.open(path)
+    known = "give a folder with params.json and consolidated.*.pth, or a .gguf file"
+    raise ModelError(what, "not a model of a known format", known)
+
+
+def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
+    """The tokenizer at ``path`` and the chat template text beside it, without the weights.
+
+    ``path`` is a model, a ``tokenizer.model`` or a folder that holds one.
+
+    Raises:
+        ModelError: if there is no tokenizer or it cannot be read.
+    """
+    file = path / "tokenizer.model" if path.is_dir() else path
+    alone = not is_meta(path) if path.is_dir() else file.suffix == ".model"
+    if alone and file.is_file():
+        return SentencePieceTokenizer(file), None
+    checkpoint = open_checkpoint(path)
+    return load_tokenizer(checkpoint), checkpoint.chat_template
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Make the tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: if it cannot be read, or holds more tokens than the model.
+    """
+    source = checkpoint.tokenizer_source
+    tokenizer: Tokenizer
+    if isinstance(source, BytePairSource):
+        tokenizer = BytePairTokenizer(
+            tokens=source.tokens,
+            merges=source.merges,
+            control_ids=source.control_ids,
+            pre_tokenizer=source.pre_tokenizer,
+            bos_id=source.bos_id,
+            eos_id=source.eos_id,
+            add_bos=source.add_bos,
+        )
+    else:
+        tokenizer = SentencePieceTokenizer(source.path)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise ModelError(
+            f"tokenizer of {checkpoint.name!r}",
+            f"it has {tokenizer.vocab_size} tokens and the model {checkpoint.config.vocab_size}",
+            "use the tokenizer that came with the model",
+        )
+    return tokenizer
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    context: int | None = None,
+    *,
+    threads: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Llama:
+    """Load a model.
+
+    Args:
+        path: a folder in Meta's layout or a GGUF file.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas, to split the layers.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize: not supported yet; None.
+        context: context length in tokens, at most the model's.
+        threads: CPU threads for all of torch; None leaves one per core.
+        report: told the bytes read, of how many.
+
+    Raises:
+        ModelError: if the model or its tokenizer cannot be loaded.
+        UsageError: if an argument does not fit the model or this machine.
+    """
+    if quantize not in (None, "none"):
+        raise UsageError(
+            f"--quantize {quantize}", "not in this version", "leave it out, or take a GGUF file"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    devices = pick_devices(device)
+    checkpoint = open_checkpoint(Path(path))
+    tokenizer = load_tokenizer(checkpoint)
+    config = checkpoint.config
+    if context is not None:
+        if context > config.context_length:
+            raise UsageError(
+                f"--context {context}",
+                f"the model was made for {config.context_length} tokens",
+                "give that or less",
+            )
+        config = replace(config, context_length=context)
+    weights_dtype = pick_dtype(dtype, checkpoint.dtype, devices[0])
+    with torch.device("meta"):
+        model = Transformer(config)
+    state: dict[str, Tensor] = {}
+    done = 0
+    for name, info in checkpoint.tensors.items():
+        weight = checkpoint.read(name, weights_dtype)
+        state[name] = weight.to(_device_of(name, config.n_layers, devices))
+        done += info.n_bytes
+        if report is not None:
+            report(done, checkpoint.n_bytes)
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False).eval()
+    return Llama(checkpoint, model, tokenizer)
+
+
+def _device_of(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
+    """Where a weight goes: layers in equal runs, what comes before and after at the ends."""
+    parts = name.split(".")
+    if parts[0] == "layers":
+        return devices[int(parts[1]) * len(devices) // n_layers]
+    return devices[0] if parts[0] == "tok_embeddings" else devices[-1]
+
+
+def pick_devices(wanted: str) -> list[torch.device]:
+    """Turn ``--device`` into devices that this machine has.
+
+    Raises:
+        UsageError: if it has not.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return [torch.device("cuda", 0)]
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    return [_pick_device(name.strip()) for name in wanted.split(",")]
+
+
+def _pick_device(name: str) -> torch.device:
+    what = f"--device {name[:40]!r}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(what, "no such device", "give auto, cpu, cuda or mps") from None
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= available:
+        raise UsageError(what, "this machine has none", "give auto or cpu")
+    return device
+
+
+def pick_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Choose the type of the weights in memory.
+
+    ``auto`` keeps float32 as it is stored; all else becomes bfloat16 where the device computes it
+    fast, else float16 on a GPU and float32 on a CPU.
+
+    Raises:
+        UsageError: if the device cannot compute in ``wanted``.
+    """
+    if device.type == "cuda":
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        # The processor computes it either way; without the instructions it takes much longer.
+        bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        bfloat16 = True
+    if wanted != "auto":
+        if wanted == "bfloat16" and not bfloat16 and device.type == "cuda":
+            raise UsageError("--dtype bfloat16", "this GPU has none", "give float16")
+        return DTYPES[wanted]
+    if stored == torch.float32:
+        return stored
+    if bfloat16:
+        return torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.float16

@@ -1,0 +1,73 @@
+"""Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.kv_cache import KVCache
+from llama_chat.model.rope import apply_rotary
+
+
+def causal_mask(n_new: int, n_total: int, device: torch.device) -> Tensor:
+    """Which of ``n_total`` tokens each of the last ``n_new`` may see: all up to itself.
+
+    Returns:
+        Boolean ``(n_new, n_total)``, True where attention is allowed. For 2 new of 4::
+
+            [[True, True, True, False],
+             [True, True, True, True]]
+    """
+    allowed = torch.ones(n_new, n_total, dtype=torch.bool, device=device)
+    return allowed.tril(n_total - n_new)
+
+
+def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention in which each head of keys and values serves a group of query heads.
+
+    The query heads of a group are laid out as further rows of one query, so that keys and values
+    are read as they lie in the cache and never repeated.
+
+    Args:
+        q: ``(B, T, n_heads, head_dim)``.
+        k: ``(B, n_kv_heads, S, head_dim)``.
+        v: the same shape as ``k``.
+        mask: ``(T, S)``, True where attention is allowed; None if every token may see all.
+
+    Returns:
+        ``(B, T, n_heads * head_dim)``.
+    """
+    batch, n_new, n_heads, head_dim = q.shape
+    n_kv_heads = k.shape[1]
+    group = n_heads // n_kv_heads
+    q = q.transpose(1, 2).reshape(batch, n_kv_heads, group * n_new, head_dim)
+    if mask is not None:
+        mask = mask.repeat(group, 1)  # (group * T, S)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.reshape(batch, n_heads, n_new, head_dim).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """The attention of one layer, with its projections."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, q_dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
+    ) -> Tensor:
+        """Attend from ``x`` ``(B, T, dim)`` to the cache and to ``x`` itself."""
+        q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
+        k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
+        v = self.wv(x).unflatten(-1, (-1, self.head_dim))
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        keys, values = cache.write(self.layer, k, v)  # (B, n_kv_heads, length + T, head_dim)
+        out: Tensor = self.wo(grouped_query_attention(q, keys, values, mask))
+        return out

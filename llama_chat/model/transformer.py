@@ -1,0 +1,169 @@
+"""The transformer of LLaMA 2 (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_chat.model.attention import Attention, causal_mask
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.kv_cache import KVCache
+from llama_chat.model.rope import rotary_tables
+
+
+class InterruptedForward(Exception):
+    """A forward pass was given up between two layers."""
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467).
+
+    As Meta computes it: normalise in float32, cast to the type of the input, then scale.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of ``x`` ``(B, T, dim)``."""
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): ``w2(silu(w1(x)) * w3(x))``."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` ``(B, T, dim)`` to the same shape."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """One layer: attention, then feed-forward, each normalised before and added after."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this layer lies."""
+        return self.ffn_norm.weight.device
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
+    ) -> Tensor:
+        """Map ``x`` ``(B, T, dim)`` to the same shape, adding its rows to the cache."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """A Llama model whose weights are named as in Meta's checkpoints.
+
+    Layers may lie on different devices: activations follow the weights.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self._rotary: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations."""
+        return self.norm.weight.dtype
+
+    def new_cache(self) -> KVCache:
+        """Make an empty cache that lies where the layers lie."""
+        return KVCache(self.config, self.dtype, [block.device for block in self._blocks()])
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        all_logits: bool = False,
+    ) -> Tensor:
+        """Read ``ids`` behind the tokens in ``cache``, and add them to it.
+
+        Args:
+            ids: one or more token ids.
+            cache: what was read before; unchanged if this raises.
+            should_stop: asked before each layer.
+            all_logits: whether the logits of every position are wanted, or those of the last.
+
+        Returns:
+            Logits in float32, ``(len(ids), vocab_size)`` or ``(vocab_size,)``.
+
+        Raises:
+            InterruptedForward: if ``should_stop`` said so.
+            ValueError: if the ids do not fit in the context.
+        """
+        n_new, n_total = len(ids), cache.length + len(ids)
+        cache.reserve(n_total)
+        x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device))  # (1, T, dim)
+        mask = causal_mask(n_new, n_total, x.device) if n_new > 1 else None
+        for block in self._blocks():
+            if should_stop is not None and should_stop():
+                raise InterruptedForward
+            if x.device != block.device:
+                x = x.to(block.device)
+                mask = None if mask is None else mask.to(block.device)
+            cos, sin = self._rotary_rows(cache.length, n_total, block.device)
+            x = block(x, cos, sin, mask, cache)
+        if not all_logits:
+            x = x[:, -1:]
+        logits = self._logits(x)[0]  # (T or 1, vocab_size)
+        cache.commit(ids)
+        return logits if all_logits else logits[0]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Project ``x`` ``(B, T, dim)`` to the vocabulary, in float32."""
+        x = self.norm(x.to(self.norm.weight.device))
+        tied = self.config.tie_embeddings
+        weight = self.tok_embeddings.weight if tied else self.output.weight
+        return F.linear(x.to(weight.device), weight).float()
+
+    def _blocks(self) -> list[TransformerBlock]:
+        return cast("list[TransformerBlock]", list(self.layers))
+
+    def _rotary_rows(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions ``start`` to ``end``, ``(T, head_dim // 2)`` each."""
+        tables = self._rotary.get(device)
+        if tables is None:
+            config = self.config
+            tables = rotary_tables(
+                config.head_dim, config.context_length, config.rope_theta, device
+            )
+            self._rotary[device] = tables
+        cos, sin = tables
+        return cos[start:end], sin[start:end]

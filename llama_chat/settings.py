@@ -1,0 +1,360 @@
+"""Every setting: its name, range and default, and where its value came from.
+
+A setting has one name in four spellings: ``--top-p`` on the command line, ``LLAMA_CHAT_TOP_P`` in
+the environment, ``top_p`` in the settings file, ``/top-p`` in the chat. A flag beats the
+environment, which beats the file, which beats the default.
+"""
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from llama_chat.errors import UsageError
+from llama_chat.files import config_home
+
+Value = str | int | float | bool | tuple[str, ...] | None
+Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting."""
+
+    name: str
+    kind: Kind
+    default: Value
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    """Whether ``low`` itself is excluded."""
+    choices: tuple[str, ...] = ()
+    short: str | None = None
+    """One-letter flag."""
+    group: str = "Model"
+    """Under which heading ``--help`` lists it."""
+
+    @property
+    def flag(self) -> str:
+        """Its spelling on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its spelling in the environment."""
+        return "LLAMA_CHAT_" + self.name.upper()
+
+    @property
+    def range(self) -> str:
+        """What it may be, in words."""
+        match self.kind:
+            case "choice":
+                return "one of " + ", ".join(self.choices)
+            case "integer" | "number":
+                noun = "a whole number" if self.kind == "integer" else "a number"
+                low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+                return f"{noun} {low}" + ("" if self.high == math.inf else f" to {self.high:g}")
+            case "list":
+                return "a list of texts"
+            case "switch":
+                return "true or false"
+            case _:
+                return "a text"
+
+    def parse(self, text: str) -> Value:
+        """Read a value as typed on the command line, in the environment or in the chat.
+
+        Raises:
+            ValueError: if it is out of range; the message says the range.
+        """
+        match self.kind:
+            case "integer":
+                return self.check(_number(text, int, self.range))
+            case "number":
+                return self.check(_number(text, float, self.range))
+            case "switch":
+                words = {"true": True, "1": True, "yes": True, "on": True}
+                words |= {"false": False, "0": False, "no": False, "off": False}
+                if text.lower() not in words:
+                    raise ValueError(f"{_quoted(text)} is not {self.range}")
+                return words[text.lower()]
+            case "list":
+                return self.check([text])
+            case _:
+                return self.check(text)
+
+    def check(self, value: object) -> Value:
+        """Check the type and range of a value.
+
+        Raises:
+            ValueError: if it does not fit; the message says what would.
+        """
+        if self.kind == "number" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**1023 else math.inf
+        match self.kind, value:
+            case (("integer" | "number"), bool()):
+                pass
+            case ("integer", int()) | ("number", float()):
+                if self.low <= value <= self.high and not (self.above and value == self.low):
+                    return value
+            case "switch", bool():
+                return value
+            case "list", list() | tuple():
+                if all(isinstance(item, str) and item for item in value):
+                    return tuple(value)
+            case "choice", str():
+                if value in self.choices:
+                    return value
+            case (("text" | "path"), str()):
+                if "\0" not in value:
+                    return value
+        raise ValueError(f"{_quoted(value)} is not {self.range}")
+
+
+def _number(text: str, convert: type[int] | type[float], wanted: str) -> int | float:
+    try:
+        return convert(text)
+    except ValueError:  # also a number of too many digits
+        raise ValueError(f"{_quoted(text)} is not {wanted}") from None
+
+
+def _quoted(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of over 4,300 digits has no decimal text
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("none", "int8", "int4")
+TEMPLATES = ("auto", "llama2", "chatml", "plain")
+OVERFLOW = ("drop-oldest", "stop")
+COLOR = ("auto", "always", "never")
+
+_MODEL = (
+    Setting("model", "path", None, "Model: a folder, a file or a name.", short="-m"),
+    Setting("device", "text", "auto", "Where to compute: auto, cpu, cuda, mps, or cuda:0,cuda:1."),
+    Setting("dtype", "choice", "auto", "Type of the weights in memory.", choices=DTYPES),
+    Setting("quantize", "choice", "none", "Make weights smaller on loading.", choices=QUANTIZE),
+    Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
+    Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
+)
+
+_SAMPLING = (
+    Setting(
+        "temperature", "number", 0.6, "Randomness; 0 takes the likeliest token.", low=0, high=10
+    ),
+    Setting(
+        "top_p",
+        "number",
+        0.9,
+        "Keep the likeliest tokens of this total probability; 1 is off.",
+        low=0,
+        high=1,
+        above=True,
+    ),
+    Setting("top_k", "integer", 0, "Keep so many likeliest tokens; 0 is off.", low=0, high=10**6),
+    Setting(
+        "min_p",
+        "number",
+        0.0,
+        "Drop tokens below this fraction of the likeliest; 0 is off.",
+        low=0,
+        high=1,
+    ),
+    Setting(
+        "repeat_penalty",
+        "number",
+        1.0,
+        "Make recent tokens less likely; 1 is off.",
+        low=0,
+        high=10,
+        above=True,
+    ),
+    Setting("seed", "integer", None, "For the same answer again.", low=0, high=2**63 - 1),
+)
+
+_REPLY = (
+    Setting("max_tokens", "integer", 1024, "End a reply after so many tokens.", low=1, high=10**9),
+    Setting("stop", "list", (), "End a reply before this text; may be given again."),
+    Setting("system", "text", "", "System message: who the model is to be."),
+    Setting(
+        "prompt", "text", None, "Prompt file with a system message and examples to begin with."
+    ),
+    Setting("template", "choice", "auto", "Chat template.", choices=TEMPLATES),
+    Setting("overflow", "choice", "drop-oldest", "When the context is full.", choices=OVERFLOW),
+)
+
+_OUTPUT = (
+    Setting("color", "choice", "auto", "Colour on terminals.", choices=COLOR),
+    Setting("quiet", "switch", False, "Nothing but the answer and errors.", short="-q"),
+    Setting("verbose", "switch", False, "More on stderr: speeds and counts.", short="-v"),
+)
+
+SETTINGS: Mapping[str, Setting] = {
+    setting.name: replace(setting, group=group)
+    for group, settings in (
+        ("Model", _MODEL),
+        ("Sampling", _SAMPLING),
+        ("Reply", _REPLY),
+        ("Output", _OUTPUT),
+    )
+    for setting in settings
+}
+
+SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+"""The settings that choose the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A value and the place it came from."""
+
+    value: Value
+    source: str
+    """``default``, ``--top-p``, ``LLAMA_CHAT_TOP_P`` or the path of a settings file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings in force."""
+
+    origins: Mapping[str, Origin]
+
+    def __getitem__(self, name: str) -> Value:
+        """The value of a setting."""
+        return self.origins[name].value
+
+    def text(self, name: str) -> str:
+        """The value of a text or choice; empty if unset."""
+        value = self[name]
+        return value if isinstance(value, str) else ""
+
+    def integer(self, name: str) -> int | None:
+        """The value of a whole number, or None if unset."""
+        value = self[name]
+        return value if isinstance(value, int) else None
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The value of a list."""
+        value = self[name]
+        return value if isinstance(value, tuple) else ()
+
+    def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
+        """Replace some values that are still at their default, as a prompt file does."""
+        changed = {
+            name: Origin(value, source)
+            for name, value in values.items()
+            if self.origins[name].source == "default"
+        }
+        return Settings({**self.origins, **changed})
+
+
+def load_settings(
+    flags: Mapping[str, str | bool | list[str] | None],
+    config: Path | None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Put together defaults, settings file, environment and flags.
+
+    Args:
+        flags: values as typed; None or an empty list where a flag was not given.
+        config: the file named by ``--config``.
+        environment: ``os.environ`` unless given.
+
+    Raises:
+        UsageError: at the first value that does not fit, naming where it stands.
+    """
+    environment = os.environ if environment is None else environment
+    origins = {name: Origin(setting.default, "default") for name, setting in SETTINGS.items()}
+    path = _config_path(config, environment)
+    if path is not None:
+        for name, value in read_config(path).items():
+            origins[name] = Origin(value, str(path))
+    for name, setting in SETTINGS.items():
+        if typed := environment.get(setting.variable):
+            origins[name] = Origin(parse(setting, typed, setting.variable), setting.variable)
+        flag = flags.get(name)
+        if isinstance(flag, bool) or (isinstance(flag, list) and flag):
+            origins[name] = Origin(_checked(setting, flag, setting.flag), setting.flag)
+        elif isinstance(flag, str):
+            origins[name] = Origin(parse(setting, flag, setting.flag), setting.flag)
+    return Settings(origins)
+
+
+def parse(setting: Setting, typed: str, where: str) -> Value:
+    """Read a typed value, with ``where`` named in the error.
+
+    Raises:
+        UsageError: if it does not fit.
+    """
+    try:
+        return setting.parse(typed)
+    except ValueError as error:
+        raise UsageError(where, str(error), f"give {setting.range}") from None
+
+
+def _checked(setting: Setting, value: object, where: str) -> Value:
+    try:
+        return setting.check(value)
+    except ValueError as error:
+        raise UsageError(where, str(error), f"give {setting.range}") from None
+
+
+def _config_path(given: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """The settings file to read: never one that merely lies in the current folder."""
+    if given is not None:
+        return given
+    if named := environment.get("LLAMA_CHAT_CONFIG"):
+        return Path(named)
+    usual = config_home() / "config.toml"
+    return usual if usual.exists() else None
+
+
+def read_config(path: Path) -> dict[str, Value]:
+    """Read a settings file.
+
+    A relative path of a model or a prompt file in it is relative to the file's folder.
+
+    Raises:
+        UsageError: naming the file and what is wrong in it.
+    """
+    where = f"settings file {str(path)!r}"
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            where, f"byte {error.start} is not UTF-8", "save it as UTF-8 text"
+        ) from None
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise UsageError(where, reason, "check --config and LLAMA_CHAT_CONFIG") from None
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "cannot be read"
+        raise UsageError(where, f"not TOML: {reason}", "correct that line") from None
+    values: dict[str, Value] = {}
+    for key, value in table.items():
+        if key not in SETTINGS:
+            raise UsageError(where, f"unknown key {_quoted(key)}", suggestion(key, SETTINGS))
+        setting = SETTINGS[key]
+        checked = _checked(setting, value, f"{where}, {key}")
+        if setting.kind == "path" and isinstance(checked, str) and checked:
+            beside = path.parent / Path(checked).expanduser()
+            checked = str(beside) if beside.exists() else checked
+        values[key] = checked
+    return values
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """Advice that names the nearest known word."""
+    known = sorted(known)
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f"did you mean {near[0]}?" if near else "known are " + ", ".join(known)

@@ -1,0 +1,70 @@
+"""A progress bar on stderr, for what takes long."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from llama_chat.terminal.streams import is_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+Report = Callable[[int, int], None]
+"""Told how much of how much is done."""
+
+PATIENCE_S = 0.3
+"""A job that is done by then shows nothing."""
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Report]:
+    """Show how far a job is, with percentage and time left, and remove that at its end.
+
+    Nothing is written where stderr is no terminal.
+    """
+    bar: Progress | None = None
+    task: TaskID | None = None
+    began = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal bar, task
+        if bar is None:
+            if done >= total or time.monotonic() - began < PATIENCE_S:
+                return
+            bar = _open_bar()
+            task = bar.add_task(description, total=total)
+        if task is not None:
+            bar.update(task, completed=done, total=total)
+
+    if not is_terminal(sys.stderr):
+        yield lambda done, total: None
+        return
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _open_bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.start()
+    return bar

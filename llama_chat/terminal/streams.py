@@ -1,0 +1,114 @@
+"""stdin, stdout and stderr: what each is, and how it is written to.
+
+Each stream is looked at here and nowhere else.
+"""
+
+import os
+import sys
+from typing import TextIO
+
+from llama_chat.errors import LlamaChatError
+from llama_chat.terminal.sanitizer import sanitize
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether ``stream`` is open and a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def prepare() -> None:
+    """Make all streams UTF-8, whatever the locale, and stdout fit for bytes as they are."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+
+
+def discard_stdout() -> None:
+    """Point stdout at nothing, so that Python's last flush does not complain of a closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def use_color(choice: str, stream: TextIO | None) -> bool:
+    """Whether to colour ``stream``: the flag, ``NO_COLOR``, ``FORCE_COLOR``, then the terminal."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+
+def say(line: str) -> None:
+    """Write one line to stderr; if that is closed there is nobody to tell."""
+    try:
+        print(sanitize(line), file=sys.stderr, flush=True)  # noqa: T201 - the one place
+    except (OSError, ValueError):
+        return
+
+
+def warn(line: str) -> None:
+    """Write a warning to stderr."""
+    say(f"llama-chat: warning: {one_line(line)}")
+
+
+def fail(line: str) -> None:
+    """Write the error that ends the program to stderr."""
+    say(f"llama-chat: error: {one_line(line)}")
+
+
+def one_line(text: str) -> str:
+    """``text`` with every run of white space made one space."""
+    return " ".join(text.split())
+
+
+class AnswerWriter:
+    """Writes an answer to stdout as it comes, ending it with exactly one newline.
+
+    Raises:
+        LlamaChatError: if stdout is closed or cannot be written.
+        BrokenPipeError: if the reader has gone.
+    """
+
+    def __init__(self, *, raw: bool = False) -> None:
+        """Write to stdout; ``raw`` passes every character on as it is and adds none."""
+        if sys.stdout is None:
+            raise LlamaChatError("stdout", "closed", "the answer would be lost: open it")
+        self._stream = sys.stdout
+        self._raw = raw
+        self._newlines = ""
+        self._empty = True
+
+    def write(self, text: str) -> None:
+        """Write a piece of the answer; newlines at its end wait for what follows."""
+        if not text:
+            return
+        if not self._raw:
+            text = self._newlines + sanitize(text)
+            body = text.rstrip("\n")
+            self._newlines = text[len(body) :]
+            text = body
+        if text:
+            self._empty = False
+            self._put(text)
+
+    def finish(self) -> None:
+        """End the answer."""
+        if not self._raw and not self._empty:
+            self._put("\n")
+        self._newlines, self._empty = "", True
+
+    def _put(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "closed"
+            raise LlamaChatError("stdout", reason.lower(), "the answer was lost") from None

@@ -1,0 +1,93 @@
+"""Random models, and the same weights in transformers."""
+
+import torch
+from transformers import LlamaConfig as HuggingFaceConfig
+from transformers import LlamaForCausalLM
+
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.transformer import Transformer
+
+TINY = LlamaConfig(
+    dim=64,
+    n_layers=3,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=8,
+    hidden_dim=96,
+    vocab_size=320,
+    context_length=512,
+)
+
+
+def random_model(config: LlamaConfig = TINY, seed: int = 0) -> Transformer:
+    """A model with random weights of a size that keeps activations alive."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Transformer(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.copy_(1 + 0.1 * torch.randn(weight.shape, generator=generator))
+            else:
+                scale = weight.shape[-1] ** -0.5
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+    return model.requires_grad_(False).eval()
+
+
+def half_split(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Rows of a Q or K projection from Meta's interleaved order to Hugging Face's halves."""
+    pairs = weight.unflatten(0, (n_heads, -1, 2))  # (n_heads, head_dim / 2, 2, dim)
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def to_hugging_face(model: Transformer) -> LlamaForCausalLM:
+    """The same model, computed by transformers in float32."""
+    config = model.config
+    reference = LlamaForCausalLM(
+        HuggingFaceConfig(
+            hidden_size=config.dim,
+            intermediate_size=config.hidden_dim,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            vocab_size=config.vocab_size,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            max_position_embeddings=config.context_length,
+            tie_word_embeddings=config.tie_embeddings,
+        )
+    )
+    names = {
+        "attention.wo": "self_attn.o_proj",
+        "attention.wv": "self_attn.v_proj",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    state = {
+        "model.embed_tokens.weight": model.tok_embeddings.weight,
+        "model.norm.weight": model.norm.weight,
+        "lm_head.weight": (model.tok_embeddings if config.tie_embeddings else model.output).weight,
+    }
+    weights = dict(model.named_parameters())
+    for i in range(config.n_layers):
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        for name, other in names.items():
+            state[f"{theirs}.{other}.weight"] = weights[f"{ours}.{name}.weight"]
+        state[f"{theirs}.self_attn.q_proj.weight"] = half_split(
+            weights[f"{ours}.attention.wq.weight"], config.n_heads
+        )
+        state[f"{theirs}.self_attn.k_proj.weight"] = half_split(
+            weights[f"{ours}.attention.wk.weight"], config.n_kv_heads
+        )
+    reference.load_state_dict({name: weight.float() for name, weight in state.items()})
+    return reference.float().eval()
+
+
+@torch.inference_mode()
+def reference_logits(reference: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+    """What transformers computes for every position, ``(len(ids), vocab_size)``."""
+    logits: torch.Tensor = reference(torch.tensor([ids])).logits[0]
+    return logits

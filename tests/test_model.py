@@ -1,0 +1,162 @@
+"""The transformer computes what the paper and transformers compute, in any split over calls."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_chat.model.attention import causal_mask, grouped_query_attention
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.kv_cache import BLOCK, KVCache
+from llama_chat.model.rope import apply_rotary, rotary_tables
+from llama_chat.model.transformer import InterruptedForward, Transformer
+from tests.models import TINY, random_model, reference_logits, to_hugging_face
+
+CPU = torch.device("cpu")
+
+
+def ids_of(length: int, vocab_size: int = TINY.vocab_size, seed: int = 1) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(vocab_size, (length,), generator=generator).tolist()
+    return ids
+
+
+def test_rotation_is_that_of_complex_numbers() -> None:
+    # Meta multiplies each pair, seen as one complex number, by e^(i angle).
+    cos, sin = rotary_tables(8, 50, 10_000.0, CPU)
+    x = torch.randn(1, 50, 3, 8)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)[:, None]
+    expected = torch.view_as_real(turned).flatten(-2)
+    torch.testing.assert_close(apply_rotary(x, cos, sin), expected)
+
+
+def test_rotation_of_the_docstring() -> None:
+    x = torch.tensor([1.0, 2, 3, 4]).view(1, 1, 1, 4)
+    turned = apply_rotary(x, torch.zeros(1, 2), torch.ones(1, 2))
+    assert turned.flatten().tolist() == [-2, 1, -4, 3]
+
+
+def test_rotary_tables_stay_exact_at_long_positions() -> None:
+    cos, _ = rotary_tables(64, 8192, 100_000.0, CPU)
+    position, pair = 8000, 3
+    exact = torch.tensor(position / 100_000.0 ** (2 * pair / 64), dtype=torch.float64).cos()
+    assert cos.dtype == torch.float32
+    assert abs(cos[position, pair].item() - exact.item()) < 1e-3
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4, 8])
+def test_grouped_attention_equals_repeated_heads(n_kv_heads: int) -> None:
+    n_new, n_total, head_dim = 5, 9, 4
+    q = torch.randn(1, n_new, 8, head_dim)
+    k, v = torch.randn(2, 1, n_kv_heads, n_total, head_dim)
+    mask = causal_mask(n_new, n_total, CPU)
+    repeats = 8 // n_kv_heads
+    scores = q.transpose(1, 2) @ k.repeat_interleave(repeats, 1).mT / head_dim**0.5
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    expected = (weights @ v.repeat_interleave(repeats, 1)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(grouped_query_attention(q, k, v, mask), expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, n_kv_heads=8, tie_embeddings=True),
+        replace(TINY, n_kv_heads=1, head_dim=16, rope_theta=100_000.0, norm_eps=1e-6),
+    ],
+    ids=["grouped", "multi-head tied", "multi-query wide heads"],
+)
+def test_logits_equal_those_of_transformers(config: LlamaConfig) -> None:
+    model = random_model(config)
+    ids = ids_of(300)
+    ours = model(ids, model.new_cache(), all_logits=True)
+    theirs = reference_logits(to_hugging_face(model), ids)
+    assert (ours - theirs).abs().max() < 2e-4 * (theirs.max() - theirs.min())
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True).map(sorted))
+def test_any_split_of_the_prompt_gives_the_same_logits(cuts: list[int]) -> None:
+    model = random_model()
+    ids = ids_of(300)
+    whole = model(ids, model.new_cache())
+    cache = model.new_cache()
+    for start, end in zip([0, *cuts], [*cuts, 300], strict=True):
+        logits = model(ids[start:end], cache)
+    assert list(cache.ids) == ids
+    torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_on_several_devices_compute_the_same() -> None:
+    # "cpu:0" and "cpu" are one memory but two devices to torch, so activations must be moved.
+    model, split = random_model(), random_model()
+    ids = ids_of(40)
+    split.layers[1:].to("cpu:0")
+    assert split(ids, split.new_cache()).equal(model(ids, model.new_cache()))
+
+
+@torch.inference_mode()
+def test_cache_grows_by_blocks_and_keeps_what_it_holds() -> None:
+    model = random_model()
+    cache = model.new_cache()
+    assert cache.capacity == 0
+    model(ids_of(10), cache)
+    assert cache.capacity == BLOCK
+    keys, _ = cache.write(0, *torch.zeros(2, 1, 0, TINY.n_kv_heads, TINY.head_dim))
+    before = keys.clone()
+    model(ids_of(BLOCK), cache)
+    assert cache.capacity == 2 * BLOCK
+    keys, _ = cache.write(0, *torch.zeros(2, 1, 0, TINY.n_kv_heads, TINY.head_dim))
+    assert keys[:, :, :10].equal(before)
+
+
+def test_cache_never_exceeds_the_context() -> None:
+    config = replace(TINY, context_length=BLOCK + 3)
+    cache = KVCache(config, torch.float32, [CPU])
+    cache.reserve(BLOCK + 3)
+    assert cache.capacity == BLOCK + 3
+    with pytest.raises(ValueError, match=r"260 tokens exceed the context of 259"):
+        cache.reserve(BLOCK + 4)
+
+
+def test_a_forward_pass_given_up_leaves_the_cache_as_it_was() -> None:
+    model = random_model()
+    ids, rest = ids_of(30), ids_of(20, seed=2)
+    cache = model.new_cache()
+    model(ids, cache)
+    for layers_allowed in range(TINY.n_layers):
+        asked = iter([False] * layers_allowed + [True])
+        with pytest.raises(InterruptedForward):
+            model(rest, cache, should_stop=lambda asked=asked: next(asked))
+        assert list(cache.ids) == ids
+    fresh = model.new_cache()
+    torch.testing.assert_close(model(rest, cache), model(ids + rest, fresh), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dim", 0, "dim is 0"),
+        ("n_layers", -1, "n_layers is -1"),
+        ("n_heads", "8", "n_heads is '8'"),
+        ("n_heads", True, "n_heads is True"),
+        ("n_kv_heads", 3, "n_heads 8 is no multiple of n_kv_heads 3"),
+        ("n_kv_heads", 16, "no multiple"),
+        ("head_dim", 7, "head_dim 7 is odd"),
+        ("norm_eps", float("nan"), "norm_eps is nan"),
+        ("rope_theta", 0.0, "rope_theta is 0.0"),
+        ("rope_theta", float("inf"), "rope_theta is inf"),
+    ],
+)
+def test_impossible_shapes_are_refused_by_name(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **{field: value})  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_parameter_count_is_that_of_the_module() -> None:
+    for config in (TINY, replace(TINY, tie_embeddings=True)):
+        model = Transformer(config)
+        assert config.n_parameters == sum(p.numel() for p in model.parameters())
+        assert {n: tuple(p.shape) for n, p in model.named_parameters()} == config.tensor_shapes()

@@ -1,0 +1,39 @@
+"""No control sequence of a model reaches the terminal, however it is split."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_chat.terminal.sanitizer import BIDI_CONTROLS, sanitize
+
+ATTACKS = [
+    "\x1b]52;c;ZXZpbA==\x07",  # writes to the clipboard
+    "\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\",
+    "\x1b]0;title\x07",
+    "\x1b[2J\x1b[H",
+    "\x9b31m",  # C1 control sequence introducer
+    "\x9d52;c;x\x9c",
+    "\u202egpj.exe",
+    "over\rwritten",
+    "back\x08space",
+]
+
+
+@given(st.one_of(st.sampled_from(ATTACKS), st.text()))
+def test_only_newline_and_tab_remain_of_the_controls(text: str) -> None:
+    harmless = sanitize(text)
+    assert len(harmless) == len(text)
+    for character in harmless:
+        assert character in "\n\t" or not (
+            ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 or character in BIDI_CONTROLS
+        )
+    harmless.encode()  # no lone surrogate either
+
+
+@given(st.sampled_from(ATTACKS), st.integers(0, 40))
+def test_a_split_changes_nothing(attack: str, at: int) -> None:
+    assert sanitize(attack[:at]) + sanitize(attack[at:]) == sanitize(attack)
+
+
+def test_ordinary_text_stays_as_it_is() -> None:
+    text = "naïve 日本語 🇫🇷 عربي שלום\n\tcode"
+    assert sanitize(text) == text
