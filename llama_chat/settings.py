@@ -97,11 +97,11 @@ class Setting:
         if self.kind == "number" and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**1023 else math.inf
         match self.kind, value:
-            case (("integer" | "number"), bool()):
+            case "integer", bool():
                 pass
-            case ("integer", int()) | ("number", float()):
-                if self.low <= value <= self.high and not (self.above and value == self.low):
-                    return value
+            case ("integer", int(number)) | ("number", float(number)):
+                if self.low <= number <= self.high and not (self.above and number == self.low):
+                    return number
             case "switch", bool():
                 return value
             case "list", list() | tuple():

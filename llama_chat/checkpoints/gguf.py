@@ -86,7 +86,7 @@ class GGUFCheckpoint(Checkpoint):
         except (OSError, ValueError) as error:
             reason = (getattr(error, "strerror", None) or "it is empty").lower()
             raise ModelError(_called(path), reason, "fetch it again") from None
-        return cls(path, data, read_header(memoryview(data), path))
+        return cls(path, data, read_header(data.data, path))
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""

@@ -1,11 +1,12 @@
 """``llama-chat ask``: one question, one answer."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llama_chat.chat.prompt_files import read_prompt_stream
+from llama_chat.chat.prompt_files import raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
@@ -47,10 +48,10 @@ def message_of(question: str | None) -> str:
         return question
     document = streams.read_stdin()
     if question is None:
-        return read_prompt_stream(document).text
+        return raw_prompt(document, Path("stdin")).text
     if not document.strip():  # cron and CI give an empty stdin with every question
         return question
-    return f"{read_prompt_stream(document).text}\n\n{question}"
+    return f"{raw_prompt(document, Path('stdin')).text}\n\n{question}"
 
 
 def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool = False) -> None:

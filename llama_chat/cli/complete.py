@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_chat.chat.prompt_files import PromptFile, load_prompt, read_prompt_stream
+from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import load_model, new_session, sampling, with_prompt_file
 from llama_chat.cli.options import takes_settings
@@ -80,4 +81,4 @@ def _open(name: str) -> PromptFile:
         return load_prompt(name)
     if streams.is_terminal(sys.stdin):
         raise UsageError("stdin", "it is a terminal", "pipe a text to it, or name a file")
-    return read_prompt_stream(streams.read_stdin())
+    return raw_prompt(streams.read_stdin(), Path("stdin"))

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @takes_settings
 def inspect(
     settings: Settings,
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Path or name.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="MODEL", help="Path or name.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Describe a model: architecture, memory, tensors, template and tokenizer."""
-    path = find_model(model or settings.text("model"))
+    path = find_model(target or settings.text("model"))
     from llama_chat.llama import load_tokenizer, open_checkpoint, pick_devices, pick_dtype
 
     checkpoint = open_checkpoint(path)

@@ -31,8 +31,11 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=setting.group,
     )
-    kinds: dict[str, Any] = {"switch": bool | None, "list": list[str] | None}
-    annotation = Annotated[kinds.get(setting.kind, str | None), option]
+    annotations: dict[str, Any] = {
+        "switch": Annotated[bool | None, option],
+        "list": Annotated[list[str] | None, option],
+    }
+    annotation = annotations.get(setting.kind, Annotated[str | None, option])
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )

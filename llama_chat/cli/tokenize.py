@@ -56,4 +56,4 @@ def tokenize(
 
 
 def _read(name: str) -> str:
-    return streams.read_stdin_text() if name == "-" else read_text(Path(name))
+    return streams.read_stdin() if name == "-" else read_text(Path(name))

@@ -89,7 +89,8 @@ class Sampler:
     def __init__(self, sampling: Sampling) -> None:
         """Seed from ``sampling.seed``, or from the system if it is None."""
         self._generator = torch.Generator()  # on the CPU: the same draws whatever the device
-        self._reseed(sampling)
+        self._sampling = sampling
+        self._reseed()
 
     @property
     def sampling(self) -> Sampling:
@@ -99,19 +100,18 @@ class Sampler:
     @sampling.setter
     def sampling(self, sampling: Sampling) -> None:
         """Change the settings; the random numbers go on unless the seed changes."""
-        if sampling.seed != self._sampling.seed:
-            self._reseed(sampling)
-        self._sampling = sampling
+        before, self._sampling = self._sampling, sampling
+        if sampling.seed != before.seed:
+            self._reseed()
 
     @property
     def seed(self) -> int:
         """The seed in use, drawn or given."""
         return self._generator.initial_seed()
 
-    def _reseed(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    def _reseed(self) -> None:
         # A drawn seed is short enough to be typed again.
-        seed = secrets.randbelow(2**32) if sampling.seed is None else sampling.seed
+        seed = secrets.randbelow(2**32) if self._sampling.seed is None else self._sampling.seed
         self._generator.manual_seed(seed)
 
     def __call__(self, logits: Tensor, previous: Sequence[int]) -> tuple[int, float]:

@@ -1,8 +1,8 @@
 """The slash commands of the chat."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_chat.chat.prompt_files import list_prompts, load_prompt
 from llama_chat.errors import UsageError
@@ -108,11 +108,17 @@ def _set_sampling(name: str) -> Callable[[Chat, str], None]:
         sampler = chat.session.sampler
         if argument:
             value = parse(setting, argument, f"/{name.replace('_', '-')}")
-            sampler.sampling = replace(sampler.sampling, **{name: value})
+            _change_sampling(chat, {name: value})
         value = sampler.seed if name == "seed" else getattr(sampler.sampling, name)
         chat.renderer.note(f"{name.replace('_', '-')} is {value}")
 
     return run
+
+
+def _change_sampling(chat: Chat, values: Mapping[str, Any]) -> None:
+    sampler = chat.session.sampler
+    ours = {name: value for name, value in values.items() if name in SAMPLING_NAMES}
+    sampler.sampling = replace(sampler.sampling, **ours)
 
 
 def _max_tokens(chat: Chat, argument: str) -> None:
@@ -154,9 +160,7 @@ def _prompt(chat: Chat, argument: str) -> None:
     }
     conversation.system = prompt.system or chat.system
     conversation.examples = prompt.examples
-    sampler = chat.session.sampler
-    sampling = {name: value for name, value in changes.items() if name in SAMPLING_NAMES}
-    sampler.sampling = replace(sampler.sampling, **sampling)  # type: ignore[arg-type] # parsed
+    _change_sampling(chat, changes)
     chat.session.stop = prompt.stop or chat.session.stop
     if isinstance(limit := changes.get("max_tokens"), int):
         chat.session.max_tokens = limit

@@ -7,7 +7,8 @@ import os
 import sys
 from typing import TextIO
 
-from llama_chat.errors import LlamaChatError
+from llama_chat.chat.prompt_files import decode_text
+from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.terminal.sanitizer import sanitize
 
 
@@ -42,6 +43,17 @@ def use_color(choice: str, stream: TextIO | None) -> bool:
     if os.environ.get("FORCE_COLOR"):
         return True
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+
+def read_stdin() -> str:
+    """All of stdin as text, every byte of it.
+
+    Raises:
+        UsageError: if it is closed, binary, not UTF-8 or too large.
+    """
+    if sys.stdin is None:
+        raise UsageError("stdin", "closed", "pipe a text to it")
+    return decode_text(sys.stdin.buffer, "stdin")
 
 
 def say(line: str) -> None:

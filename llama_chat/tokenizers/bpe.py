@@ -1,5 +1,6 @@
 """Byte-level BPE (Radford et al. 2019), on the ``tokenizers`` library."""
 
+import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -30,7 +31,6 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = byte_alphabet()
-
 
 class BytePairTokenizer(Tokenizer):
     """A byte-level vocabulary with its merges.
@@ -71,15 +71,16 @@ class BytePairTokenizer(Tokenizer):
             if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
                 raise _error(f"merge {merge[:60]!r} is not of its tokens")
             pairs.append((left, right))
-        missing = next((char for char in _BYTES if char not in vocabulary), None)
-        if missing is not None:
-            raise _error(f"byte {_BYTES[missing]} has no token")
+        missing = [byte for character, byte in _BYTES.items() if character not in vocabulary]
+        if not set(missing).isdisjoint("\ufffd".encode()):
+            raise _error("it lacks tokens for single bytes")
+        self._unwritable = re.compile(b"[" + re.escape(bytes(missing)) + b"]") if missing else None
         self._backend = Backend(BPE(vocab=vocabulary, merges=pairs))
         self._backend.pre_tokenizer = _pre_tokenizer(pre_tokenizer)
 
     def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
         """See the base class."""
-        text = without_surrogates(text)
+        text = self._writable(without_surrogates(text))
         ids: list[int] = []
         at = 0
         for start, end in sorted(spell):
@@ -88,6 +89,17 @@ class BytePairTokenizer(Tokenizer):
                 ids += self._encode(character)
             at = max(at, end)
         return ids + self._encode(text[at:])
+
+    def _writable(self, text: str) -> str:
+        """``text`` with U+FFFD for characters of bytes that no token writes.
+
+        Vocabularies lack bytes that their training text never held, and the algorithm would drop
+        such characters without a word.
+        """
+        unwritable = self._unwritable
+        if unwritable is None or not unwritable.search(text.encode()):
+            return text
+        return "".join("\ufffd" if unwritable.search(c.encode()) else c for c in text)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
