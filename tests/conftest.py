@@ -1,4 +1,4 @@
-"""Where the tests find real data."""
+"""Where the tests find models and data."""
 
 import os
 from pathlib import Path
@@ -14,4 +14,32 @@ def shared_data() -> Path:
     path = (ROOT / os.environ.get("LLAMA_CHAT_TEST_DATA", "../shared")).resolve()
     if not path.is_dir():
         pytest.skip(f"no test data at {path} (set LLAMA_CHAT_TEST_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def starter_model() -> Path:
+    """The starter model, fetched as a person fetches it if it is not here yet."""
+    from llama_chat import starter
+
+    return starter.pull(starter.DEFAULT, lambda done, total: None)
+
+
+@pytest.fixture(scope="session")
+def meta_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model in Meta's layout."""
+    from tests.model_files import write_meta
+
+    folder = tmp_path_factory.mktemp("meta") / "random"
+    write_meta(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random GGUF model with a chatml template."""
+    from tests.model_files import write_gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "random.gguf"
+    write_gguf(path)
     return path

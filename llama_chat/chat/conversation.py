@@ -36,7 +36,8 @@ class Conversation:
         self.examples = tuple(examples)
         self._head: Message | None = None
         self._replies: list[Message] = []
-        self._n_dropped = 0
+        self.n_dropped = 0
+        """How many of the oldest turns of the path the model is no longer shown."""
 
     def path(self) -> list[Message]:
         """The messages said so far on the current path, oldest first."""
@@ -52,7 +53,7 @@ class Conversation:
         shown = [Message("system", self.system)] if self.system else []
         for example in self.examples:
             shown += [Message("user", example.user), Message("assistant", example.assistant)]
-        return shown + self.path()[2 * self._n_dropped :]
+        return shown + self.path()[2 * self.n_dropped :]
 
     def add_user(self, content: str) -> None:
         """Say something, behind a finished reply."""
@@ -85,20 +86,20 @@ class Conversation:
         while len(undone) < turns and (question := self.reopen()) is not None:
             undone.append(question)
             self._head = question.parent
-        self._n_dropped = min(self._n_dropped, len(self.path()) // 2)
+        self.n_dropped = min(self.n_dropped, len(self.path()) // 2)
         return undone
 
     def clear(self) -> None:
         """Forget all turns; the system message and the examples stay."""
         self._head = None
         self._replies.clear()
-        self._n_dropped = 0
+        self.n_dropped = 0
 
     def drop_oldest(self) -> bool:
         """Stop showing the oldest turn to the model; False if only the last message is left."""
-        if len(self.path()) - 2 * self._n_dropped <= 2:
+        if len(self.path()) - 2 * self.n_dropped <= 2:
             return False
-        self._n_dropped += 1
+        self.n_dropped += 1
         return True
 
 

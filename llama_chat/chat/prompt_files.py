@@ -53,22 +53,23 @@ class PromptFile:
         """Whether the file gives a system message and examples rather than raw text."""
         return not self.text
 
-    def render(self) -> str:
-        """The prompt as raw text: as it is, or the examples through the pattern.
+    def renders(self) -> list[str]:
+        """The texts to continue: the raw text, or one for each query.
 
-        Queries end where the model is to go on.
+        Each shows the system message, the examples through the pattern, and the pattern of one
+        query up to where the model is to go on.
         """
         if not self.structured:
-            return self.text
+            return [self.text]
         before, _, after = self.pattern.partition("{assistant}")
-        lines = [
-            before.replace("{user}", example.user)
-            + example.assistant
-            + after.replace("{user}", example.user)
+        head = [f"{self.system}\n\n"] if self.system else []
+        head += [
+            before.replace("{user}", example.user) + example.assistant + after + "\n"
             for example in self.examples
         ]
-        lines += [before.replace("{user}", query).rstrip(" ") for query in self.queries]
-        return (f"{self.system}\n\n" if self.system else "") + "\n".join(lines)
+        tails = [before.replace("{user}", query).rstrip(" ") for query in self.queries]
+        shared = "".join(head)
+        return [shared + tail for tail in tails] or [shared.rstrip("\n")]
 
 
 @dataclass(frozen=True, slots=True)

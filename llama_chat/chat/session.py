@@ -177,24 +177,24 @@ class ChatSession:
         Raises:
             PromptTooLongError: with the exact counts, if the policy or the last message forbids.
         """
-        context = self.engine.context
+        context, conversation = self.engine.context, self.conversation
         room = min(self.max_tokens or context, context // 4)
-        ids = self.ids
-        before, dropped = len(ids), 0
-        while len(ids) + room > context and self._drop_oldest and self.conversation.drop_oldest():
-            dropped += 1
+        ids, n_dropped = self.ids, conversation.n_dropped
+        before = len(ids)
+        while len(ids) + room > context and self._drop_oldest and conversation.drop_oldest():
             ids = self.ids
-        if dropped:
-            turns = "turn is" if dropped == 1 else "turns are"
-            self._tell(
-                f"the context is full: the oldest {dropped} {turns} no longer shown to the model "
-                f"({before - len(ids)} tokens)"
-            )
         if len(ids) >= context:
+            conversation.n_dropped = n_dropped
             raise PromptTooLongError(
                 "conversation",
                 f"{len(ids)} tokens leave no room for a reply in the context of {context}",
                 "shorten the message, or begin anew",
+            )
+        if dropped := conversation.n_dropped - n_dropped:
+            turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+            self._tell(
+                f"the context is full: the oldest {turns} no longer shown to the model "
+                f"({before - len(ids)} tokens)"
             )
         return ids
 

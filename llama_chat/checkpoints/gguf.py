@@ -57,7 +57,7 @@ class GGUFCheckpoint(Checkpoint):
         """Use ``open``."""
         metadata = _Metadata(path, header.metadata)
         self.path = path
-        self.name = metadata.text("general.name") or path.stem
+        self.name = path.stem
         self._data = data
         self._stored = {
             _meta_name(path, name): (tensor, _block_type(path, name, tensor, len(data)))

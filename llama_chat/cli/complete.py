@@ -38,7 +38,8 @@ def complete(
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
-    The bytes of a file are the prompt, less one final newline.
+    The bytes of a text file are the prompt, less one final newline. A structured file is answered
+    once for each of its questions.
     """
     if files.count("-") > 1:
         raise UsageError("stdin", "named twice", "it can be read only once")
@@ -48,16 +49,16 @@ def complete(
         ours = with_prompt_file(settings, prompt)
         if len(files) > 1 and not as_json and not ours["quiet"]:
             streams.say(f"==> {name} <==")
-        text = prompt.render()
-        write_answer(
-            _generation(llama, ours, text, through_template),
-            ours,
-            model=llama.name,
-            as_json=as_json,
-            raw=raw,
-            echo=text if echo else "",
-            fail_on_length=fail_on_length,
-        )
+        for text in prompt.renders():
+            write_answer(
+                _generation(llama, ours, text, through_template),
+                ours,
+                model=llama.name,
+                as_json=as_json,
+                raw=raw,
+                echo=text if echo else "",
+                fail_on_length=fail_on_length,
+            )
 
 
 def _generation(

@@ -32,6 +32,7 @@ def byte_alphabet() -> dict[str, int]:
 
 _BYTES = byte_alphabet()
 
+
 class BytePairTokenizer(Tokenizer):
     """A byte-level vocabulary with its merges.
 

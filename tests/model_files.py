@@ -1,0 +1,210 @@
+"""Small random models, written to disk in each format at test time."""
+
+import io
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import sentencepiece
+import torch
+
+from llama_chat.model.config import LlamaConfig
+from llama_chat.tokenizers.bpe import BytePairTokenizer, byte_alphabet
+from tests.models import random_model
+
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["t h", "th e", "Ġ the", "i n", "a n", "Ġ a", "e r", "o n", "h i"]
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}…<|im_end|>{% endfor %}"
+
+_ALPHABET = {byte: character for character, byte in byte_alphabet().items()}
+TOKENS = [
+    *CONTROL_TOKENS,
+    *(_ALPHABET[byte] for byte in range(256)),
+    *(merge.replace(" ", "") for merge in MERGES),
+]
+
+SMALL = LlamaConfig(
+    dim=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    hidden_dim=96,
+    vocab_size=len(TOKENS),
+    context_length=512,
+)
+
+
+def byte_tokenizer() -> BytePairTokenizer:
+    """A byte-level tokenizer of a few merges, with the control tokens of chatml."""
+    return BytePairTokenizer(
+        tokens=TOKENS,
+        merges=MERGES,
+        control_ids=frozenset(range(len(CONTROL_TOKENS))),
+        pre_tokenizer="gpt2",
+        bos_id=None,
+        eos_id=0,
+        add_bos=False,
+    )
+
+
+_GGUF_NAMES = {
+    "tok_embeddings": "token_embd",
+    "norm": "output_norm",
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "attention_norm": "attn_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+}
+
+
+def gguf_name(name: str) -> str:
+    """What GGUF calls the weight that Meta calls ``name``."""
+    stem = name.removesuffix(".weight")
+    if stem.startswith("layers."):
+        _, layer, part = stem.split(".", 2)
+        return f"blk.{layer}.{_GGUF_NAMES.get(part, part)}.weight"
+    return f"{_GGUF_NAMES.get(stem, stem)}.weight"
+
+
+def write_gguf(
+    path: Path,
+    config: LlamaConfig = SMALL,
+    *,
+    quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    seed: int = 0,
+    **metadata: object,
+) -> dict[str, np.ndarray]:
+    """Write a random model, and return its weights by Meta's names as they were stored.
+
+    Norms stay in float32. ``metadata`` replaces single values, dots written as two underscores;
+    None leaves one out.
+    """
+    writer = gguf.GGUFWriter(path, "llama")
+    values: dict[str, object] = {
+        "llama.block_count": config.n_layers,
+        "llama.context_length": config.context_length,
+        "llama.embedding_length": config.dim,
+        "llama.feed_forward_length": config.hidden_dim,
+        "llama.attention.head_count": config.n_heads,
+        "llama.attention.head_count_kv": config.n_kv_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.rope.freq_base": float(config.rope_theta),
+        "llama.attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": [3] * len(CONTROL_TOKENS)
+        + [1] * (len(TOKENS) - len(CONTROL_TOKENS)),
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.chat_template": CHATML,
+    }
+    values |= {key.replace("__", "."): value for key, value in metadata.items()}
+    for key, value in values.items():
+        if key == "general.architecture":
+            writer.kv_data[0].pop(key)
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+    stored = {}
+    for name, weight in random_model(config, seed).named_parameters():
+        data = weight.numpy()
+        if data.ndim == 2:
+            packed = gguf.quants.quantize(data, quantization)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=quantization)
+            data = gguf.quants.dequantize(packed, quantization).astype(np.float32)
+        else:
+            writer.add_tensor(gguf_name(name), data)
+        stored[name] = data
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return stored
+
+
+META = LlamaConfig(
+    dim=64,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=8,
+    hidden_dim=192,
+    vocab_size=400,
+)
+
+_SPLIT_DIM = {
+    **dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0),
+    **dict.fromkeys(("wo", "w2", "tok_embeddings"), 1),
+}
+
+
+def write_meta(
+    folder: Path,
+    config: LlamaConfig = META,
+    *,
+    n_shards: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """Write a random model in Meta's layout with a tokenizer, and return its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: w.to(dtype) for name, w in random_model(config, seed).named_parameters()}
+    for number in range(n_shards):
+        shard = {"rope.freqs": torch.zeros(config.head_dim // 2)}
+        for name, weight in weights.items():
+            dim = _SPLIT_DIM.get(name.split(".")[-2])
+            part = weight if dim is None else weight.chunk(n_shards, dim)[number]
+            shard[name] = part.detach().clone().contiguous()
+        torch.save(shard, folder / f"consolidated.{number:02}.pth")
+    params = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "multiple_of": 64,
+        "norm_eps": config.norm_eps,
+        "vocab_size": -1,
+    }
+    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    return weights
+
+
+_TEXT = """Once upon a time there was a little girl named Lily who loved to play in the park.
+The quick brown fox jumps over the lazy dog; 1234567890 times, it's said.
+Translate English to French: cheese => fromage. What is the capital of France?
+You are helpful. Always answer with Haiku. I am going to Paris, what should I see?
+"""
+
+
+def sentencepiece_model() -> bytes:
+    """A tiny vocabulary of the kind of Llama 2: BPE with byte fallback and a dummy prefix."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXT.splitlines() * 3),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    return model.getvalue()
