@@ -47,8 +47,11 @@ class SaveError(LlamaChatError):
     status = 6
 
 
+class ClosedPipe(Exception):
+    """The reader of stdout has gone: nothing is wrong, and nothing is left to do."""
+
+    status = 141
+
+
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C."""
-
-CLOSED_PIPE_STATUS = 141
-"""Exit status when the reader of stdout has gone."""

@@ -225,7 +225,7 @@ def load(
     done = 0
     for name, info in checkpoint.tensors.items():
         weight = checkpoint.read(name, weights_dtype)
-        state[name] = weight.to(_device_of(name, config.n_layers, devices))
+        state[name] = weight.to(place_weight(name, config.n_layers, devices))
         done += info.n_bytes
         if report is not None:
             report(done, checkpoint.n_bytes)
@@ -234,7 +234,7 @@ def load(
     return Llama(checkpoint, model, tokenizer)
 
 
-def _device_of(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
+def place_weight(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
     """Where a weight goes: layers in equal runs, what comes before and after at the ends."""
     parts = name.split(".")
     if parts[0] == "layers":

@@ -89,14 +89,6 @@ def test_any_split_of_the_prompt_gives_the_same_logits(cuts: list[int]) -> None:
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_on_several_devices_compute_the_same() -> None:
-    # "cpu:0" and "cpu" are one memory but two devices to torch, so activations must be moved.
-    model, split = random_model(), random_model()
-    ids = ids_of(40)
-    split.layers[1:].to("cpu:0")
-    assert split(ids, split.new_cache()).equal(model(ids, model.new_cache()))
-
-
 @torch.inference_mode()
 def test_cache_grows_by_blocks_and_keeps_what_it_holds() -> None:
     model = random_model()

@@ -278,7 +278,7 @@ def _config(path: Path, params: dict[str, Any], stored: dict[str, _Stored]) -> L
         raise ModelError(_called(path), "tensor tok_embeddings.weight is missing", _FETCH_AGAIN)
     dim, n_heads = number("dim"), number("n_heads")
     width, n_shards = embedding.shape[1], len(embedding.shards)
-    if width != dim and isinstance(dim, int) and width and dim % width == 0:
+    if isinstance(dim, int) and width and dim > width and dim % width == 0:
         total = n_shards * dim // width
         raise ModelError(
             _called(path), f"{n_shards} of {total} shards are there", "fetch the missing ones"

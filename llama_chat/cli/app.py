@@ -16,7 +16,7 @@ from llama_chat.cli.inspect import inspect
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import pull
 from llama_chat.cli.tokenize import tokenize
-from llama_chat.errors import CLOSED_PIPE_STATUS, INTERRUPTED_STATUS, LlamaChatError
+from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 
@@ -75,9 +75,9 @@ def run(arguments: list[str]) -> int:
         message = error.format_message().rstrip(".")
         streams.fail(f"command line: {message}: see llama-chat --help")
         return error.exit_code
-    except BrokenPipeError:
+    except ClosedPipe as closed:
         streams.discard_stdout()
-        return CLOSED_PIPE_STATUS
+        return closed.status
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED_STATUS
     except MemoryError:

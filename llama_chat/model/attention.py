@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
+from llama_chat.model.layers import Linear
 from llama_chat.model.rope import apply_rotary
 
 
@@ -55,10 +56,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.wq = nn.Linear(config.dim, q_dim, bias=False)
-        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+        self.wq = Linear(config.dim, q_dim)
+        self.wk = Linear(config.dim, kv_dim)
+        self.wv = Linear(config.dim, kv_dim)
+        self.wo = Linear(q_dim, config.dim)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
+from llama_chat.model.layers import Embedding, Linear
 from llama_chat.model.rope import rotary_tables
 
 
@@ -40,9 +41,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w1 = Linear(config.dim, config.hidden_dim)
+        self.w2 = Linear(config.hidden_dim, config.dim)
+        self.w3 = Linear(config.dim, config.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` ``(B, T, dim)`` to the same shape."""
@@ -83,11 +84,11 @@ class Transformer(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = Linear(config.dim, config.vocab_size)
         self._rotary: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property

@@ -8,7 +8,7 @@ import sys
 from typing import TextIO
 
 from llama_chat.chat.prompt_files import decode_text
-from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.errors import ClosedPipe, LlamaChatError, UsageError
 from llama_chat.terminal.sanitizer import sanitize
 
 
@@ -84,7 +84,7 @@ class AnswerWriter:
 
     Raises:
         LlamaChatError: if stdout is closed or cannot be written.
-        BrokenPipeError: if the reader has gone.
+        ClosedPipe: if the reader has gone.
     """
 
     def __init__(self, *, raw: bool = False) -> None:
@@ -120,7 +120,7 @@ class AnswerWriter:
             self._stream.write(text)
             self._stream.flush()
         except BrokenPipeError:
-            raise
+            raise ClosedPipe from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "closed"
             raise LlamaChatError("stdout", reason.lower(), "the answer was lost") from None

@@ -1,0 +1,317 @@
+"""What shell scripts rely on: clean streams, exit statuses, closed pipes and signals."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llama_chat import starter
+from tests.conftest import ROOT
+from tests.program import COMMAND, assert_clean_error, environment, run
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def shell(command: str, home: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of shell in which ``llama-chat`` is the program."""
+    program = " ".join(COMMAND)
+    return subprocess.run(
+        ["bash", "-c", f'llama-chat() {{ {program} "$@"; }}; set -o pipefail; {command}'],
+        cwd=ROOT,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        env=environment(home, **env),
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def starter_env(starter_model: Path) -> dict[str, str]:
+    """An environment in which the starter is the model."""
+    return {"LLAMA_CHAT_MODEL": str(starter_model), "LLAMA_CHAT_MAX_TOKENS": "24"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        'echo "Say hi" | llama-chat',
+        'llama-chat ask "What is this?" < CONTRIBUTING.md',
+        "llama-chat complete prompts/zero_shot/quantum_entanglement.txt | cat",
+        "llama-chat complete - < prompts/one_shot/apple_in_japan.txt",
+        "llama-chat -q complete few_shot/translate_to_french",
+    ],
+)
+def test_the_three_ways_of_use_write_only_the_answer(
+    command: str, home: Path, starter_env: dict[str, str]
+) -> None:
+    done = shell(command, home, **starter_env)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode()
+    assert text.strip()
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+    assert "\x1b" not in text
+    assert "llama-chat" not in text
+    leftover = [
+        line for line in done.stderr.decode().splitlines() if "cut off after 24 tokens" not in line
+    ]
+    assert leftover == []
+
+
+def test_ask_puts_the_document_before_the_question(home: Path, gguf_model: Path) -> None:
+    for arguments, stdin, message in [
+        (("ask", "why?"), b"the doc\n", b"the doc\n\nwhy?"),
+        (("ask", "-"), b"the doc\n", b"the doc"),
+        (("ask",), b"the doc", b"the doc"),
+        (("ask", "why?"), b"", b"why?"),
+        ((), b"the doc\n", b"the doc"),
+    ]:
+        flags = ("-m", gguf_model, "--max-tokens", "3", "-q")
+        wanted = run(*flags, "ask", "--json", message.decode(), home=home)
+        got = run(*flags, *arguments, *(("--json",) if arguments else ()), home=home, stdin=stdin)
+        assert got.status == wanted.status == 0
+        if arguments:
+            prompt_tokens = json.loads(wanted.out)["prompt_tokens"]
+            assert json.loads(got.out)["prompt_tokens"] == prompt_tokens
+
+
+def test_json_holds_the_contract(home: Path, gguf_model: Path) -> None:
+    done = run(
+        "complete", "-", "-m", gguf_model, "--json", "--seed", "5", "--max-tokens", "4", home=home,
+        stdin=b"the cat\n",
+    )  # fmt: skip
+    answer = json.loads(done.out)
+    assert set(answer) == {
+        "text",
+        "finish_reason",
+        "prompt_tokens",
+        "cached_tokens",
+        "completion_tokens",
+        "ttft_s",
+        "prefill_tok_s",
+        "decode_tok_s",
+        "seed",
+        "model",
+    }
+    assert done.out.count("\n") == 1
+    assert answer["finish_reason"] == "length"
+    assert answer["completion_tokens"] == 4
+    assert answer["prompt_tokens"] == 5
+    assert answer["seed"] == 5
+    assert answer["model"] == "random"
+
+
+def test_a_seed_gives_the_same_answer_and_greedy_needs_none(home: Path, gguf_model: Path) -> None:
+    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "8", "-q", "--raw")
+    for setting in (("--seed", "7"), ("--temperature", "0")):
+        first, second = (run(*flags, *setting, home=home, stdin=b"the").out for _ in range(2))
+        assert first == second
+
+
+def test_several_files_share_one_load_and_one_cache(home: Path, gguf_model: Path) -> None:
+    for name, text in (("a.txt", "the cat in the hat"), ("b.txt", "the cat in the house")):
+        (home / name).write_text(text)
+    done = run(
+        "complete", home / "a.txt", home / "b.txt", "-m", gguf_model, "--json", "-q",
+        "--max-tokens", "2", home=home,
+    )  # fmt: skip
+    first, second = map(json.loads, done.out.splitlines())
+    assert first["cached_tokens"] == 0
+    assert second["cached_tokens"] >= 10
+
+
+def test_echo_writes_the_prompt_and_one_final_newline_is_no_part_of_it(
+    home: Path, gguf_model: Path
+) -> None:
+    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "3", "--temperature", "0", "-q")
+    plain = run(*flags, home=home, stdin=b"  the hat\n").out
+    echoed = run(*flags, "--echo", home=home, stdin=b"  the hat").out
+    assert echoed == "  the hat" + plain
+
+
+def test_a_trailing_space_earns_a_warning(home: Path, gguf_model: Path) -> None:
+    done = run("complete", "-", "-m", gguf_model, "--max-tokens", "1", home=home, stdin=b"the ")
+    assert done.status == 0
+    assert "warning: prompt 'stdin': ends in white space" in done.err
+
+
+def test_fail_on_length(home: Path, gguf_model: Path) -> None:
+    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "3", "--temperature", "0")
+    done = run(*flags, "--fail-on-length", home=home, stdin=b"the cat")
+    assert done.status == 5
+    assert "error: answer: cut off after 3 tokens: raise --max-tokens" in done.err
+    assert done.out
+
+
+def test_a_reader_that_leaves_stops_the_answer_quietly(
+    home: Path, starter_env: dict[str, str]
+) -> None:
+    env = starter_env | {"LLAMA_CHAT_MAX_TOKENS": "100000"}
+    prompt = "prompts/zero_shot/quantum_entanglement.txt"
+    done = shell(f"llama-chat complete {prompt} | head -1; echo ${{PIPESTATUS[0]}}", home, **env)
+    assert done.stdout.decode().splitlines()[-1] == "141"
+    assert done.stderr == b""
+
+
+def test_output_that_cannot_be_written_is_an_error(home: Path, gguf_model: Path) -> None:
+    base = f"echo hi | llama-chat -q -m {gguf_model} --max-tokens 3"
+    for redirect, reason in ((">/dev/full", "no space left on device"), (">&-", "closed")):
+        done = shell(f"{base} {redirect}", home)
+        assert done.returncode == 1
+        lines = done.stderr.decode().splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("llama-chat: error: stdout: " + reason)
+
+
+def test_text_is_utf_8_whatever_the_locale(home: Path, starter_env: dict[str, str]) -> None:
+    command = "printf 'Write 日本語 😀' | llama-chat complete - --echo --max-tokens 2 -q"
+    done = shell(command, home, **starter_env, LC_ALL="C", LANG="C", PYTHONUTF8="0")
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith("Write 日本語 😀")
+
+
+def test_control_bytes_of_a_model_reach_a_pipe_only_under_raw(home: Path, gguf_model: Path) -> None:
+    # A random byte-level model writes control characters before long.
+    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "200", "--seed", "1", "-q")
+    flags += ("--temperature", "3", "--top-p", "1")
+    safe, raw = (run(*flags, *more, home=home, stdin=b"the") for more in ((), ("--raw",)))
+    controls = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]} - {"\n", "\t"}
+    assert controls & set(raw.out)
+    assert not controls & set(safe.out)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_while_answering_end_at_once_with_their_status(
+    number: int, status: int, home: Path, starter_env: dict[str, str]
+) -> None:
+    child = subprocess.Popen(
+        [*COMMAND, "complete", "quantum_entanglement", "--max-tokens", "100000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home, **starter_env),
+    )
+    assert child.stdout is not None
+    first = os.read(child.stdout.fileno(), 1)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == status
+    assert (first + out).endswith(b"\n")
+    assert err == b""
+
+
+def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> None:
+    child = subprocess.Popen(
+        [*COMMAND, "ask", "hi", "-m", str(gguf_model)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home, PYTHONVERBOSE="1"),
+    )
+    assert child.stderr is not None
+    # The interpreter tells of each import: strike in the middle of torch's.
+    seen = b""
+    while b"import 'torch." not in seen:
+        seen = child.stderr.readline()
+        if not seen:  # it waits for stdin before it loads anything
+            break
+        if b"llama_chat.cli.ask" in seen and child.stdin is not None:
+            child.stdin.close()
+            child.stdin = None
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_a_terminal_where_a_text_is_needed_is_an_error_not_a_wait(home: Path) -> None:
+    ours, theirs = pty.openpty()
+    for arguments in (["ask"], ["complete", "-"], ["tokenize"]):
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            stdin=theirs,
+            capture_output=True,
+            env=environment(home),
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr.decode().count("\n") == 1
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_without_a_model_a_pipe_is_told_how_to_get_one(home: Path) -> None:
+    result = run("ask", "hi", home=home, stdin=b"")
+    assert_clean_error(result, 3, "none is configured", f"llama-chat pull {starter.DEFAULT}")
+
+
+def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
+    program = "import sys; from llama_chat.cli.app import run; s = run(sys.argv[1:]); "
+    program += "print(s, 'torch' in sys.modules, file=sys.stderr)"
+    for arguments, status in [
+        (["--help"], 0),
+        (["complete", "--help"], 0),
+        (["--version"], 0),
+        (["--nope"], 2),
+        (["complete"], 2),
+        (["ask", "x", "--temperature", "9999"], 2),
+        (["complete", "no_such_prompt"], 2),
+        (["ask", "x"], 3),
+    ]:
+        done = subprocess.run(
+            [COMMAND[0], "-c", program, *arguments],
+            input=b"",
+            capture_output=True,
+            env=environment(home),
+            timeout=30,
+            check=False,
+        )
+        assert done.stderr.decode().splitlines()[-1] == f"{status} False"
+
+
+def test_tokenize_gives_ids_and_pieces(home: Path, shared_data: Path) -> None:
+    tokenizer = shared_data / "llama2" / "tokenizer.model"
+    for entry in json.loads((shared_data / "llama2" / "texts.json").read_text())[:3]:
+        done = run("tokenize", "-m", tokenizer, "--json", home=home, stdin=entry["text"].encode())
+        answer = json.loads(done.out)
+        assert answer["ids"] == entry["ids"]
+        assert len(answer["pieces"]) == len(entry["ids"])
+    for number, entry in enumerate(
+        json.loads((shared_data / "llama2" / "dialogs.json").read_text())
+    ):
+        file = home / f"{number}.json"
+        file.write_text(json.dumps(entry["dialog"]))
+        done = run("tokenize", "-m", tokenizer, "--dialog", file, "--json", home=home)
+        assert json.loads(done.out)["ids"] == entry["ids"]
+
+
+def test_inspect_tells_shape_and_memory(home: Path, meta_model: Path) -> None:
+    report = json.loads(run("inspect", meta_model, "--json", home=home).out)
+    assert report["format"] == "Meta"
+    assert report["architecture"]["n_kv_heads"] == 4
+    assert report["template"] == "llama2"
+    assert len(report["tensors"]) == 21
+    assert report["memory"]["4096"] > report["memory"]["1024"]
+    text = run("inspect", meta_model, home=home).out
+    assert f"{report['parameters']:,}" in text
+
+
+def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
+    done = run(
+        "bench", "-m", gguf_model, "--json", "--rounds", "1", "--prompt-tokens", "20",
+        "--new-tokens", "4", home=home,
+    )  # fmt: skip
+    report = json.loads(done.out)
+    keys = {"load_s", "prefill_tok_s", "decode_tok_s", "ttft_s", "bandwidth_gb_s"}
+    keys |= {"bandwidth_used", "kernel", "threads", "peak_rss_mb"}
+    assert keys <= report.keys()
+    assert all(report[key] > 0 for key in keys - {"kernel", "bandwidth_used"})
