@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -78,7 +79,7 @@ def write_gguf(
     *,
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     seed: int = 0,
-    **metadata: object,
+    metadata: Mapping[str, object] | None = None,
 ) -> dict[str, np.ndarray]:
     """Write a random model, and return its weights by Meta's names as they were stored.
 
@@ -105,7 +106,7 @@ def write_gguf(
         "tokenizer.ggml.eos_token_id": 0,
         "tokenizer.chat_template": CHATML,
     }
-    values |= {key.replace("__", "."): value for key, value in metadata.items()}
+    values |= {key.replace("__", "."): value for key, value in (metadata or {}).items()}
     for key, value in values.items():
         if key == "general.architecture":
             writer.kv_data[0].pop(key)

@@ -357,7 +357,7 @@ BAD_METADATA: dict[str, tuple[dict[str, object], str]] = {
 def test_bad_gguf_metadata_is_refused(case: str, tmp_path: Path) -> None:
     changes, why = BAD_METADATA[case]
     path = tmp_path / "m.gguf"
-    write_gguf(path, **changes)
+    write_gguf(path, metadata=changes)
     refused(path, why)
 
 

@@ -1,15 +1,25 @@
 """``llama-chat chat``: the conversation on a terminal."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from llama_chat import __version__, starter
-from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
+from llama_chat.cli.loading import (
+    load_model,
+    new_session,
+    open_prompt,
+    sampling,
+    with_prompt_file,
+)
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
+
+if TYPE_CHECKING:
+    from llama_chat.terminal.commands import Head
 
 
 @takes_settings
@@ -32,15 +42,19 @@ def open_chat(settings: Settings) -> None:
     if not settings.text("model") and not starter.is_installed(starter.DEFAULT):
         _offer_starter()
     prompt = open_prompt(settings)
-    configured = settings.text("system")
+    configured = settings
     settings = with_prompt_file(settings, prompt)
-    llama = load_model(settings)
     from llama_chat.terminal.app import ChatApp
+    from llama_chat.terminal.keyboard import hold_keys
     from llama_chat.terminal.renderer import Renderer
+
+    with hold_keys():
+        llama = load_model(settings)
 
     renderer = Renderer(settings.text("color"))
     session = new_session(llama, settings, prompt, renderer.note)
-    app = ChatApp(session, renderer, llama.name, configured)
+    before_prompt = None if prompt is None else _head(configured)
+    app = ChatApp(session, renderer, llama.name, before_prompt)
     if not settings["quiet"]:
         dtype = str(llama.model.dtype).removeprefix("torch.")
         renderer.note(
@@ -50,6 +64,18 @@ def open_chat(settings: Settings) -> None:
         renderer.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves\n")
     app.prefill()
     app.run()
+
+
+def _head(settings: Settings) -> "Head":
+    """What the settings say of all that a prompt file may change."""
+    from llama_chat.terminal.commands import Head
+
+    return Head(
+        settings.text("system"),
+        settings.texts("stop"),
+        settings.integer("max_tokens"),
+        sampling(settings),
+    )
 
 
 def _offer_starter() -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Event, Finish, Watch
-from llama_chat.terminal.commands import find_command, parse_command
-from llama_chat.terminal.keyboard import open_history, open_keyboard
+from llama_chat.terminal.commands import Head, find_command, parse_command
+from llama_chat.terminal.keyboard import hold_keys, open_history, open_keyboard
 from llama_chat.terminal.progress import progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.toolbar import toolbar
@@ -23,7 +23,11 @@ class ChatApp:
     """A conversation on a terminal."""
 
     def __init__(
-        self, session: "ChatSession", renderer: Renderer, model: str, system: str = ""
+        self,
+        session: "ChatSession",
+        renderer: Renderer,
+        model: str,
+        before_prompt: Head | None = None,
     ) -> None:
         """Prepare the terminal.
 
@@ -31,11 +35,11 @@ class ChatApp:
             session: the conversation.
             renderer: where it is shown.
             model: the name of the model.
-            system: the system message to which ``/prompt off`` goes back.
+            before_prompt: to what ``/prompt off`` goes back, if the session has a prompt file.
         """
         self.session = session
         self.renderer = renderer
-        self.system = system
+        self.before_prompt = before_prompt
         self.last: Finish | None = None
         self._model = model
         self._leaving = False
@@ -80,7 +84,7 @@ class ChatApp:
 
     def reply(self, generate: Callable[[Watch], Iterator[Event]]) -> None:
         """Show a reply as it comes. Ctrl-C stops it, in prefill too, and keeps what was said."""
-        with _until_interrupt() as stopped:
+        with hold_keys(), _until_interrupt() as stopped:
             with progress("Reading") as on_prefill:
                 events = generate(Watch(should_stop=stopped, on_prefill=on_prefill))
                 first = next(events)
@@ -94,7 +98,7 @@ class ChatApp:
 
     def prefill(self) -> None:
         """Read ahead what the next message will stand behind."""
-        with _until_interrupt() as stopped, progress("Reading") as on_prefill:
+        with hold_keys(), _until_interrupt() as stopped, progress("Reading") as on_prefill:
             self.session.settle(Watch(should_stop=stopped, on_prefill=on_prefill))
 
     def leave(self) -> None:
@@ -114,7 +118,8 @@ class ChatApp:
     def _toolbar(self) -> str:
         typed = self._keyboard.default_buffer.text
         message = "" if parse_command(typed) else typed
-        return toolbar(self.session, self._model, self.last, message)
+        width = self._keyboard.output.get_size().columns
+        return toolbar(self.session, self._model, self.last, message, width)
 
 
 @contextmanager

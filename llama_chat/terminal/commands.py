@@ -13,6 +13,7 @@ from llama_chat.terminal.renderer import Renderer
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.generation.events import Watch
+    from llama_chat.generation.sampling import Sampling
 
 
 class Chat(Protocol):
@@ -21,8 +22,8 @@ class Chat(Protocol):
     session: "ChatSession"
     renderer: Renderer
     last: Finish | None
-    system: str
-    """The system message of the settings, to which ``/prompt off`` goes back."""
+    before_prompt: "Head | None"
+    """To what ``/prompt off`` goes back; None while no prompt file is in use."""
 
     def reply(self, generate: "Callable[[Watch], Iterator[Event]]") -> None:
         """Show a reply as it comes."""
@@ -146,7 +147,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         )
         return
     if argument == "off":
-        conversation.system, conversation.examples = chat.system, ()
+        _end_prompt(chat)
         chat.renderer.note("no prompt file")
         return
     prompt = load_prompt(argument)
@@ -158,10 +159,12 @@ def _prompt(chat: Chat, argument: str) -> None:
         name: parse(SETTINGS[name], str(value), f"{prompt.name}, {name}")
         for name, value in prompt.settings.items()
     }
-    conversation.system = prompt.system or chat.system
+    _end_prompt(chat)
+    before = chat.before_prompt = head_of(chat.session)
+    conversation.system = prompt.system or before.system
     conversation.examples = prompt.examples
+    chat.session.stop = prompt.stop or before.stop
     _change_sampling(chat, changes)
-    chat.session.stop = prompt.stop or chat.session.stop
     if isinstance(limit := changes.get("max_tokens"), int):
         chat.session.max_tokens = limit
     if conversation.system:
@@ -169,6 +172,33 @@ def _prompt(chat: Chat, argument: str) -> None:
     for example in prompt.examples:
         chat.renderer.note(f"  {example.user} → {example.assistant}")
     chat.prefill()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a prompt file changes of a session."""
+
+    system: str
+    stop: tuple[str, ...]
+    max_tokens: int | None
+    sampling: "Sampling"
+
+
+def head_of(session: "ChatSession") -> Head:
+    """The present state of what a prompt file would change."""
+    return Head(
+        session.conversation.system, session.stop, session.max_tokens, session.sampler.sampling
+    )
+
+
+def _end_prompt(chat: Chat) -> None:
+    """Undo what the prompt file in use has changed."""
+    if (before := chat.before_prompt) is None:
+        return
+    session, chat.before_prompt = chat.session, None
+    session.conversation.system, session.conversation.examples = before.system, ()
+    session.stop, session.max_tokens = before.stop, before.max_tokens
+    session.sampler.sampling = before.sampling
 
 
 def _retry(chat: Chat, argument: str) -> None:

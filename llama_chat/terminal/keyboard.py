@@ -1,6 +1,9 @@
 """The input line: keys, history, completion."""
 
-from collections.abc import Callable
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -19,6 +22,25 @@ _STYLE = Style.from_dict(
     }
 )
 _NO_STYLE = Style.from_dict({"bottom-toolbar": "noreverse"})
+
+
+@contextmanager
+def hold_keys() -> Iterator[None]:
+    """While the program is busy, keep what is typed for the next input.
+
+    It is not echoed into a reply, and Enter stays Enter: the terminal would make it the newline
+    that Ctrl-J types. Ctrl-C still interrupts.
+    """
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    held = termios.tcgetattr(descriptor)
+    held[0] &= ~termios.ICRNL
+    held[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(descriptor, termios.TCSANOW, held)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def open_history(warn: Callable[[str], None]) -> History:

@@ -7,24 +7,27 @@ if TYPE_CHECKING:
     from llama_chat.generation.events import Finish
 
 
-def toolbar(session: "ChatSession", model: str, last: "Finish | None", typed: str) -> str:
-    """Model, context used with the message being typed, sampling, and the speed of the last reply.
+def toolbar(
+    session: "ChatSession", model: str, last: "Finish | None", typed: str, width: int
+) -> str:
+    """Context used with the message being typed, sampling, and the speed of the last reply.
 
     Args:
         session: the conversation.
         model: the name of the model.
         last: the end of the last reply.
         typed: what stands in the input.
+        width: columns of the terminal; what does not fit is left out, the model's name first.
     """
-    used, total = session.count(typed), session.engine.context
     sampling = session.sampler.sampling
-    parts = [
-        model,
-        f"context {used}/{total} ({used / total:.0%})",
-        f"temperature {sampling.temperature:g}",
-        f"top-p {sampling.top_p:g}",
-    ]
+    used, total = session.count(typed), session.engine.context
+    context = f"context {used}/{total}"
+    settings = f"temp {sampling.temperature:g} · top-p {sampling.top_p:g}"
+    parts = [model, context, settings]
     if last is not None:
-        parts.append(f"{last.decode_tok_s:.1f} tokens/s")
-        parts.append(f"first after {last.timings.ttft_s:.2f} s")
+        speed = f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s"
+        parts.append(speed)
+    for spare in (model, settings):
+        if len(" · ".join(parts)) >= width - 1:
+            parts.remove(spare)
     return " " + " · ".join(parts)

@@ -1,0 +1,248 @@
+"""The chat as a person meets it: a real terminal, a real model, the screen."""
+
+import re
+import signal
+import stat
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_chat.terminal.commands import COMMANDS
+from tests.terminal import Terminal
+
+READY = r"Ctrl-D leaves\n\n›"
+ESCAPE, CTRL_C, CTRL_D, CTRL_J = "\x1b", "\x03", "\x04", "\n"
+TOOLBAR = r"context (\d+)/(\d+)"
+
+
+@pytest.fixture
+def chat(starter_model: Path, tmp_path: Path) -> Iterator[Terminal]:
+    flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "30")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        yield terminal
+
+
+def used(chat: Terminal) -> int:
+    """How many tokens of context the toolbar shows."""
+    found = re.findall(TOOLBAR, chat.wait_for(TOOLBAR))
+    return int(found[-1][0])
+
+
+def test_a_first_conversation(chat: Terminal) -> None:
+    chat.line("What is the capital of France?")
+    text = chat.wait_for(r"tok/s · first in \d")
+    assert re.search(r"› What is the capital of France\?\n.*Paris", text)
+    before = used(chat)
+    chat.line("Write a long story about a river.")
+    chat.wait_for(r"cut off after 30 tokens; /max-tokens allows more")
+    chat.line("/stats")
+    text = chat.wait_for(r"cached_tokens\s+\d+")
+    assert re.search(rf"cached_tokens\s+{before}\n", text)
+    chat.type(CTRL_D)
+    assert chat.wait_for_end() == 0
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(chat: Terminal) -> None:
+    chat.line("/max-tokens 100000")
+    chat.line("Write a long story about a river.")
+    chat.wait_for(r"a long story about a river\.\n(\S.*\n)*\S.{40}")
+    chat.type(CTRL_C)
+    chat.wait_for(r"stopped after \d+ tokens; what was said is kept")
+    chat.line("/context")
+    text = chat.wait_for(r"(?s)assistant\s+\d+\s+\d+\s+\S.*tokens, \d+ free")
+    row = re.search(r"assistant\s+(\d+)\s+(\d+)", text)
+    assert row is not None
+    assert row[1] == row[2] != "0"
+    chat.line("/max-tokens 5")
+    chat.line("Go on.")
+    chat.wait_for(r"(?s)Go on\.\n.*cut off after 5 tokens")
+
+
+def test_undo_retry_clear_and_context(chat: Terminal) -> None:
+    chat.line("One fact about cats.")
+    chat.wait_for(r"cut off after 30")
+    chat.line("/retry")
+    chat.wait_for(r"version 2; the earlier ones are kept")
+    chat.line("/undo")
+    chat.wait_for(r"undone: One fact about cats\.")
+    chat.line("/context")
+    chat.wait_for(r"0 of 8192 tokens, 8192 free")
+    chat.line("/undo")
+    chat.wait_for(r"/undo: nothing was said yet")
+    chat.type(CTRL_C)
+    chat.line("/clear")
+    chat.wait_for(r"a new conversation")
+
+
+def test_settings_change_within_their_range_only(chat: Terminal) -> None:
+    chat.line("/temperature 0.25")
+    chat.wait_for(r"temperature is 0.25")
+    chat.line("/temperature 99")
+    chat.wait_for(r"/temperature: 99.0 is not a number from 0 to 10: give a number from 0 to 10")
+    chat.wait_for(r"› /temperature 99")  # kept, to be corrected
+    chat.type(CTRL_C)
+    chat.line("/top-p")
+    chat.wait_for(r"top-p is 0.9")
+    chat.line("/temp")
+    chat.wait_for(r"(?s)/temp\n.*temperature is 0.25")
+    chat.line("/seed 42")
+    chat.wait_for(r"seed is 42")
+    chat.line("/min-p 0.1")
+    chat.wait_for(r"min-p is 0.1")
+
+
+def test_a_mistyped_command_stays_and_a_path_is_a_message(chat: Terminal) -> None:
+    chat.line("/tempreture 0.5")
+    chat.wait_for(r"/tempreture: no such command: did you mean temperature\?")
+    chat.wait_for(r"› /tempreture 0.5\s*$|› /tempreture 0\.5\s*\n")
+    chat.type(CTRL_C)
+    chat.line("/etc/hosts is a file")
+    chat.wait_for(r"(?s)hosts is a file\n.*cut off after 30")
+    chat.line("//context is a word")
+    chat.wait_for(r"(?s)/context is a word\n.*cut off after 30")
+
+
+def test_system_and_prompt_files_head_the_conversation(chat: Terminal) -> None:
+    chat.line("/system You are a pirate.")
+    chat.wait_for(r"system: You are a pirate\.")
+    chat.line("/prompt translate_to_french")
+    text = chat.wait_for(r"laptop → ordinateur portable")
+    assert "system: Translate English to French:" in text
+    chat.line("/context")
+    text = chat.wait_for(r"(?s)system\s+\d+.*user\s+\d+.*tokens, \d+ free")
+    rows = re.findall(r"(?m)^(system|user|assistant)\s+(\d+)\s+(\d+)", text)
+    assert [row[0] for row in rows] == ["system", "user", "assistant", "user", "assistant"]
+    assert all(tokens == cached for _, tokens, cached in rows)  # read ahead
+    chat.line("/temperature")
+    chat.wait_for(r"temperature is 0\.0")
+    chat.line("/prompt off")
+    chat.wait_for(r"no prompt file")
+    chat.line("/system")
+    chat.wait_for(r"(?s)no prompt file\n.*system: You are a pirate\.")
+    chat.line("/system off")
+    chat.wait_for(r"no system message")
+    chat.line("/prompt zero_shot/quantum_entanglement")
+    chat.wait_for(r"(?s)sent as a message\n.*cut off after 30")
+
+
+def test_lines_are_written_without_being_sent(chat: Terminal) -> None:
+    chat.type("first" + CTRL_J + "  second" + ESCAPE + "\r" + "third")
+    chat.wait_for(r"› first\n    second\n  third")
+    assert "cut off" not in chat.text
+    chat.type("\r")
+    chat.wait_for(r"cut off after 30")
+    # A paste ends in a newline and is still not sent.
+    chat.type("\x1b[200~def f():\n    return 1\n\x1b[201~")
+    chat.wait_for(r"› def f\(\):\n      return 1\n")
+    assert chat.text.count("cut off") == 1
+
+
+def test_ctrl_c_clears_the_line_and_twice_on_an_empty_one_leaves(chat: Terminal) -> None:
+    chat.type("half a thought")
+    chat.wait_for(r"› half a thought")
+    chat.type(CTRL_C)
+    chat.wait_for(r"›\s*\n")
+    chat.type(CTRL_C)
+    chat.wait_for(r"Ctrl-C again or Ctrl-D leaves")
+    chat.type(CTRL_C)
+    assert chat.wait_for_end() == 0
+
+
+def test_tab_completes_commands_and_values(chat: Terminal) -> None:
+    chat.type("/und\t")
+    chat.wait_for(r"› /undo")
+    chat.type(CTRL_C)
+    chat.type("/prompt few_shot/tr\t")
+    chat.wait_for(r"› /prompt few_shot/translate_to_french")
+
+
+def test_what_is_typed_during_a_reply_waits_for_the_next_input(chat: Terminal) -> None:
+    chat.line("One fact about cats.")
+    chat.wait_for(r"about cats\.\n\S+ \S+")
+    chat.type("/temperature 0.75\rhalf a")
+    chat.wait_for(r"(?s)cut off after 30 tokens; \S+ allows more\n› /temperature 0.75\n.*0.75")
+    chat.wait_for(r"› half a")
+
+
+def test_help_lists_every_command_and_explains_one(chat: Terminal) -> None:
+    chat.line("/help")
+    text = chat.wait_for(r"/exit\s+Leave")
+    for name in COMMANDS:
+        assert f"/{name}" in text
+    chat.line("/help undo")
+    chat.wait_for(r"for example: /undo 2")
+
+
+def test_the_toolbar_counts_the_message_being_typed(chat: Terminal) -> None:
+    assert used(chat) == 0
+    chat.type("one two three four five")
+    chat.wait_for(r"context 1\d/8192")
+
+
+def test_exit_leaves_the_terminal_as_it_was(starter_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", starter_model, home=tmp_path) as terminal:
+        before = termios.tcgetattr(terminal.child.child_fd)
+        terminal.wait_for(READY)
+        assert termios.tcgetattr(terminal.child.child_fd) != before
+        terminal.line("/exit")
+        assert terminal.wait_for_end() == 0
+        assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h")
+    history = tmp_path / ".local/state/llama-chat/history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_at_the_prompt_restore_the_terminal(
+    number: int, status: int, chat: Terminal
+) -> None:
+    chat.child.kill(number)
+    assert chat.wait_for_end() == status
+    assert chat.raw.rfind(b"\x1b[?2004l") > chat.raw.rfind(b"\x1b[?2004h")
+    assert "Traceback" not in chat.text
+
+
+def test_history_comes_back_in_the_next_session(starter_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", starter_model, home=tmp_path) as first:
+        first.wait_for(READY)
+        first.line("/system remember me")
+        first.wait_for("system: remember me")
+        first.type(CTRL_D)
+        first.wait_for_end()
+    with Terminal("-m", starter_model, home=tmp_path) as second:
+        second.wait_for(READY)
+        second.type("\x1b[A")
+        second.wait_for(r"› /system remember me")
+
+
+def test_a_reply_wider_than_the_screen_has_no_hard_wraps(
+    starter_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "40")
+    with Terminal(*flags, home=tmp_path, size=(40, 40)) as terminal:
+        terminal.wait_for(r"leaves\s+›")
+        terminal.line("Tell me about cats.")
+        terminal.wait_for(r"cut off")
+    reply = terminal.raw.partition(b"about cats.")[2].partition(b"cut off")[0]
+    longest = max(len(line) for line in re.sub(rb"\x1b\[[0-9;?]*\w", b"", reply).split(b"\r\n"))
+    assert longest > 60
+
+
+def test_without_a_model_the_starter_is_offered(tmp_path: Path) -> None:
+    with Terminal(home=tmp_path, size=(160, 40)) as terminal:
+        terminal.wait_for(r"Fetch SmolLM2-135M-Instruct \(98 MB, licence Apache-2.0\)\? \[Y/n\]")
+        terminal.line("n")
+        text = terminal.wait_for(r"error: model: none is configured")
+        assert "llama-chat pull smollm2-135m" in text
+        assert terminal.wait_for_end() == 3
+
+
+def test_a_plain_terminal_and_no_color_get_no_color(starter_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", starter_model, home=tmp_path, NO_COLOR="1") as terminal:
+        terminal.wait_for(READY)
+        terminal.line("/system hello")
+        terminal.wait_for("system: hello")
+    assert not re.search(rb"\x1b\[(3[0-7]|9[0-7])m", terminal.raw)
