@@ -296,15 +296,15 @@ def parse(setting: Setting, typed: str, where: str) -> Value:
     """
     try:
         return setting.parse(typed)
-    except ValueError as error:
-        raise UsageError(where, str(error), f"give {setting.range}") from None
+    except ValueError:
+        raise UsageError(where, f"{_quoted(typed)} does not fit", f"give {setting.range}") from None
 
 
 def _checked(setting: Setting, value: object, where: str) -> Value:
     try:
         return setting.check(value)
-    except ValueError as error:
-        raise UsageError(where, str(error), f"give {setting.range}") from None
+    except ValueError:
+        raise UsageError(where, f"{_quoted(value)} does not fit", f"give {setting.range}") from None
 
 
 def _config_path(given: Path | None, environment: Mapping[str, str]) -> Path | None:

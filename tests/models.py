@@ -35,7 +35,7 @@ def random_model(config: LlamaConfig = TINY, seed: int = 0) -> Transformer:
 
 def half_split(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Rows of a Q or K projection from Meta's interleaved order to Hugging Face's halves."""
-    pairs = weight.unflatten(0, (n_heads, -1, 2))  # (n_heads, head_dim / 2, 2, dim)
+    pairs = weight.view(n_heads, -1, 2, weight.shape[-1])  # (n_heads, head_dim / 2, 2, dim)
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 

@@ -281,7 +281,9 @@ def test_a_flipped_byte_of_an_archive_never_surprises(
 
 
 @pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1])
-def test_gguf_weights_equal_those_of_the_gguf_library(tmp_path: Path, kind: Q) -> None:
+def test_gguf_weights_equal_those_of_the_gguf_library(
+    tmp_path: Path, kind: gguf.GGMLQuantizationType
+) -> None:
     stored = write_gguf(tmp_path / "m.gguf", quantization=kind)
     checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")
     rounded_eps = float(np.float32(SMALL.norm_eps))

@@ -180,9 +180,9 @@ def test_text_is_utf_8_whatever_the_locale(home: Path, starter_env: dict[str, st
 
 def test_control_bytes_of_a_model_reach_a_pipe_only_under_raw(home: Path, gguf_model: Path) -> None:
     # A random byte-level model writes control characters before long.
-    flags = ["complete", "-", "-m", gguf_model, "--max-tokens", "200", "--seed", "1", "-q"]
-    flags += ["--temperature", "3", "--top-p", "1"]
-    safe, raw = (run(*flags, *more, home=home, stdin=b"the") for more in ((), ("--raw",)))
+    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "200", "--seed", "1", "-q")
+    hot = ("--temperature", "3", "--top-p", "1")
+    safe, raw = (run(*flags, *hot, *more, home=home, stdin=b"the") for more in ((), ("--raw",)))
     controls = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]} - {"\n", "\t"}
     assert controls & set(raw.out)
     assert not controls & set(safe.out)
