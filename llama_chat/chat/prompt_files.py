@@ -1,6 +1,7 @@
 """Prompt files: raw text to continue, or a structured head for a conversation."""
 
 import difflib
+import os
 import stat
 import tomllib
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ SETTING_KEYS = (*SAMPLING_NAMES, "max_tokens")
 """Settings that a structured file may hold."""
 
 DEFAULT_PATTERN = "{user} => {assistant}"
+
+_SUFFIXES = (".toml", ".txt")
+"""Of structured and raw prompts; where a name fits both, the structured one is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class PromptFile:
             before.replace("{user}", example.user) + example.assistant + after + "\n"
             for example in self.examples
         ]
-        tails = [before.replace("{user}", query).rstrip(" ") for query in self.queries]
+        tails = [before.replace("{user}", query).rstrip(" \t") for query in self.queries]
         shared = "".join(head)
         return [shared + tail for tail in tails] or [shared.rstrip("\n")]
 
@@ -117,7 +121,8 @@ def read_text(path: Path) -> str:
     what = f"file {str(path)!r}"
     try:
         with path.open("rb") as file:
-            if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISFIFO(mode)):
+            mode = os.fstat(file.fileno()).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
                 raise UsageError(what, "not a file", "name a text file")
             return decode_text(file, what)
     except (OSError, ValueError) as error:
@@ -129,9 +134,13 @@ def decode_text(stream: BinaryIO, what: str) -> str:
     """Read ``stream`` to its end as UTF-8 text.
 
     Raises:
-        UsageError: if it is too large, binary or not UTF-8; ``what`` names it.
+        UsageError: if it cannot be read, is too large, binary or not UTF-8; ``what`` names it.
     """
-    data = stream.read(MAX_BYTES + 1)
+    try:
+        data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise UsageError(what, reason, "give UTF-8 text") from None
     if len(data) > MAX_BYTES:
         raise UsageError(what, f"larger than {MAX_BYTES >> 20} MiB", "give a shorter text")
     if b"\0" in data:
@@ -146,17 +155,26 @@ def decode_text(stream: BinaryIO, what: str) -> str:
 
 def list_prompts() -> list[PromptEntry]:
     """All prompt files that can be had by name; a person's own hide bundled ones."""
-    entries: dict[str, PromptEntry] = {}
+    found: dict[str, Path] = {}
     for folder in _folders():
-        for path in sorted(folder.glob("**/*.t*t")) + sorted(folder.glob("**/*.toml")):
-            name = str(path.relative_to(folder).with_suffix(""))
-            entries[name] = PromptEntry(name, path, _describe(path))
-    return sorted(entries.values(), key=lambda entry: entry.name)
+        for path in _files_below(folder):
+            found.setdefault(str(path.relative_to(folder).with_suffix("")), path)
+    return [PromptEntry(name, path, _describe(path)) for name, path in sorted(found.items())]
 
 
-def _folders() -> list[Path]:
-    """Where named prompts lie, the weakest first."""
-    return [resource("prompts"), config_home() / "prompts"]
+def _folders() -> tuple[Path, Path]:
+    """Where named prompts lie: a person's own, then the bundled ones."""
+    return config_home() / "prompts", resource("prompts")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All prompt files below ``folder``, structured ones first; nothing that only looks so."""
+    return [
+        path
+        for suffix in _SUFFIXES
+        for path in sorted(folder.glob(f"**/*{suffix}"))
+        if path.is_file()
+    ]
 
 
 def _describe(path: Path) -> str:
@@ -164,42 +182,48 @@ def _describe(path: Path) -> str:
     try:
         text = read_text(path)
         if path.suffix != ".toml":
-            return text.strip().partition("\n")[0][:70]
-        return str(tomllib.loads(text).get("description", ""))[:70]
+            description = text.strip().partition("\n")[0]
+        else:
+            description = str(tomllib.loads(text).get("description", ""))
     except (UsageError, ValueError, RecursionError):
         return "cannot be read"
+    return " ".join(description.split())[:70]
 
 
 def _find(wanted: str) -> Path:
     what = f"prompt {wanted[:80]!r}"
-    path = Path(wanted).expanduser()
     try:
+        path = Path(wanted).expanduser()
         if path.exists() and not (path.is_dir() and "/" not in wanted):
             return path
-    except (OSError, ValueError):
-        raise UsageError(what, "not a possible name", "check the path") from None
-    for folder in reversed(_folders()):
-        if found := _named(folder, path):
-            return found
+        for folder in _folders():
+            if found := _named(folder, path, what):
+                return found
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of nobody
+        reason = getattr(error, "strerror", None) or "not a possible name"
+        raise UsageError(what, reason.lower(), "check the path") from None
     names = [entry.name for entry in list_prompts()]
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
     advice = f"did you mean {near[0]}?" if near else "known are " + ", ".join(names)
     raise UsageError(what, "no such file and no prompt of that name", advice)
 
 
-def _named(folder: Path, wanted: Path) -> Path | None:
-    """The file that ``wanted`` names in ``folder``; structured before raw if both fit."""
+def _named(folder: Path, wanted: Path, what: str) -> Path | None:
+    """The file that ``wanted`` names in ``folder``: by its path there, else by its name alone."""
     if wanted.is_absolute() or ".." in wanted.parts:
         return None
-    suffixes = [""] if wanted.suffix in (".toml", ".txt") else [".toml", ".txt"]
-    for suffix in suffixes:
+    for suffix in ("",) if wanted.suffix in _SUFFIXES else _SUFFIXES:
         exact = folder / f"{wanted}{suffix}"
         if exact.is_file():
             return exact
-        deeper = sorted(folder.glob(f"*/{wanted.name}{suffix}")) if len(wanted.parts) == 1 else []
-        if deeper:
-            return deeper[0]
-    return None
+    found: dict[Path, Path] = {}
+    for path in _files_below(folder):
+        if str(wanted) in (path.name, path.stem):
+            found.setdefault(path.parent, path)
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found.values())
+        raise UsageError(what, "several have this name", f"name one of {names}")
+    return next(iter(found.values()), None)
 
 
 _TEXT_KEYS = ("description", "system", "pattern")
@@ -208,7 +232,7 @@ _TEXT_KEYS = ("description", "system", "pattern")
 def _structured(name: str, path: Path, text: str) -> PromptFile:
     what = f"prompt {str(path)!r}"
     try:
-        table = tomllib.loads(text.replace("\r\n", "\n"))
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(what, f"not TOML: {error}", "correct that line") from None
     except (ValueError, RecursionError):
@@ -232,7 +256,7 @@ def _structured(name: str, path: Path, text: str) -> PromptFile:
         raise UsageError(what, "stop is not a list of texts", 'write stop = ["\\n"]')
     examples, queries = _examples(what, table.get("examples", []))
     system = table.get("system", "")
-    if not system and not examples and not queries:
+    if not system.strip() and not examples and not queries:
         raise UsageError(what, "neither system nor examples", "add one of them")
     return PromptFile(
         name,

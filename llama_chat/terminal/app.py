@@ -77,6 +77,7 @@ class ChatApp:
             else:
                 name, argument = parsed
                 find_command(name).run(self, argument)
+                self.renderer.space()
         except LlamaChatError as error:
             self.renderer.error(str(error))
             return line

@@ -1,5 +1,6 @@
 """The slash commands of the chat."""
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llama_chat.chat.prompt_files import list_prompts, load_prompt
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Finish
-from llama_chat.settings import SAMPLING_NAMES, SETTINGS, parse, suggestion
+from llama_chat.settings import SAMPLING_NAMES, SETTINGS, parse
 from llama_chat.terminal.renderer import Renderer
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def find_command(name: str) -> Command:
     if fitting:
         names = ", ".join("/" + command.name for command in fitting)
         raise UsageError(f"/{name}", "more than one command begins so", names)
-    raise UsageError(f"/{name}", "no such command", suggestion(name, COMMANDS))
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    advice = f"did you mean /{near[0]}?" if near else "/help lists the commands"
+    raise UsageError(f"/{name}", "no such command", advice)
 
 
 def _help(chat: Chat, argument: str) -> None:

@@ -58,13 +58,18 @@ def _open_bar() -> "Progress":
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        # Rich would send what is written to stdout meanwhile to stderr.
+        redirect_stdout=False,
+        # Without cursor movement only the empty line at its end would be left of it.
+        disable=console.is_dumb_terminal,
     )
     bar.start()
     return bar

@@ -42,6 +42,10 @@ class Renderer:
         self.console.out("" if self._at_line_start else "\n")
         self._at_line_start = True
 
+    def space(self) -> None:
+        """Leave a line free."""
+        self.console.out("")
+
     def note(self, line: str, style: str = "dim") -> None:
         """Write a line that is ours, in dim letters."""
         self.console.print(Text(sanitize(line), style=style))
