@@ -141,7 +141,9 @@ _MODEL = (
     Setting("model", "path", None, "Model: a folder, a file or a name.", short="-m"),
     Setting("device", "text", "auto", "Where to compute: auto, cpu, cuda, mps, or cuda:0,cuda:1."),
     Setting("dtype", "choice", "auto", "Type of the weights in memory.", choices=DTYPES),
-    Setting("quantize", "choice", "none", "Make weights smaller on loading.", choices=QUANTIZE),
+    Setting(
+        "quantize", "choice", "none", "Smaller weights; not in this version.", choices=QUANTIZE
+    ),
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
 )
@@ -220,6 +222,11 @@ class Origin:
     source: str
     """``default``, ``--top-p``, ``LLAMA_CHAT_TOP_P`` or the path of a settings file."""
 
+    @property
+    def given(self) -> bool:
+        """Whether it was given for this run, by a flag or in the environment."""
+        return self.source.startswith(("--", "LLAMA_CHAT_"))
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -247,11 +254,11 @@ class Settings:
         return value if isinstance(value, tuple) else ()
 
     def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
-        """Replace some values that are still at their default, as a prompt file does."""
+        """Replace values as a prompt file does: those of a settings file, but no flag."""
         changed = {
             name: Origin(value, source)
             for name, value in values.items()
-            if self.origins[name].source == "default"
+            if not self.origins[name].given
         }
         return Settings({**self.origins, **changed})
 

@@ -10,7 +10,7 @@ import pyte
 
 from tests.program import COMMAND, environment
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 class Terminal:

@@ -315,3 +315,63 @@ def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
     keys |= {"bandwidth_used", "kernel", "threads", "peak_rss_mb"}
     assert keys <= report.keys()
     assert all(report[key] > 0 for key in keys - {"kernel", "bandwidth_used"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "parts"),
+    [
+        (["complete", "-", "--context", "999999999"], 2, ["made for 512 tokens"]),
+        (["complete", "-", "--context", "16"], 4, ["103 tokens", "context of 16"]),
+        (["ask", "-", "--context", "64"], 4, ["tokens leave no room", "context of 64"]),
+        (["complete", "-", "--device", "cuda:7"], 2, ["--device 'cuda:7'", "none"]),
+        (["complete", "-", "--device", "abacus"], 2, ["no such device"]),
+        (["complete", "-", "--quantize", "int8"], 2, ["not in this version"]),
+        (["complete", "-", "-"], 2, ["stdin: named twice"]),
+        (["complete", "-", "--temperature", "-1"], 2, ["give a number from 0 to 10"]),
+        (["complete", "-", "--max-tokens", "0"], 2, ["give a whole number from 1"]),
+        (["complete", "-", "--top-q", "1"], 2, ["No such option: --top-q"]),
+        (["complte", "-"], 2, ["complte"]),
+        (["complete"], 2, ["FILE"]),
+        (["ask", " "], 2, ["question: it is empty"]),
+        (["chat"], 2, ["needs a terminal"]),
+        (["ask", "x", "--template", "llama2"], 2, ["the tokenizer of this model has no <s>"]),
+        (["ask", "x", "--prompt", "nowhere"], 2, ["no prompt of that name"]),
+        (["tokenize", "--dialog", "/dev/null"], 2, ["not a file"]),
+        (["bench", "--prompt-tokens", "9999"], 2, ["the context is 512"]),
+        (["inspect", "/nowhere"], 3, ["neither a path nor a known name"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_bad_command_lines_get_one_line_and_their_status(
+    arguments: list[str], status: int, parts: list[str], home: Path, gguf_model: Path
+) -> None:
+    result = run("-m", gguf_model, *arguments, home=home, stdin=b"word " * 20 + b"end")
+    assert_clean_error(result, status, *parts)
+
+
+def test_closed_and_empty_stdin_are_told(home: Path, gguf_model: Path) -> None:
+    done = shell(f"llama-chat ask -m {gguf_model} <&-", home)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert_clean_error(run("ask", home=home, stdin=b"\n\n"), 2, "it is empty")
+    assert_clean_error(run("ask", home=home, stdin=b"a\xff"), 2, "byte 1 is not UTF-8")
+
+
+def test_a_prompt_file_sets_what_no_flag_does(home: Path, gguf_model: Path) -> None:
+    (home / "p.toml").write_text('system = "x"\nmax_tokens = 3\n[[examples]]\nuser = "the"\n')
+    (home / "c.toml").write_text("max_tokens = 7")
+    flags = ("complete", home / "p.toml", "-m", gguf_model, "--config", home / "c.toml", "--json")
+    assert json.loads(run(*flags, home=home).out)["completion_tokens"] <= 3
+    given = json.loads(run(*flags, "--max-tokens", "1", home=home).out)
+    assert given["completion_tokens"] <= 1
+
+
+def test_a_model_is_found_by_the_name_it_was_fetched_under(home: Path, starter_model: Path) -> None:
+    folder = home / ".local/share/llama-chat/models/smollm2-135m"
+    folder.mkdir(parents=True)
+    (folder / starter_model.name).symlink_to(starter_model)
+    for flags in ((), ("-m", "smollm2-135m")):
+        done = run("tokenize", *flags, "--json", home=home, stdin=b"hi")
+        assert json.loads(done.out)["pieces"] == ["hi"]
+    result = run("tokenize", "-m", "smollm2", home=home, stdin=b"hi")
+    assert_clean_error(result, 3, "did you mean smollm2-135m?")

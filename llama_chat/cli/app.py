@@ -1,8 +1,10 @@
 """The command line as a whole: its commands, its errors and its exit status."""
 
+import os
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -44,6 +46,9 @@ def _show_version(wanted: bool) -> None:
 @takes_settings
 def main(
     settings: Settings,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, for piped stdin.")
+    ] = False,
     version: bool = typer.Option(
         False,
         "--version",
@@ -56,14 +61,15 @@ def main(
     if streams.is_terminal(sys.stdin):
         open_chat(settings)
     else:
-        answer(message_of(None), settings)
+        answer(message_of(None), settings, as_json=as_json)
 
 
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
+            signal.signal(number, _leave)
     try:
         command = typer.main.get_command(app)
         status = command.main(args=arguments, prog_name="llama-chat", standalone_mode=False)
@@ -80,8 +86,11 @@ def run(arguments: list[str]) -> int:
         return closed.status
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED_STATUS
-    except MemoryError:
-        streams.fail("memory: not enough of it: use a smaller model, --context or --dtype bfloat16")
+    except Exception as error:
+        # A mistake of ours: still one line, the terminal as it was, and a way to tell us where.
+        if os.environ.get("LLAMA_CHAT_TRACEBACK"):
+            raise
+        streams.fail(f"unexpected: {error}: report it with LLAMA_CHAT_TRACEBACK=1 set")
         return 1
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llama_chat.errors import PromptTooLongError
+from llama_chat.errors import LlamaChatError, PromptTooLongError
 from llama_chat.generation.events import (
     Event,
     Finish,
@@ -81,6 +81,7 @@ class Engine:
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
             InterruptedForward: if asked to stop; the cache then holds a prefix of ``ids``.
+            LlamaChatError: if memory runs out; the same holds.
         """
         if not ids:
             raise ValueError("there is nothing to read")
@@ -98,7 +99,12 @@ class Engine:
         """Read ``ids`` behind what the cache holds, and return the logits behind the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
+            try:
+                logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(f"{self.cache.length + len(chunk)} tokens of context") from None
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
         return logits
@@ -188,6 +194,18 @@ class Engine:
             for start in range(0, len(ids), PREFILL_CHUNK)
         ]
         return torch.cat(chunks)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not get memory; on a CPU torch has no class for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "not enough memory" in str(error) or "allocate memory" in str(error)
+
+
+def out_of_memory(what: str) -> LlamaChatError:
+    """The error to raise when ``what`` does not fit in memory."""
+    return LlamaChatError(what, "not enough memory", "use a smaller model or --context")
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
