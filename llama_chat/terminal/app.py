@@ -89,13 +89,14 @@ class ChatApp:
             with progress("Reading") as on_prefill:
                 events = generate(Watch(should_stop=stopped, on_prefill=on_prefill))
                 first = next(events)
-            for event in itertools.chain([first], events):
-                self.renderer.stream(event.text)
-                if isinstance(event, Finish):
-                    self.last = event
-        self.renderer.end_reply()
-        if self.last is not None:
-            self._tell_end(self.last)
+            try:
+                for event in itertools.chain([first], events):
+                    self.renderer.stream(event.text)
+            finally:
+                self.renderer.end_reply()
+        if isinstance(event, Finish):
+            self.last = event
+            self._tell_end(event)
 
     def prefill(self) -> None:
         """Read ahead what the next message will stand behind."""

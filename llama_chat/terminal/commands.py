@@ -1,6 +1,7 @@
 """The slash commands of the chat."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -211,9 +212,9 @@ def _retry(chat: Chat, argument: str) -> None:
 
 
 def _undo(chat: Chat, argument: str) -> None:
-    turns = int(argument) if argument.isdecimal() and len(argument) < 9 else 0 if argument else 1
-    if not turns:
-        raise UsageError("/undo", f"{argument!r} is not a number of turns", "give 1 or more")
+    if argument and not re.fullmatch(r"[1-9]\d{0,5}", argument):
+        raise UsageError("/undo", f"{argument[:40]!r} is not a number of turns", "give 1 or more")
+    turns = int(argument or 1)
     undone = chat.session.conversation.undo(turns)
     if not undone:
         raise UsageError("/undo", "nothing was said yet", "type a message first")
