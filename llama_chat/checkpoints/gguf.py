@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ class GGUFCheckpoint(Checkpoint):
 def is_gguf(path: Path) -> bool:
     """Whether the file ``path`` means to be GGUF, by its first bytes or its name."""
     try:
+        if not path.is_file():  # opening a named pipe would wait for its writer for ever
+            return False
         with path.open("rb") as file:
             return file.read(4) == MAGIC or path.suffix == ".gguf"
     except OSError:
@@ -108,11 +111,6 @@ def is_gguf(path: Path) -> bool:
 
 def _called(path: Path) -> str:
     return f"model {str(path)!r}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
 
 
 class _Metadata:
@@ -128,25 +126,34 @@ class _Metadata:
     def text(self, key: str) -> str:
         value = self.values.get(key, "")
         if not isinstance(value, str):
-            raise self.error(f"{key} is {_shown(value)}, not a text")
+            raise self.error(f"{key} is {reprlib.repr(value)}, not a text")
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
+        if isinstance(value, list):  # one number for each layer
+            if len(set(value)) != 1:
+                raise self.error(
+                    f"{key} differs between layers", "take a model whose layers are alike"
+                )
+            value = value[0]
         if value is None:
             raise self.error(f"{key} is missing")
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f"{key} is {_shown(value)}, not a whole number")
+            raise self.error(f"{key} is {reprlib.repr(value)}, not a whole number")
         return value
 
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(f"{key} is {_shown(value)}, not a number")
+            raise self.error(f"{key} is {reprlib.repr(value)}, not a number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        return bool(self.values.get(key, default))
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(f"{key} is {reprlib.repr(value)}, neither true nor false")
+        return value
 
     def array(self, key: str, kind: type) -> list[Any]:
         value = self.values.get(key)
@@ -207,15 +214,11 @@ def _config(metadata: _Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaCon
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
         raise metadata.error(
-            f"its architecture is {_shown(architecture)}", "take a model of the llama family"
+            f"its architecture is {reprlib.repr(architecture)}", "take a model of the llama family"
         )
     if metadata.integer("llama.expert_count", 0):
         raise metadata.error("it is a mixture of experts", "take a dense model")
-    scaling = metadata.text("llama.rope.scaling.type")
-    if scaling not in ("", "none"):
-        raise metadata.error(
-            f"its rotary scaling is {_shown(scaling)}", "that is not supported yet"
-        )
+    _refuse_rotary_scaling(metadata)
     embedding = shapes.get("tok_embeddings.weight")
     if embedding is None or len(embedding) != 2:
         raise metadata.error("tensor token_embd.weight is missing")
@@ -245,6 +248,21 @@ def _config(metadata: _Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaCon
         raise metadata.error(why) from None
 
 
+def _refuse_rotary_scaling(metadata: _Metadata) -> None:
+    """Refuse positions that are scaled: read as if they were not, they give nonsense.
+
+    A factor without a type means linear scaling, and ``scale_linear`` is its older name.
+    """
+    kind = metadata.text("llama.rope.scaling.type") or "linear"
+    older = metadata.number("llama.rope.scale_linear", 1.0)
+    factor = metadata.number("llama.rope.scaling.factor", older)
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        return
+    raise metadata.error(
+        f"its rotary scaling is {reprlib.repr(kind)} by {factor:g}", "that is not supported yet"
+    )
+
+
 def _tokenizer(metadata: _Metadata, vocab_size: int) -> BytePairSource:
     """The vocabulary in the metadata."""
     model = metadata.text("tokenizer.ggml.model")
@@ -254,12 +272,15 @@ def _tokenizer(metadata: _Metadata, vocab_size: int) -> BytePairSource:
         )
     if model != "gpt2":
         raise metadata.error(
-            f"its tokenizer is {_shown(model)}", "take a model with byte-level BPE"
+            f"its tokenizer is {reprlib.repr(model)}", "take a model with byte-level BPE"
         )
     tokens = metadata.array("tokenizer.ggml.tokens", str)
     types = metadata.array("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
         raise metadata.error(f"it has {len(tokens)} tokens and types of {len(types)}")
+    scores = metadata.values.get("tokenizer.ggml.scores", types)
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise metadata.error(f"its {len(tokens)} tokens have scores of another number")
     if len(tokens) > vocab_size:
         raise metadata.error(f"it has {len(tokens)} tokens and embeddings of {vocab_size}")
     return BytePairSource(

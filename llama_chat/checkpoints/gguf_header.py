@@ -1,7 +1,8 @@
 """The header of a GGUF file: metadata and where each tensor lies.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. No length in the file is
-believed before it is compared with the bytes that remain.
+believed before it is compared with the bytes that remain, and what a header may hold is bounded, so
+that a hostile one is refused in little time and memory, however large its file.
 """
 
 import struct
@@ -27,8 +28,13 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-_MAX_DEPTH = 4
 _MAX_DIMS = 4
+_MAX_HEADER = 32 * 2**20
+"""Bytes of a header; one with a vocabulary of 262,144 tokens and their merges takes 16 MB."""
+_MAX_ENTRIES = 2**16
+"""Metadata values, and tensors; the largest models have some thousand."""
+_MAX_ITEMS = 2**22
+"""Elements of all lists together; the same vocabulary with scores and types has 1.3 million."""
 _DEFAULT_ALIGNMENT = 32
 
 
@@ -52,12 +58,13 @@ class GGUFHeader:
 
 
 class _Reader:
-    """Reads values one behind the other, never past the end."""
+    """Reads values one behind the other, never past the end of the header."""
 
     def __init__(self, data: memoryview, what: str) -> None:
-        self.data = data
+        self.data = data[:_MAX_HEADER]
         self.at = 0
         self._what = what
+        self._items_left = _MAX_ITEMS
 
     def error(self, why: str) -> ModelError:
         return ModelError(self._what, why, "the file is cut off or damaged: fetch it again")
@@ -70,6 +77,12 @@ class _Reader:
         self.at = begin + n_bytes
         return begin
 
+    def claim(self, n_items: int) -> None:
+        """Count the elements of a list before they are made into objects."""
+        self._items_left -= n_items
+        if self._items_left < 0:
+            raise self.error("its lists are longer than those of any model")
+
     def scalar(self, layout: str) -> Any:
         return struct.unpack_from(layout, self.data, self.take(struct.calcsize(layout)))[0]
 
@@ -81,6 +94,7 @@ class _Reader:
         """Many strings: a vocabulary has a hundred thousand, so the loop is spelled out."""
         if count * 8 > len(self.data) - self.at:
             raise self.error(f"a list of {count} texts does not fit in it")
+        self.claim(count)
         data, at, end = self.data, self.at, len(self.data)
         length_of = struct.Struct("<Q").unpack_from
         found = []
@@ -94,23 +108,25 @@ class _Reader:
         self.at = at
         return found
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind: int) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
             return self.string()
-        if kind != _ARRAY or depth == _MAX_DEPTH:
-            raise self.error(f"unknown type of value {kind}" if kind != _ARRAY else "nested lists")
+        if kind != _ARRAY:
+            raise self.error(f"unknown type of value {kind}")
         element, count = self.scalar("<I"), self.scalar("<Q")
         if element == _STRING:
             return self.strings(count)
         if element in _SCALARS:
             kind_of_one = _SCALARS[element][1]
             begin = self.take(count * struct.calcsize("<" + kind_of_one))
+            self.claim(count)
             return list(struct.unpack_from(f"<{count}{kind_of_one}", self.data, begin))
-        if count > len(self.data) - self.at:
-            raise self.error(f"a list of {count} lists does not fit in it")
-        return [self.value(element, depth + 1) for _ in range(count)]
+        # The format allows lists of lists; llama.cpp reads none, so no model has one.
+        raise self.error(
+            "nested lists" if element == _ARRAY else f"unknown type of value {element}"
+        )
 
 
 def read_header(data: memoryview, path: Path) -> GGUFHeader:
@@ -135,12 +151,16 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
         key = reader.string()
         if not key or key in metadata:
             raise reader.error(f"a name of its metadata stands twice or is empty: {key[:60]!r}")
+        if len(metadata) == _MAX_ENTRIES:
+            raise reader.error(f"it has more than {_MAX_ENTRIES} metadata values")
         metadata[key] = reader.value(reader.scalar("<I"))
     found: dict[str, GGUFTensor] = {}
     for _ in range(n_tensors):
         name = reader.string()
         if not name or name in found:
             raise reader.error(f"a tensor's name stands twice or is empty: {name[:60]!r}")
+        if len(found) == _MAX_ENTRIES:
+            raise reader.error(f"it has more than {_MAX_ENTRIES} tensors")
         found[name] = _tensor(reader, name)
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):

@@ -82,7 +82,6 @@ def run(arguments: list[str]) -> int:
         streams.fail(f"command line: {message}: see llama-chat --help")
         return error.exit_code
     except ClosedPipe as closed:
-        streams.discard_stdout()
         return closed.status
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED_STATUS

@@ -27,8 +27,8 @@ def prepare() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")
 
 
-def discard_stdout() -> None:
-    """Point stdout at nothing, so that Python's last flush does not complain of a closed pipe."""
+def _discard_stdout() -> None:
+    """Point stdout at nothing, so that Python's last flush does not fail once more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -120,7 +120,9 @@ class AnswerWriter:
             self._stream.write(text)
             self._stream.flush()
         except BrokenPipeError:
+            _discard_stdout()
             raise ClosedPipe from None
         except (OSError, ValueError) as error:
+            _discard_stdout()
             reason = getattr(error, "strerror", None) or "closed"
             raise LlamaChatError("stdout", reason.lower(), "the answer was lost") from None

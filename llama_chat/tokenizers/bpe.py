@@ -16,6 +16,7 @@ _LLAMA_3_SPLIT = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Llama 3 divides text into words, as published with its tokenizer."""
+_LLAMA_3 = ("llama-bpe", "llama3")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -76,7 +77,9 @@ class BytePairTokenizer(Tokenizer):
         if not set(missing).isdisjoint("\ufffd".encode()):
             raise _error("it lacks tokens for single bytes")
         self._unwritable = re.compile(b"[" + re.escape(bytes(missing)) + b"]") if missing else None
-        self._backend = Backend(BPE(vocab=vocabulary, merges=pairs))
+        # Llama 3 has tokens for whole words that its merges do not reach.
+        whole_words = pre_tokenizer in _LLAMA_3
+        self._backend = Backend(BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
         self._backend.pre_tokenizer = _pre_tokenizer(pre_tokenizer)
 
     def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
@@ -134,7 +137,7 @@ def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
         )
     if name in ("default", "gpt2", "gpt-2"):
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name in ("llama-bpe", "llama3"):
+    if name in _LLAMA_3:
         return pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(_LLAMA_3_SPLIT), "isolated"),
