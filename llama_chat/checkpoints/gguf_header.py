@@ -63,17 +63,24 @@ class _Reader:
     def __init__(self, data: memoryview, what: str) -> None:
         self.data = data[:_MAX_HEADER]
         self.at = 0
+        self._bounded = len(data) > _MAX_HEADER
         self._what = what
         self._items_left = _MAX_ITEMS
 
     def error(self, why: str) -> ModelError:
         return ModelError(self._what, why, "the file is cut off or damaged: fetch it again")
 
+    def cut_off(self, at: int) -> ModelError:
+        """The error for a value that reaches past the end."""
+        if self._bounded:
+            return self.error("its header is longer than that of any model")
+        return self.error(f"it ends in the middle of something, at byte {at}")
+
     def take(self, n_bytes: int) -> int:
         """Step over ``n_bytes`` and return where they begin."""
         begin = self.at
         if n_bytes > len(self.data) - begin:
-            raise self.error(f"it ends in the middle of something, at byte {begin}")
+            raise self.cut_off(begin)
         self.at = begin + n_bytes
         return begin
 
@@ -100,10 +107,10 @@ class _Reader:
         found = []
         for _ in range(count):
             if end - at < 8:
-                raise self.error(f"it ends in the middle of a list, at byte {at}")
+                raise self.cut_off(at)
             at += 8 + (length := length_of(data, at)[0])
             if at > end:
-                raise self.error(f"it ends in the middle of a text, at byte {end}")
+                raise self.cut_off(end)
             found.append(str(data[at - length : at], "utf-8", "replace"))
         self.at = at
         return found
@@ -140,11 +147,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     if bytes(data[:4]) != MAGIC:
         raise ModelError(what, "not a GGUF file", "fetch it again")
     reader.take(4)
-    version = reader.scalar("<I")
-    if version not in (2, 3):
-        if int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3):
-            raise ModelError(what, "it is a big-endian GGUF file", "take a little-endian one")
-        raise ModelError(what, f"GGUF version {version} is not known", "take version 2 or 3")
+    _check_version(reader.scalar("<I"), what)
     n_tensors, n_values = reader.scalar("<Q"), reader.scalar("<Q")
     metadata: dict[str, Any] = {}
     for _ in range(n_values):
@@ -172,6 +175,14 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     return GGUFHeader(
         metadata, {n: GGUFTensor(t.shape, t.type, start + t.offset) for n, t in found.items()}
     )
+
+
+def _check_version(version: int, what: str) -> None:
+    if version in (2, 3):
+        return
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3):
+        raise ModelError(what, "it is a big-endian GGUF file", "take a little-endian one")
+    raise ModelError(what, f"GGUF version {version} is not known", "take version 2 or 3")
 
 
 def _tensor(reader: _Reader, name: str) -> GGUFTensor:

@@ -32,9 +32,8 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
         """Encode ``text``.
 
-        Pieces that touch a span of ``spell`` are replaced by those of their single characters:
-        the text stays the same and the ids differ, so that a tag typed by a person is not the
-        tag of a template.
+        The characters in a span of ``spell`` are encoded one by one: the text stays the same and
+        the ids differ, so that a tag typed by a person is not the tag of a template.
         """
 
     @abstractmethod
