@@ -41,19 +41,23 @@ def open_chat(settings: Settings) -> None:
             )
     if not settings.text("model") and not starter.is_installed(starter.DEFAULT):
         _offer_starter()
-    prompt = open_prompt(settings)
-    configured = settings
-    settings = with_prompt_file(settings, prompt)
-    from llama_chat.terminal.app import ChatApp
     from llama_chat.terminal.keyboard import hold_keys
-    from llama_chat.terminal.renderer import Renderer
 
     with hold_keys():
-        llama = load_model(settings)
+        _talk(settings)
 
+
+def _talk(settings: Settings) -> None:
+    """Load the model, show what it is, and run the chat."""
+    from llama_chat.terminal.app import ChatApp
+    from llama_chat.terminal.renderer import Renderer
+
+    prompt = open_prompt(settings)
+    before_prompt = None if prompt is None else _head(settings)
+    settings = with_prompt_file(settings, prompt)
+    llama = load_model(settings)
     renderer = Renderer(settings.text("color"))
     session = new_session(llama, settings, prompt, renderer.note)
-    before_prompt = None if prompt is None else _head(configured)
     app = ChatApp(session, renderer, llama.name, before_prompt)
     if not settings["quiet"]:
         dtype = str(llama.model.dtype).removeprefix("torch.")

@@ -155,9 +155,9 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.renderer.note("no prompt file")
         return
     prompt = load_prompt(argument)
-    if not prompt.structured:
+    if (text := prompt.text) is not None:
         chat.renderer.note("this file is raw text: sent as a message")
-        chat.reply(lambda watch: chat.session.send(prompt.text, watch))
+        chat.reply(lambda watch: chat.session.send(text, watch))
         return
     changes = {
         name: parse(SETTINGS[name], str(value), f"{prompt.name}, {name}")

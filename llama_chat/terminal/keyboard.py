@@ -26,10 +26,11 @@ _NO_STYLE = Style.from_dict({"bottom-toolbar": "noreverse"})
 
 @contextmanager
 def hold_keys() -> Iterator[None]:
-    """While the program is busy, keep what is typed for the next input.
+    """Keep what is typed while no input is open for the next one.
 
     It is not echoed into a reply, and Enter stays Enter: the terminal would make it the newline
-    that Ctrl-J types. Ctrl-C still interrupts.
+    that Ctrl-J types. Ctrl-C still interrupts. To be held around a whole chat: an input restores
+    the mode it found.
     """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
