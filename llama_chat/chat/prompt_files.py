@@ -38,8 +38,8 @@ class PromptFile:
 
     name: str
     path: Path
-    text: str = ""
-    """The raw prompt; empty if the file is structured."""
+    text: str | None = None
+    """The raw prompt; None if the file is structured."""
     description: str = ""
     system: str = ""
     examples: tuple[Example, ...] = ()
@@ -52,18 +52,13 @@ class PromptFile:
     """Sampling settings, not checked yet."""
     warnings: tuple[str, ...] = ()
 
-    @property
-    def structured(self) -> bool:
-        """Whether the file gives a system message and examples rather than raw text."""
-        return not self.text
-
     def renders(self) -> list[str]:
         """The texts to continue: the raw text, or one for each query.
 
         Each shows the system message, the examples through the pattern, and the pattern of one
         query up to where the model is to go on.
         """
-        if not self.structured:
+        if self.text is not None:
             return [self.text]
         before, _, after = self.pattern.partition("{assistant}")
         head = [f"{self.system}\n\n"] if self.system else []
@@ -99,17 +94,21 @@ def load_prompt(wanted: str) -> PromptFile:
 def raw_prompt(text: str, path: Path) -> PromptFile:
     """A prompt of raw text, less one final newline.
 
-    Raises:
-        UsageError: if nothing is left of it.
+    An empty one is possible: the model then begins a text of its own.
     """
     what = f"prompt {str(path)!r}"
-    text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-    if not text.strip():
-        raise UsageError(what, "it is empty", "write something into it")
+    text = without_final_newline(text)
     warnings: tuple[str, ...] = ()
-    if text[-1] in " \t":
+    if not text:
+        warnings = (f"{what}: it is empty: the model begins from nothing",)
+    elif text[-1] in " \t":
         warnings = (f"{what}: ends in white space, which makes other tokens than the same without",)
     return PromptFile(path.stem, path, text=text, warnings=warnings)
+
+
+def without_final_newline(text: str) -> str:
+    """``text`` less the one line end that editors and ``echo`` put behind it."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def read_text(path: Path) -> str:

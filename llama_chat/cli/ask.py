@@ -1,12 +1,11 @@
 """``llama-chat ask``: one question, one answer."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llama_chat.chat.prompt_files import raw_prompt
+from llama_chat.chat.prompt_files import without_final_newline
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
@@ -46,12 +45,12 @@ def message_of(question: str | None) -> str:
                 "question", "there is none", 'llama-chat ask "Why?", or pipe a text to stdin'
             )
         return question
-    document = streams.read_stdin()
+    document = without_final_newline(streams.read_stdin())
+    if document.strip():
+        return document if question is None else f"{document}\n\n{question}"
     if question is None:
-        return raw_prompt(document, Path("stdin")).text
-    if not document.strip():  # cron and CI give an empty stdin with every question
-        return question
-    return f"{raw_prompt(document, Path('stdin')).text}\n\n{question}"
+        raise UsageError("stdin", "it is empty", "pipe a text to it")
+    return question  # cron and CI give an empty stdin with every question
 
 
 def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool = False) -> None:
