@@ -9,7 +9,7 @@ from llama_chat.errors import LengthLimitError
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.progress import progress
+from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
 
 
@@ -38,7 +38,7 @@ def write_answer(
         LengthLimitError: if it is, under ``fail_on_length``.
     """
     writer = AnswerWriter(raw=raw or as_json)
-    with progress("Reading the prompt") as on_prefill:
+    with progress("Reading the prompt", PREFILL_PATIENCE_S) as on_prefill:
         events = generate(Watch(on_prefill=on_prefill))
         first = next(events)
     text = echo

@@ -11,7 +11,7 @@ from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.terminal.commands import Head, find_command, parse_command
 from llama_chat.terminal.keyboard import open_history, open_keyboard
-from llama_chat.terminal.progress import progress
+from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.toolbar import toolbar
 
@@ -86,7 +86,7 @@ class ChatApp:
     def reply(self, generate: Callable[[Watch], Iterator[Event]]) -> None:
         """Show a reply as it comes. Ctrl-C stops it, in prefill too, and keeps what was said."""
         with _until_interrupt() as stopped:
-            with progress("Reading") as on_prefill:
+            with progress("Reading", PREFILL_PATIENCE_S) as on_prefill:
                 events = generate(Watch(should_stop=stopped, on_prefill=on_prefill))
                 first = next(events)
             try:
@@ -100,7 +100,7 @@ class ChatApp:
 
     def prefill(self) -> None:
         """Read ahead what the next message will stand behind."""
-        with _until_interrupt() as stopped, progress("Reading") as on_prefill:
+        with _until_interrupt() as stopped, progress("Reading", PREFILL_PATIENCE_S) as on_prefill:
             self.session.settle(Watch(should_stop=stopped, on_prefill=on_prefill))
 
     def leave(self) -> None:

@@ -17,9 +17,12 @@ Report = Callable[[int, int], None]
 PATIENCE_S = 0.3
 """A job that is done by then shows nothing."""
 
+PREFILL_PATIENCE_S = 1.0
+"""The same for reading a prompt, which nearly every reply begins with."""
+
 
 @contextmanager
-def progress(description: str) -> Iterator[Report]:
+def progress(description: str, patience_s: float = PATIENCE_S) -> Iterator[Report]:
     """Show how far a job is, with percentage and time left, and remove that at its end.
 
     Nothing is written where stderr is no terminal.
@@ -31,7 +34,7 @@ def progress(description: str) -> Iterator[Report]:
     def report(done: int, total: int) -> None:
         nonlocal bar, task
         if bar is None:
-            if done >= total or time.monotonic() - began < PATIENCE_S:
+            if done >= total or time.monotonic() - began < patience_s:
                 return
             bar = _open_bar()
             task = bar.add_task(description, total=total)
