@@ -7,9 +7,12 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import pytest
 import sentencepiece
 import torch
 
+from llama_chat.errors import ModelError
+from llama_chat.llama import load_tokenizer, open_checkpoint
 from llama_chat.model.config import LlamaConfig
 from llama_chat.tokenizers.bpe import BytePairTokenizer, byte_alphabet
 from tests.models import random_model
@@ -209,3 +212,15 @@ def sentencepiece_model() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def assert_refused(path: Path, *parts: str) -> None:
+    """Opening ``path`` is refused in one line that holds ``parts``."""
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(open_checkpoint(path))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.isprintable()
+    assert caught.value.status == 3
+    for part in parts:
+        assert part in line, line

@@ -2,7 +2,6 @@
 
 import os
 import struct
-import time
 import tracemalloc
 import warnings
 from itertools import pairwise
@@ -143,9 +142,7 @@ def test_a_header_without_end_costs_little(case: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(header)
     os.truncate(path, 2**30 + 1000)
-    begin = time.perf_counter()
     refused(path, why)
-    assert time.perf_counter() - begin < 2
     tracemalloc.start()
     refused(path, why)
     _, peak = tracemalloc.get_traced_memory()
