@@ -152,7 +152,6 @@ def test_two_at_once_both_succeed(index: Path) -> None:
 @pytest.fixture
 def stalled_index() -> Iterator[str]:
     """An index on loopback that accepts a question and never ends its answer."""
-    asked = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -162,7 +161,6 @@ def stalled_index() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(b"<html>")
             self.wfile.flush()
-            asked.set()
             finished.wait(60)
 
         def log_message(self, *_: object) -> None:
@@ -170,7 +168,6 @@ def stalled_index() -> Iterator[str]:
 
     finished = threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = asked  # type: ignore[attr-defined] # for the test
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/simple"
     finished.set()
