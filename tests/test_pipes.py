@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from llama_chat import starter
+from llama_chat.generation.events import Token
+from llama_chat.generation.sampling import Sampling
+from llama_chat.llama import load
 from tests.conftest import ROOT
+from tests.model_files import write_gguf
 from tests.program import COMMAND, assert_clean_error, environment, run
 
 
@@ -35,8 +39,12 @@ def shell(command: str, home: Path, **env: str) -> subprocess.CompletedProcess[b
 
 @pytest.fixture(scope="session")
 def starter_env(starter_model: Path) -> dict[str, str]:
-    """An environment in which the starter is the model."""
-    return {"LLAMA_CHAT_MODEL": str(starter_model), "LLAMA_CHAT_MAX_TOKENS": "24"}
+    """An environment in which the starter is the model, and always answers the same."""
+    return {
+        "LLAMA_CHAT_MODEL": str(starter_model),
+        "LLAMA_CHAT_MAX_TOKENS": "24",
+        "LLAMA_CHAT_TEMPERATURE": "0",
+    }
 
 
 @pytest.mark.parametrize(
@@ -156,9 +164,11 @@ def test_a_reader_that_leaves_stops_the_answer_quietly(
 ) -> None:
     env = starter_env | {"LLAMA_CHAT_MAX_TOKENS": "100000"}
     prompt = "prompts/zero_shot/quantum_entanglement.txt"
-    done = shell(f"llama-chat complete {prompt} | head -1; echo ${{PIPESTATUS[0]}}", home, **env)
-    assert done.stdout.decode().splitlines()[-1] == "141"
-    assert done.stderr == b""
+    for reader in ("head -1", "head -c 1"):
+        command = f"llama-chat complete {prompt} | {reader}; echo ${{PIPESTATUS[0]}}"
+        done = shell(command, home, **env)
+        assert done.stdout.decode().splitlines()[-1].endswith("141")
+        assert done.stderr == b""
 
 
 def test_output_that_cannot_be_written_is_an_error(home: Path, gguf_model: Path) -> None:
@@ -206,6 +216,19 @@ def test_signals_while_answering_end_at_once_with_their_status(
     assert child.returncode == status
     assert (first + out).endswith(b"\n")
     assert err == b""
+
+
+def test_an_answer_that_is_empty_is_said_to_be(home: Path, gguf_model: Path) -> None:
+    llama = load(gguf_model)
+    first = next(llama.generate(llama.prompt_ids("the"), Sampling(temperature=0)))
+    assert isinstance(first, Token)
+    # The same weights, and that token ends a text.
+    write_gguf(home / "m.gguf", metadata={"tokenizer__ggml__eos_token_id": first.id})
+    flags = ("complete", "-", "-m", home / "m.gguf", "--temperature", "0")
+    done = run(*flags, home=home, stdin=b"the")
+    assert (done.status, done.out) == (0, "")
+    assert "warning: answer: the model ended it at once" in done.err
+    assert run(*flags, "-q", home=home, stdin=b"the").err == ""
 
 
 def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> None:

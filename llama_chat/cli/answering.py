@@ -83,6 +83,8 @@ def _tell_end(finish: Finish, settings: Settings, fail_on_length: bool) -> None:
         "length": (f"cut off after {n} tokens", "raise --max-tokens"),
         "context": (f"cut off after {n} tokens, where the context is full", "shorten the prompt"),
     }
+    if n == 0 and not settings["quiet"]:
+        streams.warn("answer: the model ended it at once: try another --seed, or complete --chat")
     if finish.reason not in limits:
         return
     why, advice = limits[finish.reason]
