@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,22 +56,7 @@ def describe(
         "name": checkpoint.name,
         "path": str(checkpoint.path),
         "format": checkpoint.format,
-        "architecture": {
-            name: getattr(config, name)
-            for name in (
-                "dim",
-                "n_layers",
-                "n_heads",
-                "n_kv_heads",
-                "head_dim",
-                "hidden_dim",
-                "vocab_size",
-                "norm_eps",
-                "rope_theta",
-                "context_length",
-                "tie_embeddings",
-            )
-        },
+        "architecture": asdict(config),
         "parameters": config.n_parameters,
         "stored_bytes": checkpoint.n_bytes,
         "dtype": dtype,
