@@ -289,7 +289,7 @@ def load_settings(
             origins[name] = Origin(parse(setting, typed, setting.variable), setting.variable)
         flag = flags.get(name)
         if isinstance(flag, bool) or (isinstance(flag, list) and flag):
-            origins[name] = Origin(_checked(setting, flag, setting.flag), setting.flag)
+            origins[name] = Origin(check(setting, flag, setting.flag), setting.flag)
         elif isinstance(flag, str):
             origins[name] = Origin(parse(setting, flag, setting.flag), setting.flag)
     return Settings(origins)
@@ -307,7 +307,12 @@ def parse(setting: Setting, typed: str, where: str) -> Value:
         raise UsageError(where, f"{_quoted(typed)} does not fit", f"give {setting.range}") from None
 
 
-def _checked(setting: Setting, value: object, where: str) -> Value:
+def check(setting: Setting, value: object, where: str) -> Value:
+    """Check a value of a file, with ``where`` named in the error.
+
+    Raises:
+        UsageError: if it does not fit.
+    """
     try:
         return setting.check(value)
     except ValueError:
@@ -352,7 +357,7 @@ def read_config(path: Path) -> dict[str, Value]:
         if key not in SETTINGS:
             raise UsageError(where, f"unknown key {_quoted(key)}", suggestion(key, SETTINGS))
         setting = SETTINGS[key]
-        checked = _checked(setting, value, f"{where}, {key}")
+        checked = check(setting, value, f"{where}, {key}")
         if setting.kind == "path" and isinstance(checked, str) and checked:
             beside = path.parent / Path(checked).expanduser()
             checked = str(beside) if beside.exists() else checked

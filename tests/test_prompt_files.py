@@ -144,6 +144,10 @@ def test_a_wrong_name_suggests_the_nearest() -> None:
 
 
 BAD_TOML = {
+    "true": ('system = "x"\ntemperature = true', "temperature: True does not fit"),
+    "fraction": ('system = "x"\ntop_k = 1.7', "top_k: 1.7 does not fit"),
+    "number in quotes": ('system = "x"\nseed = "1"', "seed: '1' does not fit"),
+    "range": ('system = "x"\ntop_p = 2', "give a number above 0 to 1"),
     "syntax": ("system = ", "not TOML"),
     "unknown key": ('sytem = "x"', "did you mean system?"),
     "nothing": ('description = "x"', "neither system nor examples"),

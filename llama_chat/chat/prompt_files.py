@@ -6,11 +6,11 @@ import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from llama_chat.errors import UsageError
 from llama_chat.files import config_home, resource
-from llama_chat.settings import SAMPLING_NAMES
+from llama_chat.settings import SAMPLING_NAMES, SETTINGS, Value, check
 
 MAX_BYTES = 64 * 2**20
 """More than any context holds; a larger file is a mistake, and an endless one never ends."""
@@ -48,8 +48,8 @@ class PromptFile:
     pattern: str = DEFAULT_PATTERN
     """How an example is written for a model that only continues text."""
     stop: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Sampling settings, not checked yet."""
+    settings: dict[str, Value] = field(default_factory=dict)
+    """Sampling settings, and ``max_tokens``."""
     warnings: tuple[str, ...] = ()
 
     def renders(self) -> list[str]:
@@ -266,7 +266,11 @@ def _structured(name: str, path: Path, text: str) -> PromptFile:
         queries=queries,
         pattern=pattern,
         stop=tuple(stop),
-        settings={key: table[key] for key in SETTING_KEYS if key in table},
+        settings={
+            key: check(SETTINGS[key], table[key], f"{what}, {key}")
+            for key in SETTING_KEYS
+            if key in table
+        },
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.library import find_model
-from llama_chat.settings import SAMPLING_NAMES, SETTINGS, Settings, Value, parse
+from llama_chat.settings import SAMPLING_NAMES, Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
@@ -45,11 +45,7 @@ def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
         return settings
     for line in prompt.warnings:
         streams.warn(line)
-    where = f"prompt file {prompt.name!r}"
-    values: dict[str, Value] = {
-        name: parse(SETTINGS[name], value, f"{where}, {name}")
-        for name, value in prompt.settings.items()
-    }
+    values = dict(prompt.settings)
     if prompt.system:
         values["system"] = prompt.system
     if prompt.stop:

@@ -159,17 +159,13 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.renderer.note("this file is raw text: sent as a message")
         chat.reply(lambda watch: chat.session.send(text, watch))
         return
-    changes = {
-        name: parse(SETTINGS[name], str(value), f"{prompt.name}, {name}")
-        for name, value in prompt.settings.items()
-    }
     _end_prompt(chat)
     before = chat.before_prompt = head_of(chat.session)
     conversation.system = prompt.system or before.system
     conversation.examples = prompt.examples
     chat.session.stop = prompt.stop or before.stop
-    _change_sampling(chat, changes)
-    if isinstance(limit := changes.get("max_tokens"), int):
+    _change_sampling(chat, prompt.settings)
+    if isinstance(limit := prompt.settings.get("max_tokens"), int):
         chat.session.max_tokens = limit
     if conversation.system:
         chat.renderer.note(f"system: {conversation.system}")
