@@ -91,9 +91,13 @@ class Engine:
                 f"{len(ids)} tokens do not fit in the context of {self.context}",
                 "shorten it, or raise --context if the model allows",
             )
-        kept = min(common_prefix(self.cache.ids, ids), len(ids) - 1)
+        kept = self._reusable(ids)
         self.cache.truncate(kept)
         return self._read(ids[kept:], watch or Watch())
+
+    def _reusable(self, ids: Sequence[int]) -> int:
+        """How many of ``ids`` need not be read: what is cached, but the last, for its logits."""
+        return min(common_prefix(self.cache.ids, ids), len(ids) - 1)
 
     def _read(self, ids: Sequence[int], watch: Watch) -> Tensor:
         """Read ``ids`` behind what the cache holds, and return the logits behind the last."""
@@ -102,9 +106,13 @@ class Engine:
             try:
                 logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if not _is_out_of_memory(error):
                     raise
-                raise out_of_memory(f"{self.cache.length + len(chunk)} tokens of context") from None
+                raise LlamaChatError(
+                    f"{self.cache.length + len(chunk)} tokens of context",
+                    "not enough memory",
+                    "use a smaller model or --context",
+                ) from None
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
         return logits
@@ -140,7 +148,7 @@ class Engine:
         clock = _Clock()
         ids = list(ids)
         n_prompt = len(ids)
-        n_cached = min(common_prefix(self.cache.ids, ids), n_prompt - 1)
+        n_cached = self._reusable(ids)
         decoder = StreamingDecoder(self.tokenizer, leading)
         stops = StopStrings(stop)
         reason: FinishReason = "interrupted"
@@ -196,16 +204,11 @@ class Engine:
         return torch.cat(chunks)
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether torch or Python could not get memory; on a CPU torch has no class for it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "not enough memory" in str(error) or "allocate memory" in str(error)
-
-
-def out_of_memory(what: str) -> LlamaChatError:
-    """The error to raise when ``what`` does not fit in memory."""
-    return LlamaChatError(what, "not enough memory", "use a smaller model or --context")
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
