@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
@@ -88,20 +89,20 @@ class Llama:
         system: str = "",
         sampling: Sampling | None = None,
         *,
-        template: str = "auto",
         examples: Sequence[Example] = (),
+        conversation: Conversation | None = None,
+        template: str = "auto",
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> ChatSession:
-        """Begin a conversation with a cache of its own; see ``ChatSession``."""
+        """Begin a conversation, or go on with one, with a cache of its own; see ``ChatSession``."""
         return ChatSession(
             self.engine(),
             self.template(template),
             sampling,
-            system=system,
-            examples=examples,
+            conversation=conversation or Conversation(system, examples),
             max_tokens=max_tokens,
             stop=stop,
             drop_oldest=drop_oldest,

@@ -50,6 +50,11 @@ class Setting:
         return "LLAMA_CHAT_" + self.name.upper()
 
     @property
+    def command(self) -> str:
+        """Its spelling in the chat."""
+        return "/" + self.name.replace("_", "-")
+
+    @property
     def range(self) -> str:
         """What it may be, in words."""
         match self.kind:
@@ -135,7 +140,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZE = ("none", "int8", "int4")
 TEMPLATES = ("auto", "llama2", "chatml", "plain")
 OVERFLOW = ("drop-oldest", "stop")
-COLOR = ("auto", "always", "never")
+WHEN = ("auto", "always", "never")
 
 _MODEL = (
     Setting("model", "path", None, "Model: a folder, a file or a name.", short="-m"),
@@ -194,7 +199,10 @@ _REPLY = (
 )
 
 _OUTPUT = (
-    Setting("color", "choice", "auto", "Colour on terminals.", choices=COLOR),
+    Setting("color", "choice", "auto", "Colour on terminals.", choices=WHEN),
+    Setting("markdown", "choice", "auto", "Format replies in the chat.", choices=WHEN),
+    Setting("plain", "switch", False, "No cursor movement, no toolbar: for screen readers."),
+    Setting("no_save", "switch", False, "Keep no conversation and no history on disk."),
     Setting("quiet", "switch", False, "Nothing but the answer and errors.", short="-q"),
     Setting("verbose", "switch", False, "More on stderr: speeds and counts.", short="-v"),
 )
@@ -220,7 +228,7 @@ class Origin:
 
     value: Value
     source: str
-    """``default``, ``--top-p``, ``LLAMA_CHAT_TOP_P`` or the path of a settings file."""
+    """``default``, ``--top-p``, ``LLAMA_CHAT_TOP_P``, ``/top-p`` or the path of a file."""
 
     @property
     def given(self) -> bool:
@@ -252,6 +260,10 @@ class Settings:
         """The value of a list."""
         value = self[name]
         return value if isinstance(value, tuple) else ()
+
+    def replace(self, name: str, value: Value, source: str) -> "Settings":
+        """The same with another value, that came from ``source``."""
+        return Settings({**self.origins, name: Origin(value, source)})
 
     def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
         """Replace values as a prompt file does: those of a settings file, but no flag."""

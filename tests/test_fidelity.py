@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_chat.chat.conversation import Message, parse_dialog
+from llama_chat.chat.conversation import Message
+from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.templates import Llama2Template
 from llama_chat.generation.sampling import Sampling
 from llama_chat.llama import Llama, load, place_weight

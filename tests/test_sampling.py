@@ -50,7 +50,7 @@ def test_top_p_keeps_what_meta_keeps(weights: list[float], p: float) -> None:
 
 def test_temperature_0_is_the_likeliest_token_and_its_log_probability() -> None:
     logits = torch.tensor([0.0, 3.0, 2.0])
-    token_id, logprob = Sampler(Sampling(temperature=0))(logits, [])
+    token_id, logprob, _ = Sampler(Sampling(temperature=0))(logits, [])
     assert token_id == 1
     assert logprob == pytest.approx(math.log(math.exp(3) / (1 + math.exp(3) + math.exp(2))))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatMLTemplate
@@ -25,12 +26,19 @@ MODEL = random_model(SMALL)
 TOKENIZER = byte_tokenizer()
 
 
-def new_session(max_tokens: int = 12, context: int = 512, **options: object) -> ChatSession:
+def new_session(
+    max_tokens: int = 12,
+    context: int = 512,
+    system: str = "",
+    examples: Sequence[Example] = (),
+    **options: object,
+) -> ChatSession:
     model = MODEL if context == 512 else random_model(replace(SMALL, context_length=context))
     return ChatSession(
         Engine(model, TOKENIZER),
         ChatMLTemplate(TOKENIZER),
         Sampling(seed=1, temperature=1.0),
+        conversation=Conversation(system, examples),
         max_tokens=max_tokens,
         **options,  # type: ignore[arg-type] # passed on
     )
@@ -50,11 +58,13 @@ def assert_cache_is_exact(session: ChatSession) -> None:
         return
     assert engine.cache.length == len(ids)
     probe = [TOKENIZER.control_ids["<|im_start|>"]]
-    if len(ids) == engine.context:
-        ids = ids[:-1]
-        engine.cache.truncate(len(ids))
+    lost = ids[engine.context - 1 :]
+    ids = ids[: engine.context - 1]
+    engine.cache.truncate(len(ids))
     warm = engine.model(probe, engine.cache)
     engine.cache.truncate(len(ids))
+    if lost:
+        engine.read_ahead(ids + lost)
     cold = engine.model(ids + probe, engine.model.new_cache())
     torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
@@ -75,11 +85,12 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(text=st.text(max_size=20))
     def send(self, text: str) -> None:
-        before = self.session.ids
+        before, n_dropped = self.session.ids, self.session.conversation.n_dropped
         finish = finish_of(self.session.send(text))
         self.said.append(text)
-        assert finish.usage.cached_tokens <= finish.usage.prompt_tokens
-        assert self.session.ids[: len(before)] == before or not before
+        assert finish.usage.cached_tokens < finish.usage.prompt_tokens
+        if n_dropped == self.session.conversation.n_dropped:
+            assert self.session.ids[: len(before)] == before
 
     @rule(text=st.text(max_size=20), questions=st.integers(0, 40))
     def interrupted_send(self, text: str, questions: int) -> None:
@@ -114,6 +125,38 @@ class Conversations(RuleBasedStateMachine):
         after = self.session.conversation.versions()
         assert after[: len(before)] == before
         assert len(after) == len(before) + 1
+
+    @rule(opening=st.sampled_from(["Sure", "é", "<|im_end|>", "  two "]))
+    def send_with_an_opening(self, opening: str) -> None:
+        finish_of(self.session.send("x", opening=opening))
+        self.said.append("x")
+        reply = self.session.conversation.path()[-1]
+        assert reply.text.startswith(opening.lstrip())
+        assert not set(reply.ids or ()) & set(TOKENIZER.control_ids.values())
+
+    @rule(questions=st.integers(0, 20))
+    def resume(self, questions: int) -> None:
+        if not self.said:
+            with pytest.raises(UsageError):
+                next(self.session.resume())
+            return
+        reply = self.session.conversation.path()[-1]
+        before, known = reply.ids or (), reply.text.rstrip("\ufffd")
+        with contextlib.suppress(PromptTooLongError):
+            finish_of(self.session.resume(interrupt_after(questions)))
+        assert self.session.conversation.path()[-1] is reply
+        assert (reply.ids or ())[: len(before)] == before
+        assert reply.text.startswith(known)
+
+    @rule(data=st.data())
+    def switch_branch(self, data: st.DataObject) -> None:
+        conversation = self.session.conversation
+        if not conversation.all:
+            return
+        conversation.head = data.draw(st.sampled_from(conversation.branches()))
+        self.said = [m.text for m in conversation.path() if m.role == "user"]
+        self.session.settle()
+        assert list(self.session.engine.cache.ids) == self.session.ids
 
     @rule(system=st.sampled_from(["", "Be brief.", "Answer in French."]))
     def change_system(self, system: str) -> None:
@@ -309,8 +352,14 @@ def test_context_rows_add_up_to_the_conversation() -> None:
     session = new_session(system="Be brief.", examples=[Example("a", "b")])
     finish_of(session.send("hello"))
     rows = session.context_rows()
-    assert [row.role for row in rows] == ["system", "user", "assistant", "user", "assistant"]
-    assert sum(row.tokens for row in rows) == len(session.ids) == session.count()
+    assert [row.message.role for row in rows] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
+    assert sum(len(row.ids) for row in rows) == len(session.ids) == session.count()
     assert sum(row.cached for row in rows) == session.engine.cache.length
     session.conversation.system = "Changed."
     assert sum(row.cached for row in session.context_rows()) < 10

@@ -1,28 +1,63 @@
-"""Messages, and the tree that retries and edits make of them."""
+"""Messages, and the tree that retries, edits and branches make of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
-from llama_chat.chat.prompt_files import Example
-from llama_chat.errors import UsageError
+from llama_chat.chat.prompt_files import Example, without_final_newline
+from llama_chat.generation.trace import Trace
 
 Role = Literal["system", "user", "assistant"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A text that stands in front of a message."""
+
+    text: str
+    name: str = ""
+    """What it is called, as the model is told too; empty for a document from a pipe."""
+
+    def __str__(self) -> str:
+        text = without_final_newline(self.text)
+        return f"{self.name}:\n{text}" if self.name else text
+
+
+@dataclass(slots=True, eq=False)
 class Message:
     """One message; a node of the tree by its ``parent``."""
 
     role: Role
-    content: str
+    text: str
+    """What was typed, or what the model wrote."""
     ids: tuple[int, ...] | None = None
     """The ids that the model wrote, verbatim and without the end of the turn; None for a message
     known only as text, which the template encodes."""
     interrupted: bool = False
     """Whether the reply was stopped before the model ended it."""
+    attachments: tuple[Attachment, ...] = ()
     parent: "Message | None" = field(default=None, repr=False)
+    number: int = 0
+    """Its number in the conversation, from 1 in the order of their making; 0 for a system message
+    and examples, which are no part of the tree."""
+    n_dropped: int = 0
+    """How many of the oldest turns before it the model is not shown, since they did not fit."""
+    trace: Trace | None = field(default=None, repr=False)
+    """What the model might have written instead; None if that is not known."""
+
+    @property
+    def content(self) -> str:
+        """What the model is shown: attachments, each with a blank line behind it, and the text."""
+        if not self.attachments:
+            return self.text
+        return "\n\n".join([*map(str, self.attachments), *([self.text] if self.text else [])])
+
+    @property
+    def preview(self) -> str:
+        """The first line of the text behind the names of the attachments, for lists."""
+        names = [f"[{attachment.name or 'document'}]" for attachment in self.attachments]
+        line = " ".join([*names, self.text.strip().partition("\n")[0]])
+        return line if len(line) <= 60 else line[:59] + "…"
 
 
 class Conversation:
@@ -34,106 +69,83 @@ class Conversation:
     def __init__(self, system: str = "", examples: Sequence[Example] = ()) -> None:
         self.system = system
         self.examples = tuple(examples)
-        self._head: Message | None = None
-        self._replies: list[Message] = []
-        self.n_dropped = 0
-        """How many of the oldest turns of the path the model is no longer shown."""
+        self.head: Message | None = None
+        """The last message of the current path."""
+        self._all: list[Message] = []
+
+    @property
+    def all(self) -> Sequence[Message]:
+        """Every message of every branch, in the order of their numbers."""
+        return self._all
 
     def path(self) -> list[Message]:
         """The messages said so far on the current path, oldest first."""
-        path = []
-        message = self._head
-        while message is not None:
-            path.append(message)
-            message = message.parent
-        return path[::-1]
+        return path_to(self.head)
 
-    def messages(self) -> list[Message]:
-        """What the model is shown: system message, examples, and the turns that are not dropped."""
+    @property
+    def n_dropped(self) -> int:
+        """How many of the oldest turns of the path the model is no longer shown."""
+        return self.head.n_dropped if self.head else 0
+
+    def preface(self) -> list[Message]:
+        """What stands before all turns and is never dropped: system message and examples."""
         shown = [Message("system", self.system)] if self.system else []
         for example in self.examples:
             shown += [Message("user", example.user), Message("assistant", example.assistant)]
-        return shown + self.path()[2 * self.n_dropped :]
+        return shown
 
-    def add_user(self, content: str) -> None:
-        """Say something, behind a finished reply."""
-        self._head = Message("user", content, parent=self._head)
+    def messages(self) -> list[Message]:
+        """What the model is shown: system message, examples, and the turns that are not dropped."""
+        return self.preface() + self.path()[2 * self.n_dropped :]
 
-    def add_reply(
-        self, content: str, ids: Sequence[int] | None, *, interrupted: bool = False
-    ) -> None:
-        """Record what the model answered to the last message."""
-        verbatim = None if ids is None else tuple(ids)
-        self._head = Message("assistant", content, verbatim, interrupted, self._head)
-        self._replies.append(self._head)
+    def add(self, message: Message) -> Message:
+        """Put ``message`` behind the last one of the path, and return it."""
+        message.parent, message.number = self.head, len(self._all) + 1
+        self._all.append(message)
+        self.head = message
+        return message
 
-    def reopen(self) -> Message | None:
-        """Go back to the last user message, keeping its reply as a version; None if none."""
-        while self._head is not None and self._head.role == "assistant":
-            self._head = self._head.parent
-        return self._head
+    def question(self) -> Message | None:
+        """The last user message of the path; None if there is none."""
+        message = self.head
+        return message.parent if message is not None and message.role == "assistant" else message
+
+    def children(self, message: Message | None) -> list[Message]:
+        """What was said behind ``message``, or first of all for None, oldest first."""
+        return [child for child in self._all if child.parent is message]
 
     def versions(self) -> list[Message]:
         """All replies ever given to the last user message of the path, oldest first."""
-        question = self._head
-        if question is not None and question.role == "assistant":
-            question = question.parent
-        return [reply for reply in self._replies if reply.parent is question]
+        question = self.question()
+        return [] if question is None else self.children(question)
+
+    def branches(self) -> list[Message]:
+        """The last message of every branch, oldest first."""
+        parents = {id(message.parent) for message in self._all}
+        return [message for message in self._all if id(message) not in parents]
+
+    def find(self, number: int) -> Message | None:
+        """The message of that number; None if there is none."""
+        return self._all[number - 1] if 1 <= number <= len(self._all) else None
 
     def undo(self, turns: int = 1) -> list[Message]:
         """Go back before the last ``turns`` user messages, and return those."""
         undone: list[Message] = []
-        while len(undone) < turns and (question := self.reopen()) is not None:
+        while len(undone) < turns and (question := self.question()) is not None:
             undone.append(question)
-            self._head = question.parent
-        self.n_dropped = min(self.n_dropped, len(self.path()) // 2)
+            self.head = question.parent
         return undone
 
     def clear(self) -> None:
         """Forget all turns; the system message and the examples stay."""
-        self._head = None
-        self._replies.clear()
-        self.n_dropped = 0
-
-    def drop_oldest(self) -> bool:
-        """Stop showing the oldest turn to the model; False if only the last message is left."""
-        if len(self.path()) - 2 * self.n_dropped <= 2:
-            return False
-        self.n_dropped += 1
-        return True
+        self.head = None
+        self._all.clear()
 
 
-def parse_dialog(text: str, where: str) -> list[Message]:
-    """Read a dialog as Meta writes it: ``[{"role": "user", "content": "Hello"}, …]``.
-
-    Raises:
-        UsageError: if it is not JSON of that shape, or the roles do not alternate.
-    """
-    what = f"dialog {where!r}"
-    shape = 'give a list like [{"role": "user", "content": "Hello"}]'
-    try:
-        dialog = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UsageError(what, "it is not JSON", shape) from None
-    if not isinstance(dialog, list) or not dialog:
-        raise UsageError(what, "it is not a list of messages", shape)
-    messages = []
-    for number, entry in enumerate(dialog, 1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            raise UsageError(what, f"message {number} has no text as content", shape)
-        if entry.get("role") not in ("system", "user", "assistant"):
-            raise UsageError(
-                what, f"message {number} has an unknown role", "use system, user or assistant"
-            )
-        messages.append(Message(cast("Role", entry["role"]), entry["content"]))
-    turns = messages[1:] if messages[0].role == "system" else messages
-    if not turns:
-        raise UsageError(what, "it holds a system message only", "add a user message")
-    for i, message in enumerate(turns):
-        if message.role != ("user", "assistant")[i % 2]:
-            raise UsageError(
-                what,
-                f"message {i + 1 + len(messages) - len(turns)} is of role {message.role}",
-                "after a first system message let user and assistant alternate",
-            )
-    return messages
+def path_to(message: Message | None) -> list[Message]:
+    """The messages from the first one to ``message``, oldest first."""
+    path = []
+    while message is not None:
+        path.append(message)
+        message = message.parent
+    return path[::-1]

@@ -4,24 +4,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from llama_chat.chat.conversation import Conversation, Message
-from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
-from llama_chat.generation.engine import Engine, common_prefix
+from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.trace import Trace
+from llama_chat.model.kv_cache import common_prefix
 from llama_chat.model.transformer import InterruptedForward
+from llama_chat.tokenizers.streaming import StreamingDecoder
 
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
     """What one message takes of the context."""
 
-    role: str
-    tokens: int
+    message: Message
+    ids: Sequence[int]
+    """Its tokens with those of the template around it."""
     cached: int
-    content: str
+    """How many of them are in the cache."""
+    goes_next: bool
+    """Whether it is of the oldest turn, which is dropped first when the context is full."""
 
 
 class ChatSession:
@@ -37,21 +42,19 @@ class ChatSession:
         template: ChatTemplate,
         sampling: Sampling | None = None,
         *,
-        system: str = "",
-        examples: Sequence[Example] = (),
+        conversation: Conversation | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        """Begin a conversation.
+        """Begin or go on with a conversation.
 
         Args:
             engine: the model; its cache is this session's from now on.
             template: how messages become ids.
             sampling: how tokens are chosen.
-            system: the system message.
-            examples: exchanges shown to the model before the first message.
+            conversation: what has been said; a new one if None.
             max_tokens: end a reply after so many tokens.
             stop: end a reply before any of these texts.
             drop_oldest: whether a full context drops the oldest turns, or raises.
@@ -59,26 +62,37 @@ class ChatSession:
         """
         self.engine = engine
         self.template = template
-        self.conversation = Conversation(system, examples)
-        self.sampler = Sampler(sampling or Sampling())
+        self.conversation = conversation or Conversation()
+        self.sampler = Sampler(sampling or Sampling(), traces=True)
         self.max_tokens = max_tokens
         self.stop = tuple(stop)
-        self._drop_oldest = drop_oldest
+        self.drop_oldest = drop_oldest
         self._notify = notify
 
     def sync(self, ids: Sequence[int], watch: Watch | None = None) -> None:
-        """Make the cache hold exactly ``ids``; see ``Engine.sync``."""
-        self.engine.sync(ids, watch)
+        """Make the cache hold exactly ``ids``; see ``Engine.read_ahead``."""
+        self.engine.read_ahead(ids, watch)
 
     @property
     def ids(self) -> list[int]:
         """The conversation as the model is shown it."""
         return self.template.render(self.conversation.messages())
 
-    def count(self, typed: str = "") -> int:
-        """How many tokens the conversation takes, with ``typed`` as the next message if any."""
+    def count(self, typed: str = "", attachments: Sequence[Attachment] = ()) -> int:
+        """How many tokens the conversation takes, with what is typed as the next message if any."""
         messages = self.conversation.messages()
-        return len(self.template.render([*messages, Message("user", typed)] if typed else messages))
+        if typed or attachments:
+            messages.append(Message("user", typed, attachments=tuple(attachments)))
+        return len(self.template.render(messages))
+
+    def n_dropped_for(self, typed: str, attachments: Sequence[Attachment] = ()) -> int:
+        """How many turns sending this would drop.
+
+        Raises:
+            PromptTooLongError: if it does not fit at all.
+        """
+        fit = self._fit(Message("user", typed, attachments=tuple(attachments)))
+        return fit.n_dropped - self.conversation.n_dropped
 
     def context_rows(self) -> list[ContextRow]:
         """What each message takes of the context, and how much of that is cached.
@@ -86,118 +100,202 @@ class ChatSession:
         A template may fold the system message into the first user message, which then has both.
         """
         messages = self.conversation.messages()
-        cached = common_prefix(self.engine.cache.ids, self.ids)
+        ids = self.ids
+        cached = common_prefix(self.engine.cache.ids, ids)
+        turns = [message for message in messages if message.number]
         rows, start = [], 0
         for i, message in enumerate(messages, 1):
             end = len(self.template.render(messages[:i]))
             known = max(min(cached, end) - start, 0)
-            rows.append(ContextRow(message.role, end - start, known, message.content))
+            # The last turn is never dropped.
+            goes_next = len(turns) > 2 and message in turns[:2]
+            rows.append(ContextRow(message, ids[start:end], known, goes_next))
             start = end
         return rows
 
-    def send(self, text: str, watch: Watch | None = None) -> Iterator[Event]:
+    def send(
+        self,
+        text: str,
+        watch: Watch | None = None,
+        *,
+        attachments: Sequence[Attachment] = (),
+        opening: str = "",
+    ) -> Iterator[Event]:
         """Say ``text`` and yield the reply as it comes.
 
         The reply is recorded however the generation ends; if the caller closes the generator it
         is marked as interrupted.
 
+        Args:
+            text: the message.
+            watch: how to follow and stop it.
+            attachments: texts in front of it.
+            opening: words that the reply begins with; they are not yielded.
+
         Raises:
             PromptTooLongError: if it does not fit; the conversation is then as before.
         """
-        if tags := self.template.find_tags(text):
+        conversation = self.conversation
+        message = Message("user", text, attachments=tuple(attachments))
+        reply = self._open_reply(opening)
+        new = [message, reply]
+        if conversation.head is not None and conversation.head.role == "user":
+            # One that was never answered: roles alternate all the same.
+            new.insert(0, Message("assistant", "", (), interrupted=True))
+        fit = self._fit(*new)
+        if tags := self.template.find_tags(message.content):
             self._tell(f"{', '.join(tags)} in the message is passed on as plain text")
-        self.conversation.add_user(text)
-        try:
-            ids = self._fit()
-        except PromptTooLongError:
-            self.conversation.undo()
-            raise
-        yield from self._reply(ids, watch)
+        self._tell_dropped(fit)
+        for added in new:
+            added.n_dropped = fit.n_dropped
+            conversation.add(added)
+        yield from self._reply(fit.ids, reply, watch)
 
-    def retry(self, watch: Watch | None = None) -> Iterator[Event]:
+    def retry(self, watch: Watch | None = None, *, opening: str = "") -> Iterator[Event]:
         """Answer the last message once more; the earlier answer stays as a version.
 
         Raises:
             UsageError: if nothing was said yet.
+            PromptTooLongError: if it does not fit; the conversation is then as before.
         """
-        if self.conversation.reopen() is None:
+        conversation = self.conversation
+        before, question = conversation.head, conversation.question()
+        if question is None:
             raise UsageError("retry", "nothing was said yet", "type a message first")
-        yield from self._reply(self._fit(), watch)
+        reply = self._open_reply(opening)
+        conversation.head = question
+        try:
+            fit = self._fit(reply)
+        except PromptTooLongError:
+            conversation.head = before
+            raise
+        self._tell_dropped(fit)
+        reply.n_dropped = fit.n_dropped
+        conversation.add(reply)
+        yield from self._reply(fit.ids, reply, watch)
 
-    def settle(self, watch: Watch | None = None) -> None:
-        """Read what the next message will stand behind: examples, or the end of a reply.
+    def resume(self, watch: Watch | None = None) -> Iterator[Event]:
+        """Go on with the last reply where it ended, from the very same cache.
+
+        Raises:
+            UsageError: if nothing was said yet.
+            PromptTooLongError: if it does not fit.
+        """
+        reply = self.conversation.head
+        if reply is None or reply.role == "user":
+            yield from self.retry(watch)
+            return
+        fit = self._fit()
+        self._tell_dropped(fit)
+        reply.n_dropped = fit.n_dropped
+        yield from self._reply(fit.ids, reply, watch)
+
+    def settle(self, watch: Watch | None = None, attachments: Sequence[Attachment] = ()) -> None:
+        """Read what the next message will stand behind, its attachments too.
 
         If it is stopped half-way, the next message reads the rest.
         """
-        messages = self.conversation.messages()
-        if not messages or messages[-1].role != "assistant":
-            return
-        ids = self.template.render(messages)
-        if len(ids) <= self.engine.context and list(self.engine.cache.ids) != ids:
+        head = self.conversation.messages()
+        if head and head[-1].role == "assistant" and not attachments:
+            ids = self.template.render(head)
+        else:
+            # What any two messages have in common, whatever the template puts around them.
+            probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
+            one, other = (self.template.render([*head, probe]) for probe in probes)
+            ids = one[: common_prefix(one, other)]
+        if len(ids) <= self.engine.context:
             with suppress(InterruptedForward):
                 self.sync(ids, watch)
 
-    def _reply(self, ids: list[int], watch: Watch | None) -> Iterator[Event]:
-        """Generate behind ``ids``, record the reply, and read the end of the turn."""
-        texts: list[str] = []
-        reply: list[int] = []
-        finish: Finish | None = None
+    def _open_reply(self, opening: str) -> Message:
+        """A reply that is still to be written, but for the words it begins with."""
+        ids = self.template.encode_reply(opening) if opening else ()
+        return Message("assistant", opening, ids, interrupted=True)
+
+    def _reply(self, ids: list[int], reply: Message, watch: Watch | None) -> Iterator[Event]:
+        """Generate behind ``ids`` into ``reply``, and read the end of the turn.
+
+        ``reply`` holds what was yielded at every instant, and is interrupted until it is not.
+        """
+        reply.interrupted = True
+        reply.trace = reply.trace or Trace()
+        if reply.ids is not None:
+            # Less what stood for a character that was cut in half.
+            reply.text = StreamingDecoder(self.engine.tokenizer, "strip").decode(reply.ids)
         events = self.engine.generate(
             ids,
             self.sampler,
             max_tokens=self.max_tokens,
             stop=self.stop,
-            leading="strip",
+            n_begun=len(reply.ids or ()),
+            # One known only as text goes on behind its last character.
+            leading="keep" if reply.ids is None else "strip",
             watch=watch,
         )
-        try:
-            for event in events:
-                texts.append(event.text)
-                if isinstance(event, Finish):
-                    finish = event
-                else:
-                    reply.append(event.id)
-                    yield event
-        finally:
-            self.conversation.add_reply(
-                "".join(texts),
-                # Behind a stop string the ids say more than was shown: the text counts.
-                reply if finish is None or finish.stopped_at is None else None,
-                interrupted=finish is None or finish.reason == "interrupted",
-            )
-        if finish is None:
-            return
-        if reply or finish.reason != "interrupted":
-            self.settle()
-        yield finish
+        for event in events:
+            reply.text += event.text
+            if isinstance(event, Finish):
+                self._end(reply, event)
+            else:
+                reply.ids = None if reply.ids is None else (*reply.ids, event.id)
+                reply.trace.add(event.id, event.logprob, event.alternatives)
+            yield event
 
-    def _fit(self) -> list[int]:
-        """The ids to answer, with room for a reply; drops the oldest turns if that must be.
+    def _end(self, reply: Message, finish: Finish) -> None:
+        """Record how a reply ended, and read the end of the turn."""
+        reply.interrupted = finish.reason == "interrupted"
+        if finish.stopped_at is not None:
+            reply.ids = None  # they say more than was shown: the text counts
+        if finish.usage.completion_tokens or not reply.interrupted:
+            self.settle()
+
+    def _fit(self, *new: Message) -> "_Fit":
+        """What to answer once ``new`` stands behind the path, with room for a reply.
 
         Raises:
             PromptTooLongError: with the exact counts, if the policy or the last message forbids.
         """
         context, conversation = self.engine.context, self.conversation
         room = min(self.max_tokens or context, context // 4)
-        ids, n_dropped = self.ids, conversation.n_dropped
-        before = len(ids)
-        while len(ids) + room > context and self._drop_oldest and conversation.drop_oldest():
-            ids = self.ids
+        preface, turns = conversation.preface(), [*conversation.path(), *new]
+
+        def render(n_dropped: int) -> list[int]:
+            return self.template.render([*preface, *turns[2 * n_dropped :]], open_reply=True)
+
+        n_dropped = conversation.n_dropped
+        ids = all_ids = render(n_dropped)
+        while len(ids) + room > context and self.drop_oldest and len(turns) - 2 * n_dropped > 2:
+            n_dropped += 1
+            ids = render(n_dropped)
         if len(ids) >= context:
-            conversation.n_dropped = n_dropped
             raise PromptTooLongError(
                 "conversation",
                 f"{len(ids)} tokens leave no room for a reply in the context of {context}",
                 "shorten the message, or begin anew",
             )
-        if dropped := conversation.n_dropped - n_dropped:
-            turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+        return _Fit(ids, n_dropped, n_dropped - conversation.n_dropped, len(all_ids) - len(ids))
+
+    def _tell_dropped(self, fit: "_Fit") -> None:
+        if fit.n_turns:
+            turns = "turn is" if fit.n_turns == 1 else f"{fit.n_turns} turns are"
             self._tell(
                 f"the context is full: the oldest {turns} no longer shown to the model "
-                f"({before - len(ids)} tokens)"
+                f"({fit.n_tokens} tokens)"
             )
-        return ids
 
     def _tell(self, line: str) -> None:
         if self._notify is not None:
             self._notify(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A conversation that fits, and what was left out for that."""
+
+    ids: list[int]
+    n_dropped: int
+    """Turns left out of the path, now and earlier."""
+    n_turns: int
+    """Turns left out now."""
+    n_tokens: int
+    """Their tokens."""

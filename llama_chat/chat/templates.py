@@ -38,12 +38,16 @@ class ChatTemplate(ABC):
         self._encode_once = lru_cache(maxsize=1024)(self._encode_parts)
 
     @abstractmethod
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[int]:
         """The ids of ``messages``: an optional system message, then user and assistant in turn.
 
-        Behind a user message the ids end where the model's reply begins; behind a reply they end
-        where the next message begins.
+        Behind a user message the ids end where the model's reply begins. Behind a reply they end
+        where the next message begins; or with ``open_reply`` where that reply goes on.
         """
+
+    def encode_reply(self, text: str) -> tuple[int, ...]:
+        """The ids of words that a reply is to begin with; tags among them are spelled out."""
+        return self._encode(_Part(text, typed=True))
 
     def find_tags(self, text: str) -> list[str]:
         """The tags of this template that occur in ``text``, each once."""
@@ -92,7 +96,7 @@ class Llama2Template(ChatTemplate):
         super().__init__(tokenizer)
         self._bos, self._eos = self._control("<s>"), self._control("</s>")
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[int]:
         """See the base class. The system message is folded into the first user message."""
         system = messages[0].content if messages and messages[0].role == "system" else None
         turns = messages if system is None else messages[1:]
@@ -104,12 +108,14 @@ class Llama2Template(ChatTemplate):
                 ids += self._encode(*parts)
                 break
             reply = turns[i + 1]
+            is_open = open_reply and i + 2 == len(turns)
             if reply.ids is None:
                 typed = _Part(reply.content.strip(), typed=True)
-                ids += self._encode(*parts, _Part(" "), typed, _Part(" "))
+                ids += self._encode(*parts, _Part(" "), typed, _Part("" if is_open else " "))
             else:
                 ids += [*self._encode(*parts), *reply.ids]
-            ids.append(self._eos)
+            if not is_open:
+                ids.append(self._eos)
         return ids
 
     def _instruction(self, user: str, system: str | None) -> list[_Part]:
@@ -136,7 +142,7 @@ class ChatMLTemplate(ChatTemplate):
         self._newline = tokenizer.encode("\n")
         self._reply = tokenizer.encode("assistant\n")
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[int]:
         """See the base class."""
         ids: list[int] = []
         for message in messages:
@@ -146,7 +152,8 @@ class ChatMLTemplate(ChatTemplate):
                 ids += self._encode(_Part(message.role + "\n"), content)
             else:
                 ids += [*self._reply, *message.ids]
-            ids += [self._end, *self._newline]
+            if not (open_reply and message is messages[-1] and message.role == "assistant"):
+                ids += [self._end, *self._newline]
         if messages and messages[-1].role == "user":
             ids += [self._start, *self._reply]
         return ids
@@ -157,7 +164,7 @@ class PlainTemplate(ChatTemplate):
 
     name = "plain"
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[int]:
         """See the base class."""
         tokenizer = self._tokenizer
         ids = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []

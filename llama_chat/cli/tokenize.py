@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_chat.chat.conversation import parse_dialog
+from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.prompt_files import read_text
 from llama_chat.chat.templates import choose_template
 from llama_chat.cli.options import takes_settings

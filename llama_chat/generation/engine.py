@@ -1,9 +1,10 @@
 """Prefill and decode: ids in, tokens out, through one cache."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.streaming import StreamingDecoder
+from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
 
 PREFILL_CHUNK = 512
 """Tokens read in one forward pass: enough to keep matrix units busy, few enough for progress."""
@@ -68,8 +69,9 @@ class Engine:
     def sync(self, ids: Sequence[int], watch: Watch | None = None) -> Tensor:
         """Make the cache hold exactly ``ids``, at the cost of what differs.
 
-        What the cache holds beyond the longest common prefix is forgotten, and the rest of ``ids``
-        is read. If nothing is left to read, the last token is read again for its logits.
+        What the cache holds beyond the longest common prefix is set aside, what was set aside
+        earlier and fits comes back, and the rest of ``ids`` is read. If nothing is left to read,
+        the last token is read again for its logits.
 
         Args:
             ids: at least one token.
@@ -83,36 +85,43 @@ class Engine:
             InterruptedForward: if asked to stop; the cache then holds a prefix of ``ids``.
             LlamaChatError: if memory runs out; the same holds.
         """
-        if not ids:
-            raise ValueError("there is nothing to read")
+        kept = self._rewind(ids)
+        return self._read(ids[kept:], watch or Watch())
+
+    def read_ahead(self, ids: Sequence[int], watch: Watch | None = None) -> None:
+        """The same as ``sync`` for tokens behind which nothing is generated yet.
+
+        No logits are wanted, so that nothing is read if the cache has it all.
+        """
+        kept = self._follow(ids)
+        if kept < len(ids):
+            self._read(ids[kept:], watch or Watch())
+
+    def _follow(self, ids: Sequence[int]) -> int:
+        """Let the cache hold of ``ids`` what it can without the model; see ``KVCache.follow``."""
         if len(ids) > self.context:
             raise PromptTooLongError(
                 "prompt",
                 f"{len(ids)} tokens do not fit in the context of {self.context}",
                 "shorten it, or raise --context if the model allows",
             )
-        kept = self._reusable(ids)
-        self.cache.truncate(kept)
-        return self._read(ids[kept:], watch or Watch())
+        with _memory_for(len(ids)):
+            return self.cache.follow(ids)
 
-    def _reusable(self, ids: Sequence[int]) -> int:
-        """How many of ``ids`` need not be read: what is cached, but the last, for its logits."""
-        return min(common_prefix(self.cache.ids, ids), len(ids) - 1)
+    def _rewind(self, ids: Sequence[int]) -> int:
+        """The same, but leave at least the last of ``ids`` to be read, for its logits."""
+        if not ids:
+            raise ValueError("there is nothing to read")
+        kept = min(self._follow(ids), len(ids) - 1)
+        self.cache.truncate(kept)
+        return kept
 
     def _read(self, ids: Sequence[int], watch: Watch) -> Tensor:
         """Read ``ids`` behind what the cache holds, and return the logits behind the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            try:
+            with _memory_for(self.cache.length + len(chunk)):
                 logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                raise LlamaChatError(
-                    f"{self.cache.length + len(chunk)} tokens of context",
-                    "not enough memory",
-                    "use a smaller model or --context",
-                ) from None
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
         return logits
@@ -124,7 +133,8 @@ class Engine:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        leading: Literal["keep", "dummy", "strip"] = "keep",
+        n_begun: int = 0,
+        leading: Leading = "keep",
         watch: Watch | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids`` token by token.
@@ -134,6 +144,8 @@ class Engine:
             sampler: chooses each token.
             max_tokens: end after so many; None leaves the context as the only limit.
             stop: end before any of these texts.
+            n_begun: how many tokens at the end of ``ids`` begin the text that is continued. It is
+                not yielded again; a character that they leave unfinished is.
             leading: what to do with white space in front, see ``StreamingDecoder``.
             watch: how to follow and stop it.
 
@@ -148,23 +160,24 @@ class Engine:
         clock = _Clock()
         ids = list(ids)
         n_prompt = len(ids)
-        n_cached = self._reusable(ids)
+        n_cached = self._rewind(ids)
         decoder = StreamingDecoder(self.tokenizer, leading)
+        decoder.decode(ids[n_prompt - n_begun :])
         stops = StopStrings(stop)
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
         try:
-            logits = self.sync(ids, watch)
+            logits = self._read(ids[n_cached:], watch)
             clock.prefilled = time.perf_counter()
             while not (watch.should_stop is not None and watch.should_stop()):
-                token_id, logprob = sampler(logits, ids)
+                token_id, logprob, alternatives = sampler(logits, ids)
                 clock.sampled()
                 if token_id in self.end_ids:
                     reason = "stop"
                     break
                 ids.append(token_id)
                 text, stopped_at = stops.push(decoder.push(token_id))
-                yield Token(token_id, text, logprob)
+                yield Token(token_id, text, logprob, alternatives)
                 if stopped_at is not None:
                     reason = "stop"
                     break
@@ -204,16 +217,17 @@ class Engine:
         return torch.cat(chunks)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python could not get memory; on a CPU torch has no class for it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "not enough memory" in str(error) or "allocate memory" in str(error)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens ``a`` and ``b`` share from the beginning."""
-    shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:  # the usual case, compared in one go
-        return shorter
-    return next(i for i in range(shorter) if a[i] != b[i])
+@contextmanager
+def _memory_for(n_tokens: int) -> Iterator[None]:
+    """Say what it means if memory runs out; on a CPU torch has no class for that."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not re.search("not enough memory|allocate memory", str(error)):
+            raise
+        raise LlamaChatError(
+            f"{n_tokens} tokens of context",
+            "not enough memory",
+            "use a smaller model or --context",
+        ) from None

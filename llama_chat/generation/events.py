@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from llama_chat.generation.trace import Alternatives
+
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 
@@ -16,6 +18,8 @@ class Token:
     """Text that became certain with it: empty while a character or a possible stop is open."""
     logprob: float
     """Natural logarithm of its probability under the model, before any sampling setting."""
+    alternatives: Alternatives = ()
+    """The likeliest tokens in its place, if the sampler traces."""
 
 
 @dataclass(frozen=True, slots=True)

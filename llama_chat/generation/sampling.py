@@ -3,11 +3,13 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llama_chat.errors import ModelError
+from llama_chat.generation.trace import N_ALTERNATIVES, Alternatives
 from llama_chat.settings import SAMPLING_NAMES, SETTINGS
 
 
@@ -83,11 +85,26 @@ def penalise_repeats(logits: Tensor, recent: Sequence[int], penalty: float) -> T
     return logits
 
 
+class Choice(NamedTuple):
+    """A token that was chosen; log probabilities are those of the unchanged logits."""
+
+    id: int
+    logprob: float
+    alternatives: Alternatives = ()
+    """The likeliest tokens in its place; empty unless the sampler traces."""
+
+
 class Sampler:
     """Draws tokens under a ``Sampling``, with random numbers of its own."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        """Seed from ``sampling.seed``, or from the system if it is None."""
+    def __init__(self, sampling: Sampling, *, traces: bool = False) -> None:
+        """Seed from ``sampling.seed``, or from the system if it is None.
+
+        Args:
+            sampling: how tokens are chosen.
+            traces: whether each choice tells its alternatives.
+        """
+        self._traces = traces
         self._generator = torch.Generator()  # on the CPU: the same draws whatever the device
         self._sampling = sampling
         self._reseed()
@@ -114,15 +131,12 @@ class Sampler:
         seed = secrets.randbelow(2**32) if self._sampling.seed is None else self._sampling.seed
         self._generator.manual_seed(seed)
 
-    def __call__(self, logits: Tensor, previous: Sequence[int]) -> tuple[int, float]:
+    def __call__(self, logits: Tensor, previous: Sequence[int]) -> Choice:
         """Choose a token.
 
         Args:
             logits: ``(vocab_size,)`` in float32.
             previous: all tokens so far, for the repetition penalty.
-
-        Returns:
-            Its id, and its log probability under the unchanged logits.
 
         Raises:
             ModelError: if the logits are not finite.
@@ -140,7 +154,12 @@ class Sampler:
         if settings.repeat_penalty != 1 and previous:
             scores = penalise_repeats(raw, previous[-REPEAT_WINDOW:], settings.repeat_penalty)
         token_id = int(scores.argmax()) if settings.temperature == 0 else self._draw(scores)
-        return token_id, float(raw[token_id] - normaliser)
+        logprob = float(raw[token_id] - normaliser)
+        if not self._traces:
+            return Choice(token_id, logprob)
+        best, ids = raw.topk(min(N_ALTERNATIVES, len(raw)))
+        logprobs = (best - normaliser).tolist()
+        return Choice(token_id, logprob, tuple(zip(ids.tolist(), logprobs, strict=True)))
 
     def _draw(self, scores: Tensor) -> int:
         settings = self._sampling

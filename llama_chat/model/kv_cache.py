@@ -1,6 +1,7 @@
 """The keys and values of everything the model has read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,28 @@ from llama_chat.model.config import LlamaConfig
 BLOCK = 256
 """Rows by which the cache grows. Memory follows the conversation, not the context limit."""
 
+MAX_TAILS = 16
+"""How many tails that were cut off are kept, so that going back to them costs nothing."""
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens ``a`` and ``b`` share from the beginning."""
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:  # the usual case, compared in one go
+        return shorter
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tail:
+    """Rows that were cut off the cache: those of ``ids[start:]``, as they were behind the rest."""
+
+    ids: list[int]
+    start: int
+    keys: Sequence[Tensor]
+    """``(1, n_kv_heads, len(ids) - start, head_dim)`` for each layer."""
+    values: Sequence[Tensor]
+
 
 class KVCache:
     """Keys and values of the tokens ``ids``, in buffers that grow by blocks.
@@ -17,6 +40,9 @@ class KVCache:
     The invariant: ``ids`` are exactly the tokens whose rows are stored, in order. A forward pass
     writes rows past the end and nobody reads those until ``commit`` has named their tokens, in one
     step that an interrupt cannot divide.
+
+    A conversation that turns to another branch leaves its own tail behind: rows that ``follow``
+    cuts off are set aside, and found again when their tokens come back.
     """
 
     def __init__(
@@ -25,6 +51,8 @@ class KVCache:
         """Make an empty cache; ``devices`` holds the device of each layer."""
         self._ids: list[int] = []
         self._limit = config.context_length
+        self._tails: list[_Tail] = []
+        """The latest last."""
         # (B, n_kv_heads, capacity, head_dim) for each layer
         shape = (1, config.n_kv_heads, 0, config.head_dim)
         self._keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
@@ -88,3 +116,65 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget all tokens from ``length`` on."""
         del self._ids[length:]
+
+    @torch.inference_mode()  # the rows were made under it
+    def follow(self, ids: Sequence[int]) -> int:
+        """Hold as much of ``ids`` as can be had without the model, and nothing else.
+
+        What is stored beyond the longest common prefix is set aside, and rows set aside earlier
+        come back as far as they continue it.
+
+        Returns:
+            ``length``: how many of ``ids`` are stored now.
+        """
+        shared = common_prefix(self._ids, ids)
+        if shared < self.length:
+            self._set_aside(shared)
+            self.truncate(shared)
+        # One tail may begin where another leaves off, when branches have branches.
+        while tail := self._continuation(ids):
+            self._take_back(tail, common_prefix(tail.ids, ids))
+        return self.length
+
+    def _set_aside(self, start: int) -> None:
+        """Keep a copy of the rows from ``start`` on, in the place of the oldest ones."""
+        end, ids = self.length, list(self._ids)
+        for tail in self._tails:
+            if tail.start <= start and tail.ids[:end] == ids:  # they are kept already
+                self._tails.remove(tail)
+                self._tails.append(tail)
+                return
+        # A copy: the buffers are about to be written over.
+        keys = [buffer[:, :, start:end].clone() for buffer in self._keys]
+        values = [buffer[:, :, start:end].clone() for buffer in self._values]
+        self._tails = [
+            tail
+            for tail in self._tails
+            if tail.start < start or tail.ids != ids[: len(tail.ids)]  # else the new one holds it
+        ]
+        self._tails.append(_Tail(ids, start, keys, values))
+        # Together at most half of a full cache, so that memory stays in proportion to it.
+        n_rows = sum(len(tail.ids) - tail.start for tail in self._tails)
+        while n_rows > self._limit // 2 or len(self._tails) > MAX_TAILS:
+            oldest = self._tails.pop(0)
+            n_rows -= len(oldest.ids) - oldest.start
+
+    def _continuation(self, ids: Sequence[int]) -> _Tail | None:
+        """The tail that continues what is stored furthest into ``ids``, if one does."""
+        fitting = [
+            (common_prefix(tail.ids, ids), tail)
+            for tail in self._tails
+            if tail.start <= self.length
+        ]
+        end, tail = max(fitting, key=lambda found: found[0], default=(0, None))
+        return tail if end > self.length else None
+
+    def _take_back(self, tail: _Tail, end: int) -> None:
+        """Store the rows of ``tail`` up to ``end`` behind the known ones again."""
+        start = self.length
+        self.reserve(end)
+        rows = slice(start - tail.start, end - tail.start)
+        for buffers, kept in ((self._keys, tail.keys), (self._values, tail.values)):
+            for buffer, layer in zip(buffers, kept, strict=True):
+                buffer[:, :, start:end] = layer[:, :, rows]
+        self.commit(tail.ids[start:end])

@@ -242,10 +242,13 @@ def _context(chat: Chat, argument: str) -> None:
     rows = session.context_rows()
     chat.renderer.table(
         ("role", "tokens", "cached", "text"),
-        ((row.role, str(row.tokens), str(row.cached), _first_line(row.content)) for row in rows),
+        (
+            (row.message.role, str(len(row.ids)), str(row.cached), row.message.preview)
+            for row in rows
+        ),
         right=("tokens", "cached"),
     )
-    used, total = sum(row.tokens for row in rows), session.engine.context
+    used, total = sum(len(row.ids) for row in rows), session.engine.context
     chat.renderer.note(f"{used} of {total} tokens, {total - used} free")
 
 

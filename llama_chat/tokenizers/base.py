@@ -1,9 +1,11 @@
 """What every tokenizer offers, whatever its algorithm."""
 
 import codecs
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 Span = tuple[int, int]
 """Start and end of a run of characters in a text."""
@@ -46,6 +48,12 @@ class Tokenizer(ABC):
     @abstractmethod
     def piece(self, token_id: int) -> str:
         """How the vocabulary itself writes ``token_id``."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells vocabularies apart: with the same one, ids mean the same."""
+        pieces = "\0".join(map(self.piece, range(self.vocab_size)))
+        return hashlib.sha256(pieces.encode("utf-8", "replace")).hexdigest()[:16]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, as a whole text: a dummy prefix in front is dropped.

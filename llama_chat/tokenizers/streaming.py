@@ -1,6 +1,7 @@
 """Ids to text as they arrive, never breaking a character."""
 
 import codecs
+from collections.abc import Iterable
 from typing import Literal
 
 from llama_chat.tokenizers.base import Tokenizer
@@ -22,6 +23,10 @@ class StreamingDecoder:
         self._leading = leading
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._began = False
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Take several ids; returns the text that is certain now."""
+        return "".join(map(self.push, ids))
 
     def push(self, token_id: int) -> str:
         """Take an id; returns the text that is certain now."""

@@ -1,0 +1,59 @@
+"""Conversations as other programs know them: a list of messages in JSON, or a text in Markdown."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+from llama_chat.chat.conversation import Message, Role
+from llama_chat.errors import UsageError
+
+
+def parse_dialog(text: str, where: str) -> list[Message]:
+    """Read a dialog as Meta writes it: ``[{"role": "user", "content": "Hello"}, …]``.
+
+    Raises:
+        UsageError: if it is not JSON of that shape, or the roles do not alternate.
+    """
+    what = f"dialog {where!r}"
+    shape = 'give a list like [{"role": "user", "content": "Hello"}]'
+    try:
+        dialog = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UsageError(what, "it is not JSON", shape) from None
+    if not isinstance(dialog, list) or not dialog:
+        raise UsageError(what, "it is not a list of messages", shape)
+    messages = []
+    for number, entry in enumerate(dialog, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise UsageError(what, f"message {number} has no text as content", shape)
+        if entry.get("role") not in ("system", "user", "assistant"):
+            raise UsageError(
+                what, f"message {number} has an unknown role", "use system, user or assistant"
+            )
+        messages.append(Message(cast("Role", entry["role"]), entry["content"]))
+    turns = messages[1:] if messages[0].role == "system" else messages
+    if not turns:
+        raise UsageError(what, "it holds a system message only", "add a user message")
+    for i, message in enumerate(turns):
+        if message.role != ("user", "assistant")[i % 2]:
+            raise UsageError(
+                what,
+                f"message {i + 1 + len(messages) - len(turns)} is of role {message.role}",
+                "after a first system message let user and assistant alternate",
+            )
+    return messages
+
+
+def to_dialog(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Messages as ``parse_dialog`` reads them."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def to_markdown(messages: Iterable[Message], title: str) -> str:
+    """Messages as a Markdown document, a heading for each."""
+    names = {"system": "System", "user": "You", "assistant": "Model"}
+    parts = [f"# {title}"]
+    for message in messages:
+        note = " (interrupted)" if message.interrupted else ""
+        parts.append(f"## {names[message.role]}{note}\n\n{message.content.strip()}")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,238 @@
+"""Branches and their tails: going back costs nothing, and what comes back is exact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_chat.chat.conversation import Attachment, Message
+from llama_chat.errors import PromptTooLongError
+from llama_chat.generation.engine import Engine
+from llama_chat.model.kv_cache import MAX_TAILS
+from tests.model_files import SMALL, byte_tokenizer
+from tests.models import random_model
+from tests.test_session import MODEL, finish_of, interrupt_after, new_session
+
+TOKENIZER = byte_tokenizer()
+
+
+@contextmanager
+def counted_reads() -> Iterator[list[int]]:
+    """The number of tokens of each forward pass."""
+    read: list[int] = []
+    hook = MODEL.register_forward_pre_hook(lambda _, arguments: read.append(len(arguments[0])))
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
+def test_going_back_and_forth_between_branches_reads_nothing() -> None:
+    session = new_session()
+    conversation = session.conversation
+    for text in ("one", "two", "three"):
+        finish_of(session.send(text))
+    first = conversation.head
+    conversation.undo(2)
+    for text in ("zwei", "drei"):
+        finish_of(session.send(text))
+    second = conversation.head
+    for head in (first, second, first, second):
+        conversation.head = head
+        with counted_reads() as read:
+            session.settle()
+        assert read == []
+        assert list(session.engine.cache.ids) == session.ids
+        warm = session.engine.sync(session.ids)
+        cold = session.engine.logits(session.ids)[-1]
+        torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
+
+
+def test_a_branch_of_a_branch_comes_back_from_two_tails() -> None:
+    session = new_session()
+    conversation = session.conversation
+    for text in ("a", "b", "c"):
+        finish_of(session.send(text))
+    deep = conversation.head
+    conversation.undo()
+    finish_of(session.send("C"))  # leaves the tail of c
+    conversation.undo(2)
+    finish_of(session.send("B"))  # leaves the tail from b on
+    conversation.head = deep
+    with counted_reads() as read:
+        session.settle()
+    assert read == []
+    assert list(session.engine.cache.ids) == session.ids
+
+
+def test_versions_come_back_for_one_token() -> None:
+    session = new_session()
+    finish_of(session.send("question"))
+    finish_of(session.retry())
+    one, two = session.conversation.versions()
+    for head in (one, two, one):
+        session.conversation.head = head
+        with counted_reads() as read:
+            session.settle()
+            session.engine.sync(session.ids)
+        assert read == [1]
+
+
+def test_tails_take_at_most_half_of_a_full_cache() -> None:
+    engine = Engine(MODEL, TOKENIZER)
+    for first in range(3, 100):
+        engine.sync([first] * 100)
+    tails = engine.cache._tails
+    rows = [len(tail.ids) - tail.start for tail in tails]
+    assert sum(rows) <= SMALL.context_length // 2
+    assert len(tails) == 2
+    for first in range(3, 100):
+        engine.sync([first] * 2)
+    assert len(engine.cache._tails) <= MAX_TAILS
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=12), min_size=2, max_size=10))
+def test_whatever_comes_back_is_exact(targets: list[list[int]]) -> None:
+    engine = Engine(MODEL, TOKENIZER)
+    for ids in targets:
+        engine.read_ahead(ids)
+        assert list(engine.cache.ids) == ids
+        probe = engine.model([3], engine.cache)
+        cold = MODEL([*ids, 3], MODEL.new_cache())
+        torch.testing.assert_close(probe, cold, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reply_goes_on_where_it_was_interrupted() -> None:
+    whole = new_session(max_tokens=30)
+    expected = "".join(event.text for event in whole.send("x"))
+    session = new_session(max_tokens=30)
+    finish_of(session.send("x", interrupt_after(20)))
+    reply = session.conversation.path()[-1]
+    begun = len(reply.ids or ())
+    assert 0 < begun < 30
+    assert reply.interrupted
+    session.max_tokens = 30 - begun
+    with counted_reads() as read:
+        finish = finish_of(session.resume())
+    assert read[0] == 1  # the last token, for its logits; then the new ones
+    assert finish.usage.cached_tokens == finish.usage.prompt_tokens - 1
+    assert session.conversation.path()[-1] is reply
+    assert len(reply.ids or ()) == 30
+    assert reply.text == expected
+    assert not reply.interrupted
+    assert reply.trace is not None
+    assert [reply.trace.token(i)[0] for i in range(30)] == list(reply.ids or ())
+
+
+def test_a_character_cut_in_half_is_whole_again() -> None:
+    euro = TOKENIZER.encode("€")
+    assert len(euro) == 3
+    session = new_session()
+    finish_of(session.send("x", interrupt_after(0)))
+    reply = session.conversation.path()[-1]
+    reply.ids, reply.text = (*TOKENIZER.encode("a "), euro[0]), "a \ufffd"
+    finish_of(session.resume())
+    assert len(reply.ids or ()) > 3
+    assert reply.text == TOKENIZER.decode(reply.ids or ())
+
+
+def test_a_reply_known_only_as_text_goes_on() -> None:
+    session = new_session()
+    session.conversation.add(Message("user", "hello"))
+    reply = session.conversation.add(Message("assistant", "I was"))
+    finish_of(session.resume())
+    assert reply.text.startswith("I was")
+    assert len(reply.text) > len("I was")
+    assert reply.ids is None
+
+
+def test_an_opening_begins_the_reply_and_keeps_its_ids() -> None:
+    session = new_session()
+    shown = "".join(event.text for event in session.send("x", opening="Sure, "))
+    reply = session.conversation.path()[-1]
+    opening = tuple(TOKENIZER.encode("Sure, "))
+    assert reply.text == "Sure, " + shown
+    assert (reply.ids or ())[: len(opening)] == opening
+    assert list(session.engine.cache.ids) == session.ids
+
+
+def test_attachments_stand_before_the_text_and_are_read_ahead() -> None:
+    session = new_session()
+    files = [Attachment("line one\nline two\n", "a.txt"), Attachment("piped")]
+    session.settle(attachments=files)
+    known = session.engine.cache.length
+    assert known > 20
+    finish = finish_of(session.send("What is it?", attachments=files))
+    assert finish.usage.cached_tokens == known
+    message = session.conversation.path()[0]
+    assert message.content == "a.txt:\nline one\nline two\n\npiped\n\nWhat is it?"
+    assert message.preview == "[a.txt] [document] What is it?"
+    assert session.count("x", files) > session.count("x") > session.count()
+
+
+def test_a_refused_retry_changes_nothing() -> None:
+    session = new_session(max_tokens=20, context=96)
+    finish_of(session.send("word " * 6))
+    head = session.conversation.head
+    session.conversation.system = "long " * 40
+    with pytest.raises(PromptTooLongError):
+        next(session.retry())
+    assert session.conversation.head is head
+
+
+def test_a_branch_shows_again_what_it_showed_before() -> None:
+    session = new_session(max_tokens=12, context=128)
+    finish_of(session.send("one"))
+    early = session.conversation.head
+    before = session.ids
+    for turn in range(8):
+        finish_of(session.send(f"turn {turn}"))
+    assert session.conversation.n_dropped > 0
+    session.conversation.head = early
+    assert session.ids == before
+    assert session.conversation.n_dropped == 0
+
+
+def test_a_message_without_an_answer_leaves_roles_alternating() -> None:
+    session = new_session()
+    session.conversation.add(Message("user", "lost"))
+    finish_of(session.send("again"))
+    roles = [message.role for message in session.conversation.path()]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    session.conversation.undo()
+    session.conversation.undo()
+    session.conversation.add(Message("user", "lost"))
+    finish_of(session.resume())
+    assert [message.role for message in session.conversation.path()] == ["user", "assistant"]
+
+
+def test_the_trace_tells_the_likeliest_tokens_of_each_place() -> None:
+    session = new_session(max_tokens=5)
+    prompt = session.count("x")
+    finish_of(session.send("x"))
+    reply = session.conversation.path()[-1]
+    trace = reply.trace
+    assert trace is not None
+    assert len(trace) == 5
+    logprobs = session.engine.logits(session.ids).log_softmax(-1)
+    for i in range(5):
+        expected = logprobs[prompt + i - 1].topk(10)
+        alternatives = trace.alternatives(i)
+        assert [token_id for token_id, _ in alternatives] == expected.indices.tolist()
+        found = torch.tensor([logprob for _, logprob in alternatives])
+        torch.testing.assert_close(found, expected.values, rtol=1e-4, atol=1e-4)
+        assert trace.token(i)[0] == (reply.ids or ())[i]
+
+
+def test_a_small_vocabulary_has_fewer_alternatives() -> None:
+    model = random_model(replace(SMALL, vocab_size=len(byte_tokenizer().control_ids) + 4))
+    engine = Engine(model, byte_tokenizer())
+    from llama_chat.generation.sampling import Sampler, Sampling
+
+    choice = Sampler(Sampling(seed=1), traces=True)(engine.sync([3, 4]), [])
+    assert len(choice.alternatives) == 7
