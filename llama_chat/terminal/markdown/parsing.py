@@ -1,0 +1,174 @@
+r"""Inline Markdown to spans, by markdown-it, with four changes.
+
+- A backslash is an escape only before a character that means something in Markdown. Before others
+  it stays, as paths and LaTeX need it: ``C:\temp``, ``\{x\}``, ``a \\ b``.
+- LaTeX between ``\(`` and ``\)``, or ``\[`` and ``\]``, is taken as it is.
+- An ``https://…`` without brackets around it is a link.
+- Addresses are shown as they are written, not percent-encoded.
+"""
+
+import re
+import string
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+from rich.style import Style
+
+from llama_chat.terminal.markdown.painting import BOLD, CODE, DIM, ITALIC, STRIKE, UNDERLINE, Span
+
+ESCAPABLE = r"[*_`~#+\-.!|<>&$]"
+"""What a backslash takes the meaning from."""
+
+MATH = r"\\\(.*?\\\)|\\\[.*?\\\]"
+"""LaTeX on one line."""
+
+URL_CHARACTERS = r"A-Za-z0-9\-._~:/?#@!$&'+,;=%"
+"""Those of RFC 3986 but ``[]*``, which are more likely Markdown around an address."""
+
+URL = (
+    rf"https?://(?:[{URL_CHARACTERS}]|\([{URL_CHARACTERS}]*\))*"
+    rf"(?:[A-Za-z0-9\-/#@$+=%]|\([{URL_CHARACTERS}]*\))"
+)
+"""A bare address: parentheses only in pairs, and no punctuation at its end."""
+
+_ESCAPE = re.compile(rf"({MATH})|\\({ESCAPABLE})|(\\[\\()\[\]])")
+_BARE_URL = re.compile(URL)
+_STYLES = {"em": ITALIC, "strong": BOLD, "s": STRIKE}
+
+
+def _escape(state: StateInline, silent: bool) -> bool:
+    """The rule for backslashes."""
+    found = _ESCAPE.match(state.src, state.pos, state.posMax)
+    if not found:
+        return False
+    if not silent:
+        # A token of its own: as part of the text it could take part in other rules.
+        token = state.push("text_special", "", 0)
+        token.content = found[2] or found[0]
+    state.pos = found.end()
+    return True
+
+
+def _bare_url(state: StateInline, silent: bool) -> bool:
+    """The rule for bare addresses, tried at the colon since letters begin no rule."""
+    scheme = next((s for s in ("https", "http") if state.src.endswith(s, 0, state.pos)), "")
+    start = state.pos - len(scheme)
+    if not scheme or (start and re.match("[A-Za-z0-9]", state.src[start - 1])):
+        return False
+    found = _BARE_URL.match(state.src, start, state.posMax)
+    if not found or (not silent and (state.level or not state.pending.endswith(scheme))):
+        return False
+    if not silent:
+        state.pending = state.pending.removesuffix(scheme)
+        state.push("link_open", "a", 1).attrs = {"href": found[0]}
+        state.push("text", "", 0).content = found[0]
+        state.push("link_close", "a", -1)
+    state.pos = found.end()
+    return True
+
+
+class _Parser(MarkdownIt):
+    """markdown-it for inline Markdown only."""
+
+    def __init__(self) -> None:
+        super().__init__("zero", {"html": True})
+        self.enable(["backticks", "strikethrough", "emphasis", "link", "image"])
+        self.enable(["autolink", "html_inline", "entity"])
+        self.inline.ruler.before("backticks", "latex_or_escape", _escape)
+        self.inline.ruler.before("backticks", "bare_url", _bare_url)
+
+    def normalizeLink(self, url: str) -> str:  # noqa: N802 - the name is markdown-it's
+        return url
+
+    def normalizeLinkText(self, link: str) -> str:  # noqa: N802
+        return link
+
+
+PARSER = _Parser()
+
+
+class Parsed:
+    """A piece of a line, parsed; the characters around it only decide what its edges mean.
+
+    Whether ``*`` or ``_`` opens or closes depends on its neighbours, so that a piece alone would
+    be read otherwise than in its line.
+    """
+
+    def __init__(self, before: str, text: str, after: str = "") -> None:
+        """Parse ``text`` between its neighbours, one character each or none."""
+        if after in string.punctuation:
+            after = after and ","  # all punctuation counts the same, and this begins nothing
+        self._n_after = len(after)
+        state = StateInline(before + text + after, PARSER, {}, [])
+        state.pos = len(before)
+        PARSER.inline.tokenize(state)
+        for rule in PARSER.inline.ruler2.getRules(""):
+            rule(state)
+        self._state = state
+
+    @property
+    def settled(self) -> bool:
+        """Whether no marker in it waits for another one to its right."""
+        delimiters = self._state.delimiters
+        index = 0
+        while index < len(delimiters):
+            if delimiters[index].end >= 0:
+                index = delimiters[index].end  # whatever lies between the two is settled
+            elif delimiters[index].open:
+                return False
+            index += 1
+        return True
+
+    def spans(self, base: Style) -> list[Span]:
+        """The text without its markers, on top of the style ``base``."""
+        spans = _spans(self._state.tokens, base)
+        if self._n_after:
+            text, style = spans[-1]
+            spans[-1] = Span(text[: -self._n_after], style)
+        return spans
+
+
+def _spans(tokens: list[Token], base: Style) -> list[Span]:
+    spans: list[Span] = []
+    styles = [base]
+    links: list[tuple[int, Token]] = []
+    for token in tokens:
+        kind, style = token.type, styles[-1]
+        if kind == "code_inline":
+            spans.append(_span(token.content, style + CODE))
+        elif kind == "image":
+            inside = _spans(token.children or [], style + UNDERLINE)
+            spans += _link(inside, str(token.attrs["src"]), token, style)
+        elif kind == "link_open":
+            links.append((len(spans), token))
+            styles.append(style + UNDERLINE)
+        elif kind == "link_close":
+            styles.pop()
+            start, opening = links.pop()
+            inside, spans = spans[start:], spans[:start]
+            spans += _link(inside, str(opening.attrs["href"]), opening, styles[-1])
+        elif token.nesting > 0:
+            styles.append(style + _STYLES[token.tag])
+        elif token.nesting < 0:
+            styles.pop()
+        else:
+            spans.append(_span(token.content, style))
+    return spans
+
+
+def _span(text: str, style: Style) -> Span:
+    """``text`` on one line: an entity can be a line break, and is a blank then, as in HTML."""
+    return Span(text.replace("\n", " "), style)
+
+
+def _link(inside: list[Span], url: str, token: Token, style: Style) -> list[Span]:
+    """``text (address "title")``; the address alone if there is no text, once if they are equal."""
+    text = "".join(span.text for span in inside)
+    title = f'"{token.attrs["title"]}"' if "title" in token.attrs else ""
+    if not text:
+        inside, url = [_span(url, style + UNDERLINE)], ""
+    elif url in (text, f"mailto:{text}"):
+        url = ""
+    note = " ".join(filter(None, (url, title)))
+    return [*inside, _span(f" ({note})", style + DIM)] if note else inside

@@ -1,0 +1,370 @@
+"""The lines of a Markdown text as they stream."""
+
+import re
+from collections.abc import Callable, Collection
+
+from rich.color import ColorSystem
+
+from llama_chat.terminal.markdown.blocks import (
+    Fence,
+    Level,
+    Line,
+    Mode,
+    PendingTable,
+    Verbatim,
+)
+from llama_chat.terminal.markdown.highlighting import highlighter
+from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream, format_line
+from llama_chat.terminal.markdown.line_starts import Kind, Start, columns, recognise
+from llama_chat.terminal.markdown.painting import DIM, HEADINGS, Painter, Span, stripped, width_of
+from llama_chat.terminal.markdown.table import Table
+
+CODE_MAX = 2_000
+"""Characters of a line of code beyond which it is written as it comes, without colours."""
+
+ROW_MAX = 10_000
+"""Characters of a line beyond which it begins no table."""
+
+MARKERS_MAX = 32
+"""Quotes and list items that may begin in one line; further markers are text."""
+
+BAR = Span("│ ", DIM)
+RULE = Span("─" * 8, DIM)
+"""So short that no terminal breaks it."""
+
+_ALL = frozenset(Kind) - {Kind.TASK}
+_ANYWHERE = frozenset({Kind.BULLET, Kind.NUMBER, Kind.FENCE, Kind.ROW})
+"""Recognised at any indentation, since models often indent them too far."""
+_ITEMS = frozenset({Kind.BULLET, Kind.NUMBER})
+_CLOSING = {"\\[": "\\]", "$$": "$$"}
+
+
+class MarkdownStream:
+    """Formats a text while it arrives, for a terminal that is only ever appended to.
+
+    What is returned is certain: it is never taken back, whatever follows. The terminal does the
+    wrapping, so that copying a long line gives one line.
+
+    Against CommonMark, emphasis and links end in the line they begin in, a table begins with a
+    pipe, and lines are never joined: what the text has on two lines is shown on two.
+    """
+
+    def __init__(self, color_system: ColorSystem | None, width: Callable[[], int]) -> None:
+        """Format for one answer.
+
+        Args:
+            color_system: the colours of the terminal; None adds no escape sequences at all.
+            width: the columns of the terminal at the moment, asked for each table.
+        """
+        self._painter = Painter(color_system)
+        self._width = width
+        self._written: list[str] = []
+        self._line = Line()
+        self._inline = InlineStream()
+        self._levels = [Level()]
+        self._block: Fence | Verbatim | PendingTable | None = None
+        self._is_after_blank = False
+        self._n_more_blanks = 0
+        """Empty lines left out, which only lines of code around them would bring back."""
+        self._has_return = False
+        """Whether a carriage return waits for its newline."""
+
+    @property
+    def waiting(self) -> str:
+        """What is held back for long, such as ``table, 5 rows``; empty if nothing is.
+
+        While it is not empty, all that was returned ends with a newline or is empty.
+        """
+        block = self._block
+        if not isinstance(block, PendingTable) or not block.is_certain:
+            return ""
+        n_rows = len(block.table.rows)
+        return f"table, {n_rows} {'row' if n_rows == 1 else 'rows'}"
+
+    def push(self, text: str) -> str:
+        """Take more of the text; returns what is certain now, ending in the default style."""
+        if self._has_return:
+            text = "\r" + text
+        self._has_return = text.endswith("\r")
+        self._read(text.removesuffix("\r").replace("\r\n", "\n"))
+        return self._take()
+
+    def finish(self) -> str:
+        """End the text; returns the rest."""
+        if self._has_return:
+            self._has_return = False
+            self._read("\r")
+        line = self._line
+        is_within = line.mode is not Mode.START or bool(line.held or line.margin)
+        if is_within:
+            self._decide(complete=True)
+            self._end_line("")
+        self._close_block("" if is_within else "\n")
+        return self._take()
+
+    def _take(self) -> str:
+        written, self._written = "".join(self._written), []
+        return written
+
+    def _write(self, spans: list[Span], newline: str = "") -> None:
+        self._written.append(self._painter.paint(spans) + newline)
+        self._is_after_blank = False
+
+    def _read(self, text: str) -> None:
+        position = 0
+        while position < len(text):
+            if self._line.mode is not Mode.START:
+                end = text.find("\n", position)
+                self._continue(text[position : end if end >= 0 else None])
+                if end < 0:
+                    return
+                position = end + 1
+                self._end_line("\n")
+                continue
+            # Character by character until the kind is certain, however the text was cut.
+            if text[position] == "\n":
+                self._decide(complete=True)
+                self._end_line("\n")
+            else:
+                self._line.held += text[position]
+                self._decide(complete=False)
+            position += 1
+
+    # The beginning of a line
+
+    def _decide(self, *, complete: bool) -> None:
+        """Find out what kind of line begins, as far as that is certain."""
+        line = self._line
+        while line.mode is Mode.START and self._decide_next(complete):
+            pass
+        held_max = ROW_MAX if isinstance(self._block, PendingTable) else HELD_MAX
+        if line.mode is Mode.START and len(line.held) > held_max:
+            self._close_block()
+            self._begin_prose(line.held)
+
+    def _decide_next(self, complete: bool) -> bool:
+        """Deal with the next marker; False if all is decided or more text is needed."""
+        line, block = self._line, self._block
+        body = line.held.lstrip(" \t")
+        if block and line.depth == block.depth:
+            return self._go_on_with(block, body, complete)
+        if not body:
+            if complete:
+                self._close_block()
+                line.mode = Mode.BLANK
+            return False
+        indent = columns(line.held.removesuffix(body), line.column)
+        level = self._levels[line.depth]
+        if not block and indent >= 4 and not level.is_paragraph and not level.start_of(indent):
+            if level.is_code:
+                self._written.append("\n" * self._n_more_blanks)
+            level.is_code = True
+            self._begin_verbatim(line.held)
+            return False
+        kinds = {Kind.QUOTE} if block else self._possible_kinds(indent - level.start_of(indent))
+        start = recognise(body + "\n" * complete, kinds)
+        if not start:
+            return False
+        if block and start.kind is not Kind.QUOTE:
+            self._close_block()
+        else:
+            self._begin(start, body, indent)
+        return True
+
+    def _go_on_with(
+        self, block: Fence | Verbatim | PendingTable, body: str, complete: bool
+    ) -> bool:
+        """Begin a line if it belongs to the block before it; otherwise end the block.
+
+        Returns:
+            Whether the block has ended.
+        """
+        belongs = True
+        if isinstance(block, Fence):
+            self._begin_whole(self._line.held)
+        elif not body:
+            belongs = not complete
+        elif isinstance(block, Verbatim):
+            begin = self._begin_whole if block.end else self._begin_verbatim
+            begin(self._line.held)
+        elif block.is_certain:
+            belongs = body.startswith("|")
+            if belongs:
+                self._begin_whole(body)
+        elif complete:
+            belongs = block.is_certain = block.table.delimit(body)
+            if belongs:
+                self._line.mode = Mode.DROPPED
+        else:
+            belongs = body[-1] in "|:- \t"  # those before it have been looked at
+        if not belongs:
+            self._close_block()
+        return not belongs
+
+    def _possible_kinds(self, indent: int) -> Collection[Kind]:
+        """The kinds of lines that can begin here, ``indent`` columns into their surroundings."""
+        line = self._line
+        kinds = _ALL if indent < 4 else _ANYWHERE
+        if line.has_item:
+            kinds |= {Kind.TASK}
+        return kinds if line.n_markers < MARKERS_MAX else kinds - _ITEMS - {Kind.QUOTE}
+
+    def _begin(self, start: Start, body: str, indent: int) -> None:
+        """Begin a line of a known kind, or go into the quote or list item it begins with."""
+        line, level = self._line, self._levels[self._line.depth]
+        blanks = Span(line.held.removesuffix(body))
+        line.margin.append(blanks)
+        line.hanging.append(blanks)
+        kind, marker = start
+        level.is_code = False
+        rest = body[marker.end() :] if marker else ""
+        if not marker or (kind in _ITEMS and level.is_paragraph and not rest):
+            if not level.is_paragraph:
+                level.leave_items(indent)
+            level.is_paragraph = True
+            self._begin_prose(body)
+            return
+        level.leave_items(indent)
+        level.is_paragraph = False
+        line.held = rest
+        match kind:
+            case Kind.QUOTE:
+                self._begin_quote()
+            case Kind.BULLET | Kind.NUMBER:
+                self._begin_item(marker[0], indent)
+            case Kind.TASK:
+                level.is_paragraph = True
+                line.margin.append(Span("☐" if marker[1] == " " else "☑"))
+                self._begin_prose(rest)
+            case Kind.HEADING:
+                style = HEADINGS[min(len(marker[1]), len(HEADINGS)) - 1]
+                self._begin_prose(rest, InlineStream(style, heading=True))
+            case Kind.RULE:
+                line.margin.append(RULE)
+                self._begin_verbatim("")
+            case Kind.FENCE:
+                self._begin_fence(marker, indent)
+            case Kind.ROW:
+                self._begin_whole(body)
+            case _:
+                self._block = Verbatim(line.depth, _CLOSING.get(marker[0].strip(), ""))
+                self._begin_verbatim(body)
+
+    def _begin_quote(self) -> None:
+        line = self._line
+        line.margin.append(BAR)
+        line.hanging.append(BAR)
+        line.depth += 1
+        line.column = 0
+        line.n_markers += 1
+        if line.depth == len(self._levels):
+            self._levels.append(Level())
+
+    def _begin_item(self, marker: str, indent: int) -> None:
+        line = self._line
+        sign = marker.rstrip(" \t")
+        blanks = marker.removeprefix(sign)
+        text_column = columns(blanks, indent + len(sign))
+        self._levels[line.depth].items.append(text_column)
+        line.margin.append(Span((sign if sign[0].isdigit() else "•") + blanks))
+        line.hanging.append(Span(" " * (text_column - indent)))
+        line.column = text_column
+        line.n_markers += 1
+        line.has_item = True
+
+    def _begin_fence(self, marker: re.Match[str], indent: int) -> None:
+        line = self._line
+        fence, info = (marker[1], marker[2]) if marker[1] else (marker[3], marker[4])
+        self._block = Fence(line.depth, indent, fence, highlighter(info))
+        if line.has_item:
+            self._write(stripped(line.margin), "\n")
+        line.mode = Mode.DROPPED
+
+    def _begin_prose(self, text: str, inline: InlineStream | None = None) -> None:
+        self._line.mode = Mode.PROSE
+        self._inline = inline or InlineStream()
+        self._write([*self._line.margin, *self._inline.push(text)])
+
+    def _begin_verbatim(self, text: str) -> None:
+        self._line.mode = Mode.VERBATIM
+        self._write([*self._line.margin, Span(text)])
+
+    def _begin_whole(self, text: str) -> None:
+        self._line.mode = Mode.WHOLE
+        self._continue(text)
+
+    # The rest of a line
+
+    def _continue(self, text: str) -> None:
+        """Take more of a line whose kind is known."""
+        line, block = self._line, self._block
+        if line.mode is Mode.PROSE:
+            self._write(self._inline.push(text))
+        elif line.mode is Mode.VERBATIM:
+            self._write([Span(text)])
+        elif line.mode is Mode.WHOLE:
+            line.pieces.append(text)
+            line.length += len(text)
+            if block is None and line.length > ROW_MAX:
+                self._begin_prose("".join(line.pieces))
+            elif isinstance(block, Fence | Verbatim) and line.length > CODE_MAX:
+                self._begin_verbatim(block.uncoloured("".join(line.pieces)))
+
+    def _end_line(self, newline: str) -> None:
+        """End a line; ``newline`` is empty if the text ends within it."""
+        line = self._line
+        match line.mode:
+            case Mode.BLANK:
+                self._end_blank(newline)
+            case Mode.PROSE:
+                self._write(self._inline.finish(), newline)
+            case Mode.VERBATIM:
+                self._write([], newline)
+            case Mode.WHOLE:
+                self._end_whole("".join(line.pieces), newline)
+        del self._levels[line.depth + 1 :]
+        self._line = Line()
+
+    def _end_blank(self, newline: str) -> None:
+        line = self._line
+        self._levels[line.depth].is_paragraph = False
+        if line.depth or line.has_item:
+            self._write(stripped(line.margin), newline)
+        elif self._is_after_blank:
+            self._n_more_blanks += 1
+        else:
+            self._write([], newline)
+            self._is_after_blank = True
+            self._n_more_blanks = 0
+
+    def _end_whole(self, text: str, newline: str) -> None:
+        line, block = self._line, self._block
+        match block:
+            case Fence():
+                if block.is_closed_by(text):
+                    self._block = None
+                else:
+                    self._write([*line.margin, *block.spans(text)], newline)
+            case Verbatim():
+                self._write([*line.margin, Span(text)], newline)
+                if text.rstrip(" \t").endswith(block.end):
+                    self._block = None
+            case PendingTable():
+                block.table.add(text)
+            case None:
+                self._block = PendingTable(line.depth, line.margin, line.hanging, text, Table(text))
+
+    def _close_block(self, newline: str = "\n") -> None:
+        """End what is open; ``newline`` is what follows if that is a table."""
+        block, self._block = self._block, None
+        if not isinstance(block, PendingTable):
+            return
+        if not block.is_certain:
+            self._levels[block.depth].is_paragraph = True
+            self._write([*block.margin, *format_line(block.header)], newline)
+            return
+        margin = block.margin
+        lines = block.table.lay_out(self._width() - width_of(block.hanging))
+        for number, line in enumerate(lines, 1):
+            self._write(stripped([*margin, *line]), "\n" if number < len(lines) else newline)
+            margin = block.hanging
