@@ -30,10 +30,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Llama:
     """A loaded model."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        threads: int | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
+        self._threads = threads
+        self.use_threads()
         self._engine = self.engine()
 
     @property
@@ -45,6 +53,15 @@ class Llama:
     def context(self) -> int:
         """How many tokens fit."""
         return self.model.config.context_length
+
+    def use_threads(self) -> None:
+        """Let torch compute in as many threads as were asked for.
+
+        OpenMP keeps that number for each thread that calls it: a thread other than the one that
+        loaded the model calls this first.
+        """
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits behind every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""
@@ -205,8 +222,6 @@ def load(
         raise UsageError(
             f"--quantize {quantize}", "not in this version", "leave it out, or take a GGUF file"
         )
-    if threads is not None:
-        torch.set_num_threads(threads)
     devices = pick_devices(device)
     checkpoint = open_checkpoint(Path(path))
     tokenizer = load_tokenizer(checkpoint)
@@ -232,7 +247,7 @@ def load(
             report(done, checkpoint.n_bytes)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False).eval()
-    return Llama(checkpoint, model, tokenizer)
+    return Llama(checkpoint, model, tokenizer, threads)
 
 
 def place_weight(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:

@@ -1,9 +1,12 @@
 """Where the tests find models and data."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.terminal import READY, Terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,3 +46,21 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "random.gguf"
     write_gguf(path)
     return path
+
+
+@pytest.fixture
+def chat(starter_model: Path, tmp_path: Path) -> Iterator[Terminal]:
+    """A chat with the starter model, greedy, with short replies."""
+    flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "30")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        yield terminal
+
+
+@pytest.fixture
+def babble(gguf_model: Path, tmp_path: Path) -> Iterator[Terminal]:
+    """A chat with a tiny random model, which answers at once and without sense."""
+    flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "8")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        yield terminal

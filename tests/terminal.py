@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,12 @@ import pyte
 from tests.program import COMMAND, environment
 
 PATIENCE_S = 60.0
+
+READY = r"template \w+\n›"
+"""The model is there, and the input open."""
+
+ESCAPE, CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R = "\x1b\x03\x04\x07\n\x0c\x12"
+UP = "\x1b[A"
 
 
 class Terminal:
@@ -52,6 +59,20 @@ class Terminal:
         ]
         return "\n".join(line.rstrip() for line in [*gone, *self.screen.display])
 
+    @property
+    def shown(self) -> str:
+        """The screen alone."""
+        return "\n".join(line.rstrip() for line in self.screen.display)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Make the window larger or smaller."""
+        self.screen.resize(lines, columns)
+        self.child.setwinsize(lines, columns)
+
+    def paste(self, text: str) -> None:
+        """Paste, as terminals do where the program asked them to tell."""
+        self.type(f"\x1b[200~{text}\x1b[201~")
+
     def type(self, keys: str) -> None:
         """Press keys."""
         self.child.send(keys)
@@ -62,12 +83,24 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> str:
         """Wait until the text matches ``pattern``, and return the text."""
-        end = time.monotonic() + PATIENCE_S
-        while not re.search(pattern, self.text):
-            if time.monotonic() > end:
-                raise AssertionError(f"no {pattern!r} in:\n{self.text}")
-            self._read()
+        self._wait(lambda: bool(re.search(pattern, self.text)), repr(pattern))
         return self.text
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > end:
+                raise AssertionError(f"no {what} in:\n{self.text}")
+            self._read()
+
+    def ask(self, line: str, answer: str) -> str:
+        """Send a line, and return what is written below it up to and with ``answer``."""
+        below = re.compile(rf"^› {re.escape(line)}\n((?:(?!\n› )[\s\S])*?{answer})", re.MULTILINE)
+        before = len(below.findall(self.text))
+        self.line(line)
+        self._wait(lambda: len(below.findall(self.text)) > before, f"{line!r}: {answer!r}")
+        *_, last = below.finditer(self.text)
+        return last[1]
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its status as a shell tells it."""

@@ -52,6 +52,16 @@ class PromptFile:
     """Sampling settings, and ``max_tokens``."""
     warnings: tuple[str, ...] = ()
 
+    @property
+    def values(self) -> dict[str, Value]:
+        """All settings that it changes, by name."""
+        values = dict(self.settings)
+        if self.system:
+            values["system"] = self.system
+        if self.stop:
+            values["stop"] = self.stop
+        return values
+
     def renders(self) -> list[str]:
         """The texts to continue: the raw text, or one for each query.
 

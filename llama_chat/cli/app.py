@@ -12,7 +12,7 @@ from typer.exceptions import Abort, TyperException
 from llama_chat import __version__
 from llama_chat.cli.ask import answer, ask, message_of
 from llama_chat.cli.bench import bench
-from llama_chat.cli.chat import chat, open_chat
+from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
 from llama_chat.cli.complete import complete
 from llama_chat.cli.inspect import inspect
 from llama_chat.cli.options import takes_settings
@@ -46,6 +46,8 @@ def _show_version(wanted: bool) -> None:
 @takes_settings
 def main(
     settings: Settings,
+    go_on: GoOn = False,
+    resume: Resume = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object, for piped stdin.")
     ] = False,
@@ -58,8 +60,8 @@ def main(
     ),
 ) -> None:
     """Talk with a Llama-2 model in the terminal."""
-    if streams.is_terminal(sys.stdin):
-        open_chat(settings)
+    if streams.is_terminal(sys.stdin) or go_on or resume is not None:
+        open_chat(settings, go_on=go_on, resume=resume)
     else:
         answer(message_of(None), settings, as_json=as_json)
 

@@ -1,85 +1,100 @@
 """``llama-chat chat``: the conversation on a terminal."""
 
+import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from llama_chat import __version__, starter
-from llama_chat.cli.loading import (
-    load_model,
-    new_session,
-    open_prompt,
-    sampling,
-    with_prompt_file,
-)
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Attachment
+from llama_chat.cli.loading import check_model, open_model, open_prompt
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch
 from llama_chat.errors import ModelError, UsageError
-from llama_chat.library import NO_MODEL_ADVICE
+from llama_chat.library import NO_MODEL_ADVICE, find_model
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 
-if TYPE_CHECKING:
-    from llama_chat.terminal.commands import Head
+GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")]
+Resume = Annotated[
+    str | None, typer.Option("--resume", metavar="NAME", help="Go on with a saved conversation.")
+]
 
 
 @takes_settings
-def chat(settings: Settings) -> None:
-    """Open the chat; what `llama-chat` alone does on a terminal."""
-    open_chat(settings)
+def chat(settings: Settings, go_on: GoOn = False, resume: Resume = None) -> None:
+    """Open the chat; what `llama-chat` alone does on a terminal.
+
+    A text that is piped to stdin is attached to the first message.
+    """
+    open_chat(settings, go_on=go_on, resume=resume)
 
 
-def open_chat(settings: Settings) -> None:
-    """Load the model and talk.
+def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = None) -> None:
+    """Talk, while the model loads.
+
+    Args:
+        settings: the settings.
+        go_on: whether to go on with the latest conversation.
+        resume: the name of another one to go on with.
 
     Raises:
-        UsageError: if stdin or stdout is not a terminal.
+        UsageError: if stdout is not a terminal, or there is no such conversation.
     """
-    for stream, name in ((sys.stdin, "stdin"), (sys.stdout, "stdout")):
-        if not streams.is_terminal(stream):
-            raise UsageError(
-                name, "the chat needs a terminal", "use llama-chat ask or complete in a pipe"
-            )
+    if go_on and resume is not None:
+        raise UsageError("--continue", "--resume is given too", "give one of them")
+    if not streams.is_terminal(sys.stdout):
+        raise UsageError(
+            "stdout", "the chat needs a terminal", "use llama-chat ask or complete in a pipe"
+        )
+    saved = store.latest() if go_on else None if resume is None else store.find(resume)
+    attachments = [] if streams.is_terminal(sys.stdin) else [_piped()]
     if not settings.text("model") and not starter.is_installed(starter.DEFAULT):
         _offer_starter()
+    find_model(settings.text("model"))  # a wrong name is an error before anything is drawn
     from llama_chat.terminal.keyboard import hold_keys
 
     with hold_keys():
-        _talk(settings)
+        _talk(settings, attachments, saved)
 
 
-def _talk(settings: Settings) -> None:
-    """Load the model, show what it is, and run the chat."""
+def _piped() -> Attachment:
+    """The document on stdin, which is then opened anew as the keyboard."""
+    text = streams.read_stdin()
+    if not text.strip():
+        raise UsageError("stdin", "it is empty", "pipe a text to it, or call it on a terminal")
+    try:
+        keyboard = os.open(os.ctermid(), os.O_RDWR)
+    except OSError:
+        raise UsageError(
+            "keyboard", "there is no terminal", "use llama-chat ask or complete in a pipe"
+        ) from None
+    os.dup2(keyboard, 0)
+    os.close(keyboard)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace", closefd=False)
+    return Attachment(text)
+
+
+def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None) -> None:
+    """Show what there is, and run the chat."""
     from llama_chat.terminal.app import ChatApp
-    from llama_chat.terminal.renderer import Renderer
+    from llama_chat.terminal.chat import Chat, ModelSource
 
-    prompt = open_prompt(settings)
-    before_prompt = None if prompt is None else _head(settings)
-    settings = with_prompt_file(settings, prompt)
-    llama = load_model(settings)
-    renderer = Renderer(settings.text("color"))
-    session = new_session(llama, settings, prompt, renderer.note)
-    app = ChatApp(session, renderer, llama.name, before_prompt)
+    chat = Chat(settings, ModelSource(check_model, open_model), open_prompt(settings))
+    chat.attachments = attachments
+    tell = chat.renderer.note
     if not settings["quiet"]:
-        dtype = str(llama.model.dtype).removeprefix("torch.")
-        renderer.note(
-            f"llama-chat {__version__} · {llama.name} · {dtype} on {llama.model.device} · "
-            f"context {llama.context} · template {session.template.name}"
-        )
-        renderer.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves\n")
-    app.prefill()
-    app.run()
-
-
-def _head(settings: Settings) -> "Head":
-    """What the settings say of all that a prompt file may change."""
-    from llama_chat.terminal.commands import Head
-
-    return Head(
-        settings.text("system"),
-        settings.texts("stop"),
-        settings.integer("max_tokens"),
-        sampling(settings),
-    )
+        tell(f"llama-chat {__version__} · /help lists the commands · Ctrl-D leaves")
+        for attachment in attachments:
+            tell(f"attached: what was piped, {attachment.text.count(chr(10)) + 1} lines")
+        chat.renderer.space()
+    if saved is not None:
+        chat.open(saved)
+        chat.show(chat.conversation.head)
+    ChatApp(chat).run()
 
 
 def _offer_starter() -> None:

@@ -9,7 +9,7 @@ import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
-from llama_chat.cli.loading import load_model, new_session, sampling, with_prompt_file
+from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Watch
@@ -68,6 +68,8 @@ def _generation(
     if through_template:
         session = new_session(llama, settings, None, streams.warn)
         return lambda watch: session.send(text, watch)
+    from llama_chat.chat.configure import sampling
+
     return lambda watch: llama.generate(
         llama.prompt_ids(text),
         sampling(settings),

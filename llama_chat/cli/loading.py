@@ -5,52 +5,64 @@ from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.library import find_model
-from llama_chat.settings import SAMPLING_NAMES, Settings
+from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
-    from llama_chat.generation.sampling import Sampling
     from llama_chat.llama import Llama
 
 
-def load_model(settings: Settings) -> "Llama":
-    """Load the model that the settings name, with a progress bar.
+def check_model(settings: Settings) -> None:
+    """Look whether the model that the settings name can be opened, without reading its weights.
+
+    Raises:
+        ModelError: if there is none or it cannot.
+    """
+    path = find_model(settings.text("model"))
+    from llama_chat.llama import load_tokenizer, open_checkpoint
+
+    load_tokenizer(open_checkpoint(path))
+
+
+def open_model(settings: Settings, report: Callable[[int, int], None]) -> "Llama":
+    """Load the model that the settings name.
 
     Raises:
         ModelError: if there is none or it cannot be loaded.
+        UsageError: if a setting does not fit it or this machine.
     """
     path = find_model(settings.text("model"))
     from llama_chat.llama import load
 
+    return load(
+        path,
+        device=settings.text("device"),
+        dtype=settings.text("dtype"),
+        quantize=settings.text("quantize"),
+        context=settings.integer("context"),
+        threads=settings.integer("threads"),
+        report=report,
+    )
+
+
+def load_model(settings: Settings) -> "Llama":
+    """The same with a progress bar and warnings on stderr."""
     with progress("Loading the model") as report:
-        llama = load(
-            path,
-            device=settings.text("device"),
-            dtype=settings.text("dtype"),
-            quantize=settings.text("quantize"),
-            context=settings.integer("context"),
-            threads=settings.integer("threads"),
-            report=report,
-        )
+        llama = open_model(settings, report)
     for line in llama.checkpoint.warnings:
         streams.warn(line)
     return llama
 
 
 def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
-    """Let a prompt file set what neither flag nor environment nor settings file does."""
+    """Let a prompt file set what neither flag nor environment does."""
     if prompt is None:
         return settings
     for line in prompt.warnings:
         streams.warn(line)
-    values = dict(prompt.settings)
-    if prompt.system:
-        values["system"] = prompt.system
-    if prompt.stop:
-        values["stop"] = prompt.stop
-    return settings.overlay(values, str(prompt.path))
+    return settings.overlay(prompt.values, str(prompt.path))
 
 
 def open_prompt(settings: Settings) -> PromptFile | None:
@@ -59,24 +71,16 @@ def open_prompt(settings: Settings) -> PromptFile | None:
     return load_prompt(name) if name else None
 
 
-def sampling(settings: Settings) -> "Sampling":
-    """The sampling that the settings describe."""
-    from llama_chat.generation.sampling import Sampling
-
-    return Sampling(**{name: settings[name] for name in SAMPLING_NAMES})  # type: ignore[arg-type] # checked by SETTINGS
-
-
 def new_session(
     llama: "Llama", settings: Settings, prompt: PromptFile | None, notify: Callable[[str], None]
 ) -> "ChatSession":
     """Begin a conversation as the settings and the prompt file say."""
-    return llama.chat(
-        settings.text("system"),
-        sampling(settings),
+    from llama_chat.chat.configure import configure
+
+    session = llama.chat(
         template=settings.text("template"),
         examples=() if prompt is None else prompt.examples,
-        max_tokens=settings.integer("max_tokens"),
-        stop=settings.texts("stop"),
-        drop_oldest=settings.text("overflow") == "drop-oldest",
         notify=notify,
     )
+    configure(session, settings)
+    return session

@@ -1,16 +1,25 @@
-"""Completion of slash commands and their values."""
+"""Completion of slash commands and of what may stand behind them."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from llama_chat.errors import UsageError
+from llama_chat.errors import LlamaChatError
 from llama_chat.terminal.commands import COMMANDS, find_command
+from llama_chat.terminal.sanitizer import sanitize
+
+if TYPE_CHECKING:
+    from llama_chat.terminal.chat import Chat
 
 
-class CommandCompleter(Completer):
-    """Completes the name of a command, then its value, each with what it means."""
+class ChatCompleter(Completer):
+    """Completes the name of a command, then its values and paths, each with what it means."""
+
+    def __init__(self, chat: "Chat") -> None:
+        self._chat = chat
+        self._paths = PathCompleter(expanduser=True)
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
@@ -21,14 +30,23 @@ class CommandCompleter(Completer):
             return
         name, space, argument = text[1:].partition(" ")
         if not space:
-            choices = [(command.name, command.help) for command in COMMANDS.values()]
-            word = name
-        else:
-            try:
-                choices = list(find_command(name).values())
-            except UsageError:
-                return
-            word = argument
-        for value, meaning in choices:
-            if value.startswith(word):
-                yield Completion(value, start_position=-len(word), display_meta=meaning)
+            for command in COMMANDS.values():
+                if command.name.startswith(name.lower()):
+                    yield Completion(
+                        command.name, start_position=-len(name), display_meta=command.help
+                    )
+            return
+        try:
+            command = find_command(name)
+            values = list(command.values(self._chat, argument))
+        except LlamaChatError:
+            return
+        for value, meaning in values:
+            if value.startswith(argument):
+                yield Completion(
+                    value, start_position=-len(argument), display_meta=sanitize(meaning)
+                )
+        if command.paths and complete_event.completion_requested:
+            # Only for Tab: a listing of files while a name is typed would be noise.
+            last = argument.rpartition(" ")[2]
+            yield from self._paths.get_completions(Document(last), complete_event)

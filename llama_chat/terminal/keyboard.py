@@ -1,27 +1,65 @@
-"""The input line: keys, history, completion."""
+"""The input: keys, history, completion; and a plain one for terminals that only print."""
 
+import readline
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Protocol
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.buffer import CompletionState
+from prompt_toolkit.completion import CompleteEvent, Completer
+from prompt_toolkit.filters import Condition, has_completions, is_searching
+from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from llama_chat.errors import LlamaChatError
 from llama_chat.files import create_private_file, state_home
-from llama_chat.terminal.completion import CommandCompleter
 
 _STYLE = Style.from_dict(
     {
         "prompt": "bold ansigreen",
+        "auto-suggestion": "ansibrightblack",
         "bottom-toolbar": "noreverse ansibrightblack",
         "bottom-toolbar.text": "noreverse ansibrightblack",
+        "bottom-toolbar.warning": "noreverse ansiyellow",
     }
 )
 _NO_STYLE = Style.from_dict({"bottom-toolbar": "noreverse"})
+
+PROMPT = "› "
+
+
+class Input(Protocol):
+    """Where a person types."""
+
+    @property
+    def text(self) -> str:
+        """What stands in it now."""
+
+    def read(self, default: str = "") -> str:
+        """Let the person type, with ``default`` to begin with, and return what was sent.
+
+        Raises:
+            EOFError: on Ctrl-D.
+            KeyboardInterrupt: on Ctrl-C with nothing typed.
+        """
+
+    def redraw(self) -> None:
+        """Draw what is around it anew; may be called from any thread."""
+
+    def interrupt(self, act: Callable[[], None]) -> None:
+        """If it is open, call ``act``, which may write above it; may be called from any thread."""
+
+    def end(self, error: BaseException) -> None:
+        """If it is open, let ``read`` raise ``error``; may be called from any thread."""
 
 
 @contextmanager
@@ -37,18 +75,42 @@ def hold_keys() -> Iterator[None]:
     held = termios.tcgetattr(descriptor)
     held[0] &= ~termios.ICRNL
     held[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(descriptor, termios.TCSANOW, held)
+
+    def hold(number: int = 0, frame: FrameType | None = None) -> None:
+        termios.tcsetattr(descriptor, termios.TCSANOW, held)
+
+    hold()
+    # A shell gives the terminal back in its own mode after Ctrl-Z and fg.
+    on_continue = signal.signal(signal.SIGCONT, hold)
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, on_continue)
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
-def open_history(warn: Callable[[str], None]) -> History:
+@contextmanager
+def _released_keys() -> Iterator[None]:
+    """The terminal in its usual mode, for an input that leaves echo and editing to it."""
+    descriptor = sys.stdin.fileno()
+    held = termios.tcgetattr(descriptor)
+    usual = termios.tcgetattr(descriptor)
+    usual[0] |= termios.ICRNL
+    usual[3] |= termios.ECHO | termios.ICANON
+    termios.tcsetattr(descriptor, termios.TCSANOW, usual)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, held)
+
+
+def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
     """The history of earlier sessions, in a file that nobody else may read.
 
-    Where it cannot be had, this session still has one of its own.
+    Where it cannot be had, or nothing is to be kept, this session still has one of its own.
     """
+    if not keep:
+        return InMemoryHistory()
     path = state_home() / "history"
     try:
         create_private_file(path)
@@ -58,38 +120,159 @@ def open_history(warn: Callable[[str], None]) -> History:
     return FileHistory(str(path))
 
 
-def open_keyboard(
-    history: History, toolbar: Callable[[], str], *, colored: bool
-) -> PromptSession[str]:
-    """An input of many lines that Enter sends."""
-    keys = KeyBindings()
+class PromptInput:
+    """An input of many lines that Enter sends, with a toolbar below."""
 
-    @keys.add("enter")
+    def __init__(
+        self,
+        history: History,
+        completer: Completer,
+        toolbar: Callable[[], StyleAndTextTuples],
+        *,
+        colored: bool,
+        on_open: Callable[[], None],
+        on_clear: Callable[[], None],
+    ) -> None:
+        """Make it.
+
+        Args:
+            history: what was typed before.
+            completer: for Tab, and while a command is typed.
+            toolbar: what stands below; asked at every key and ``redraw``.
+            colored: whether to use colour.
+            on_open: told whenever it opens.
+            on_clear: told when Ctrl-C clears it.
+        """
+        self._on_open = on_open
+        self._session: PromptSession[str] = PromptSession(
+            [("class:prompt", PROMPT)],
+            multiline=True,
+            prompt_continuation=" " * len(PROMPT),
+            history=history,
+            auto_suggest=AutoSuggestFromHistory(),
+            completer=completer,
+            complete_while_typing=Condition(self._is_command),
+            key_bindings=_keys(completer, on_clear),
+            bottom_toolbar=toolbar,
+            style=_STYLE if colored else _NO_STYLE,
+            enable_open_in_editor=True,
+            enable_suspend=True,
+            tempfile_suffix=".md",
+        )
+
+    @property
+    def text(self) -> str:
+        """See ``Input``."""
+        return self._session.default_buffer.text
+
+    def read(self, default: str = "") -> str:
+        """See ``Input``."""
+        return self._session.prompt(default=default, pre_run=self._on_open)
+
+    def redraw(self) -> None:
+        """See ``Input``."""
+        self._session.app.invalidate()
+
+    def interrupt(self, act: Callable[[], None]) -> None:
+        """See ``Input``."""
+        self._call(lambda: run_in_terminal(act))
+
+    def end(self, error: BaseException) -> None:
+        """See ``Input``."""
+        self._call(lambda: self._session.app.exit(exception=error))
+
+    def _call(self, act: Callable[[], object]) -> None:
+        """Call ``act`` in the thread of the open input."""
+        app = self._session.app
+        if app.loop is not None:
+            app.loop.call_soon_threadsafe(lambda: act() if app.is_running else None)
+
+    def _is_command(self) -> bool:
+        return self.text.startswith("/") and "\n" not in self.text
+
+
+def _keys(completer: Completer, on_clear: Callable[[], None]) -> KeyBindings:
+    keys = KeyBindings()
+    writing = ~is_searching
+
+    @keys.add("enter", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
-    @keys.add("c-j")
+    @keys.add("escape", "enter", filter=writing)
+    @keys.add("c-j", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("c-c")
+    @keys.add("c-c", filter=writing)
+    @keys.add("<sigint>")  # the same, pressed before the terminal was asked for single keys
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
+            on_clear()
         else:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
-    return PromptSession(
-        [("class:prompt", "› ")],
-        multiline=True,
-        prompt_continuation="  ",
-        history=history,
-        completer=CommandCompleter(),
-        complete_while_typing=False,
-        key_bindings=keys,
-        bottom_toolbar=toolbar,
-        style=_STYLE if colored else _NO_STYLE,
-        enable_open_in_editor=True,
-        tempfile_suffix=".md",
-    )
+    @keys.add("tab", filter=writing)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+            return
+        # Asked here: prompt-toolkit passes over a Tab while it still looks for what fits.
+        asked = CompleteEvent(completion_requested=True)
+        fitting = list(completer.get_completions(buffer.document, asked))
+        if len(fitting) == 1:
+            buffer.apply_completion(fitting[0])
+        elif fitting:
+            buffer.complete_state = CompletionState(buffer.document, fitting)
+            buffer.complete_next()
+
+    @keys.add("c-g", filter=writing & ~has_completions)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    return keys
+
+
+class PlainInput:
+    """A line of the terminal's own: nothing is drawn that a screen reader would read again."""
+
+    def __init__(self, history: History) -> None:
+        readline.clear_history()
+        for line in reversed(list(history.load_history_strings())):
+            readline.add_history(line)
+        readline.set_auto_history(False)
+        readline.parse_and_bind(r'"\C-j": "\C-v\C-j"')
+        self._history = history
+
+    @property
+    def text(self) -> str:
+        """Not known before it is sent."""
+        return ""
+
+    def read(self, default: str = "") -> str:
+        """See ``Input``."""
+        readline.set_startup_hook(lambda: readline.insert_text(default))
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with _released_keys():
+                line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            sys.stdout.write("\n")  # the cursor still stands behind what was typed
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if line.strip():
+            self._history.append_string(line)
+            readline.add_history(line)
+        return line
+
+    def redraw(self) -> None:
+        """Nothing is drawn around it."""
+
+    def interrupt(self, act: Callable[[], None]) -> None:
+        """Nothing interrupts it: what is to be said is said before the next line."""
+
+    def end(self, error: BaseException) -> None:
+        """Nothing ends it but a line."""

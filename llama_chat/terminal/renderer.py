@@ -1,14 +1,19 @@
 """What the chat shows on the terminal."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.color import ColorSystem
+from rich.console import COLOR_SYSTEMS, Console
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import use_color
+
+_DIM = Style(dim=True)
 
 
 class Renderer:
@@ -18,49 +23,147 @@ class Renderer:
     that copying a long line gives one line.
     """
 
-    def __init__(self, color: str = "auto") -> None:
-        colored = use_color(color, sys.stdout)
+    def __init__(self, color: str = "auto", markdown: str = "auto", *, plain: bool = False) -> None:
+        """Write to stdout.
+
+        Args:
+            color: ``auto``, ``always`` or ``never``.
+            markdown: the same, for formatting replies.
+            plain: whether the cursor must never move back.
+        """
+        self.plain = plain or os.environ.get("TERM") == "dumb"
+        self.colored = use_color(color, sys.stdout) and not (self.plain and color == "auto")
+        self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
         self.console = Console(
             file=sys.stdout,
             highlight=False,
             markup=False,
             emoji=False,
-            no_color=not colored,
+            no_color=not self.colored,
             soft_wrap=True,
         )
         self._at_line_start = True
+        self._status = ""
 
-    def stream(self, text: str) -> None:
-        """Write a piece of a reply."""
-        if text:
-            self.console.out(sanitize(text), end="", highlight=False)
-            self.console.file.flush()
-            self._at_line_start = text.endswith("\n")
+    def reply(self, begun: str = "") -> "ReplyWriter":
+        """Begin a reply, or go on with one of which ``begun`` was written before."""
+        writer = ReplyWriter(
+            self, self._color_system if self.colored else None, formatted=self._formatted
+        )
+        writer.skip(begun)
+        return writer
 
-    def end_reply(self) -> None:
-        """End the last line of a reply, and leave one free."""
-        self.console.out("" if self._at_line_start else "\n")
-        self._at_line_start = True
+    def write(self, text: str, *, status: str = "") -> None:
+        """Write text that is harmless already.
+
+        Args:
+            text: what stays.
+            status: a few words on what goes on unseen; they stand at the end until more is
+                written. Where the cursor cannot move back they are left out.
+        """
+        status = "" if self.plain else status
+        if not text and status == self._status:
+            return
+        if self._status:
+            self.console.file.write("\r\x1b[K")
+        self.console.file.write(text)
+        if status:
+            self.console.file.write(self._dim(status))
+        self.console.file.flush()
+        self._status = status
+        self._at_line_start = text.endswith("\n") or (not text and self._at_line_start)
+
+    def end_line(self) -> None:
+        """End a line that was begun."""
+        self.write("" if self._at_line_start else "\n")
 
     def space(self) -> None:
         """Leave a line free."""
-        self.console.out("")
+        self.write("\n")
+
+    def line(self, text: Text) -> None:
+        """Write a line in its own styles; its text is harmless already."""
+        self.end_line()
+        self.console.print(text)
 
     def note(self, line: str, style: str = "dim") -> None:
         """Write a line that is ours, in dim letters."""
+        self.end_line()
         self.console.print(Text(sanitize(line), style=style))
 
     def error(self, line: str) -> None:
         """Write what went wrong."""
         self.note(line, "red")
 
+    def said(self, text: str) -> None:
+        """Write what a person said, as it stood in the input."""
+        self.end_line()
+        self.console.print(Text(f"› {sanitize(text)}", style="bold"))
+
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        right: Sequence[str] = (),
+        fold: bool = False,
     ) -> None:
-        """Write a table without lines; ``right`` names the columns of numbers."""
+        """Write a table without lines, as wide as the terminal at most.
+
+        Args:
+            columns: their headings.
+            rows: cells.
+            right: the columns of numbers.
+            fold: whether the last column takes more lines where it must; else it is cut.
+        """
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+            table.add_column(
+                column,
+                justify="right" if column in right else "left",
+                no_wrap=not fold or column != columns[-1],
+            )
         for row in rows:
             table.add_row(*(Text(sanitize(cell)) for cell in row))
+        self.end_line()
         self.console.print(table, soft_wrap=False)
+
+    @property
+    def _color_system(self) -> ColorSystem | None:
+        name = self.console.color_system
+        return COLOR_SYSTEMS[name] if name else None
+
+    def _dim(self, text: str) -> str:
+        return _DIM.render(text, color_system=self._color_system) if self.colored else text
+
+
+class ReplyWriter:
+    """One reply, written as it comes."""
+
+    def __init__(
+        self, renderer: Renderer, color_system: ColorSystem | None, *, formatted: bool
+    ) -> None:
+        self._renderer = renderer
+        self._markdown = None
+        if formatted:
+            from llama_chat.terminal.markdown import MarkdownStream
+
+            self._markdown = MarkdownStream(color_system, lambda: renderer.console.width)
+
+    def skip(self, text: str) -> None:
+        """Go on behind ``text`` without writing it: a code block that it opens is open."""
+        if self._markdown is not None:
+            self._markdown.push(text[: text.rfind("\n") + 1])
+
+    def push(self, text: str) -> None:
+        """Write a piece."""
+        if self._markdown is None:
+            self._renderer.write(sanitize(text))
+        elif text:
+            self._renderer.write(self._markdown.push(text), status=self._markdown.waiting)
+
+    def finish(self) -> None:
+        """Write what was held back, and end the last line."""
+        if self._markdown is not None:
+            self._renderer.write(self._markdown.finish())
+        self._renderer.end_line()

@@ -2,32 +2,72 @@
 
 from typing import TYPE_CHECKING
 
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+
+from llama_chat.errors import PromptTooLongError
+
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
-    from llama_chat.generation.events import Finish
+    from llama_chat.terminal.chat import Chat
+
+SEPARATOR = " · "
 
 
-def toolbar(
-    session: "ChatSession", model: str, last: "Finish | None", typed: str, width: int
-) -> str:
-    """Context used with the message being typed, sampling, and the speed of the last reply.
+def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
+    """Model, context used with all that would be sent now, sampling, and the last reply's speed.
 
     Args:
-        session: the conversation.
-        model: the name of the model.
-        last: the end of the last reply.
-        typed: what stands in the input.
+        chat: the conversation.
+        typed: the message that stands in the input; empty if it is a command.
         width: columns of the terminal; what does not fit is left out, the model's name first.
     """
-    sampling = session.sampler.sampling
-    used, total = session.count(typed), session.engine.context
-    context = f"context {used}/{total}"
-    settings = f"temp {sampling.temperature:g} · top-p {sampling.top_p:g}"
-    parts = [model, context, settings]
-    if last is not None:
-        speed = f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s"
-        parts.append(speed)
-    for spare in (model, settings):
-        if len(" · ".join(parts)) >= width - 1:
+    settings = chat.settings
+    model = chat.model_name
+    sampling = f"temp {settings['temperature']:g} · top-p {settings['top_p']:g}"
+    parts = [model, sampling]
+    warning = ""
+    if (session := chat.session) is not None:
+        parts.insert(1, _context(session, chat, typed))
+        warning = _warning(session, chat, typed)
+    if work := _work(chat):
+        parts.append(work)
+    elif (last := chat.last) is not None:
+        parts.append(f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s")
+    if chat.opening:
+        parts.append("opening set")
+    for spare in (model, sampling):
+        if len(SEPARATOR.join([*parts, *filter(None, [warning])])) >= width - 1:
             parts.remove(spare)
-    return " " + " · ".join(parts)
+    line: StyleAndTextTuples = [("class:bottom-toolbar.text", " " + SEPARATOR.join(parts))]
+    if warning:
+        line.append(("class:bottom-toolbar.warning", SEPARATOR + warning))
+    return line
+
+
+def _context(session: "ChatSession", chat: "Chat", typed: str) -> str:
+    used = session.count("", chat.attachments)
+    if typed and used < session.engine.context:  # else it matters no more, and may take long
+        used = session.count(typed, chat.attachments)
+    files = len(chat.attachments)
+    attached = f" with {files} file{'s' if files > 1 else ''}" if files else ""
+    return f"context {used}/{session.engine.context}{attached}"
+
+
+def _warning(session: "ChatSession", chat: "Chat", typed: str) -> str:
+    """What sending this would cost of the conversation, before it is sent."""
+    try:
+        dropped = session.n_dropped_for(typed, chat.attachments)
+    except PromptTooLongError:
+        return "does not fit"
+    if not dropped:
+        return ""
+    return "drops the oldest turn" if dropped == 1 else f"drops the oldest {dropped} turns"
+
+
+def _work(chat: "Chat") -> str:
+    """What goes on behind the input."""
+    worker = chat.worker
+    if not worker.busy:
+        return ""
+    what = "loading" if chat.session is None else "reading"
+    return f"{what} {100 * worker.done // worker.total} %" if worker.total else f"{what} …"

@@ -1,0 +1,424 @@
+"""A conversation on a terminal: its model, its settings and its file."""
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from llama_chat.chat.conversation import Attachment, Conversation, Message
+from llama_chat.chat.prompt_files import PromptFile
+from llama_chat.chat.records import ModelTag, keep_valid_ids
+from llama_chat.chat.store import ConversationFile
+from llama_chat.errors import LlamaChatError, SaveError
+from llama_chat.generation.events import Event, Finish, Watch
+from llama_chat.settings import Settings, Value
+from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.renderer import Renderer
+from llama_chat.terminal.worker import Stopped, Worker
+
+if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession
+    from llama_chat.llama import Llama
+
+RELOADING = ("model", "device", "dtype", "quantize", "context", "threads")
+"""Settings that a loaded model cannot follow."""
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where models come from."""
+
+    check: Callable[[Settings], None]
+    """Look whether the model that the settings name can be loaded, without doing so."""
+    load: Callable[[Settings, Callable[[int, int], None]], "Llama"]
+    """Load it, telling how much of how much is read."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C, while the program was waiting for the model."""
+
+
+class Chat:
+    """What the commands work on."""
+
+    def __init__(self, settings: Settings, source: ModelSource, prompt: PromptFile | None) -> None:
+        """Begin a conversation; the model is loaded by ``load``.
+
+        Args:
+            settings: as they are without the prompt file.
+            source: where models come from.
+            prompt: a prompt file to begin with.
+        """
+        self.settings = settings
+        self.renderer = self._new_renderer()
+        self.conversation = Conversation(settings.text("system"))
+        self.file = ConversationFile()
+        self.tag = ModelTag()
+        """The model that the ids in the conversation come from."""
+        self.llama: Llama | None = None
+        self.session: ChatSession | None = None
+        self.worker = Worker(lambda: self.on_change())
+        self.on_change: Callable[[], None] = lambda: None
+        """Told, in any thread, that what the toolbar shows has changed."""
+        self.attachments: list[Attachment] = []
+        """Texts to stand in front of the next message."""
+        self.opening = ""
+        """Words with which the next reply is to begin."""
+        self.editing: Message | None = None
+        """The message that what is typed next replaces."""
+        self._before_editing: Message | None = None
+        self.previous: Message | None = None
+        """Where the conversation stood before the last change of branches."""
+        self.notes: list[str] = []
+        """What is still to be said, from behind the input."""
+        self.last: Finish | None = None
+        """The end of the last reply."""
+        self.leaving = False
+        self.unsaved: SaveError | None = None
+        """Why the last change is not on disk, if so."""
+        self._source = source
+        self._without_prompt: Settings | None = None
+        if prompt is not None:
+            self.use_prompt(prompt, above_flags=False)
+
+    # The model
+
+    @property
+    def model_name(self) -> str:
+        """The model in use, or that is being loaded."""
+        return self.llama.name if self.llama else Path(self.settings.text("model")).stem or "model"
+
+    def load(self) -> None:
+        """Load the model behind the input, and read what the first message will stand behind."""
+        self.worker.start(self._load)
+
+    def ready(self) -> "ChatSession":
+        """The session, as soon as the model is there; what is being read ahead is left for later.
+
+        Raises:
+            LlamaChatError: if the model cannot be loaded.
+            Interrupted: on Ctrl-C while waiting.
+        """
+        if self.session is None:
+            with until_interrupt() as stopped, progress("Loading", PATIENCE_S) as report:
+                while self.session is None and not self.worker.wait(_POLL_S):
+                    if stopped():
+                        raise Interrupted
+                    if self.worker.total:
+                        report(self.worker.done, self.worker.total)
+        else:
+            self.worker.stop()
+        if self.worker.error is not None:
+            raise self.worker.error
+        if self.llama is None or self.session is None:
+            raise Interrupted
+        self.worker.stop()
+        self.tell_notes()
+        self.llama.use_threads()
+        self.configure()
+        return self.session
+
+    def tell_notes(self) -> None:
+        """Say what has been noted behind the input."""
+        notes, self.notes = self.notes, []
+        if not self.settings["quiet"]:
+            for line in notes:
+                self.renderer.note(line)
+
+    def read_ahead(self) -> None:
+        """Read behind the input what the next message will stand behind."""
+        if (session := self.session) is not None:
+            attachments = tuple(self.attachments)
+
+            def read(watch: Watch) -> None:
+                # If it does not fit into memory, the message that needs it will say so.
+                with suppress(LlamaChatError):
+                    session.settle(watch, attachments)
+
+            self.worker.start(read)
+
+    def reload(self, settings: Settings) -> None:
+        """Go on with another model, or the same one in another way.
+
+        Raises:
+            LlamaChatError: if that cannot be; the old one is then loaded again if need be.
+            Interrupted: likewise.
+        """
+        self._source.check(settings)
+        self.worker.stop()
+        before, self.settings = self.settings, settings
+        self.llama = self.session = None  # there may not be memory for two
+        self.load()
+        try:
+            self.ready()
+        except (LlamaChatError, Interrupted):
+            self.settings = before
+            self.load()
+            raise
+
+    def _load(self, watch: Watch) -> None:
+        def report(done: int, total: int) -> None:
+            if watch.should_stop is not None and watch.should_stop():
+                raise Stopped
+            if watch.on_prefill is not None:
+                watch.on_prefill(done, total)
+
+        llama = self._source.load(self.settings, report)
+        session = llama.chat(
+            conversation=self.conversation,
+            template=self.settings.text("template"),
+            notify=lambda line: self.renderer.note(line),
+        )
+        self.tag = _adopt(self.conversation, self.tag, llama)
+        self.llama, self.session = llama, session
+        self.configure()
+        dtype = str(llama.model.dtype).removeprefix("torch.")
+        self.notes += llama.checkpoint.warnings
+        self.notes.append(
+            f"{llama.name} · {dtype} on {llama.model.device} · context {llama.context} · "
+            f"template {session.template.name}"
+        )
+        self.on_change()
+        session.settle(watch, tuple(self.attachments))
+
+    # Settings
+
+    def change(self, name: str, value: Value, source: str) -> None:
+        """Give a setting another value.
+
+        Raises:
+            LlamaChatError: if the model cannot follow; nothing is changed then.
+        """
+        settings = self.settings.replace(name, value, source)
+        if name in RELOADING:
+            self.reload(settings)
+        elif name == "template" and self.llama is not None and self.session is not None:
+            self.session.template = self.llama.template(str(value))
+        self.settings = settings
+        if self._without_prompt is not None:
+            self._without_prompt = self._without_prompt.replace(name, value, source)
+        if name in ("color", "markdown", "plain"):
+            self.renderer = self._new_renderer()
+        self.configure()
+
+    def configure(self) -> None:
+        """Let the conversation and the session follow the settings."""
+        self.conversation.system = self.settings.text("system")
+        if self.session is not None:
+            from llama_chat.chat.configure import configure
+
+            configure(self.session, self.settings)
+
+    def use_prompt(self, prompt: PromptFile, *, above_flags: bool = True) -> None:
+        """Head the conversation by a prompt file, and let it change settings.
+
+        Args:
+            prompt: the file.
+            above_flags: whether it changes also what a flag or the environment says.
+        """
+        self.end_prompt()
+        self._without_prompt = self.settings
+        source = str(prompt.path)
+        if above_flags:
+            for name, value in prompt.values.items():
+                self.settings = self.settings.replace(name, value, source)
+        else:
+            self.settings = self.settings.overlay(prompt.values, source)
+        self.conversation.examples = prompt.examples
+        self.configure()
+
+    def end_prompt(self) -> None:
+        """Undo what the prompt file in use has changed; what was changed by hand since stays."""
+        if self._without_prompt is not None:
+            self.settings, self._without_prompt = self._without_prompt, None
+        self.conversation.examples = ()
+        self.configure()
+
+    def _new_renderer(self) -> Renderer:
+        settings = self.settings
+        return Renderer(
+            settings.text("color"), settings.text("markdown"), plain=settings["plain"] is True
+        )
+
+    # The conversation
+
+    def send(self, text: str) -> None:
+        """Say something, with the attachments in front, and show the reply."""
+        session, attachments = self.ready(), tuple(self.attachments)
+        self._reply(
+            lambda watch: session.send(text, watch, attachments=attachments, opening=self.opening),
+            shown=self.opening,
+        )
+
+    def retry(self) -> None:
+        """Answer the last message once more, and show the reply."""
+        session = self.ready()
+        self._reply(lambda watch: session.retry(watch, opening=self.opening), shown=self.opening)
+
+    def resume(self) -> None:
+        """Go on with the last reply, and show how it goes on."""
+        session = self.ready()
+        begun = session.conversation.head
+        self._reply(session.resume, begun=begun.text if begun and begun.role != "user" else "")
+
+    def _reply(
+        self, generate: Callable[[Watch], Iterator[Event]], *, begun: str = "", shown: str = ""
+    ) -> None:
+        """Show a reply as it comes. Ctrl-C stops it, in prefill too, and keeps what was said.
+
+        Args:
+            generate: starts it.
+            begun: what of it stands on the screen already.
+            shown: what of it is to be shown first.
+        """
+        with until_interrupt() as stopped:
+            with progress("Reading", PREFILL_PATIENCE_S) as on_prefill:
+                events = generate(Watch(should_stop=stopped, on_prefill=on_prefill))
+                first = next(events)
+            # Nothing raises from here on: what was to go into the message is in it.
+            self.attachments, self.opening = [], ""
+            self.save(durable=False)  # worth keeping, whatever becomes of the reply
+            writer = self.renderer.reply(begun)
+            try:
+                writer.push(shown)
+                for event in itertools.chain([first], events):
+                    writer.push(event.text)
+            finally:
+                writer.finish()
+                self.save()
+        if isinstance(event, Finish):  # as the last one always is
+            self._tell_end(event, begun=bool(begun))
+
+    def start_editing(self, message: Message) -> None:
+        """Let what is typed next stand in the place of ``message``, on a branch of its own."""
+        self.stop_editing()
+        self.editing = message
+        self._before_editing, self.conversation.head = self.conversation.head, message.parent
+
+    def stop_editing(self) -> None:
+        """Let what is typed next be a new message."""
+        if self.editing is not None:
+            self.editing, self.conversation.head = None, self._before_editing
+
+    def finish_editing(self, message: Message, text: str) -> None:
+        """Put ``text`` in the place of ``message``.
+
+        A message of the person is answered; a reply of the model is taken as it is.
+        """
+        attachments = self.attachments
+        if message.role == "user":
+            self.attachments = [*message.attachments, *attachments]
+            try:
+                self.send(text)
+            except (LlamaChatError, Interrupted):
+                self.attachments = attachments
+                raise
+        else:
+            self.conversation.add(Message("assistant", text, n_dropped=message.n_dropped))
+            self.save()
+        self.editing, self.previous = None, self._before_editing
+
+    def go_to(self, message: Message | None) -> None:
+        """Go on behind another message of the conversation."""
+        self.stop_editing()
+        self.previous, self.conversation.head = self.conversation.head, message
+
+    def show(self, message: Message | None) -> None:
+        """Write a message again as it stood on the screen, with the question before a reply."""
+        if message is None:
+            return
+        if message.role == "user":
+            self.renderer.said(message.preview if message.attachments else message.text)
+            return
+        self.show(message.parent)
+        writer = self.renderer.reply()
+        writer.push(message.text)
+        writer.finish()
+
+    def begin_anew(self) -> None:
+        """Begin a new conversation, saved for itself; system message and examples stay."""
+        self.file.close()
+        self.conversation.clear()
+        self.last = self.previous = self.editing = None
+
+    def open(self, path: Path) -> None:
+        """Go on with a saved conversation.
+
+        Raises:
+            UsageError: if it cannot be read.
+        """
+        loaded = self.file.open(path)
+        if self.file.path is None:
+            self.renderer.note("another program has it open: what you say here is saved in a copy")
+        if loaded.cut:
+            self.renderer.note("its last line was cut off; a copy of the damaged file is kept")
+        self.take(loaded.conversation, loaded.tag)
+
+    def take(self, conversation: Conversation, tag: ModelTag) -> None:
+        """Go on with ``conversation``, held so far with the model ``tag``."""
+        self.end_prompt()
+        self.conversation, self.tag = conversation, tag
+        self.previous = self.editing = None
+        if not self.settings.origins["system"].given:
+            self.settings = self.settings.replace("system", conversation.system, "the conversation")
+        if self.session is not None and self.llama is not None:
+            self.session.conversation = conversation
+            self.tag = _adopt(conversation, tag, self.llama)
+        self.configure()
+
+    def save(self, *, durable: bool = True) -> None:
+        """Write what has changed to the disk; if that fails it is said once, and tried again."""
+        if self.settings["no_save"]:
+            return
+        try:
+            self.file.save(self.conversation, self.tag, durable=durable)
+            self.unsaved = None
+        except SaveError as error:
+            if self.unsaved is None:
+                self.renderer.error(f"not saved: {error}")
+            self.unsaved = error
+
+    def _tell_end(self, finish: Finish, *, begun: bool) -> None:
+        n = finish.usage.completion_tokens
+        tell = self.renderer.note
+        if n or self.last is None:
+            self.last = finish
+        if not n and finish.reason == "stop":
+            tell("the model ended it at once" if not begun else "the model has nothing to add")
+        match finish.reason:
+            case "interrupted":
+                tell(f"stopped after {n} tokens; what was said is kept; /continue goes on")
+            case "length":
+                tell(f"cut off after {n} tokens; /continue goes on, /max-tokens allows more")
+            case "context":
+                tell(f"cut off after {n} tokens: the context is full; /continue drops old turns")
+        if self.settings["verbose"]:
+            tell(finish.summary())
+
+
+def _adopt(conversation: Conversation, tag: ModelTag, llama: "Llama") -> ModelTag:
+    """Let ``conversation``, held so far with the model ``tag``, go on with ``llama``."""
+    keep_valid_ids(conversation, tag, llama.tokenizer)
+    return ModelTag(llama.name, llama.tokenizer.fingerprint)
+
+
+@contextmanager
+def until_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a question that can be asked, so that it never strikes half-way."""
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,190 @@
+"""Commands that move about in the conversation: again, back, aside, on."""
+
+from collections.abc import Iterable
+
+from llama_chat.chat.conversation import Message
+from llama_chat.errors import UsageError
+from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
+from llama_chat.terminal.tree import draw_tree
+
+
+def _retry(chat: Chat, argument: str) -> None:
+    chat.retry()
+    versions = len(chat.conversation.versions())
+    chat.renderer.note(f"version {versions}; the earlier ones are kept: /versions")
+
+
+def _versions(chat: Chat, argument: str) -> None:
+    conversation = chat.conversation
+    versions = conversation.versions()
+    if not versions:
+        raise UsageError("/versions", "no reply yet", "type a message first")
+    if not argument:
+        path = conversation.path()
+        chat.renderer.table(
+            ("", "version", "reply"),
+            (
+                ("●" if version in path else "", str(number), version.preview)
+                for number, version in enumerate(versions, 1)
+            ),
+            right=("version",),
+        )
+        return
+    number = whole_number(argument, "/versions", "a version")
+    if number > len(versions):
+        raise UsageError("/versions", f"there are {len(versions)}", "/versions lists them")
+    _turn_to(chat, _latest_below(chat, versions[number - 1]))
+
+
+def _version_values(chat: Chat, argument: str) -> Iterable[Value]:
+    return [(str(n), version.preview) for n, version in enumerate(chat.conversation.versions(), 1)]
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    turns = whole_number(argument, "/undo", "turns") if argument else 1
+    chat.stop_editing()
+    chat.previous = chat.conversation.head
+    undone = chat.conversation.undo(turns)
+    if not undone:
+        raise UsageError("/undo", "nothing was said yet", "type a message first")
+    for message in undone:
+        chat.renderer.note(f"undone: {message.preview}")
+
+
+def _edit(chat: Chat, argument: str) -> None:
+    message = message_of(chat, argument, "/edit") if argument else chat.conversation.question()
+    if message is None:
+        raise UsageError("/edit", "nothing was said yet", "type a message first")
+    chat.start_editing(message)
+    sends = "sends it anew" if message.role == "user" else "puts it in place of the reply"
+    chat.renderer.note(f"message {message.number}: Enter {sends}, on a branch; Ctrl-C leaves it")
+
+
+def _continue(chat: Chat, argument: str) -> None:
+    if chat.conversation.head is None:
+        raise UsageError("/continue", "there is no reply yet", "type a message first")
+    chat.resume()
+
+
+def _prefill(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.opening = "" if argument == "off" else argument
+    if chat.opening:
+        chat.renderer.note(f"the next reply begins: {chat.opening}")
+    else:
+        chat.renderer.note("replies begin as the model likes")
+
+
+def _branch(chat: Chat, argument: str) -> None:
+    conversation = chat.conversation
+    if not conversation.all:
+        raise UsageError("/branch", "nothing was said yet", "type a message first")
+    if not argument:
+        chat.renderer.table(
+            ("", "branch", "messages", "ends with"),
+            (
+                (
+                    "●" if leaf is conversation.head else "",
+                    str(leaf.number),
+                    str(_depth(leaf)),
+                    leaf.preview,
+                )
+                for leaf in conversation.branches()
+            ),
+            right=("branch", "messages"),
+        )
+        return
+    if argument == "-":
+        if chat.previous is None:
+            raise UsageError("/branch -", "there was no other yet", "/branch lists them")
+        _turn_to(chat, chat.previous)
+        return
+    message = message_of(chat, argument, "/branch")
+    if message.role == "user":  # a conversation goes on behind replies
+        replies = conversation.children(message)
+        message = replies[-1] if replies else message
+    _turn_to(chat, message)
+    if conversation.children(message):
+        chat.renderer.note("what you say next begins a new branch")
+
+
+def _branch_values(chat: Chat, argument: str) -> Iterable[Value]:
+    leaves = [(str(leaf.number), leaf.preview) for leaf in chat.conversation.branches()]
+    return [*leaves, ("-", "the one before")]
+
+
+def _tree(chat: Chat, argument: str) -> None:
+    if not chat.conversation.all:
+        raise UsageError("/tree", "nothing was said yet", "type a message first")
+    for line in draw_tree(chat.conversation):
+        chat.renderer.line(line)
+
+
+def _clear(chat: Chat, argument: str) -> None:
+    chat.begin_anew()
+    chat.renderer.note("a new conversation; the system message and the examples stay")
+
+
+def _turn_to(chat: Chat, message: Message) -> None:
+    """Go on behind ``message``, and show where that is."""
+    chat.go_to(message)
+    chat.show(message)
+
+
+def _latest_below(chat: Chat, message: Message) -> Message:
+    """The end of the latest branch that goes through ``message``."""
+    while children := chat.conversation.children(message):
+        message = children[-1]
+    return message
+
+
+def _depth(message: Message) -> int:
+    depth = 1
+    while message.parent is not None:
+        message, depth = message.parent, depth + 1
+    return depth
+
+
+def _numbers(chat: Chat, argument: str) -> Iterable[Value]:
+    return [(str(message.number), message.preview) for message in chat.conversation.path()]
+
+
+COMMANDS = (
+    Command("retry", "", "Answer the last message once more.", "/retry", _retry),
+    Command(
+        "versions",
+        "[n]",
+        "List the answers to the last message, or go back to one.",
+        "/versions 1",
+        _versions,
+        _version_values,
+    ),
+    Command("continue", "", "Let the last reply go on where it ended.", "/continue", _continue),
+    Command(
+        "prefill",
+        "[text|off]",
+        "Let the next reply begin with these words.",
+        "/prefill Sure, here is",
+        _prefill,
+    ),
+    Command("undo", "[n]", "Take back the last turn, or the last n.", "/undo 2", _undo),
+    Command(
+        "edit",
+        "[n]",
+        "Change the last message of yours, or message n, on a branch of its own.",
+        "/edit 3",
+        _edit,
+        _numbers,
+    ),
+    Command(
+        "branch",
+        "[n|-]",
+        "List the branches, go on behind message n, or back to the one before.",
+        "/branch 4",
+        _branch,
+        _branch_values,
+    ),
+    Command("tree", "", "Draw the conversation with all its branches.", "/tree", _tree),
+    Command("clear", "", "Begin a new conversation.", "/clear", _clear),
+)

@@ -1,0 +1,191 @@
+"""Commands that bring texts in, and take conversations out."""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Attachment, Conversation
+from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
+from llama_chat.chat.prompt_files import read_text
+from llama_chat.chat.records import ModelTag
+from llama_chat.errors import SaveError, UsageError
+from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.clipboard import copy
+from llama_chat.terminal.commands.command import Command, Value
+
+
+def _file(chat: Chat, argument: str) -> None:
+    if argument == "off":
+        chat.attachments = []
+        chat.renderer.note("no attachments")
+        return
+    for name in _paths(argument):
+        path = Path(name).expanduser()
+        text = read_text(path)
+        if not text.strip():
+            raise UsageError(f"file {name!r}", "it is empty", "attach a text")
+        chat.attachments.append(Attachment(text, path.name))
+    for attachment in chat.attachments:
+        lines = attachment.text.count("\n") + 1
+        chat.renderer.note(f"attached: {attachment.name or 'document'}, {lines} lines")
+    if not chat.attachments:
+        chat.renderer.note("no attachments; /file PATH adds one")
+
+
+def _paths(argument: str) -> list[str]:
+    try:
+        return shlex.split(argument)
+    except ValueError:
+        raise UsageError("/file", "a quote is not closed", 'write /file "my notes.txt"') from None
+
+
+def _save(chat: Chat, argument: str) -> None:
+    if not chat.conversation.all:
+        raise UsageError("/save", "nothing was said yet", "type a message first")
+    chat.file.save(chat.conversation, chat.tag)
+    if argument:
+        chat.file.rename(argument)
+    chat.renderer.note(f"saved as {chat.file.name}")
+
+
+def _load(chat: Chat, argument: str) -> None:
+    if not argument:
+        _sessions(chat, "")
+    elif argument.endswith(".json"):
+        chat.take(_dialog(Path(argument).expanduser()), ModelTag())
+        chat.file.close()
+        chat.show(chat.conversation.head)
+    else:
+        chat.open(store.find(argument))
+        chat.show(chat.conversation.head)
+
+
+def _dialog(path: Path) -> Conversation:
+    """A conversation from a list of messages in JSON."""
+    messages = parse_dialog(read_text(path), path.name)
+    conversation = Conversation()
+    if messages[0].role == "system":
+        conversation.system = messages.pop(0).text
+    for message in messages:
+        conversation.add(message)
+    return conversation
+
+
+def _sessions(chat: Chat, argument: str) -> None:
+    entries = store.entries()
+    if not entries:
+        chat.renderer.note("no conversation is saved yet")
+        return
+    chat.renderer.table(
+        ("", "conversation", "messages", "saved", "begins with"),
+        (
+            (
+                "●" if entry.path == chat.file.path else "",
+                entry.name,
+                str(entry.n_messages),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed)),
+                entry.title or entry.problem,
+            )
+            for entry in entries
+        ),
+        right=("messages",),
+    )
+    chat.renderer.note("/load NAME goes on with one")
+
+
+def _session_values(chat: Chat, argument: str) -> Iterable[Value]:
+    return [(entry.name, entry.title or entry.problem) for entry in store.entries()]
+
+
+def _export(chat: Chat, argument: str) -> None:
+    conversation = chat.conversation
+    path = Path(argument).expanduser()
+    if path.suffix not in (".md", ".json"):
+        raise UsageError("/export", "it writes .md and .json", "write /export chat.md")
+    messages = conversation.preface() + conversation.path()
+    if path.suffix == ".json":
+        text = json.dumps(to_dialog(messages), ensure_ascii=False, indent=1) + "\n"
+    else:
+        text = to_markdown(messages, f"A conversation with {chat.model_name}")
+    try:
+        with path.open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise UsageError(
+            f"file {argument!r}", "it is there already", "choose another name"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or "not a possible name").lower()
+        raise SaveError(f"file {argument!r}", reason, "choose another place") from None
+    chat.renderer.note(f"written: {path}")
+
+
+def _copy(chat: Chat, argument: str) -> None:
+    reply = chat.conversation.head
+    if reply is None or reply.role == "user":
+        raise UsageError("/copy", "there is no reply yet", "type a message first")
+    if argument not in ("", "code"):
+        raise UsageError("/copy", f"it does not know {argument[:40]!r}", "/copy or /copy code")
+    text = reply.text.strip()
+    if argument == "code":
+        text = _last_code(text)
+        if not text:
+            raise UsageError(
+                "/copy code", "there is no code in the last reply", "/copy takes it all"
+            )
+    way = copy(text, chat.renderer)
+    chat.renderer.note(f"copied {len(text)} characters {way}")
+
+
+def _last_code(text: str) -> str:
+    """The last fenced code block of a Markdown text; empty if there is none."""
+    from markdown_it import MarkdownIt
+
+    blocks = [token.content for token in MarkdownIt().parse(text) if token.type == "fence"]
+    return blocks[-1] if blocks else ""
+
+
+COMMANDS = (
+    Command(
+        "file",
+        "[path…|off]",
+        "Attach texts to the next message.",
+        "/file notes.txt",
+        _file,
+        lambda chat, argument: [("off", "no attachments")],
+        paths=True,
+    ),
+    Command(
+        "copy",
+        "[code]",
+        "Copy the last reply, or the last code in it.",
+        "/copy code",
+        _copy,
+        lambda chat, argument: [("code", "the last code block alone")],
+    ),
+    Command("save", "[name]", "Give the conversation a name.", "/save blue-sky", _save),
+    Command(
+        "load",
+        "[name|FILE.json]",
+        "Go on with a saved conversation.",
+        "/load blue-sky",
+        _load,
+        _session_values,
+        paths=True,
+    ),
+    Command("sessions", "", "List the saved conversations.", "/sessions", _sessions),
+    Command(
+        "export",
+        "FILE.md|FILE.json",
+        "Write the conversation to a file.",
+        "/export chat.md",
+        _export,
+        paths=True,
+    ),
+)

@@ -1,0 +1,235 @@
+"""Commands that look inside: tokens, the cache, and what else the model might have said."""
+
+import math
+from collections.abc import Iterable
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from llama_chat.chat.session import ChatSession, ContextRow
+from llama_chat.errors import UsageError
+from llama_chat.generation.trace import Trace
+from llama_chat.settings import SETTINGS
+from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
+from llama_chat.terminal.commands.settings import set_value, show_value
+from llama_chat.terminal.sanitizer import sanitize
+
+N_UNCERTAIN = 8
+"""How many of the least certain tokens ``/why`` lists."""
+
+
+def _context(chat: Chat, argument: str) -> None:
+    if argument:
+        set_value(chat, SETTINGS["context"], argument, "/context")
+        show_value(chat, SETTINGS["context"])
+        return
+    session = chat.ready()
+    rows = session.context_rows()
+    chat.renderer.table(
+        ("#", "role", "tokens", "cached", "if full", "text"),
+        (
+            (
+                str(row.message.number or ""),
+                row.message.role,
+                str(len(row.ids)),
+                str(row.cached),
+                _fate(row),
+                row.message.preview,
+            )
+            for row in rows
+        ),
+        right=("#", "tokens", "cached"),
+    )
+    if dropped := chat.conversation.n_dropped:
+        turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+        chat.renderer.note(f"the oldest {turns} no longer shown to the model")
+    used, total = sum(len(row.ids) for row in rows), session.engine.context
+    chat.renderer.note(f"{used} of {total} tokens, {total - used} free")
+
+
+def _fate(row: ContextRow) -> str:
+    """What becomes of a message when the context is full."""
+    if not row.message.number:
+        return "stays"
+    return "goes next" if row.goes_next else ""
+
+
+def _stats(chat: Chat, argument: str) -> None:
+    if chat.last is None:
+        raise UsageError("/stats", "no reply yet", "type a message first")
+    usage, timings = chat.last.usage, chat.last.timings
+    chat.renderer.table(
+        ("last reply", ""),
+        (
+            ("ended by", chat.last.reason),
+            ("prompt_tokens", str(usage.prompt_tokens)),
+            ("cached_tokens", str(usage.cached_tokens)),
+            ("completion_tokens", str(usage.completion_tokens)),
+            ("ttft_s", f"{timings.ttft_s:.3f}"),
+            ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
+            ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),
+            ("seed", str(chat.last.seed)),
+        ),
+    )
+
+
+def _tokens(chat: Chat, argument: str) -> None:
+    session = chat.ready()
+    message = message_of(chat, argument, "/tokens") if argument else chat.conversation.head
+    if message is None:
+        raise UsageError("/tokens", "nothing was said yet", "type a message first")
+    row = next((row for row in session.context_rows() if row.message is message), None)
+    if row is None:
+        raise UsageError(
+            "/tokens",
+            f"the model is not shown message {message.number}",
+            "/context lists what it is",
+        )
+    tokenizer = session.engine.tokenizer
+    cells = [f"{token_id:>6} {sanitize(repr(tokenizer.piece(token_id)))}" for token_id in row.ids]
+    _columns(chat, cells)
+    chat.renderer.note(
+        f"message {message.number}, with the template around it: {len(cells)} tokens"
+    )
+
+
+def _columns(chat: Chat, cells: list[str]) -> None:
+    """Write cells side by side, in rows."""
+    width = min(max(map(cell_len, cells), default=0), 40) + 2
+    n_columns = max((chat.renderer.console.width - 1) // width, 1)
+    for start in range(0, len(cells), n_columns):
+        row = cells[start : start + n_columns]
+        chat.renderer.line(Text("".join(c + " " * (width - cell_len(c)) for c in row).rstrip()))
+
+
+def _why(chat: Chat, argument: str) -> None:
+    session = chat.ready()
+    reply = chat.conversation.head
+    trace = None if reply is None or reply.role == "user" else reply.trace
+    if trace is None or not len(trace):
+        raise UsageError(
+            "/why", "nothing is known of the last reply", "it tells of replies of this session"
+        )
+    if not argument:
+        _show_certainty(chat, session, trace)
+    else:
+        for index in _places(session, trace, argument):
+            _show_alternatives(chat, session, trace, index)
+
+
+def _places(session: ChatSession, trace: Trace, argument: str) -> list[int]:
+    """Which tokens are meant: by number from 1, or all in which a word begins."""
+    if argument.isdecimal():
+        number = whole_number(argument, "/why", "a token")
+        if number > len(trace):
+            raise UsageError("/why", f"the reply has {len(trace)} tokens", "/why shows them")
+        return [number - 1]
+    pieces = [_piece(session, trace.token(i)[0]) for i in range(len(trace))]
+    text = "".join(pieces)
+    ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
+    places, at = [], text.find(argument)
+    while at >= 0:
+        places.append(next(i for i, end in enumerate(ends) if at < end))
+        at = text.find(argument, at + 1)
+    if not places:
+        raise UsageError("/why", f"the reply does not say {argument[:40]!r}", "/why shows it")
+    return places[:3]
+
+
+def _show_certainty(chat: Chat, session: ChatSession, trace: Trace) -> None:
+    """The reply, coloured by how sure the model was, and where it was least so."""
+    text = Text()
+    for index in range(len(trace)):
+        token_id, logprob = trace.token(index)
+        text.append(sanitize(_piece(session, token_id)), _shade(math.exp(logprob)))
+    chat.renderer.line(text)
+    order = sorted(range(len(trace)), key=lambda index: trace.token(index)[1])
+    rows = []
+    for index in order[:N_UNCERTAIN]:
+        token_id, logprob = trace.token(index)
+        others = [
+            f"{_quoted(session, other)} {math.exp(p):.0%}"
+            for other, p in trace.alternatives(index)
+            if other != token_id
+        ]
+        rows.append(
+            (
+                str(index + 1),
+                _quoted(session, token_id),
+                f"{math.exp(logprob):.0%}",
+                ", ".join(others[:3]),
+            )
+        )
+    chat.renderer.table(("token", "said", "sure", "instead"), rows, right=("token", "sure"))
+    chat.renderer.note(f"the least certain of {len(trace)} tokens; /why N tells all of token N")
+
+
+def _shade(probability: float) -> str:
+    """Sure tokens are plain; the less so, the louder."""
+    return "" if probability > 0.7 else "yellow" if probability > 0.3 else "bold red"
+
+
+def _show_alternatives(chat: Chat, session: ChatSession, trace: Trace, index: int) -> None:
+    """The likeliest tokens in one place, as bars."""
+    said, logprob = trace.token(index)
+    before = "".join(_piece(session, trace.token(i)[0]) for i in range(max(index - 12, 0), index))
+    chat.renderer.note(f"token {index + 1}, behind …{before[-40:]}".replace("\n", "⏎"))
+    entries = list(trace.alternatives(index))
+    if said not in [token_id for token_id, _ in entries]:
+        entries.append((said, logprob))
+    chat.renderer.table(
+        ("", "id", "token", "probability", ""),
+        (
+            (
+                "●" if token_id == said else "",
+                str(token_id),
+                _quoted(session, token_id),
+                f"{math.exp(p):.2%}",
+                "█" * round(20 * math.exp(p)) or "▏",
+            )
+            for token_id, p in entries
+        ),
+        right=("id", "probability"),
+    )
+
+
+def _piece(session: ChatSession, token_id: int) -> str:
+    return session.engine.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+
+def _quoted(session: ChatSession, token_id: int) -> str:
+    """A token as it is read, or by its name if it is a control token."""
+    tokenizer = session.engine.tokenizer
+    return repr(_piece(session, token_id) or tokenizer.piece(token_id))
+
+
+def _numbers(chat: Chat, argument: str) -> Iterable[Value]:
+    return [(str(message.number), message.preview) for message in chat.conversation.path()]
+
+
+COMMANDS = (
+    Command(
+        "context",
+        "[n]",
+        "Tokens of each message, what is cached and what would go next; or set the length.",
+        "/context",
+        _context,
+    ),
+    Command("stats", "", "Counts and speeds of the last reply.", "/stats", _stats),
+    Command(
+        "tokens",
+        "[n]",
+        "Ids and pieces of the last message, or of message n.",
+        "/tokens 1",
+        _tokens,
+        _numbers,
+    ),
+    Command(
+        "why",
+        "[n|word]",
+        "How sure the model was, and what else it might have said at token n, or at a word.",
+        "/why 7",
+        _why,
+    ),
+)

@@ -1,0 +1,255 @@
+"""Commands that show and change settings: one for each, and those that do more than that."""
+
+import shlex
+from collections.abc import Callable, Iterable
+
+from llama_chat.chat.prompt_files import list_prompts, load_prompt
+from llama_chat.errors import UsageError
+from llama_chat.library import installed_models
+from llama_chat.settings import SETTINGS, Setting, parse, suggestion
+from llama_chat.terminal.chat import RELOADING, Chat
+from llama_chat.terminal.commands.command import Command, Value
+from llama_chat.terminal.streams import one_line
+
+DEFAULT = "default"
+"""The word that brings the default back."""
+
+
+def set_value(chat: Chat, setting: Setting, typed: str, source: str) -> None:
+    """Change a setting as typed behind a command.
+
+    Raises:
+        UsageError: if it does not fit; nothing is changed then.
+    """
+    value = setting.default if typed == DEFAULT else parse(setting, typed, source)
+    chat.change(setting.name, value, source)
+
+
+def show_value(chat: Chat, setting: Setting) -> None:
+    """Say what a setting is, and since when."""
+    origin = chat.settings.origins[setting.name]
+    chat.renderer.note(f"{setting.command[1:]} is {_written(chat, setting)} ({origin.source})")
+
+
+def _written(chat: Chat, setting: Setting) -> str:
+    value = chat.settings[setting.name]
+    if setting.name == "seed" and value is None and chat.session is not None:
+        return f"{chat.session.sampler.seed}, drawn"
+    if value is None or value in ("", ()):
+        return "not set"
+    if isinstance(value, tuple):
+        return " ".join(map(repr, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _runner(name: str) -> Callable[[Chat, str], None]:
+    setting = SETTINGS[name]
+
+    def run(chat: Chat, argument: str) -> None:
+        if argument:
+            set_value(chat, setting, argument, setting.command)
+        show_value(chat, setting)
+
+    return run
+
+
+def _values_of(setting: Setting) -> list[Value]:
+    values = list(setting.choices) or (["true", "false"] if setting.kind == "switch" else [])
+    return [(value, "") for value in values] + [(DEFAULT, _default(setting))]
+
+
+def _default(setting: Setting) -> str:
+    return "not set" if setting.default in (None, "", ()) else f"{setting.default}"
+
+
+def _set(chat: Chat, argument: str) -> None:
+    name, _, typed = argument.partition(" ")
+    setting = SETTINGS.get(name.replace("-", "_"))
+    if setting is None:
+        names = [known.replace("_", "-") for known in SETTINGS]
+        raise UsageError("/set", f"no setting {name[:40]!r}", suggestion(name, names))
+    if typed.strip():
+        # Some have a command that does more than to set them.
+        command = next((c for c in COMMANDS if c.name == setting.command[1:]), None)
+        if command is not None:
+            command.run(chat, typed.strip())
+            return
+        set_value(chat, setting, typed.strip(), "/set")
+    show_value(chat, setting)
+
+
+def _set_values(chat: Chat, argument: str) -> Iterable[Value]:
+    name, space, _ = argument.partition(" ")
+    setting = SETTINGS.get(name.replace("-", "_"))
+    if space and setting is not None:
+        return [(f"{name} {value}", meaning) for value, meaning in _values_of(setting)]
+    return [(setting.command[1:] + " ", setting.help) for setting in SETTINGS.values()]
+
+
+def _settings(chat: Chat, argument: str) -> None:
+    chat.renderer.table(
+        ("setting", "value", "from"),
+        (
+            (setting.command[1:], one_line(_written(chat, setting)), source)
+            for setting in SETTINGS.values()
+            for source in [chat.settings.origins[setting.name].source]
+        ),
+    )
+
+
+def _stop(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.change("stop", () if argument in ("off", DEFAULT) else _texts(argument), "/stop")
+    show_value(chat, SETTINGS["stop"])
+
+
+def _texts(argument: str) -> tuple[str, ...]:
+    r"""Texts as a shell divides them; ``\n`` is a new line, ``\t`` a tab."""
+    words = shlex.shlex(argument, posix=True)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""
+    try:
+        return tuple(word.replace(r"\n", "\n").replace(r"\t", "\t") for word in words if word)
+    except ValueError:
+        raise UsageError("/stop", "a quote is not closed", r'write /stop "\n\n" END') from None
+
+
+def _system(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.change("system", "" if argument in ("off", DEFAULT) else argument, "/system")
+    system = chat.settings.text("system")
+    chat.renderer.note(f"system: {system}" if system else "no system message")
+
+
+def _prompt(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.renderer.table(
+            ("prompt", "does"), ((entry.name, entry.description) for entry in list_prompts())
+        )
+        return
+    if argument in ("off", DEFAULT):
+        chat.end_prompt()
+        chat.renderer.note("no prompt file")
+        return
+    prompt = load_prompt(argument)
+    for line in prompt.warnings:
+        chat.renderer.note(line)
+    if prompt.text is not None:
+        chat.renderer.note("this file is raw text: sent as a message")
+        chat.renderer.said(prompt.text)
+        chat.send(prompt.text)
+        return
+    chat.use_prompt(prompt)
+    if system := chat.settings.text("system"):
+        chat.renderer.note(f"system: {system}")
+    for example in prompt.examples:
+        chat.renderer.note(f"  {example.user} → {example.assistant}")
+    for query in prompt.queries:
+        chat.renderer.note(f"  {query} → ?")
+    for name in prompt.settings:
+        show_value(chat, SETTINGS[name])
+
+
+def _prompt_values(chat: Chat, argument: str) -> Iterable[Value]:
+    return [("off", "no prompt file"), *((p.name, p.description) for p in list_prompts())]
+
+
+def _template(chat: Chat, argument: str) -> None:
+    setting = SETTINGS["template"]
+    if argument:
+        set_value(chat, setting, argument, setting.command)
+    chat.renderer.note(f"template is {chat.ready().template.name}")
+
+
+def _model(chat: Chat, argument: str) -> None:
+    if argument:
+        set_value(chat, SETTINGS["model"], argument, "/model")
+        return
+    chat.renderer.note(f"model is {chat.model_name}")
+    if models := installed_models():
+        chat.renderer.table(
+            ("on this machine", "path"), ((name, str(path)) for name, path in models.items())
+        )
+
+
+def _model_values(chat: Chat, argument: str) -> Iterable[Value]:
+    return [(name, str(path)) for name, path in installed_models().items()]
+
+
+_EXAMPLES = {
+    "temperature": "0.2",
+    "top_p": "0.95",
+    "top_k": "40",
+    "min_p": "0.05",
+    "repeat_penalty": "1.1",
+    "seed": "42",
+    "max_tokens": "200",
+    "overflow": "stop",
+    "device": "cpu",
+    "dtype": "float32",
+    "quantize": "none",
+    "threads": "4",
+    "color": "never",
+    "markdown": "never",
+}
+
+_ARGUMENTS = {"integer": "[n]", "number": "[x]", "switch": "[true|false]"}
+
+
+def _setting_command(setting: Setting) -> Command:
+    again = "; loads the model again" if setting.name in RELOADING else ""
+    return Command(
+        setting.command[1:],
+        _ARGUMENTS.get(setting.kind) or f"[{'|'.join(setting.choices) or 'text'}]",
+        f"{setting.help.rstrip('.')} ({setting.range}{again}).",
+        f"{setting.command} {_EXAMPLES.get(setting.name, 'true')}",
+        _runner(setting.name),
+        lambda chat, argument: _values_of(setting),
+    )
+
+
+_SPECIAL = (
+    Command("set", "KEY VALUE", "Change any setting.", "/set top-p 0.9", _set, _set_values),
+    Command("settings", "", "All settings, and where each comes from.", "/settings", _settings),
+    Command(
+        "prompt",
+        "[name|path|off]",
+        "List prompt files, or begin with the examples of one.",
+        "/prompt few_shot/translate_to_french",
+        _prompt,
+        _prompt_values,
+        paths=True,
+    ),
+    Command(
+        "system", "[text|off]", "Show or set the system message.", "/system Be brief.", _system
+    ),
+    Command("stop", "[text…|off]", "End replies before these texts.", r'/stop "\n\n" END', _stop),
+    Command(
+        "template",
+        f"[{'|'.join(SETTINGS['template'].choices)}]",
+        "Show or choose how messages become tokens.",
+        "/template llama2",
+        _template,
+        lambda chat, argument: _values_of(SETTINGS["template"]),
+    ),
+    Command(
+        "model",
+        "[name|path]",
+        "Show the models here, or go on with another.",
+        "/model smollm2-135m",
+        _model,
+        _model_values,
+        paths=True,
+    ),
+)
+
+_ELSEWHERE = ("context",)
+"""Settings whose command does something else when nothing stands behind it."""
+
+COMMANDS: tuple[Command, ...] = (
+    *_SPECIAL,
+    *(
+        _setting_command(setting)
+        for setting in SETTINGS.values()
+        if setting.name not in {*(command.name for command in _SPECIAL), *_ELSEWHERE}
+    ),
+)

@@ -1,0 +1,50 @@
+"""A conversation with all its branches, drawn."""
+
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from llama_chat.chat.conversation import Conversation, Message
+from llama_chat.terminal.sanitizer import sanitize
+
+_NAMES = {"user": "you", "assistant": "model", "system": "system"}
+
+
+def draw_tree(conversation: Conversation) -> list[Text]:
+    """A line for each message; what follows without a fork stands below, not further right.
+
+    For two answers to one question, and a turn behind the second::
+
+        1 you    Why is the sky blue?
+        ├ 2 model  Because …
+        └ 3 model  Light of short waves …
+          4 you    And at sunset?
+          5 model  Then it …                  ● here
+    """
+    children: dict[Message | None, list[Message]] = {}
+    for message in conversation.all:
+        children.setdefault(message.parent, []).append(message)
+    path = set(conversation.path())
+    lines: list[Text] = []
+    # A stack, not a recursion: a conversation may have thousands of messages.
+    stack = list(_forks(children.get(None, []), ""))
+    while stack:
+        message, first, rest = stack.pop()
+        here = message is conversation.head
+        name = f"{message.number} {_NAMES[message.role]:<6}"
+        mark = "  ● here" if here else "  (interrupted)" if message.interrupted else ""
+        line = Text(f"{first}{name} {sanitize(message.preview)}{mark}")
+        line.stylize("bold" if message in path else "dim", len(first))
+        lines.append(line)
+        stack += _forks(children.get(message, []), rest)
+    return lines
+
+
+def _forks(messages: list[Message], indent: str) -> Iterator[tuple[Message, str, str]]:
+    """Each message with what stands before it, and before what follows it; the last one first."""
+    if len(messages) == 1:
+        yield messages[0], indent, indent
+        return
+    for message in reversed(messages):
+        last = message is messages[-1]
+        yield message, indent + ("└ " if last else "├ "), indent + ("  " if last else "│ ")

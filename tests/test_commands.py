@@ -1,0 +1,360 @@
+"""Every slash command, on the screen."""
+
+import base64
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_chat.settings import SETTINGS
+from llama_chat.terminal.commands import COMMANDS
+from tests.terminal import CTRL_C, READY, Terminal
+
+ENDED = r"(cut off after \d+ tokens.*|the model ended it at once)\n"
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of a table on the screen, which two spaces or more divide."""
+    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if line.strip()]
+
+
+def test_help_lists_every_command_and_explains_each_with_an_example(babble: Terminal) -> None:
+    text = babble.ask("/help", r"// in front sends")
+    for command in COMMANDS.values():
+        assert f"/{command.name}" in text
+        assert command.example.startswith(f"/{command.name}")
+    babble.ask("/help versions", r"for example: /versions 1")
+    babble.ask("/help /tree", r"for example: /tree")
+    babble.ask("/? undo", r"for example: /undo 2")
+    babble.ask("/help nonsense", r"/nonsense: no such command: /help lists the commands")
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) - {"model", "prompt", "plain", "quiet"}))
+def test_every_setting_has_a_command_of_its_name(name: str, babble: Terminal) -> None:
+    setting = SETTINGS[name]
+    values = {"integer": "3", "number": "0.5", "switch": "true", "list": "END", "text": "words"}
+    typed = {"device": "cpu", "context": "300"}.get(name) or (
+        setting.choices[-1] if setting.choices else values[setting.kind]
+    )
+    typed = {"quantize": "none", "template": "plain"}.get(name, typed)
+    spelled = name.replace("_", "-")
+    babble.ask(f"/{spelled} {typed}", rf"({spelled} is |system: )'?{typed}")
+    text = babble.ask("/settings", r"^verbose .*$")
+    assert re.search(rf"(?m)^{spelled}\s+'?{typed}'?\s+/{spelled}$", text)
+    if setting.kind in ("integer", "number"):
+        babble.ask(f"/{spelled} many", rf"/{spelled}: 'many' does not fit: give a.* number")
+        babble.type(CTRL_C)
+    if setting.choices:
+        babble.ask(f"/{spelled} many", rf"/{spelled}: 'many' does not fit: give one of")
+        babble.type(CTRL_C)
+
+
+def test_set_changes_any_setting_and_suggests(babble: Terminal) -> None:
+    babble.ask("/set top-p 0.5", r"top-p is 0\.5 \(/set\)")
+    babble.ask("/set top_k 5", r"top-k is 5")
+    babble.ask("/set top-p default", r"top-p is 0\.9")
+    babble.ask("/set tpo-p 1", r"no setting 'tpo-p': did you mean top-p\?")
+    babble.type(CTRL_C)
+    babble.ask("/set system Be brief.", r"system: Be brief\.")
+
+
+def test_stop_takes_several_texts(babble: Terminal) -> None:
+    babble.ask(r'/stop "\n\n" END "a b"', r"stop is '\\n\\n' 'END' 'a b'")
+    babble.ask('/stop "open', r"a quote is not closed")
+    babble.type(CTRL_C)
+    babble.ask("/stop off", r"stop is not set")
+
+
+def test_settings_show_where_each_comes_from(gguf_model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "my.toml"
+    config.write_text("min_p = 0.25\n")
+    flags = ("-m", gguf_model, "--config", config, "--top-k", "9")
+    with Terminal(*flags, home=tmp_path, LLAMA_CHAT_TEMPERATURE="0.125") as terminal:
+        terminal.wait_for(READY)
+        text = terminal.ask("/settings", r"^verbose .*$")
+        assert re.search(r"(?m)^min-p\s+0\.25\s+\S*my\.toml$", text)
+        assert re.search(r"(?m)^top-k\s+9\s+--top-k$", text)
+        assert re.search(r"(?m)^temperature\s+0\.125\s+LLAMA_CHAT_TEMPERATURE$", text)
+        assert re.search(r"(?m)^top-p\s+0\.9\s+default$", text)
+
+
+def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
+    babble.ask("/temperature 1.5", "temperature is 1.5")
+    babble.ask("hello", ENDED)
+    babble.ask("/retry", r"version 2; the earlier ones are kept: /versions")
+    babble.ask("/retry", r"version 3; the earlier ones are kept: /versions")
+    rows = rows_of(babble.ask("/versions", r"(?s:version.*\n\s*2 .*3 [^\n]*\n)"))
+    assert [row[0] for row in rows[1:3]] == ["1", "2"]
+    assert rows[3][:2] == ["●", "3"]
+    babble.ask("/versions 1", r"› hello\n")
+    rows = rows_of(babble.ask("/versions", r"(?s:version.*\n\s*2 .*3 [^\n]*\n)"))
+    assert rows[1][:2] == ["●", "1"]
+    babble.ask("/versions 9", r"/versions: there are 3")
+    babble.type(CTRL_C)
+    babble.ask("/versions zero", r"'zero' is not the number of a version")
+
+
+def test_versions_before_anything_was_said(babble: Terminal) -> None:
+    for command in ("/versions", "/retry", "/undo", "/edit", "/continue", "/branch", "/tree"):
+        babble.ask(command, r"(nothing was said|no reply) yet")
+        babble.type(CTRL_C)
+    for command in ("/stats", "/tokens", "/why", "/copy", "/save x"):
+        babble.ask(command, r"(nothing was said|no reply yet|there is no reply|nothing is known)")
+        babble.type(CTRL_C)
+
+
+def test_branches_are_listed_drawn_and_gone_back_to(babble: Terminal) -> None:
+    babble.ask("one", ENDED)
+    babble.ask("two", ENDED)
+    babble.ask("/undo", r"undone: two")
+    babble.ask("zwei", ENDED)
+    rows = rows_of(babble.ask("/branch", r"(?s:ends with\n\s*4 [^\n]*\n●\s+6 [^\n]*\n)"))
+    assert [rows[1][0], rows[1][1]] == ["4", "4"]
+    text = babble.ask("/tree", r"● here")
+    drawn = [line[:14].rstrip() for line in text.splitlines()]
+    assert drawn[0] == "1 you    one"
+    assert drawn[2] == "├ 3 you    two"
+    assert drawn[3].startswith("│ 4 model")
+    assert drawn[4] == "└ 5 you    zwe"
+    assert drawn[5].startswith("  6 model")
+    babble.ask("/branch 4", r"› two\n")
+    babble.ask("/branch -", r"› zwei\n")
+    babble.ask("/branch 2", r"what you say next begins a new branch")
+    babble.ask("drei", ENDED)
+    babble.ask("/tree", r"(?s:7 you +drei\n.*● here)")
+    babble.ask("/branch 99", r"there is no message 99")
+
+
+def test_editing_an_earlier_message_makes_a_branch(babble: Terminal) -> None:
+    babble.ask("first words", ENDED)
+    babble.ask("second words", ENDED)
+    babble.line("/edit 1")
+    babble.wait_for(r"message 1: Enter sends it anew, on a branch; Ctrl-C leaves it\n\n› first wo")
+    babble.type(" changed\r")
+    babble.wait_for(r"› first words changed\n.*\n?cut off")
+    text = babble.ask("/tree", r"● here")
+    assert re.search(r"├ 1 you +first words\n", text)
+    assert re.search(r"└ 5 you +first words changed\n", text)
+    # Of the model's own words too; and Ctrl-C leaves all as it was.
+    babble.line("/edit 6")
+    babble.wait_for(r"message 6: Enter puts it in place of the reply")
+    babble.type(CTRL_C)
+    babble.ask("/tree", r"6 model[^\n]*● here")
+    babble.line("/edit 6")
+    babble.wait_for(r"(?s)(message 6: Enter puts.*){2}› \S")
+    babble.type("\x1b<" + "\x0b" * 20 + "What it should have said\r")
+    babble.wait_for(r"What it should have said")
+    babble.ask("/tree", r"7 model[^\n]*What it should have said[^\n]*● here")
+
+
+def test_continue_goes_on_from_the_very_same_cache(babble: Terminal) -> None:
+    babble.ask("hello", ENDED)
+    babble.ask("/continue", ENDED)
+    text = babble.ask("/stats", r"seed +\d+")
+    counts = {name: int(n) for name, n in re.findall(r"(\w+_tokens) +(\d+)", text)}
+    assert counts["cached_tokens"] == counts["prompt_tokens"] - 1
+    babble.ask("/tree", r"\A1 you [^\n]*\n2 model [^\n]*● here\n\n")
+
+
+def test_prefill_begins_the_next_reply_and_only_that(babble: Terminal) -> None:
+    babble.ask("/prefill Of course!", r"the next reply begins: Of course!")
+    babble.wait_for(r"opening set")
+    babble.ask("hello", r"Of course!.*\n.*cut off")
+    babble.ask("/prefill", r"replies begin as the model likes")
+    text = babble.ask("again", ENDED)
+    assert "Of course!" not in text
+    babble.ask("/prefill never", r"the next reply begins: never")
+    babble.ask("/prefill off", r"replies begin as the model likes")
+
+
+def test_undo_takes_back_several_turns_and_clear_all(babble: Terminal) -> None:
+    for word in ("one", "two", "three"):
+        babble.ask(word, ENDED)
+    babble.ask("/undo 2", r"undone: three\nundone: two")
+    babble.ask("/context", r"user +\d+ +\d+ .*one\n")
+    babble.ask("/undo x", r"/undo: 'x' is not the number of turns")
+    babble.type(CTRL_C)
+    babble.ask("/clear", r"a new conversation")
+    babble.ask("/context", r"0 of 512 tokens, 512 free")
+
+
+def test_context_tells_what_is_cached_and_what_would_go_next(babble: Terminal) -> None:
+    babble.ask("/system Be brief.", r"system: Be brief\.")
+    for word in ("one", "two", "three"):
+        babble.ask(word, ENDED)
+    text = babble.ask("/context", r"\d+ of 512 tokens, \d+ free")
+    found = re.findall(r"(?m)^ *(\d*) +(system|user|assistant) +(\d+) +(\d+) (.{11})", text)
+    assert [row[1] for row in found] == ["system", *["user", "assistant"] * 3]
+    assert [row[4].strip() for row in found] == ["stays", "goes next", "goes next", *[""] * 4]
+    assert all(tokens == cached for _, _, tokens, cached, _ in found)
+    total = sum(int(row[2]) for row in found)
+    assert f"{total} of 512 tokens, {512 - total} free" in text
+
+
+def test_context_with_a_number_loads_the_model_again(babble: Terminal) -> None:
+    babble.ask("remember", ENDED)
+    babble.ask("/context 128", r"(?s:context 128 · template chatml\n.*context is 128 \(/context\))")
+    babble.wait_for(r"context \d+/128")
+    babble.ask("/context", r"remember")
+    babble.ask("/context 100000", r"the model was made for 512 tokens")
+    babble.type(CTRL_C)
+    babble.ask("/context", r"\d+ of 128 tokens")
+
+
+def test_tokens_shows_ids_and_pieces(babble: Terminal) -> None:
+    babble.ask("the hi", ENDED)
+    text = babble.ask("/tokens 1", r"with the template around it: \d+ tokens")
+    cells = re.findall(r"(\d+) '(\S+?)'", text)
+    assert cells[0] == ("1", "<|im_start|>")
+    assert ("Ġ") in text
+    assert f"around it: {len(cells)} tokens" in text
+    babble.ask("/tokens 77", r"there is no message 77")
+
+
+def test_why_tells_what_else_might_have_been_said(chat: Terminal) -> None:
+    chat.ask("What is the capital of France?", r"Paris\.")
+    text = chat.ask("/why", r"the least certain of 7 tokens; /why N")
+    assert re.search(r"(?m)^The capital of France is Paris\.$", text)
+    assert re.search(r"(?m)^ +1  'The' +\d+%", text)
+    text = chat.ask("/why 6", r"(?s:●.*\n\n)")
+    assert re.search(r"token 6, behind …The capital of France is\n", text)
+    bars = re.findall(r"(?m)^(●?) +(\d+)  ('.*?') +([\d.]+)% +(█*|▏)$", text)
+    assert len(bars) == 10
+    assert bars[0][0] == "●"
+    assert bars[0][2] == "' Paris'"
+    assert [float(bar[3]) for bar in bars] == sorted((float(b[3]) for b in bars), reverse=True)
+    chat.ask("/why Paris", r"token 6, behind")
+    chat.ask("/why London", r"the reply does not say 'London'")
+    chat.type(CTRL_C)
+    chat.ask("/why 8", r"the reply has 7 tokens")
+
+
+def test_stats_counts_the_last_reply(babble: Terminal) -> None:
+    babble.ask("hello", ENDED)
+    text = babble.ask("/stats", r"seed +\d+")
+    for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
+        assert re.search(rf"(?m)^{name} +\d+$", text)
+    for name in ("ttft_s", "prefill_tok_s", "decode_tok_s"):
+        assert re.search(rf"(?m)^{name} +\d+\.\d+$", text)
+    assert re.search(r"(?m)^ended by +length$", text)
+
+
+def test_files_are_attached_and_counted(babble: Terminal, tmp_path: Path) -> None:
+    notes = tmp_path / "my notes.txt"
+    notes.write_text("line one\nline two\n")
+    babble.ask(f'/file "{notes}"', r"attached: my notes\.txt, \d lines")
+    found = re.search(r"context (\d+)/512 with 1 file", babble.wait_for(r"with 1 file"))
+    assert found is not None
+    assert int(found[1]) > 10
+    babble.ask(f"/file {tmp_path}/missing", r"missing.*no such file")
+    babble.type(CTRL_C)
+    babble.ask("What is it?", ENDED)
+    babble.ask("/context", r"\[my notes\.txt\] What is it\?")
+    assert "with 1 file" not in babble.shown
+    babble.ask(f'/file "{notes}"', r"attached: my notes\.txt")
+    babble.ask("/file off", r"no attachments")
+    babble.ask(f"/file {tmp_path}", r"not a file|is a directory")
+
+
+def test_export_writes_markdown_and_json_and_never_over_a_file(
+    babble: Terminal, tmp_path: Path
+) -> None:
+    babble.ask("/system Be brief.", r"system: Be brief\.")
+    babble.ask("hello there", ENDED)
+    babble.ask(f"/export {tmp_path}/chat.md", r"written: ")
+    text = (tmp_path / "chat.md").read_text()
+    assert text.startswith("# A conversation with random\n\n## System\n\nBe brief.\n\n## You\n")
+    babble.ask(f"/export {tmp_path}/chat.json", r"written: ")
+    dialog = json.loads((tmp_path / "chat.json").read_text())
+    assert [entry["role"] for entry in dialog] == ["system", "user", "assistant"]
+    assert dialog[1]["content"] == "hello there"
+    babble.ask(f"/export {tmp_path}/chat.md", r"it is there already")
+    babble.type(CTRL_C)
+    babble.ask("/export chat.pdf", r"it writes \.md and \.json")
+    babble.type(CTRL_C)
+    babble.ask("/export /nowhere/at/all.md", r"no such file or directory")
+    babble.type(CTRL_C)
+    # What was written can be read again.
+    babble.ask("/clear", r"a new conversation")
+    babble.ask(f"/load {tmp_path}/chat.json", r"› hello there\n")
+    babble.ask("/system", r"system: Be brief\.")
+
+
+def test_copy_goes_through_the_terminal_or_a_tool(chat: Terminal) -> None:
+    chat.ask("What is the capital of France?", r"Paris\.")
+    chat.ask("/copy", r"copied 31 characters through the terminal, if it allows that")
+    data = re.search(rb"\x1b\]52;c;([^\x07]*)\x07", chat.raw)
+    assert data is not None
+    assert base64.b64decode(data[1]) == b"The capital of France is Paris."
+    chat.ask("/copy code", r"the last reply has no code")
+    chat.type(CTRL_C)
+    chat.ask("/edit 2", r"puts it in place")
+    chat.wait_for(r"› The capital of France is Paris\.")
+    chat.paste("\r```py\rprint(1)\r```\r")
+    chat.type("\r")
+    chat.ask("/copy code", r"copied 8 characters")
+
+
+def test_copy_uses_the_clipboard_of_the_machine(gguf_model: Path, tmp_path: Path) -> None:
+    tool = tmp_path / "xclip"
+    script = f"import sys; open({str(tmp_path / 'copied')!r}, 'w').write(sys.stdin.read())"
+    tool.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(script)}\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    flags = ("-m", gguf_model, "--max-tokens", "8", "--temperature", "0")
+    with Terminal(*flags, home=tmp_path, DISPLAY=":0", PATH=path, SSH_TTY="") as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("hello", ENDED)
+        found = re.search(r"copied (\d+) characters by xclip", terminal.ask("/copy", r"by xclip"))
+    assert found is not None
+    assert len((tmp_path / "copied").read_text()) == int(found[1])
+    assert b"\x1b]52" not in terminal.raw
+
+
+def test_template_is_shown_and_chosen(babble: Terminal) -> None:
+    babble.ask("/template", r"template is chatml")
+    babble.ask("/template plain", r"template is plain")
+    babble.ask("/template llama2", r"the tokenizer of this model has no <s>")
+    babble.type(CTRL_C)
+    babble.ask("/template", r"template is plain")
+    babble.ask("/template auto", r"template is chatml")
+
+
+def test_model_goes_on_with_another_and_keeps_the_conversation(
+    babble: Terminal, starter_model: Path
+) -> None:
+    babble.ask("What is the capital of France?", ENDED)
+    babble.ask("/model /nowhere", r"model '/nowhere': neither a path nor a known name")
+    babble.type(CTRL_C)
+    babble.ask("/model", r"model is random")
+    babble.ask(f"/model {starter_model}", r"context 8192 · template chatml\n")
+    babble.wait_for(r"SmolLM2-135M-Instruct.Q4_1 · context \d+/8192")
+    babble.ask("/retry", r"version 2")
+    babble.ask("/tree", r"(?s:2 model.*3 model[^\n]*● here)")
+
+
+def test_prompt_files_are_listed_and_previewed(babble: Terminal) -> None:
+    text = babble.ask("/prompt", r"zero_shot/quantum_entanglement.*\n")
+    assert "few_shot/translate_to_french" in text
+    text = babble.ask("/prompt translate_to_french", r"jellyfish → \?")
+    assert "laptop → ordinateur portable" in text
+    babble.ask("/temperature", r"temperature is 0\.0 \(\S*translate_to_french\.toml\)")
+    babble.ask("/temperature 0.75", r"temperature is 0\.75")
+    babble.ask("/prompt off", r"no prompt file")
+    babble.ask("/temperature", r"temperature is 0\.75")  # what was changed by hand stays
+    babble.ask("/prompt nonsense", r"no such file and no prompt of that name")
+
+
+def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
+    babble.ask("/sta", r"no reply yet")
+    babble.type(CTRL_C)
+    babble.ask("/te", r"/te: more than one command begins so: /template, /temperature")
+    babble.type(CTRL_C)
+    babble.ask("//help", ENDED)
+    babble.ask("/context", r"/help\n")
+    babble.line("/quit")
+    assert babble.wait_for_end() == 0
