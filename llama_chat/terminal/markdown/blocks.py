@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from llama_chat.terminal.markdown.highlighting import Highlighter
-from llama_chat.terminal.markdown.line_starts import without_indent
+from llama_chat.terminal.markdown.line_starts import columns, without_indent
 from llama_chat.terminal.markdown.painting import Span
 from llama_chat.terminal.markdown.table import Table
 
@@ -69,15 +69,24 @@ class Level:
         return max((column for column in self.items if column <= indent), default=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fence:
     """Code between fences."""
 
     depth: int
     indent: int
-    """Column of the fence; the code has as much more indentation than it would otherwise."""
+    """Column of the fence."""
     marker: str
     highlighter: Highlighter | None
+    code_indent: int = field(init=False)
+    """How much of the indentation of the code is that of the fence.
+
+    Models often forget the indentation inside a list. From the first line that has less than the
+    fence, the code keeps what it has more than that line.
+    """
+
+    def __post_init__(self) -> None:
+        self.code_indent = self.indent
 
     def is_closed_by(self, line: str) -> bool:
         """Whether ``line`` is the closing fence."""
@@ -86,14 +95,20 @@ class Fence:
 
     def spans(self, line: str) -> list[Span]:
         """A line of the code, coloured."""
-        code = without_indent(line, self.indent)
+        code = self._code(line)
         return self.highlighter.line(code) if self.highlighter else [Span(code)]
 
     def uncoloured(self, line: str) -> str:
         """The code of a line that is too long for colours."""
         if self.highlighter:
             self.highlighter.forget()
-        return without_indent(line, self.indent)
+        return self._code(line)
+
+    def _code(self, line: str) -> str:
+        body = line.lstrip(" \t")
+        if body:
+            self.code_indent = min(self.code_indent, columns(line.removesuffix(body)))
+        return without_indent(line, self.code_indent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ _WINDOW_LINES = 100
 _WINDOW_CHARACTERS = 4_000
 """How much of the code before a line is read again for it at most."""
 
+_LINE_MAX = 500
+"""Characters of a line beyond which it stays plain: some lexers take quadratic time."""
+
 _STYLES = {
     "Token.Comment": Style(dim=True),
     "Token.Keyword": Style(color="magenta"),
@@ -35,6 +38,21 @@ _STYLES = {
 
 _COMMENTS = (("/*", "*/"), ("<!--", "-->"))
 """Many lexers know these comments only as a whole, so an open one is closed for them."""
+
+LANGUAGES = frozenset(
+    """
+    ada apache asm awk bash bat bibtex c c# c++ clojure cmake cobol common-lisp console cpp cs
+    csharp css cuda dart delphi diff docker dockerfile elisp elixir elm erlang fish fortran
+    fsharp gas glsl go golang graphql groovy haskell hcl hs html html+jinja http ini java
+    javascript jinja jl js json json5 jsx julia kotlin latex less lisp llvm lua make makefile
+    markdown matlab md mysql nasm nginx nim nix objc objective-c ocaml octave pascal perl php
+    plpgsql postgresql powershell prolog proto protobuf ps1 py pycon python python3 r racket rb
+    rs ruby rust sass scala scheme scss sed sh shell solidity sql sqlite3 swift terraform tex
+    toml ts tsx typescript udiff vb.net verilog vhdl vim vue xml yaml yml zig zsh
+    """.split()  # noqa: SIM905 - a list would take a hundred lines
+)
+"""Names of languages that are coloured. Pygments knows many more, but some of its lexers never
+come back from certain lines; the tests feed all sorts of lines to these."""
 
 _OPTIONS = {"php": {"startinline": True}}
 """Code in an answer often lacks ``<?php``."""
@@ -62,10 +80,12 @@ class Highlighter:
 
     def line(self, text: str) -> list[Span]:
         """Colour the next line, given without its newline."""
-        line = text + "\n"
-        n_before = self._n_characters
-        if len(self._window) >= _WINDOW_LINES or n_before + len(line) > _WINDOW_CHARACTERS:
+        if len(text) > _LINE_MAX:
             self.forget()
+            return [Span(text)]
+        if len(self._window) == _WINDOW_LINES or self._n_characters > _WINDOW_CHARACTERS:
+            self.forget()
+        line = text + "\n"
         alone = self._read([line])
         tokens = self._read([*self._window, line]) if self._window else alone
         if tokens == alone:
@@ -115,17 +135,14 @@ def _style(kind: str) -> Style:
 
 def highlighter(info: str) -> Highlighter | None:
     """Colours for the language that the ``info`` beside a fence names; None if it is unknown."""
-    language = _LANGUAGE.search(info)
-    if not language:
+    found = _LANGUAGE.search(info.lower())
+    if not found or found[0] not in LANGUAGES:
         return None
     # Only now: not every conversation has code in it.
     from pygments.lexers import get_lexer_by_name
-    from pygments.lexers.special import TextLexer
     from pygments.util import ClassNotFound
 
-    name = language[0].lower()
     try:
-        lexer = get_lexer_by_name(name, **_OPTIONS.get(name, {}))
-    except ClassNotFound:
+        return Highlighter(get_lexer_by_name(found[0], **_OPTIONS.get(found[0], {})))
+    except ClassNotFound:  # an older Pygments
         return None
-    return None if isinstance(lexer, TextLexer) else Highlighter(lexer)

@@ -66,7 +66,8 @@ _UNITS = {
         rf"|/|[!?].*|[A-Za-z][A-Za-z0-9+.\-]*:[^<>\x00-\x20]*|{_NAME}*(?:@[A-Za-z0-9.\-]*)?)",
     ),
     "h": _unit(
-        rf"{URL}(?=[{URL_CHARACTERS}()]*[^{URL_CHARACTERS}()])",
+        # The end of the run is looked for first, and only once: the address itself backtracks.
+        rf"(?=https?://[{URL_CHARACTERS}()]*+[^{URL_CHARACTERS}()]){URL}",
         rf"{_URL_START}|https?://[{URL_CHARACTERS}()]*",
     ),
 }
@@ -130,7 +131,8 @@ class InlineStream:
         self._has_delimiters = False
         """Whether ``*``, ``_`` or ``~~`` may be open."""
         self._n_brackets = 0
-        self._may_be_settled = True
+        self._may_be_settled = False
+        """Whether a marker since the last attempt may have closed them."""
         self._n_parses = 0
 
     def push(self, text: str) -> list[Span]:
@@ -234,11 +236,11 @@ class InlineStream:
 
     def _release_if_settled(self) -> None:
         """Release the text looked through if no marker is open in it."""
-        if self._n_brackets or not self._may_be_settled:
+        if self._n_brackets:
             return
         if not self._has_delimiters:
             self._release(self._at)
-        elif self._n_parses < _PARSES_MAX:
+        elif self._may_be_settled and self._n_parses < _PARSES_MAX:
             self._n_parses += 1
             self._may_be_settled = False
             parsed = self._parse(self._at)

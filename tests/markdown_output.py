@@ -1,0 +1,72 @@
+"""Formatting Markdown in tests, and reading what came out."""
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from rich.color import ColorSystem
+
+from llama_chat.terminal.markdown import MarkdownStream
+
+_CODES = {
+    "1": "bold",
+    "2": "dim",
+    "3": "italic",
+    "4": "underline",
+    "9": "strike",
+    "31": "red",
+    "32": "green",
+    "34": "blue",
+    "35": "magenta",
+    "36": "cyan",
+}
+_PIECE = re.compile(r"\x1b\[([1-9][0-9;]*)m([^\x1b\n]+)\x1b\[0m|([^\x1b]+)")
+
+Styled = list[tuple[str, frozenset[str]]]
+"""Characters, each with the names of its styles."""
+
+
+def formatted(pieces: str | Iterable[str], *, width: int = 200, color: bool = False) -> str:
+    """All that is written for a text that arrives in ``pieces``; a string is one of them."""
+    system = ColorSystem.STANDARD if color else None
+    stream = MarkdownStream(system, lambda: width)
+    pieces = [pieces] if isinstance(pieces, str) else pieces
+    return "".join(stream.push(piece) for piece in pieces) + stream.finish()
+
+
+def styled(output: str) -> Styled:
+    """The characters of ``output``.
+
+    Raises:
+        ValueError: if it has other escape sequences than styles, or a style with no end, or one
+            that goes on into the next line.
+    """
+    characters: Styled = []
+    position = 0
+    while position < len(output):
+        piece = _PIECE.match(output, position)
+        if not piece:
+            raise ValueError(output[position:])
+        codes, inside, plain = piece.groups()
+        styles = frozenset(_CODES[code] for code in codes.split(";")) if codes else frozenset()
+        characters += [(character, styles) for character in inside or plain]
+        position = piece.end()
+    return characters
+
+
+def visible(characters: Styled) -> str:
+    """The characters without their styles."""
+    return "".join(character for character, _ in characters)
+
+
+def having(source: str, style: str) -> list[str]:
+    """The runs of characters that have ``style`` when ``source`` is formatted."""
+    characters = styled(formatted(source, color=True))
+    text = "".join(c if style in styles else "\0" for c, styles in characters)
+    return [run for run in text.split("\0") if run]
+
+
+def cut(text: str, places: Iterable[int]) -> list[str]:
+    """``text`` in pieces, cut at ``places``."""
+    edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    return [text[start:end] for start, end in pairwise(edges)]

@@ -1,0 +1,294 @@
+"""What Markdown looks like on the terminal."""
+
+import pytest
+
+from llama_chat.terminal.markdown.highlighting import LANGUAGES
+from tests.markdown_output import formatted, having, styled, visible
+
+SHOWN = {
+    # Inline
+    "emphasis": ("a *b* _c_ **d** __e__ ***f*** ~~g~~ h", "a b c d e f g h"),
+    "emphasis in emphasis": ("**a *b* c** *d **e** f*", "a b c d e f"),
+    "emphasis in a word": ("un*frigging*believable", "unfriggingbelievable"),
+    "emphasis beside CJK": ("水温**很**重要", "水温很重要"),
+    "code": ("use `a*b*c` or ``a`b`` or `` ` ``", "use a*b*c or a`b or `"),
+    "code wins over emphasis": ("*a `b* c` d*", "a b* c d"),
+    "link": ("see [the *text*](http://u/v_w_x).", "see the text (http://u/v_w_x)."),
+    "link with a title": ('[a](u "t") [b](<u v>)', 'a (u "t") b (u v)'),
+    "link that is its own text": ("[http://u](http://u) [a@b.c](mailto:a@b.c)", "http://u a@b.c"),
+    "link without a text or an address": ("[](u) [a]()", "u a"),
+    "link around code and brackets": ("[`a]` [b]](u)", "a] [b] (u)"),
+    "link in emphasis": ("**[a](u)**, *b*", "a (u), b"),
+    "image": ("![alt *text*](i.png) ![](j.png)", "alt text (i.png) j.png"),
+    "image in a link": ("[![a](i)](u)", "a (i) (u)"),
+    "address in angle brackets": ("<https://a.b/?c=d&e> <a@b.c>", "https://a.b/?c=d&e a@b.c"),
+    "bare address": ("(https://a.b/c_d_e?f=*g*)", "(https://a.b/c_d_e?f=g)"),
+    "escapes": (r"\*a\* \_b\_ \`c\` 1\. \# \| \<d>", "*a* _b_ `c` 1. # | <d>"),
+    "entities": ("a&nbsp;b &lt;i&gt; &amp;amp; &copy; &#65;", "a\xa0b <i> &amp; © A"),
+    "blanks at the end": ("a  \nb \t\n", "a\nb\n"),
+    # Not Markdown
+    "names": ("a_b_c snake_case_x 5 * 3 * 2 2**10", "a_b_c snake_case_x 5 * 3 * 2 2**10"),
+    "paths": (r"C:\temp\new \\server\share", r"C:\temp\new \\server\share"),
+    "LaTeX": (
+        r"\( x_1*y*z \) \[ a\\b*c* \] $a_1$ \{a\}",
+        r"\( x_1*y*z \) \[ a\\b*c* \] $a_1$ \{a\}",
+    ),
+    "tags": (
+        'a <div> b </p> <i c="*d*"> &unknown; AT&T',
+        'a <div> b </p> <i c="*d*"> &unknown; AT&T',
+    ),
+    "unclosed markers": ("*a\n**b\n`c\n[d](e\n<f\n~~g\n", "*a\n**b\n`c\n[d](e\n<f\n~~g\n"),
+    "closing markers alone": ("a* b_ c~~ d] e)", "a* b_ c~~ d] e)"),
+    "brackets": ("a[0][1] [0, 1) f(x)", "a[0][1] [0, 1) f(x)"),
+    "reference link": ("[a][1]\n\n[1]: http://u", "[a][1]\n\n[1]: http://u"),
+    "script link": ("[a](javascript:b)", "[a](javascript:b)"),
+    "emphasis over lines": ("*a\nb*", "*a\nb*"),
+    # Headings and rules
+    "headings": ("# a\n###### b ##\n####### c\n#d\n", "a\nb\n####### c\n#d\n"),
+    "heading with hashes": ("# C# and F# #\n# # a\n#\n", "C# and F#\n# a\n#\n"),
+    "rules": ("***\n- - -\n______________\n", "────────\n────────\n────────\n"),
+    "no rules": ("**\n-- \n---a\n", "**\n--\n---a\n"),
+    # Lists
+    "bullets": ("- a\n* b\n+ c\n-d\n", "• a\n• b\n• c\n-d\n"),
+    "nested bullets": ("- a\n  - b\n\t- c\n- - d\n", "• a\n  • b\n\t• c\n• • d\n"),
+    "numbers": (
+        "1. a\n7) b\n  10. c\n1234567890. d\n2.5 e",
+        "1. a\n7) b\n  10. c\n1234567890. d\n2.5 e",
+    ),
+    "tasks": (
+        "- [ ] a\n1. [x] b\n* [X] c\n- [y] d\n- [x]e",
+        "• ☐ a\n1. ☑ b\n• ☑ c\n• [y] d\n• [x]e",
+    ),
+    "empty items": ("-\n- a\n1.\n", "•\n• a\n1.\n"),
+    "no items in a paragraph": ("a\n-\n+\n1.\n", "a\n-\n+\n1.\n"),
+    "emphasis at the beginning": ("*a* b\n**c**\n- *d*\n* *e*\n", "a b\nc\n• d\n• e\n"),
+    "paragraphs in a list": ("- a\n\n  b *c*\n\n      d *e*\n", "• a\n\n  b c\n\n      d e\n"),
+    "heading in a list": ("1. ## a\n", "1. a\n"),
+    # Quotes
+    "quotes": ("> a *b*\n>c\n>\n> d\n", "│ a b\n│ c\n│\n│ d\n"),
+    "nested quotes": ("> a\n> > b\n>>c\n", "│ a\n│ │ b\n│ │ c\n"),
+    "list in a quote": ("> - a\n>   - b\n> 1. c\n", "│ • a\n│   • b\n│ 1. c\n"),
+    "quote in a list": ("- > a\n  > b\n", "• │ a\n  │ b\n"),
+    "quote with code": ("> ```\n> a\n>   *b*\n> ```\nc\n", "│ a\n│   *b*\nc\n"),
+    "quote that ends its code": ("> ```\n> a\nb *c*\n", "│ a\nb c\n"),
+    # Code
+    "fence": ("a\n```\n*b*\n\n\n  # c\n```\nd\n", "a\n*b*\n\n\n  # c\nd\n"),
+    "tilde fence": ("~~~ py `x`\n```\na\n~~~~\nb", "```\na\nb"),
+    "fence with a longer one inside": ("````\n```\na\n```\n````\nb", "```\na\n```\nb"),
+    "fence with a shorter end": ("```\na\n``\n``` b\n```\nc", "a\n``\n``` b\nc"),
+    "unclosed fence": ("```py\na\n  b", "a\n  b"),
+    "empty fence": ("a\n\n```\n```\n\nb", "a\n\nb"),
+    "fence without an end at the end": ("a\n```", "a\n"),
+    "code on a line of three backticks": ("```a` b``` c\n", "a` b c\n"),
+    "fence in a list": ("- a\n  ```py\n  b\n    c\n\td\n  ```\n- e\n", "• a\nb\n  c\n\td\n• e\n"),
+    "fence after a bullet": ("- ```\n  a\n  ```\n  b\n", "•\na\n  b\n"),
+    "fence indented less than its code": ("1. a\n   ```\nb:\n    c\n```\n", "1. a\nb:\n    c\n"),
+    "indented code": ("    *a*\n\n\n\t`b`\n\nc *d*\n", "    *a*\n\n\n\t`b`\n\nc d\n"),
+    "indented lines of a paragraph": ("a\n    *b*\n    # c\n", "a\n    b\n    # c\n"),
+    # HTML and LaTeX
+    "HTML": ("<div class='a'>*b*\n*c*\n\n*d*\n", "<div class='a'>*b*\n*c*\n\nd\n"),
+    "comment": ("<!-- *a*\n# b -->\n\n# c\n", "<!-- *a*\n# b -->\n\nc\n"),
+    "inline tag first": ("<b>*a*</b>\n<https://u>\n< *c*\n", "<b>a</b>\nhttps://u\n< c\n"),
+    "LaTeX over lines": ("\\[\n# a_1 \\\\ *b*\n\\]\n*c*\n", "\\[\n# a_1 \\\\ *b*\n\\]\nc\n"),
+    "LaTeX between dollars": ("$$\n*a*\n$$\n*b*", "$$\n*a*\n$$\nb"),
+    # Lines
+    "empty lines": ("a\n\n\n \n\nb\n", "a\n\nb\n"),
+    "other line ends": ("# a\r\n\r\n- *b*\r\n", "a\n\n• b\n"),
+    "tabs": ("a\tb\n```\n\tc\td\t\n```\n", "a\tb\n\tc\td\t\n"),
+    "right to left": ("- **שלום** עולם\n- مرحبا *بك*\n", "• שלום עולם\n• مرحبا بك\n"),
+}
+
+
+@pytest.mark.parametrize(("source", "shown"), SHOWN.values(), ids=SHOWN.keys())
+def test_shown(source: str, shown: str) -> None:
+    assert formatted(source) == shown
+
+
+STYLES = {
+    "emphasis": ("a *b* _c_", "italic", ["b", "c"]),
+    "strong": ("a **b *c*** d", "bold", ["b c"]),
+    "both": ("a **b *c*** d", "italic", ["c"]),
+    "strike": ("a ~~b~~ c", "strike", ["b"]),
+    "code": ("a `*b*` c", "cyan", ["*b*"]),
+    "code in strong": ("**a `b`**", "bold", ["a b"]),
+    "text of a link": ("a [b](u) <http://c> http://d.", "underline", ["b", "http://c", "http://d"]),
+    "address of a link": ('a [b](u "t") c', "dim", [' (u "t")']),
+    "strong link": ("**[a](u)**", "bold", ["a (u)"]),
+    "heading": ("# a *b*\nc", "bold", ["a b"]),
+    "emphasis in a heading": ("## a *b*", "italic", ["b"]),
+    "colour of a heading": ("# a\n## b\n### c", "magenta", ["a"]),
+    "bar of a quote": ("> a\n> > b", "dim", ["│ ", "│ │ "]),
+    "rule": ("---", "dim", ["────────"]),
+    "header of a table": ("|a|b|\n|-|-|\n|*c*|d|", "bold", ["a", "b"]),
+    "rule of a table": ("|a|b|\n|-|-|\n|*c*|d|", "dim", ["─", "─"]),
+    "cell of a table": ("|a|b|\n|-|-|\n|*c*|d|", "italic", ["c"]),
+    "unclosed markers": ("a **b", "bold", []),
+    "a name": ("a snake_case_name", "italic", []),
+    "keywords": ("```python\ndef f(): return 1\n```\ndef", "magenta", ["def", "return"]),
+    "numbers": ("```python\ndef f(): return 1\n```\n1", "cyan", ["1"]),
+    "a name with more beside it": (
+        "```{.Python title=x}\n```\n```Python,a\nif x:\n```",
+        "magenta",
+        ["if"],
+    ),
+    "a string over lines": ('```py\nx = """a\nif b"""\nc\n```', "green", ['"""a', 'if b"""']),
+    "a comment over lines": (
+        "```js\n/* a\n * if (b)\n */\nc\n```",
+        "dim",
+        ["/* a", " * if (b)", " */"],
+    ),
+    "an unclosed comment": ("```html\n<!-- a\n <b>", "dim", ["<!-- a", " <b>"]),
+    "additions": ("```diff\n+a\n-b\n```\n+ c", "green", ["+a"]),
+    "PHP without its tag": ("```php\nif ($a) { b(); }\n```", "magenta", ["if"]),
+    "an unknown language": ("```teascript\nif x\n```", "magenta", []),
+    "no language": ("```\nif x\n```", "magenta", []),
+}
+
+
+@pytest.mark.parametrize(("source", "style", "runs"), STYLES.values(), ids=STYLES.keys())
+def test_styles(source: str, style: str, runs: list[str]) -> None:
+    assert having(source, style) == runs
+
+
+def test_a_long_string_keeps_its_colour_until_it_is_too_long() -> None:
+    lines = [f"if {number}" for number in range(400)]
+    green = having("\n".join(["```python", 'x = """', *lines, '"""', "if y:", "```"]), "green")
+    assert green[1:60] == lines[:59]
+    assert len(green) < 300
+
+
+def test_a_colour_never_costs_code() -> None:
+    """Lines of all sorts, in every language with colours: shown as they are."""
+    lines = [
+        "if a:\t ",
+        "",
+        '"""',
+        "'",
+        "/* <!-- {{ ${ #",
+        "\\",
+        "<a b='c'>é日本</a>",
+        "<?php $x",
+        "  }",
+    ]
+    for language in sorted(LANGUAGES):
+        source = "\n".join([f"~~~~{language}", *lines, *reversed(lines), "~~~~", ""])
+        assert visible(styled(formatted(source, color=True))) == "\n".join(
+            [*lines, *reversed(lines), ""]
+        )
+
+
+TABLES = {
+    "alignment": (
+        """
+| left | right | both | none |
+|:-----|------:|:----:|------|
+| a    | b     | c    | d    |
+| aaaaa | bbbbbb | ccccc | ddddd |
+""",
+        """
+left    right  both   none
+─────  ──────  ─────  ─────
+a           b    c    d
+aaaaa  bbbbbb  ccccc  ddddd
+""",
+    ),
+    "wide characters": (
+        """
+| 茶 | x |
+|----|--:|
+| 🍵🍵 | 1 |
+| é | 22 |
+""",
+        """
+茶     x
+────  ──
+🍵🍵   1
+é     22
+""",
+    ),
+    "markup in cells": (
+        r"""
+| **a** | `b\|c` |
+|---|---|
+| [x](u) | `\|` \| *y* |
+| `one` | &lt;z&gt; |
+""",
+        """
+a      b|c
+─────  ─────
+x (u)  | | y
+one    <z>
+""",
+    ),
+    "rows shorter and longer than the header": (
+        """
+| a | b |
+|---|---|
+| 1 |
+| 1 | 2 | 3 |
+||
+""",
+        """
+a  b
+─  ─  ─
+1
+1  2  3
+
+""",
+    ),
+    "no header": ("| | |\n|-|-|\n| a | b |\n", "a  b\n"),
+    "one column": ("|a|\n|-|\n|b|\n", "a\n─\nb\n"),
+    "only a header": ("|a|b|\n|-|-|\n", "a  b\n─  ─\n"),
+    "text right after it": ("|a|\n|-|\n|b|\n*c*\n", "a\n─\nb\nc\n"),
+    "text right before it": ("*a*\n|b|\n|-|\n", "a\nb\n─\n"),
+    "in a list": ("- a\n\n  |b|c|\n  |-|-|\n  |d|e|\n", "• a\n\n  b  c\n  ─  ─\n  d  e\n"),
+    "after a bullet": ("- |b|c|\n  |-|-|\n  |d|e|\n", "• b  c\n  ─  ─\n  d  e\n"),
+    "in a quote": ("> |b|\n> |-|\n> |d|\n|e|\n", "│ b\n│ ─\n│ d\n|e|\n"),
+    "unfinished": ("|a|b|\n|-|-|\n|c", "a  b\n─  ─\nc"),
+    "unfinished in its second line": ("|a|b|\n|-|-", "a  b\n─  ─"),
+    "only one line": ("|*a*|b|", "|a|b|"),
+    "no second line": ("|*a*|b|\n|-|c|\n*d*\n", "|a|b|\n|-|c|\nd\n"),
+    "too few cells in the second line": ("|a|b|\n|-|\n", "|a|b|\n|-|\n"),
+    "two headers": ("|a|\n|b|\n|-|\n", "|a|\nb\n─\n"),
+    "empty line before the second one": ("|a|\n\n|-|\n", "|a|\n\n|-|\n"),
+}
+
+
+@pytest.mark.parametrize(("source", "shown"), TABLES.values(), ids=TABLES.keys())
+def test_tables(source: str, shown: str) -> None:
+    assert formatted(source) == shown
+
+
+WIDE = """\
+> | Tea | *Taste* | |
+> |---|--:|---|
+> | Gyokuro | Sweet, thick, like **seaweed** | rare |
+> | Assam |
+> | | Malt | | more |
+"""
+RECORDS = """\
+│ Tea: Gyokuro
+│ Taste: Sweet, thick, like seaweed
+│ rare
+│
+│ Tea: Assam
+│ Taste:
+│
+│ Tea:
+│ Taste: Malt
+│ more
+"""
+ALIGNED = """\
+│ Tea                           Taste
+│ ───────  ──────────────────────────  ────  ────
+│ Gyokuro  Sweet, thick, like seaweed  rare
+│ Assam
+│                                Malt        more
+"""
+
+
+def test_a_table_that_is_too_wide_becomes_records() -> None:
+    width = max(map(len, ALIGNED.splitlines()))
+    assert formatted(WIDE, width=width) == ALIGNED
+    assert formatted(WIDE, width=width - 1) == RECORDS
+    assert formatted("|a|b|\n|-|-|\n", width=3) == "a\nb\n"

@@ -1,0 +1,215 @@
+"""Markdown as a person sees it arrive: early, whole, and once, on terminals of any width."""
+
+import json
+from pathlib import Path
+
+import pyte
+import pytest
+from rich.color import ColorSystem
+
+from llama_chat.terminal.markdown import MarkdownStream
+from tests.markdown_output import formatted, styled, visible
+
+DATA = Path(__file__).parent / "data"
+REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())
+SHOWN = (DATA / "markdown_reply.txt").read_text()
+"""The reply at 80 columns."""
+
+PRICES = """\
+Tea       Origin           Price per 100 g  Steepings
+────────  ───────────────  ───────────────  ─────────
+Sencha    Shizuoka, Japan           9.50 €  3
+Longjing  Hangzhou, 中国           24.00 €  5
+Assam     India                     4.20 €  1 or 2
+"""
+PRICES_NARROW = """\
+Tea: Sencha
+Origin: Shizuoka, Japan
+Price per 100 g: 9.50 €
+Steepings: 3
+
+Tea: Longjing
+Origin: Hangzhou, 中国
+Price per 100 g: 24.00 €
+Steepings: 5
+
+Tea: Assam
+Origin: India
+Price per 100 g: 4.20 €
+Steepings: 1 or 2
+"""
+TASTES = """\
+Tea: Gyokuro
+How it is made: Shaded for three weeks before the harvest, then steamed
+What it tastes like: Sweet, thick, like seaweed
+What goes well with it: Nothing at all, or wagashi (https://example.org/wagashi)
+
+Tea: Lapsang Souchong
+How it is made: Dried over a fire of pine wood
+What it tastes like: Smoke, leather, dried longan
+What goes well with it: Old cheese | smoked fish
+"""
+TASTES_WIDE_COLUMNS = (
+    ("Tea", "Gyokuro", "Lapsang Souchong"),
+    (
+        "How it is made",
+        "Shaded for three weeks before the harvest, then steamed",
+        "Dried over a fire of pine wood",
+    ),
+    ("What it tastes like", "Sweet, thick, like seaweed", "Smoke, leather, dried longan"),
+    (
+        "What goes well with it",
+        "Nothing at all, or wagashi (https://example.org/wagashi)",
+        "Old cheese | smoked fish",
+    ),
+)
+BETWEEN_TABLES = "And one that few terminals can hold:\n\n"
+
+
+def shown(width: int, later_width: int) -> str:
+    """The reply on a terminal that gets another width between its two large tables."""
+    widths = [max(map(len, column)) for column in TASTES_WIDE_COLUMNS]
+    rows = zip(*TASTES_WIDE_COLUMNS, strict=True)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    text = SHOWN.replace(PRICES, PRICES_NARROW) if width < 53 else SHOWN
+    return text.replace(TASTES, "\n".join([*lines, ""])) if later_width >= 160 else text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("later_width", [40, 80, 200])
+def test_a_terminal_holds_the_whole_reply_once(width: int, later_width: int) -> None:
+    # Of three lines, two are short and one is empty when the width changes: pyte cuts what a real
+    # terminal would wrap anew.
+    screen = pyte.HistoryScreen(width, 3, history=2000)
+    terminal = pyte.Stream(screen)
+    stream = MarkdownStream(ColorSystem.STANDARD, lambda: screen.columns)
+    text = ""
+    for token in REPLY:
+        text += token
+        terminal.feed(stream.push(token).replace("\n", "\r\n"))
+        if text.endswith(BETWEEN_TABLES):
+            screen.resize(columns=later_width)
+    terminal.feed(stream.finish().replace("\n", "\r\n"))
+    rows = [*screen.history.top, *(screen.buffer[y] for y in range(screen.lines))]
+    physical = ["".join(row[x].data for x in range(200)) for row in rows]
+    for line in shown(width, later_width).splitlines():
+        wanted = squeezed(line)
+        found = squeezed(physical.pop(0))
+        while len(found) < len(wanted):
+            found += squeezed(physical.pop(0))
+        assert found == wanted
+    assert physical == []
+
+
+def squeezed(line: str) -> str:
+    """A line without its blanks: a tab has become several, and wrapping adds some."""
+    return "".join(line.split())
+
+
+def test_the_changed_widths_are_those_of_the_tables() -> None:
+    """The expected texts above differ as they should, and each is what is written."""
+    assert len({shown(width, width) for width in (40, 80, 200)}) == 3
+    for width in (40, 80, 200):
+        assert formatted(REPLY, width=width) + "\n" == shown(width, width)
+
+
+@pytest.mark.parametrize(
+    ("source", "early"),
+    [
+        ("Hello wonderful", "Hello wonderful"),
+        ("水温很重要所以", "水温很重要所以"),
+        ("a **b** c", "a b c"),
+        ("a **b", "a "),
+        ("a *b*.", "a b."),
+        ("a `b` *c", "a b "),
+        ("a [b](u)", "a b (u)"),
+        ("a_b_c d", "a_b_c d"),
+        ("5 * 3", "5 * 3"),
+        ("# A title", "A title"),
+        ("- a *b* c", "• a b c"),
+        ("1. a", "1. a"),
+        ("> > a", "│ │ a"),
+        ("```py\nx = 1\ny =", "x = 1\n"),
+        ("<div class='a", "<div class='a"),
+        ("    a = ", "    a = "),
+        ("see https://a.b/c and", "see https://a.b/c and"),
+        ("| a | b |\n| c", "| a | b |\n"),
+    ],
+)
+def test_what_is_certain_is_there_before_the_line_ends(source: str, early: str) -> None:
+    stream = MarkdownStream(None, lambda: 80)
+    assert "".join(map(stream.push, source)) == early
+
+
+@pytest.mark.parametrize(
+    "opener", ["*", "**", "_", "~~", "`", "``", "[", "![", "[a](", "<a ", "<!--", "\\(", "http://"]
+)
+def test_an_open_marker_is_waited_for_only_so_long(opener: str) -> None:
+    stream = MarkdownStream(None, lambda: 80)
+    source = f"a {opener}" + "b c" * 200
+    output = "".join(map(stream.push, source))
+    assert source.startswith(output)
+    assert len(output) >= len(source) - 300
+    assert output + stream.finish() == source
+
+
+def test_a_marker_after_one_that_never_closes_is_still_formatted() -> None:
+    assert formatted("a *" + "b " * 120 + "**c " + "d " * 60 + "e** f").endswith("d e f")
+
+
+def test_a_table_says_that_it_is_waited_for() -> None:
+    stream = MarkdownStream(ColorSystem.STANDARD, lambda: 80)
+    said = ""
+    for line in ["a\n", "| b |\n", "|---|\n", "| c |\n", "| d |\n", "| e", " |\n", "f\n"]:
+        written = stream.push(line)
+        said += f"{stream.waiting}; "
+        assert not stream.waiting or written == ""
+    assert said == (
+        "; ; table, 0 rows; table, 1 row; table, 2 rows; table, 2 rows; table, 3 rows; ; "
+    )
+
+
+def test_a_very_long_line_of_code_is_written_before_it_ends() -> None:
+    stream = MarkdownStream(ColorSystem.STANDARD, lambda: 80)
+    line = "x = 1; " * 400
+    early = stream.push(f"```python\n{line}")
+    assert early == line
+    assert visible(styled(stream.push("y\nz\n```\n") + stream.finish())) == "y\nz\n"
+
+
+MARKS = ("*", "_", "~", "`", "[", "![", "<", "&", "\\(", "](", "http://", "|")
+UNITS = ("*a ", "a* ", "[a](b ", "<a b='c' ", "1.a ", "a|")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(mark * 20_000 for mark in MARKS),
+        *(unit * 4_000 + "." for unit in UNITS),
+        *(start + "a" * 20_000 for start in ("#######", "-", "**", "[", "`", "<")),
+        "a |\n|" + "-|" * 10_000,
+        "a" * 1_000_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_text_that_only_looks_like_markdown_stays_as_it_is(text: str) -> None:
+    assert formatted(text) == text
+
+
+def test_deep_nesting_is_text_at_some_point() -> None:
+    assert formatted(">" * 1_000 + " a") == "│ " * 32 + ">" * 968 + " a"
+    assert formatted("- " * 100 + "a") == "• " * 32 + "- " * 68 + "a"
+
+
+def test_a_table_of_a_thousand_columns() -> None:
+    source = "| *h* " * 1_000 + "|\n" + "|-" * 1_000 + "|\n" + "| c " * 1_000 + "|\n"
+    assert formatted(source, width=80) == "h: c\n" * 1_000
+    assert formatted(source, width=2_998) == "".join(
+        "  ".join([cell] * 1_000) + "\n" for cell in "h─c"
+    )
+
+
+def test_nothing_comes_after_the_end() -> None:
+    stream = MarkdownStream(None, lambda: 80)
+    assert stream.push("**a") + stream.finish() + stream.finish() == "**a"
