@@ -16,9 +16,9 @@ _CODES = {
     "9": "strike",
     "31": "red",
     "32": "green",
-    "34": "blue",
     "35": "magenta",
     "36": "cyan",
+    "94": "bright blue",
 }
 _PIECE = re.compile(r"\x1b\[([1-9][0-9;]*)m([^\x1b\n]+)\x1b\[0m|([^\x1b]+)")
 

@@ -60,7 +60,7 @@ SHOWN = {
         "• ☐ a\n1. ☑ b\n• ☑ c\n• [y] d\n• [x]e",
     ),
     "empty items": ("-\n- a\n1.\n", "•\n• a\n1.\n"),
-    "no items in a paragraph": ("a\n-\n+\n1.\n", "a\n-\n+\n1.\n"),
+    "no items in a paragraph": ("a\n-\n+ \n1.\n", "a\n-\n+\n1.\n"),
     "emphasis at the beginning": ("*a* b\n**c**\n- *d*\n* *e*\n", "a b\nc\n• d\n• e\n"),
     "paragraphs in a list": ("- a\n\n  b *c*\n\n      d *e*\n", "• a\n\n  b c\n\n      d e\n"),
     "heading in a list": ("1. ## a\n", "1. a\n"),
@@ -84,6 +84,10 @@ SHOWN = {
     "fence after a bullet": ("- ```\n  a\n  ```\n  b\n", "•\na\n  b\n"),
     "fence indented less than its code": ("1. a\n   ```\nb:\n    c\n```\n", "1. a\nb:\n    c\n"),
     "indented code": ("    *a*\n\n\n\t`b`\n\nc *d*\n", "    *a*\n\n\n\t`b`\n\nc d\n"),
+    "indented code in a quote": (
+        "a\n\n\n\n>     *a*\n>\n>     `b`\n",
+        "a\n\n│     *a*\n│\n│     `b`\n",
+    ),
     "indented lines of a paragraph": ("a\n    *b*\n    # c\n", "a\n    b\n    # c\n"),
     # HTML and LaTeX
     "HTML": ("<div class='a'>*b*\n*c*\n\n*d*\n", "<div class='a'>*b*\n*c*\n\nd\n"),
@@ -131,6 +135,7 @@ STYLES = {
         "magenta",
         ["if"],
     ),
+    "functions": ("```python\ndef f(): return 1\n```\nf", "bright blue", ["f"]),
     "a string over lines": ('```py\nx = """a\nif b"""\nc\n```', "green", ['"""a', 'if b"""']),
     "a comment over lines": (
         "```js\n/* a\n * if (b)\n */\nc\n```",

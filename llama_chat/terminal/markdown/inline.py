@@ -250,8 +250,8 @@ class InlineStream:
     def _give_up(self) -> None:
         """Release text whose first marker has been open for too long.
 
-        A marker in the second half may still be closed in time: it begins the next piece. As half
-        of the text goes at least, none is looked through more than twice.
+        A marker in the second half may still be closed in time: it begins the next piece. One in
+        the first half could too, but looking through the same text ever again would cost too much.
         """
         end = next((at for at in self._openers if at > HELD_MAX // 2), self._at)
         if not end and (literal := _LITERAL.match(self._held)):

@@ -52,6 +52,8 @@ def _escape(state: StateInline, silent: bool) -> bool:
 
 def _bare_url(state: StateInline, silent: bool) -> bool:
     """The rule for bare addresses, tried at the colon since letters begin no rule."""
+    if state.src[state.pos] != ":":
+        return False
     scheme = next((s for s in ("https", "http") if state.src.endswith(s, 0, state.pos)), "")
     start = state.pos - len(scheme)
     if not scheme or (start and re.match("[A-Za-z0-9]", state.src[start - 1])):

@@ -45,7 +45,7 @@ class MarkdownStream:
     What is returned is certain: it is never taken back, whatever follows. The terminal does the
     wrapping, so that copying a long line gives one line.
 
-    Against CommonMark, emphasis and links end in the line they begin in, a table begins with a
+    Unlike in CommonMark, emphasis and links end in the line they begin in, a table begins with a
     pipe, and lines are never joined: what the text has on two lines is shown on two.
     """
 
@@ -156,7 +156,7 @@ class MarkdownStream:
         indent = columns(line.held.removesuffix(body), line.column)
         level = self._levels[line.depth]
         if not block and indent >= 4 and not level.is_paragraph and not level.start_of(indent):
-            if level.is_code:
+            if level.is_code and self._is_after_blank:
                 self._written.append("\n" * self._n_more_blanks)
             level.is_code = True
             self._begin_verbatim(line.held)
@@ -218,10 +218,9 @@ class MarkdownStream:
         kind, marker = start
         level.is_code = False
         rest = body[marker.end() :] if marker else ""
-        if not marker or (kind in _ITEMS and level.is_paragraph and not rest):
+        if not marker or (kind in _ITEMS and level.is_paragraph and not rest.strip(" \t")):
             if not level.is_paragraph:
                 level.leave_items(indent)
-            level.is_paragraph = True
             self._begin_prose(body)
             return
         level.leave_items(indent)
@@ -233,7 +232,6 @@ class MarkdownStream:
             case Kind.BULLET | Kind.NUMBER:
                 self._begin_item(marker[0], indent)
             case Kind.TASK:
-                level.is_paragraph = True
                 line.margin.append(Span("☐" if marker[1] == " " else "☑"))
                 self._begin_prose(rest)
             case Kind.HEADING:
@@ -280,10 +278,12 @@ class MarkdownStream:
             self._write(stripped(line.margin), "\n")
         line.mode = Mode.DROPPED
 
-    def _begin_prose(self, text: str, inline: InlineStream | None = None) -> None:
-        self._line.mode = Mode.PROSE
-        self._inline = inline or InlineStream()
-        self._write([*self._line.margin, *self._inline.push(text)])
+    def _begin_prose(self, text: str, heading: InlineStream | None = None) -> None:
+        line = self._line
+        line.mode = Mode.PROSE
+        self._levels[line.depth].is_paragraph = not heading
+        self._inline = heading or InlineStream()
+        self._write([*line.margin, *self._inline.push(text)])
 
     def _begin_verbatim(self, text: str) -> None:
         self._line.mode = Mode.VERBATIM
