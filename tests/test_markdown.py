@@ -25,6 +25,7 @@ SHOWN = {
     "bare address": ("(https://a.b/c_d_e?f=*g*)", "(https://a.b/c_d_e?f=g)"),
     "escapes": (r"\*a\* \_b\_ \`c\` 1\. \# \| \<d>", "*a* _b_ `c` 1. # | <d>"),
     "entities": ("a&nbsp;b &lt;i&gt; &amp;amp; &copy; &#65;", "a\xa0b <i> &amp; © A"),
+    "entity of a newline": ("# a&#10;b &NewLine;", "a b  "),
     "blanks at the end": ("a  \nb \t\n", "a\nb\n"),
     # Not Markdown
     "names": ("a_b_c snake_case_x 5 * 3 * 2 2**10", "a_b_c snake_case_x 5 * 3 * 2 2**10"),
@@ -76,6 +77,7 @@ SHOWN = {
     "tilde fence": ("~~~ py `x`\n```\na\n~~~~\nb", "```\na\nb"),
     "fence with a longer one inside": ("````\n```\na\n```\n````\nb", "```\na\n```\nb"),
     "fence with a shorter end": ("```\na\n``\n``` b\n```\nc", "a\n``\n``` b\nc"),
+    "fences that are indented": ("  ```\n  a\n     ```\n```\n    ```\n```\n", "a\n    ```\n"),
     "unclosed fence": ("```py\na\n  b", "a\n  b"),
     "empty fence": ("a\n\n```\n```\n\nb", "a\n\nb"),
     "fence without an end at the end": ("a\n```", "a\n"),
@@ -88,6 +90,7 @@ SHOWN = {
         "a\n\n\n\n>     *a*\n>\n>     `b`\n",
         "a\n\n│     *a*\n│\n│     `b`\n",
     ),
+    "indented code in a later quote": ("> - a\n\n>     *b*\n", "│ • a\n\n│     *b*\n"),
     "indented lines of a paragraph": ("a\n    *b*\n    # c\n", "a\n    b\n    # c\n"),
     # HTML and LaTeX
     "HTML": ("<div class='a'>*b*\n*c*\n\n*d*\n", "<div class='a'>*b*\n*c*\n\nd\n"),

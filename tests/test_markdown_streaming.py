@@ -50,6 +50,7 @@ PLACES = st.lists(st.integers(0, 400), max_size=30)
 @given(TEXTS | st.text(), PLACES)
 @example(SOURCE, range(0, len(SOURCE), 3))
 @example(SOURCE, range(len(SOURCE)))
+@example("a\rb\r\nc\r", [2, 4])
 def test_the_cuts_change_nothing(text: str, places: list[int]) -> None:
     pieces = cut(text, places)
     assert formatted(pieces) == formatted(text)
@@ -60,6 +61,7 @@ def test_the_cuts_change_nothing(text: str, places: list[int]) -> None:
 @given(LINES)
 @example("_a*b_c* **d")
 @example("**a*b**c* `d** e")
+@example("a*b** c")
 def test_a_line_is_read_as_markdown_it_reads_it(line: str) -> None:
     """Character by character, so that everything is decided without its right neighbour."""
     line = "x " + line[:280]
