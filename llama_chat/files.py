@@ -1,4 +1,4 @@
-"""Where things are on disk, and writing them so that nothing is lost or seen."""
+"""Where things are on disk; reading and writing them so that nothing is lost or seen."""
 
 import os
 import pwd
@@ -8,6 +8,9 @@ from pathlib import Path
 from llama_chat.errors import SaveError, UsageError
 
 _PACKAGE = Path(__file__).resolve().parent
+
+_SMALL_BYTES = 2**20
+"""More than anyone writes by hand; a larger file is a mistake, and an endless one never ends."""
 
 
 def _xdg(variable: str, below_home: str) -> Path:
@@ -39,6 +42,14 @@ def state_home() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state")
 
 
+def expand_user(path: str) -> Path:
+    """``path`` with ``~`` and ``~name`` as home folders; that of nobody stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def resource(name: str) -> Path:
     """A file or folder that comes with the program: ``prompts`` or ``config.toml``.
 
@@ -46,6 +57,27 @@ def resource(name: str) -> Path:
     """
     installed = _PACKAGE / name
     return installed if installed.exists() else _PACKAGE.parent / name
+
+
+def read_small_text(path: Path, what: str, advice: str) -> str:
+    """The text of a file that a person wrote, less a byte-order mark.
+
+    Raises:
+        UsageError: if it cannot be read, is too large or not UTF-8; ``what`` names it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_SMALL_BYTES + 1)
+    except OSError as error:
+        raise UsageError(what, (error.strerror or "cannot be read").lower(), advice) from None
+    if len(data) > _SMALL_BYTES:
+        raise UsageError(what, f"larger than {_SMALL_BYTES >> 20} MiB", advice)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            what, f"byte {error.start} is not UTF-8", "save it as UTF-8 text"
+        ) from None
 
 
 def private_folder(path: Path) -> Path:

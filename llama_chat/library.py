@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llama_chat import starter
 from llama_chat.errors import ModelError
-from llama_chat.files import data_home
+from llama_chat.files import data_home, expand_user
 from llama_chat.settings import suggestion
 
 NO_MODEL_ADVICE = f"give --model PATH, or fetch one with: llama-chat pull {starter.DEFAULT}"
@@ -35,7 +35,7 @@ def find_model(wanted: str) -> Path:
         if starter.is_installed(starter.DEFAULT):
             return starter.installed_path(starter.DEFAULT)
         raise ModelError("model", "none is configured", NO_MODEL_ADVICE)
-    path = Path(wanted).expanduser()
+    path = expand_user(wanted)
     try:
         if path.exists():
             return path

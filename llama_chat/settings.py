@@ -8,6 +8,7 @@ environment, which beats the file, which beats the default.
 import difflib
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama_chat.errors import UsageError
-from llama_chat.files import config_home
+from llama_chat.files import config_home, expand_user, read_small_text
 
 Value = str | int | float | bool | tuple[str, ...] | None
 Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch"]
@@ -292,7 +293,7 @@ def load_settings(
     """
     environment = os.environ if environment is None else environment
     origins = {name: Origin(setting.default, "default") for name, setting in SETTINGS.items()}
-    path = _config_path(config, environment)
+    path = config_path(config, environment)
     if path is not None:
         for name, value in read_config(path).items():
             origins[name] = Origin(value, str(path))
@@ -316,7 +317,7 @@ def parse(setting: Setting, typed: str, where: str) -> Value:
     try:
         return setting.parse(typed)
     except ValueError:
-        raise UsageError(where, f"{_quoted(typed)} does not fit", f"give {setting.range}") from None
+        raise _misfit(setting, typed, where) from None
 
 
 def check(setting: Setting, value: object, where: str) -> Value:
@@ -328,17 +329,29 @@ def check(setting: Setting, value: object, where: str) -> Value:
     try:
         return setting.check(value)
     except ValueError:
-        raise UsageError(where, f"{_quoted(value)} does not fit", f"give {setting.range}") from None
+        raise _misfit(setting, value, where) from None
 
 
-def _config_path(given: Path | None, environment: Mapping[str, str]) -> Path | None:
+def _misfit(setting: Setting, value: object, where: str) -> UsageError:
+    return UsageError(where, f"{_quoted(value)} does not fit", f"give {setting.range}")
+
+
+def usual_config_path() -> Path:
+    """Where the settings file lies if nobody names one."""
+    return config_home() / "config.toml"
+
+
+def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | None:
     """The settings file to read: never one that merely lies in the current folder."""
     if given is not None:
         return given
     if named := environment.get("LLAMA_CHAT_CONFIG"):
         return Path(named)
-    usual = config_home() / "config.toml"
-    return usual if usual.exists() else None
+    usual = usual_config_path()
+    try:
+        return usual if usual.exists() else None
+    except OSError:  # it lies where we may not look: reading it says so
+        return usual
 
 
 def read_config(path: Path) -> dict[str, Value]:
@@ -347,18 +360,10 @@ def read_config(path: Path) -> dict[str, Value]:
     A relative path of a model or a prompt file in it is relative to the file's folder.
 
     Raises:
-        UsageError: naming the file and what is wrong in it.
+        UsageError: naming the file, the line and what is wrong in it.
     """
     where = f"settings file {str(path)!r}"
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            where, f"byte {error.start} is not UTF-8", "save it as UTF-8 text"
-        ) from None
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise UsageError(where, reason, "check --config and LLAMA_CHAT_CONFIG") from None
+    text = read_small_text(path, where, "check --config and LLAMA_CHAT_CONFIG")
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
@@ -367,14 +372,35 @@ def read_config(path: Path) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for key, value in table.items():
         if key not in SETTINGS:
-            raise UsageError(where, f"unknown key {_quoted(key)}", suggestion(key, SETTINGS))
+            what = where + _line(text, key)
+            raise UsageError(what, f"unknown key {_quoted(key)}", suggestion(key, SETTINGS))
         setting = SETTINGS[key]
-        checked = check(setting, value, f"{where}, {key}")
+        try:
+            checked = setting.check(value)
+        except ValueError:
+            raise _misfit(setting, value, f"{where}{_line(text, key)}, {key}") from None
         if setting.kind == "path" and isinstance(checked, str) and checked:
-            beside = path.parent / Path(checked).expanduser()
-            checked = str(beside) if beside.exists() else checked
+            checked = _beside(path, checked)
         values[key] = checked
     return values
+
+
+def _line(text: str, key: str) -> str:
+    """The line of ``key`` in a settings file, for an error; empty if it cannot be told."""
+    pattern = rf"^[ \t\[]*[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]"
+    found = list(re.finditer(pattern, text, re.MULTILINE))
+    if len(found) != 1:  # more: one may lie within a text of several lines
+        return ""
+    return f", line {1 + text.count(chr(10), 0, found[0].start())}"
+
+
+def _beside(config: Path, wanted: str) -> str:
+    """The path ``wanted`` from the folder of a settings file if it is there, else as it is."""
+    path = config.parent / expand_user(wanted)
+    try:
+        return str(path) if path.exists() else wanted
+    except OSError:  # a name too long for a path
+        return wanted
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:

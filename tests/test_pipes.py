@@ -362,6 +362,7 @@ def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
         (["tokenize", "--dialog", "/dev/null"], 2, ["not a file"]),
         (["bench", "--prompt-tokens", "9999"], 2, ["the context is 512"]),
         (["inspect", "/nowhere"], 3, ["neither a path nor a known name"]),
+        (["inspect", "~nobody-of-this-name"], 3, ["neither a path nor a known name"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

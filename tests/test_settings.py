@@ -64,12 +64,22 @@ def test_a_relative_model_is_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     path = config(tmp_path, 'model = "models"')
     assert read_config(path)["model"] == str(tmp_path / "models")
-    assert read_config(config(tmp_path, 'model = "smollm2-135m"'))["model"] == "smollm2-135m"
+    for other in ("smollm2-135m", "~nobody-of-this-name/x", "x" * 5000):
+        assert read_config(config(tmp_path, f'model = "{other}"'))["model"] == other
 
 
 BAD_FILES: dict[str, tuple[str | bytes, str]] = {
     "syntax": ("top_p = \n", "line 1, column 9"),
-    "unknown": ("top_pp = 0.5", "did you mean top_p?"),
+    "unknown": (
+        "\ntop_pp = 0.5",
+        "config.toml', line 2: unknown key 'top_pp': did you mean top_p?",
+    ),
+    "unknown table": ("top_k = 1\n[modle]\nx = 1", "line 2: unknown key 'modle'"),
+    "line": (
+        "top_k = 1\n# top_p = 1\n  'top_p' = 5",
+        "config.toml', line 3, top_p: 5 does not fit",
+    ),
+    "two lines": ('system = """\ntop_p = 5"""\ntop_p = 5', "config.toml', top_p: 5 does not fit"),
     "true": ("temperature = true", "True does not fit: give a number"),
     "text": ('temperature = "0.5"', "'0.5' does not fit: give a number"),
     "float": ("top_k = 1.5", "1.5 does not fit: give a whole number"),
@@ -85,6 +95,7 @@ BAD_FILES: dict[str, tuple[str | bytes, str]] = {
     "deep": ("x = " + "[" * 100_000, "not TOML"),
     "utf-8": (b"top_p = '\xff'", "byte 9 is not UTF-8"),
     "utf-16": ("top_p = 0.5".encode("utf-16"), "not UTF-8"),
+    "large": ("#" * (2**20 + 1), "larger than 1 MiB"),
 }
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_chat.settings import SETTINGS, Setting, Settings, load_settings
+from llama_chat.files import expand_user
+from llama_chat.settings import SETTINGS, Setting, load_settings
 
 Flags = dict[str, Any]
 """Values as typed, by the name of the setting; None where a flag was not given."""
@@ -74,7 +75,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         flags = before | {name: value for name, value in given.items() if value not in (None, [])}
         ctx.obj = flags
         if ctx.invoked_subcommand is None:
-            command(settings=_settings(flags), **arguments)
+            command(settings=load_settings(flags, config_flag(flags)), **arguments)
 
     parameters = [context, *own, *options]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # how decorators tell
@@ -82,6 +83,6 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _settings(flags: Flags) -> Settings:
-    config = flags.get("config")
-    return load_settings(flags, Path(config).expanduser() if config else None)
+def config_flag(flags: Flags) -> Path | None:
+    """The settings file that ``--config`` names."""
+    return expand_user(flags["config"]) if flags.get("config") else None
