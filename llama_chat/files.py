@@ -121,6 +121,29 @@ def create_private_file(path: Path) -> None:
         raise SaveError(repr(str(path)), "not a file", "remove it")
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, and that nobody else may read.
+
+    Raises:
+        UsageError: if something of that name is there, be it a link to nowhere.
+        SaveError: if it cannot be written.
+    """
+    private_folder(path.parent)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except FileExistsError:
+        raise UsageError(repr(str(path)), "it is there already", "edit or remove it") from None
+    except (OSError, ValueError) as error:
+        raise _save_error(path, error) from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _save_error(path, error) from None
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by a file of ``data``: readers see the old file or the new one, whole.
 

@@ -105,11 +105,7 @@ def _offer_starter() -> None:
     """
     model = starter.STARTERS[starter.DEFAULT]
     streams.say("No model is configured.")
-    sys.stderr.write(
-        f"Fetch {model.title} ({model.size / 1e6:.0f} MB, licence {model.licence})? [Y/n] "
-    )
-    sys.stderr.flush()
-    reply = sys.stdin.readline()
-    if not reply or reply.strip().lower() not in ("", "y", "yes"):
+    size = f"{model.size / 1e6:.0f} MB"
+    if not streams.confirm(f"Fetch {model.title} ({size}, licence {model.licence})?"):
         raise ModelError("model", "none is configured", NO_MODEL_ADVICE)
     fetch(starter.DEFAULT)

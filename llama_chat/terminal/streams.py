@@ -74,6 +74,14 @@ def fail(line: str) -> None:
     say(f"llama-chat: error: {one_line(line)}")
 
 
+def confirm(question: str) -> bool:
+    """Ask on stderr: Enter and yes agree; all else, and the end of input, does not."""
+    sys.stderr.write(f"{sanitize(question)} [Y/n] ")
+    sys.stderr.flush()
+    reply = sys.stdin.readline()
+    return reply.strip().lower() in ("", "y", "yes") and reply != ""
+
+
 def one_line(text: str) -> str:
     """``text`` with every run of white space made one space."""
     return " ".join(text.split())
