@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,18 +21,23 @@ UP = "\x1b[A"
 
 
 class Terminal:
-    """The program in a terminal of its own."""
+    """The program, or another one, in a terminal of its own."""
 
     def __init__(
-        self, *arguments: str | Path, home: Path, size: tuple[int, int] = (100, 40), **env: str
+        self,
+        *arguments: str | Path,
+        home: Path,
+        size: tuple[int, int] = (100, 40),
+        command: Sequence[str] = COMMAND,
+        **env: str,
     ) -> None:
         columns, lines = size
         self.screen = pyte.HistoryScreen(columns, lines, history=5000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
         self.child = pexpect.spawn(
-            COMMAND[0],
-            [*COMMAND[1:], *map(str, arguments)],
+            command[0],
+            [*command[1:], *map(str, arguments)],
             env=environment(home, **env),
             dimensions=(lines, columns),
             timeout=PATIENCE_S,

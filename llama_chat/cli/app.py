@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from llama_chat import __version__
+from llama_chat.cli import config
 from llama_chat.cli.ask import answer, ask, message_of
 from llama_chat.cli.bench import bench
 from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 for command in (chat, ask, complete, tokenize, inspect, pull, bench):
     app.command()(command)
+app.add_typer(config.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,139 @@
+"""``llama-chat config``: the settings in force, and the file that holds them."""
+
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+import typer
+
+from llama_chat.cli import editing
+from llama_chat.cli.options import Flags, config_flag, takes_settings
+from llama_chat.files import resource, write_new
+from llama_chat.settings import (
+    SETTINGS,
+    Settings,
+    Value,
+    config_path,
+    read_config,
+    usual_config_path,
+)
+from llama_chat.terminal import streams
+from llama_chat.terminal.sanitizer import BIDI_CONTROLS
+from llama_chat.terminal.streams import AnswerWriter
+
+app = typer.Typer(
+    name="config",
+    help="The settings in force, and the file that holds them.",
+    rich_markup_mode=None,
+)
+
+_COLUMN = 28
+"""Where comments begin, unless a value is longer."""
+
+_HIDDEN = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}]")
+"""Characters that a terminal must not see, and that TOML and JSON let through."""
+
+_ConfigOption = Annotated[
+    str | None, typer.Option("--config", metavar="PATH", help="Settings file.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def config(ctx: typer.Context) -> None:
+    """The settings in force, and the file that holds them."""
+    if ctx.invoked_subcommand is None:
+        streams.say(ctx.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+@takes_settings
+def show(
+    settings: Settings,
+    with_origin: Annotated[
+        bool, typer.Option("--origin", help="Say where each comes from, in a comment.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help='{"top_p": {"value": 0.9, "origin": "default"}, …}')
+    ] = False,
+) -> None:
+    """Print all settings in force, as a settings file that --config reads."""
+    if as_json:
+        table = {
+            name: {"value": origin.value, "origin": origin.source}
+            for name, origin in settings.origins.items()
+        }
+        text = json.dumps(table, ensure_ascii=False)
+    else:
+        text = as_toml(settings, with_origin=with_origin)
+    writer = AnswerWriter()
+    writer.write(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    writer.finish()
+
+
+@app.command()
+def path(ctx: typer.Context, config: _ConfigOption = None) -> None:
+    """Print where the settings file is, or would be."""
+    file = _file(ctx, config)
+    writer = AnswerWriter()
+    writer.write(str(file))
+    writer.finish()
+    if not os.path.lexists(file):
+        streams.say("there is no such file yet: llama-chat config edit makes it")
+
+
+@app.command()
+def init(ctx: typer.Context, config: _ConfigOption = None) -> None:
+    """Write a settings file with every default and what it means."""
+    _create(_file(ctx, config))
+
+
+@app.command()
+def edit(ctx: typer.Context, config: _ConfigOption = None) -> None:
+    """Edit the settings file, made if there is none, in $VISUAL or $EDITOR.
+
+    What you write takes its place only if it can be used. An editor with a window of its own must
+    wait until it is closed: EDITOR="code --wait".
+    """
+    file = _file(ctx, config)
+    command = editing.editor()
+    if not os.path.lexists(file):
+        _create(file)
+    changed = editing.edit(file, command, read_config)
+    streams.say(f"changed: {file}" if changed else f"not changed: {file}")
+
+
+def as_toml(settings: Settings, *, with_origin: bool = False) -> str:
+    """All settings in the order and groups of ``SETTINGS``; what is unset is a comment."""
+    lines: list[str] = []
+    for group, members in itertools.groupby(SETTINGS.values(), lambda setting: setting.group):
+        lines += ["", f"# --- {group} ---"]
+        for setting in members:
+            origin = settings.origins[setting.name]
+            unset = origin.value is None
+            line = f"# {setting.name} =" if unset else f"{setting.name} = {_toml(origin.value)}"
+            comment = f"  # {streams.one_line(origin.source)}" if with_origin else ""
+            lines.append(f"{line:<{_COLUMN}}{comment}" if comment else line)
+    return "\n".join(lines[1:])
+
+
+def _toml(value: Value) -> str:
+    """A value on one line of TOML."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").removesuffix("\n")
+
+
+def _file(ctx: typer.Context, config: str | None) -> Path:
+    """The settings file in force, or its usual place if there is none."""
+    flags: Flags = ctx.obj | ({"config": config} if config else {})
+    return config_path(config_flag(flags), os.environ) or usual_config_path()
+
+
+def _create(file: Path) -> None:
+    write_new(file, resource("config.toml").read_bytes())
+    streams.say(f"made {file}")
