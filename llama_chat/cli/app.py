@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from llama_chat import __version__
-from llama_chat.cli import config
+from llama_chat.cli import completing, config
 from llama_chat.cli.ask import answer, ask, message_of
 from llama_chat.cli.bench import bench
 from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
@@ -38,8 +38,8 @@ for command in (chat, ask, complete, tokenize, inspect, pull, bench):
 app.add_typer(config.app)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(ctx: typer.Context, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:  # which is what completion does
         print(f"llama-chat {__version__}")  # noqa: T201 - asked for
         raise typer.Exit
 
@@ -71,6 +71,7 @@ def main(
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
+    completing.prepare()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
             signal.signal(number, _leave)

@@ -9,6 +9,7 @@ import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
+from llama_chat.cli.completing import prompts
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 def complete(
     settings: Settings,
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="Prompt files or names; `-` is stdin.")
+        list[str],
+        typer.Argument(
+            metavar="FILE…", help="Prompt files or names; `-` is stdin.", autocompletion=prompts
+        ),
     ],
     through_template: Annotated[
         bool, typer.Option("--chat", help="Apply the chat template.")

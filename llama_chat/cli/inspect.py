@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_chat.chat.templates import recognise
+from llama_chat.cli.completing import models
 from llama_chat.cli.options import takes_settings
 from llama_chat.library import find_model
 from llama_chat.settings import Settings
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 @takes_settings
 def inspect(
     settings: Settings,
-    target: Annotated[str | None, typer.Argument(metavar="MODEL", help="Path or name.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="Path or name.", autocompletion=models),
+    ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:

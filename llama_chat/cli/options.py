@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llama_chat.cli.completing import completer
 from llama_chat.files import expand_user
 from llama_chat.settings import SETTINGS, Setting, load_settings
 
@@ -31,6 +32,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         metavar=metavar,
         show_default=False,
         rich_help_panel=setting.group,
+        autocompletion=completer(setting),
     )
     annotations: dict[str, Any] = {
         "switch": Annotated[bool | None, option],

