@@ -111,10 +111,12 @@ def test_names_values_and_what_they_mean_are_offered(
             assert meaning in offered[word]
 
 
-def test_every_choice_is_offered(home: Path) -> None:
+def test_every_choice_is_offered_with_what_it_means(home: Path) -> None:
     for name, setting in SETTINGS.items():
         if setting.choices:
-            assert set(suggestions("bash", f"llama-chat --{name} ", home)) == set(setting.choices)
+            offered = suggestions("fish", f"llama-chat --{name} ", home)
+            assert set(offered) == set(setting.choices)
+            assert all(offered.values()), offered
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

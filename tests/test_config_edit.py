@@ -1,6 +1,9 @@
 """``llama-chat config edit``: only what is right takes effect, and no edit is ever lost."""
 
+import os
+import re
 import shutil
+import signal
 import stat
 import sys
 import termios
@@ -240,6 +243,20 @@ def test_ctrl_c_belongs_to_the_editor(home: Path, file: Path) -> None:
         terminal.type("\x03")
         assert terminal.wait_for_end() == 0
     assert file.read_text() == "top_k = 6\n"
+
+
+def test_a_killed_edit_loses_nothing_and_leaves_no_editor(home: Path, file: Path) -> None:
+    editor = script(home, 'echo "top_k = 6" > "$1"; echo ready $$; read line')
+    with Terminal("config", "edit", home=home, size=WIDE, VISUAL=editor) as terminal:
+        found = re.search(r"ready (\d+)", terminal.wait_for(r"ready \d+\s"))
+        terminal.child.kill(signal.SIGTERM)
+        assert terminal.wait_for_end() == 128 + signal.SIGTERM
+        assert "is kept in" in terminal.text
+    assert found
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[1]), 0)
+    assert file.read_text() == "top_k = 5\n"
+    assert [copy.read_text() for copy in left_beside(file)] == ["top_k = 6\n"]
 
 
 def test_a_killed_editor_leaves_the_terminal_as_it_was(home: Path, file: Path) -> None:
