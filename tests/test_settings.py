@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_chat.errors import UsageError
-from llama_chat.settings import SETTINGS, load_settings, read_config
+from llama_chat.settings import SETTINGS
+from llama_chat.settings_file import load_settings, read_config
 from tests.conftest import ROOT
 
 

@@ -47,6 +47,11 @@ _MEANINGS: dict[str, dict[str, str]] = {
         "drop-oldest": "no longer show the oldest turns to the model",
         "stop": "refuse the message",
     },
+    "markdown": {
+        "auto": "as the terminal says",
+        "always": "formatted",
+        "never": "as the model writes it",
+    },
     "color": {
         "auto": "as the terminal, NO_COLOR and FORCE_COLOR say",
         "always": "also into files and pipes",

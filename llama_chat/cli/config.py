@@ -13,14 +13,8 @@ import typer
 from llama_chat.cli import editing
 from llama_chat.cli.options import Flags, config_flag, takes_settings
 from llama_chat.files import resource, write_new
-from llama_chat.settings import (
-    SETTINGS,
-    Settings,
-    Value,
-    config_path,
-    read_config,
-    usual_config_path,
-)
+from llama_chat.settings import SETTINGS, Settings, Value
+from llama_chat.settings_file import config_path, read_config, usual_config_path
 from llama_chat.terminal import streams
 from llama_chat.terminal.sanitizer import BIDI_CONTROLS
 from llama_chat.terminal.streams import AnswerWriter

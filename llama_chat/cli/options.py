@@ -10,7 +10,8 @@ import typer
 
 from llama_chat.cli.completing import completer
 from llama_chat.files import expand_user
-from llama_chat.settings import SETTINGS, Setting, load_settings
+from llama_chat.settings import SETTINGS, Setting
+from llama_chat.settings_file import load_settings
 
 Flags = dict[str, Any]
 """Values as typed, by the name of the setting; None where a flag was not given."""
