@@ -211,6 +211,16 @@ def test_a_message_without_an_answer_leaves_roles_alternating() -> None:
     assert [message.role for message in session.conversation.path()] == ["user", "assistant"]
 
 
+def test_a_turn_without_an_answer_that_was_dropped_can_be_gone_back_to() -> None:
+    session = new_session(max_tokens=20, context=96)
+    session.conversation.add(Message("user", "lost " * 5))
+    finish_of(session.send("again " * 6))
+    assert session.conversation.n_dropped == 1
+    session.conversation.undo()
+    assert session.conversation.n_dropped == 0
+    assert finish_of(session.resume()).usage.completion_tokens
+
+
 def test_the_trace_tells_the_likeliest_tokens_of_each_place() -> None:
     session = new_session(max_tokens=5)
     prompt = session.count("x")

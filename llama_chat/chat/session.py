@@ -141,13 +141,14 @@ class ChatSession:
         new = [message, reply]
         if conversation.head is not None and conversation.head.role == "user":
             # One that was never answered: roles alternate all the same.
-            new.insert(0, Message("assistant", "", (), interrupted=True))
+            n_dropped = conversation.n_dropped
+            new.insert(0, Message("assistant", "", (), interrupted=True, n_dropped=n_dropped))
         fit = self._fit(*new)
         if tags := self.template.find_tags(message.content):
             self._tell(f"{', '.join(tags)} in the message is passed on as plain text")
         self._tell_dropped(fit)
+        message.n_dropped = reply.n_dropped = fit.n_dropped
         for added in new:
-            added.n_dropped = fit.n_dropped
             conversation.add(added)
         yield from self._reply(fit.ids, reply, watch)
 
