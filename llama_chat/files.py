@@ -33,7 +33,7 @@ def config_home() -> Path:
 
 
 def data_home() -> Path:
-    """Models."""
+    """Models and conversations."""
     return _xdg("XDG_DATA_HOME", ".local/share")
 
 

@@ -1,9 +1,11 @@
 """The lines of a saved conversation, written and checked."""
 
+import itertools
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.prompt_files import Example
@@ -12,6 +14,9 @@ from llama_chat.tokenizers.streaming import StreamingDecoder
 
 FORMAT = "llama-chat conversation"
 VERSION = 1
+
+MAX_LINE_BYTES = 8 * 2**20
+"""More than fits in a context; a longer line could stand for a hundred times its size in memory."""
 
 Record = dict[str, Any]
 
@@ -25,12 +30,56 @@ class ModelTag:
     """Fingerprint of its tokenizer: with another, the ids in the file mean nothing."""
 
 
-def to_line(record: Record) -> bytes:
-    """A record as one line."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is saved of a conversation."""
+
+    messages: dict[int, Record]
+    """By their numbers."""
+    state: Record
+    """Where it stands, what stands before it, and which model it is held with."""
 
 
-def message_record(message: Message) -> Record:
+def snapshot(conversation: Conversation, tag: ModelTag) -> Snapshot:
+    """What is to be saved now."""
+    state = {
+        "head": conversation.head.number if conversation.head else 0,
+        "system": conversation.system,
+        "examples": [[example.user, example.assistant] for example in conversation.examples],
+        "model": tag.name,
+        "vocabulary": tag.vocabulary,
+    }
+    return Snapshot({m.number: _message_record(m) for m in conversation.all}, state)
+
+
+def to_lines(before: Snapshot | None, now: Snapshot) -> list[bytes]:
+    """The lines that lead from what a file says to what is now; for None those of a new file.
+
+    Raises:
+        ValueError: if a message is too large to be read again.
+    """
+    records: list[Record] = []
+    if before is None:
+        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        records.append({"format": FORMAT, "version": VERSION, "created": created})
+        before = Snapshot({}, {})
+    changed = {n: record for n, record in now.messages.items() if record != before.messages.get(n)}
+    records += changed.values()
+    # A message says by itself that the conversation stands at it.
+    if now.state != (before.state | {"head": max(changed)} if changed else before.state):
+        records.append(now.state)
+    return list(map(_to_line, records))
+
+
+def _to_line(record: Record) -> bytes:
+    """A record as one line; a lone surrogate is written as a tokenizer reads it."""
+    line = without_surrogates(json.dumps(record, ensure_ascii=False)).encode() + b"\n"
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"a message is larger than {MAX_LINE_BYTES >> 20} MiB")
+    return line
+
+
+def _message_record(message: Message) -> Record:
     """A message as it is saved, without what is as usual."""
     record: Record = {
         "number": message.number,
@@ -49,38 +98,24 @@ def message_record(message: Message) -> Record:
     return record
 
 
-def state_record(conversation: Conversation, tag: ModelTag) -> Record:
-    """Where a conversation stands, what stands before it, and which model it is held with."""
-    return {
-        "head": conversation.head.number if conversation.head else 0,
-        "system": conversation.system,
-        "examples": [[example.user, example.assistant] for example in conversation.examples],
-        "model": tag.name,
-        "vocabulary": tag.vocabulary,
-    }
+def read_records(file: BinaryIO) -> tuple[Conversation, ModelTag, int]:
+    """Read a file of records; nothing in it is believed before it is checked.
 
-
-def from_lines(lines: Sequence[bytes]) -> tuple[Conversation, ModelTag]:
-    """Read the lines of a file.
+    Returns:
+        The conversation, the model it was held with, and the length of all complete lines. A last
+        line without an end is not read: a crash may have cut it off.
 
     Raises:
         ValueError: naming the line that is wrong, and why.
+        OSError: if the file cannot be read.
     """
-    if not lines:
-        raise ValueError("it is cut off in its first line")
-    header = _parse(lines[0], 1)
-    if header.get("format") != FORMAT:
-        raise ValueError("line 1: it is not a saved conversation")
-    if header.get("version") != VERSION:
-        raise ValueError(
-            f"line 1: it is of version {str(header.get('version'))[:20]}, and this program knows "
-            f"version {VERSION}"
-        )
-    conversation, tag = Conversation(), ModelTag()
-    for number, line in enumerate(lines[1:], 2):
-        record = _parse(line, number)
+    conversation, tag, n_bytes = Conversation(), ModelTag(), 0
+    for number, line in enumerate(_complete_lines(file), 1):
         try:
-            if "number" in record:
+            record = _parse(line)
+            if number == 1:
+                _check_header(record)
+            elif "number" in record:
                 _read_message(record, conversation)
             else:
                 _read_state(record, conversation)
@@ -88,17 +123,43 @@ def from_lines(lines: Sequence[bytes]) -> tuple[Conversation, ModelTag]:
         except (TypeError, KeyError, ValueError) as error:
             reason = error.args[0] if type(error) is ValueError else "it is no record of a message"
             raise ValueError(f"line {number}: {reason}") from None
-    return conversation, tag
+        n_bytes += len(line)
+    if not n_bytes:
+        raise ValueError("it is cut off in its first line" if file.tell() else "it is empty")
+    _check_dropped(conversation)
+    return conversation, tag, n_bytes
 
 
-def _parse(line: bytes, number: int) -> Record:
+def _complete_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file that have an end, one at a time, so that none is read past a bad one."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_BYTES)
+        if line.endswith(b"\n"):
+            yield line
+        elif len(line) < MAX_LINE_BYTES:
+            return
+        else:
+            raise ValueError(f"line {number}: it is longer than {MAX_LINE_BYTES >> 20} MiB")
+
+
+def _parse(line: bytes) -> Record:
     try:
-        record = json.loads(line)
+        # Not the bytes: of those the parser would guess the encoding.
+        record = json.loads(line.decode())
     except (ValueError, RecursionError):
-        raise ValueError(f"line {number}: it is not JSON") from None
+        raise ValueError("it is not JSON") from None
     if not isinstance(record, dict):
-        raise ValueError(f"line {number}: it is not a JSON object")
+        raise ValueError("it is not a JSON object")
     return record
+
+
+def _check_header(record: Record) -> None:
+    if record.get("format") != FORMAT:
+        raise ValueError("it is not a saved conversation")
+    if _whole(record.get("version")) != VERSION:
+        raise ValueError(
+            f"it is of version {record['version']}, and this program knows version {VERSION}"
+        )
 
 
 def _read_message(record: Record, conversation: Conversation) -> None:
@@ -116,15 +177,13 @@ def _read_message(record: Record, conversation: Conversation) -> None:
     message = Message(
         role,
         _text(record["text"]),
-        None if ids is None else tuple(map(_whole, ids)),
+        None if ids is None else tuple(map(_whole, _list(ids))),
         interrupted=record.get("interrupted") is True,
         attachments=tuple(
-            Attachment(_text(text), _text(name)) for name, text in record.get("attachments", ())
+            Attachment(text, name) for name, text in _pairs(record.get("attachments", []))
         ),
         n_dropped=_whole(record.get("dropped", 0)),
     )
-    if message.n_dropped > number // 2:
-        raise ValueError("more turns are left out than there are")
     known = conversation.find(number)
     if known is None and number != len(conversation.all) + 1:
         raise ValueError(f"message {number} is out of order")
@@ -145,9 +204,29 @@ def _read_state(record: Record, conversation: Conversation) -> None:
         raise ValueError(f"it stands at message {head}, which there is not")
     conversation.head = conversation.find(head)
     conversation.system = _text(record["system"])
-    conversation.examples = tuple(
-        Example(_text(user), _text(assistant)) for user, assistant in record["examples"]
-    )
+    conversation.examples = tuple(Example(*pair) for pair in _pairs(record["examples"]))
+
+
+def _check_dropped(conversation: Conversation) -> None:
+    """Make sure that at every message the model is shown at least the turn it belongs to."""
+    depths: dict[Message | None, int] = {None: 0}
+    for message in conversation.all:
+        depth = depths[message] = depths[message.parent] + 1
+        if message.n_dropped > (depth - 1) // 2:
+            raise ValueError(f"message {message.number} leaves out more turns than it follows")
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("a list is missing")
+    return value
+
+
+def _pairs(value: object) -> list[tuple[str, str]]:
+    pairs = list(map(_list, _list(value)))
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("a pair of texts is missing")
+    return [(_text(first), _text(second)) for first, second in pairs]
 
 
 def _text(value: object) -> str:
@@ -183,4 +262,6 @@ def _mean(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
     if any(token_id >= tokenizer.vocab_size or token_id in control for token_id in ids):
         return False
     decoder = StreamingDecoder(tokenizer, "strip")
-    return decoder.decode(ids) + decoder.flush() == text
+    certain = decoder.decode(ids)
+    # A reply that was interrupted in the middle of a character lacks it.
+    return text in (certain, certain + decoder.flush())

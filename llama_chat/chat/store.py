@@ -6,27 +6,21 @@ one replaces an earlier one of the same number, and ``{"head": …}`` lines say 
 conversation stands and what stands before it.
 """
 
-import fcntl
+import itertools
 import os
 import re
+import stat
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from llama_chat.chat.conversation import Conversation
-from llama_chat.chat.records import (
-    FORMAT,
-    VERSION,
-    ModelTag,
-    Record,
-    from_lines,
-    message_record,
-    state_record,
-    to_line,
-)
+from llama_chat.chat.conversation import Conversation, Message
+from llama_chat.chat.locked_file import LockedFile
+from llama_chat.chat.records import ModelTag, Snapshot, read_records, snapshot, to_lines
 from llama_chat.errors import LlamaChatError, SaveError, UsageError
-from llama_chat.files import create_private_file, data_home, write_atomically
+from llama_chat.files import data_home, private_folder, write_atomically
 
 MAX_BYTES = 256 * 2**20
 """More than any conversation takes; a larger file is a mistake."""
@@ -72,8 +66,7 @@ def path_of(name: str) -> Path:
     Raises:
         UsageError: if it is no possible name.
     """
-    usable = name.isprintable() and not name.startswith((".", "-")) and "/" not in name
-    if not usable or not 0 < len(name.encode("utf-8", "replace")) <= 100:
+    if not _is_possible(name):
         raise UsageError(
             f"name {name[:40]!r}",
             "not a possible name",
@@ -82,17 +75,31 @@ def path_of(name: str) -> Path:
     return folder() / f"{name}{SUFFIX}"
 
 
+def _is_possible(name: str) -> bool:
+    """Whether ``name`` stays in the folder, on one line, and as it is typed."""
+    safe = name.isprintable() and "/" not in name and not name.startswith((".", "-"))
+    return safe and name == name.strip() and 0 < len(name.encode()) <= 100
+
+
+def names() -> list[str]:
+    """The names of all saved conversations, the latest first.
+
+    Raises:
+        UsageError: if the folder cannot be looked into.
+    """
+    return [path.stem for _, path in _files() if _is_possible(path.stem)]
+
+
 def find(wanted: str) -> Path:
     """The saved conversation of that name, or the only one whose name begins so.
 
     Raises:
         UsageError: if there is none or more than one.
     """
-    path = path_of(wanted)
-    if path.is_file():
+    path, known = path_of(wanted), names()
+    if wanted in known:
         return path
-    names = [found.stem for found in _files()]
-    fitting = [name for name in names if name.startswith(wanted)]
+    fitting = [name for name in known if name.startswith(wanted)]
     if len(fitting) == 1:
         return path_of(fitting[0])
     what = f"conversation {wanted[:40]!r}"
@@ -107,19 +114,22 @@ def latest() -> Path:
     Raises:
         UsageError: if none is saved.
     """
-    files = _files()
-    if not files:
+    known = names()
+    if not known:
         raise UsageError("--continue", "no conversation is saved yet", "begin one: llama-chat")
-    return files[0]
+    return path_of(known[0])
 
 
 def entries() -> list[Entry]:
-    """All saved conversations, the latest first; what cannot be read is among them."""
+    """All saved conversations, the latest first; what cannot be read is among them.
+
+    Raises:
+        UsageError: if the folder cannot be looked into.
+    """
     found = []
-    for path in _files():
-        changed = path.stat().st_mtime
+    for changed, path in _files():
         try:
-            loaded = read(path)
+            loaded = read(path_of(path.stem))
         except LlamaChatError as error:
             found.append(Entry(path.stem, path, changed, "", 0, "", error.why))
             continue
@@ -129,17 +139,31 @@ def entries() -> list[Entry]:
     return found
 
 
+def is_open(path: Path) -> bool:
+    """Whether a program follows the conversation."""
+    try:
+        LockedFile(path).close()
+    except BlockingIOError:
+        return True
+    except OSError:  # what cannot be opened is followed by nobody
+        pass
+    return False
+
+
 def remove(path: Path) -> None:
     """Delete a saved conversation.
 
     Raises:
-        SaveError: if that cannot be done.
+        UsageError: if a program has it open.
+        SaveError: if it cannot be deleted.
     """
+    if is_open(path):
+        what = f"conversation {path.stem[:40]!r}"
+        raise UsageError(what, "a program has it open", "leave that first")
     try:
         path.unlink()
     except OSError as error:
-        reason = (error.strerror or "cannot be deleted").lower()
-        raise SaveError(repr(str(path)), reason, "check the folder") from None
+        raise _save_error(path, error, "check the folder") from None
 
 
 def read(path: Path) -> Loaded:
@@ -148,46 +172,81 @@ def read(path: Path) -> Loaded:
     Raises:
         UsageError: if it cannot be read, naming the line.
     """
-    what = f"conversation {path.stem[:40]!r}"
-    advice = f"mend or remove {str(path)!r}"
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
+            return _load(file, path)
     except OSError as error:
-        raise UsageError(what, (error.strerror or "cannot be read").lower(), advice) from None
-    if len(data) > MAX_BYTES:
-        raise UsageError(what, f"larger than {MAX_BYTES >> 20} MiB", advice)
-    if not data:
-        raise UsageError(what, "it is empty", advice)
-    whole = data.rfind(b"\n") + 1
+        raise _unreadable(path, _reason(error)) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe of that name is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _load(file: BinaryIO, path: Path) -> Loaded:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "not a file")
+    if status.st_size > MAX_BYTES:
+        raise _unreadable(path, f"larger than {MAX_BYTES >> 20} MiB")
     try:
-        conversation, tag = from_lines(data[:whole].split(b"\n")[:-1])
+        conversation, tag, n_bytes = read_records(file)
     except ValueError as error:
-        raise UsageError(what, str(error), advice) from None
-    return Loaded(conversation, tag, whole, cut=whole < len(data))
+        raise _unreadable(path, str(error)) from None
+    except OSError as error:
+        raise _unreadable(path, _reason(error)) from None
+    return Loaded(conversation, tag, n_bytes, cut=n_bytes < file.tell())
 
 
-def _files() -> list[Path]:
-    """The files of all saved conversations, the latest first."""
+def _load_and_mend(file: LockedFile, path: Path) -> Loaded:
+    """Read a file that nobody else adds to, and drop half a line at its end."""
+    with file.reader() as reader:
+        loaded = _load(reader, path)
+        if loaded.cut:
+            copy = path.with_name(f"{path.stem}.damaged-{time.time_ns()}")
+            try:
+                reader.seek(0)
+                write_atomically(copy, reader.read())
+                file.truncate(loaded.n_bytes)
+            except OSError as error:
+                raise _save_error(path, error, "check the file") from None
+    return loaded
+
+
+def _files() -> list[tuple[float, Path]]:
+    """When each file of the folder was changed, and where it is; the latest first.
+
+    Raises:
+        UsageError: if the folder cannot be looked into.
+    """
+    found = []
     try:
-        files = [path for path in folder().glob(f"*{SUFFIX}") if path.is_file()]
-        return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
-    except OSError:  # it may not be looked into, or a file is just going away
+        paths = [path for path in folder().iterdir() if path.suffix == SUFFIX]
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UsageError(repr(str(folder())), _reason(error), "check the folder") from None
+    for path in paths:
+        with suppress(OSError):  # it is just going away
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
+                found.append((status.st_mtime, path))
+    return sorted(found, reverse=True)
 
 
 class ConversationFile:
     """A file that follows a conversation.
 
-    It is made when there is something to save, and locked while it is open, so that two programs
-    never write into one; the lock goes with the process, whatever ends it.
+    It is made when there is something to save, and locked while it is followed, so that two
+    programs never write into one.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
-        self._descriptor = -1
-        self._written: dict[int, Record] = {}
-        self._state: Record = {}
+        self._file: LockedFile | None = None
+        self._saved: Snapshot | None = None
+        self._first: Message | None = None
 
     @property
     def name(self) -> str:
@@ -202,24 +261,34 @@ class ConversationFile:
 
         Raises:
             UsageError: if it cannot be read.
-            SaveError: if the damaged file cannot be copied.
+            SaveError: if it cannot be written to, or the damaged file cannot be copied. Then, as
+                when it cannot be read, what was followed before still is.
         """
-        loaded = read(path)
-        self.close()
-        descriptor = _lock(path)
-        if descriptor is None:
-            return loaded
-        if loaded.cut:
-            damaged = path.with_name(f"{path.stem}.damaged-{time.time_ns()}")
-            write_atomically(damaged, path.read_bytes())
-            os.ftruncate(descriptor, loaded.n_bytes)
-        self.path, self._descriptor = path, descriptor
-        self._written = {m.number: message_record(m) for m in loaded.conversation.all}
-        self._state = state_record(loaded.conversation, loaded.tag)
+        file = self._file
+        if file is None or not file.is_at(path):
+            try:
+                file = LockedFile(path)
+            except BlockingIOError:
+                loaded = replace(read(path), cut=False)  # a line is being written
+                self.close()
+                return loaded
+            except OSError as error:
+                read(path)  # what cannot be read either says so
+                raise _save_error(path, error, "check the file") from None
+        try:
+            loaded = _load_and_mend(file, path)
+        except BaseException:
+            if file is not self._file:
+                file.close()
+            raise
+        self._follow(path, file, loaded.conversation, snapshot(loaded.conversation, loaded.tag))
         return loaded
 
     def save(self, conversation: Conversation, tag: ModelTag, *, durable: bool = True) -> None:
         """Write what has changed since the last time.
+
+        If the file is gone, all is written anew. A conversation with another first message is
+        another one, and gets a file of its own.
 
         Args:
             conversation: what to save; one in which nothing was said makes no file.
@@ -231,25 +300,24 @@ class ConversationFile:
         """
         if not conversation.all:
             return
-        if self.path is None:
-            self._create(_free_path(_stem_for(conversation)))
-        elif not self._is_there(self.path):
-            self._create(self.path if not self.path.exists() else _free_path(self.path.stem))
-        changed = {
-            message.number: record
-            for message in conversation.all
-            if (record := message_record(message)) != self._written.get(message.number)
-        }
-        records = list(changed.values())
-        state = state_record(conversation, tag)
-        # A message says by itself that the conversation stands at it.
-        implied = self._state | {"head": max(changed)} if changed else self._state
-        if state != implied:
-            records.append(state)
-        if records:
-            self._append(b"".join(map(to_line, records)), durable=durable)
-            self._written |= changed
-            self._state = state
+        if self._first not in (None, conversation.all[0]):
+            self.close()
+        now = snapshot(conversation, tag)
+        file = self._current()
+        try:
+            lines = to_lines(None if file is None else self._saved, now)
+        except ValueError as error:
+            raise SaveError("conversation", str(error), "begin a new one") from None
+        try:
+            if file is None or self.path is None:
+                path, file = self._create(_stem_for(conversation), b"".join(lines), durable=durable)
+            else:
+                path = self.path
+                file.append(b"".join(lines), durable=durable)
+        except OSError as error:
+            advice = "free space or allow writing there; the next turn tries again"
+            raise _save_error(self.path or folder(), error, advice) from None
+        self._follow(path, file, conversation, now)
 
     def rename(self, name: str) -> None:
         """Give the conversation a name.
@@ -260,9 +328,12 @@ class ConversationFile:
         """
         target = path_of(name)
         if self.path is None:
-            raise SaveError(name, "nothing was said yet", "type a message first")
+            raise SaveError(repr(name), "nothing was said yet", "type a message first")
         if target == self.path:
             return
+        if self._current() is None:
+            gone = repr(str(self.path))
+            raise SaveError(gone, "it is no longer there", "the next turn saves it anew")
         try:
             os.link(self.path, target)  # unlike a rename, never over another
             self.path.unlink()
@@ -271,69 +342,44 @@ class ConversationFile:
                 f"name {name!r}", "there is a conversation of that name", "choose another"
             ) from None
         except OSError as error:
-            reason = (error.strerror or "cannot be renamed").lower()
-            raise SaveError(repr(str(target)), reason, "choose another name") from None
+            raise _save_error(target, error, "choose another name") from None
         self.path = target
 
     def close(self) -> None:
         """Follow the conversation no longer."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self.path, self._descriptor = None, -1
-        self._written, self._state = {}, {}
+        if self._file is not None:
+            self._file.close()
+        self.path = self._file = self._saved = self._first = None
 
-    def _create(self, path: Path) -> None:
-        create_private_file(path)
-        descriptor = _lock(path)
-        if descriptor is None:
-            raise SaveError(repr(str(path)), "another program writes it", "choose another name")
-        self.close()
-        self.path, self._descriptor = path, descriptor
-        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        header = {"format": FORMAT, "version": VERSION, "created": created}
-        self._append(to_line(header), durable=False)
+    def _current(self) -> LockedFile | None:
+        """The file; None if somebody has removed or replaced it, or there was none yet."""
+        if self._file is None or self.path is None or not self._file.is_at(self.path):
+            return None
+        return self._file
 
-    def _is_there(self, path: Path) -> bool:
-        """Whether the file is still the one that was opened: somebody may have removed it."""
+    def _create(self, stem: str, data: bytes, *, durable: bool) -> tuple[Path, LockedFile]:
+        """Make a file that begins with ``data``, of the name it had if nothing has that now."""
+        numbered = (path_of(f"{stem}-{number}") for number in itertools.count(2))
+        for path in itertools.chain([self.path] if self.path else [], [path_of(stem)], numbered):
+            private_folder(path.parent)
+            with suppress(FileExistsError, BlockingIOError):
+                file = LockedFile(path, create=True)
+                break
         try:
-            return os.path.samestat(path.stat(), os.fstat(self._descriptor))
-        except OSError:
-            return False
+            file.append(data, durable=durable)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            file.close()
+            raise
+        return path, file
 
-    def _append(self, data: bytes, *, durable: bool) -> None:
-        size = os.fstat(self._descriptor).st_size
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            if durable:
-                os.fsync(self._descriptor)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, size)
-            reason = (error.strerror or "cannot be written").lower()
-            raise SaveError(
-                repr(str(self.path)), reason, "free space there; the next turn tries again"
-            ) from None
-
-
-def _lock(path: Path) -> int | None:
-    """Open a file for adding to it, locked; None if another program has locked it.
-
-    Raises:
-        SaveError: if it cannot be opened.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        reason = (error.strerror or "cannot be opened").lower()
-        raise SaveError(repr(str(path)), reason, "check the file") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    def _follow(
+        self, path: Path, file: LockedFile, conversation: Conversation, saved: Snapshot
+    ) -> None:
+        if file is not self._file:
+            self.close()
+        self._saved, self._first = saved, next(iter(conversation.all), None)
+        self.path, self._file = path, file  # last, lest an interrupt leaves a file without the rest
 
 
 def _stem_for(conversation: Conversation) -> str:
@@ -342,10 +388,13 @@ def _stem_for(conversation: Conversation) -> str:
     return "-".join([time.strftime("%Y-%m-%d-%H%M%S"), *words])[:80]
 
 
-def _free_path(stem: str) -> Path:
-    """A path that nothing has yet."""
-    path, number = path_of(stem), 1
-    while path.exists():
-        number += 1
-        path = path_of(f"{stem}-{number}")
-    return path
+def _reason(error: OSError) -> str:
+    return (error.strerror or "cannot be used").lower()
+
+
+def _unreadable(path: Path, why: str) -> UsageError:
+    return UsageError(f"conversation {path.stem[:40]!r}", why, f"mend or remove {str(path)!r}")
+
+
+def _save_error(path: Path, error: OSError, advice: str) -> SaveError:
+    return SaveError(repr(str(path)), _reason(error), advice)

@@ -1,0 +1,112 @@
+"""Conversations to save, and what is to be the same when they are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Attachment, Conversation, Message
+from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.records import ModelTag
+from llama_chat.errors import LlamaChatError
+from llama_chat.tokenizers.base import without_surrogates
+
+TAG = ModelTag("llama-2-7b-chat", "0123456789abcdef")
+
+ODD = "\0\t\n\r\x1b\x7f\x85\x9b\u2028\u2029\u202e\ud800\udcff\ufeff\uffff🌻\\\"'[]{}"
+texts = st.text(st.characters() | st.sampled_from(ODD), max_size=12)
+attachments = st.lists(st.builds(Attachment, texts, texts), max_size=2).map(tuple)
+many_examples = st.lists(st.builds(Example, texts, texts), max_size=2).map(tuple)
+many_ids = st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+
+
+def conversation_of(turns: int, words: str = "word") -> Conversation:
+    """A conversation with a system message and examples, in which each reply is known by ids."""
+    conversation = Conversation("Be brief.", [Example("in", "out")])
+    for turn in range(turns):
+        conversation.add(Message("user", f"question {turn}: {words}"))
+        conversation.add(Message("assistant", f"answer {turn}: {words}", (turn, 7, 8)))
+    return conversation
+
+
+Facts = tuple[object, ...]
+
+
+def facts(conversation: Conversation) -> Facts:
+    """All of a conversation that a file must keep, as values that compare."""
+    messages = [
+        (
+            message.number,
+            message.parent.number if message.parent else 0,
+            message.role,
+            without_surrogates(message.text),
+            message.ids,
+            message.interrupted,
+            [tuple(map(without_surrogates, (a.text, a.name))) for a in message.attachments],
+            message.n_dropped,
+        )
+        for message in conversation.all
+    ]
+    head = conversation.head.number if conversation.head else 0
+    examples = [(e.user, e.assistant) for e in conversation.examples]
+    return (
+        messages,
+        head,
+        without_surrogates(conversation.system),
+        [tuple(map(without_surrogates, example)) for example in examples],
+    )
+
+
+def saved(conversation: Conversation, name: str = "", tag: ModelTag = TAG) -> Path:
+    """Save a conversation and follow it no longer."""
+    file = store.ConversationFile()
+    file.save(conversation, tag)
+    if name:
+        file.rename(name)
+    path = file.path
+    assert path is not None
+    file.close()
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def home_at(path: Path) -> Iterator[None]:
+    """Save conversations below ``path``, where no fixture can."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(path))
+        yield
+
+
+def followed(turns: int = 1) -> tuple[store.ConversationFile, Conversation, Path]:
+    """A conversation with its file, open."""
+    file, conversation = store.ConversationFile(), conversation_of(turns)
+    file.save(conversation, TAG)
+    assert file.path is not None
+    return file, conversation, file.path
+
+
+def one_line(error: pytest.ExceptionInfo[LlamaChatError], status: int) -> str:
+    """The line that an error ends as, with the right status."""
+    line = str(error.value)
+    assert line.isprintable()
+    assert line.count(": ") >= 2
+    assert error.value.status == status
+    return line
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Message
+from tests.conversations import TAG, conversation_of
+file = store.ConversationFile()
+"""
+"""How another program begins."""
