@@ -11,7 +11,7 @@ from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.records import ModelTag
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.tokenizers.base import without_surrogates
 
 TAG = ModelTag("llama-2-7b-chat", "0123456789abcdef")
@@ -90,6 +90,14 @@ def followed(turns: int = 1) -> tuple[store.ConversationFile, Conversation, Path
     file.save(conversation, TAG)
     assert file.path is not None
     return file, conversation, file.path
+
+
+def is_open(path: Path) -> bool:
+    try:
+        store.refuse_if_open(path)
+    except UsageError as error:
+        return error.why == "a program has it open"
+    return False
 
 
 def one_line(error: pytest.ExceptionInfo[LlamaChatError], status: int) -> str:

@@ -21,6 +21,7 @@ from tests.conversations import (
     conversation_of,
     facts,
     followed,
+    is_open,
     names_in,
     one_line,
     saved,
@@ -86,7 +87,7 @@ def test_what_is_no_file_is_refused_at_once(put: Callable[[Path], object], home:
         one_line(caught, 2)
     with pytest.raises(UsageError, match="none is saved by that name"):
         store.find("odd")
-    assert not store.is_open(home / "odd.jsonl")
+    assert not is_open(home / "odd.jsonl")
 
 
 def test_a_link_is_read_but_never_written_through(home: Path, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_link_is_read_but_never_written_through(home: Path, tmp_path: Path) ->
         file.open(store.find("link"))
     one_line(caught, 6)
     # What was followed before still is.
-    assert (file.path, store.is_open(before)) == (before, True)
+    assert (file.path, is_open(before)) == (before, True)
     store.remove(home / "link.jsonl")
     assert (outside.read_bytes(), (tmp_path / "nowhere").exists()) == (whole, False)
 

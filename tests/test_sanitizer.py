@@ -1,9 +1,11 @@
 """No control sequence of a model reaches the terminal, however it is split."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_chat.terminal.sanitizer import BIDI_CONTROLS, sanitize
+from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escape_json, sanitize
 
 ATTACKS = [
     "\x1b]52;c;ZXZpbA==\x07",  # writes to the clipboard
@@ -37,3 +39,10 @@ def test_a_split_changes_nothing(attack: str, at: int) -> None:
 def test_ordinary_text_stays_as_it_is() -> None:
     text = "naïve 日本語 🇫🇷 عربي שלום\n\tcode"
     assert sanitize(text) == text
+
+
+@given(st.one_of(st.sampled_from(ATTACKS), st.text()))
+def test_json_for_a_terminal_says_the_same(text: str) -> None:
+    harmless = escape_json(json.dumps({text: [text]}, ensure_ascii=False))
+    assert sanitize(harmless) == harmless
+    assert json.loads(harmless) == {text: [text]}

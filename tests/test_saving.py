@@ -23,6 +23,7 @@ from tests.conversations import (
     conversation_of,
     facts,
     followed,
+    is_open,
     names_in,
     one_line,
     saved,
@@ -69,7 +70,7 @@ def test_a_second_program_reads_and_saves_to_a_file_of_its_own(home: Path) -> No
     whole = path.read_bytes()
     with program(HOLD, path) as child:
         assert next_line(child) == "open shared"
-        assert store.is_open(path)
+        assert is_open(path)
         file = store.ConversationFile()
         loaded = file.open(path)
         assert file.path is None
@@ -104,7 +105,7 @@ def test_a_killed_program_leaves_no_lock() -> None:
         file.open(path)
         assert file.path == path
         file.close()
-    assert not store.is_open(path)
+    assert not is_open(path)
 
 
 TAKE_TURNS = """
@@ -252,7 +253,7 @@ def test_a_damaged_file_that_cannot_be_copied_stays_as_it_is(disk: Disk, home: P
     with pytest.raises(SaveError, match=NO_ROOM):
         file.open(path)
     assert (path.read_bytes(), names_in(home), file.path) == (damaged, before, None)
-    assert not store.is_open(path)
+    assert not is_open(path)
 
 
 def save_interrupted(

@@ -25,6 +25,7 @@ from tests.conversations import (
     conversation_of,
     facts,
     home_at,
+    is_open,
     many_examples,
     many_ids,
     names_in,
@@ -145,7 +146,7 @@ class SavedConversations(RuleBasedStateMachine):
 
 
 SavedConversations.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None
+    max_examples=150, stateful_step_count=20, deadline=None
 )
 TestSavedConversations = SavedConversations.TestCase
 
@@ -230,7 +231,7 @@ def test_opening_what_is_open_is_no_second_program() -> None:
     conversation.add(Message("user", "more"))
     file.save(conversation, TAG)
     assert len(store.read(path).conversation.all) == 3
-    assert store.is_open(path)
+    assert is_open(path)
 
 
 def test_a_name_is_given_and_never_taken_from_another(home: Path) -> None:

@@ -90,8 +90,10 @@ def names() -> list[str]:
     return [path.stem for _, path in _files() if _is_possible(path.stem)]
 
 
-def find(wanted: str) -> Path:
+def find(wanted: str, *, whole: bool = False) -> Path:
     """The saved conversation of that name, or the only one whose name begins so.
+
+    With ``whole`` only the whole name counts.
 
     Raises:
         UsageError: if there is none or more than one.
@@ -99,7 +101,7 @@ def find(wanted: str) -> Path:
     path, known = path_of(wanted), names()
     if wanted in known:
         return path
-    fitting = [name for name in known if name.startswith(wanted)]
+    fitting = [name for name in known if name.startswith(wanted) and not whole]
     if len(fitting) == 1:
         return path_of(fitting[0])
     what = f"conversation {wanted[:40]!r}"
@@ -139,15 +141,19 @@ def entries() -> list[Entry]:
     return found
 
 
-def is_open(path: Path) -> bool:
-    """Whether a program follows the conversation."""
+def refuse_if_open(path: Path) -> None:
+    """Make sure that no program follows the conversation.
+
+    Raises:
+        UsageError: if one does.
+    """
     try:
         LockedFile(path).close()
     except BlockingIOError:
-        return True
+        what = f"conversation {path.stem[:40]!r}"
+        raise UsageError(what, "a program has it open", "leave that first") from None
     except OSError:  # what cannot be opened is followed by nobody
         pass
-    return False
 
 
 def remove(path: Path) -> None:
@@ -157,9 +163,7 @@ def remove(path: Path) -> None:
         UsageError: if a program has it open.
         SaveError: if it cannot be deleted.
     """
-    if is_open(path):
-        what = f"conversation {path.stem[:40]!r}"
-        raise UsageError(what, "a program has it open", "leave that first")
+    refuse_if_open(path)
     try:
         path.unlink()
     except OSError as error:
@@ -173,15 +177,11 @@ def read(path: Path) -> Loaded:
         UsageError: if it cannot be read, naming the line.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        # A pipe of that name is not waited for.
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
             return _load(file, path)
     except OSError as error:
         raise _unreadable(path, _reason(error)) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe of that name is not waited for."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _load(file: BinaryIO, path: Path) -> Loaded:

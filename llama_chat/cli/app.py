@@ -18,6 +18,7 @@ from llama_chat.cli.complete import complete
 from llama_chat.cli.inspect import inspect
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import pull
+from llama_chat.cli.sessions import app as sessions
 from llama_chat.cli.tokenize import tokenize
 from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError
 from llama_chat.settings import Settings
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
+app.add_typer(sessions)
 
 for command in (chat, ask, complete, tokenize, inspect, pull, bench):
     app.command()(command)
