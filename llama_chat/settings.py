@@ -8,7 +8,7 @@ environment, which beats the file, which beats the default.
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llama_chat.errors import UsageError
@@ -29,7 +29,8 @@ class Setting:
     high: float = math.inf
     above: bool = False
     """Whether ``low`` itself is excluded."""
-    choices: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What it may be, and what that means: all there is of a choice, some of a text."""
     short: str | None = None
     """One-letter flag."""
     group: str = "Model"
@@ -55,7 +56,7 @@ class Setting:
         """What it may be, in words."""
         match self.kind:
             case "choice":
-                return "one of " + ", ".join(self.choices)
+                return "one of " + ", ".join(self.values)
             case "integer" | "number":
                 noun = "a whole number" if self.kind == "integer" else "a number"
                 low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
@@ -109,7 +110,7 @@ class Setting:
                 if all(isinstance(item, str) and item for item in value):
                     return tuple(value)
             case "choice", str():
-                if value in self.choices:
+                if value in self.values:
                     return value
             case (("text" | "path"), str()):
                 if "\0" not in value:
@@ -132,18 +133,56 @@ def _quoted(value: object) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZE = ("none", "int8", "int4")
-TEMPLATES = ("auto", "llama2", "chatml", "plain")
-OVERFLOW = ("drop-oldest", "stop")
-WHEN = ("auto", "always", "never")
+_DEVICES = {
+    "auto": "CUDA, else MPS, else CPU",
+    "cpu": "the processor",
+    "cuda": "the first GPU",
+    "mps": "the GPU of a Mac",
+}
+_DTYPES = {
+    "auto": "float32 stays; all others become bfloat16 where that is fast",
+    "float32": "4 bytes per weight",
+    "bfloat16": "2 bytes per weight, with the range of float32",
+    "float16": "2 bytes per weight, with a smaller range",
+}
+_QUANTIZE = {
+    "none": "weights as they are stored",
+    "int8": "1 byte per weight",
+    "int4": "half a byte per weight",
+}
+_TEMPLATES = {
+    "auto": "the one that the model was made for",
+    "llama2": "Llama 2 and its relatives",
+    "chatml": "Qwen, SmolLM and others",
+    "plain": "no markers: for models that only continue text",
+}
+_OVERFLOW = {
+    "drop-oldest": "no longer show the oldest turns to the model",
+    "stop": "refuse the message",
+}
+_COLOR = {
+    "auto": "as the terminal, NO_COLOR and FORCE_COLOR say",
+    "always": "also into files and pipes",
+    "never": "plain text",
+}
+_MARKDOWN = {
+    "auto": "as the terminal says",
+    "always": "formatted",
+    "never": "as the model writes it",
+}
 
 _MODEL = (
     Setting("model", "path", None, "Model: a folder, a file or a name.", short="-m"),
-    Setting("device", "text", "auto", "Where to compute: auto, cpu, cuda, mps, or cuda:0,cuda:1."),
-    Setting("dtype", "choice", "auto", "Type of the weights in memory.", choices=DTYPES),
     Setting(
-        "quantize", "choice", "none", "Smaller weights; not in this version.", choices=QUANTIZE
+        "device",
+        "text",
+        "auto",
+        "Where to compute: auto, cpu, cuda, mps, or cuda:0,cuda:1.",
+        values=_DEVICES,
+    ),
+    Setting("dtype", "choice", "auto", "Type of the weights in memory.", values=_DTYPES),
+    Setting(
+        "quantize", "choice", "none", "Smaller weights; not in this version.", values=_QUANTIZE
     ),
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
@@ -190,13 +229,13 @@ _REPLY = (
     Setting(
         "prompt", "text", None, "Prompt file with a system message and examples to begin with."
     ),
-    Setting("template", "choice", "auto", "Chat template.", choices=TEMPLATES),
-    Setting("overflow", "choice", "drop-oldest", "When the context is full.", choices=OVERFLOW),
+    Setting("template", "choice", "auto", "Chat template.", values=_TEMPLATES),
+    Setting("overflow", "choice", "drop-oldest", "When the context is full.", values=_OVERFLOW),
 )
 
 _OUTPUT = (
-    Setting("color", "choice", "auto", "Colour on terminals.", choices=WHEN),
-    Setting("markdown", "choice", "auto", "Format replies in the chat.", choices=WHEN),
+    Setting("color", "choice", "auto", "Colour on terminals.", values=_COLOR),
+    Setting("markdown", "choice", "auto", "Format replies in the chat.", values=_MARKDOWN),
     Setting("plain", "switch", False, "No cursor movement, no toolbar: for screen readers."),
     Setting("no_save", "switch", False, "Keep no conversation and no history on disk."),
     Setting("quiet", "switch", False, "Nothing but the answer and errors.", short="-q"),

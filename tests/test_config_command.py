@@ -105,7 +105,7 @@ def values(name: str) -> st.SearchStrategy[Value]:
     setting = SETTINGS[name]
     match setting.kind:
         case "choice":
-            return st.sampled_from(setting.choices)
+            return st.sampled_from(sorted(setting.values))
         case "switch":
             return st.booleans()
         case "list":

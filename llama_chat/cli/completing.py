@@ -19,47 +19,6 @@ from llama_chat.terminal.sanitizer import sanitize
 Suggestion = tuple[str, str]
 """A word, and what it means."""
 
-_MEANINGS: dict[str, dict[str, str]] = {
-    "device": {
-        "auto": "CUDA, else MPS, else CPU",
-        "cpu": "the processor",
-        "cuda": "the first GPU",
-        "mps": "the GPU of a Mac",
-    },
-    "dtype": {
-        "auto": "float32 stays; all others become bfloat16 where that is fast",
-        "float32": "4 bytes per weight",
-        "bfloat16": "2 bytes per weight, with the range of float32",
-        "float16": "2 bytes per weight, with a smaller range",
-    },
-    "quantize": {
-        "none": "weights as they are stored",
-        "int8": "1 byte per weight",
-        "int4": "half a byte per weight",
-    },
-    "template": {
-        "auto": "the one that the model was made for",
-        "llama2": "Llama 2 and its relatives",
-        "chatml": "Qwen, SmolLM and others",
-        "plain": "no markers: for models that only continue text",
-    },
-    "overflow": {
-        "drop-oldest": "no longer show the oldest turns to the model",
-        "stop": "refuse the message",
-    },
-    "markdown": {
-        "auto": "as the terminal says",
-        "always": "formatted",
-        "never": "as the model writes it",
-    },
-    "color": {
-        "auto": "as the terminal, NO_COLOR and FORCE_COLOR say",
-        "always": "also into files and pipes",
-        "never": "plain text",
-    },
-}
-"""What the values of a setting mean; the device alone may be others too."""
-
 _WORD = re.compile(r"[\w.][\w.,+@%/-]*")
 """What every shell takes for one word as it is. Bash puts in unquoted what it is given."""
 
@@ -82,9 +41,8 @@ def completer(setting: Setting) -> Callable[[str], list[Suggestion]] | None:
         return models
     if setting.name == "prompt":
         return prompts
-    meanings = _MEANINGS.get(setting.name, {})
-    values = [(value, meanings.get(value, "")) for value in setting.choices or meanings]
-    return (lambda incomplete: _fitting(incomplete, values)) if values else None
+    values = setting.values
+    return (lambda incomplete: _fitting(incomplete, values.items())) if values else None
 
 
 def models(incomplete: str) -> list[Suggestion]:

@@ -26,7 +26,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     """
     default = "" if setting.default in (None, "", (), False) else f" [default: {setting.default}]"
     names = [setting.flag] + ([setting.short] if setting.short else [])
-    metavar = "|".join(setting.choices) if setting.choices else _METAVARS.get(setting.kind)
+    metavar = "|".join(setting.values) if setting.kind == "choice" else _METAVARS.get(setting.kind)
     option = typer.Option(
         *names,
         help=setting.help + default,

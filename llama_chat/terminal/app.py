@@ -32,7 +32,6 @@ class ChatApp:
             SaveError: if the conversation could not be saved, also at the end.
         """
         chat = self._chat
-        chat.load()
         try:
             with until_interrupt():  # Ctrl-C means something where it is asked for, else nothing
                 self._talk()
@@ -110,8 +109,14 @@ class ChatApp:
             self._toolbar,
             colored=chat.renderer.colored,
             on_open=self._on_change,
+            on_shown=self._load,
             on_clear=chat.stop_editing,
         )
+
+    def _load(self) -> None:
+        # Not before the input can be seen: importing torch would hold that up for a second.
+        if self._chat.session is None and not self._chat.worker.busy:
+            self._chat.load()
 
     def _toolbar(self) -> StyleAndTextTuples:
         typed = self._input.text

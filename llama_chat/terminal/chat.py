@@ -106,6 +106,8 @@ class Chat:
             Interrupted: on Ctrl-C while waiting.
         """
         if self.session is None:
+            if not self.worker.busy and self.worker.error is None:
+                self.load()
             with until_interrupt() as stopped, progress("Loading", PATIENCE_S) as report:
                 while self.session is None and not self.worker.wait(_POLL_S):
                     if stopped():

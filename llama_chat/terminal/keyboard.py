@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Protocol
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
@@ -131,6 +131,7 @@ class PromptInput:
         *,
         colored: bool,
         on_open: Callable[[], None],
+        on_shown: Callable[[], None],
         on_clear: Callable[[], None],
     ) -> None:
         """Make it.
@@ -141,6 +142,7 @@ class PromptInput:
             toolbar: what stands below; asked at every key and ``redraw``.
             colored: whether to use colour.
             on_open: told whenever it opens.
+            on_shown: told once, when it can be seen.
             on_clear: told when Ctrl-C clears it.
         """
         self._on_open = on_open
@@ -159,6 +161,12 @@ class PromptInput:
             enable_suspend=True,
             tempfile_suffix=".md",
         )
+
+        def shown(app: Application[str]) -> None:
+            app.after_render -= shown
+            on_shown()
+
+        self._session.app.after_render += shown
 
     @property
     def text(self) -> str:

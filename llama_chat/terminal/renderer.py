@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.color import ColorSystem
 from rich.console import COLOR_SYSTEMS, Console
@@ -106,6 +107,7 @@ class Renderer:
         rows: Iterable[Sequence[str]],
         *,
         right: Sequence[str] = (),
+        long: Sequence[str] = (),
         fold: bool = False,
     ) -> None:
         """Write a table without lines, as wide as the terminal at most.
@@ -114,17 +116,20 @@ class Renderer:
             columns: their headings.
             rows: cells.
             right: the columns of numbers.
-            fold: whether the last column takes more lines where it must; else it is cut.
+            long: the columns that give way where it is too wide; the last one if none is named.
+            fold: whether they take more lines then, or are cut.
         """
+        long = long or columns[-1:]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(
-                column,
-                justify="right" if column in right else "left",
-                no_wrap=not fold or column != columns[-1],
-            )
+            justify: Literal["right", "left"] = "right" if column in right else "left"
+            # Rich narrows the columns that may wrap first, whether or not their cells do.
+            table.add_column(column, justify=justify, no_wrap=column not in long)
+        overflow: Literal["fold", "ellipsis"] = "fold" if fold else "ellipsis"
         for row in rows:
-            table.add_row(*(Text(sanitize(cell)) for cell in row))
+            table.add_row(
+                *(Text(sanitize(cell), no_wrap=not fold, overflow=overflow) for cell in row)
+            )
         self.end_line()
         self.console.print(table, soft_wrap=False)
 

@@ -5,6 +5,9 @@ from threading import Thread
 
 from llama_chat.generation.events import Watch
 
+_STEPS = 20
+"""How often progress is told: each time costs a redraw of the toolbar."""
+
 
 class Stopped(Exception):
     """A job was given up because it was asked to."""
@@ -62,8 +65,7 @@ class Worker:
         self._on_change()
 
     def _report(self, done: int, total: int) -> None:
-        # The screen shows whole percents: nothing changes in between.
-        moved = not self.total or 100 * done // total != 100 * self.done // self.total
+        moved = not self.total or _STEPS * done // total != _STEPS * self.done // self.total
         self.done, self.total = done, total
         if moved:
             self._on_change()

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
 
-from llama_chat.chat.session import ChatSession, ContextRow
 from llama_chat.errors import UsageError
 from llama_chat.generation.trace import Trace
 from llama_chat.settings import SETTINGS
@@ -14,6 +14,9 @@ from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
 from llama_chat.terminal.commands.settings import set_value, show_value
 from llama_chat.terminal.sanitizer import sanitize
+
+if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession, ContextRow
 
 N_UNCERTAIN = 8
 """How many of the least certain tokens ``/why`` lists."""
@@ -48,7 +51,7 @@ def _context(chat: Chat, argument: str) -> None:
     chat.renderer.note(f"{used} of {total} tokens, {total - used} free")
 
 
-def _fate(row: ContextRow) -> str:
+def _fate(row: "ContextRow") -> str:
     """What becomes of a message when the context is full."""
     if not row.message.number:
         return "stays"
@@ -118,7 +121,7 @@ def _why(chat: Chat, argument: str) -> None:
             _show_alternatives(chat, session, trace, index)
 
 
-def _places(session: ChatSession, trace: Trace, argument: str) -> list[int]:
+def _places(session: "ChatSession", trace: Trace, argument: str) -> list[int]:
     """Which tokens are meant: by number from 1, or all in which a word begins."""
     if argument.isdecimal():
         number = whole_number(argument, "/why", "a token")
@@ -137,7 +140,7 @@ def _places(session: ChatSession, trace: Trace, argument: str) -> list[int]:
     return places[:3]
 
 
-def _show_certainty(chat: Chat, session: ChatSession, trace: Trace) -> None:
+def _show_certainty(chat: Chat, session: "ChatSession", trace: Trace) -> None:
     """The reply, coloured by how sure the model was, and where it was least so."""
     text = Text()
     for index in range(len(trace)):
@@ -170,7 +173,7 @@ def _shade(probability: float) -> str:
     return "" if probability > 0.7 else "yellow" if probability > 0.3 else "bold red"
 
 
-def _show_alternatives(chat: Chat, session: ChatSession, trace: Trace, index: int) -> None:
+def _show_alternatives(chat: Chat, session: "ChatSession", trace: Trace, index: int) -> None:
     """The likeliest tokens in one place, as bars."""
     said, logprob = trace.token(index)
     before = "".join(_piece(session, trace.token(i)[0]) for i in range(max(index - 12, 0), index))
@@ -194,11 +197,11 @@ def _show_alternatives(chat: Chat, session: ChatSession, trace: Trace, index: in
     )
 
 
-def _piece(session: ChatSession, token_id: int) -> str:
+def _piece(session: "ChatSession", token_id: int) -> str:
     return session.engine.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
 
-def _quoted(session: ChatSession, token_id: int) -> str:
+def _quoted(session: "ChatSession", token_id: int) -> str:
     """A token as it is read, or by its name if it is a control token."""
     tokenizer = session.engine.tokenizer
     return repr(_piece(session, token_id) or tokenizer.piece(token_id))

@@ -54,8 +54,8 @@ def _runner(name: str) -> Callable[[Chat, str], None]:
 
 
 def _values_of(setting: Setting) -> list[Value]:
-    values = list(setting.choices) or (["true", "false"] if setting.kind == "switch" else [])
-    return [(value, "") for value in values] + [(DEFAULT, _default(setting))]
+    switch = {"true": "on", "false": "off"} if setting.kind == "switch" else {}
+    return [*(setting.values or switch).items(), (DEFAULT, _default(setting))]
 
 
 def _default(setting: Setting) -> str:
@@ -94,6 +94,7 @@ def _settings(chat: Chat, argument: str) -> None:
             for setting in SETTINGS.values()
             for source in [chat.settings.origins[setting.name].source]
         ),
+        long=("value", "from"),
     )
 
 
@@ -199,7 +200,7 @@ def _setting_command(setting: Setting) -> Command:
     again = "; loads the model again" if setting.name in RELOADING else ""
     return Command(
         setting.command[1:],
-        _ARGUMENTS.get(setting.kind) or f"[{'|'.join(setting.choices) or 'text'}]",
+        _ARGUMENTS.get(setting.kind) or f"[{'|'.join(setting.values) or 'text'}]",
         f"{setting.help.rstrip('.')} ({setting.range}{again}).",
         f"{setting.command} {_EXAMPLES.get(setting.name, 'true')}",
         _runner(setting.name),
@@ -225,7 +226,7 @@ _SPECIAL = (
     Command("stop", "[text…|off]", "End replies before these texts.", r'/stop "\n\n" END', _stop),
     Command(
         "template",
-        f"[{'|'.join(SETTINGS['template'].choices)}]",
+        f"[{'|'.join(SETTINGS['template'].values)}]",
         "Show or choose how messages become tokens.",
         "/template llama2",
         _template,
