@@ -100,12 +100,20 @@ class Terminal:
 
     def ask(self, line: str, answer: str) -> str:
         """Send a line, and return what is written below it up to and with ``answer``."""
-        below = re.compile(rf"^› {re.escape(line)}\n((?:(?!\n› )[\s\S])*?{answer})", re.MULTILINE)
+        below = re.compile(rf"^› {re.escape(line)}\n((?:(?!\n› )[\s\S])*?(?:{answer}))", re.M)
         before = len(below.findall(self.text))
         self.line(line)
         self._wait(lambda: len(below.findall(self.text)) > before, f"{line!r}: {answer!r}")
         *_, last = below.finditer(self.text)
         return last[1]
+
+    def refuse(self, line: str, why: str) -> str:
+        """Send a line that is refused: it stays in the input, and Ctrl-C clears it."""
+        error = self.ask(line, why)
+        self.wait_for(rf"› {re.escape(line)}\s*\Z|› {re.escape(line)}\n(?=\n* .*temp)")
+        self.type(CTRL_C)
+        self.wait_for(r"›\n(?=\n* .*temp)")
+        return error
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its status as a shell tells it."""

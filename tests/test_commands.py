@@ -48,8 +48,9 @@ def assert_has_a_command(setting: Setting, chat: Terminal) -> None:
     text = chat.ask("/settings", r"^verbose .*$")
     assert re.search(rf"(?m)^{spelled}\s+'?{value}'?\s+/{spelled}$", text)
     if setting.kind in ("integer", "number") or setting.kind == "choice":
-        chat.ask(f"/{spelled} many", rf"/{spelled}: 'many' does not fit: give (one of|a.* number)")
-        chat.type(CTRL_C)
+        chat.refuse(
+            f"/{spelled} many", rf"/{spelled}: 'many' does not fit: give (one of|a.* number)"
+        )
 
 
 def test_every_setting_has_a_command_of_its_name(babble: Terminal) -> None:
@@ -71,15 +72,13 @@ def test_set_changes_any_setting_and_suggests(babble: Terminal) -> None:
     babble.ask("/set top-p 0.5", r"top-p is 0\.5 \(/top-p\)")
     babble.ask("/set top_k 5", r"top-k is 5")
     babble.ask("/set top-p default", r"top-p is 0\.9")
-    babble.ask("/set tpo-p 1", r"no setting 'tpo-p': did you mean top-p\?")
-    babble.type(CTRL_C)
+    babble.refuse("/set tpo-p 1", r"no setting 'tpo-p': did you mean top-p\?")
     babble.ask("/set system Be brief.", r"system: Be brief\.")
 
 
 def test_stop_takes_several_texts(babble: Terminal) -> None:
     babble.ask(r'/stop "\n\n" END "a b"', r"stop is '\\n\\n' 'END' 'a b'")
-    babble.ask('/stop "open', r"a quote is not closed")
-    babble.type(CTRL_C)
+    babble.refuse('/stop "open', r"a quote is not closed")
     babble.ask("/stop off", r"stop is not set")
 
 
@@ -107,18 +106,15 @@ def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
     babble.ask("/versions 1", r"› hello\n")
     rows = rows_of(babble.ask("/versions", r"\n[ ●]+3 .*\n"))
     assert rows[1][:2] == ["●", "1"]
-    babble.ask("/versions 9", r"/versions: there are 3")
-    babble.type(CTRL_C)
+    babble.refuse("/versions 9", r"/versions: there are 3")
     babble.ask("/versions zero", r"'zero' is not the number of a version")
 
 
 def test_versions_before_anything_was_said(babble: Terminal) -> None:
     for command in ("/versions", "/retry", "/undo", "/edit", "/continue", "/branch", "/tree"):
-        babble.ask(command, r"(nothing was said|no reply) yet")
-        babble.type(CTRL_C)
+        babble.refuse(command, r"(nothing was said|no reply) yet")
     for command in ("/stats", "/tokens", "/why", "/copy", "/save x"):
-        babble.ask(command, r"(nothing was said|no reply yet|there is no reply|nothing is known)")
-        babble.type(CTRL_C)
+        babble.refuse(command, r"nothing was said|no reply yet|there is no reply|nothing is kn")
 
 
 def test_branches_are_listed_drawn_and_gone_back_to(babble: Terminal) -> None:
@@ -191,8 +187,7 @@ def test_undo_takes_back_several_turns_and_clear_all(babble: Terminal) -> None:
         babble.ask(word, ENDED)
     babble.ask("/undo 2", r"undone: three\nundone: two")
     babble.ask("/context", r"user +\d+ +\d+ .*one\n")
-    babble.ask("/undo x", r"/undo: 'x' is not the number of turns")
-    babble.type(CTRL_C)
+    babble.refuse("/undo x", r"/undo: 'x' is not the number of turns")
     babble.ask("/clear", r"a new conversation")
     babble.ask("/context", r"0 of 512 tokens, 512 free")
 
@@ -215,8 +210,7 @@ def test_context_with_a_number_loads_the_model_again(babble: Terminal) -> None:
     babble.ask("/context 128", r"(?s:context 128 · template chatml\n.*context is 128 \(/context\))")
     babble.wait_for(r"context \d+/128")
     babble.ask("/context", r"remember")
-    babble.ask("/context 100000", r"the model was made for 512 tokens")
-    babble.type(CTRL_C)
+    babble.refuse("/context 100000", r"the model was made for 512 tokens")
     babble.ask("/context", r"\d+ of 128 tokens")
 
 
@@ -243,8 +237,7 @@ def test_why_tells_what_else_might_have_been_said(chat: Terminal) -> None:
     assert bars[0][2] == "' Paris'"
     assert [float(bar[3]) for bar in bars] == sorted((float(b[3]) for b in bars), reverse=True)
     chat.ask("/why Paris", r"token 6, behind")
-    chat.ask("/why London", r"the reply does not say 'London'")
-    chat.type(CTRL_C)
+    chat.refuse("/why London", r"the reply does not say 'London'")
     chat.ask("/why 8", r"the reply has 7 tokens")
 
 
@@ -265,8 +258,7 @@ def test_files_are_attached_and_counted(babble: Terminal, tmp_path: Path) -> Non
     found = re.search(r"context (\d+)/512 with 1 file", babble.wait_for(r"with 1 file"))
     assert found is not None
     assert int(found[1]) > 10
-    babble.ask(f"/file {tmp_path}/missing", r"missing.*no such file")
-    babble.type(CTRL_C)
+    babble.refuse(f"/file {tmp_path}/missing", r"missing.*no such file")
     babble.ask("What is it?", ENDED)
     babble.ask("/context", r"\[my notes\.txt\] What is it\?")
     assert "with 1 file" not in babble.shown
@@ -287,12 +279,9 @@ def test_export_writes_markdown_and_json_and_never_over_a_file(
     dialog = json.loads((tmp_path / "chat.json").read_text())
     assert [entry["role"] for entry in dialog] == ["system", "user", "assistant"]
     assert dialog[1]["content"] == "hello there"
-    babble.ask(f"/export {tmp_path}/chat.md", r"it is there already")
-    babble.type(CTRL_C)
-    babble.ask("/export chat.pdf", r"it writes \.md and \.json")
-    babble.type(CTRL_C)
-    babble.ask("/export /nowhere/at/all.md", r"no such file or directory")
-    babble.type(CTRL_C)
+    babble.refuse(f"/export {tmp_path}/chat.md", r"it is there already")
+    babble.refuse("/export chat.pdf", r"it writes \.md and \.json")
+    babble.refuse("/export /nowhere/at/all.md", r"no such file or directory")
     # What was written can be read again.
     babble.ask("/clear", r"a new conversation")
     babble.ask(f"/load {tmp_path}/chat.json", r"› hello there\n")
@@ -305,13 +294,12 @@ def test_copy_goes_through_the_terminal_or_a_tool(chat: Terminal) -> None:
     data = re.search(rb"\x1b\]52;c;([^\x07]*)\x07", chat.raw)
     assert data is not None
     assert base64.b64decode(data[1]) == b"The capital of France is Paris."
-    chat.ask("/copy code", r"the last reply has no code")
-    chat.type(CTRL_C)
+    chat.refuse("/copy code", r"the last reply has no code")
     chat.ask("/edit 2", r"puts it in place")
     chat.wait_for(r"› The capital of France is Paris\.")
     chat.paste("\r```py\rprint(1)\r```\r")
     chat.type("\r")
-    chat.ask("/copy code", r"copied 8 characters")
+    chat.ask("/copy code", r"copied 9 characters through")
 
 
 def test_copy_uses_the_clipboard_of_the_machine(gguf_model: Path, tmp_path: Path) -> None:
@@ -333,8 +321,7 @@ def test_copy_uses_the_clipboard_of_the_machine(gguf_model: Path, tmp_path: Path
 def test_template_is_shown_and_chosen(babble: Terminal) -> None:
     babble.ask("/template", r"template is chatml")
     babble.ask("/template plain", r"template is plain")
-    babble.ask("/template llama2", r"the tokenizer of this model has no <s>")
-    babble.type(CTRL_C)
+    babble.refuse("/template llama2", r"the tokenizer of this model has no <s>")
     babble.ask("/template", r"template is plain")
     babble.ask("/template auto", r"template is chatml")
 
@@ -343,8 +330,7 @@ def test_model_goes_on_with_another_and_keeps_the_conversation(
     babble: Terminal, starter_model: Path
 ) -> None:
     babble.ask("What is the capital of France?", ENDED)
-    babble.ask("/model /nowhere", r"model '/nowhere': neither a path nor a known name")
-    babble.type(CTRL_C)
+    babble.refuse("/model /nowhere", r"model '/nowhere': neither a path nor a known name")
     babble.ask("/model", r"model is random")
     babble.ask(f"/model {starter_model}", r"context 8192 · template chatml\n")
     babble.wait_for(r"SmolLM2-135M-Instruct.Q4_1 · context \d+/8192")
@@ -365,10 +351,8 @@ def test_prompt_files_are_listed_and_previewed(babble: Terminal) -> None:
 
 
 def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
-    babble.ask("/sta", r"no reply yet")
-    babble.type(CTRL_C)
-    babble.ask("/te", r"/te: more than one command begins so: /template, /temperature")
-    babble.type(CTRL_C)
+    babble.refuse("/sta", r"no reply yet")
+    babble.refuse("/te", r"/te: more than one command begins so: /template, /temperature")
     babble.ask("//help", ENDED)
     babble.ask("/context", r"/help\n")
     babble.line("/quit")

@@ -18,6 +18,12 @@ class Attachment:
     name: str = ""
     """What it is called, as the model is told too; empty for a document from a pipe."""
 
+    @property
+    def summary(self) -> str:
+        """Its name and its size, for people."""
+        n_lines = len(self.text.splitlines())
+        return f"{self.name or 'document'}, {n_lines} line{'' if n_lines == 1 else 's'}"
+
     def __str__(self) -> str:
         text = without_final_newline(self.text)
         return f"{self.name}:\n{text}" if self.name else text

@@ -89,7 +89,7 @@ def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None)
     if not settings["quiet"]:
         tell(f"llama-chat {__version__} · /help lists the commands · Ctrl-D leaves")
         for attachment in attachments:
-            tell(f"attached: what was piped, {attachment.text.count(chr(10)) + 1} lines")
+            tell(f"attached: {attachment.summary}")
         chat.renderer.space()
     if saved is not None:
         chat.open(saved)

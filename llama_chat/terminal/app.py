@@ -3,7 +3,7 @@
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from llama_chat.errors import LlamaChatError
-from llama_chat.terminal.chat import Chat, Interrupted, until_interrupt
+from llama_chat.terminal.chat import Chat, Interrupted
 from llama_chat.terminal.commands import find_command, parse_command
 from llama_chat.terminal.completion import ChatCompleter
 from llama_chat.terminal.keyboard import (
@@ -33,7 +33,7 @@ class ChatApp:
         """
         chat = self._chat
         try:
-            with until_interrupt():  # Ctrl-C means something where it is asked for, else nothing
+            with chat.interrupts:
                 self._talk()
         finally:
             chat.worker.stop()
@@ -51,6 +51,9 @@ class ChatApp:
                 self._input = self._open_input()
             if chat.renderer.plain:
                 chat.ready()  # nothing may be written while a line is being read
+            if chat.interrupts.take():  # pressed when there was nothing left to stop
+                typed = ""
+                chat.stop_editing()
             try:
                 line = self._input.read(typed)
             except EOFError:
@@ -74,10 +77,10 @@ class ChatApp:
         chat = self._chat
         if not line.strip() and not chat.attachments:
             return ""
-        if chat.session is not None:
+        parsed = parse_command(line)
+        if parsed is not None and chat.session is not None:
             chat.worker.stop()
         try:
-            parsed = parse_command(line)
             if parsed is None:
                 self._say(line[1:] if line.startswith("//") else line)
             else:

@@ -1,12 +1,10 @@
 """A conversation on a terminal: its model, its settings and its file."""
 
 import itertools
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
@@ -16,6 +14,7 @@ from llama_chat.chat.store import ConversationFile
 from llama_chat.errors import LlamaChatError, SaveError
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.settings import Settings, Value
+from llama_chat.terminal.interrupts import Interrupts
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.worker import Stopped, Worker
@@ -63,6 +62,7 @@ class Chat:
         """The model that the ids in the conversation come from."""
         self.llama: Llama | None = None
         self.session: ChatSession | None = None
+        self.interrupts = Interrupts()
         self.worker = Worker(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
         """Told, in any thread, that what the toolbar shows has changed."""
@@ -98,33 +98,44 @@ class Chat:
         """Load the model behind the input, and read what the first message will stand behind."""
         self.worker.start(self._load)
 
-    def ready(self) -> "ChatSession":
-        """The session, as soon as the model is there; what is being read ahead is left for later.
+    def ready(self, *, finish_reading: bool = False) -> "ChatSession":
+        """The session, as soon as the model is there.
+
+        Args:
+            finish_reading: whether what is being read ahead is part of what is to be done now; if
+                not, the rest is left for later.
 
         Raises:
             LlamaChatError: if the model cannot be loaded.
             Interrupted: on Ctrl-C while waiting.
         """
-        if self.session is None:
-            if not self.worker.busy and self.worker.error is None:
-                self.load()
-            with until_interrupt() as stopped, progress("Loading", PATIENCE_S) as report:
-                while self.session is None and not self.worker.wait(_POLL_S):
-                    if stopped():
-                        raise Interrupted
-                    if self.worker.total:
-                        report(self.worker.done, self.worker.total)
-        else:
-            self.worker.stop()
+        if self.session is None and not self.worker.busy and self.worker.error is None:
+            self.load()
+        self._await("Loading", lambda: self.session is not None, PATIENCE_S)
+        if finish_reading:
+            self._await("Reading", lambda: False, PREFILL_PATIENCE_S)
+        self.worker.stop()
         if self.worker.error is not None:
             raise self.worker.error
         if self.llama is None or self.session is None:
             raise Interrupted
-        self.worker.stop()
         self.tell_notes()
         self.llama.use_threads()
         self.configure()
         return self.session
+
+    def _await(self, doing: str, done: Callable[[], bool], patience_s: float) -> None:
+        """Wait for the worker, with a bar.
+
+        Raises:
+            Interrupted: on Ctrl-C.
+        """
+        with progress(doing, patience_s) as report:
+            while not done() and not self.worker.wait(_POLL_S):
+                if self.interrupts.take():
+                    raise Interrupted
+                if self.worker.total:
+                    report(self.worker.done, self.worker.total)
 
     def tell_notes(self) -> None:
         """Say what has been noted behind the input."""
@@ -252,7 +263,7 @@ class Chat:
 
     def send(self, text: str) -> None:
         """Say something, with the attachments in front, and show the reply."""
-        session, attachments = self.ready(), tuple(self.attachments)
+        session, attachments = self.ready(finish_reading=True), tuple(self.attachments)
         self._reply(
             lambda watch: session.send(text, watch, attachments=attachments, opening=self.opening),
             shown=self.opening,
@@ -279,21 +290,22 @@ class Chat:
             begun: what of it stands on the screen already.
             shown: what of it is to be shown first.
         """
-        with until_interrupt() as stopped:
-            with progress("Reading", PREFILL_PATIENCE_S) as on_prefill:
-                events = generate(Watch(should_stop=stopped, on_prefill=on_prefill))
-                first = next(events)
-            # Nothing raises from here on: what was to go into the message is in it.
-            self.attachments, self.opening = [], ""
-            self.save(durable=False)  # worth keeping, whatever becomes of the reply
-            writer = self.renderer.reply(begun)
-            try:
-                writer.push(shown)
-                for event in itertools.chain([first], events):
-                    writer.push(event.text)
-            finally:
-                writer.finish()
-                self.save()
+        watching = self.interrupts
+        with progress("Reading", PREFILL_PATIENCE_S) as on_prefill:
+            events = generate(Watch(lambda: watching.pending, on_prefill))
+            first = next(events)
+        # Nothing raises from here on: what was to go into the message is in it.
+        self.attachments, self.opening = [], ""
+        self.save(durable=False)  # worth keeping, whatever becomes of the reply
+        writer = self.renderer.reply(begun)
+        try:
+            writer.push(shown)
+            for event in itertools.chain([first], events):
+                writer.push(event.text)
+        finally:
+            writer.finish()
+            self.save()
+        watching.take()
         if isinstance(event, Finish):  # as the last one always is
             self._tell_end(event, begun=bool(begun))
 
@@ -408,19 +420,3 @@ def _adopt(conversation: Conversation, tag: ModelTag, llama: "Llama") -> ModelTa
     """Let ``conversation``, held so far with the model ``tag``, go on with ``llama``."""
     keep_valid_ids(conversation, tag, llama.tokenizer)
     return ModelTag(llama.name, llama.tokenizer.fingerprint)
-
-
-@contextmanager
-def until_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a question that can be asked, so that it never strikes half-way."""
-    stopped = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

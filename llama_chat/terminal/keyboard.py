@@ -175,7 +175,7 @@ class PromptInput:
 
     def read(self, default: str = "") -> str:
         """See ``Input``."""
-        return self._session.prompt(default=default, pre_run=self._on_open)
+        return self._session.prompt(default=default, pre_run=self._on_open, handle_sigint=False)
 
     def redraw(self) -> None:
         """See ``Input``."""
@@ -213,7 +213,6 @@ def _keys(completer: Completer, on_clear: Callable[[], None]) -> KeyBindings:
         event.current_buffer.insert_text("\n")
 
     @keys.add("c-c", filter=writing)
-    @keys.add("<sigint>")  # the same, pressed before the terminal was asked for single keys
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()

@@ -30,8 +30,7 @@ def _file(chat: Chat, argument: str) -> None:
             raise UsageError(f"file {name!r}", "it is empty", "attach a text")
         chat.attachments.append(Attachment(text, path.name))
     for attachment in chat.attachments:
-        lines = attachment.text.count("\n") + 1
-        chat.renderer.note(f"attached: {attachment.name or 'document'}, {lines} lines")
+        chat.renderer.note(f"attached: {attachment.summary}")
     if not chat.attachments:
         chat.renderer.note("no attachments; /file PATH adds one")
 
@@ -136,9 +135,7 @@ def _copy(chat: Chat, argument: str) -> None:
     if argument == "code":
         text = _last_code(text)
         if not text:
-            raise UsageError(
-                "/copy code", "there is no code in the last reply", "/copy takes it all"
-            )
+            raise UsageError("/copy code", "the last reply has no code", "/copy takes it all")
     way = copy(text, chat.renderer)
     chat.renderer.note(f"copied {len(text)} characters {way}")
 
