@@ -13,7 +13,7 @@ import time
 
 from rich.color import ColorSystem
 
-from llama_chat.terminal.markdown import MarkdownStream
+from llama_chat.terminal.markdown import MarkdownStream, Painter
 
 TEXTS = {
     "prose": (
@@ -49,7 +49,7 @@ TOKEN = re.compile(r" ?[^\W\d_]{1,5}|\d| |\n|[^\w\s]{1,2}|.", re.DOTALL)
 def measure(text: str, n_tokens: int) -> list[float]:
     """Microseconds of each push."""
     tokens = TOKEN.findall(text)
-    stream = MarkdownStream(ColorSystem.STANDARD, lambda: 80)
+    stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: 80)
     times = []
     for number in range(n_tokens):
         began = time.perf_counter()

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from rich.color import ColorSystem
 
-from llama_chat.terminal.markdown import MarkdownStream
+from llama_chat.terminal.markdown import MarkdownStream, Painter
 
 _CODES = {
     "1": "bold",
@@ -29,7 +29,7 @@ Styled = list[tuple[str, frozenset[str]]]
 def formatted(pieces: str | Iterable[str], *, width: int = 200, color: bool = False) -> str:
     """All that is written for a text that arrives in ``pieces``; a string is one of them."""
     system = ColorSystem.STANDARD if color else None
-    stream = MarkdownStream(system, lambda: width)
+    stream = MarkdownStream(Painter(system), lambda: width)
     pieces = [pieces] if isinstance(pieces, str) else pieces
     return "".join(stream.push(piece) for piece in pieces) + stream.finish()
 

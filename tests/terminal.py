@@ -98,6 +98,17 @@ class Terminal:
                 raise AssertionError(f"no {what} in:\n{self.text}")
             self._read()
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is true of the text."""
+        self._wait(condition, "change")
+
+    def watch_for(self, seconds: float) -> bytes:
+        """Take what arrives in so many seconds, and return it."""
+        before, end = len(self.raw), time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._read(min(left, 0.2))
+        return self.raw[before:]
+
     def ask(self, line: str, answer: str) -> str:
         """Send a line, and return what is written below it up to and with ``answer``."""
         below = re.compile(rf"^› {re.escape(line)}\n((?:(?!\n› )[\s\S])*?(?:{answer}))", re.M)
@@ -115,6 +126,13 @@ class Terminal:
         self.wait_for(r"›\n(?=\n* .*temp)")
         return error
 
+    def vanish(self) -> None:
+        """Close the window while the program runs, and wait until that has ended."""
+        process = self.child.ptyproc
+        process.fileobj.close()
+        process.wait()
+        process.closed = True
+
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its status as a shell tells it."""
         while self._read():
@@ -124,10 +142,10 @@ class Terminal:
             return 128 + int(self.child.signalstatus)
         return int(self.child.exitstatus)
 
-    def _read(self) -> bool:
+    def _read(self, patience_s: float = 0.2) -> bool:
         """Take what has arrived, waiting a moment; False at the end."""
         try:
-            data = self.child.read_nonblocking(65536, timeout=0.2)
+            data = self.child.read_nonblocking(65536, timeout=patience_s)
         except pexpect.TIMEOUT:
             return True
         except pexpect.EOF:

@@ -7,7 +7,7 @@ import pyte
 import pytest
 from rich.color import ColorSystem
 
-from llama_chat.terminal.markdown import MarkdownStream
+from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.inline import HELD_MAX
 from tests.markdown_output import formatted, styled, visible
 
@@ -84,7 +84,7 @@ def test_a_terminal_holds_the_whole_reply_once(width: int, later_width: int) -> 
     # terminal would wrap anew.
     screen = pyte.HistoryScreen(width, 3, history=2000)
     terminal = pyte.Stream(screen)
-    stream = MarkdownStream(ColorSystem.STANDARD, lambda: screen.columns)
+    stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: screen.columns)
     text = ""
     for token in REPLY:
         text += token
@@ -140,7 +140,7 @@ def test_the_changed_widths_are_those_of_the_tables() -> None:
     ],
 )
 def test_what_is_certain_is_there_before_the_line_ends(source: str, early: str) -> None:
-    stream = MarkdownStream(None, lambda: 80)
+    stream = MarkdownStream(Painter(None), lambda: 80)
     assert "".join(map(stream.push, source)) == early
 
 
@@ -149,7 +149,7 @@ def test_what_is_certain_is_there_before_the_line_ends(source: str, early: str) 
 )
 def test_an_open_marker_is_waited_for_only_so_long(opener: str) -> None:
     assert HELD_MAX <= 300
-    stream = MarkdownStream(None, lambda: 80)
+    stream = MarkdownStream(Painter(None), lambda: 80)
     source = f"a {opener}" + "b c" * 200
     output = ""
     for n_sent, character in enumerate(source, 1):
@@ -163,7 +163,7 @@ def test_a_marker_after_one_that_never_closes_is_still_formatted() -> None:
 
 
 def test_a_table_says_that_it_is_waited_for() -> None:
-    stream = MarkdownStream(ColorSystem.STANDARD, lambda: 80)
+    stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: 80)
     said = ""
     for line in ["a\n", "| b |\n", "|---|\n", "| c |\n", "| d |\n", "| e", " |\n", "f\n"]:
         written = stream.push(line)
@@ -175,7 +175,7 @@ def test_a_table_says_that_it_is_waited_for() -> None:
 
 
 def test_a_very_long_line_of_code_is_written_before_it_ends() -> None:
-    stream = MarkdownStream(ColorSystem.STANDARD, lambda: 80)
+    stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: 80)
     line = "x = 1; " * 400
     early = stream.push(f"```python\n{line}")
     assert early == line
@@ -215,5 +215,5 @@ def test_a_table_of_a_thousand_columns() -> None:
 
 
 def test_nothing_comes_after_the_end() -> None:
-    stream = MarkdownStream(None, lambda: 80)
+    stream = MarkdownStream(Painter(None), lambda: 80)
     assert stream.push("**a") + stream.finish() + stream.finish() == "**a"

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.color import ColorSystem
 
-from llama_chat.terminal.markdown import MarkdownStream
+from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.sanitizer import BIDI_CONTROLS
 from tests.markdown_output import Styled, cut, formatted, styled, visible
 
@@ -141,7 +141,7 @@ HOSTILE = st.lists(
 def test_only_styles_reach_the_terminal_and_every_piece_ends_them(
     text: str, places: list[int], width: int
 ) -> None:
-    stream = MarkdownStream(ColorSystem.STANDARD, lambda: width)
+    stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: width)
     for output in [*map(stream.push, cut(text, places)), stream.finish()]:
         for character in visible(styled(output)):
             assert character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")

@@ -38,7 +38,8 @@ def write_answer(
         LengthLimitError: if it is, under ``fail_on_length``.
     """
     writer = AnswerWriter(raw=raw or as_json)
-    with progress("Reading the prompt", PREFILL_PATIENCE_S) as on_prefill:
+    plain = settings["plain"] is True
+    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
         events = generate(Watch(on_prefill=on_prefill))
         first = next(events)
     text = echo

@@ -49,7 +49,7 @@ def open_model(settings: Settings, report: Callable[[int, int], None]) -> "Llama
 
 def load_model(settings: Settings) -> "Llama":
     """The same with a progress bar and warnings on stderr."""
-    with progress("Loading the model") as report:
+    with progress("Loading the model", hidden=settings["plain"] is True) as report:
         llama = open_model(settings, report)
     for line in llama.checkpoint.warnings:
         streams.warn(line)

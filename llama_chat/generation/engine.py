@@ -58,6 +58,8 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.cache = model.new_cache()
+        self.n_read = 0
+        """How many tokens the model has read so far, those it wrote among them."""
         names = {tokenizer.control_ids.get(name) for name in END_TOKENS} | {tokenizer.eos_id}
         self.end_ids = frozenset(token_id for token_id in names if token_id is not None)
 
@@ -122,6 +124,7 @@ class Engine:
             chunk = ids[start : start + PREFILL_CHUNK]
             with _memory_for(self.cache.length + len(chunk)):
                 logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
+            self.n_read += len(chunk)
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
         return logits

@@ -112,12 +112,15 @@ class Chat:
         if self.session is None and not self.worker.busy and self.worker.error is None:
             self.load()
         self._await("Loading", lambda: self.session is not None, PATIENCE_S)
+        if self.session is None and self.worker.busy:
+            self.interrupts.take()
+            raise Interrupted
         if finish_reading:
             self._await("Reading", lambda: False, PREFILL_PATIENCE_S)
         self.worker.stop()
         if self.worker.error is not None:
             raise self.worker.error
-        if self.llama is None or self.session is None:
+        if self.llama is None or self.session is None:  # the load was stopped
             raise Interrupted
         self.tell_notes()
         self.llama.use_threads()
@@ -125,15 +128,9 @@ class Chat:
         return self.session
 
     def _await(self, doing: str, done: Callable[[], bool], patience_s: float) -> None:
-        """Wait for the worker, with a bar.
-
-        Raises:
-            Interrupted: on Ctrl-C.
-        """
-        with progress(doing, patience_s) as report:
-            while not done() and not self.worker.wait(_POLL_S):
-                if self.interrupts.take():
-                    raise Interrupted
+        """Wait for the worker, with a bar; Ctrl-C ends that."""
+        with progress(doing, patience_s, hidden=self.renderer.plain) as report:
+            while not (done() or self.interrupts.pending or self.worker.wait(_POLL_S)):
                 if self.worker.total:
                     report(self.worker.done, self.worker.total)
 
@@ -188,7 +185,7 @@ class Chat:
             template=self.settings.text("template"),
             notify=lambda line: self.renderer.note(line),
         )
-        self.tag = _adopt(self.conversation, self.tag, llama)
+        self._adopt(llama)
         self.llama, self.session = llama, session
         self.configure()
         dtype = str(llama.model.dtype).removeprefix("torch.")
@@ -199,6 +196,14 @@ class Chat:
         )
         self.on_change()
         session.settle(watch, tuple(self.attachments))
+
+    def _adopt(self, llama: "Llama") -> None:
+        """Let the conversation go on with this model."""
+        same = keep_valid_ids(self.conversation, self.tag, llama.tokenizer)
+        if self.conversation.all and not same:
+            before = self.tag.name or "another model"
+            self.notes.append(f"it was held with {before}: all of it is read again as text")
+        self.tag = ModelTag(llama.name, llama.tokenizer.fingerprint)
 
     # Settings
 
@@ -291,7 +296,8 @@ class Chat:
             shown: what of it is to be shown first.
         """
         watching = self.interrupts
-        with progress("Reading", PREFILL_PATIENCE_S) as on_prefill:
+        plain = self.renderer.plain
+        with progress("Reading", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
             events = generate(Watch(lambda: watching.pending, on_prefill))
             first = next(events)
         # Nothing raises from here on: what was to go into the message is in it.
@@ -383,7 +389,7 @@ class Chat:
             self.settings = self.settings.replace("system", conversation.system, "the conversation")
         if self.session is not None and self.llama is not None:
             self.session.conversation = conversation
-            self.tag = _adopt(conversation, tag, self.llama)
+            self._adopt(self.llama)
         self.configure()
 
     def save(self, *, durable: bool = True) -> None:
@@ -401,8 +407,7 @@ class Chat:
     def _tell_end(self, finish: Finish, *, begun: bool) -> None:
         n = finish.usage.completion_tokens
         tell = self.renderer.note
-        if n or self.last is None:
-            self.last = finish
+        self.last = finish
         if not n and finish.reason == "stop":
             tell("the model ended it at once" if not begun else "the model has nothing to add")
         match finish.reason:
@@ -414,9 +419,3 @@ class Chat:
                 tell(f"cut off after {n} tokens: the context is full; /continue drops old turns")
         if self.settings["verbose"]:
             tell(finish.summary())
-
-
-def _adopt(conversation: Conversation, tag: ModelTag, llama: "Llama") -> ModelTag:
-    """Let ``conversation``, held so far with the model ``tag``, go on with ``llama``."""
-    keep_valid_ids(conversation, tag, llama.tokenizer)
-    return ModelTag(llama.name, llama.tokenizer.fingerprint)

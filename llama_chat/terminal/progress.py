@@ -22,10 +22,12 @@ PREFILL_PATIENCE_S = 1.0
 
 
 @contextmanager
-def progress(description: str, patience_s: float = PATIENCE_S) -> Iterator[Report]:
+def progress(
+    description: str, patience_s: float = PATIENCE_S, *, hidden: bool = False
+) -> Iterator[Report]:
     """Show how far a job is, with percentage and time left, and remove that at its end.
 
-    Nothing is written where stderr is no terminal.
+    Nothing is written where stderr is no terminal, or if it is to be ``hidden``.
     """
     bar: Progress | None = None
     task: TaskID | None = None
@@ -41,7 +43,7 @@ def progress(description: str, patience_s: float = PATIENCE_S) -> Iterator[Repor
         if task is not None:
             bar.update(task, completed=done, total=total)
 
-    if not is_terminal(sys.stderr):
+    if hidden or not is_terminal(sys.stderr):
         yield lambda done, total: None
         return
     try:
@@ -56,6 +58,7 @@ def _open_bar() -> "Progress":
     from rich.progress import (
         BarColumn,
         Progress,
+        SpinnerColumn,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
@@ -63,6 +66,7 @@ def _open_bar() -> "Progress":
 
     console = Console(stderr=True)
     bar = Progress(
+        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),

@@ -5,16 +5,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from rich.color import ColorSystem
 from rich.console import COLOR_SYSTEMS, Console
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from llama_chat.terminal.markdown import MarkdownStream, Painter
+from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import use_color
-
-_DIM = Style(dim=True)
 
 
 class Renderer:
@@ -41,6 +39,7 @@ class Renderer:
             markup=False,
             emoji=False,
             no_color=not self.colored,
+            color_system="auto" if self.colored or not self.plain else None,
             soft_wrap=True,
         )
         self._at_line_start = True
@@ -48,9 +47,7 @@ class Renderer:
 
     def reply(self, begun: str = "") -> "ReplyWriter":
         """Begin a reply, or go on with one of which ``begun`` was written before."""
-        writer = ReplyWriter(
-            self, self._color_system if self.colored else None, formatted=self._formatted
-        )
+        writer = ReplyWriter(self, self._painter(), formatted=self._formatted)
         writer.skip(begun)
         return writer
 
@@ -69,7 +66,7 @@ class Renderer:
             self.console.file.write("\r\x1b[K")
         self.console.file.write(text)
         if status:
-            self.console.file.write(self._dim(status))
+            self.console.file.write(self._painter().paint([Span(status, DIM)]))
         self.console.file.flush()
         self._status = status
         self._at_line_start = text.endswith("\n") or (not text and self._at_line_start)
@@ -133,27 +130,19 @@ class Renderer:
         self.end_line()
         self.console.print(table, soft_wrap=False)
 
-    @property
-    def _color_system(self) -> ColorSystem | None:
-        name = self.console.color_system
-        return COLOR_SYSTEMS[name] if name else None
-
-    def _dim(self, text: str) -> str:
-        return _DIM.render(text, color_system=self._color_system) if self.colored else text
+    def _painter(self) -> Painter:
+        system = self.console.color_system
+        return Painter(COLOR_SYSTEMS[system] if system else None, colored=self.colored)
 
 
 class ReplyWriter:
     """One reply, written as it comes."""
 
-    def __init__(
-        self, renderer: Renderer, color_system: ColorSystem | None, *, formatted: bool
-    ) -> None:
+    def __init__(self, renderer: Renderer, painter: Painter, *, formatted: bool) -> None:
         self._renderer = renderer
-        self._markdown = None
-        if formatted:
-            from llama_chat.terminal.markdown import MarkdownStream
-
-            self._markdown = MarkdownStream(color_system, lambda: renderer.console.width)
+        self._markdown = (
+            MarkdownStream(painter, lambda: renderer.console.width) if formatted else None
+        )
 
     def skip(self, text: str) -> None:
         """Go on behind ``text`` without writing it: a code block that it opens is open."""

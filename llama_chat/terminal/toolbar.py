@@ -31,7 +31,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
         warning = _warning(session, chat, typed)
     if work := _work(chat):
         parts.append(work)
-    elif (last := chat.last) is not None:
+    elif (last := chat.last) is not None and last.usage.completion_tokens:
         parts.append(f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s")
     if chat.opening:
         parts.append("opening set")

@@ -73,6 +73,7 @@ def _stats(chat: Chat, argument: str) -> None:
             ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
             ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),
             ("seed", str(chat.last.seed)),
+            ("tokens read in all", str(chat.ready().engine.n_read)),
         ),
     )
 

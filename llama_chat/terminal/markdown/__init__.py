@@ -6,6 +6,7 @@ of it is certain, and ``parsing.py``, which has it parsed by markdown-it. All of
 which ``painting.py`` makes harmless and gives their colours.
 """
 
+from llama_chat.terminal.markdown.painting import Painter
 from llama_chat.terminal.markdown.stream import MarkdownStream
 
-__all__ = ["MarkdownStream"]
+__all__ = ["MarkdownStream", "Painter"]

@@ -39,16 +39,25 @@ class Painter:
     whoever writes it may be interrupted at any instant.
     """
 
-    def __init__(self, color_system: ColorSystem | None) -> None:
-        """Paint for a terminal with ``color_system``; None adds nothing to the text."""
+    def __init__(self, color_system: ColorSystem | None, *, colored: bool = True) -> None:
+        """Paint for a terminal.
+
+        Args:
+            color_system: what it can do; None adds nothing to the text.
+            colored: whether to use colours, or only bold letters and the like.
+        """
         self._color_system = color_system
+        self._colored = colored
 
     def paint(self, spans: Iterable[Span]) -> str:
         """The spans of a line as text."""
         system = self._color_system
         return "".join(
-            style.render(sanitize(text), color_system=system) if text else ""
+            (style if self._colored else style.without_color).render(
+                sanitize(text), color_system=system
+            )
             for text, style in spans
+            if text
         )
 
 

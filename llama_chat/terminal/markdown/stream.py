@@ -3,8 +3,6 @@
 import re
 from collections.abc import Callable, Collection
 
-from rich.color import ColorSystem
-
 from llama_chat.terminal.markdown.blocks import (
     Fence,
     Level,
@@ -49,14 +47,14 @@ class MarkdownStream:
     pipe, and lines are never joined: what the text has on two lines is shown on two.
     """
 
-    def __init__(self, color_system: ColorSystem | None, width: Callable[[], int]) -> None:
+    def __init__(self, painter: Painter, width: Callable[[], int]) -> None:
         """Format for one answer.
 
         Args:
-            color_system: the colours of the terminal; None adds no escape sequences at all.
+            painter: makes what is written fit for the terminal.
             width: the columns of the terminal at the moment, asked for each table.
         """
-        self._painter = Painter(color_system)
+        self._painter = painter
         self._width = width
         self._written: list[str] = []
         self._line = Line()
