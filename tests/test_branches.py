@@ -164,7 +164,7 @@ def test_an_opening_begins_the_reply_and_keeps_its_ids() -> None:
 def test_attachments_stand_before_the_text_and_are_read_ahead() -> None:
     session = new_session()
     files = [Attachment("line one\nline two\n", "a.txt"), Attachment("piped")]
-    session.settle(attachments=files)
+    session.read_ahead(session.ahead(files))
     known = session.engine.cache.length
     assert known > 20
     finish = finish_of(session.send("What is it?", attachments=files))

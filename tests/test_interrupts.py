@@ -44,7 +44,6 @@ def test_fifty_interrupts_lose_neither_the_prompt_nor_the_cache(
             counts = numbers(terminal.ask("/stats", r"tokens read in all +\d+"))
             # What was in the cache was not read again, whatever interrupted it.
             assert counts["cached_tokens"] >= before
-            assert counts["prompt_tokens"] - counts["cached_tokens"] < 400
         rows = re.findall(r"(?m)^ *\d+ +(user|assistant)", terminal.ask("/context", r"\d+ free"))
         assert rows == ["user", "assistant"] * 50
 

@@ -191,22 +191,25 @@ class ChatSession:
         reply.n_dropped = fit.n_dropped
         yield from self._reply(fit.ids, reply, watch)
 
-    def settle(self, watch: Watch | None = None, attachments: Sequence[Attachment] = ()) -> None:
-        """Read what the next message will stand behind, its attachments too.
+    def ahead(self, attachments: Sequence[Attachment] = ()) -> list[int]:
+        """What the next message will stand behind, its attachments too."""
+        messages = self.conversation.messages()
+        if messages and messages[-1].role == "assistant" and not attachments:
+            return self.template.render(messages)
+        # What any two messages have in common, whatever the template puts around them.
+        probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
+        one, other = (self.template.render([*messages, probe]) for probe in probes)
+        return one[: common_prefix(one, other)]
 
-        If it is stopped half-way, the next message reads the rest.
-        """
-        head = self.conversation.messages()
-        if head and head[-1].role == "assistant" and not attachments:
-            ids = self.template.render(head)
-        else:
-            # What any two messages have in common, whatever the template puts around them.
-            probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
-            one, other = (self.template.render([*head, probe]) for probe in probes)
-            ids = one[: common_prefix(one, other)]
+    def read_ahead(self, ids: Sequence[int], watch: Watch | None = None) -> None:
+        """Read what ``ahead`` told; if it is stopped half-way, the next message reads the rest."""
         if len(ids) <= self.engine.context:
             with suppress(InterruptedForward):
                 self.sync(ids, watch)
+
+    def settle(self, watch: Watch | None = None) -> None:
+        """Read all that the next message will stand behind."""
+        self.read_ahead(self.ahead(), watch)
 
     def _open_reply(self, opening: str) -> Message:
         """A reply that is still to be written, but for the words it begins with."""

@@ -69,18 +69,15 @@ class ChatApp:
             typed = self._handle(line)
             if chat.editing is not None and not typed:
                 typed = chat.editing.text
-            if not chat.worker.busy:
-                chat.read_ahead()
+            chat.read_ahead()
 
     def _handle(self, line: str) -> str:
         """Obey a line; returns what is to stay in the input, because it could not be."""
         chat = self._chat
         if not line.strip() and not chat.attachments:
             return ""
-        parsed = parse_command(line)
-        if parsed is not None and chat.session is not None:
-            chat.worker.stop()
         try:
+            parsed = parse_command(line)
             if parsed is None:
                 self._say(line[1:] if line.startswith("//") else line)
             else:

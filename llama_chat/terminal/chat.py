@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.prompt_files import PromptFile
+from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.chat.store import ConversationFile
 from llama_chat.errors import LlamaChatError, SaveError
@@ -54,7 +55,7 @@ class Chat:
             source: where models come from.
             prompt: a prompt file to begin with.
         """
-        self.settings = settings
+        self._settings = PromptedSettings(settings)
         self.renderer = self._new_renderer()
         self.conversation = Conversation(settings.text("system"))
         self.file = ConversationFile()
@@ -83,7 +84,8 @@ class Chat:
         self.unsaved: SaveError | None = None
         """Why the last change is not on disk, if so."""
         self._source = source
-        self._without_prompt: Settings | None = None
+        self._reading: list[int] = []
+        """What the worker reads ahead, if it does."""
         if prompt is not None:
             self.use_prompt(prompt, above_flags=False)
 
@@ -94,16 +96,20 @@ class Chat:
         """The model in use, or that is being loaded."""
         return self.llama.name if self.llama else Path(self.settings.text("model")).stem or "model"
 
-    def load(self) -> None:
-        """Load the model behind the input, and read what the first message will stand behind."""
-        self.worker.start(self._load)
+    def load(self, settings: Settings | None = None) -> None:
+        """Load the model behind the input, and read what the first message will stand behind.
 
-    def ready(self, *, finish_reading: bool = False) -> "ChatSession":
+        Args:
+            settings: what names it, if not the settings in force.
+        """
+        self.worker.start(lambda watch: self._load(settings or self.settings, watch))
+
+    def ready(self, reading: Literal["stop", "finish", "leave"] = "stop") -> "ChatSession":
         """The session, as soon as the model is there.
 
         Args:
-            finish_reading: whether what is being read ahead is part of what is to be done now; if
-                not, the rest is left for later.
+            reading: what becomes of what is being read ahead: ``stop`` it, ``finish`` it if it is
+                part of what is to be done, or ``leave`` it alone if the cache is only looked at.
 
         Raises:
             LlamaChatError: if the model cannot be loaded.
@@ -115,9 +121,10 @@ class Chat:
         if self.session is None and self.worker.busy:
             self.interrupts.take()
             raise Interrupted
-        if finish_reading:
+        if reading == "finish":
             self._await("Reading", lambda: False, PREFILL_PATIENCE_S)
-        self.worker.stop()
+        if reading != "leave":
+            self.worker.stop()
         if self.worker.error is not None:
             raise self.worker.error
         if self.llama is None or self.session is None:  # the load was stopped
@@ -143,15 +150,20 @@ class Chat:
 
     def read_ahead(self) -> None:
         """Read behind the input what the next message will stand behind."""
-        if (session := self.session) is not None:
-            attachments = tuple(self.attachments)
+        session = self.session
+        if session is None:
+            return
+        ids = session.ahead(self.attachments)
+        if self.worker.busy and ids == self._reading:
+            return
 
-            def read(watch: Watch) -> None:
-                # If it does not fit into memory, the message that needs it will say so.
-                with suppress(LlamaChatError):
-                    session.settle(watch, attachments)
+        def read(watch: Watch) -> None:
+            # If it does not fit into memory, the message that needs it will say so.
+            with suppress(LlamaChatError):
+                session.read_ahead(ids, watch)
 
-            self.worker.start(read)
+        self._reading = ids
+        self.worker.start(read)
 
     def reload(self, settings: Settings) -> None:
         """Go on with another model, or the same one in another way.
@@ -162,27 +174,25 @@ class Chat:
         """
         self._source.check(settings)
         self.worker.stop()
-        before, self.settings = self.settings, settings
         self.llama = self.session = None  # there may not be memory for two
-        self.load()
+        self.load(settings)
         try:
             self.ready()
         except (LlamaChatError, Interrupted):
-            self.settings = before
             self.load()
             raise
 
-    def _load(self, watch: Watch) -> None:
+    def _load(self, settings: Settings, watch: Watch) -> None:
         def report(done: int, total: int) -> None:
             if watch.should_stop is not None and watch.should_stop():
                 raise Stopped
             if watch.on_prefill is not None:
                 watch.on_prefill(done, total)
 
-        llama = self._source.load(self.settings, report)
+        llama = self._source.load(settings, report)
         session = llama.chat(
             conversation=self.conversation,
-            template=self.settings.text("template"),
+            template=settings.text("template"),
             notify=lambda line: self.renderer.note(line),
         )
         self._adopt(llama)
@@ -195,7 +205,8 @@ class Chat:
             f"template {session.template.name}"
         )
         self.on_change()
-        session.settle(watch, tuple(self.attachments))
+        self._reading = session.ahead(self.attachments)
+        session.read_ahead(self._reading, watch)
 
     def _adopt(self, llama: "Llama") -> None:
         """Let the conversation go on with this model."""
@@ -207,20 +218,22 @@ class Chat:
 
     # Settings
 
+    @property
+    def settings(self) -> Settings:
+        """All settings in force."""
+        return self._settings.now
+
     def change(self, name: str, value: Value, source: str) -> None:
         """Give a setting another value.
 
         Raises:
             LlamaChatError: if the model cannot follow; nothing is changed then.
         """
-        settings = self.settings.replace(name, value, source)
         if name in RELOADING:
-            self.reload(settings)
+            self.reload(self.settings.replace(name, value, source))
         elif name == "template" and self.llama is not None and self.session is not None:
             self.session.template = self.llama.template(str(value))
-        self.settings = settings
-        if self._without_prompt is not None:
-            self._without_prompt = self._without_prompt.replace(name, value, source)
+        self._settings.change(name, value, source)
         if name in ("color", "markdown", "plain"):
             self.renderer = self._new_renderer()
         self.configure()
@@ -234,27 +247,14 @@ class Chat:
             configure(self.session, self.settings)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool = True) -> None:
-        """Head the conversation by a prompt file, and let it change settings.
-
-        Args:
-            prompt: the file.
-            above_flags: whether it changes also what a flag or the environment says.
-        """
-        self.end_prompt()
-        self._without_prompt = self.settings
-        source = str(prompt.path)
-        if above_flags:
-            for name, value in prompt.values.items():
-                self.settings = self.settings.replace(name, value, source)
-        else:
-            self.settings = self.settings.overlay(prompt.values, source)
+        """Head the conversation by a prompt file; see ``PromptedSettings.use_prompt``."""
+        self._settings.use_prompt(prompt, above_flags=above_flags)
         self.conversation.examples = prompt.examples
         self.configure()
 
     def end_prompt(self) -> None:
         """Undo what the prompt file in use has changed; what was changed by hand since stays."""
-        if self._without_prompt is not None:
-            self.settings, self._without_prompt = self._without_prompt, None
+        self._settings.end_prompt()
         self.conversation.examples = ()
         self.configure()
 
@@ -268,7 +268,7 @@ class Chat:
 
     def send(self, text: str) -> None:
         """Say something, with the attachments in front, and show the reply."""
-        session, attachments = self.ready(finish_reading=True), tuple(self.attachments)
+        session, attachments = self.ready("finish"), tuple(self.attachments)
         self._reply(
             lambda watch: session.send(text, watch, attachments=attachments, opening=self.opening),
             shown=self.opening,
@@ -386,7 +386,7 @@ class Chat:
         self.conversation, self.tag = conversation, tag
         self.previous = self.editing = None
         if not self.settings.origins["system"].given:
-            self.settings = self.settings.replace("system", conversation.system, "the conversation")
+            self._settings.change("system", conversation.system, "the conversation")
         if self.session is not None and self.llama is not None:
             self.session.conversation = conversation
             self._adopt(self.llama)

@@ -1,0 +1,247 @@
+"""Conversations that come back: saved turn by turn, gone on with by name, or kept nowhere."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.program import run
+from tests.terminal import CTRL_D, READY, Terminal
+
+ENDED = r"cut off after \d+ tokens"
+
+
+def flags(model: Path) -> tuple[str, ...]:
+    return ("-m", str(model), "--max-tokens", "8", "--temperature", "0")
+
+
+def folder(home: Path) -> Path:
+    return home / ".local/share/llama-chat/conversations"
+
+
+def leave(terminal: Terminal, status: int = 0) -> None:
+    terminal.type(CTRL_D)
+    assert terminal.wait_for_end() == status
+
+
+def test_every_turn_is_saved_as_it_ends_for_nobody_else(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        assert not folder(tmp_path).exists()  # nothing was said yet
+        terminal.ask("hello there", ENDED)
+        (file,) = folder(tmp_path).iterdir()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d-\d{6}-hello-there\.jsonl", file.name)
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        texts = [record["text"] for record in records if record.get("role") == "user"]
+        assert texts == ["hello there"]
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_continue_and_resume_bring_back_all_branches_and_the_cache(
+    starter_model: Path, tmp_path: Path
+) -> None:
+    with Terminal(*flags(starter_model), "--system", "Be brief.", home=tmp_path) as first:
+        first.wait_for(READY)
+        first.ask("One fact about cats.", ENDED)
+        first.ask("/retry", r"version 2")
+        first.ask("And dogs?", ENDED)
+        first.ask("/save pets", r"saved as pets")
+        drawn = first.ask("/tree", r"● here")
+        leave(first)
+    for again in (("-c",), ("--resume", "pets"), ("--resume", "pe"), ("--continue",)):
+        with Terminal(*flags(starter_model), *again, home=tmp_path) as second:
+            text = second.wait_for(READY)
+            assert "› And dogs?" in text
+            second.ask("/system", r"system: Be brief\.")
+            assert second.ask("/tree", r"● here") == drawn
+            if again != ("--continue",):
+                leave(second)
+                continue
+            # All of it is read again while nobody types.
+            second.ask("Thanks.", r"\n\n(?=›)")
+            counts = second.ask("/stats", r"tokens read in all +\d+")
+            new = re.search(r"prompt_tokens +(\d+)\ncached_tokens +(\d+)", counts)
+            assert new is not None
+            assert int(new[1]) - int(new[2]) < 20 < int(new[2])
+            leave(second)
+
+
+def test_an_unknown_name_is_an_error_before_anything_is_loaded(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    for arguments, why in (
+        (("--resume", "nothing"), "none is saved by that name"),
+        (("--continue",), "no conversation is saved yet"),
+        (("--resume", "../../x"), "not a possible name"),
+        (("--continue", "--resume", "x"), "--resume is given too"),
+    ):
+        with Terminal(*flags(gguf_model), *arguments, home=tmp_path, size=(160, 10)) as terminal:
+            assert terminal.wait_for_end() == 2
+            assert why in terminal.text
+
+
+def test_save_names_a_conversation_and_load_goes_to_another(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("about tea", ENDED)
+        terminal.ask("/save tea time", r"saved as tea time")
+        terminal.ask("/clear", r"a new conversation")
+        terminal.ask("about snow", ENDED)
+        terminal.refuse("/save tea time", r"there is a conversation of that name")
+        terminal.refuse("/save ../../x", r"not a possible name")
+        terminal.ask("/save snow", r"saved as snow")
+        text = terminal.ask("/sessions", r"/load NAME")
+        assert re.search(r"(?m)^● +snow +2 +\d{4}-\d\d-\d\d \d\d:\d\d +about snow$", text)
+        assert re.search(r"(?m)^ +tea time +2 ", text)
+        terminal.ask("/load tea", r"› about tea\n")
+        terminal.ask("and more", ENDED)
+        terminal.ask("/load snow", r"› about snow\n")
+        terminal.ask("/load", r"/load NAME")
+        terminal.refuse("/load nothing", r"none is saved by that name")
+        leave(terminal)
+    result = run("sessions", "show", "tea time", "--json", home=tmp_path)
+    assert [entry["content"] for entry in json.loads(result.out)][::2] == ["about tea", "and more"]
+
+
+def test_no_save_keeps_nothing_at_all(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal(*flags(gguf_model), "--no-save", home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("a secret", ENDED)
+        terminal.type("\x1b[A")
+        terminal.wait_for(r"› a secret\s*$|› a secret\n(?=\n)")  # in this session there is history
+        terminal.type("\x03")
+        leave(terminal)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in left if b"secret" in path.read_bytes()]
+    assert not folder(tmp_path).exists()
+
+
+def test_two_programs_on_one_conversation_do_not_mix(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as first:
+        first.wait_for(READY)
+        first.ask("shared", ENDED)
+        first.ask("/save shared", r"saved as shared")
+        with Terminal(*flags(gguf_model), "--resume", "shared", home=tmp_path) as second:
+            second.wait_for(r"another program has it open: what you say here is saved in a copy")
+            second.wait_for(READY)
+            second.ask("only here", ENDED)
+            first.ask("only there", ENDED)
+            leave(second)
+        leave(first)
+    shown = run("sessions", "show", "shared", home=tmp_path).out
+    assert "only there" in shown
+    assert "only here" not in shown
+    assert len(list(folder(tmp_path).glob("*.jsonl"))) == 2
+
+
+def test_another_model_reads_the_conversation_as_text(
+    gguf_model: Path, starter_model: Path, tmp_path: Path
+) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as first:
+        first.wait_for(READY)
+        first.ask("What is the capital of France?", ENDED)
+        leave(first)
+    with Terminal(*flags(starter_model), "--continue", home=tmp_path) as second:
+        second.wait_for(r"it was held with random: all of it is read again as text")
+        second.wait_for(r"template chatml")
+        second.ask("And of Italy?", r"\n\n(?=›)")
+        second.ask("/context", r"What is the capital of France\?")
+
+
+def test_a_cut_off_file_is_mended_and_its_copy_kept(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as first:
+        first.wait_for(READY)
+        first.ask("whole", ENDED)
+        leave(first)
+    (file,) = folder(tmp_path).glob("*.jsonl")
+    with file.open("ab") as damaged:
+        damaged.write(b'{"number": 3, "parent": 2, "ro')
+    with Terminal(*flags(gguf_model), "--continue", home=tmp_path) as second:
+        second.wait_for(r"its last line was cut off; a copy of the damaged file is kept")
+        second.wait_for(r"› whole\n")
+        second.wait_for(READY)
+        second.ask("goes on", ENDED)
+        leave(second)
+    assert len(list(folder(tmp_path).glob("*.damaged-*"))) == 1
+    assert "goes on" in run("sessions", "show", file.stem, home=tmp_path).out
+
+
+def test_saved_text_cannot_reach_the_terminal_with_control_sequences(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    evil = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202e"
+    dialog = [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]
+    (tmp_path / "evil.json").write_text(json.dumps(dialog))
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask(f"/load {tmp_path}/evil.json", r"ZXZpbA==")
+        terminal.ask("/tree", r"● here")
+        terminal.ask("/save evil", r"nothing was said|saved as evil")
+        terminal.ask("/sessions", r"/load NAME")
+        for sequence in (b"\x1b]52", b"\x1b[2J", b"\xc2\x9b", "\u202e".encode()):
+            assert sequence not in terminal.raw
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_loses_nothing_said(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    folder(tmp_path).mkdir(parents=True)
+    folder(tmp_path).chmod(0o500)
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("hello", r"not saved: .*permission denied")
+        folder(tmp_path).chmod(0o700)
+        terminal.ask("again", ENDED)
+        leave(terminal)
+    (file,) = folder(tmp_path).glob("*.jsonl")
+    assert "hello" in file.read_text()
+
+
+def test_what_cannot_be_saved_is_said_once_and_is_the_exit_status(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    """A file of that name stands where the folder should be, until it does not."""
+    place = folder(tmp_path)
+    place.parent.mkdir(parents=True)
+    place.write_text("in the way")
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("hello", r"not saved: \S*[\s\S]*?: ")
+        terminal.ask("again", ENDED)
+        assert terminal.text.count("not saved") == 1
+        leave(terminal, 6)
+        assert terminal.text.count("llama-chat: error: ") == 1
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("hello", r"not saved: ")
+        place.unlink()
+        terminal.ask("again", ENDED)
+        leave(terminal)
+    (file,) = place.glob("*.jsonl")
+    assert "hello" in file.read_text()
+
+
+def test_a_full_disk_loses_nothing(gguf_model: Path, tmp_path: Path) -> None:
+    """The largest file that the shell allows is soon reached, and saving says so."""
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("first", ENDED)
+        limit = ["prlimit", "--pid", str(terminal.child.pid), "--fsize=600"]
+        subprocess.run(limit, check=True)
+        terminal.ask("second" + " second" * 7, r"not saved: [\s\S]*file too large")
+        (file,) = folder(tmp_path).glob("*.jsonl")
+        assert file.read_bytes().endswith(b"\n")
+        subprocess.run([*limit[:3], "--fsize=unlimited"], check=True)
+        terminal.ask("third", ENDED)
+        leave(terminal)
+    text = file.read_text()
+    assert "second" in text
+    assert "third" in text
