@@ -8,6 +8,9 @@ import pytest
 
 from tests.terminal import READY, Terminal
 
+# Several tests run at a time: two that each want all cores would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -27,7 +27,7 @@ class Terminal:
         self,
         *arguments: str | Path,
         home: Path,
-        size: tuple[int, int] = (100, 40),
+        size: tuple[int, int] = (160, 40),
         command: Sequence[str] = COMMAND,
         **env: str,
     ) -> None:
@@ -108,6 +108,11 @@ class Terminal:
         while (left := end - time.monotonic()) > 0:
             self._read(min(left, 0.2))
         return self.raw[before:]
+
+    def wait_for_quiet(self) -> None:
+        """Wait until the program does nothing more of its own."""
+        while self.watch_for(0.5):
+            pass
 
     def ask(self, line: str, answer: str) -> str:
         """Send a line, and return what is written below it up to and with ``answer``."""

@@ -1,5 +1,6 @@
 """The chat as a person meets it: a real terminal, a real model, the screen."""
 
+import json
 import re
 import signal
 import stat
@@ -100,6 +101,7 @@ def test_system_and_prompt_files_head_the_conversation(chat: Terminal) -> None:
     chat.line("/prompt translate_to_french")
     text = chat.wait_for(r"laptop → ordinateur portable")
     assert "system: Translate English to French:" in text
+    chat.wait_for_quiet()
     chat.line("/context")
     text = chat.wait_for(r"(?s)system\s+\d+.*user\s+\d+.*tokens, \d+ free")
     rows = re.findall(r"(?m)^ *\d* *(system|user|assistant) +(\d+) +(\d+)", text)
@@ -183,3 +185,49 @@ def test_a_plain_terminal_and_no_color_get_no_color(starter_model: Path, tmp_pat
         terminal.line("/system hello")
         terminal.wait_for("system: hello")
     assert not re.search(rb"\x1b\[(3[0-7]|9[0-7])m", terminal.raw)
+
+
+def test_nothing_is_drawn_while_nothing_changes(chat: Terminal) -> None:
+    chat.ask("What is the capital of France?", r"Paris\.")
+    chat.wait_for(r"first in \d")
+    chat.wait_for_quiet()
+    assert chat.watch_for(2.0) == b""
+
+
+def test_a_resize_in_the_middle_of_a_reply_draws_nothing_twice(
+    starter_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "120")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.line("Write a story about a river.")
+        terminal.wait_for(r"about a river\.\n(\S.*\n)*\S.{40}")
+        terminal.resize(60, 30)
+        terminal.wait_for(r"cut off after 120 tokens")
+        terminal.wait_for(r"context \d+/8192")
+        terminal.line(f"/export {tmp_path / 'story.json'}")
+        terminal.wait_for(r"written: ")
+    reply = json.loads((tmp_path / "story.json").read_text())[1]["content"]
+    shown = terminal.raw.partition(b"about a river.")[2].partition(b"cut off")[0]
+    written = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\r", b"", shown).decode()
+    assert "".join(reply.split()) in "".join(written.split())
+    assert "".join(written.split()).count("".join(reply.split())) == 1
+
+
+def test_a_long_message_shows_how_far_its_reading_is(starter_model: Path, tmp_path: Path) -> None:
+    flags = ("-m", starter_model, "--max-tokens", "4", "--dtype", "float32", "--threads", "1")
+    with Terminal(*flags, home=tmp_path, size=(200, 40)) as terminal:
+        terminal.wait_for(READY)
+        terminal.paste("What a long text this is. " * 900 + "Why?")
+        terminal.type("\r")
+        terminal.wait_for(r"cut off after 4 tokens")
+    bar = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", terminal.raw)
+    assert re.search(rb"Reading \S+ +\d+% (\d:\d\d:\d\d|-:--:--)", bar)
+    assert b"Reading" not in terminal.shown.encode()
+
+
+def test_leaving_says_how_to_come_back(chat: Terminal) -> None:
+    chat.ask("One fact about cats.", r"cut off")
+    chat.type(CTRL_D)
+    assert chat.wait_for_end() == 0
+    assert re.search(r"saved: llama-chat --resume \S+-one-fact-about-cats", chat.text)

@@ -97,6 +97,7 @@ def test_settings_show_where_each_comes_from(gguf_model: Path, tmp_path: Path) -
 
 def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
     babble.ask("/temperature 1.5", "temperature is 1.5")
+    babble.ask("/seed 3", "seed is 3")
     babble.ask("hello", ENDED)
     babble.ask("/retry", r"version 2; the earlier ones are kept: /versions")
     babble.ask("/retry", r"version 3; the earlier ones are kept: /versions")
@@ -117,6 +118,13 @@ def test_versions_before_anything_was_said(babble: Terminal) -> None:
         babble.refuse(command, r"nothing was said|no reply yet|there is no reply|nothing is kn")
 
 
+def tokens_read(chat: Terminal) -> int:
+    """How many tokens the model has read in all."""
+    found = re.search(r"tokens read in all +(\d+)", chat.ask("/stats", r"read in all +\d+"))
+    assert found is not None
+    return int(found[1])
+
+
 def test_branches_are_listed_drawn_and_gone_back_to(babble: Terminal) -> None:
     babble.ask("one", ENDED)
     babble.ask("two", ENDED)
@@ -131,8 +139,12 @@ def test_branches_are_listed_drawn_and_gone_back_to(babble: Terminal) -> None:
     assert drawn[3].startswith("│ 4 model")
     assert drawn[4] == "└ 5 you    zwe"
     assert drawn[5].startswith("  6 model")
+    read = tokens_read(babble)
     babble.ask("/branch 4", r"› two\n")
     babble.ask("/branch -", r"› zwei\n")
+    babble.ask("/branch -", r"› two\n")
+    babble.ask("/branch -", r"› zwei\n")
+    assert tokens_read(babble) == read  # each branch kept its own tail
     babble.ask("/branch 2", r"what you say next begins a new branch")
     babble.ask("drei", ENDED)
     babble.ask("/tree", r"(?s:7 you +drei\n.*● here)")
@@ -151,8 +163,9 @@ def test_editing_an_earlier_message_makes_a_branch(babble: Terminal) -> None:
     assert re.search(r"└ 5 you +first words changed\n", text)
     # Of the model's own words too; and Ctrl-C leaves all as it was.
     babble.line("/edit 6")
-    babble.wait_for(r"message 6: Enter puts it in place of the reply")
+    babble.wait_for(r"message 6: Enter puts it in place of the reply[^›]*› \S")
     babble.type(CTRL_C)
+    babble.wait_for(r"in place of the reply[^›]*›\n")
     babble.ask("/tree", r"6 model[^\n]*● here")
     babble.line("/edit 6")
     babble.wait_for(r"(?s)(message 6: Enter puts.*){2}› \S")

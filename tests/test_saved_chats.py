@@ -234,12 +234,12 @@ def test_a_full_disk_loses_nothing(gguf_model: Path, tmp_path: Path) -> None:
     with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
         terminal.wait_for(READY)
         terminal.ask("first", ENDED)
-        limit = ["prlimit", "--pid", str(terminal.child.pid), "--fsize=600"]
+        limit = ["prlimit", "--pid", str(terminal.child.pid), "--fsize=600:unlimited"]
         subprocess.run(limit, check=True)
         terminal.ask("second" + " second" * 7, r"not saved: [\s\S]*file too large")
         (file,) = folder(tmp_path).glob("*.jsonl")
         assert file.read_bytes().endswith(b"\n")
-        subprocess.run([*limit[:3], "--fsize=unlimited"], check=True)
+        subprocess.run([*limit[:3], "--fsize=unlimited:unlimited"], check=True)
         terminal.ask("third", ENDED)
         leave(terminal)
     text = file.read_text()

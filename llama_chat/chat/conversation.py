@@ -62,7 +62,9 @@ class Message:
     def preview(self) -> str:
         """The first line of the text behind the names of the attachments, for lists."""
         names = [f"[{attachment.name or 'document'}]" for attachment in self.attachments]
-        line = " ".join([*names, self.text.strip().partition("\n")[0]])
+        lines = [line for line in self.text.splitlines() if line.strip("` \t")] or [self.text]
+        telling = next((line for line in lines if not line.startswith("```")), lines[0])
+        line = " ".join([*names, telling.strip()])
         return line if len(line) <= 60 else line[:59] + "…"
 
 

@@ -93,6 +93,7 @@ def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None)
         chat.renderer.space()
     if saved is not None:
         chat.open(saved)
+        tell(f"going on with {saved.stem}")
         chat.show(chat.conversation.head)
     ChatApp(chat).run()
 

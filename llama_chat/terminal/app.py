@@ -1,5 +1,7 @@
 """The chat: read a line, obey it or answer it, again."""
 
+import shlex
+
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from llama_chat.errors import LlamaChatError
@@ -20,7 +22,6 @@ class ChatApp:
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
-        self._history = open_history(chat.renderer.note, keep=not chat.settings["no_save"])
         self._input = self._open_input()
         chat.on_change = self._on_change
 
@@ -41,13 +42,16 @@ class ChatApp:
             chat.save()
             if chat.unsaved is not None:
                 raise chat.unsaved
+        if chat.file.name and not chat.settings["quiet"]:
+            name = shlex.quote(chat.file.name)
+            chat.renderer.note(f"saved: llama-chat --resume {name}")
 
     def _talk(self) -> None:
         chat = self._chat
         typed = ""
         interrupted = False
         while not chat.leaving:
-            if chat.renderer.plain != isinstance(self._input, PlainInput):
+            if self._made_for != self._wishes():
                 self._input = self._open_input()
             if chat.renderer.plain:
                 chat.ready()  # nothing may be written while a line is being read
@@ -56,6 +60,7 @@ class ChatApp:
                 chat.stop_editing()
             try:
                 line = self._input.read(typed)
+                chat.interrupts.take()  # only what comes from now on is meant for what was sent
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -99,24 +104,35 @@ class ChatApp:
         else:
             self._chat.finish_editing(self._chat.editing, text)
 
+    def _wishes(self) -> tuple[bool, bool, bool]:
+        """What an input is made for: whether it is plain, coloured, and keeps a history."""
+        renderer = self._chat.renderer
+        return renderer.plain, renderer.colored, not self._chat.settings["no_save"]
+
     def _open_input(self) -> Input:
         chat = self._chat
-        if chat.renderer.plain:
-            return PlainInput(self._history)
+        self._made_for = plain, colored, keep = self._wishes()
+        history = open_history(chat.renderer.note, keep=keep)
+        if plain:
+            return PlainInput(history)
         return PromptInput(
-            self._history,
+            history,
             ChatCompleter(chat),
             self._toolbar,
-            colored=chat.renderer.colored,
+            colored=colored,
             on_open=self._on_change,
-            on_shown=self._load,
+            on_shown=self._on_shown,
             on_clear=chat.stop_editing,
         )
 
-    def _load(self) -> None:
+    def _on_shown(self) -> None:
+        chat = self._chat
+        if chat.interrupts.take():  # pressed while the input was opening
+            self._input.clear()
+            chat.stop_editing()
         # Not before the input can be seen: importing torch would hold that up for a second.
-        if self._chat.session is None and not self._chat.worker.busy:
-            self._chat.load()
+        if chat.session is None and not chat.worker.busy:
+            chat.load()
 
     def _toolbar(self) -> StyleAndTextTuples:
         typed = self._input.text

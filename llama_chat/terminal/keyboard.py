@@ -52,6 +52,9 @@ class Input(Protocol):
             KeyboardInterrupt: on Ctrl-C with nothing typed.
         """
 
+    def clear(self) -> None:
+        """Take back all that is typed."""
+
     def redraw(self) -> None:
         """Draw what is around it anew; may be called from any thread."""
 
@@ -142,7 +145,7 @@ class PromptInput:
             toolbar: what stands below; asked at every key and ``redraw``.
             colored: whether to use colour.
             on_open: told whenever it opens.
-            on_shown: told once, when it can be seen.
+            on_shown: told whenever it can be seen, and takes keys.
             on_clear: told when Ctrl-C clears it.
         """
         self._on_open = on_open
@@ -162,11 +165,14 @@ class PromptInput:
             tempfile_suffix=".md",
         )
 
-        def shown(app: Application[str]) -> None:
-            app.after_render -= shown
-            on_shown()
+        self._is_shown = False
 
-        self._session.app.after_render += shown
+        def after_render(app: Application[str]) -> None:
+            if not self._is_shown:
+                self._is_shown = True
+                on_shown()
+
+        self._session.app.after_render += after_render
 
     @property
     def text(self) -> str:
@@ -175,7 +181,12 @@ class PromptInput:
 
     def read(self, default: str = "") -> str:
         """See ``Input``."""
+        self._is_shown = False
         return self._session.prompt(default=default, pre_run=self._on_open, handle_sigint=False)
+
+    def clear(self) -> None:
+        """See ``Input``."""
+        self._session.default_buffer.reset()
 
     def redraw(self) -> None:
         """See ``Input``."""
@@ -274,6 +285,9 @@ class PlainInput:
             self._history.append_string(line)
             readline.add_history(line)
         return line
+
+    def clear(self) -> None:
+        """Nothing can be taken back before it is sent."""
 
     def redraw(self) -> None:
         """Nothing is drawn around it."""
