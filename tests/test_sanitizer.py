@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escape_json, sanitize
+from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escaped, sanitize
 
 ATTACKS = [
     "\x1b]52;c;ZXZpbA==\x07",  # writes to the clipboard
@@ -43,6 +43,6 @@ def test_ordinary_text_stays_as_it_is() -> None:
 
 @given(st.one_of(st.sampled_from(ATTACKS), st.text()))
 def test_json_for_a_terminal_says_the_same(text: str) -> None:
-    harmless = escape_json(json.dumps({text: [text]}, ensure_ascii=False))
+    harmless = escaped(json.dumps({text: [text]}, ensure_ascii=False))
     assert sanitize(harmless) == harmless
     assert json.loads(harmless) == {text: [text]}

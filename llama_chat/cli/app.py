@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from llama_chat import __version__
-from llama_chat.cli import completing, config
+from llama_chat.cli import completing, config, sessions
 from llama_chat.cli.ask import answer, ask, message_of
 from llama_chat.cli.bench import bench
 from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
@@ -18,7 +18,6 @@ from llama_chat.cli.complete import complete
 from llama_chat.cli.inspect import inspect
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import pull
-from llama_chat.cli.sessions import app as sessions
 from llama_chat.cli.tokenize import tokenize
 from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError
 from llama_chat.settings import Settings
@@ -33,11 +32,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-app.add_typer(sessions)
 
 for command in (chat, ask, complete, tokenize, inspect, pull, bench):
     app.command()(command)
-app.add_typer(config.app)
+for group in (sessions.app, config.app):
+    app.add_typer(group)
 
 
 def _show_version(ctx: typer.Context, wanted: bool) -> None:

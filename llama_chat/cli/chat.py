@@ -10,6 +10,7 @@ import typer
 from llama_chat import __version__, starter
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment
+from llama_chat.cli.completing import conversations
 from llama_chat.cli.loading import check_model, open_model, open_prompt
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch
@@ -20,7 +21,13 @@ from llama_chat.terminal import streams
 
 GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")]
 Resume = Annotated[
-    str | None, typer.Option("--resume", metavar="NAME", help="Go on with a saved conversation.")
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="NAME",
+        help="Go on with a saved conversation.",
+        autocompletion=conversations,
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from llama_chat import starter
+from llama_chat.chat import store
 from llama_chat.chat.prompt_files import list_prompts
 from llama_chat.errors import LlamaChatError
 from llama_chat.library import installed_models
@@ -55,6 +56,11 @@ def prompts(incomplete: str) -> list[Suggestion]:
     return _with_paths(incomplete, _prompts(incomplete))
 
 
+def conversations(incomplete: str) -> list[Suggestion]:
+    """Names of saved conversations, the latest first."""
+    return _fitting(incomplete, _conversations())
+
+
 def starters(incomplete: str) -> list[Suggestion]:
     """Models that can be fetched."""
     return _fitting(
@@ -69,6 +75,11 @@ def starters(incomplete: str) -> list[Suggestion]:
 def _models() -> Iterator[Suggestion]:
     for name, path in installed_models().items():
         yield name, str(path)
+
+
+def _conversations() -> Iterator[Suggestion]:
+    for name in store.names():
+        yield name, ""
 
 
 def _prompts(incomplete: str) -> Iterator[Suggestion]:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from llama_chat.files import resource, write_new
 from llama_chat.settings import SETTINGS, Settings, Value
 from llama_chat.settings_file import config_path, read_config, usual_config_path
 from llama_chat.terminal import streams
-from llama_chat.terminal.sanitizer import BIDI_CONTROLS
+from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
 
 app = typer.Typer(
@@ -27,9 +26,6 @@ app = typer.Typer(
 
 _COLUMN = 28
 """Where comments begin, unless a value is longer."""
-
-_HIDDEN = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}]")
-"""Characters that a terminal must not see, and that TOML and JSON let through."""
 
 _ConfigOption = Annotated[
     str | None, typer.Option("--config", metavar="PATH", help="Settings file.")
@@ -65,7 +61,7 @@ def show(
     else:
         text = as_toml(settings, with_origin=with_origin)
     writer = AnswerWriter()
-    writer.write(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    writer.write(escaped(text))
     writer.finish()
 
 

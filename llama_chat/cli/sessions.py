@@ -11,8 +11,9 @@ import typer
 
 from llama_chat.chat import store
 from llama_chat.chat.dialogs import to_dialog, to_markdown
+from llama_chat.cli.completing import conversations
 from llama_chat.terminal import streams
-from llama_chat.terminal.sanitizer import escape_json, sanitize
+from llama_chat.terminal.sanitizer import escaped, sanitize
 from llama_chat.terminal.streams import AnswerWriter
 
 app = typer.Typer(name="sessions", help="Saved conversations.", rich_markup_mode=None)
@@ -29,20 +30,13 @@ _LATEST = 253_400_000_000
 """In seconds since 1970; in the year 10000 dates end, but the time of a file may be later."""
 
 
-def _complete(incomplete: str) -> list[str]:
-    """Names for the shell to complete. No trouble is worth a word in the middle of a line."""
-    try:
-        return [name for name in store.names() if name.startswith(incomplete)]
-    except Exception:
-        return []
-
-
 _JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 _Name = Annotated[
-    str, typer.Argument(help="Name, or how it begins.", autocompletion=_complete, metavar="NAME")
+    str,
+    typer.Argument(help="Name, or how it begins.", autocompletion=conversations, metavar="NAME"),
 ]
 _Names = Annotated[
-    list[str], typer.Argument(help="Whole names.", autocompletion=_complete, metavar="NAME...")
+    list[str], typer.Argument(help="Whole names.", autocompletion=conversations, metavar="NAME...")
 ]
 
 
@@ -155,7 +149,7 @@ def _table(rows: Sequence[Sequence[str]], width: int) -> str:
 
 
 def _write_json(value: object) -> None:
-    _write(escape_json(json.dumps(value, ensure_ascii=False)))
+    _write(escaped(json.dumps(value, ensure_ascii=False)))
 
 
 def _write(text: str) -> None:

@@ -14,11 +14,11 @@ _TABLE: dict[int, str] = {
 }
 
 _UNESCAPED = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}]")
-"""Characters among these that JSON lets through."""
+"""Characters among these that JSON and TOML let through."""
 
 
-def escape_json(text: str) -> str:
-    """JSON that says the same, and holds no character that ``sanitize`` would replace."""
+def escaped(text: str) -> str:
+    """JSON or TOML that says the same, with no character that ``sanitize`` would replace."""
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
