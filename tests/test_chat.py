@@ -231,3 +231,30 @@ def test_leaving_says_how_to_come_back(chat: Terminal) -> None:
     chat.type(CTRL_D)
     assert chat.wait_for_end() == 0
     assert re.search(r"saved: llama-chat --resume \S+-one-fact-about-cats", chat.text)
+
+
+@pytest.mark.parametrize("markdown", ["auto", "never"])
+def test_replies_are_formatted_unless_that_is_not_wanted(
+    markdown: str, starter_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "40")
+    with Terminal(*flags, "--markdown", markdown, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        question = "Write a Python function that returns the squares of a list."
+        text = terminal.ask(question, r"cut off after 40 tokens.*\n")
+        assert re.search(r"(?m)^def \w+\(\w+\):\n    \S", text)
+        assert ("```" in text) == (markdown == "never")
+        # Going on in the middle of a code block, it is still one.
+        terminal.ask("/continue", r"cut off after 40 tokens|\n\n(?=›)")
+        assert ("```" in terminal.text) == (markdown == "never")
+    keyword = b"\x1b[35mdef\x1b[0m"
+    assert (keyword in terminal.raw) == (markdown == "auto")
+
+
+def test_without_colours_letters_are_still_bold(starter_model: Path, tmp_path: Path) -> None:
+    dialog = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a **b** `c`"}]
+    (tmp_path / "bold.json").write_text(json.dumps(dialog))
+    with Terminal("-m", starter_model, home=tmp_path, NO_COLOR="1") as terminal:
+        terminal.wait_for(READY)
+        terminal.ask(f"/load {tmp_path}/bold.json", r"a b c\n")
+    assert b"a \x1b[1mb\x1b[0m c" in terminal.raw

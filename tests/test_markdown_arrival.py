@@ -1,15 +1,16 @@
 """Markdown as a person sees it arrive: early, whole, and once, on terminals of any width."""
 
 import json
+import sys
 from pathlib import Path
 
-import pyte
 import pytest
 from rich.color import ColorSystem
 
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.inline import HELD_MAX
 from tests.markdown_output import formatted, styled, visible
+from tests.terminal import Terminal
 
 DATA = Path(__file__).parent / "data"
 REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())
@@ -79,19 +80,19 @@ def shown(width: int, later_width: int) -> str:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("later_width", [40, 80, 200])
-def test_a_terminal_holds_the_whole_reply_once(width: int, later_width: int) -> None:
+def test_a_terminal_holds_the_whole_reply_once(
+    width: int, later_width: int, tmp_path: Path
+) -> None:
+    player = [sys.executable, "-m", "tests.play_reply", str(DATA / "markdown_reply.json")]
     # Of three lines, two are short and one is empty when the width changes: pyte cuts what a real
     # terminal would wrap anew.
-    screen = pyte.HistoryScreen(width, 3, history=2000)
-    terminal = pyte.Stream(screen)
-    stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: screen.columns)
-    text = ""
-    for token in REPLY:
-        text += token
-        terminal.feed(stream.push(token).replace("\n", "\r\n"))
-        if text.endswith(BETWEEN_TABLES):
-            screen.resize(columns=later_width)
-    terminal.feed(stream.finish().replace("\n", "\r\n"))
+    with Terminal(BETWEEN_TABLES, command=player, size=(width, 3), home=tmp_path) as terminal:
+        terminal.wait_for(BETWEEN_TABLES.replace(" ", r"\s+"))
+        terminal.resize(later_width, 3)
+        terminal.child.setecho(False)
+        terminal.type("\r")
+        assert terminal.wait_for_end() == 0
+    screen = terminal.screen
     rows = [*screen.history.top, *(screen.buffer[y] for y in range(screen.lines))]
     physical = ["".join(row[x].data for x in range(200)) for row in rows]
     for line in shown(width, later_width).splitlines():
@@ -100,7 +101,8 @@ def test_a_terminal_holds_the_whole_reply_once(width: int, later_width: int) -> 
         while len(found) < len(wanted):
             found += squeezed(physical.pop(0))
         assert found == wanted
-    assert physical == []
+    (below,) = physical
+    assert squeezed(below) == ""
 
 
 def squeezed(line: str) -> str:

@@ -27,8 +27,8 @@ def test_a_conversation_without_any_cursor_movement(
         terminal.line("/context")
         terminal.wait_for(r"\d+ of 8192 tokens")
         terminal.line("/tempreture 1")
-        terminal.wait_for(r"did you mean /temperature\?")
-        terminal.wait_for(r"> /tempreture 1")  # kept, to be corrected
+        # The line is kept, to be corrected.
+        terminal.wait_for(r"did you mean /temperature\?\n+> /tempreture 1")
         terminal.type(CTRL_C)
         terminal.wait_for(r"Ctrl-C again or Ctrl-D leaves")
         terminal.type(CTRL_D)

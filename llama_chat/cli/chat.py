@@ -101,7 +101,7 @@ def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None)
     if saved is not None:
         chat.open(saved)
         tell(f"going on with {saved.stem}")
-        chat.show(chat.conversation.head)
+        chat.renderer.show(chat.conversation.head)
     ChatApp(chat).run()
 
 

@@ -5,9 +5,10 @@ import shlex
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from llama_chat.errors import LlamaChatError
-from llama_chat.terminal.chat import Chat, Interrupted
+from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import find_command, parse_command
 from llama_chat.terminal.completion import ChatCompleter
+from llama_chat.terminal.interrupts import Interrupted
 from llama_chat.terminal.keyboard import (
     Input,
     PlainInput,

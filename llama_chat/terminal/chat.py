@@ -15,7 +15,7 @@ from llama_chat.chat.store import ConversationFile
 from llama_chat.errors import LlamaChatError, SaveError
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.settings import Settings, Value
-from llama_chat.terminal.interrupts import Interrupts
+from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.worker import Stopped, Worker
@@ -38,10 +38,6 @@ class ModelSource:
     """Look whether the model that the settings name can be loaded, without doing so."""
     load: Callable[[Settings, Callable[[int, int], None]], "Llama"]
     """Load it, telling how much of how much is read."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C, while the program was waiting for the model."""
 
 
 class Chat:
@@ -313,7 +309,10 @@ class Chat:
             self.save()
         watching.take()
         if isinstance(event, Finish):  # as the last one always is
-            self._tell_end(event, begun=bool(begun))
+            self.last = event
+            self.renderer.ended(event, begun=bool(begun))
+            if self.settings["verbose"]:
+                self.renderer.note(event.summary())
 
     def start_editing(self, message: Message) -> None:
         """Let what is typed next stand in the place of ``message``, on a branch of its own."""
@@ -348,18 +347,6 @@ class Chat:
         """Go on behind another message of the conversation."""
         self.stop_editing()
         self.previous, self.conversation.head = self.conversation.head, message
-
-    def show(self, message: Message | None) -> None:
-        """Write a message again as it stood on the screen, with the question before a reply."""
-        if message is None:
-            return
-        if message.role == "user":
-            self.renderer.said(message.preview if message.attachments else message.text)
-            return
-        self.show(message.parent)
-        writer = self.renderer.reply()
-        writer.push(message.text)
-        writer.finish()
 
     def begin_anew(self) -> None:
         """Begin a new conversation, saved for itself; system message and examples stay."""
@@ -403,19 +390,3 @@ class Chat:
             if self.unsaved is None:
                 self.renderer.error(f"not saved: {error}")
             self.unsaved = error
-
-    def _tell_end(self, finish: Finish, *, begun: bool) -> None:
-        n = finish.usage.completion_tokens
-        tell = self.renderer.note
-        self.last = finish
-        if not n and finish.reason == "stop":
-            tell("the model ended it at once" if not begun else "the model has nothing to add")
-        match finish.reason:
-            case "interrupted":
-                tell(f"stopped after {n} tokens; what was said is kept; /continue goes on")
-            case "length":
-                tell(f"cut off after {n} tokens; /continue goes on, /max-tokens allows more")
-            case "context":
-                tell(f"cut off after {n} tokens: the context is full; /continue drops old turns")
-        if self.settings["verbose"]:
-            tell(finish.summary())

@@ -5,6 +5,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """Ctrl-C, while something was waited for."""
+
+
 class Interrupts:
     """Turns Ctrl-C into a question that can be asked, so that it never strikes half-way.
 

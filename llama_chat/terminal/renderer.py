@@ -9,6 +9,8 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.table import Table
 from rich.text import Text
 
+from llama_chat.chat.conversation import Message
+from llama_chat.generation.events import Finish
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
@@ -97,6 +99,36 @@ class Renderer:
         """Write what a person said, as it stood in the input."""
         self.end_line()
         self.console.print(Text(f"› {sanitize(text)}", style="bold"))
+
+    def show(self, message: Message | None) -> None:
+        """Write a message as it stood on the screen, with the question before a reply."""
+        if message is None:
+            return
+        if message.role == "user":
+            self.said(message.preview if message.attachments else message.text)
+            return
+        self.show(message.parent)
+        writer = self.reply()
+        writer.push(message.text)
+        writer.finish()
+
+    def ended(self, finish: Finish, *, begun: bool) -> None:
+        """Say how a reply ended, unless it did as it should.
+
+        Args:
+            finish: its end.
+            begun: whether it went on with an earlier one.
+        """
+        n = finish.usage.completion_tokens
+        match finish.reason:
+            case "stop" if not n:
+                self.note("the model has nothing to add" if begun else "the model ended it at once")
+            case "interrupted":
+                self.note(f"stopped after {n} tokens; what was said is kept; /continue goes on")
+            case "length":
+                self.note(f"cut off after {n} tokens; /continue goes on, /max-tokens allows more")
+            case "context":
+                self.note(f"cut off after {n} tokens: the context is full; /continue drops turns")
 
     def table(
         self,

@@ -129,7 +129,7 @@ def _clear(chat: Chat, argument: str) -> None:
 def _turn_to(chat: Chat, message: Message) -> None:
     """Go on behind ``message``, and show where that is."""
     chat.go_to(message)
-    chat.show(message)
+    chat.renderer.show(message)
 
 
 def _latest_below(chat: Chat, message: Message) -> Message:

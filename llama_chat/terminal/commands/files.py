@@ -57,10 +57,10 @@ def _load(chat: Chat, argument: str) -> None:
     elif argument.endswith(".json"):
         chat.take(_dialog(Path(argument).expanduser()), ModelTag())
         chat.file.close()
-        chat.show(chat.conversation.head)
+        chat.renderer.show(chat.conversation.head)
     else:
         chat.open(store.find(argument))
-        chat.show(chat.conversation.head)
+        chat.renderer.show(chat.conversation.head)
 
 
 def _dialog(path: Path) -> Conversation:
