@@ -109,6 +109,11 @@ class Terminal:
             self._read(min(left, 0.2))
         return self.raw[before:]
 
+    def wait_until_asleep(self) -> None:
+        """Wait until the program's first thread waits for something, such as a key."""
+        stat = Path(f"/proc/{self.child.pid}/stat")
+        self._wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "rest")
+
     def wait_for_quiet(self) -> None:
         """Wait until the program does nothing more of its own."""
         while self.watch_for(0.5):

@@ -29,6 +29,8 @@ def test_a_conversation_without_any_cursor_movement(
         terminal.line("/tempreture 1")
         # The line is kept, to be corrected.
         terminal.wait_for(r"did you mean /temperature\?\n+> /tempreture 1")
+        # Python's readline heeds a Ctrl-C only while it waits, not in the instant before.
+        terminal.wait_until_asleep()
         terminal.type(CTRL_C)
         terminal.wait_for(r"Ctrl-C again or Ctrl-D leaves")
         terminal.type(CTRL_D)
