@@ -227,10 +227,10 @@ def load(
     tokenizer = load_tokenizer(checkpoint)
     config = checkpoint.config
     if context is not None:
-        if context > config.context_length:
+        if context > config.longest_context:
             raise UsageError(
                 f"--context {context}",
-                f"the model was made for {config.context_length} tokens",
+                f"the model was made for {config.longest_context} tokens",
                 "give that or less",
             )
         config = replace(config, context_length=context)

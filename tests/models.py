@@ -5,6 +5,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
 from llama_chat.model.config import LlamaConfig
+from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling
 from llama_chat.model.transformer import Transformer
 
 TINY = LlamaConfig(
@@ -39,9 +40,30 @@ def half_split(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
+def _rope_parameters(config: LlamaConfig) -> dict[str, object]:
+    match config.rope_scaling:
+        case None:
+            return {"rope_type": "default"}
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling(factor, low, high, original):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+        case DynamicScaling(factor):
+            return {"rope_type": "dynamic", "factor": factor}
+        case other:
+            raise AssertionError(other)
+
+
 def to_hugging_face(model: Transformer) -> LlamaForCausalLM:
     """The same model, computed by transformers in float32."""
     config = model.config
+    scaling = config.rope_scaling
     reference = LlamaForCausalLM(
         HuggingFaceConfig(
             hidden_size=config.dim,
@@ -52,8 +74,12 @@ def to_hugging_face(model: Transformer) -> LlamaForCausalLM:
             head_dim=config.head_dim,
             vocab_size=config.vocab_size,
             rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            max_position_embeddings=config.context_length,
+            rope_parameters={**_rope_parameters(config), "rope_theta": config.rope_theta},
+            max_position_embeddings=(
+                scaling.original_context
+                if isinstance(scaling, DynamicScaling)
+                else config.context_length
+            ),
             tie_word_embeddings=config.tie_embeddings,
         )
     )

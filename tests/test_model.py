@@ -1,5 +1,6 @@
 """The transformer computes what the paper and transformers compute, in any split over calls."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,21 @@ from hypothesis import strategies as st
 from llama_chat.model.attention import causal_mask, grouped_query_attention
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import BLOCK, KVCache
-from llama_chat.model.rope import apply_rotary, rotary_tables
+from llama_chat.model.rope import (
+    DynamicScaling,
+    FrequencyDivisors,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    apply_rotary,
+    rotary_frequencies,
+    rotary_tables,
+)
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from tests.models import TINY, random_model, reference_logits, to_hugging_face
 
 CPU = torch.device("cpu")
+LLAMA_3 = Llama3Scaling(8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
 
 
 def ids_of(length: int, vocab_size: int = TINY.vocab_size, seed: int = 1) -> list[int]:
@@ -25,7 +36,7 @@ def ids_of(length: int, vocab_size: int = TINY.vocab_size, seed: int = 1) -> lis
 
 def test_rotation_is_that_of_complex_numbers() -> None:
     # Meta multiplies each pair, seen as one complex number, by e^(i angle).
-    cos, sin = rotary_tables(8, 50, 10_000.0, CPU)
+    cos, sin = rotary_tables(rotary_frequencies(8, 10_000.0), 50, CPU)
     x = torch.randn(1, 50, 3, 8)
     turned = torch.view_as_complex(x.view(1, 50, 3, 4, 2)) * torch.complex(cos, sin)[:, None]
     expected = torch.view_as_real(turned).flatten(-2)
@@ -39,7 +50,7 @@ def test_rotation_of_the_docstring() -> None:
 
 
 def test_rotary_tables_stay_exact_at_long_positions() -> None:
-    cos, _ = rotary_tables(64, 8192, 100_000.0, CPU)
+    cos, _ = rotary_tables(rotary_frequencies(64, 100_000.0), 8192, CPU)
     position, pair = 8000, 3
     exact = torch.tensor(position / 100_000.0 ** (2 * pair / 64), dtype=torch.float64).cos()
     assert cos.dtype == torch.float32
@@ -65,8 +76,11 @@ def test_grouped_attention_equals_repeated_heads(n_kv_heads: int) -> None:
         TINY,
         replace(TINY, n_kv_heads=8, tie_embeddings=True),
         replace(TINY, n_kv_heads=1, head_dim=16, rope_theta=100_000.0, norm_eps=1e-6),
+        replace(TINY, rope_scaling=LinearScaling(4.0)),
+        replace(TINY, head_dim=16, rope_scaling=LLAMA_3),
+        replace(TINY, context_length=300, rope_scaling=DynamicScaling(2.0, 160)),
     ],
-    ids=["grouped", "multi-head tied", "multi-query wide heads"],
+    ids=["grouped", "multi-head tied", "multi-query wide heads", "linear", "llama3", "dynamic"],
 )
 def test_logits_equal_those_of_transformers(config: LlamaConfig) -> None:
     model = random_model(config)
@@ -74,6 +88,45 @@ def test_logits_equal_those_of_transformers(config: LlamaConfig) -> None:
     ours = model(ids, model.new_cache(), all_logits=True)
     theirs = reference_logits(to_hugging_face(model), ids)
     assert (ours - theirs).abs().max() < 2e-4 * (theirs.max() - theirs.min())
+
+
+def test_divisors_do_what_the_rule_that_made_them_does() -> None:
+    ruled = replace(TINY, head_dim=16, rope_scaling=LLAMA_3).rope_frequencies()
+    divisors = rotary_frequencies(16, TINY.rope_theta) / ruled
+    assert divisors.min() == 1
+    assert divisors.max() == 8
+    scaling = FrequencyDivisors(tuple(divisors.tolist()))
+    config = replace(TINY, head_dim=16, rope_scaling=scaling)
+    torch.testing.assert_close(config.rope_frequencies(), ruled)
+    with pytest.raises(ValueError, match="8 rotary divisors do not fit head_dim 8"):
+        replace(TINY, rope_scaling=scaling)
+
+
+def test_dynamic_scaling_leaves_the_first_context_alone() -> None:
+    config = replace(TINY, context_length=160, rope_scaling=DynamicScaling(2.0, 160))
+    plain = replace(TINY, context_length=160)
+    assert config.rope_frequencies().equal(plain.rope_frequencies())
+    assert config.longest_context == 320
+    assert (
+        not replace(config, context_length=161).rope_frequencies().equal(plain.rope_frequencies())
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LinearScaling(0.0), "factor of the rotary scaling is 0.0, not above 0"),
+        (lambda: DynamicScaling(float("nan"), 64), "factor of the rotary scaling is nan"),
+        (lambda: DynamicScaling(2.0, -1), "original_context of the rotary scaling is -1"),
+        (lambda: Llama3Scaling(8.0, 4.0, 4.0, 64), "low_freq_factor 4.0 .* is not below"),
+        (lambda: FrequencyDivisors((1.0, 0.0)), "divisor of the rotary scaling is 0.0"),
+    ],
+)
+def test_impossible_scalings_are_refused_by_name(
+    make: Callable[[], RopeScaling], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,6 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from llama_chat.model.rope import FrequencyDivisors, RopeScaling, rotary_frequencies
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
@@ -23,6 +27,7 @@ class LlamaConfig:
     rope_theta: float = 10_000.0
     context_length: int = 4096
     tie_embeddings: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -50,6 +55,24 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd, and rotary embedding needs pairs")
+        scaling = self.rope_scaling
+        if isinstance(scaling, FrequencyDivisors) and len(scaling.divisors) != self.head_dim // 2:
+            raise ValueError(
+                f"{len(scaling.divisors)} rotary divisors do not fit head_dim {self.head_dim}"
+            )
+
+    def rope_frequencies(self) -> Tensor:
+        """Radians per position of each rotated pair, scaled: ``(head_dim // 2,)`` in float32."""
+        frequencies = rotary_frequencies(self.head_dim, self.rope_theta)
+        if self.rope_scaling is None:
+            return frequencies
+        return self.rope_scaling.apply(frequencies, self.rope_theta, self.context_length)
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens up to which ``context_length`` may be raised."""
+        scaled = 0 if self.rope_scaling is None else self.rope_scaling.longest_context
+        return max(self.context_length, scaled)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight of the model by Meta's name, with its shape ``(out, in)``."""

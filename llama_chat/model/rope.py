@@ -1,21 +1,165 @@
 """Rotary position embedding (Su et al. 2021, https://arxiv.org/abs/2104.09864), in Meta's order."""
 
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def rotary_tables(
-    head_dim: int, length: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle ``position / theta ** (2 i / head_dim)``.
+class RopeScaling(ABC):
+    """How a model was made to reach past the context that it was first trained with.
+
+    Raises:
+        ValueError: if its numbers cannot be meant; the message names the number.
+    """
+
+    @abstractmethod
+    def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
+        """Scale rotary frequencies.
+
+        Args:
+            frequencies: ``theta ** (-2 i / head_dim)``, ``(head_dim // 2,)`` in float32.
+            theta: the base they were made of.
+            length: the context length in tokens.
+        """
+
+    @property
+    @abstractmethod
+    def longest_context(self) -> int:
+        """Tokens up to which ``--context`` may go; 0 if the model's own length is all."""
+
+
+def _check(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not math.isfinite(number) or number <= 0:
+            raise ValueError(f"{name} of the rotary scaling is {number!r}, not above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScaling(RopeScaling):
+    """Every position divided by ``factor`` (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check(factor=self.factor)
+
+    def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
+        """See the base class."""
+        return frequencies / self.factor
+
+    @property
+    def longest_context(self) -> int:
+        """See the base class."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicScaling(RopeScaling):
+    """A larger base past ``original_context`` tokens, the larger the longer the context is.
+
+    Others raise the base as a conversation grows, which leaves the keys in the cache rotated by
+    another one. Here it depends on the context length alone: up to the original length nothing is
+    scaled, and a longer ``--context`` is scaled for that length from the beginning.
+    """
+
+    factor: float
+    original_context: int
+
+    def __post_init__(self) -> None:
+        _check(factor=self.factor, original_context=self.original_context)
+
+    def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
+        """See the base class."""
+        if length <= self.original_context:
+            return frequencies
+        head_dim = 2 * len(frequencies)
+        growth = self.factor * length / self.original_context - (self.factor - 1)
+        scaled_theta = theta * growth ** (head_dim / (head_dim - 2))
+        return rotary_frequencies(head_dim, scaled_theta)
+
+    @property
+    def longest_context(self) -> int:
+        """See the base class."""
+        return int(self.factor * self.original_context)
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling(RopeScaling):
+    """That of Llama 3.1: low frequencies divided, high ones kept, a ramp between them.
+
+    As published with its reference code: wave lengths over ``original_context / low_freq_factor``
+    are low, those under ``original_context / high_freq_factor`` are high.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+    def __post_init__(self) -> None:
+        _check(
+            factor=self.factor,
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
+            original_context=self.original_context,
+        )
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} of the rotary scaling is not below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
+
+    def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
+        """See the base class."""
+        turns = self.original_context * frequencies / (2 * math.pi)  # within the original context
+        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = ramp.clamp(0, 1)
+        return frequencies * kept + frequencies / self.factor * (1 - kept)
+
+    @property
+    def longest_context(self) -> int:
+        """See the base class."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class FrequencyDivisors(RopeScaling):
+    """A divisor for each frequency, as GGUF files of Llama 3.1 hold them ready-made."""
+
+    divisors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for divisor in self.divisors:
+            _check(divisor=divisor)
+
+    def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
+        """See the base class."""
+        return frequencies / torch.tensor(self.divisors, dtype=torch.float32)
+
+    @property
+    def longest_context(self) -> int:
+        """See the base class."""
+        return 0
+
+
+def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
+    """Radians per position, ``theta ** (-2 i / head_dim)``: ``(head_dim // 2,)`` in float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return 1.0 / theta**exponents
+
+
+def rotary_tables(frequencies: Tensor, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle of every position and frequency.
 
     Always float32: tables rounded to bfloat16 drift at long positions.
 
     Returns:
         Two tensors of shape ``(length, head_dim // 2)``.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / theta**exponents)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return angles.cos().to(device), angles.sin().to(device)
 
 

@@ -162,9 +162,7 @@ class Transformer(nn.Module):
         tables = self._rotary.get(device)
         if tables is None:
             config = self.config
-            tables = rotary_tables(
-                config.head_dim, config.context_length, config.rope_theta, device
-            )
+            tables = rotary_tables(config.rope_frequencies(), config.context_length, device)
             self._rotary[device] = tables
         cos, sin = tables
         return cos[start:end], sin[start:end]
