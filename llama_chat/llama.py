@@ -12,7 +12,7 @@ from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
-from llama_chat.checkpoints.base import BytePairSource, Checkpoint
+from llama_chat.checkpoints.base import BytePairSource, Checkpoint, SentencePieceSource
 from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
 from llama_chat.checkpoints.meta import MetaCheckpoint, is_meta
 from llama_chat.errors import ModelError, UsageError
@@ -182,8 +182,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             eos_id=source.eos_id,
             add_bos=source.add_bos,
         )
-    else:
+    elif isinstance(source, SentencePieceSource):
         tokenizer = SentencePieceTokenizer(source.path)
+    else:
+        raise ModelError(
+            f"tokenizer of {checkpoint.name!r}", "it is of a kind not supported yet", "take another"
+        )
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ModelError(
             f"tokenizer of {checkpoint.name!r}",
@@ -245,8 +249,8 @@ def load(
         done += info.n_bytes
         if report is not None:
             report(done, checkpoint.n_bytes)
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(False).eval()
+    model.load_weights(state)
+    model.eval()
     return Llama(checkpoint, model, tokenizer, threads)
 
 

@@ -92,7 +92,7 @@ def to_hugging_face(model: Transformer) -> LlamaForCausalLM:
         "attention_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",
     }
-    state = {
+    state: dict[str, torch.Tensor] = {
         "model.embed_tokens.weight": model.tok_embeddings.weight,
         "model.norm.weight": model.norm.weight,
         "lm_head.weight": (model.tok_embeddings if config.tie_embeddings else model.output).weight,

@@ -9,6 +9,7 @@ import torch
 
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
+from llama_chat.model.quantization import PackedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,38 @@ class SentencePieceSource:
 
 
 @dataclass(frozen=True, slots=True)
+class SentencePieceTables:
+    """The vocabulary is of the kind of SentencePiece's BPE, given by its tables.
+
+    ``types`` are SentencePiece's own: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
+    6 byte.
+    """
+
+    tokens: list[str]
+    scores: list[float]
+    types: list[int]
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+    add_dummy_prefix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerJsonSource:
+    """The vocabulary is a ``tokenizer.json`` of the ``tokenizers`` library.
+
+    The names of BOS and EOS, and whether a prompt begins with BOS, stand beside it in
+    ``tokenizer_config.json``.
+    """
+
+    path: Path
+    bos_token: str | None
+    eos_token: str | None
+    add_bos: bool | None
+    """None where it is not said: the file's own post-processor tells."""
+
+
+@dataclass(frozen=True, slots=True)
 class BytePairSource:
     """The vocabulary is a byte-level BPE given by its tables.
 
@@ -46,7 +79,7 @@ class BytePairSource:
     add_bos: bool
 
 
-TokenizerSource = SentencePieceSource | BytePairSource
+TokenizerSource = SentencePieceSource | SentencePieceTables | TokenizerJsonSource | BytePairSource
 
 
 class Checkpoint(ABC):
@@ -58,7 +91,7 @@ class Checkpoint(ABC):
 
     path: Path
     format: str
-    """The name of the layout: ``Meta`` or ``GGUF``."""
+    """The name of the layout: ``Meta``, ``Hugging Face``, ``GGUF`` or ``llama2.c``."""
     name: str
     """What to call the model on screen."""
     config: LlamaConfig
@@ -88,6 +121,14 @@ class Checkpoint(ABC):
         Where the file already holds that type the result is a read-only view of the mapped file,
         and no byte is copied.
         """
+
+    def read_packed(self, name: str) -> PackedWeight | None:
+        """Read the matrix ``name`` packed, as near to how it is stored as a layout comes.
+
+        Returns:
+            None if it is not quantised.
+        """
+        return None
 
 
 def check_tensors(what: str, config: LlamaConfig, found: Mapping[str, tuple[int, ...]]) -> None:

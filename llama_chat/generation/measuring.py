@@ -74,10 +74,9 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
 def _bytes_per_token(engine: Engine, length: int) -> int:
     """Bytes that decoding one token behind ``length`` others must read."""
     model = engine.model
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = model.n_bytes
     if not model.config.tie_embeddings:  # one row of the embedding is read, not all
-        table = model.tok_embeddings.weight
-        weights -= table.numel() * table.element_size()
+        weights -= model.tok_embeddings.n_bytes
     return weights + model.config.kv_cache_bytes(length, model.dtype.itemsize)
 
 

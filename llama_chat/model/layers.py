@@ -1,24 +1,65 @@
-"""Layers whose weights always come from a checkpoint."""
+"""Layers whose weights always come from a checkpoint, as floats or packed."""
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_chat.model.quantization import PackedWeight, packed_linear
 
 
-class Linear(nn.Linear):
-    """A projection without bias, left uninitialised: ``(…, in)`` to ``(…, out)``.
+class _Matrix(nn.Module):
+    """A matrix ``(rows, columns)``, left uninitialised until the checkpoint gives it.
 
     Random initialisation would be thrown away. On the meta device it would also import half of
     torch's compiler, for most of a second.
     """
 
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+        self.packed: PackedWeight | None = None
+        """The weights, if they are packed; ``weight`` is empty then."""
+
+    def pack(self, packed: PackedWeight) -> None:
+        """Use packed weights from now on."""
+        if packed.shape != tuple(self.weight.shape):
+            raise ValueError(f"packed weights {packed.shape} for {tuple(self.weight.shape)}")
+        self.packed = packed
+        self.weight = nn.Parameter(torch.empty(0, device=packed.device), requires_grad=False)
+
+    def project(self, x: Tensor) -> Tensor:
+        """``x @ weight.T``: ``(…, columns)`` to ``(…, rows)``."""
+        if self.packed is None:
+            return F.linear(x, self.weight)
+        return packed_linear(x, self.packed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.weight.device
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the weights take."""
+        return self.weight.nbytes if self.packed is None else self.packed.n_bytes
+
+
+class Linear(_Matrix):
+    """A projection without bias: ``(…, in)`` to ``(…, out)``."""
+
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+        super().__init__(out_features, in_features)
 
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Project ``x``."""
+        return self.project(x)
 
 
-class Embedding(nn.Embedding):
-    """A table of vectors, left uninitialised: ids ``(…)`` to ``(…, dim)``."""
+class Embedding(_Matrix):
+    """A table of vectors: ids ``(…)`` to ``(…, dim)``."""
 
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Look up the vectors of ``ids``, in the type ``dtype``."""
+        if self.packed is None:
+            return F.embedding(ids, self.weight).to(dtype)
+        return self.packed.rows(ids.flatten()).unpack(dtype).view(*ids.shape, -1)

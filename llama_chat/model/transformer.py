@@ -1,6 +1,6 @@
 """The transformer of LLaMA 2 (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
 from llama_chat.model.layers import Embedding, Linear
+from llama_chat.model.quantization import PackedWeight
 from llama_chat.model.rope import rotary_tables
 
 
@@ -28,6 +29,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(dim))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the weights take."""
+        return self.weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of ``x`` ``(B, T, dim)``."""
@@ -94,12 +100,35 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.tok_embeddings.weight.device
+        return self.tok_embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the activations."""
         return self.norm.weight.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the weights take."""
+        kinds = (Linear, Embedding, RMSNorm)
+        return sum(module.n_bytes for module in self.modules() if isinstance(module, kinds))
+
+    def load_weights(self, weights: Mapping[str, Tensor | PackedWeight]) -> None:
+        """Take over weights by their names, without copying one; each must be there.
+
+        Raises:
+            ValueError: if one is missing, unknown or of another shape.
+        """
+        floats = {name: w for name, w in weights.items() if isinstance(w, Tensor)}
+        for name, weight in weights.items():
+            if isinstance(weight, PackedWeight):
+                module = self.get_submodule(name.removesuffix(".weight"))
+                if not isinstance(module, Linear | Embedding):
+                    raise ValueError(f"{name} cannot be packed")
+                module.pack(weight)
+                floats[name] = module.weight
+        self.load_state_dict(floats, assign=True)
+        self.requires_grad_(False)
 
     def new_cache(self) -> KVCache:
         """Make an empty cache that lies where the layers lie."""
@@ -131,7 +160,7 @@ class Transformer(nn.Module):
         """
         n_new, n_total = len(ids), cache.length + len(ids)
         cache.reserve(n_total)
-        x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device))  # (1, T, dim)
+        x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device), self.dtype)
         mask = causal_mask(n_new, n_total, x.device) if n_new > 1 else None
         for block in self._blocks():
             if should_stop is not None and should_stop():
@@ -150,9 +179,8 @@ class Transformer(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         """Project ``x`` ``(B, T, dim)`` to the vocabulary, in float32."""
         x = self.norm(x.to(self.norm.weight.device))
-        tied = self.config.tie_embeddings
-        weight = self.tok_embeddings.weight if tied else self.output.weight
-        return F.linear(x.to(weight.device), weight).float()
+        output = self.tok_embeddings if self.config.tie_embeddings else self.output
+        return output.project(x.to(output.device)).float()
 
     def _blocks(self) -> list[TransformerBlock]:
         return cast("list[TransformerBlock]", list(self.layers))
