@@ -23,6 +23,7 @@ from llama_chat.model.transformer import Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.weights import choose_form, read_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -213,7 +214,8 @@ def load(
         path: a folder in Meta's layout or a GGUF file.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas, to split the layers.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        quantize: not supported yet; None.
+        quantize: ``auto`` (which None is), ``none`` (floats, however the file is stored),
+            ``stored`` (packed as the file is), ``int8`` or ``int4`` (packed anew).
         context: context length in tokens, at most the model's.
         threads: CPU threads for all of torch; None leaves one per core.
         report: told the bytes read, of how many.
@@ -222,10 +224,6 @@ def load(
         ModelError: if the model or its tokenizer cannot be loaded.
         UsageError: if an argument does not fit the model or this machine.
     """
-    if quantize not in (None, "none"):
-        raise UsageError(
-            f"--quantize {quantize}", "not in this version", "leave it out, or take a GGUF file"
-        )
     devices = pick_devices(device)
     checkpoint = open_checkpoint(Path(path))
     tokenizer = load_tokenizer(checkpoint)
@@ -238,28 +236,15 @@ def load(
                 "give that or less",
             )
         config = replace(config, context_length=context)
+    if threads is not None:
+        torch.set_num_threads(threads)
     weights_dtype = pick_dtype(dtype, checkpoint.dtype, devices[0])
     with torch.device("meta"):
         model = Transformer(config)
-    state: dict[str, Tensor] = {}
-    done = 0
-    for name, info in checkpoint.tensors.items():
-        weight = checkpoint.read(name, weights_dtype)
-        state[name] = weight.to(place_weight(name, config.n_layers, devices))
-        done += info.n_bytes
-        if report is not None:
-            report(done, checkpoint.n_bytes)
-    model.load_weights(state)
+    form = choose_form(quantize or "auto", checkpoint, weights_dtype, devices[0], context)
+    model.load_weights(read_weights(checkpoint, form, weights_dtype, devices, report))
     model.eval()
     return Llama(checkpoint, model, tokenizer, threads)
-
-
-def place_weight(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
-    """Where a weight goes: layers in equal runs, what comes before and after at the ends."""
-    parts = name.split(".")
-    if parts[0] == "layers":
-        return devices[int(parts[1]) * len(devices) // n_layers]
-    return devices[0] if parts[0] == "tok_embeddings" else devices[-1]
 
 
 def pick_devices(wanted: str) -> list[torch.device]:

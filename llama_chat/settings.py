@@ -146,9 +146,11 @@ _DTYPES = {
     "float16": "2 bytes per weight, with a smaller range",
 }
 _QUANTIZE = {
-    "none": "weights as they are stored",
-    "int8": "1 byte per weight",
-    "int4": "half a byte per weight",
+    "auto": "a quantised file stays packed, any other stays as it is",
+    "none": "floats of --dtype, however the file is stored",
+    "stored": "packed as the file is",
+    "int8": "packed anew, about 1 byte per weight",
+    "int4": "packed anew, about half a byte per weight",
 }
 _TEMPLATES = {
     "auto": "the one that the model was made for",
@@ -181,9 +183,7 @@ _MODEL = (
         values=_DEVICES,
     ),
     Setting("dtype", "choice", "auto", "Type of the weights in memory.", values=_DTYPES),
-    Setting(
-        "quantize", "choice", "none", "Smaller weights; not in this version.", values=_QUANTIZE
-    ),
+    Setting("quantize", "choice", "auto", "How weights are packed in memory.", values=_QUANTIZE),
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
 )

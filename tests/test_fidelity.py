@@ -12,8 +12,9 @@ from llama_chat.chat.conversation import Message
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.templates import Llama2Template
 from llama_chat.generation.sampling import Sampling
-from llama_chat.llama import Llama, load, place_weight
+from llama_chat.llama import Llama, load
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.weights import place_weight
 from tests.conftest import ROOT
 from tests.model_files import write_meta
 from tests.models import reference_logits, to_hugging_face

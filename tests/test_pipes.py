@@ -348,7 +348,7 @@ def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
         (["ask", "-", "--context", "64"], 4, ["tokens leave no room", "context of 64"]),
         (["complete", "-", "--device", "cuda:7"], 2, ["--device 'cuda:7'", "none"]),
         (["complete", "-", "--device", "abacus"], 2, ["no such device"]),
-        (["complete", "-", "--quantize", "int8"], 2, ["not in this version"]),
+        (["complete", "-", "--quantize", "int3"], 2, ["one of auto, none, stored, int8, int4"]),
         (["complete", "-", "-"], 2, ["stdin: named twice"]),
         (["complete", "-", "--temperature", "-1"], 2, ["give a number from 0 to 10"]),
         (["complete", "-", "--max-tokens", "0"], 2, ["give a whole number from 1"]),

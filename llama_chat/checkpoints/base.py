@@ -1,5 +1,6 @@
 """What every checkpoint reader returns."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ class TensorInfo:
     type: str
     """How it is stored: ``F32``, ``F16``, ``BF16``, ``Q8_0``, ``Q4_1``, …"""
     n_bytes: int
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,10 @@ class Checkpoint(ABC):
         Returns:
             None if it is not quantised.
         """
+        return None
+
+    def packed_bytes(self, name: str) -> int | None:
+        """Bytes that ``read_packed`` gives; None if it gives None."""
         return None
 
 

@@ -12,6 +12,8 @@ import torch
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish
 from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.kernels import native
+from llama_chat.model.transformer import Transformer
 
 _READ_BYTES = 2**30
 """What is summed to measure bandwidth: far more than any cache holds."""
@@ -65,10 +67,20 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
         ttft_s=statistics.median(end.timings.ttft_s for end in counted),
         bandwidth_gb_s=bandwidth / 1e9,
         bandwidth_used=read / bandwidth,
-        kernel=f"torch {str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device}",
+        kernel=_kernel(engine.model),
         threads=torch.get_num_threads(),
         peak_rss_mb=peak_rss() // 2**20,
     )
+
+
+def _kernel(model: Transformer) -> str:
+    """What multiplies the matrices."""
+    floats = f"torch {str(model.dtype).removeprefix('torch.')} on {model.device}"
+    layouts = model.layouts
+    if not layouts:
+        return floats
+    path = native.name() if model.device.type == "cpu" else "torch"
+    return f"{path} {' '.join(layouts)}, {floats}"
 
 
 def _bytes_per_token(engine: Engine, length: int) -> int:

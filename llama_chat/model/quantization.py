@@ -1,23 +1,31 @@
 """Packed weights: matrices that stay at 4 or 8 bits a weight while the model runs.
 
 A row is cut into groups of 16 or 32 neighbours. Weight ``i`` of a group is ``scale * q + min``,
-where ``q`` is a small integer and every group has a scale of its own. What is here is plain torch,
-and the reference for anything faster.
+where ``q`` is a small integer and every group has a scale of its own. What is here is plain torch:
+the reference for the faster path in C, and what is used where that is not to be had.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llama_chat.kernels import native
+from llama_chat.kernels.native import NativeMatrix
+
 GROUP_SIZES = (16, 32)
+
+_LEAST_STEP = 2**-24
+"""The least float16 above 0: a group of equal weights has a scale of 0, by which none divides."""
 
 UNPACKED_BYTES = 2**25
 """Weights that are unpacked at a time, in bytes: a product needs that much beside the weights."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class PackedWeight:
     """A matrix ``(out, in)`` of packed weights, in one of two layouts.
 
@@ -85,8 +93,21 @@ class PackedWeight:
         mins = None if self.mins is None else self.mins[index]
         return PackedWeight(self.bits, self.quants[index], self.scales[index], mins)
 
+    @cached_property
+    def native(self) -> NativeMatrix | None:
+        """The same as C sees it, where that can be had."""
+        if not native.available or self.device.type != "cpu":
+            return None
+        return NativeMatrix(self.bits, self.group, self.quants, self.scales, self.mins)
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights as floats ``(out, in)``; the arithmetic is float32, rounded once."""
+        if self.native is not None and dtype in (torch.float32, torch.bfloat16):
+            return self.native.unpack(dtype)
+        return self.unpack_in_torch(dtype)
+
+    def unpack_in_torch(self, dtype: torch.dtype) -> Tensor:
+        """What ``unpack`` does, without C: the reference."""
         out, width = self.shape
         scales = self.scales.float().unsqueeze(-1)  # (out, in / group, 1)
         grouped = self.quants.view(out, scales.shape[1], -1)
@@ -106,22 +127,35 @@ class PackedWeight:
 
 
 def packed_linear(x: Tensor, weight: PackedWeight) -> Tensor:
-    """``x @ weight.T``, with a part of the rows unpacked at a time.
+    """``x @ weight.T``.
+
+    A few rows are multiplied by the packed weights as they are, with ``x`` rounded to 8 bits per
+    group; for more rows, or without C, a part of the weights is unpacked at a time.
 
     Args:
-        x: ``(…, in)``; its type is that of the arithmetic.
+        x: ``(…, in)``.
         weight: ``(out, in)``.
 
     Returns:
-        ``(…, out)``.
+        ``(…, out)`` in the type of ``x``.
     """
     out, width = weight.shape
-    result = x.new_empty((*x.shape[:-1], out))
-    step = max(1, UNPACKED_BYTES // (4 * width))
-    for start in range(0, out, step):
-        part = weight.rows(slice(start, start + step)).unpack(x.dtype)
-        result[..., start : start + step] = x @ part.T
-    return result
+    rows = x.reshape(-1, width)
+    if weight.native is not None and len(rows) <= native.MAX_ROWS:
+        product = weight.native.multiply(rows.float()).to(x.dtype)
+    else:
+        product = x.new_empty(len(rows), out)
+        step = max(1, UNPACKED_BYTES // (x.itemsize * width))
+        for start in range(0, out, step):
+            part = weight.rows(slice(start, start + step)).unpack(x.dtype)
+            product[:, start : start + step] = rows @ part.T
+    return product.view(*x.shape[:-1], out)
+
+
+def packed_bytes(shape: tuple[int, ...], bits: Literal[4, 8], group: int, *, mins: bool) -> int:
+    """Bytes that a matrix ``(out, in)`` takes in a layout."""
+    n_weights = math.prod(shape)
+    return n_weights * bits // 8 + n_weights // group * (4 if mins else 2)
 
 
 def quantize(weight: Tensor, bits: Literal[4, 8]) -> PackedWeight:
@@ -140,15 +174,33 @@ def quantize(weight: Tensor, bits: Literal[4, 8]) -> PackedWeight:
     out, width = weight.shape
     if width % 32:
         raise ValueError(f"rows of {width} weights are no multiple of 32")
-    groups = weight.float().view(out, -1, 32)
-    if bits == 8:
-        scales = (groups.abs().amax(-1, keepdim=True) / 127).half()
-        steps = groups / scales.float().clamp_min(2**-24)
-        quants = steps.round().clamp(-127, 127).to(torch.int8)
-        return PackedWeight(8, quants.view(out, width), scales.squeeze(-1))
+    quants = torch.empty(out, width * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
+    scales = torch.empty(out, width // 32, dtype=torch.float16)
+    mins = torch.empty_like(scales) if bits == 4 else None
+    pack = _pack4 if bits == 4 else _pack8
+    step = max(1, UNPACKED_BYTES // (4 * width))
+    for start in range(0, out, step):
+        rows = slice(start, start + step)
+        groups = weight[rows].float().view(-1, width // 32, 32)
+        quants[rows], scales[rows], lowest = pack(groups)
+        if mins is not None and lowest is not None:
+            mins[rows] = lowest
+    return PackedWeight(bits, quants, scales, mins)
+
+
+def _pack4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nibbles, scales and minima of groups ``(rows, n, 32)``."""
     lowest, highest = groups.aminmax(dim=-1, keepdim=True)
     scales, mins = ((highest - lowest) / 15).half(), lowest.half()
-    steps = (groups - mins.float()) / scales.float().clamp_min(2**-24)
+    steps = (groups - mins.float()) / scales.float().clamp_min(_LEAST_STEP)
     nibbles = steps.round().clamp(0, 15).to(torch.uint8)
     quants = nibbles[..., :16] | nibbles[..., 16:] << 4
-    return PackedWeight(4, quants.reshape(out, -1), scales.squeeze(-1), mins.squeeze(-1))
+    return quants.flatten(1), scales.squeeze(-1), mins.squeeze(-1)
+
+
+def _pack8(groups: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Bytes and scales of groups ``(rows, n, 32)``."""
+    scales = (groups.abs().amax(-1, keepdim=True) / 127).half()
+    steps = groups / scales.float().clamp_min(_LEAST_STEP)
+    quants = steps.round().clamp(-127, 127).to(torch.int8)
+    return quants.flatten(1), scales.squeeze(-1), None

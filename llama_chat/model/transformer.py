@@ -113,6 +113,12 @@ class Transformer(nn.Module):
         kinds = (Linear, Embedding, RMSNorm)
         return sum(module.n_bytes for module in self.modules() if isinstance(module, kinds))
 
+    @property
+    def layouts(self) -> list[str]:
+        """The packed layouts that its matrices are in: ``W4``, ``W8``, both or none."""
+        matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
+        return sorted({m.packed.layout for m in matrices if m.packed is not None})
+
     def load_weights(self, weights: Mapping[str, Tensor | PackedWeight]) -> None:
         """Take over weights by their names, without copying one; each must be there.
 

@@ -187,7 +187,7 @@ _EXAMPLES = {
     "overflow": "stop",
     "device": "cpu",
     "dtype": "float32",
-    "quantize": "none",
+    "quantize": "int8",
     "threads": "4",
     "color": "never",
     "markdown": "never",

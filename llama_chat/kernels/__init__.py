@@ -1,0 +1,1 @@
+"""Packed weights at work: C for the processor, where it was built."""

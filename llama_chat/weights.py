@@ -1,0 +1,149 @@
+"""From the tensors of a checkpoint to the weights of a model: how each is held, and where."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.errors import ModelError
+from llama_chat.memory import available_memory
+from llama_chat.model.quantization import PackedWeight, packed_bytes, quantize
+
+Form = Literal["none", "stored", "int8", "int4"]
+"""How the matrices are held: as floats, packed as the file has them, or packed anew."""
+
+FORMS: tuple[Form, ...] = ("none", "stored", "int8", "int4")
+
+_SPARE_BYTES = 2**29
+"""What torch, the vocabulary and the activations take beside weights and cache."""
+
+_FIRST_TOKENS = 1024
+"""Tokens that must fit in the cache where no context length was asked for."""
+
+Weights = dict[str, Tensor | PackedWeight]
+
+
+def held_bytes(checkpoint: Checkpoint, form: Form, dtype: torch.dtype) -> int:
+    """Bytes that the weights take in memory."""
+    return sum(_tensor_bytes(checkpoint, name, form, dtype) for name in checkpoint.tensors)
+
+
+def choose_form(
+    wanted: str,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: int | None = None,
+) -> Form:
+    """Decide how the matrices are held, and see that they fit in memory.
+
+    Args:
+        wanted: a ``Form``, or ``auto``: quantised files stay packed.
+        checkpoint: whose weights.
+        dtype: the type of what is not packed.
+        device: where they go; only the memory of the processor is looked at.
+        context: tokens that must fit in the cache as well, if a number was asked for.
+
+    Raises:
+        ModelError: if they do not fit; with the forms that would.
+    """
+    form = cast("Form", "stored" if wanted == "auto" else wanted)
+    if device.type != "cpu":
+        return form
+    n_tokens = context or min(_FIRST_TOKENS, checkpoint.config.context_length)
+    beside = _SPARE_BYTES + checkpoint.config.kv_cache_bytes(n_tokens, dtype.itemsize)
+    free = available_memory()
+
+    def needed(form: Form) -> int:
+        return beside + held_bytes(checkpoint, form, dtype)
+
+    if needed(form) <= free:
+        return form
+    fitting = [other for other in FORMS if other != "none" and needed(other) <= free]
+    smaller = "a shorter --context" if context else "a smaller model"
+    advice = (
+        f"use --quantize {fitting[0]} ({gigabytes(needed(fitting[0]))})"
+        if fitting
+        else f"free some memory or take {smaller}"
+    )
+    raise ModelError(
+        f"model {str(checkpoint.path)!r}",
+        f"needs {gigabytes(needed(form))}, {gigabytes(free)} free",
+        advice,
+    )
+
+
+def read_weights(
+    checkpoint: Checkpoint,
+    form: Form,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    report: Callable[[int, int], None] | None = None,
+) -> Weights:
+    """Read all weights, several at a time.
+
+    Args:
+        checkpoint: whose.
+        form: how the matrices are to be held.
+        dtype: the type of what is not packed.
+        devices: where the layers go, in equal runs.
+        report: told the bytes read, of how many.
+    """
+    weights: Weights = {}
+    n_done, n_layers = 0, checkpoint.config.n_layers
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        read = pool.map(lambda name: _read(checkpoint, name, form, dtype), checkpoint.tensors)
+        try:
+            for (name, info), weight in zip(checkpoint.tensors.items(), read, strict=True):
+                weights[name] = weight.to(place_weight(name, n_layers, devices))
+                n_done += info.n_bytes
+                if report is not None:
+                    report(n_done, checkpoint.n_bytes)
+        finally:
+            pool.shutdown(cancel_futures=True)  # on Ctrl-C, read no more than was begun
+    return weights
+
+
+def place_weight(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
+    """Where a weight goes: layers in equal runs, what comes before and after at the ends."""
+    parts = name.split(".")
+    if parts[0] == "layers":
+        return devices[int(parts[1]) * len(devices) // n_layers]
+    return devices[0] if parts[0] == "tok_embeddings" else devices[-1]
+
+
+def gigabytes(n_bytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{n_bytes / 1e9:.1f} GB"
+
+
+def _bits(name: str, shape: tuple[int, ...], form: Form) -> Literal[4, 8] | None:
+    """The layout of a matrix that is packed anew; None if it is not.
+
+    What reads and what writes words keeps 8 bits: it costs little, and shows most.
+    """
+    if form not in ("int8", "int4") or len(shape) != 2 or shape[1] % 32:
+        return None
+    return 4 if form == "int4" and name.startswith("layers.") else 8
+
+
+def _read(
+    checkpoint: Checkpoint, name: str, form: Form, dtype: torch.dtype
+) -> Tensor | PackedWeight:
+    bits = _bits(name, checkpoint.tensors[name].shape, form)
+    if bits is not None:
+        return quantize(checkpoint.read(name, torch.float32), bits)
+    packed = checkpoint.read_packed(name) if form == "stored" else None
+    return checkpoint.read(name, dtype) if packed is None else packed
+
+
+def _tensor_bytes(checkpoint: Checkpoint, name: str, form: Form, dtype: torch.dtype) -> int:
+    info = checkpoint.tensors[name]
+    bits = _bits(name, info.shape, form)
+    if bits is not None:
+        return packed_bytes(info.shape, bits, 32, mins=bits == 4)
+    packed = checkpoint.packed_bytes(name) if form == "stored" else None
+    return info.n_weights * dtype.itemsize if packed is None else packed

@@ -1,0 +1,151 @@
+"""Packed weights: what they unpack to, and what they give when they are multiplied."""
+
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hatch_build import build_library
+from llama_chat.generation.sampling import Sampling
+from llama_chat.kernels import native
+from llama_chat.kernels.native import NativeMatrix
+from llama_chat.llama import load
+from llama_chat.model.quantization import PackedWeight, packed_bytes, packed_linear, quantize
+from tests.conftest import ROOT
+from tests.program import COMMAND, environment
+
+LAYOUTS = [(bits, group, mins) for bits in (4, 8) for group in (16, 32) for mins in (False, True)]
+
+
+def random_packed(
+    bits: Literal[4, 8], group: int, mins: bool, rows: int, n_groups: int, seed: int = 0
+) -> PackedWeight:
+    generator = torch.Generator().manual_seed(seed)
+    low, high, dtype = (0, 256, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
+    width = n_groups * group * bits // 8
+    quants = torch.randint(low, high, (rows, width), generator=generator).to(dtype)
+    scales, lowest = torch.randn(2, rows, n_groups, generator=generator).mul(0.01).half()
+    return PackedWeight(bits, quants, scales, lowest if mins else None)
+
+
+def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
+    """Activations as the kernel sees them: 8 bits in each group."""
+    groups = x.view(len(x), -1, group)
+    steps = groups.abs().amax(-1, keepdim=True) / 127
+    return ((groups / steps.clamp_min(1e-30)).round() * steps).view(x.shape)
+
+
+@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize(("bits", "group", "mins"), LAYOUTS)
+@settings(max_examples=12, deadline=None)
+@given(rows=st.integers(1, 40), n_groups=st.integers(1, 40), n_x=st.integers(1, 8))
+def test_products_are_those_of_the_unpacked_weights(
+    level: int, bits: Literal[4, 8], group: int, mins: bool, rows: int, n_groups: int, n_x: int
+) -> None:
+    packed = random_packed(bits, group, mins, rows, n_groups)
+    weights = packed.unpack_in_torch(torch.float32)
+    matrix = NativeMatrix(bits, group, packed.quants, packed.scales, packed.mins, level)
+    assert matrix.unpack(torch.float32).equal(weights)
+    assert matrix.unpack(torch.bfloat16).equal(weights.bfloat16())
+    x = torch.randn(n_x, n_groups * group, generator=torch.Generator().manual_seed(1))
+    expected = rounded(x, group).double() @ weights.double().T
+    # A value half-way between two steps may be rounded either way.
+    step = x.abs().max() / 127 * weights.abs().max()
+    assert (matrix.multiply(x) - expected).abs().max() < step * 1.01 + 1e-4
+
+
+@pytest.mark.skipif(not native.available, reason="no C compiler was there at installation")
+@pytest.mark.parametrize(("bits", "group", "mins"), LAYOUTS)
+def test_a_product_is_close_to_that_of_floats(bits: Literal[4, 8], group: int, mins: bool) -> None:
+    packed = random_packed(bits, group, mins, 300, 64)
+    x = torch.randn(1, 3, 64 * group)
+    product = packed_linear(x, packed)
+    exact = x @ packed.unpack_in_torch(torch.float32).T
+    assert product.shape == (1, 3, 300)
+    assert (product - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_are_multiplied_by_the_unpacked_weights(dtype: torch.dtype) -> None:
+    packed = random_packed(4, 32, True, 700, 512)  # more than one part is unpacked
+    x = torch.randn(20, 512 * 32).to(dtype)
+    exact = x.float() @ packed.unpack_in_torch(dtype).float().T
+    assert (packed_linear(x, packed).float() - exact).norm() < 0.004 * exact.norm()
+
+
+@pytest.mark.parametrize(("bits", "steps"), [(4, 15), (8, 254)])
+def test_quantising_moves_no_weight_by_more_than_half_a_step(
+    bits: Literal[4, 8], steps: int
+) -> None:
+    weights = torch.randn(130, 96, generator=torch.Generator().manual_seed(0))
+    weights[3, :32] = 0.25  # a group of equal weights
+    weights[4, 32:64] = 0
+    packed = quantize(weights, bits)
+    assert packed.shape == (130, 96)
+    assert packed.n_bytes == packed_bytes((130, 96), bits, 32, mins=bits == 4)
+    groups = weights.view(130, -1, 32)
+    spans = groups.amax(-1) - groups.amin(-1) if bits == 4 else 2 * groups.abs().amax(-1)
+    moved = (packed.unpack(torch.float32) - weights).abs().view(130, -1, 32).amax(-1)
+    rounding = groups.abs().amax(-1) * 2**-9  # of scales and minima to float16
+    assert (moved <= spans / steps / 2 + rounding).all()
+
+
+def test_misshapen_layouts_are_refused() -> None:
+    scales = torch.zeros(2, 2, dtype=torch.float16)
+    for quants in (torch.zeros(2, 64), torch.zeros(2, 48, dtype=torch.int8)):
+        with pytest.raises(ValueError, match=r"W8 needs|groups of 24"):
+            PackedWeight(8, quants, scales)
+    quants = torch.zeros(2, 64, dtype=torch.int8)
+    with pytest.raises(ValueError, match="float16 and of one shape"):
+        PackedWeight(8, quants, scales, scales[:, :1])
+    with pytest.raises(ValueError, match="rows of 40 weights"):
+        quantize(torch.zeros(2, 40), 8)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_quantised_model_says_what_the_floats_say(quantization: str, starter_model: Path) -> None:
+    llama = load(starter_model, quantize=quantization, dtype="float32")
+    ids = llama.tokenizer.encode("The capital of France is")
+    words = llama.generate(ids, Sampling(temperature=0), max_tokens=2)
+    assert "".join(event.text for event in words).startswith(" Paris")
+    floats = load(starter_model, quantize="none", dtype="float32")
+    assert llama.model.n_bytes < floats.model.n_bytes * (0.4 if quantization == "int8" else 0.25)
+
+
+@pytest.mark.parametrize("level", [*(native.LEVELS[i] for i in native.levels()), "torch"])
+def test_every_path_gives_the_same_answer(level: str, gguf_model: Path, tmp_path: Path) -> None:
+    arguments = ["complete", "-", "-m", str(gguf_model), "--quantize", "int8", "--json"]
+    answer = subprocess.run(
+        [*COMMAND, *arguments, "--temperature", "0", "--max-tokens", "4"],
+        input=b"in the hin",
+        env=environment(tmp_path, LLAMA_CHAT_KERNEL=level),
+        capture_output=True,
+        check=True,
+    )
+    assert b'"completion_tokens": 4' in answer.stdout
+
+
+def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [*COMMAND, "complete", "-", "-m", str(gguf_model)],
+        input=b"in",
+        env=environment(tmp_path, LLAMA_CHAT_KERNEL="abacus"),
+        capture_output=True,
+    )
+    assert answer.returncode == 2
+    assert b"LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of " in answer.stderr
+
+
+def test_without_a_compiler_nothing_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ROOT / "llama_chat" / "kernels" / "packed.c"
+    monkeypatch.setenv("CC", "false")
+    assert not build_library(source, tmp_path / "a.so")
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    assert not build_library(source, tmp_path / "a.so")
+    assert not (tmp_path / "a.so").exists()
