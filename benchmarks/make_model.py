@@ -1,0 +1,157 @@
+"""Write a GGUF model of a given shape with random weights, for measuring speed and memory.
+
+    python -m benchmarks.make_model OUT.gguf [--shape 7b] [--type Q4_0] [--layers N]
+
+It speaks no sense, but takes as long as one that does. ``Q4_K_M`` mixes Q4_K and Q6_K as the files
+of that name do.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's size is made of."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_dim: int
+
+
+SHAPES = {
+    "1.1b": Shape(2048, 22, 32, 4, 5632),
+    "7b": Shape(4096, 32, 32, 32, 11008),
+    "13b": Shape(5120, 40, 40, 40, 13824),
+}
+VOCAB_SIZE = 32_000
+CONTEXT = 4096
+TYPES = ("Q4_0", "Q4_1", "Q4_K_M", "Q8_0", "F16")
+
+
+def tensors(shape: Shape, type_name: str) -> Iterator[tuple[str, tuple[int, int], Kind]]:
+    """Name, shape and type of every matrix."""
+    dim, hidden = shape.dim, shape.hidden_dim
+    kv_dim = dim // shape.n_heads * shape.n_kv_heads
+    mixed = type_name == "Q4_K_M"
+    usual = Kind.Q4_K if mixed else Kind[type_name]
+    yield "token_embd", (VOCAB_SIZE, dim), usual
+    for i in range(shape.n_layers):
+        more = Kind.Q6_K if mixed and i % 2 else usual
+        layer = f"blk.{i}"
+        yield f"{layer}.attn_q", (dim, dim), usual
+        yield f"{layer}.attn_k", (kv_dim, dim), usual
+        yield f"{layer}.attn_v", (kv_dim, dim), more
+        yield f"{layer}.attn_output", (dim, dim), usual
+        yield f"{layer}.ffn_gate", (hidden, dim), usual
+        yield f"{layer}.ffn_up", (hidden, dim), usual
+        yield f"{layer}.ffn_down", (dim, hidden), more
+    yield "output", (VOCAB_SIZE, dim), Kind.Q6_K if mixed else usual
+
+
+SCALES_AT = {
+    Kind.Q4_0: (0,),
+    Kind.Q4_1: (0, 2),
+    Kind.Q8_0: (0,),
+    Kind.Q4_K: (0, 2),
+    Kind.Q6_K: (208,),
+}
+"""Where the float16 numbers of a block stand; all other bytes may be any."""
+
+STEPS = {Kind.Q4_0: 8, Kind.Q4_1: 16, Kind.Q8_0: 128, Kind.Q4_K: 16 * 64, Kind.Q6_K: 32 * 128}
+"""What a scale is multiplied by at most."""
+
+
+def random_matrix(
+    shape: tuple[int, int], kind: Kind, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Stored bytes of random weights of a size that keeps activations alive."""
+    rows, columns = shape
+    largest = 1.7 * columns**-0.5
+    if kind == Kind.F16:
+        return rng.uniform(-largest, largest, shape).astype(np.float16).view(np.uint8)
+    n_weights, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (rows, columns // n_weights, n_bytes), dtype=np.uint8)
+    scale = np.array([largest / STEPS[kind]], np.float16).view(np.uint8)
+    for at in SCALES_AT[kind]:
+        blocks[:, :, at : at + 2] = scale
+    return blocks.reshape(rows, -1)
+
+
+def write(path: Path, shape: Shape, type_name: str) -> None:
+    """Write the model, one matrix at a time."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(path.stem)
+    writer.add_block_count(shape.n_layers)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(shape.dim)
+    writer.add_feed_forward_length(shape.hidden_dim)
+    writer.add_head_count(shape.n_heads)
+    writer.add_head_count_kv(shape.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.dim // shape.n_heads)
+    _add_vocabulary(writer)
+    norms = [
+        "output_norm",
+        *(f"blk.{i}.{n}_norm" for i in range(shape.n_layers) for n in ("attn", "ffn")),
+    ]
+    matrices = list(tensors(shape, type_name))
+    for name in norms:
+        writer.add_tensor_info(f"{name}.weight", (shape.dim,), np.dtype(np.float32), shape.dim * 4)
+    for name, (rows, columns), kind in matrices:
+        n_weights, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+        stored = (rows, columns // n_weights * n_bytes)
+        writer.add_tensor_info(
+            f"{name}.weight", stored, np.dtype(np.uint8), rows * stored[1], raw_dtype=kind
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _ in norms:
+        writer.write_tensor_data(np.ones(shape.dim, np.float32))
+    rng = np.random.default_rng(0)
+    for _, matrix, kind in matrices:
+        writer.write_tensor_data(random_matrix(matrix, kind, rng))
+    writer.close()
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """The control and byte tokens of Llama 2, and words that stand for nothing."""
+    control, letters = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
+    words = [f"\u2581w{i}" for i in range(VOCAB_SIZE - 259)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*control, *letters, *words])
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words))])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(words))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--type", choices=TYPES, default="Q4_0")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    arguments = parser.parse_args()
+    shape = SHAPES[arguments.shape]
+    if arguments.layers:
+        shape = Shape(
+            shape.dim, arguments.layers, shape.n_heads, shape.n_kv_heads, shape.hidden_dim
+        )
+    write(arguments.out, shape, arguments.type)
+
+
+if __name__ == "__main__":
+    main()
