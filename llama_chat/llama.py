@@ -19,6 +19,7 @@ from llama_chat.errors import ModelError, UsageError
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Watch
 from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.memory import available_memory
 from llama_chat.model.transformer import Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
@@ -241,7 +242,8 @@ def load(
     weights_dtype = pick_dtype(dtype, checkpoint.dtype, devices[0])
     with torch.device("meta"):
         model = Transformer(config)
-    form = choose_form(quantize or "auto", checkpoint, weights_dtype, devices[0], context)
+    free = available_memory() if devices[0].type == "cpu" else None
+    form = choose_form(quantize or "auto", checkpoint, weights_dtype, free, context)
     model.load_weights(read_weights(checkpoint, form, weights_dtype, devices, report))
     model.eval()
     return Llama(checkpoint, model, tokenizer, threads)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.errors import ModelError
-from llama_chat.memory import available_memory
+from llama_chat.kernels import native
 from llama_chat.model.quantization import PackedWeight, packed_bytes, quantize
 
 Form = Literal["none", "stored", "int8", "int4"]
@@ -35,32 +35,34 @@ def choose_form(
     wanted: str,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    device: torch.device,
+    free: int | None,
     context: int | None = None,
 ) -> Form:
     """Decide how the matrices are held, and see that they fit in memory.
 
     Args:
-        wanted: a ``Form``, or ``auto``: quantised files stay packed.
+        wanted: a ``Form``, or ``auto``: quantised files stay packed. Where no C multiplies packed
+            weights, they are unpacked if that takes no more than half of ``free``.
         checkpoint: whose weights.
         dtype: the type of what is not packed.
-        device: where they go; only the memory of the processor is looked at.
+        free: bytes of memory to be had; None if that is not known.
         context: tokens that must fit in the cache as well, if a number was asked for.
 
     Raises:
         ModelError: if they do not fit; with the forms that would.
     """
-    form = cast("Form", "stored" if wanted == "auto" else wanted)
-    if device.type != "cpu":
-        return form
     n_tokens = context or min(_FIRST_TOKENS, checkpoint.config.context_length)
     beside = _SPARE_BYTES + checkpoint.config.kv_cache_bytes(n_tokens, dtype.itemsize)
-    free = available_memory()
 
     def needed(form: Form) -> int:
         return beside + held_bytes(checkpoint, form, dtype)
 
-    if needed(form) <= free:
+    if wanted == "auto":
+        roomy = free is not None and needed("none") <= free // 2
+        form: Form = "none" if roomy and not native.available else "stored"
+    else:
+        form = cast("Form", wanted)
+    if free is None or needed(form) <= free:
         return form
     fitting = [other for other in FORMS if other != "none" and needed(other) <= free]
     smaller = "a shorter --context" if context else "a smaller model"
