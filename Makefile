@@ -36,7 +36,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llama-chat needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt hatch_build.py llama_chat/kernels/packed.c
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt hatch_build.py $(wildcard llama_chat/kernels/*.[ch])
 	@echo "Installing into $(VENV): torch is large, this takes a few minutes the first time."
 	$(PIP) --editable .
 	@touch $@

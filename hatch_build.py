@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-shared")
 
 
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic only since 1.28
-    """Compiles ``packed.c`` into the package; without a compiler there is plain torch."""
+    """Compiles what is in C into the package; without a compiler there is plain torch."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build before the files of the wheel are chosen."""
@@ -25,20 +26,28 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic o
             return
         library = KERNELS / "_packed.so"
         library.unlink(missing_ok=True)
-        if build_library(KERNELS / "packed.c", library):
+        if build_library(sorted(KERNELS.glob("*.c")), library):
             build_data["artifacts"].append("/llama_chat/kernels/_packed.so")
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"
 
 
-def build_library(source: Path, library: Path) -> bool:
-    """Compile ``source``, in several threads if the compiler knows how; False if it cannot."""
+def build_library(sources: Sequence[Path], library: Path) -> bool:
+    """Compile ``sources``, in several threads if the compiler knows how; False if it cannot."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         return False
     for threads in (["-fopenmp"], []):
-        command = [*compiler.split(), *FLAGS, *threads, str(source), "-o", str(library), "-lm"]
+        command = [
+            *compiler.split(),
+            *FLAGS,
+            *threads,
+            *map(str, sources),
+            "-o",
+            str(library),
+            "-lm",
+        ]
         try:
             built = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError:

@@ -143,7 +143,7 @@ def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path:
 def test_without_a_compiler_nothing_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = ROOT / "llama_chat" / "kernels" / "packed.c"
+    source = [ROOT / "llama_chat" / "kernels" / "packed.c"]
     monkeypatch.setenv("CC", "false")
     assert not build_library(source, tmp_path / "a.so")
     monkeypatch.setenv("CC", "/nonexistent/cc")

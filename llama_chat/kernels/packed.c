@@ -16,53 +16,15 @@
  */
 
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#include "packed.h"
+
+#if X86
 #include <immintrin.h>
-#define X86 1
-#else
-#define X86 0
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
-
-enum { BLOCK_GROUPS = 16, CHUNK = 64, MAX_ROWS = 8, MAX_LANES = 8 };
-enum { PORTABLE = 0, AVX2 = 1, AVX512_VNNI = 2 };
-
-typedef struct {
-    int32_t bits;  /* 4 or 8 */
-    int32_t group; /* 16 or 32 */
-    int64_t n_rows, n_columns;
-    const uint8_t *quants;
-    const uint16_t *scales; /* float16 */
-    const uint16_t *mins;   /* float16, or NULL */
-} packed_matrix;
-
-/* One row of activations, padded with zeros to whole blocks. */
-typedef struct {
-    int8_t *quants;
-    float *scales; /* for each group */
-    float *sums;   /* for each group */
-} activations;
-
-INLINE float half_to_float(uint16_t half)
-{
-    /* Shift the exponent and the fraction into place, then let a multiplication set the bias:
-     * that is exact for subnormal numbers, too. */
-    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
-    float value;
-    memcpy(&value, &bits, 4);
-    value *= 0x1p112f;
-    if ((half & 0x7c00) == 0x7c00) { /* infinite, or no number */
-        bits |= 0x7f800000;
-        memcpy(&value, &bits, 4);
-    }
-    return half & 0x8000 ? -value : value;
-}
-
-INLINE int64_t n_groups(const packed_matrix *w) { return w->n_columns / w->group; }
+enum { BLOCK_GROUPS = 16, CHUNK = 64 };
 
 INLINE int64_t n_blocks(const packed_matrix *w)
 {
@@ -84,7 +46,7 @@ INLINE int place(int bits, int group, int g, int i)
     return byte / CHUNK * 2 * CHUNK + byte % CHUNK + (i < half ? 0 : CHUNK);
 }
 
-INLINE void quantize_row(const packed_matrix *w, const float *x, activations a, int bits, int group)
+INLINE void round_row(const packed_matrix *w, const float *x, activations a, int bits, int group)
 {
     for (int64_t g = 0; g < n_groups(w); g++) {
         const float *values = x + g * group;
@@ -152,7 +114,6 @@ INLINE void dot_portable(const packed_matrix *w, int64_t row, const activations 
 #if X86
 /* ---- AVX2 ---------------------------------------------------------------------------------- */
 
-#define TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define INLINE_AVX2 TARGET_AVX2 INLINE
 
 INLINE_AVX2 float sum_avx2(__m256 v)
@@ -243,7 +204,6 @@ INLINE_AVX2 void dot_avx2(const packed_matrix *w, int64_t row, const activations
 
 /* ---- AVX-512 with VNNI --------------------------------------------------------------------- */
 
-#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")))
 #define INLINE_AVX512 TARGET_AVX512 INLINE
 
 INLINE_AVX512 void dot_avx512(const packed_matrix *w, int64_t row, const activations *a, int n_x,
@@ -374,110 +334,74 @@ int best_level(void)
     return PORTABLE;
 }
 
-/* y (n_x, rows) = x (n_x, columns) times the weights, transposed, for 1 to 8 rows of x.
- *
- * `scratch` holds scratch_bytes(w, n_x) bytes.
- */
-void multiply(const packed_matrix *w, const float *x, int n_x, float *y, void *scratch, int level)
+/* ---- rounding activations, specialised ----------------------------------------------------- */
+
+#define ROUND(target, name)                                                                        \
+    target static void name(const packed_matrix *w, const float *x, activations a)                 \
+    {                                                                                              \
+        if (w->bits == 4)                                                                          \
+            w->group == 16 ? round_row(w, x, a, 4, 16) : round_row(w, x, a, 4, 32);                \
+        else                                                                                       \
+            w->group == 16 ? round_row(w, x, a, 8, 16) : round_row(w, x, a, 8, 32);                \
+    }
+
+ROUND(, round_portable)
+#if X86
+ROUND(TARGET_AVX2, round_avx2)
+ROUND(TARGET_AVX512, round_avx512)
+#endif
+
+static void (*const ROUNDERS[])(const packed_matrix *, const float *, activations) = {
+    round_portable,
+#if X86
+    round_avx2,
+    round_avx512,
+#endif
+};
+
+void round_rows(const packed_matrix *w, const float *x, int n_x, activations *a, void *scratch,
+                int level)
 {
-    int64_t blocks = n_blocks(w), padded = blocks * BLOCK_GROUPS;
-    activations a[MAX_ROWS];
+    int64_t padded = n_blocks(w) * BLOCK_GROUPS;
     char *next = scratch;
     for (int m = 0; m < n_x; m++) {
         a[m].scales = (float *)next;
         a[m].sums = a[m].scales + padded;
         a[m].quants = (int8_t *)(a[m].sums + padded);
         next = (char *)a[m].quants + padded * w->group;
-        memset(a[m].scales, 0, (size_t)(next - (char *)a[m].scales));
-        const float *row = x + m * w->n_columns;
-        if (w->bits == 4)
-            w->group == 16 ? quantize_row(w, row, a[m], 4, 16) : quantize_row(w, row, a[m], 4, 32);
-        else
-            w->group == 16 ? quantize_row(w, row, a[m], 8, 16) : quantize_row(w, row, a[m], 8, 32);
-    }
-    int layout = (w->bits == 8) * 4 + (w->group == 32) * 2 + (w->mins != NULL);
-    const int64_t step = 16; /* rows of weights that a thread takes at a time */
-#pragma omp parallel for schedule(static) if (w->n_rows * w->n_columns > 65536)
-    for (int64_t start = 0; start < w->n_rows; start += step) {
-        int64_t end = start + step < w->n_rows ? start + step : w->n_rows;
-        for (int m = 0; m < n_x;) {
-            int left = n_x - m, size = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
-            FUNCTIONS[level][layout][size](w, a + m, y + m * w->n_rows, start, end);
-            m += 1 << size;
-        }
+        if (n_groups(w) < padded)
+            memset(a[m].scales, 0, (size_t)(next - (char *)a[m].scales));
+        ROUNDERS[level](w, x + m * w->n_columns, a[m]);
     }
 }
 
-/* Bytes that `multiply` needs beside its arguments. */
+void multiply_rows(const packed_matrix *w, const activations *a, int n_x, float *y, int64_t start,
+                   int64_t end, int level)
+{
+    int layout = (w->bits == 8) * 4 + (w->group == 32) * 2 + (w->mins != NULL);
+    for (int m = 0; m < n_x;) {
+        int left = n_x - m, size = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
+        FUNCTIONS[level][layout][size](w, a + m, y + m * w->n_rows, start, end);
+        m += 1 << size;
+    }
+}
+
 int64_t scratch_bytes(const packed_matrix *w, int n_x)
 {
     return n_x * n_blocks(w) * BLOCK_GROUPS * (w->group + 2 * (int64_t)sizeof(float));
 }
 
-INLINE uint16_t to_bfloat16(float value)
+/* y (n_x, rows) = x (n_x, columns) times the weights, transposed, for 1 to 8 rows of x.
+ *
+ * `scratch` holds scratch_bytes(w, n_x) bytes.
+ */
+void multiply(const packed_matrix *w, const float *x, int n_x, float *y, void *scratch, int level)
 {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if (value != value)
-        return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16); /* to the nearest, ties to even */
-}
-
-INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow, int bits,
-                       int group)
-{
-    int64_t groups = n_groups(w);
-    const uint8_t *quants = w->quants + row * (w->n_columns * bits / 8);
-    for (int64_t g = 0; g < groups; g++, quants += group * bits / 8) {
-        float scale = half_to_float(w->scales[row * groups + g]), values[32];
-        float min = w->mins ? half_to_float(w->mins[row * groups + g]) : 0;
-        int zero = bits == 4 && !w->mins ? 8 : 0, half = group / 2;
-        if (bits == 8)
-            for (int i = 0; i < group; i++)
-                values[i] = scale * (float)(int8_t)quants[i] + min;
-        else
-            for (int i = 0; i < half; i++) {
-                values[i] = scale * (float)((quants[i] & 15) - zero) + min;
-                values[i + half] = scale * (float)((quants[i] >> 4) - zero) + min;
-            }
-        if (narrow)
-            for (int i = 0; i < group; i++)
-                ((uint16_t *)to)[g * group + i] = to_bfloat16(values[i]);
-        else
-            memcpy((float *)to + g * group, values, sizeof(float) * (size_t)group);
-    }
-}
-
-#define UNPACK(target, name)                                                                       \
-    target static void name(const packed_matrix *w, int64_t row, void *to, int narrow)             \
-    {                                                                                              \
-        if (w->bits == 4)                                                                          \
-            w->group == 16 ? unpack_row(w, row, to, narrow, 4, 16)                                 \
-                           : unpack_row(w, row, to, narrow, 4, 32);                                \
-        else                                                                                       \
-            w->group == 16 ? unpack_row(w, row, to, narrow, 8, 16)                                 \
-                           : unpack_row(w, row, to, narrow, 8, 32);                                \
-    }
-
-UNPACK(, unpack_portable)
-#if X86
-UNPACK(TARGET_AVX2, unpack_avx2)
-UNPACK(TARGET_AVX512, unpack_avx512)
-#endif
-
-static void (*const UNPACKERS[])(const packed_matrix *, int64_t, void *, int) = {
-    unpack_portable,
-#if X86
-    unpack_avx2,
-    unpack_avx512,
-#endif
-};
-
-/* The rows of the weights as bfloat16 (`narrow`) or float32, one behind the other. */
-void unpack(const packed_matrix *w, void *to, int narrow, int level)
-{
-    int64_t row_bytes = w->n_columns * (narrow ? 2 : 4);
+    activations a[MAX_ROWS];
+    round_rows(w, x, n_x, a, scratch, level);
+    const int64_t step = 16; /* rows of weights that a thread takes at a time */
 #pragma omp parallel for schedule(static) if (w->n_rows * w->n_columns > 65536)
-    for (int64_t row = 0; row < w->n_rows; row++)
-        UNPACKERS[level](w, row, (char *)to + row * row_bytes, narrow);
+    for (int64_t start = 0; start < w->n_rows; start += step)
+        multiply_rows(w, a, n_x, y, start, start + step < w->n_rows ? start + step : w->n_rows,
+                      level);
 }

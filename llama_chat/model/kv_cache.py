@@ -73,6 +73,11 @@ class KVCache:
         """How many tokens fit before the buffers must grow."""
         return min((keys.shape[2] for keys in self._keys), default=0)
 
+    @property
+    def buffers(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Keys and values of each layer with their room, for whoever writes the next rows."""
+        return self._keys, self._values
+
     def reserve(self, length: int) -> None:
         """Grow the buffers until ``length`` tokens fit.
 

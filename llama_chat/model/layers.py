@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama_chat.kernels.native import NativeMatrix
 from llama_chat.model.quantization import PackedWeight, packed_linear
 
 
@@ -32,6 +33,11 @@ class _Matrix(nn.Module):
         if self.packed is None:
             return F.linear(x, self.weight)
         return packed_linear(x, self.packed)
+
+    @property
+    def native(self) -> NativeMatrix | None:
+        """The weights as C sees them, if they are packed and it can."""
+        return None if self.packed is None else self.packed.native
 
     @property
     def device(self) -> torch.device:

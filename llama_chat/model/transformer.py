@@ -1,12 +1,14 @@
 """The transformer of LLaMA 2 (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama_chat.kernels.native import MAX_ROWS, LayerTensors, NativeModel
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
@@ -166,6 +168,12 @@ class Transformer(nn.Module):
         """
         n_new, n_total = len(ids), cache.length + len(ids)
         cache.reserve(n_total)
+        if n_new <= MAX_ROWS and self.native is not None:
+            if should_stop is not None and should_stop():
+                raise InterruptedForward
+            logits = self._forward_natively(self.native, ids, cache)
+            cache.commit(ids)
+            return logits if all_logits else logits[-1]
         x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device), self.dtype)
         mask = causal_mask(n_new, n_total, x.device) if n_new > 1 else None
         for block in self._blocks():
@@ -181,6 +189,48 @@ class Transformer(nn.Module):
         logits = self._logits(x)[0]  # (T or 1, vocab_size)
         cache.commit(ids)
         return logits if all_logits else logits[0]
+
+    @cached_property
+    def native(self) -> NativeModel | None:
+        """All layers in one call of C, for a few tokens; None unless every matrix is packed."""
+        blocks = self._blocks()
+        output = self.tok_embeddings if self.config.tie_embeddings else self.output
+        if output.native is None or self.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        layers = []
+        for block in blocks:
+            attention, feed_forward = block.attention, block.feed_forward
+            matrices = [
+                module.native
+                for module in (
+                    *(attention.wq, attention.wk, attention.wv, attention.wo),
+                    *(feed_forward.w1, feed_forward.w2, feed_forward.w3),
+                )
+            ]
+            packed = [matrix for matrix in matrices if matrix is not None]
+            if len(packed) < len(matrices):
+                return None
+            norms = block.attention_norm.weight.float(), block.ffn_norm.weight.float()
+            layers.append(LayerTensors(*norms, packed))
+        config = self.config
+        return NativeModel(
+            dim=config.dim,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            hidden_dim=config.hidden_dim,
+            norm_eps=config.norm_eps,
+            layers=layers,
+            norm=self.norm.weight.float(),
+            output=output.native,
+            cache_dtype=self.dtype,
+        )
+
+    def _forward_natively(self, native: NativeModel, ids: Sequence[int], cache: KVCache) -> Tensor:
+        """Read a few tokens in C; returns their logits ``(T, vocab_size)``."""
+        x = self.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
+        rotary = self._rotary_rows(cache.length, cache.length + len(ids), self.device)
+        return native.forward(x, *cache.buffers, cache.length, *rotary)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Project ``x`` ``(B, T, dim)`` to the vocabulary, in float32."""
