@@ -156,6 +156,10 @@ _TEMPLATES = {
     "auto": "the one that the model was made for",
     "llama2": "Llama 2 and its relatives",
     "chatml": "Qwen, SmolLM and others",
+    "zephyr": "Zephyr and TinyLlama",
+    "llama3": "Llama 3",
+    "mistral": "Mistral 7B Instruct",
+    "vicuna": "Vicuna",
     "plain": "no markers: for models that only continue text",
 }
 _OVERFLOW = {

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -195,7 +195,7 @@ You are helpful. Always answer with Haiku. I am going to Paris, what should I se
 """
 
 
-def sentencepiece_model() -> bytes:
+def sentencepiece_model(control_symbols: Sequence[str] = ()) -> bytes:
     """A tiny vocabulary of the kind of Llama 2: BPE with byte fallback and a dummy prefix."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -209,6 +209,7 @@ def sentencepiece_model() -> bytes:
         remove_extra_whitespaces=False,
         split_digits=True,
         allow_whitespace_only_pieces=True,
+        control_symbols=list(control_symbols),
         minloglevel=2,
     )
     return model.getvalue()

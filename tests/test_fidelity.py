@@ -10,7 +10,7 @@ import torch
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.dialogs import parse_dialog
-from llama_chat.chat.templates import Llama2Template
+from llama_chat.chat.templates.instruct import Llama2Template
 from llama_chat.generation.sampling import Sampling
 from llama_chat.llama import Llama, load
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer

@@ -97,7 +97,7 @@ class ChatSession:
     def context_rows(self) -> list[ContextRow]:
         """What each message takes of the context, and how much of that is cached.
 
-        A template may fold the system message into the first user message, which then has both.
+        A template may fold the system message into a user message, which then has both.
         """
         messages = self.conversation.messages()
         ids = self.ids
@@ -105,7 +105,8 @@ class ChatSession:
         turns = [message for message in messages if message.number]
         rows, start = [], 0
         for i, message in enumerate(messages, 1):
-            end = len(self.template.render(messages[:i]))
+            # Not all that stands there: a template may move the system message to the last turn.
+            end = common_prefix(self.template.render(messages[:i]), ids)
             known = max(min(cached, end) - start, 0)
             # The last turn is never dropped.
             goes_next = len(turns) > 2 and message in turns[:2]

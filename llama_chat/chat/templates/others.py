@@ -1,0 +1,54 @@
+"""Templates without tags: names as in a play, or nothing at all."""
+
+from collections.abc import Iterator, Sequence
+
+from llama_chat.chat.conversation import Message
+from llama_chat.chat.templates.base import ChatTemplate, Part, Typed, is_open, split_system
+
+
+class VicunaTemplate(ChatTemplate):
+    """``USER: … ASSISTANT: …``, as Vicuna v1.5 was taught.
+
+    Both names are ordinary writing. In a message they are spelled all the same: it reads as it was
+    typed, and opens no turn.
+    """
+
+    name = "vicuna"
+    tags = ("USER:", "ASSISTANT:")
+    controls = ("<s>", "</s>")
+    before_reply = " "
+    dummy_prefix = "first"
+
+    def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
+        """See the base class."""
+        system, turns = split_system(messages)
+        yield "<s>"
+        if system is not None:
+            yield from (Typed(system), " ")
+        for i, message in enumerate(turns):
+            if message.role == "user":
+                yield "USER: "
+                yield from self.words(message)
+                yield " ASSISTANT:"
+                continue
+            yield from self.words(message)
+            if not is_open(turns, i, open_reply):
+                yield "</s>"
+
+
+class PlainTemplate(ChatTemplate):
+    """No roles: the texts one under another, for models that only continue text."""
+
+    name = "plain"
+    dummy_prefix = "first"
+
+    def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
+        """See the base class."""
+        tokenizer = self._tokenizer
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            yield (tokenizer.bos_id,)
+        for i, message in enumerate(messages):
+            yield "\n" if i else ""
+            yield from self.words(message)
+        if messages and messages[-1].role == "user":
+            yield "\n"
