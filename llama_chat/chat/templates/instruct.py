@@ -45,7 +45,7 @@ class MistralTemplate(ChatTemplate):
 
     The first two versions write the tags as text, and the system message into the first user
     message. From the third on the tags are control tokens, and the system message stands in the
-    last user message: what was read before it is read again at every turn.
+    last user message, so that with one the turn before is read again at every turn.
     """
 
     name = "mistral"
@@ -63,25 +63,24 @@ class MistralTemplate(ChatTemplate):
         """See the base class."""
         system, turns = split_system(messages)
         opening, closing = ("[INST] ", "[/INST]") if self._controlled else (" [INST] ", " [/INST]")
-        folded = self._folded(turns, open_reply) if system is not None else None
+        folded = self._folded(turns, open_reply)
         yield "<s>"
         for i, message in enumerate(turns):
-            if message.role == "user":
+            by_user = message.role == "user"
+            if by_user:
                 yield opening
                 if system is not None and i == folded:
                     yield from (Typed(system), "\n\n")
-                yield from self.words(message)
-                yield closing
-                continue
             yield from self.words(message)
-            if not is_open(turns, i, open_reply):
+            if by_user:
+                yield closing
+            elif not is_open(turns, i, open_reply):
                 yield "</s>"
 
     def _folded(self, turns: Sequence[Message], open_reply: bool) -> int:
-        """Which message the system message is folded into; behind a closed reply, the next."""
+        """In which message the system message stands; behind a closed reply, the next to come."""
         if not self._controlled:
             return 0
-        n_ended = len(turns)
-        if turns and (turns[-1].role == "user" or open_reply):
-            n_ended = len(turns) - 1
+        goes_on = bool(turns) and (open_reply or turns[-1].role == "user")
+        n_ended = len(turns) - goes_on
         return n_ended - n_ended % 2

@@ -26,13 +26,12 @@ class VicunaTemplate(ChatTemplate):
         if system is not None:
             yield from (Typed(system), " ")
         for i, message in enumerate(turns):
-            if message.role == "user":
-                yield "USER: "
-                yield from self.words(message)
-                yield " ASSISTANT:"
-                continue
+            by_user = message.role == "user"
+            yield "USER: " if by_user else ""
             yield from self.words(message)
-            if not is_open(turns, i, open_reply):
+            if by_user:
+                yield " ASSISTANT:"
+            elif not is_open(turns, i, open_reply):
                 yield "</s>"
 
 
