@@ -4,7 +4,6 @@ import math
 import re
 import reprlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from llama_chat.checkpoints.base import (
 )
 from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, dequantize
 from llama_chat.checkpoints.gguf_header import MAGIC, GGUFHeader, GGUFTensor, read_header
+from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 
@@ -43,8 +43,6 @@ _TOP = {
     "output.weight": "output.weight",
 }
 
-_DAMAGED = "the file is damaged or of another kind: fetch it again"
-
 
 class GGUFCheckpoint(Checkpoint):
     """A GGUF file, mapped into memory.
@@ -56,7 +54,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, data: NDArray[np.uint8], header: GGUFHeader) -> None:
         """Use ``open``."""
-        metadata = _Metadata(path, header.metadata)
+        metadata = Metadata(_called(path), header.metadata)
         self.path = path
         self.name = path.stem
         self._data = data
@@ -113,63 +111,6 @@ def _called(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
-class _Metadata:
-    """Metadata of one file, each value checked as it is asked for."""
-
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self.path = path
-        self.values = values
-
-    def error(self, why: str, advice: str = _DAMAGED) -> ModelError:
-        return ModelError(_called(self.path), why, advice)
-
-    def text(self, key: str) -> str:
-        value = self.values.get(key, "")
-        if not isinstance(value, str):
-            raise self.error(f"{key} is {reprlib.repr(value)}, not a text")
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key, default)
-        if isinstance(value, list):  # one number for each layer
-            if len(set(value)) != 1:
-                raise self.error(
-                    f"{key} differs between layers", "take a model whose layers are alike"
-                )
-            value = value[0]
-        if value is None:
-            raise self.error(f"{key} is missing")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f"{key} is {reprlib.repr(value)}, not a whole number")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(f"{key} is {reprlib.repr(value)}, not a number")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(f"{key} is {reprlib.repr(value)}, neither true nor false")
-        return value
-
-    def array(self, key: str, kind: type) -> list[Any]:
-        value = self.values.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise self.error(f"{key} is missing or of another type")
-        return value
-
-    def token_id(self, key: str, n_tokens: int) -> int | None:
-        if key not in self.values:
-            return None
-        token_id = self.integer(key)
-        if not 0 <= token_id < n_tokens:
-            raise self.error(f"{key} is {token_id}, past the vocabulary of {n_tokens}")
-        return token_id
-
-
 def _meta_name(path: Path, name: str) -> str:
     """The name Meta gives to the tensor ``name``."""
     if name in _TOP:
@@ -181,7 +122,7 @@ def _meta_name(path: Path, name: str) -> str:
     found = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.weight", name)
     if found is None or found[2] not in _PARTS:
         raise ModelError(
-            _called(path), f"tensor {name[:60]!r} belongs to no part of a Llama model", _DAMAGED
+            _called(path), f"tensor {name[:60]!r} belongs to no part of a Llama model", DAMAGED
         )
     return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
 
@@ -199,7 +140,7 @@ def _block_type(path: Path, name: str, tensor: GGUFTensor, file_size: int) -> Bl
             f"take a file of {known}",
         )
     if tensor.shape[-1] % kind.n_weights:
-        raise ModelError(_called(path), f"{shown} has rows of broken blocks", _DAMAGED)
+        raise ModelError(_called(path), f"{shown} has rows of broken blocks", DAMAGED)
     if tensor.offset + _n_bytes(tensor, kind) > file_size:
         raise ModelError(_called(path), f"it ends before {shown} does", "fetch it again")
     return kind
@@ -209,7 +150,7 @@ def _n_bytes(tensor: GGUFTensor, kind: BlockType) -> int:
     return math.prod(tensor.shape) // kind.n_weights * kind.n_bytes
 
 
-def _config(metadata: _Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
+def _config(metadata: Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
     """The shape of the model, checked for what is not supported."""
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
@@ -248,7 +189,7 @@ def _config(metadata: _Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaCon
         raise metadata.error(why) from None
 
 
-def _refuse_rotary_scaling(metadata: _Metadata) -> None:
+def _refuse_rotary_scaling(metadata: Metadata) -> None:
     """Refuse positions that are scaled: read as if they were not, they give nonsense.
 
     A factor without a type means linear scaling, and ``scale_linear`` is its older name.
@@ -263,7 +204,7 @@ def _refuse_rotary_scaling(metadata: _Metadata) -> None:
     )
 
 
-def _tokenizer(metadata: _Metadata, vocab_size: int) -> BytePairSource:
+def _tokenizer(metadata: Metadata, vocab_size: int) -> BytePairSource:
     """The vocabulary in the metadata."""
     model = metadata.text("tokenizer.ggml.model")
     if model == "llama":
