@@ -12,7 +12,14 @@ from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
-from llama_chat.checkpoints.base import BytePairSource, Checkpoint, SentencePieceSource
+from llama_chat.checkpoints.base import (
+    BytePairSource,
+    Checkpoint,
+    SentencePieceSource,
+    SentencePieceTables,
+    TokenizerJsonSource,
+    TokenizerSource,
+)
 from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
 from llama_chat.checkpoints.meta import MetaCheckpoint, is_meta
 from llama_chat.errors import ModelError, UsageError
@@ -24,6 +31,8 @@ from llama_chat.model.transformer import Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.tokenizers.sentencepiece_tables import serialize_model
+from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
 from llama_chat.weights import choose_form, read_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,15 +162,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
     """The tokenizer at ``path`` and the chat template text beside it, without the weights.
 
-    ``path`` is a model, a ``tokenizer.model`` or a folder that holds one.
+    ``path`` is a model, a ``tokenizer.model`` or ``tokenizer.json``, or a folder that holds one.
 
     Raises:
         ModelError: if there is no tokenizer or it cannot be read.
     """
-    file = path / "tokenizer.model" if path.is_dir() else path
-    alone = not is_meta(path) if path.is_dir() else file.suffix == ".model"
-    if alone and file.is_file():
-        return SentencePieceTokenizer(file), None
+    files = [path]
+    if path.is_dir():
+        is_model = is_meta(path) or (path / "config.json").is_file()
+        files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
+    for file in files:
+        if file.suffix == ".model" and file.is_file():
+            return SentencePieceTokenizer(file), None
+        if file.suffix == ".json" and file.is_file():
+            return JsonTokenizer(file), None
     checkpoint = open_checkpoint(path)
     return load_tokenizer(checkpoint), checkpoint.chat_template
 
@@ -172,24 +186,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         ModelError: if it cannot be read, or holds more tokens than the model.
     """
-    source = checkpoint.tokenizer_source
-    tokenizer: Tokenizer
-    if isinstance(source, BytePairSource):
-        tokenizer = BytePairTokenizer(
-            tokens=source.tokens,
-            merges=source.merges,
-            control_ids=source.control_ids,
-            pre_tokenizer=source.pre_tokenizer,
-            bos_id=source.bos_id,
-            eos_id=source.eos_id,
-            add_bos=source.add_bos,
-        )
-    elif isinstance(source, SentencePieceSource):
-        tokenizer = SentencePieceTokenizer(source.path)
-    else:
-        raise ModelError(
-            f"tokenizer of {checkpoint.name!r}", "it is of a kind not supported yet", "take another"
-        )
+    tokenizer = _make_tokenizer(checkpoint.tokenizer_source)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ModelError(
             f"tokenizer of {checkpoint.name!r}",
@@ -197,6 +194,40 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             "use the tokenizer that came with the model",
         )
     return tokenizer
+
+
+def _make_tokenizer(source: TokenizerSource) -> Tokenizer:
+    match source:
+        case SentencePieceSource():
+            return SentencePieceTokenizer(source.path)
+        case SentencePieceTables():
+            model = serialize_model(
+                tokens=source.tokens,
+                scores=source.scores,
+                types=source.types,
+                bos_id=source.bos_id,
+                eos_id=source.eos_id,
+                add_dummy_prefix=source.add_dummy_prefix,
+            )
+            return SentencePieceTokenizer(model, add_bos=source.add_bos)
+        case TokenizerJsonSource():
+            return JsonTokenizer(
+                source.path,
+                bos_token=source.bos_token,
+                eos_token=source.eos_token,
+                add_bos=source.add_bos,
+            )
+        case BytePairSource():
+            return BytePairTokenizer(
+                tokens=source.tokens,
+                merges=source.merges,
+                control_ids=source.control_ids,
+                added_ids=source.added_ids,
+                pre_tokenizer=source.pre_tokenizer,
+                bos_id=source.bos_id,
+                eos_id=source.eos_id,
+                add_bos=source.add_bos,
+            )
 
 
 def load(

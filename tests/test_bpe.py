@@ -1,27 +1,39 @@
 """Each pre-tokenizer divides text as the model it belongs to was trained with."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
+from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
-from tests.model_files import CONTROL_TOKENS, MERGES, TOKENS
+from tests.model_files import CONTROL_TOKENS, MERGES, SMALL, TOKENS, write_gguf
+from tests.vocabularies import hard_texts, library_ids
 
 # Words that no merge leads to, as some of Llama 3 are.
 WORDS = ["hello", "Ġhello"]
 DIGITS = ["1 2", "12 3", "123 4"]
 
 
-def tokenizer(pre_tokenizer: str) -> BytePairTokenizer:
-    merges = [*MERGES, *DIGITS]
+ALL = [*TOKENS, *(merge.replace(" ", "") for merge in DIGITS), *WORDS]
+
+
+def tokenizer(
+    pre_tokenizer: str, added: tuple[str, ...] = (), add_bos: bool | None = None
+) -> BytePairTokenizer:
     return BytePairTokenizer(
-        tokens=[*TOKENS, *(merge.replace(" ", "") for merge in DIGITS), *WORDS],
-        merges=merges,
+        tokens=[*ALL, *added],
+        merges=[*MERGES, *DIGITS],
         control_ids=frozenset(range(len(CONTROL_TOKENS))),
+        added_ids=frozenset(range(len(ALL), len(ALL) + len(added))),
         pre_tokenizer=pre_tokenizer,
-        bos_id=None,
+        bos_id=1,
         eos_id=0,
-        add_bos=False,
+        add_bos=add_bos,
     )
 
 
@@ -34,6 +46,9 @@ def tokenizer(pre_tokenizer: str) -> BytePairTokenizer:
         ("smollm", ["1", "2", "3", "4"]),
         ("llama-bpe", ["123", "4"]),
         ("llama3", ["123", "4"]),
+        ("smaug-bpe", ["123", "4"]),
+        ("qwen2", ["1", "2", "3", "4"]),
+        ("tekken", ["1", "2", "3", "4"]),
     ],
 )
 def test_digits_are_divided_as_in_training(pre_tokenizer: str, pieces: list[str]) -> None:
@@ -59,3 +74,79 @@ def test_no_pre_tokenizer_lets_text_become_a_control_token(
     ids = found.encode(text)
     assert found.decode(ids) == text
     assert not set(found.control_ids.values()) & set(ids)
+
+
+DIGITS_APART = pre_tokenizers.Digits(individual_digits=True)
+WORDS_OF_GPT_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES_ALONE = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+LLAMA_3 = Regex(  # of the tokenizer.json that Meta publishes
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LIBRARY = {
+    "gpt-2": WORDS_OF_GPT_2,
+    "smollm": pre_tokenizers.Sequence([DIGITS_APART, WORDS_OF_GPT_2]),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(LLAMA_3, "isolated"), BYTES_ALONE],
+    ),
+}
+
+
+@pytest.mark.parametrize("pre_tokenizer", LIBRARY)
+def test_ids_are_those_of_the_library(pre_tokenizer: str) -> None:
+    theirs = Backend(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(ALL)},
+            merges=[(left, right) for left, right in map(str.split, [*MERGES, *DIGITS])],
+            ignore_merges=pre_tokenizer == "llama-bpe",
+        )
+    )
+    theirs.pre_tokenizer = LIBRARY[pre_tokenizer]
+    theirs.add_tokens([AddedToken("\n\n\n", normalized=False)])
+    ours = tokenizer(pre_tokenizer, added=("\n\n\n",))
+    for text in [*hard_texts(), "a\n\n\n\nb"]:
+        assert ours.encode(text) == library_ids(theirs, text), text
+        assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize("pre_tokenizer", ["gpt-2", "llama-bpe"])
+def test_an_added_token_is_text_unless_it_looks_like_a_marker(pre_tokenizer: str) -> None:
+    # The last one is a word by itself, which Llama 3 would take whole.
+    ours = tokenizer(pre_tokenizer, added=("é  é", "<|im_sep|>", "[INST]", "<|>"))
+    assert list(ours.control_ids) == [*CONTROL_TOKENS, "<|im_sep|>", "[INST]", "<|>"]
+    assert ours.encode("é  é") == [len(ALL)]
+    assert ours.token_bytes(len(ALL)) == "é  é".encode()
+    text = "<|im_sep|>[INST] <|> <|>"
+    assert not set(ours.control_ids.values()) & set(ours.encode(text))
+    assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "said", "adds"),
+    [
+        ("llama-bpe", None, True),
+        ("tekken", None, True),
+        ("smaug-bpe", None, False),
+        ("smollm", None, False),
+        ("llama-bpe", False, False),
+        ("smollm", True, True),
+    ],
+)
+def test_models_of_llama_3_begin_with_bos_where_the_file_does_not_say(
+    tmp_path: Path, pre_tokenizer: str, said: bool | None, adds: bool
+) -> None:
+    assert tokenizer(pre_tokenizer, add_bos=said).add_bos == adds
+    values: dict[str, object] = {
+        "tokenizer__ggml__pre": pre_tokenizer,
+        "tokenizer__ggml__bos_token_id": 1,
+        "tokenizer__ggml__add_bos_token": said,
+    }
+    write_gguf(tmp_path / "m.gguf", SMALL, metadata=values)
+    assert load_tokenizer(open_checkpoint(tmp_path / "m.gguf")).add_bos == adds
+
+
+def test_types_of_a_gguf_file_tell_what_is_a_control_token(tmp_path: Path) -> None:
+    types = [4, 4, 3, *(1 for _ in TOKENS[3:])]
+    write_gguf(tmp_path / "m.gguf", metadata={"tokenizer__ggml__token_type": types})
+    found: Tokenizer = load_tokenizer(open_checkpoint(tmp_path / "m.gguf"))
+    assert found.control_ids == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}

@@ -1,5 +1,6 @@
 """Text survives its way through ids, whole and in pieces, and never becomes a control token."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_chat.tokenizers.streaming import StreamingDecoder
+from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
 from tests.model_files import MERGES, TOKENS, byte_tokenizer, sentencepiece_model
+from tests.vocabularies import piece_json
 
 # Everything with UTF-8 but the character by which SentencePiece itself writes a space.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\0"))
@@ -28,8 +31,18 @@ def piece_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTo
     return SentencePieceTokenizer(path)
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "bpe", "starter"])
+@pytest.fixture(scope="module")
+def json_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> JsonTokenizer:
+    path = tmp_path_factory.mktemp("json") / "tokenizer.json"
+    path.write_text(json.dumps(piece_json(sentencepiece_model())))
+    return JsonTokenizer(path)
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "bpe", "json", "starter"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    if request.param == "json":
+        from_json: Tokenizer = request.getfixturevalue("json_tokenizer")
+        return from_json
     if request.param == "sentencepiece":
         found: Tokenizer = request.getfixturevalue("piece_tokenizer")
         return found
@@ -132,7 +145,7 @@ def test_bpe_ids_are_those_of_the_library(text: str) -> None:
     ("merges", "pre_tokenizer", "why"),
     [
         (["t"], "gpt2", "merge"),
-        (["t h"], "tekken", "'tekken' is not known"),
+        (["t h"], "deepseek-llm", "'deepseek-llm' is not known"),
         (["q q"], "gpt2", "merge 'q q'"),
     ],
 )

@@ -71,18 +71,21 @@ class TokenizerJsonSource:
 class BytePairSource:
     """The vocabulary is a byte-level BPE given by its tables.
 
-    ``tokens[i]`` is the text of id ``i`` in the byte-level alphabet; a control token holds its own
-    text. ``merges`` are ``"left right"`` pairs in order of priority. ``control_ids`` are the ids
-    that text may never produce. ``pre_tokenizer`` names how text is split before merging.
+    ``tokens[i]`` is the text of id ``i`` in the byte-level alphabet; a control token or one that
+    was added holds its own text. ``merges`` are ``"left right"`` pairs in order of priority.
+    ``control_ids`` are the ids that text may never produce. ``added_ids`` are those that were added
+    beside the algorithm. ``pre_tokenizer`` names how text is split before merging.
     """
 
     tokens: list[str]
     merges: list[str]
     control_ids: frozenset[int]
+    added_ids: frozenset[int]
     pre_tokenizer: str
     bos_id: int | None
     eos_id: int | None
-    add_bos: bool
+    add_bos: bool | None
+    """None where it is not said: the pre-tokenizer tells."""
 
 
 TokenizerSource = SentencePieceSource | SentencePieceTables | TokenizerJsonSource | BytePairSource

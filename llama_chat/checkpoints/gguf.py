@@ -10,20 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_chat.checkpoints.base import (
-    BytePairSource,
-    Checkpoint,
-    TensorInfo,
-    check_tensors,
-)
+from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
 from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, dequantize
 from llama_chat.checkpoints.gguf_header import MAGIC, GGUFHeader, GGUFTensor, read_header
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
+from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
-
-_CONTROL, _UNKNOWN = 3, 2
-"""Types of tokens that text may never produce."""
 
 _PARTS = {
     "attn_norm": "attention_norm",
@@ -69,7 +62,7 @@ class GGUFCheckpoint(Checkpoint):
             name: TensorInfo(tensor.shape, kind.name, _n_bytes(tensor, kind))
             for name, (tensor, kind) in self._stored.items()
         }
-        self.tokenizer_source = _tokenizer(metadata, self.config.vocab_size)
+        self.tokenizer_source = read_vocabulary(metadata, self.config.vocab_size)
         self.chat_template = metadata.text("tokenizer.chat_template") or None
 
     @classmethod
@@ -201,35 +194,4 @@ def _refuse_rotary_scaling(metadata: Metadata) -> None:
         return
     raise metadata.error(
         f"its rotary scaling is {reprlib.repr(kind)} by {factor:g}", "that is not supported yet"
-    )
-
-
-def _tokenizer(metadata: Metadata, vocab_size: int) -> BytePairSource:
-    """The vocabulary in the metadata."""
-    model = metadata.text("tokenizer.ggml.model")
-    if model == "llama":
-        raise metadata.error(
-            "its SentencePiece vocabulary is not supported yet", "take Meta's own layout"
-        )
-    if model != "gpt2":
-        raise metadata.error(
-            f"its tokenizer is {reprlib.repr(model)}", "take a model with byte-level BPE"
-        )
-    tokens = metadata.array("tokenizer.ggml.tokens", str)
-    types = metadata.array("tokenizer.ggml.token_type", int)
-    if len(types) != len(tokens):
-        raise metadata.error(f"it has {len(tokens)} tokens and types of {len(types)}")
-    scores = metadata.values.get("tokenizer.ggml.scores", types)
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise metadata.error(f"its {len(tokens)} tokens have scores of another number")
-    if len(tokens) > vocab_size:
-        raise metadata.error(f"it has {len(tokens)} tokens and embeddings of {vocab_size}")
-    return BytePairSource(
-        tokens=tokens,
-        merges=metadata.array("tokenizer.ggml.merges", str),
-        control_ids=frozenset(i for i, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)),
-        pre_tokenizer=metadata.text("tokenizer.ggml.pre") or "default",
-        bos_id=metadata.token_id("tokenizer.ggml.bos_token_id", len(tokens)),
-        eos_id=metadata.token_id("tokenizer.ggml.eos_token_id", len(tokens)),
-        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", False),
     )

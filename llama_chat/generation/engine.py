@@ -28,7 +28,14 @@ from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
 PREFILL_CHUNK = 512
 """Tokens read in one forward pass: enough to keep matrix units busy, few enough for progress."""
 
-END_TOKENS = ("</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>")
+END_TOKENS = (
+    "</s>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+)
 """Control tokens by which models of the family end a turn or a text."""
 
 

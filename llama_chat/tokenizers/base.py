@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
+from llama_chat.errors import ModelError
+
 Span = tuple[int, int]
 """Start and end of a run of characters in a text."""
 
@@ -66,9 +68,27 @@ class Tokenizer(ABC):
         return codecs.decode(data, "utf-8", "replace")
 
 
+_MARKER = re.compile(r"\u2581*(<\S+>|\[\S+\])\u2581*")
+
+
+def is_marker(token: str) -> bool:
+    """Whether a token that was added to a vocabulary marks a place: ``<…>`` or ``[…]``, no spaces.
+
+    One file calls its ``<|im_start|>`` a control token, and the next an ordinary added one. Here
+    all added tokens of that look are control tokens, whatever their file calls them; the others,
+    such as a run of spaces, are text.
+    """
+    return _MARKER.fullmatch(token) is not None
+
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def without_surrogates(text: str) -> str:
     """``text`` with lone surrogates, which have no UTF-8, replaced by U+FFFD."""
     return _SURROGATES.sub("\ufffd", text)
+
+
+def table_error(why: str) -> ModelError:
+    """The error for a vocabulary that a model holds within it."""
+    return ModelError("tokenizer of the model", why, "the file is damaged or of another kind")

@@ -1,22 +1,56 @@
-"""Byte-level BPE (Radford et al. 2019), on the ``tokenizers`` library."""
+"""Byte-level BPE (Radford et al. 2019) from the tables of a checkpoint."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import Span, Tokenizer, without_surrogates
+from llama_chat.tokenizers.base import is_marker, table_error
+from llama_chat.tokenizers.library import LibraryTokenizer
 
+_GPT_2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 divides text into words, as published with its tokenizer."""
-_LLAMA_3 = ("llama-bpe", "llama3")
+_QWEN_2_SPLIT = _LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _PreTokenizer:
+    """How text is divided into words, within which tokens are merged."""
+
+    splits: tuple[str, ...]
+    """Patterns as published with each tokenizer: every match is a word, and so is what is between.
+    A later one divides the words of those before."""
+    whole_words: bool = False
+    """Whether a word that is a token is that token, even if no merges lead to it."""
+    adds_bos: bool = False
+    """Whether a prompt begins with BOS where the checkpoint does not say."""
+
+
+_GPT_2 = _PreTokenizer((_GPT_2_SPLIT,))
+_SINGLE_DIGITS = _PreTokenizer((r"\p{N}", _GPT_2_SPLIT))
+_LLAMA_3 = _PreTokenizer((_LLAMA_3_SPLIT,), whole_words=True, adds_bos=True)
+_GROUPED_DIGITS = _PreTokenizer((_LLAMA_3_SPLIT,))
+
+_PRE_TOKENIZERS = {
+    **dict.fromkeys(("default", "gpt2", "gpt-2", "mpt", "olmo", "jais"), _GPT_2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _SINGLE_DIGITS),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA_3),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _GROUPED_DIGITS),
+    **dict.fromkeys(("qwen2", "megrez"), _PreTokenizer((_QWEN_2_SPLIT,))),
+    "tekken": _PreTokenizer((_TEKKEN_SPLIT,), whole_words=True, adds_bos=True),
+}
+"""By the names that GGUF files give them."""
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -34,14 +68,23 @@ def byte_alphabet() -> dict[str, int]:
 _BYTES = byte_alphabet()
 
 
-class BytePairTokenizer(Tokenizer):
-    """A byte-level vocabulary with its merges.
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes that a byte-level token writes; one outside the alphabet stands for its text."""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode("utf-8", "replace")
 
-    The control tokens are kept from the algorithm, so that no text can produce one.
-    """
+
+def missing_bytes(vocabulary: Mapping[str, int]) -> bytes:
+    """The bytes that no token of a byte-level vocabulary writes alone."""
+    return bytes(byte for character, byte in _BYTES.items() if character not in vocabulary)
+
+
+class BytePairTokenizer(LibraryTokenizer):
+    """A byte-level vocabulary with its merges."""
 
     kind = "byte-level BPE"
-    dummy_prefix = False
 
     def __init__(
         self,
@@ -52,100 +95,46 @@ class BytePairTokenizer(Tokenizer):
         pre_tokenizer: str,
         bos_id: int | None,
         eos_id: int | None,
-        add_bos: bool,
+        add_bos: bool | None,
+        added_ids: AbstractSet[int] = frozenset(),
     ) -> None:
         """Build it from the tables of a checkpoint; see ``BytePairSource``.
 
         Raises:
             ModelError: if the tables contradict each other, or the pre-tokenizer is not known.
         """
-        self.vocab_size = len(tokens)
-        self.bos_id, self.eos_id, self.add_bos = bos_id, eos_id, add_bos
-        self.control_ids = {tokens[i]: i for i in sorted(control_ids)}
-        self._tokens = tokens
-        self._bytes = [
-            b"" if i in control_ids else _token_bytes(token) for i, token in enumerate(tokens)
-        ]
-        vocabulary = {token: i for i, token in enumerate(tokens) if i not in control_ids}
+        rule = _PRE_TOKENIZERS.get(pre_tokenizer)
+        if rule is None:
+            raise table_error(f"its pre-tokenizer {pre_tokenizer[:40]!r} is not known")
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self.add_bos = bos_id is not None and (rule.adds_bos if add_bos is None else add_bos)
+        control = {i for i in added_ids if is_marker(tokens[i])} | control_ids
+        control |= {token_id for token_id in (bos_id, eos_id) if token_id is not None}
+        vocabulary = {token: i for i, token in enumerate(tokens) if i not in control}
         pairs = []
         for merge in merges:
             left, _, right = merge.partition(" ")
             if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
-                raise _error(f"merge {merge[:60]!r} is not of its tokens")
+                raise table_error(f"merge {merge[:60]!r} is not of its tokens")
             pairs.append((left, right))
-        missing = [byte for character, byte in _BYTES.items() if character not in vocabulary]
-        if not set(missing).isdisjoint("\ufffd".encode()):
-            raise _error("it lacks tokens for single bytes")
-        self._unwritable = re.compile(b"[" + re.escape(bytes(missing)) + b"]") if missing else None
-        # Llama 3 has tokens for whole words that its merges do not reach.
-        whole_words = pre_tokenizer in _LLAMA_3
-        self._backend = Backend(BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
-        self._backend.pre_tokenizer = _pre_tokenizer(pre_tokenizer)
-
-    def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
-        """See the base class."""
-        text = self._writable(without_surrogates(text))
-        ids: list[int] = []
-        at = 0
-        for start, end in sorted(spell):
-            ids += self._encode(text[at:start])
-            for character in text[max(at, start) : end]:
-                ids += self._encode(character)
-            at = max(at, end)
-        return ids + self._encode(text[at:])
-
-    def _writable(self, text: str) -> str:
-        """``text`` with U+FFFD for characters of bytes that no token writes.
-
-        Vocabularies lack bytes that their training text never held, and the algorithm would drop
-        such characters without a word.
-        """
-        unwritable = self._unwritable
-        if unwritable is None or not unwritable.search(text.encode()):
-            return text
-        return "".join("\ufffd" if unwritable.search(c.encode()) else c for c in text)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """See the base class."""
-        return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
-
-    def piece(self, token_id: int) -> str:
-        """See the base class."""
-        return self._tokens[token_id] if 0 <= token_id < self.vocab_size else f"<{token_id}>"
-
-
-def _token_bytes(token: str) -> bytes:
-    """The bytes that a token writes; an added token outside the alphabet stands for its text."""
-    try:
-        return bytes(_BYTES[character] for character in token)
-    except KeyError:
-        return without_surrogates(token).encode()
-
-
-def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    """The rule by which text is divided into words, within which tokens are merged."""
-    if name == "smollm":
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
+        backend = Backend(BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule.whole_words))
+        backend.pre_tokenizer = _divide(rule)
+        table = [b"" if i in control else byte_level_bytes(t) for i, t in enumerate(tokens)]
+        plain = sorted(added_ids - control)
+        for i in plain:
+            table[i] = tokens[i].encode("utf-8", "replace")
+        backend.add_tokens([AddedToken(tokens[i], normalized=False) for i in plain])
+        super().__init__(
+            backend,
+            "tokenizer of the model",
+            pieces=tokens,
+            table=table,
+            control_ids={tokens[i]: i for i in sorted(control)},
+            missing=missing_bytes(vocabulary),
         )
-    if name in ("default", "gpt2", "gpt-2"):
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name in _LLAMA_3:
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_LLAMA_3_SPLIT), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    raise _error(f"its pre-tokenizer {name[:40]!r} is not known")
 
 
-def _error(why: str) -> ModelError:
-    return ModelError("tokenizer of the model", why, "the file is damaged or of another kind")
+def _divide(rule: _PreTokenizer) -> pre_tokenizers.PreTokenizer:
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*splits, to_bytes])

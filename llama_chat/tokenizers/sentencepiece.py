@@ -2,13 +2,13 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import Span, Tokenizer, without_surrogates
+from llama_chat.tokenizers.base import table_error
+from llama_chat.tokenizers.pieces import PieceTokenizer
 
 MAX_BYTES = 64 * 2**20
 """Llama 2's file has half a megabyte."""
@@ -17,91 +17,42 @@ _SPACE = "\u2581"
 """How pieces write a space."""
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """The vocabulary of a ``tokenizer.model`` file."""
+class SentencePieceTokenizer(PieceTokenizer):
+    """The vocabulary of a ``tokenizer.model`` file, or of what stands in one."""
 
     kind = "SentencePiece"
-    add_bos = True
 
-    def __init__(self, path: Path) -> None:
-        """Read ``path``.
+    def __init__(self, model: Path | bytes, *, add_bos: bool = True) -> None:
+        """Read the file ``model``, or take the bytes of one.
 
         Raises:
             ModelError: if it is not a SentencePiece model.
         """
-        self._sp = _open(path)
-        self.vocab_size = self._sp.vocab_size()
+        sp = _open(model) if isinstance(model, Path) else _parse(model)
+        if sp is None:
+            raise table_error("its pieces make no SentencePiece vocabulary")
+        self._sp = sp
+        ids = list(range(sp.vocab_size()))
+        pieces = sp.id_to_piece(ids)
+        table = [piece.replace(_SPACE, " ").encode() for piece in pieces]
+        control_ids = {}
+        kinds = zip(ids, sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
+        for i, is_control, is_unknown, is_byte in kinds:
+            if is_byte:
+                table[i] = bytes([int(pieces[i][3:-1], 16)])
+            if is_control or is_unknown:
+                table[i] = "\ufffd".encode() if is_unknown else b""
+                control_ids[pieces[i]] = i
+        super().__init__(pieces, table, control_ids)
         self.bos_id = self._known(self._sp.bos_id())
         self.eos_id = self._known(self._sp.eos_id())
-        self._pieces = self._sp.id_to_piece(list(range(self.vocab_size)))
-        self._bytes = [self._spell_piece(i) for i in range(self.vocab_size)]
-        self._byte_ids = {self._bytes[i]: i for i in range(self.vocab_size) if self._sp.is_byte(i)}
-        self.control_ids = {
-            self._pieces[i]: i
-            for i in range(self.vocab_size)
-            if self._sp.is_control(i) or self._sp.is_unknown(i)
-        }
+        self.add_bos = add_bos and self.bos_id is not None
         probe = self._sp.encode("a", out_type=str)
         self.dummy_prefix = bool(probe) and probe[0].startswith(_SPACE)
 
-    def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
-        """See the base class."""
-        text = without_surrogates(text)
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._sp.encode(text)
-        if spans := list(spell):
-            ids = self._spell_spans(ids, text, spans)
         return ids
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """See the base class."""
-        return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
-
-    def piece(self, token_id: int) -> str:
-        """See the base class."""
-        return self._pieces[token_id] if 0 <= token_id < self.vocab_size else f"<{token_id}>"
-
-    def _spell_spans(self, ids: list[int], text: str, spans: list[Span]) -> list[int]:
-        """Replace the ids that touch a span of ``text`` by those of their single characters."""
-        shift = int(self.dummy_prefix)
-        places = [
-            (shift + len(text[:start].encode()), shift + len(text[:end].encode()))
-            for start, end in spans
-        ]
-        lengths = [len(self._bytes[token_id]) for token_id in ids]
-        if sum(lengths) != shift + len(text.encode()):
-            # The vocabulary rewrites text, so nothing can be located: spell all of it.
-            places = [(0, sum(lengths))]
-        spelled: list[int] = []
-        begin = 0
-        for token_id, length in zip(ids, lengths, strict=True):
-            touched = any(begin < end and start < begin + length for start, end in places)
-            spelled += self._spell(token_id) if touched else [token_id]
-            begin += length
-        return spelled
-
-    def _spell(self, token_id: int) -> list[int]:
-        """The ids of the single characters of a piece."""
-        if self._sp.is_byte(token_id):
-            return [token_id]
-        ids: list[int] = []
-        for character in self._pieces[token_id]:
-            known = self._sp.piece_to_id(character)
-            if not self._sp.is_unknown(known):
-                ids.append(known)
-            else:
-                data = character.encode()
-                ids += [self._byte_ids.get(data[i : i + 1], known) for i in range(len(data))]
-        return ids
-
-    def _spell_piece(self, token_id: int) -> bytes:
-        """The bytes of a piece, for the table."""
-        if self._sp.is_control(token_id):
-            return b""
-        if self._sp.is_byte(token_id):
-            return bytes([int(self._pieces[token_id][3:-1], 16)])
-        if self._sp.is_unknown(token_id):
-            return "\ufffd".encode()
-        return self._pieces[token_id].replace(_SPACE, " ").encode()
 
     @staticmethod
     def _known(token_id: int) -> int | None:
@@ -125,15 +76,21 @@ def _open(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
+    processor = _parse(data)
+    if processor is None:
+        raise ModelError(what, "it is not a SentencePiece model, or damaged", advice)
+    return processor
+
+
+def _parse(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
+    """The library's processor; None if ``data`` is not a usable model."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)
         usable = processor.vocab_size() > 0 and processor.unk_id() >= 0
     except (RuntimeError, ValueError):
         usable = False
-    if not usable:
-        raise ModelError(what, "it is not a SentencePiece model, or damaged", advice)
-    return processor
+    return processor if usable else None
 
 
 def _is_llama_3(data: bytes) -> bool:

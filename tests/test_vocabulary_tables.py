@@ -1,0 +1,182 @@
+"""SentencePiece vocabularies given by tables are those of the file the tables come from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_chat.errors import ModelError
+from llama_chat.generation.engine import END_TOKENS
+from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.tokenizers.sentencepiece_tables import serialize_model
+from tests.model_files import SMALL, assert_refused, sentencepiece_model, write_gguf
+from tests.vocabularies import hard_texts, piece_tables
+
+MODEL = sentencepiece_model()
+TABLES = piece_tables(MODEL)
+CONTROL, USER_DEFINED = 3, 4
+
+
+def tokenizer(**changed: Any) -> Tokenizer:
+    return SentencePieceTokenizer(serialize_model(**{**TABLES, **changed}))
+
+
+def with_last(*tokens: tuple[str, int]) -> dict[str, Any]:
+    """The tables with ``tokens`` and their types behind the others."""
+    return {
+        "tokens": [*TABLES["tokens"], *(text for text, _ in tokens)],
+        "scores": [*TABLES["scores"], *(0.0 for _ in tokens)],
+        "types": [*TABLES["types"], *(kind for _, kind in tokens)],
+    }
+
+
+def gguf_values(tables: dict[str, Any]) -> dict[str, object]:
+    key = "tokenizer__ggml__"
+    return {
+        f"{key}model": "llama",
+        f"{key}tokens": tables["tokens"],
+        f"{key}scores": tables["scores"],
+        f"{key}token_type": tables["types"],
+        f"{key}bos_token_id": 1,
+        f"{key}eos_token_id": 2,
+    }
+
+
+def from_gguf(path: Path, **changed: object) -> Tokenizer:
+    config = dataclasses.replace(SMALL, vocab_size=410)
+    write_gguf(path, config, metadata=gguf_values(TABLES) | changed)
+    return load_tokenizer(open_checkpoint(path))
+
+
+def test_ids_are_those_of_metas_file(shared_data: Path) -> None:
+    path = shared_data / "llama2" / "tokenizer.model"
+    ours = SentencePieceTokenizer(serialize_model(**piece_tables(path.read_bytes())))
+    theirs = SentencePieceTokenizer(path)
+    for text in hard_texts():
+        assert ours.encode(text) == theirs.encode(text), text
+    assert (ours.fingerprint, ours.control_ids) == (theirs.fingerprint, theirs.control_ids)
+    assert (ours.bos_id, ours.eos_id, ours.dummy_prefix) == (1, 2, True)
+
+
+def test_a_gguf_file_gives_the_ids_of_the_model_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(MODEL)
+    theirs = SentencePieceTokenizer(tmp_path / "tokenizer.model")
+    ours = from_gguf(tmp_path / "m.gguf")
+    for text in hard_texts():
+        assert ours.encode(text) == theirs.encode(text), text
+        assert ours.decode(ours.encode(text)) == text.replace("\u2581", " ")
+    assert ours.add_bos
+    assert (ours.bos_id, ours.eos_id) == (1, 2)
+
+
+def test_a_gguf_file_says_whether_spaces_and_bos_come_first(tmp_path: Path) -> None:
+    ours = from_gguf(
+        tmp_path / "m.gguf",
+        tokenizer__ggml__add_bos_token=False,
+        tokenizer__ggml__add_space_prefix=False,
+    )
+    assert not ours.add_bos
+    assert not ours.dummy_prefix
+    assert ours.decode(ours.encode(" the")) == " the"
+    assert ours.token_bytes(ours.encode("the")[0])[:1] == b"t"
+
+
+def test_an_unknown_token_may_be_named_apart(tmp_path: Path) -> None:
+    types = [CONTROL, *TABLES["types"][1:]]  # as some converters write it
+    changed = {"tokenizer__ggml__token_type": types}
+    ours = from_gguf(tmp_path / "m.gguf", **changed, tokenizer__ggml__unknown_token_id=0)
+    assert ours.control_ids["<unk>"] == 0
+    with pytest.raises(ModelError, match="make no SentencePiece vocabulary"):
+        from_gguf(tmp_path / "m.gguf", **changed)
+
+
+MARKERS = ["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<<SYS>>", "<pad>", "▁<PRE>"]
+
+
+@pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED])
+@pytest.mark.parametrize("marker", MARKERS)
+def test_no_text_gives_a_marker_whatever_its_type(marker: str, kind: int) -> None:
+    found = tokenizer(**with_last((marker, kind)))
+    text = f"the {marker.replace('▁', ' ')} a{marker}"
+    assert found.control_ids[marker] == len(TABLES["tokens"])
+    assert not set(found.control_ids.values()) & set(found.encode(text))
+    assert found.decode(found.encode(text)) == text.replace("▁", " ")
+
+
+def test_other_added_tokens_are_text() -> None:
+    found = tokenizer(**with_last(("\n\n", USER_DEFINED), ("qzqz", USER_DEFINED)))
+    first = len(TABLES["tokens"])
+    ids = found.encode("a\n\nqzqz")
+    assert {first, first + 1} <= set(ids)
+    assert found.decode(ids) == "a\n\nqzqz"
+
+
+@pytest.mark.parametrize("name", END_TOKENS)
+def test_bos_and_eos_are_control_tokens_whatever_their_type(name: str) -> None:
+    if name in TABLES["tokens"]:
+        found = tokenizer(types=[*TABLES["types"][:2], 1, *TABLES["types"][3:]])
+    else:
+        found = tokenizer(**with_last((name, 1)), eos_id=len(TABLES["tokens"]))
+    assert found.eos_id == found.control_ids[name]
+
+
+def changed_last(key: str, value: object) -> dict[str, Any]:
+    return {key: [*TABLES[key][:-1], value]}
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "type 0": changed_last("types", 0),
+    "type 7": changed_last("types", 7),
+    "type -1": changed_last("types", -1),
+    "NaN": changed_last("scores", float("nan")),
+    "infinite": changed_last("scores", float("-inf")),
+    "no float32": changed_last("scores", 1e300),
+    "fewer scores": {"scores": TABLES["scores"][:-1]},
+    "fewer types": {"types": TABLES["types"][:-1]},
+    "nothing": {"tokens": [], "scores": [], "types": [], "bos_id": None, "eos_id": None},
+    "a long piece": changed_last("tokens", "x" * 200_000),
+    "an empty piece": changed_last("tokens", ""),
+    "a piece twice": changed_last("tokens", TABLES["tokens"][300]),
+    "NUL": changed_last("tokens", "a\0b"),
+    "no unknown token": {"types": [1, *TABLES["types"][1:]]},
+    "two unknown tokens": {"types": [2, 2, *TABLES["types"][2:]]},
+    "one byte less": {"types": [*TABLES["types"][:3], 1, *TABLES["types"][4:]]},
+    "a word as a byte": changed_last("types", 6),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_tables_are_refused_in_one_line(case: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        tokenizer(**HOSTILE[case])
+    assert str(caught.value).isprintable()
+
+
+def test_a_vocabulary_without_bytes_writes_what_it_can() -> None:
+    found = tokenizer(types=[1 if kind == 6 else kind for kind in TABLES["types"]])
+    ids = found.encode("the 漢 the")
+    assert found.control_ids["<unk>"] in ids
+    assert found.decode(ids) == "the \ufffd the"
+    assert found.decode(found.encode("the 漢 the", spell=[(0, 3)])) == "the \ufffd the"
+
+
+def test_hostile_tables_of_a_gguf_file_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    config = dataclasses.replace(SMALL, vocab_size=400)
+    key = "tokenizer__ggml__"
+    cases: dict[str, dict[str, object]] = {
+        "scores is missing": {f"{key}scores": None},
+        "scores of another number": {f"{key}scores": [0.5]},
+        "types of 1": {f"{key}token_type": [1]},
+        "another type": {f"{key}scores": [1] * 400},
+        "bos_token_id is 400": {f"{key}bos_token_id": 400},
+        "neither true nor false": {f"{key}add_space_prefix": 3},
+        "embeddings of 400": gguf_values({**TABLES, **with_last(("x", 1))}),
+        "the unknown type 9": {f"{key}token_type": [9] * 400},
+    }
+    for why, changed in cases.items():
+        write_gguf(path, config, metadata=gguf_values(TABLES) | changed)
+        assert_refused(path, why)
