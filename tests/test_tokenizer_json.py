@@ -256,10 +256,13 @@ def test_hostile_files_are_refused_in_one_line(tmp_path: Path, case: str) -> Non
 
 def test_files_that_are_no_json_are_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    for data in (b"", b"<html>", b"\xff\xfe", b"[" * 200_000, b'{"a": ' + b"9" * 5000 + b"}"):
+    for data in (b"<html>", b"\xff\xfe", b"[" * 200_000, b'{"a": ' + b"9" * 5000 + b"}"):
         path.write_bytes(data)
         with pytest.raises(ModelError, match="it is not JSON"):
             JsonTokenizer(path)
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match="it is empty"):
+        JsonTokenizer(path)
     with path.open("r+b") as file:
         file.truncate(2**30)
     with pytest.raises(ModelError, match="larger than 64 MiB"):

@@ -6,11 +6,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from llama_chat.errors import ModelError
 
 Span = tuple[int, int]
 """Start and end of a run of characters in a text."""
+
+SPACE = "\u2581"
+"""How the pieces of SentencePiece write a space."""
+MAX_BYTES = 64 * 2**20
+"""Of a tokenizer's file; that of Llama 3 has 17 MB."""
+
+OF_THE_MODEL = "tokenizer of the model"
+"""What errors call a vocabulary that stands in the file of the model."""
+DAMAGED = "the file is damaged or of another kind"
 
 
 class Tokenizer(ABC):
@@ -68,7 +78,7 @@ class Tokenizer(ABC):
         return codecs.decode(data, "utf-8", "replace")
 
 
-_MARKER = re.compile(r"\u2581*(<\S+>|\[\S+\])\u2581*")
+_MARKER = re.compile(rf"{SPACE}*(<\S+>|\[\S+\]){SPACE}*")
 
 
 def is_marker(token: str) -> bool:
@@ -89,6 +99,20 @@ def without_surrogates(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
-def table_error(why: str) -> ModelError:
-    """The error for a vocabulary that a model holds within it."""
-    return ModelError("tokenizer of the model", why, "the file is damaged or of another kind")
+def read_file(path: Path, what: str) -> bytes:
+    """The bytes of a tokenizer's file.
+
+    Raises:
+        ModelError: about ``what``, if it cannot be read or is larger than any such file.
+    """
+    advice = f"take the {path.name[:60]!r} that came with the model"
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ModelError(what, (error.strerror or "cannot be read").lower(), advice) from None
+    if not data:
+        raise ModelError(what, "it is empty", advice)
+    if len(data) > MAX_BYTES:
+        raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", advice)
+    return data

@@ -8,7 +8,8 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from llama_chat.tokenizers.base import is_marker, table_error
+from llama_chat.errors import ModelError
+from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, is_marker
 from llama_chat.tokenizers.library import LibraryTokenizer
 
 _GPT_2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -105,7 +106,7 @@ class BytePairTokenizer(LibraryTokenizer):
         """
         rule = _PRE_TOKENIZERS.get(pre_tokenizer)
         if rule is None:
-            raise table_error(f"its pre-tokenizer {pre_tokenizer[:40]!r} is not known")
+            raise _error(f"its pre-tokenizer {pre_tokenizer[:40]!r} is not known")
         self.bos_id, self.eos_id = bos_id, eos_id
         self.add_bos = bos_id is not None and (rule.adds_bos if add_bos is None else add_bos)
         control = {i for i in added_ids if is_marker(tokens[i])} | control_ids
@@ -115,7 +116,7 @@ class BytePairTokenizer(LibraryTokenizer):
         for merge in merges:
             left, _, right = merge.partition(" ")
             if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
-                raise table_error(f"merge {merge[:60]!r} is not of its tokens")
+                raise _error(f"merge {merge[:60]!r} is not of its tokens")
             pairs.append((left, right))
         backend = Backend(BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule.whole_words))
         backend.pre_tokenizer = _divide(rule)
@@ -126,7 +127,7 @@ class BytePairTokenizer(LibraryTokenizer):
         backend.add_tokens([AddedToken(tokens[i], normalized=False) for i in plain])
         super().__init__(
             backend,
-            "tokenizer of the model",
+            OF_THE_MODEL,
             pieces=tokens,
             table=table,
             control_ids={tokens[i]: i for i in sorted(control)},
@@ -138,3 +139,7 @@ def _divide(rule: _PreTokenizer) -> pre_tokenizers.PreTokenizer:
     splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*splits, to_bytes])
+
+
+def _error(why: str) -> ModelError:
+    return ModelError(OF_THE_MODEL, why, DAMAGED)

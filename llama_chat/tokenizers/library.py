@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from tokenizers import Tokenizer as Backend
 
 from llama_chat.errors import ModelError
+from llama_chat.tokenizers.base import DAMAGED
 from llama_chat.tokenizers.pieces import PieceTokenizer
-
-ADVICE = "the file is damaged or of another kind"
 
 
 class LibraryTokenizer(PieceTokenizer):
@@ -40,7 +39,7 @@ class LibraryTokenizer(PieceTokenizer):
         self._backend = backend
         self._what = what
         if not set(missing).isdisjoint("\ufffd".encode()):
-            raise ModelError(what, "it lacks tokens for single bytes", ADVICE)
+            raise ModelError(what, "it lacks tokens for single bytes", DAMAGED)
         self._unwritable = re.compile(b"[" + re.escape(missing) + b"]") if missing else None
         self.dummy_prefix = b"".join(map(self.token_bytes, self._encode("a"))).startswith(b" ")
 
@@ -74,4 +73,4 @@ def library_errors(what: str) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         why = f"the tokenizers library cannot use it ({str(error)[:80]!r})"
-        raise ModelError(what, why, ADVICE) from None
+        raise ModelError(what, why, DAMAGED) from None

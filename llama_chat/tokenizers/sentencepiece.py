@@ -7,14 +7,8 @@ from pathlib import Path
 import sentencepiece
 
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import table_error
+from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, SPACE, read_file
 from llama_chat.tokenizers.pieces import PieceTokenizer
-
-MAX_BYTES = 64 * 2**20
-"""Llama 2's file has half a megabyte."""
-
-_SPACE = "\u2581"
-"""How pieces write a space."""
 
 
 class SentencePieceTokenizer(PieceTokenizer):
@@ -30,11 +24,11 @@ class SentencePieceTokenizer(PieceTokenizer):
         """
         sp = _open(model) if isinstance(model, Path) else _parse(model)
         if sp is None:
-            raise table_error("its pieces make no SentencePiece vocabulary")
+            raise ModelError(OF_THE_MODEL, "its pieces make no SentencePiece vocabulary", DAMAGED)
         self._sp = sp
         ids = list(range(sp.vocab_size()))
         pieces = sp.id_to_piece(ids)
-        table = [piece.replace(_SPACE, " ").encode() for piece in pieces]
+        table = [piece.replace(SPACE, " ").encode() for piece in pieces]
         control_ids = {}
         kinds = zip(ids, sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
         for i, is_control, is_unknown, is_byte in kinds:
@@ -48,7 +42,7 @@ class SentencePieceTokenizer(PieceTokenizer):
         self.eos_id = self._known(self._sp.eos_id())
         self.add_bos = add_bos and self.bos_id is not None
         probe = self._sp.encode("a", out_type=str)
-        self.dummy_prefix = bool(probe) and probe[0].startswith(_SPACE)
+        self.dummy_prefix = bool(probe) and probe[0].startswith(SPACE)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._sp.encode(text)
@@ -62,16 +56,7 @@ class SentencePieceTokenizer(PieceTokenizer):
 def _open(path: Path) -> sentencepiece.SentencePieceProcessor:
     what = f"tokenizer {str(path)!r}"
     advice = "take the tokenizer.model that came with the model"
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise ModelError(what, reason, advice) from None
-    if not data:
-        raise ModelError(what, "it is empty", advice)
-    if len(data) > MAX_BYTES:
-        raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", advice)
+    data = read_file(path, what)
     if _is_llama_3(data):
         raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":

@@ -7,7 +7,8 @@ Written here are its few fields that matter, so that the library itself does all
 import struct
 from collections.abc import Sequence
 
-from llama_chat.tokenizers.base import is_marker, table_error
+from llama_chat.errors import ModelError
+from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, is_marker
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _TYPES = range(1, 7)
@@ -33,16 +34,14 @@ def serialize_model(
         ModelError: if the tables are of different lengths, or hold what no file can.
     """
     if not len(tokens) == len(scores) == len(types):
-        raise table_error(
-            f"it has {len(tokens)} tokens, {len(scores)} scores and {len(types)} types"
-        )
+        raise _error(f"it has {len(tokens)} tokens, {len(scores)} scores and {len(types)} types")
     named = {bos_id, eos_id}
     model = bytearray()
     for i, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
         if kind not in _TYPES:
-            raise table_error(f"token {i} is of the unknown type {kind}")
+            raise _error(f"token {i} is of the unknown type {kind}")
         if not abs(score) <= _MAX_SCORE:  # which NaN is not, either
-            raise table_error(f"the score of token {i} is {score}")
+            raise _error(f"the score of token {i} is {score}")
         if (i in named and kind != _UNKNOWN) or (kind == _USER_DEFINED and is_marker(token)):
             kind = _CONTROL
         piece = _field(1, token.encode("utf-8", "replace"))
@@ -82,3 +81,7 @@ def _varint(value: int) -> bytes:
         value >>= 7
     found.append(value)
     return bytes(found)
+
+
+def _error(why: str) -> ModelError:
+    return ModelError(OF_THE_MODEL, why, DAMAGED)

@@ -13,12 +13,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import is_marker, without_surrogates
+from llama_chat.tokenizers.base import DAMAGED, SPACE, is_marker, read_file, without_surrogates
 from llama_chat.tokenizers.bpe import byte_level_bytes, missing_bytes
-from llama_chat.tokenizers.library import ADVICE, LibraryTokenizer, library_errors
+from llama_chat.tokenizers.library import LibraryTokenizer, library_errors
 
-MAX_BYTES = 64 * 2**20
-"""That of Llama 3 has 17 MB."""
 _MAX_TOKENS = 2**20
 
 _NORMALIZERS = {"Sequence", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD"}
@@ -26,10 +24,8 @@ _PRE_TOKENIZERS = {"Sequence", "ByteLevel", "Metaspace", "Split", "Digits"}
 """The parts that files of the llama family are made of; hostile values in some others make the
 library panic."""
 
-_SPACE = "\u2581"
-"""How the pieces of SentencePiece write a space."""
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-"""How they write a byte."""
+"""How the pieces of SentencePiece write a byte."""
 
 
 class JsonTokenizer(LibraryTokenizer):
@@ -104,7 +100,7 @@ class _File:
         self._check_coverage()
 
     def error(self, why: str) -> ModelError:
-        return ModelError(self.what, why, ADVICE)
+        return ModelError(self.what, why, DAMAGED)
 
     def id_of(self, text: str | None) -> int | None:
         """The id of a token that another file names."""
@@ -139,7 +135,7 @@ class _File:
         if self.byte_level:
             return byte_level_bytes(text)
         found = _BYTE.fullmatch(text) if self._byte_fallback else None
-        return bytes.fromhex(found[1]) if found else text.replace(_SPACE, " ").encode()
+        return bytes.fromhex(found[1]) if found else text.replace(SPACE, " ").encode()
 
     def backend(self, control: Mapping[str, int]) -> Backend:
         """The library's tokenizer without ``control``, and without all that is not the text's.
@@ -224,14 +220,6 @@ class _File:
 
 def _read(path: Path, what: str) -> object:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise ModelError(what, reason, "take the one that came with the model") from None
-    if len(data) > MAX_BYTES:
-        raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", ADVICE)
-    try:
-        return json.loads(data)
+        return json.loads(read_file(path, what))
     except (ValueError, RecursionError):
-        raise ModelError(what, "it is not JSON", ADVICE) from None
+        raise ModelError(what, "it is not JSON", DAMAGED) from None
