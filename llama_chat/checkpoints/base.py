@@ -12,6 +12,9 @@ from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.quantization import PackedWeight
 
+FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The float types in which weights are stored, by the names of GGUF and safetensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -115,8 +118,7 @@ class Checkpoint(ABC):
     def dtype(self) -> torch.dtype | None:
         """Float type in which the matrices are stored; None if they are quantised."""
         stored = {info.type for info in self.tensors.values() if len(info.shape) == 2}
-        names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-        return names.get(stored.pop()) if len(stored) == 1 else None
+        return FLOAT_TYPES.get(stored.pop()) if len(stored) == 1 else None
 
     @property
     def n_bytes(self) -> int:

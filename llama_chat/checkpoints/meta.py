@@ -1,12 +1,8 @@
 """Meta's release layout: ``params.json``, ``consolidated.NN.pth`` and ``tokenizer.model``."""
 
-import json
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +13,9 @@ from llama_chat.checkpoints.base import (
     TensorInfo,
     check_tensors,
 )
+from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
+from llama_chat.checkpoints.torch_archive import open_archive
+from llama_chat.checkpoints.weight_files import describe
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 
@@ -29,11 +28,8 @@ _SPLIT_ROWS = re.compile(r"attention\.w[qkv]|feed_forward\.w[13]|^output")
 _SPLIT_COLUMNS = re.compile(r"attention\.wo|feed_forward\.w2|^tok_embeddings")
 """Weights whose shards are stacked along dim 1. All others are the same in every shard."""
 
-_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-_MAX_PARAMS_BYTES = 2**20
-
-_FETCH_AGAIN = "fetch the file again"
+_COMPUTED = re.compile(r"^rope\.freqs$")
+"""What is computed here, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ class MetaCheckpoint(Checkpoint):
         self.tensors = {
             name: TensorInfo(
                 weight.shape,
-                _TYPES[weight.shards[0].dtype],
+                describe(weight.shards[0]).type,
                 sum(shard.nbytes for shard in weight.shards),
             )
             for name, weight in stored.items()
@@ -87,14 +83,14 @@ class MetaCheckpoint(Checkpoint):
         Raises:
             ModelError: if a file is missing or damaged, or the files do not fit together.
         """
-        params = _read_params(path / "params.json")
+        params = read_object(path / "params.json", "it belongs beside the weights: fetch it")
         files = _shard_files(path)
-        shards = [_open_shard(file) for file in files]
+        shards = [open_archive(file, _COMPUTED) for file in files]
         stored = _merge(path, shards)
         config = _config(path, params, stored)
         check_tensors(_called(path), config, {name: w.shape for name, w in stored.items()})
         warnings: tuple[str, ...] = ()
-        if config.norm_eps == 1e-6 and "n_kv_heads" not in params:
+        if config.norm_eps == 1e-6 and "n_kv_heads" not in params.values:
             warnings = (
                 f"{_called(path)}: params.json says norm_eps 1e-06; most of Llama 2 is 1e-05",
             )
@@ -123,23 +119,6 @@ def _called(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
-def _read_params(path: Path) -> dict[str, Any]:
-    """The JSON object in ``params.json``."""
-    what = repr(str(path))
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_PARAMS_BYTES + 1)
-        params = json.loads(data) if len(data) <= _MAX_PARAMS_BYTES else None
-    except OSError as error:
-        reason = "missing" if not path.exists() else (error.strerror or "unreadable").lower()
-        raise ModelError(what, reason, "it belongs beside the weights: fetch it") from None
-    except (ValueError, RecursionError):
-        raise ModelError(what, "it is not JSON", _FETCH_AGAIN) from None
-    if not isinstance(params, dict):
-        raise ModelError(what, "it is not a JSON object", _FETCH_AGAIN)
-    return params
-
-
 def _shard_files(folder: Path) -> list[Path]:
     """The shards in order; their numbers must have no gap."""
     files = sorted(folder.glob("consolidated.*.pth"))
@@ -151,79 +130,6 @@ def _shard_files(folder: Path) -> list[Path]:
                 _called(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
             )
     return files
-
-
-def _open_shard(path: Path) -> dict[str, Tensor]:
-    """Map one shard into memory, running nothing that it may hold."""
-    what = repr(str(path))
-    _check_archive(path, what)
-    try:
-        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            what, "it holds more than weights, which may be harmful", "fetch it from its source"
-        ) from None
-    # What torch raises on an archive whose parts contradict each other.
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        OSError,
-        AttributeError,
-        IndexError,
-        AssertionError,
-        UnicodeDecodeError,
-        OverflowError,
-        MemoryError,
-    ):
-        raise ModelError(what, "it is damaged", _FETCH_AGAIN) from None
-    if not isinstance(shard, dict):
-        raise ModelError(what, "it is not a table of weights", _FETCH_AGAIN)
-    for name, weight in shard.items():
-        if not isinstance(name, str) or not isinstance(weight, Tensor):
-            raise ModelError(what, "it holds more than named weights", _FETCH_AGAIN)
-        _check_tensor(what, name, weight)
-    shard.pop("rope.freqs", None)  # computed here, in float32
-    return shard
-
-
-def _check_tensor(what: str, name: str, weight: Tensor) -> None:
-    shown = repr(name[:60])
-    if weight.layout != torch.strided or weight.device.type != "cpu":
-        raise ModelError(what, f"tensor {shown} is not stored as plain numbers", _FETCH_AGAIN)
-    if weight.dtype not in _TYPES and name != "rope.freqs":
-        kinds = "float32, float16 and bfloat16"
-        raise ModelError(what, f"tensor {shown} is of type {weight.dtype}", f"known are {kinds}")
-    if not weight.is_contiguous():
-        raise ModelError(what, f"tensor {shown} is not stored row by row", _FETCH_AGAIN)
-
-
-def _check_archive(path: Path, what: str) -> None:
-    """Look at a file before torch does, for mistakes with a better name than "damaged"."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise ModelError(what, (error.strerror or "unreadable").lower(), "check it") from None
-    if not head:
-        raise ModelError(what, "it is empty", _FETCH_AGAIN)
-    if head.startswith(b"version https://git-lfs"):
-        raise ModelError(what, "it is a git-lfs pointer, not the weights", "run git lfs pull")
-    if head.lstrip()[:1] == b"<":
-        raise ModelError(what, "it is a web page, not the weights", _FETCH_AGAIN)
-    if not head.startswith(b"PK\x03\x04"):
-        raise ModelError(what, "not a checkpoint that torch has written since 2020", _FETCH_AGAIN)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError):
-        raise ModelError(what, "it is cut off or damaged", _FETCH_AGAIN) from None
-    size = path.stat().st_size
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > size:
-        raise ModelError(what, "its parts are packed or overlap", _FETCH_AGAIN)
 
 
 def _merge(path: Path, shards: list[dict[str, Tensor]]) -> dict[str, _Stored]:
@@ -259,59 +165,41 @@ def _split_dim(name: str) -> int | None:
     return 1 if _SPLIT_COLUMNS.search(name) else None
 
 
-def _config(path: Path, params: dict[str, Any], stored: dict[str, _Stored]) -> LlamaConfig:
+def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> LlamaConfig:
     """The shape that ``params.json`` says, with the vocabulary of the embedding."""
-    what = repr(str(path / "params.json"))
-
-    def number(name: str, default: float | None = None) -> Any:
-        value = params.get(name, default)
-        if value is None:
-            raise ModelError(what, f"{name} is missing", _FETCH_AGAIN)
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 10**9:
-            raise ModelError(
-                what, f"{name} is {str(value)[:40]!r}, not a number that fits", _FETCH_AGAIN
-            )
-        return value
-
     embedding = stored.get("tok_embeddings.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise ModelError(_called(path), "tensor tok_embeddings.weight is missing", _FETCH_AGAIN)
-    dim, n_heads = number("dim"), number("n_heads")
+        raise ModelError(_called(path), "tensor tok_embeddings.weight is missing", FETCH_AGAIN)
+    dim, n_heads = params.size("dim"), params.size("n_heads")
     width, n_shards = embedding.shape[1], len(embedding.shards)
-    if isinstance(dim, int) and width and dim > width and dim % width == 0:
+    if width and dim > width and dim % width == 0:
         total = n_shards * dim // width
         raise ModelError(
             _called(path), f"{n_shards} of {total} shards are there", "fetch the missing ones"
         )
+    if dim % n_heads:
+        raise params.error(f"dim {dim} is no multiple of n_heads {n_heads}")
     try:
         return LlamaConfig(
             dim=dim,
-            n_layers=number("n_layers"),
+            n_layers=params.size("n_layers"),
             n_heads=n_heads,
-            n_kv_heads=number("n_kv_heads", n_heads),
-            head_dim=_head_dim(dim, n_heads),
+            n_kv_heads=params.size("n_kv_heads", n_heads),
+            head_dim=dim // n_heads,
             hidden_dim=_hidden_dim(
-                dim, number("multiple_of", 256), number("ffn_dim_multiplier", 1.0)
+                dim, params.size("multiple_of", 256), params.number("ffn_dim_multiplier", 1.0)
             ),
             vocab_size=embedding.shape[0],
-            norm_eps=number("norm_eps", 1e-5),
-            rope_theta=number("rope_theta", 10_000.0),
+            norm_eps=params.number("norm_eps", 1e-5),
+            rope_theta=params.number("rope_theta", 10_000.0),
             context_length=CONTEXT_LENGTH,
         )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ModelError(what, str(error), _FETCH_AGAIN) from None
-
-
-def _head_dim(dim: int, n_heads: int) -> int:
-    if not isinstance(dim, int) or not isinstance(n_heads, int) or n_heads < 1 or dim % n_heads:
-        raise ValueError(f"dim {dim} is no multiple of n_heads {n_heads}")
-    return dim // n_heads
+    except ValueError as error:
+        raise params.error(str(error)) from None
 
 
 def _hidden_dim(dim: int, multiple_of: int, multiplier: float) -> int:
     """Width of the feed-forward layer, as Meta computes it from ``params.json``."""
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise ValueError(f"multiple_of is {multiple_of}")
     hidden = int(multiplier * int(2 * 4 * dim / 3))
     return -(-hidden // multiple_of) * multiple_of
 

@@ -1,0 +1,64 @@
+"""What all files of weights have in common: types, mapping into memory, mistakes of fetching."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llama_chat.checkpoints.base import FLOAT_TYPES, TensorInfo
+from llama_chat.checkpoints.small_files import FETCH_AGAIN
+from llama_chat.errors import ModelError
+
+_TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
+
+KNOWN_TYPES = ", ".join(FLOAT_TYPES)
+
+
+def describe(weight: Tensor) -> TensorInfo:
+    """What is known of a mapped weight."""
+    return TensorInfo(tuple(weight.shape), _TYPE_NAMES[weight.dtype], weight.nbytes)
+
+
+def read_head(path: Path) -> bytes:
+    """The first 64 bytes, looked at for mistakes with a better name than "damaged".
+
+    Raises:
+        ModelError: if the file is unreadable, empty, a git-lfs pointer or a web page.
+    """
+    what = repr(str(path))
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise ModelError(what, "it is not a file", "check it")
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ModelError(what, (error.strerror or "unreadable").lower(), "check it") from None
+    if not head:
+        raise ModelError(what, "it is empty", FETCH_AGAIN)
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(what, "it is a git-lfs pointer, not the weights", "run git lfs pull")
+    # The length at the beginning of a safetensors file may look like a tag; its brace tells.
+    if head.lstrip()[:1] == b"<" and head[8:9] != b"{":
+        raise ModelError(what, "it is a web page, not the weights", FETCH_AGAIN)
+    return head
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file that is not empty, mapped into memory.
+
+    Raises:
+        ModelError: if it cannot be mapped.
+    """
+    try:
+        # Copy on write, because torch warns of memory it may not write; nothing ever does.
+        return np.memmap(path, dtype=np.uint8, mode="c")
+    except (OSError, ValueError) as error:
+        why = (getattr(error, "strerror", None) or "it is empty").lower()
+        raise ModelError(repr(str(path)), why, FETCH_AGAIN) from None
+
+
+def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """``data`` seen as a tensor, without a copy."""
+    return torch.from_numpy(data).view(dtype).view(shape)
