@@ -21,6 +21,8 @@ from llama_chat.checkpoints.base import (
     TokenizerSource,
 )
 from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
+from llama_chat.checkpoints.huggingface import HuggingFaceCheckpoint, is_huggingface
+from llama_chat.checkpoints.llama2c import Llama2cCheckpoint, is_llama2c
 from llama_chat.checkpoints.meta import MetaCheckpoint, is_meta
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.generation.engine import Engine
@@ -151,11 +153,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(what, f"cannot be looked at ({error})", "check the path") from None
     if not exists:
         raise ModelError(what, "no such file or folder", "check --model")
+    if folder and is_huggingface(path):
+        return HuggingFaceCheckpoint.open(path)
     if folder and is_meta(path):
         return MetaCheckpoint.open(path)
     if not folder and is_gguf(path):
         return GGUFCheckpoint.open(path)
-    known = "give a folder with params.json and consolidated.*.pth, or a .gguf file"
+    if not folder and is_llama2c(path):
+        return Llama2cCheckpoint.open(path)
+    known = "give a folder of Meta's or of the Hugging Face Hub, a .gguf file or a .bin of llama2.c"
     raise ModelError(what, "not a model of a known format", known)
 
 
@@ -169,7 +175,7 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
     """
     files = [path]
     if path.is_dir():
-        is_model = is_meta(path) or (path / "config.json").is_file()
+        is_model = is_meta(path) or is_huggingface(path)
         files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
     for file in files:
         if file.suffix == ".model" and file.is_file():
@@ -243,7 +249,7 @@ def load(
     """Load a model.
 
     Args:
-        path: a folder in Meta's layout or a GGUF file.
+        path: a folder of Meta's or of the Hugging Face Hub, a GGUF file, or one of llama2.c.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas, to split the layers.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``auto`` (which None is), ``none`` (floats, however the file is stored),

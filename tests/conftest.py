@@ -1,6 +1,7 @@
 """Where the tests find models and data."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def meta_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("meta") / "random"
     write_meta(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def huggingface_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model in the layout of the Hugging Face Hub, in two shards or more."""
+    from tests.model_files import write_huggingface
+
+    folder = tmp_path_factory.mktemp("huggingface") / "random"
+    write_huggingface(folder, weights="shards")
+    return folder
+
+
+@pytest.fixture
+def huggingface_copy(huggingface_model: Path, tmp_path: Path) -> Path:
+    """A copy of that model, to be changed."""
+    copy = tmp_path / "model"
+    shutil.copytree(huggingface_model, copy)
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 import io
 import json
+import struct
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -15,7 +18,7 @@ from llama_chat.errors import ModelError
 from llama_chat.llama import load_tokenizer, open_checkpoint
 from llama_chat.model.config import LlamaConfig
 from llama_chat.tokenizers.bpe import BytePairTokenizer, byte_alphabet
-from tests.models import random_model
+from tests.models import random_model, to_hugging_face
 
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["t h", "th e", "Ġ the", "i n", "a n", "Ġ a", "e r", "o n", "h i"]
@@ -188,6 +191,66 @@ def write_meta(
     return weights
 
 
+def write_huggingface(
+    folder: Path,
+    config: LlamaConfig = META,
+    *,
+    weights: Literal["safetensors", "shards", "bin", "bins"] = "safetensors",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a random model as transformers does, with a SentencePiece tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = to_hugging_face(random_model(config, seed)).to(dtype)
+    state = model.state_dict()
+    if weights in ("safetensors", "shards"):
+        model.save_pretrained(folder, max_shard_size="100KB" if weights == "shards" else "1GB")
+    elif weights == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        files = {
+            name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)
+        }
+        for file in set(files.values()):
+            torch.save({n: state[n].clone() for n in state if files[n] == file}, folder / file)
+        index = folder / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    model.config.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change values of a JSON file; None removes one."""
+    values = (json.loads(path.read_text()) if path.exists() else {}) | changes
+    path.write_text(json.dumps({name: v for name, v in values.items() if v is not None}))
+
+
+def write_llama2c(path: Path, config: LlamaConfig = META, seed: int = 0) -> None:
+    """Write a random model as llama2.c does, with a SentencePiece tokenizer beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = dict(random_model(config, seed).named_parameters())
+    parts = ["attention_norm", *(f"attention.w{x}" for x in "qkvo")]
+    parts += ["ffn_norm", *(f"feed_forward.w{x}" for x in "123")]
+    data: list[torch.Tensor] = [weights["tok_embeddings.weight"]]
+    for part in parts:
+        data += [weights[f"layers.{i}.{part}.weight"] for i in range(config.n_layers)]
+    data += [weights["norm.weight"], torch.zeros(config.context_length, config.head_dim)]
+    if not config.tie_embeddings:
+        data.append(weights["output.weight"])
+    header = struct.pack(
+        "<7i",
+        config.dim,
+        config.hidden_dim,
+        config.n_layers,
+        config.n_heads,
+        config.n_kv_heads,
+        config.vocab_size if config.tie_embeddings else -config.vocab_size,
+        config.context_length,
+    )
+    path.write_bytes(header + b"".join(tensor.numpy().tobytes() for tensor in data))
+    path.with_name("tokenizer.model").write_bytes(sentencepiece_model())
+
+
 _TEXT = """Once upon a time there was a little girl named Lily who loved to play in the park.
 The quick brown fox jumps over the lazy dog; 1234567890 times, it's said.
 Translate English to French: cheese => fromage. What is the capital of France?
@@ -195,6 +258,7 @@ You are helpful. Always answer with Haiku. I am going to Paris, what should I se
 """
 
 
+@cache
 def sentencepiece_model(control_symbols: Sequence[str] = ()) -> bytes:
     """A tiny vocabulary of the kind of Llama 2: BPE with byte fallback and a dummy prefix."""
     model = io.BytesIO()

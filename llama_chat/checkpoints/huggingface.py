@@ -1,0 +1,187 @@
+"""Models of the llama family in the layout of the Hugging Face Hub."""
+
+import re
+import reprlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama_chat.checkpoints.base import Checkpoint, check_tensors
+from llama_chat.checkpoints.huggingface_config import model_config, read_config
+from llama_chat.checkpoints.huggingface_tokenizer import (
+    find_chat_template,
+    find_tokenizer,
+    read_tokenizer_config,
+)
+from llama_chat.checkpoints.meta import is_meta
+from llama_chat.checkpoints.safetensors import open_safetensors
+from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
+from llama_chat.checkpoints.torch_archive import open_archive
+from llama_chat.checkpoints.weight_files import describe
+from llama_chat.errors import ModelError
+
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
+"""What is computed here, in float32."""
+
+_PARTS = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}
+
+_TOP = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights in one file; those of an index have ``.index.json`` behind them."""
+
+
+class HuggingFaceCheckpoint(Checkpoint):
+    """A folder with ``config.json`` and weights as safetensors or as torch saves them."""
+
+    format = "Hugging Face"
+
+    def __init__(self, path: Path, config: JsonObject, weights: dict[str, Tensor]) -> None:
+        """Use ``open``."""
+        self.path = path
+        self.name = path.resolve().name
+        self._weights = {_meta_name(path, name): weight for name, weight in weights.items()}
+        if config.flag("tie_word_embeddings"):
+            _drop_tied_output(self._weights)
+        stored_output = "output.weight" in self._weights
+        self.config, warning = model_config(config, stored_output=stored_output)
+        self.tensors = {name: describe(weight) for name, weight in self._weights.items()}
+        shapes = {name: info.shape for name, info in self.tensors.items()}
+        check_tensors(_called(path), self.config, shapes)
+        beside = read_tokenizer_config(path)
+        self.tokenizer_source, other_warning = find_tokenizer(path, beside)
+        self.chat_template = find_chat_template(path, beside)
+        self.warnings = tuple(f"{_called(path)}: {why}" for why in (warning, other_warning) if why)
+
+    @classmethod
+    def open(cls, path: Path) -> "HuggingFaceCheckpoint":
+        """Open the folder ``path``, mapping its weights without reading them.
+
+        Raises:
+            ModelError: if a file is missing or damaged, or the model is of a kind that is not
+                supported.
+        """
+        config = read_config(path)
+        return cls(path, config, _open_weights(path))
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """See the base class."""
+        weight = self._weights[name]
+        if name.endswith(("wq.weight", "wk.weight")):
+            return _interleave(weight, self.config.head_dim, dtype)
+        if weight.data_ptr() % weight.element_size():  # the oldest files align nothing
+            weight = weight.clone()
+        return weight.to(dtype)
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether ``folder`` looks like a model of the Hub.
+
+    Half of one is enough, so that the other half is asked for, but not if it is Meta's as well.
+    """
+    weights = any(
+        next(folder.glob(pattern), None)
+        for pattern in ("model*.safetensors*", "pytorch_model*.bin*")
+    )
+    halves = (weights, (folder / "config.json").exists())
+    return all(halves) or (any(halves) and not is_meta(folder))
+
+
+def _called(path: Path) -> str:
+    return f"model {str(path)!r}"
+
+
+def _meta_name(path: Path, name: str) -> str:
+    """The name Meta gives to the tensor ``name``."""
+    if name in _TOP:
+        return _TOP[name]
+    found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.([\w.]+)\.weight", name)
+    if found is None or found[2] not in _PARTS:
+        raise ModelError(
+            _called(path),
+            f"tensor {name[:60]!r} belongs to no part of a Llama model",
+            "the file is damaged or of another architecture: fetch it again",
+        )
+    return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
+
+
+def _drop_tied_output(weights: dict[str, Tensor]) -> None:
+    """Forget the output matrix if it is the very bytes of the embedding, as torch saves it."""
+    output, embedding = weights.get("output.weight"), weights.get("tok_embeddings.weight")
+    if output is not None and embedding is not None and output.is_set_to(embedding):
+        del weights["output.weight"]
+
+
+def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Rows of a Q or K projection from halves to neighbours, the order of ``apply_rotary``.
+
+    Hugging Face rotates row ``i`` of a head with row ``i + head_dim / 2``: rows 0 1 2 3 of a head
+    of 4 become 0 2 1 3.
+
+    Args:
+        weight: ``(n_heads * head_dim, dim)``, with ``n_kv_heads`` for K.
+        head_dim: rows of a head.
+        dtype: of the result, which has the shape of ``weight``.
+    """
+    halves = weight.view(-1, 2, head_dim // 2, weight.shape[1])  # (n_heads, 2, head_dim / 2, dim)
+    pairs = halves.transpose(1, 2)  # (n_heads, head_dim / 2, 2, dim)
+    return torch.empty(pairs.shape, dtype=dtype).copy_(pairs).view(weight.shape)
+
+
+def _open_weights(folder: Path) -> dict[str, Tensor]:
+    """Map all weights, by the names that they have in the files."""
+    for name in _WHOLE:
+        if (folder / name).exists():
+            return _open_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return _open_shards(folder, index)
+    advice = f"fetch {_WHOLE[0]}, or its shards and {_WHOLE[0]}.index.json"
+    raise ModelError(_called(folder), "no weights in it", advice)
+
+
+def _open_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    """Map the shards that ``index`` names; each must hold what the index says, and nothing else."""
+    places = read_object(index, FETCH_AGAIN).object("weight_map")
+    files = places.values
+    names = sorted({_shard_name(places, value) for value in files.values()})
+    if not names:
+        raise places.error("it names no shard")
+    missing = [file for file in names if not (folder / file).exists()]
+    if missing:
+        raise ModelError(_called(folder), f"{missing[0]!r} is missing", "fetch all shards")
+    weights: dict[str, Tensor] = {}
+    for file in names:
+        shard = _open_file(folder / file)
+        said = {name for name in files if files[name] == file and not _COMPUTED.search(name)}
+        if odd := sorted(said ^ shard.keys()):
+            raise places.error(f"{file!r} and it differ in tensor {odd[0][:60]!r}")
+        weights |= shard
+    return weights
+
+
+def _shard_name(places: JsonObject, value: object) -> str:
+    """A value of the index, which must name a file in the same folder."""
+    if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", value):
+        return value
+    raise places.error(f"{reprlib.repr(value)} is not the name of a shard")
+
+
+def _open_file(path: Path) -> dict[str, Tensor]:
+    opened = open_archive if path.suffix == ".bin" else open_safetensors
+    return opened(path, _COMPUTED)

@@ -1,0 +1,133 @@
+"""The shape of a model from the ``config.json`` of the Hugging Face Hub.
+
+A value that is not there is what transformers takes it to be.
+"""
+
+from pathlib import Path
+
+from llama_chat.checkpoints.small_files import JsonObject, read_object
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling
+
+_FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+
+_MISTRAL_WINDOW = 4096
+"""Of a Mistral model that does not say; one without a window says null."""
+
+
+def read_config(folder: Path) -> JsonObject:
+    """The ``config.json`` in ``folder``, of a model that is supported.
+
+    Raises:
+        ModelError: if it cannot be read or is of another architecture, with what is not supported.
+    """
+    config = read_object(folder / "config.json", "it belongs beside the weights: fetch it")
+    architecture = _architecture(config)
+    if architecture not in _FAMILY:
+        raise config.error(
+            f"its architecture is {architecture[:60]!r}", "take a model of the llama family"
+        )
+    if config.values.get("quantization_config") is not None:
+        method = config.object("quantization_config").text("quant_method") or "an unknown method"
+        raise config.error(
+            f"its weights are quantised by {method[:60]!r}", "take a GGUF file of the same model"
+        )
+    if config.flag("attention_bias") or config.flag("mlp_bias"):
+        raise config.error("its layers add a bias", "take a model without")
+    activation = config.text("hidden_act") or "silu"
+    if activation != "silu":
+        raise config.error(f"its activation is {activation[:60]!r}", "take a model with 'silu'")
+    return config
+
+
+def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfig, str]:
+    """The shape that ``config`` says.
+
+    Args:
+        config: what ``read_config`` returned.
+        stored_output: whether ``lm_head.weight`` is among the weights. If it is, it is used, even
+            if the embedding is said to be used in its place.
+
+    Returns:
+        The shape, and a warning or nothing.
+
+    Raises:
+        ModelError: if a number is missing or cannot be meant.
+    """
+    dim, n_heads = config.size("hidden_size"), config.size("num_attention_heads")
+    if config.values.get("head_dim") is None and dim % n_heads:
+        raise config.error(f"hidden_size {dim} is no multiple of num_attention_heads {n_heads}")
+    positions = config.size("max_position_embeddings", 2048)
+    # Models that were fine-tuned for more tokens than their base say so beside it.
+    length = max(positions, config.size("max_sequence_length", positions))
+    window, warning = _attention_window(config), ""
+    if window is not None and window < length:
+        warning = f"of its {length} tokens the attention sees {window}, which is now the context"
+        length = window
+    try:
+        theta, scaling = _rotary(config, positions)
+        shape = LlamaConfig(
+            dim=dim,
+            n_layers=config.size("num_hidden_layers"),
+            n_heads=n_heads,
+            n_kv_heads=config.size("num_key_value_heads", n_heads),
+            head_dim=config.size("head_dim", dim // n_heads),
+            hidden_dim=config.size("intermediate_size"),
+            vocab_size=config.size("vocab_size"),
+            norm_eps=config.number("rms_norm_eps", 1e-6),
+            rope_theta=theta,
+            context_length=length,
+            tie_embeddings=bool(config.flag("tie_word_embeddings")) and not stored_output,
+            rope_scaling=scaling,
+        )
+    except ValueError as error:
+        raise config.error(str(error)) from None
+    return shape, warning
+
+
+def _attention_window(config: JsonObject) -> int | None:
+    """How many tokens the attention sees, the newest included; None if all."""
+    if _architecture(config) != "mistral":
+        return None
+    window = config.values.get("sliding_window", _MISTRAL_WINDOW)
+    return None if window is None else config.size("sliding_window", _MISTRAL_WINDOW)
+
+
+def _architecture(config: JsonObject) -> str:
+    """A key of ``_FAMILY``, or the name of what is not in it."""
+    if kind := config.text("model_type"):
+        return kind
+    names = config.values.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str):
+        raise config.error("it does not name its architecture")
+    return next((kind for kind, called in _FAMILY.items() if called == name), name)
+
+
+def _rotary(config: JsonObject, positions: int) -> tuple[float, RopeScaling | None]:
+    """Base and scaling; transformers 5 writes both into ``rope_parameters``."""
+    older = config.values.get("rope_scaling")
+    rope = config.object("rope_scaling" if older else "rope_parameters")
+    theta = rope.number("rope_theta", config.number("rope_theta", 10_000.0))
+    if any(isinstance(value, dict) for value in rope.values.values()):
+        raise config.error("its rotary embedding differs between layers", "take another model")
+    if rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0)) != 1:
+        raise config.error("only a part of each head is rotated", "take another model")
+    kind = rope.text("rope_type") or rope.text("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, LinearScaling(rope.number("factor"))
+    if kind == "dynamic":
+        return theta, DynamicScaling(rope.number("factor"), positions)
+    if kind == "llama3":
+        original = config.size("original_max_position_embeddings", positions)
+        return theta, Llama3Scaling(
+            factor=rope.number("factor"),
+            low_freq_factor=rope.number("low_freq_factor"),
+            high_freq_factor=rope.number("high_freq_factor"),
+            original_context=rope.size("original_max_position_embeddings", original),
+        )
+    raise config.error(
+        f"its rotary scaling is {kind[:60]!r}", "take a model with 'linear', 'dynamic' or 'llama3'"
+    )

@@ -1,0 +1,97 @@
+"""Which files of a Hugging Face folder hold the vocabulary, and the chat template beside them."""
+
+from pathlib import Path
+
+import sentencepiece
+
+from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
+from llama_chat.checkpoints.small_files import JsonObject, read_bytes, read_object
+from llama_chat.errors import ModelError
+
+_FETCH = "fetch it from the same release"
+
+_MAX_PIECES_BYTES = 64 * 2**20
+"""Of a SentencePiece model; the largest take 4 MiB."""
+
+
+def read_tokenizer_config(folder: Path) -> JsonObject:
+    """``tokenizer_config.json`` in ``folder``; empty if there is none.
+
+    Raises:
+        ModelError: if it is damaged.
+    """
+    path = folder / "tokenizer_config.json"
+    return read_object(path, _FETCH) if path.exists() else JsonObject(repr(str(path)), {})
+
+
+def find_tokenizer(
+    folder: Path, config: JsonObject
+) -> tuple[SentencePieceSource | TokenizerJsonSource, str]:
+    """Choose the file that holds the vocabulary.
+
+    A SentencePiece model is the original, so it comes first, unless a model was given tokens
+    beyond it.
+
+    Returns:
+        The file, and a warning or nothing.
+
+    Raises:
+        ModelError: if there is none, or what stands beside it is damaged.
+    """
+    model, tables = folder / "tokenizer.model", folder / "tokenizer.json"
+    n_pieces = _count_pieces(model)
+    added = [token_id for token_id in _added_ids(folder, config) if token_id >= n_pieces]
+    if tables.exists() and (n_pieces == 0 or added):
+        bos, eos = _token(config, "bos_token"), _token(config, "eos_token")
+        return TokenizerJsonSource(tables, bos, eos, config.flag("add_bos_token")), ""
+    if not model.exists():
+        why = "no tokenizer.model or tokenizer.json in it"
+        raise ModelError(f"model {str(folder)!r}", why, _FETCH)
+    warning = ""
+    if n_pieces and added:
+        warning = f"{len(added)} added tokens are not in its tokenizer.model: fetch tokenizer.json"
+    return SentencePieceSource(model), warning
+
+
+def find_chat_template(folder: Path, config: JsonObject) -> str | None:
+    """The text of the chat template; a file of its own wins, as in transformers.
+
+    Raises:
+        ModelError: if it is damaged or larger than any.
+    """
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return read_bytes(path, _FETCH).decode("utf-8", "replace")
+    templates = config.values.get("chat_template")
+    if not isinstance(templates, list):
+        return config.text("chat_template")
+    for template in templates:
+        if isinstance(template, dict) and template.get("name") == "default":
+            return JsonObject(config.what, template).text("template")
+    return None
+
+
+def _count_pieces(path: Path) -> int:
+    """How many pieces a SentencePiece model has; 0 if it is none, as that of Llama 3."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_PIECES_BYTES:
+            return 0
+        return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
+    except (RuntimeError, ValueError, OSError):
+        return 0
+
+
+def _added_ids(folder: Path, config: JsonObject) -> list[int]:
+    """The ids of tokens that were added to the vocabulary."""
+    decoder = config.object("added_tokens_decoder").values
+    path = folder / "added_tokens.json"
+    added = read_object(path, _FETCH).values if path.exists() else {}
+    ids = [*added.values(), *(int(key) for key in decoder if key.isdecimal() and len(key) < 10)]
+    return sorted({token_id for token_id in ids if type(token_id) is int})
+
+
+def _token(config: JsonObject, name: str) -> str | None:
+    """A special token: a text, or an object that describes one."""
+    if isinstance(config.values.get(name), dict):
+        return config.object(name).text("content")
+    return config.text(name)

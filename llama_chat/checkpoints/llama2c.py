@@ -1,0 +1,218 @@
+"""Models of llama2.c: a ``.bin`` of float32 in Meta's order behind seven numbers.
+
+The format: ``legacy_export`` in https://github.com/karpathy/llama2.c/blob/master/export.py.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama_chat.checkpoints.base import (
+    Checkpoint,
+    SentencePieceSource,
+    SentencePieceTables,
+)
+from llama_chat.checkpoints.small_files import FETCH_AGAIN
+from llama_chat.checkpoints.weight_files import describe, map_file, mapped_tensor
+from llama_chat.errors import ModelError
+from llama_chat.model.config import LlamaConfig
+
+_HEADER = struct.Struct("<7i")
+_LARGEST = 2**24
+"""No number of a header is larger, so that other files ending in ``.bin`` are told apart."""
+
+_MAGIC = b"24ka"
+"""With which versions 1 and 2 begin: 0x616b3432, little-endian."""
+
+_MAX_TOKENIZER_BYTES = 64 * 2**20
+_SPACE = "\u2581"
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
+_SPECIAL = ["<unk>", "<s>", "</s>"]
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+class Llama2cCheckpoint(Checkpoint):
+    """A ``.bin`` of llama2.c, mapped into memory."""
+
+    format = "llama2.c"
+
+    def __init__(self, path: Path, config: LlamaConfig, weights: dict[str, Tensor]) -> None:
+        """Use ``open``."""
+        self.path = path
+        self.name = path.stem
+        self.config = config
+        self._weights = weights
+        self.tensors = {name: describe(weight) for name, weight in weights.items()}
+        self.tokenizer_source = _find_tokenizer(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Llama2cCheckpoint":
+        """Open the file ``path``, reading its header only.
+
+        Raises:
+            ModelError: if it is damaged or of another version, or has no tokenizer beside it.
+        """
+        data = map_file(path)
+        if data[:4].tobytes() == _MAGIC:
+            version = int.from_bytes(data[4:8].tobytes(), "little")
+            raise ModelError(
+                _called(path), f"version {version} of llama2.c's format", "export it as version 0"
+            )
+        config = _config(path, _HEADER.unpack_from(data.data))
+        sizes = list(_sections(config))
+        n_bytes = _HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
+        if len(data) != n_bytes:
+            why = f"{len(data)} bytes, where its header speaks of {n_bytes}"
+            raise ModelError(_called(path), why, FETCH_AGAIN)
+        weights: dict[str, Tensor] = {}
+        at = _HEADER.size
+        for name, shape in sizes:
+            end = at + 4 * math.prod(shape)
+            tensor = mapped_tensor(data[at:end], torch.float32, shape)
+            at = end
+            if name.startswith("layers."):
+                weights |= {name.format(i): layer for i, layer in enumerate(tensor)}
+            elif name:
+                weights[name] = tensor
+        return cls(path, config, weights)
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """See the base class."""
+        return self._weights[name].to(dtype)
+
+
+def is_llama2c(path: Path) -> bool:
+    """Whether the file ``path`` means to be of llama2.c, by its name and first bytes."""
+    try:
+        if path.suffix != ".bin" or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(_HEADER.size)
+    except OSError:
+        return False
+    if head.startswith(_MAGIC):
+        return True
+    return len(head) == _HEADER.size and all(
+        0 < abs(number) < _LARGEST for number in _HEADER.unpack(head)
+    )
+
+
+def _called(path: Path) -> str:
+    return f"model {str(path)!r}"
+
+
+def _config(path: Path, header: tuple[int, ...]) -> LlamaConfig:
+    """The shape that the header says; a classifier of its own makes the vocabulary negative."""
+    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, length = header
+    try:
+        if n_heads < 1 or dim % n_heads:
+            raise ValueError(f"dim {dim} is no multiple of n_heads {n_heads}")
+        return LlamaConfig(
+            dim=dim,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=dim // n_heads,
+            hidden_dim=hidden_dim,
+            vocab_size=abs(vocab_size),
+            context_length=length,
+            tie_embeddings=vocab_size > 0,
+        )
+    except ValueError as error:
+        raise ModelError(_called(path), str(error), FETCH_AGAIN) from None
+
+
+def _sections(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What follows the header: a name and a shape each, all layers of a kind together.
+
+    What has no name are rotary tables, which are computed here.
+    """
+    one = replace(config, n_layers=1).tensor_shapes()  # the number of layers may be a lie
+    yield "tok_embeddings.weight", one["tok_embeddings.weight"]
+    for part in (
+        "attention_norm",
+        "attention.wq",
+        "attention.wk",
+        "attention.wv",
+        "attention.wo",
+        "ffn_norm",
+        "feed_forward.w1",
+        "feed_forward.w2",
+        "feed_forward.w3",
+    ):
+        yield (
+            f"layers.{{}}.{part}.weight",
+            (config.n_layers, *one[f"layers.0.{part}.weight"]),
+        )
+    yield "norm.weight", one["norm.weight"]
+    yield "", (2, config.context_length, config.head_dim // 2)
+    if not config.tie_embeddings:
+        yield "output.weight", one["output.weight"]
+
+
+def _find_tokenizer(path: Path) -> SentencePieceSource | SentencePieceTables:
+    """``tokenizer.model`` beside the model, or llama2.c's own ``tokenizer.bin``."""
+    model, tables = path.with_name("tokenizer.model"), path.with_name("tokenizer.bin")
+    if model.exists():
+        return SentencePieceSource(model)
+    if tables.is_file():
+        return _read_tables(tables)
+    raise ModelError(
+        _called(path),
+        "no tokenizer.model or tokenizer.bin beside it",
+        "fetch it from the same place",
+    )
+
+
+def _read_tables(path: Path) -> SentencePieceTables:
+    """Read a ``tokenizer.bin``: for each token a score, a length and that many bytes.
+
+    Raises:
+        ModelError: if it is damaged, or its vocabulary is not of the kind of Llama 2.
+    """
+    what = f"tokenizer {str(path)!r}"
+    damaged = ModelError(what, "it is cut off or damaged", FETCH_AGAIN)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_TOKENIZER_BYTES + 1)
+    except OSError as error:
+        raise ModelError(what, (error.strerror or "unreadable").lower(), "check it") from None
+    if len(data) > _MAX_TOKENIZER_BYTES:
+        raise ModelError(what, f"larger than {_MAX_TOKENIZER_BYTES >> 20} MiB", FETCH_AGAIN)
+    tokens, scores = [], []
+    at = 4  # past the length of the longest token
+    while at < len(data):
+        if len(data) - at < 8:
+            raise damaged
+        score, length = struct.unpack_from("<fi", data, at)
+        at += 8 + length
+        if length < 1 or at > len(data) or not math.isfinite(score):
+            raise damaged
+        try:
+            tokens.append(data[at - length : at].decode().replace(" ", _SPACE))
+        except UnicodeDecodeError:
+            raise damaged from None
+        scores.append(score)
+    n_special = len(_SPECIAL)
+    if tokens[n_special : n_special + 256] != _BYTES:
+        raise ModelError(
+            what, "its tokens 3 to 258 are not the 256 bytes", "take that of the model"
+        )
+    # BOS and EOS stand there between line breaks, to be seen when they are printed.
+    tokens[:n_special] = _SPECIAL
+    return SentencePieceTables(
+        tokens=tokens,
+        scores=scores,
+        types=[_UNKNOWN, _CONTROL, _CONTROL]
+        + [_BYTE] * 256
+        + [_NORMAL] * (len(tokens) - n_special - 256),
+        bos_id=1,
+        eos_id=2,
+        add_bos=True,
+        add_dummy_prefix=True,
+    )

@@ -1,0 +1,228 @@
+"""Files of safetensors: read without a copy, and held to every word of the format."""
+
+import contextlib
+import json
+import os
+import re
+import struct
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_chat.checkpoints.safetensors import open_safetensors, read_header
+from llama_chat.errors import ModelError
+from llama_chat.llama import open_checkpoint
+from tests.model_files import write_huggingface
+from tests.test_huggingface import logits
+
+NOTHING = re.compile("(?!)")
+
+
+def file_of(header: object, data: bytes = b"", *, padding: int = 0) -> bytes:
+    """A file with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * padding
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tensor(
+    begin: int, end: int, shape: list[object] | None = None, dtype: object = "F32"
+) -> object:
+    shape = [(end - begin) // 4] if shape is None else shape
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+FLOATS = {
+    "a": torch.arange(6, dtype=torch.float32).view(2, 3),
+    "b": torch.tensor([1.5, -2, 3], dtype=torch.float16),
+    "c": torch.tensor(0.5, dtype=torch.bfloat16),
+}
+
+
+def test_tensors_of_the_library_are_views_of_the_mapped_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file(FLOATS, path, metadata={"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = open_safetensors(path, NOTHING)
+    assert found.keys() == FLOATS.keys()
+    for name, expected in FLOATS.items():
+        assert found[name].dtype == expected.dtype
+        assert found[name].equal(expected)
+    whole = path.read_bytes()
+    for name, entry in read_header(memoryview(whole), path).items():
+        stored = FLOATS[name].view(-1).view(torch.uint8).numpy().tobytes()
+        assert whole[entry.begin : entry.end] == stored
+
+
+def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
+    # Files of the first versions align nothing, and some lengths look like the tag of a web page.
+    write_huggingface(tmp_path)
+    path = tmp_path / "model.safetensors"
+    expected = logits(tmp_path)
+    whole = path.read_bytes()
+    n_bytes = struct.unpack_from("<Q", whole)[0]
+    header = whole[8 : 8 + n_bytes].rstrip()
+    for padding in (0, 1, 2, 0x3C20 - len(header)):
+        path.write_bytes(file_of(header, whole[8 + n_bytes :], padding=padding))
+        assert logits(tmp_path).equal(expected)
+
+
+ONE = {"a": tensor(0, 8)}
+EIGHT = bytes(8)
+TWICE = b'{"a": %s, "a": %s}' % ((json.dumps(tensor(0, 8)).encode(),) * 2)
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "it is empty"),
+    "7 bytes": (b"\x08" + bytes(6), "ends before its header"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid x", "git lfs pull"),
+    "web page": (b"<!DOCTYPE html><html>404</html>", "a web page"),
+    "header of 2^63": (struct.pack("<Q", 2**63) + b"{}", "ends before its header"),
+    "header of 2^64 - 1": (struct.pack("<Q", 2**64 - 1) + b"{}", "ends before its header"),
+    "header past the end": (struct.pack("<Q", 3) + b"{}", "ends before its header"),
+    "no header": (struct.pack("<Q", 0), "its header is not JSON"),
+    "not JSON": (file_of(b"{a: 1}"), "its header is not JSON"),
+    "not UTF-8": (file_of(b'{"\xff": 1}'), "its header is not JSON"),
+    "UTF-16": (file_of("{}".encode("utf-16")), "its header is not JSON"),
+    "array": (file_of([1]), "its header is not a JSON object"),
+    "deep": (file_of(b'{"a":' * 100_000), "its header is not JSON"),
+    "deep list": (file_of(b"[" * 100_000), "its header is not JSON"),
+    "long number": (file_of(b'{"a": ' + b"9" * 5000 + b"}"), "its header is not JSON"),
+    "twice": (file_of(TWICE, EIGHT), "'a' stands twice"),
+    "ESC twice": (file_of(TWICE.replace(b'"a"', b'"\\u001b"'), EIGHT), "'\\x1b' stands twice"),
+    "dtype twice": (
+        file_of(b'{"a": {"dtype": "F32", "dtype": "F16", "shape": [2]}}', EIGHT),
+        "'dtype' stands twice",
+    ),
+    "trailing bytes": (file_of(ONE, EIGHT + b"\0"), "bytes follow its last tensor"),
+    "no tensor but bytes": (file_of({}, EIGHT), "bytes follow its last tensor"),
+    "cut off": (file_of(ONE, EIGHT[:7]), "it ends before its tensors do"),
+    "cut off at the header": (file_of(ONE), "it ends before its tensors do"),
+    "overlap": (file_of({"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12)), "overlaps another"),
+    "the same bytes": (file_of({"a": tensor(0, 8), "b": tensor(0, 8)}, EIGHT), "overlaps"),
+    "one inside another": (
+        file_of({"a": tensor(0, 12), "b": tensor(4, 8)}, bytes(12)),
+        "overlaps another",
+    ),
+    "gap": (file_of({"a": tensor(0, 4), "b": tensor(8, 12)}, bytes(12)), "has a gap before it"),
+    "gap at the beginning": (file_of({"a": tensor(4, 8)}, EIGHT), "has a gap before it"),
+    "turned round": (file_of({"a": tensor(8, 0, [2])}, EIGHT), "as its shape needs"),
+    "negative offset": (file_of({"a": tensor(-8, 0, [2])}, EIGHT), "not described"),
+    "offset a fraction": (
+        file_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8.0]}}, EIGHT),
+        "not described",
+    ),
+    "offset true": (
+        file_of({"a": {"dtype": "F32", "shape": [], "data_offsets": [False, 4]}}, bytes(4)),
+        "not described",
+    ),
+    "three offsets": (
+        file_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, EIGHT),
+        "as its shape needs",
+    ),
+    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [2]}}, EIGHT), "not described"),
+    "no object": (file_of({"a": 7}, EIGHT), "not described"),
+    "shape too large": (file_of({"a": tensor(0, 8, [3])}, EIGHT), "as its shape needs"),
+    "overflow": (file_of({"a": tensor(0, 8, [2**62, 2**62, 2])}, EIGHT), "as its shape needs"),
+    "overflow to a fit": (file_of({"a": tensor(0, 8, [2**63 + 1, 2])}, EIGHT), "as its shape"),
+    "negative dimensions": (file_of({"a": tensor(0, 8, [-1, -2])}, EIGHT), "not described"),
+    "dimension 0": (file_of({"a": tensor(0, 0, [0, 2**62])}), "impossible dimensions"),
+    "dimension true": (file_of({"a": tensor(0, 8, [True, 2])}, EIGHT), "not described"),
+    "dimension a text": (file_of({"a": tensor(0, 8, ["2"])}, EIGHT), "not described"),
+    "many dimensions": (file_of({"a": tensor(0, 8, [2, *[1] * 64])}, EIGHT), "impossible"),
+    "F64": (
+        file_of({"a": tensor(0, 8, [1], "F64")}, EIGHT),
+        "is of type 'F64': take a file of F32",
+    ),
+    "integers": (file_of({"a": tensor(0, 8, [1], "I64")}, EIGHT), "is of type 'I64'"),
+    "unknown type": (file_of({"a": tensor(0, 8, [1], "X\x1b")}, EIGHT), "is of type 'X\\x1b'"),
+    "type a number": (file_of({"a": tensor(0, 8, [1], 7)}, EIGHT), "not described"),
+    "ESC in a name": (file_of({"\x1b[31m": 7}, EIGHT), "tensor '\\x1b[31m' is not described"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused(case: str, tmp_path: Path) -> None:
+    data, why = BAD[case]
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ModelError) as caught:
+        open_safetensors(path, NOTHING)
+    assert str(caught.value).isprintable()
+    assert why in str(caught.value)
+
+
+def test_a_header_without_end_costs_little(tmp_path: Path) -> None:
+    # The file holds every byte that the header speaks of, as a hole that takes no room on a disk.
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", 101 * 2**20) + b'{"')
+    os.truncate(path, 200 * 2**20)
+    tracemalloc.start()
+    with pytest.raises(ModelError, match="longer than that of any model"):
+        open_safetensors(path, NOTHING)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in [
+        (tmp_path / "pipe", "it is not a file"),
+        (tmp_path, "it is not a file"),
+        (tmp_path / "nowhere", "no such file"),
+    ]:
+        with pytest.raises(ModelError, match=why):
+            open_safetensors(path, NOTHING)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write_huggingface(folder)
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_flipped_byte_of_a_header_never_surprises(
+    data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    for file in whole.iterdir():
+        (folder / file.name).symlink_to(file)
+    changed = bytearray((whole / "model.safetensors").read_bytes())
+    n_bytes = struct.unpack_from("<Q", changed)[0]
+    at = data.draw(st.integers(0, 8 + n_bytes - 1))
+    changed[at] ^= data.draw(st.integers(1, 255))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").write_bytes(changed)
+    with contextlib.suppress(ModelError):
+        open_checkpoint(folder)
+
+
+TYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+SHAPES = st.lists(st.integers(1, 4), max_size=3)
+
+
+@given(header=st.dictionaries(st.text(max_size=8), st.tuples(TYPES, SHAPES)))
+@settings(max_examples=50, deadline=None)
+def test_what_the_library_writes_is_accepted_whole(
+    header: dict[str, tuple[torch.dtype, list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tensors = {
+        name: torch.randn(shape).to(kind)
+        for name, (kind, shape) in header.items()
+        if name != "__metadata__"
+    }
+    path = tmp_path_factory.mktemp("written") / "m.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    found = open_safetensors(path, NOTHING)
+    assert found.keys() == tensors.keys()
+    assert all(found[name].equal(weight) for name, weight in tensors.items())
