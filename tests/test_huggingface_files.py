@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from llama_chat.errors import ModelError
+from llama_chat.llama import open_checkpoint
 from tests.model_files import META, assert_refused, edit_json, write_huggingface
 
 MISTRAL = {"model_type": "mistral"}
@@ -177,6 +181,55 @@ def test_bad_folders_are_refused(case: str, huggingface_copy: Path) -> None:
     damage, why = BAD[case]
     damage(huggingface_copy)
     assert_refused(huggingface_copy, why)
+
+
+SMALL_FILES = ["config.json", "tokenizer_config.json", "added_tokens.json", INDEX]
+# fmt: off
+KEYS = [
+    "architectures", "model_type", "quantization_config", "attention_bias", "mlp_bias",
+    "hidden_act", "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers",
+    "intermediate_size", "head_dim", "vocab_size", "max_position_embeddings", "max_sequence_length",
+    "original_max_position_embeddings", "sliding_window", "rms_norm_eps", "rope_theta",
+    "rope_parameters", "rope_scaling", "rope_type", "type", "factor", "partial_rotary_factor",
+    "low_freq_factor", "high_freq_factor", "tie_word_embeddings", "added_tokens_decoder",
+    "bos_token", "chat_template", "content", "name", "template", "quant_method", "weight_map",
+    "model.norm.weight",
+]
+# fmt: on
+WORDS = st.sampled_from(["llama", "mistral", "linear", "dynamic", "llama3", "default", "\x1b", "7"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    file=st.sampled_from(SMALL_FILES),
+    changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),
+)
+def test_no_value_of_a_small_file_surprises(
+    file: str,
+    changes: dict[str, object],
+    huggingface_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("value")
+    for source in huggingface_model.iterdir():
+        (folder / source.name).symlink_to(source)
+    path = huggingface_model / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).write_text(json.dumps(values | changes))
+    said: tuple[str, ...]
+    try:
+        said = open_checkpoint(folder).warnings
+    except ModelError as error:
+        said = (str(error),)
+    assert all(line.isprintable() for line in said)
 
 
 def test_a_pickle_that_runs_a_program_does_not_run_it(tmp_path: Path) -> None:
