@@ -3,7 +3,7 @@
 import io
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -259,7 +259,7 @@ You are helpful. Always answer with Haiku. I am going to Paris, what should I se
 
 
 @cache
-def sentencepiece_model(control_symbols: Sequence[str] = ()) -> bytes:
+def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
     """A tiny vocabulary of the kind of Llama 2: BPE with byte fallback and a dummy prefix."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

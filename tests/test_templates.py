@@ -101,7 +101,7 @@ def kit(
     """Our tokenizer for a published template, and that of transformers."""
     meta = shared_data / "llama2" / "tokenizer.model"
     v3 = tmp_path_factory.mktemp("v3") / "tokenizer.model"
-    v3.write_bytes(sentencepiece_model(control_symbols=["[INST]", "[/INST]"]))
+    v3.write_bytes(sentencepiece_model(control_symbols=("[INST]", "[/INST]")))
     ours, byte, llama_3 = SentencePieceTokenizer(meta), byte_tokenizer(), llama_3_tokenizer()
     every, first = fast_pieces(meta, legacy=True), fast_pieces(meta, legacy=False)
     made: dict[str, tuple[Tokenizer, PreTrainedTokenizerFast]] = {
