@@ -61,7 +61,6 @@ class ChatApp:
                 chat.stop_editing()
             try:
                 line = self._input.read(typed)
-                chat.interrupts.take()  # only what comes from now on is meant for what was sent
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -124,6 +123,8 @@ class ChatApp:
             on_open=self._on_change,
             on_shown=self._on_shown,
             on_clear=chat.stop_editing,
+            # Only what comes from then on is meant for what was sent.
+            on_send=chat.interrupts.take,
         )
 
     def _on_shown(self) -> None:

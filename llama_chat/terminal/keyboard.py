@@ -136,6 +136,7 @@ class PromptInput:
         on_open: Callable[[], None],
         on_shown: Callable[[], None],
         on_clear: Callable[[], None],
+        on_send: Callable[[], object],
     ) -> None:
         """Make it.
 
@@ -147,6 +148,7 @@ class PromptInput:
             on_open: told whenever it opens.
             on_shown: told whenever it can be seen, and takes keys.
             on_clear: told when Ctrl-C clears it.
+            on_send: told when Enter sends it, before anything else happens.
         """
         self._on_open = on_open
         self._session: PromptSession[str] = PromptSession(
@@ -157,7 +159,7 @@ class PromptInput:
             auto_suggest=AutoSuggestFromHistory(),
             completer=completer,
             complete_while_typing=Condition(self._is_command),
-            key_bindings=_keys(completer, on_clear),
+            key_bindings=_keys(completer, on_clear, on_send),
             bottom_toolbar=toolbar,
             style=_STYLE if colored else _NO_STYLE,
             enable_open_in_editor=True,
@@ -210,12 +212,15 @@ class PromptInput:
         return self.text.startswith("/") and "\n" not in self.text
 
 
-def _keys(completer: Completer, on_clear: Callable[[], None]) -> KeyBindings:
+def _keys(
+    completer: Completer, on_clear: Callable[[], None], on_send: Callable[[], object]
+) -> KeyBindings:
     keys = KeyBindings()
     writing = ~is_searching
 
     @keys.add("enter", filter=writing)
     def _(event: KeyPressEvent) -> None:
+        on_send()
         event.current_buffer.validate_and_handle()
 
     @keys.add("escape", "enter", filter=writing)
