@@ -86,13 +86,16 @@ def write_gguf(
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     seed: int = 0,
     metadata: Mapping[str, object] | None = None,
+    more_tensors: Mapping[str, np.ndarray] | None = None,
+    tensors_a_file: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a random model, and return its weights by Meta's names as they were stored.
 
     Norms stay in float32. ``metadata`` replaces single values, dots written as two underscores;
-    None leaves one out.
+    None leaves one out. ``more_tensors`` are stored beside the weights. With ``tensors_a_file`` the
+    model is cut into parts of that many tensors, whose names are made from that of ``path``.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_file)
     values: dict[str, object] = {
         "llama.block_count": config.n_layers,
         "llama.context_length": config.context_length,
@@ -136,6 +139,8 @@ def write_gguf(
         else:
             writer.add_tensor(gguf_name(name), data)
         stored[name] = data
+    for name, data in (more_tensors or {}).items():
+        writer.add_tensor(name, data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

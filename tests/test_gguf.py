@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
-from llama_chat.checkpoints.gguf_blocks import SUPPORTED, dequantize
 from llama_chat.errors import ModelError
-from tests.model_files import TOKENS, write_gguf
+from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
+from tests.model_files import SMALL, TOKENS, write_gguf
 
 Q = gguf.GGMLQuantizationType
 QUANTIZED = [Q.Q8_0, Q.Q4_0, Q.Q4_1]
@@ -26,19 +26,6 @@ def refused(path: Path, why: str) -> None:
         GGUFCheckpoint.open(path)
     assert str(caught.value).isprintable()
     assert why in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", QUANTIZED)
-def test_every_bit_is_that_of_the_gguf_library_past_the_first_chunk(
-    kind: gguf.GGMLQuantizationType,
-) -> None:
-    # More blocks than are unpacked at a time, and a last chunk that is not full.
-    rows = np.random.default_rng(0).standard_normal((2**11 + 3, 2**11), np.float32)
-    rows[::7] = 0  # a scale of 0 and weights of -0.0
-    packed = gguf.quants.quantize(rows, kind)
-    ours = dequantize(packed.reshape(-1), SUPPORTED[kind.value], torch.float32).numpy()
-    theirs = gguf.quants.dequantize(packed, kind).astype(np.float32)
-    assert np.array_equal(ours.view(np.uint32), theirs.reshape(-1).view(np.uint32))
 
 
 @pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, *QUANTIZED])
@@ -53,29 +40,78 @@ def test_reading_gives_no_warning(tmp_path: Path, kind: gguf.GGMLQuantizationTyp
 
 # --- Values that change what the model computes ------------------------------------------------
 
-SCALED: list[dict[str, object]] = [
-    {"llama__rope__scaling__factor": 4.0},  # without a type it is linear
-    {"llama__rope__scale_linear": 4.0},  # the older name
-    {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0},
-    {"llama__rope__scaling__factor": float("nan")},
+_SCALING = "llama__rope__scaling__"
+_DIVISORS = tuple(1.0 + i / 4 for i in range(SMALL.head_dim // 2))
+
+SCALED: list[tuple[dict[str, object], tuple[float, ...], RopeScaling | None]] = [
+    ({}, (), None),
+    ({_SCALING + "factor": 4.0}, (), LinearScaling(4.0)),  # without a type it is linear
+    ({"llama__rope__scale_linear": 4.0}, (), LinearScaling(4.0)),  # the older name
+    ({_SCALING + "type": "linear", _SCALING + "factor": 4.0}, (), LinearScaling(4.0)),
+    ({_SCALING + "type": "linear", _SCALING + "factor": 1.0}, (), None),
+    ({_SCALING + "type": "none", _SCALING + "factor": 4.0}, (), None),
+    ({_SCALING + "factor": 0.0}, (), None),  # not set
+    ({}, _DIVISORS, FrequencyDivisors(_DIVISORS)),
+    ({_SCALING + "factor": 2.0}, _DIVISORS, FrequencyDivisors(tuple(2 * d for d in _DIVISORS))),
 ]
-NOT_SCALED: list[dict[str, object]] = [
-    {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 1.0},
-    {"llama__rope__scaling__type": "none", "llama__rope__scaling__factor": 4.0},
-    {"llama__rope__scaling__factor": 0.0},  # not set
+
+
+@pytest.mark.parametrize(("metadata", "divisors", "scaling"), SCALED)
+def test_scaled_positions_are_understood(
+    tmp_path: Path,
+    metadata: dict[str, object],
+    divisors: tuple[float, ...],
+    scaling: RopeScaling | None,
+) -> None:
+    more = {"rope_freqs.weight": np.array(divisors, np.float32)} if divisors else {}
+    write_gguf(tmp_path / "m.gguf", metadata=metadata, more_tensors=more)
+    checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")
+    assert checkpoint.config.rope_scaling == scaling
+    assert checkpoint.tensors.keys() == checkpoint.config.tensor_shapes().keys()
+
+
+BAD_SCALING: list[tuple[dict[str, object], tuple[float, ...], str]] = [
+    ({_SCALING + "type": "yarn", _SCALING + "factor": 4.0}, (), "rotary scaling is 'yarn'"),
+    ({_SCALING + "type": "longrope"}, (), "rotary scaling is 'longrope'"),
+    ({_SCALING + "factor": float("nan")}, (), "factor of the rotary scaling is nan"),
+    ({_SCALING + "factor": -1.0}, (), "factor of the rotary scaling is -1.0"),
+    ({}, (1.0, 2.0), "rope_freqs.weight does not fit heads of 16"),
+    ({}, (0.0, *_DIVISORS[1:]), "divisor of the rotary scaling is 0.0"),
 ]
 
 
-@pytest.mark.parametrize("metadata", SCALED)
-def test_scaled_positions_are_refused(tmp_path: Path, metadata: dict[str, object]) -> None:
-    write_gguf(tmp_path / "m.gguf", metadata=metadata)
-    refused(tmp_path / "m.gguf", "rotary scaling is 'linear'")
+@pytest.mark.parametrize(("metadata", "divisors", "why"), BAD_SCALING)
+def test_scaling_that_is_not_understood_is_refused(
+    tmp_path: Path, metadata: dict[str, object], divisors: tuple[float, ...], why: str
+) -> None:
+    more = {"rope_freqs.weight": np.array(divisors, np.float32)} if divisors else {}
+    write_gguf(tmp_path / "m.gguf", metadata=metadata, more_tensors=more)
+    refused(tmp_path / "m.gguf", why)
 
 
-@pytest.mark.parametrize("metadata", NOT_SCALED)
-def test_a_scaling_that_scales_nothing_is_fine(tmp_path: Path, metadata: dict[str, object]) -> None:
-    write_gguf(tmp_path / "m.gguf", metadata=metadata)
-    GGUFCheckpoint.open(tmp_path / "m.gguf")
+FOREIGN = {
+    "blk.0.attn_q.bias": "it has biases, as in tensor 'blk.0.attn_q.bias'",
+    "blk.1.ffn_up.bias": "it has biases",
+    "blk.0.ffn_gate_exps.weight": "it is a mixture of experts",
+    "blk.0.ffn_gate_inp.weight": "it is a mixture of experts",
+    "blk.0.ffn_up_shexp.weight": "it is a mixture of experts",
+    "blk.0.ffn_down.7.weight": "it is a mixture of experts",
+    "blk.0.attn_q_norm.weight": "belongs to no part of a Llama model",
+    "output_norm.bias": "it has biases",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_llama_does_not_have_is_named(tmp_path: Path, name: str) -> None:
+    write_gguf(tmp_path / "m.gguf", more_tensors={name: np.zeros(64, np.float32)})
+    refused(tmp_path / "m.gguf", FOREIGN[name])
+
+
+def test_another_architecture_is_named_before_its_tensors(tmp_path: Path) -> None:
+    metadata: dict[str, object] = {"general__architecture": "qwen2"}
+    more = {"blk.0.attn_q.bias": np.zeros(64, np.float32)}
+    write_gguf(tmp_path / "m.gguf", metadata=metadata, more_tensors=more)
+    refused(tmp_path / "m.gguf", "its architecture is 'qwen2'")
 
 
 def test_a_number_given_for_each_layer_must_be_the_same_for_all(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ BAD_METADATA: dict[str, tuple[dict[str, object], str]] = {
     "types": ({"tokenizer__ggml__token_type": [1, 1]}, "types of 2"),
     "tokens": ({"tokenizer__ggml__tokens": None}, "tokenizer.ggml.tokens is missing"),
     "merges": ({"tokenizer__ggml__merges": ["no such"]}, "is not of its tokens"),
+    "bos": ({"tokenizer__ggml__bos_token_id": len(TOKENS)}, "past the vocabulary"),
     "eos": ({"tokenizer__ggml__eos_token_id": 999}, "past the vocabulary"),
     "bytes": (
         {
@@ -103,20 +104,9 @@ def test_bad_gguf_metadata_is_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_types_that_are_not_supported_are_named_with_those_that_are(tmp_path: Path) -> None:
-    config = dataclasses.replace(SMALL, dim=256, n_heads=4, head_dim=64, hidden_dim=256)
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tensor(
-        "token_embd.weight",
-        np.zeros((config.vocab_size, 144), np.uint8),
-        raw_dtype=Q.Q4_K,
-    )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert_refused(
-        tmp_path / "m.gguf", "of type Q4_K", "take a file of F32, F16, BF16, Q4_0, Q4_1, Q8_0"
-    )
+    path = tmp_path / "m.gguf"
+    path.write_bytes(_header(tensors=1, rest=_tensor([256, 4], Q.IQ2_XS)) + bytes(1024))
+    assert_refused(path, "of type IQ2_XS", "take a file of F32, F16, BF16, Q4_0, Q4_1, Q5_0")
 
 
 def _string(text: bytes) -> bytes:

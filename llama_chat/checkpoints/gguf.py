@@ -1,22 +1,21 @@
 """GGUF files of the llama family."""
 
-import math
 import re
 import reprlib
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
-from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, dequantize
-from llama_chat.checkpoints.gguf_header import MAGIC, GGUFHeader, GGUFTensor, read_header
-from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
+from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
+from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
+from llama_chat.checkpoints.gguf_header import MAGIC
+from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
-from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
+from llama_chat.model.quantization import PackedWeight
+from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 
 _PARTS = {
     "attn_norm": "attention_norm",
@@ -36,57 +35,58 @@ _TOP = {
     "output.weight": "output.weight",
 }
 
+_ROPE_DIVISORS = "rope_freqs.weight"
+"""No weight: a divisor for each rotary frequency."""
+
 
 class GGUFCheckpoint(Checkpoint):
-    """A GGUF file, mapped into memory.
+    """A GGUF model, its files mapped into memory.
 
     Files of the llama family hold Q and K in Meta's interleaved rotary order already.
     """
 
     format = "GGUF"
 
-    def __init__(self, path: Path, data: NDArray[np.uint8], header: GGUFHeader) -> None:
+    def __init__(self, model: GGUFModel) -> None:
         """Use ``open``."""
-        metadata = Metadata(_called(path), header.metadata)
-        self.path = path
-        self.name = path.stem
-        self._data = data
-        self._stored = {
-            _meta_name(path, name): (tensor, _block_type(path, name, tensor, len(data)))
-            for name, tensor in header.tensors.items()
-        }
-        shapes = {name: tensor.shape for name, (tensor, _) in self._stored.items()}
-        self.config = _config(metadata, shapes)
-        check_tensors(_called(path), self.config, shapes)
+        metadata = model.metadata
+        _check_kind(metadata)
+        self.path = model.path
+        self.name = model.name
+        stored = dict(model.tensors)
+        divisors = stored.pop(_ROPE_DIVISORS, None)
+        self._stored = {_meta_name(metadata, name): tensor for name, tensor in stored.items()}
+        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        self.config = _config(metadata, shapes, divisors)
+        check_tensors(metadata.what, self.config, shapes)
         self.tensors = {
-            name: TensorInfo(tensor.shape, kind.name, _n_bytes(tensor, kind))
-            for name, (tensor, kind) in self._stored.items()
+            name: TensorInfo(tensor.shape, tensor.kind.name, tensor.n_bytes)
+            for name, tensor in self._stored.items()
         }
         self.tokenizer_source = read_vocabulary(metadata, self.config.vocab_size)
         self.chat_template = metadata.text("tokenizer.chat_template") or None
 
     @classmethod
     def open(cls, path: Path) -> "GGUFCheckpoint":
-        """Open the file ``path``, reading its header only.
+        """Open the file ``path``, and the other parts if it is one of several; headers only.
 
         Raises:
             ModelError: if it is damaged, or of a kind that is not supported.
         """
-        try:
-            # Copy on write, because torch warns of memory it may not write; nothing ever does.
-            data = np.memmap(path, dtype=np.uint8, mode="c")
-        except (OSError, ValueError) as error:
-            reason = (getattr(error, "strerror", None) or "it is empty").lower()
-            raise ModelError(_called(path), reason, "fetch it again") from None
-        return cls(path, data, read_header(data.data, path))
+        return cls(open_files(path))
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""
-        tensor, kind = self._stored[name]
-        stored = self._data[tensor.offset : tensor.offset + _n_bytes(tensor, kind)]
-        if kind.dtype is None:
-            return dequantize(stored, kind, dtype).view(tensor.shape)
-        return torch.from_numpy(stored).view(kind.dtype).view(tensor.shape).to(dtype)
+        return _read(self._stored[name], dtype)
+
+    def read_packed(self, name: str) -> PackedWeight | None:
+        """See the base class."""
+        tensor = self._stored[name]
+        if not isinstance(tensor.kind, BlockType) or len(tensor.shape) != 2:
+            return None
+        weight = pack(tensor.data(), tensor.kind, tensor.shape[0])
+        tensor.forget()
+        return weight
 
 
 def is_gguf(path: Path) -> bool:
@@ -100,51 +100,35 @@ def is_gguf(path: Path) -> bool:
         return path.suffix == ".gguf"
 
 
-def _called(path: Path) -> str:
-    return f"model {str(path)!r}"
+def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as floats: a view of the mapped file where that holds them, else a copy."""
+    data, kind = tensor.data(), tensor.kind
+    if isinstance(kind, BlockType):
+        weight = dequantize(data, kind, dtype)
+    else:
+        weight = torch.from_numpy(data).view(kind.dtype).to(dtype)
+    if isinstance(kind, BlockType) or kind.dtype != dtype:
+        tensor.forget()
+    return weight.view(tensor.shape)
 
 
-def _meta_name(path: Path, name: str) -> str:
+def _meta_name(metadata: Metadata, name: str) -> str:
     """The name Meta gives to the tensor ``name``."""
     if name in _TOP:
         return _TOP[name]
-    if name == "rope_freqs.weight":
-        raise ModelError(
-            _called(path), "its rotary frequencies are scaled", "that is not supported yet"
-        )
     found = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.weight", name)
-    if found is None or found[2] not in _PARTS:
-        raise ModelError(
-            _called(path), f"tensor {name[:60]!r} belongs to no part of a Llama model", DAMAGED
-        )
-    return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
-
-
-def _block_type(path: Path, name: str, tensor: GGUFTensor, file_size: int) -> BlockType:
-    """The format of a tensor, all of which lies in the file."""
+    if found is not None and found[2] in _PARTS:
+        return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
     shown = f"tensor {name[:60]!r}"
-    kind = SUPPORTED.get(tensor.type)
-    if kind is None:
-        called = KNOWN_NAMES.get(tensor.type, f"number {tensor.type}")
-        known = ", ".join(kind.name for kind in SUPPORTED.values())
-        raise ModelError(
-            _called(path),
-            f"{shown} is of type {called}, which is not supported yet",
-            f"take a file of {known}",
-        )
-    if tensor.shape[-1] % kind.n_weights:
-        raise ModelError(_called(path), f"{shown} has rows of broken blocks", DAMAGED)
-    if tensor.offset + _n_bytes(tensor, kind) > file_size:
-        raise ModelError(_called(path), f"it ends before {shown} does", "fetch it again")
-    return kind
+    if name.endswith(".bias"):
+        raise metadata.error(f"it has biases, as in {shown}", "take a model without")
+    if re.search(r"\.ffn_\w+?(_exps|_shexp|_inp|\.\d+)\.", name):
+        raise metadata.error(f"it is a mixture of experts, with {shown}", "take a dense model")
+    raise metadata.error(f"{shown} belongs to no part of a Llama model")
 
 
-def _n_bytes(tensor: GGUFTensor, kind: BlockType) -> int:
-    return math.prod(tensor.shape) // kind.n_weights * kind.n_bytes
-
-
-def _config(metadata: Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaConfig:
-    """The shape of the model, checked for what is not supported."""
+def _check_kind(metadata: Metadata) -> None:
+    """Refuse other architectures before what their tensors are called is looked at."""
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
         raise metadata.error(
@@ -152,7 +136,12 @@ def _config(metadata: Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaConf
         )
     if metadata.integer("llama.expert_count", 0):
         raise metadata.error("it is a mixture of experts", "take a dense model")
-    _refuse_rotary_scaling(metadata)
+
+
+def _config(
+    metadata: Metadata, shapes: dict[str, tuple[int, ...]], divisors: StoredTensor | None
+) -> LlamaConfig:
+    """The shape of the model, checked for what is not supported."""
     embedding = shapes.get("tok_embeddings.weight")
     if embedding is None or len(embedding) != 2:
         raise metadata.error("tensor token_embd.weight is missing")
@@ -176,22 +165,38 @@ def _config(metadata: Metadata, shapes: dict[str, tuple[int, ...]]) -> LlamaConf
             rope_theta=metadata.number("llama.rope.freq_base", 10_000.0),
             context_length=metadata.integer("llama.context_length"),
             tie_embeddings="output.weight" not in shapes,
+            rope_scaling=_rope_scaling(metadata, divisors, head_dim),
         )
     except (ValueError, ZeroDivisionError) as error:
         why = "head_count is 0" if isinstance(error, ZeroDivisionError) else str(error)
         raise metadata.error(why) from None
 
 
-def _refuse_rotary_scaling(metadata: Metadata) -> None:
-    """Refuse positions that are scaled: read as if they were not, they give nonsense.
+def _rope_scaling(
+    metadata: Metadata, divisors: StoredTensor | None, head_dim: int
+) -> RopeScaling | None:
+    """How positions are scaled: by one factor, by ready-made divisors, or both.
 
-    A factor without a type means linear scaling, and ``scale_linear`` is its older name.
+    A factor without a type means linear scaling, ``scale_linear`` is its older name, and 0 says
+    that it is not set.
+
+    Raises:
+        ValueError: if the numbers cannot be meant.
     """
     kind = metadata.text("llama.rope.scaling.type") or "linear"
+    if kind not in ("linear", "none"):
+        raise metadata.error(
+            f"its rotary scaling is {reprlib.repr(kind)}",
+            "take a model with linear scaling or none",
+        )
     older = metadata.number("llama.rope.scale_linear", 1.0)
-    factor = metadata.number("llama.rope.scaling.factor", older)
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
-        return
-    raise metadata.error(
-        f"its rotary scaling is {reprlib.repr(kind)} by {factor:g}", "that is not supported yet"
-    )
+    factor = metadata.number("llama.rope.scaling.factor", older) or 1.0
+    if kind == "none":
+        factor = 1.0
+    if divisors is not None:
+        if divisors.shape != (head_dim // 2,):
+            raise ValueError(f"{_ROPE_DIVISORS} does not fit heads of {head_dim}")
+        return FrequencyDivisors(
+            tuple(factor * divisor for divisor in _read(divisors, torch.float32).tolist())
+        )
+    return None if factor == 1.0 else LinearScaling(factor)

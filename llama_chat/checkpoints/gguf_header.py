@@ -31,7 +31,7 @@ _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4
 _MAX_HEADER = 32 * 2**20
 """Bytes of a header; one with a vocabulary of 262,144 tokens and their merges takes 16 MB."""
-_MAX_ENTRIES = 2**16
+MAX_ENTRIES = 2**16
 """Metadata values, and tensors; the largest models have some thousand."""
 _MAX_ITEMS = 2**22
 """Elements of all lists together; the same vocabulary with scores and types has 1.3 million."""
@@ -154,16 +154,16 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
         key = reader.string()
         if not key or key in metadata:
             raise reader.error(f"a name of its metadata stands twice or is empty: {key[:60]!r}")
-        if len(metadata) == _MAX_ENTRIES:
-            raise reader.error(f"it has more than {_MAX_ENTRIES} metadata values")
+        if len(metadata) == MAX_ENTRIES:
+            raise reader.error(f"it has more than {MAX_ENTRIES} metadata values")
         metadata[key] = reader.value(reader.scalar("<I"))
     found: dict[str, GGUFTensor] = {}
     for _ in range(n_tensors):
         name = reader.string()
         if not name or name in found:
             raise reader.error(f"a tensor's name stands twice or is empty: {name[:60]!r}")
-        if len(found) == _MAX_ENTRIES:
-            raise reader.error(f"it has more than {_MAX_ENTRIES} tensors")
+        if len(found) == MAX_ENTRIES:
+            raise reader.error(f"it has more than {MAX_ENTRIES} tensors")
         found[name] = _tensor(reader, name)
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):

@@ -1,0 +1,156 @@
+"""The files that a GGUF model lies in: one, or several parts that are named alike."""
+
+import math
+import mmap
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, FloatType
+from llama_chat.checkpoints.gguf_header import MAX_ENTRIES, GGUFTensor, read_header
+from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
+from llama_chat.errors import ModelError
+
+_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)
+
+_ALL_PARTS = "fetch all parts of one model into one folder, under the names they have"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file that is mapped into memory."""
+
+    shape: tuple[int, ...]
+    kind: BlockType | FloatType
+    begin: int
+    """Bytes from the beginning of the file."""
+    mapped: mmap.mmap
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that it takes in the file."""
+        return math.prod(self.shape) // self.kind.n_weights * self.kind.n_bytes
+
+    @property
+    def end(self) -> int:
+        """Where the next one may begin."""
+        return self.begin + self.n_bytes
+
+    def data(self) -> NDArray[np.uint8]:
+        """Its bytes, without a copy."""
+        return np.frombuffer(self.mapped, np.uint8, self.n_bytes, self.begin)
+
+    def forget(self) -> None:
+        """Give back the memory that reading it took; what reads it again takes it again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first_page = self.begin // mmap.PAGESIZE * mmap.PAGESIZE
+            self.mapped.madvise(mmap.MADV_DONTNEED, first_page, self.end - first_page)
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFModel:
+    """What a model's files hold."""
+
+    path: Path
+    """The first of them."""
+    name: str
+    metadata: Metadata
+    tensors: Mapping[str, StoredTensor]
+
+
+def open_files(path: Path) -> GGUFModel:
+    """Open the file ``path``, or if it is a part of a model, that and all the others.
+
+    Only headers are read. The parts of a model are named ``NAME-00001-of-00003.gguf``, and only the
+    first tells more of it than which part it is.
+
+    Raises:
+        ModelError: if a file is damaged or holds what is not supported, or if parts are missing,
+            double or of different models.
+    """
+    opened = _open(path)
+    metadata = opened.metadata
+    n_parts = metadata.integer("split.count", 1)
+    if n_parts <= 1:
+        return opened
+    found = _PART_NAME.fullmatch(path.stem)
+    if found is None or int(found[3]) != n_parts:
+        raise metadata.error(f"it is one of {n_parts} parts, but not named as one", _ALL_PARTS)
+    paths = [path.with_name(f"{found[1]}-{i + 1:05}-of-{found[3]}.gguf") for i in range(n_parts)]
+    missing = [part.name for part in paths if not part.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise metadata.error(f"{', '.join(missing[:3])}{more} missing beside it", _ALL_PARTS)
+    first = opened if path == paths[0] else _open(paths[0])
+    tensors: dict[str, StoredTensor] = {}
+    for number, part_path in enumerate(paths):
+        part = first if number == 0 else _open(part_path)
+        _check_part(part.metadata, first.metadata.values, number)
+        if double := tensors.keys() & part.tensors.keys():
+            shown = min(double)[:60]
+            raise part.metadata.error(f"tensor {shown!r} is in an earlier part too", _ALL_PARTS)
+        tensors |= part.tensors
+        if len(tensors) > MAX_ENTRIES:
+            raise part.metadata.error(f"the parts have more than {MAX_ENTRIES} tensors")
+    n_tensors = first.metadata.integer("split.tensors.count")
+    if len(tensors) != n_tensors:
+        raise first.metadata.error(
+            f"its parts should hold {n_tensors} tensors and hold {len(tensors)}", _ALL_PARTS
+        )
+    return GGUFModel(first.path, found[1], first.metadata, tensors)
+
+
+def _check_part(part: Metadata, first: Mapping[str, Any], number: int) -> None:
+    """Whether a file is part ``number`` from 0 of the model that begins in ``first``."""
+    says = part.integer("split.no")
+    if says != number:
+        raise part.error(f"it is part {says + 1} under the name of part {number + 1}", _ALL_PARTS)
+    for key, value in part.values.items():
+        if key != "split.no" and first.get(key, value) != value:
+            raise part.error(f"it is of another model than part 1: {key[:60]} differs", _ALL_PARTS)
+
+
+def _open(path: Path) -> GGUFModel:
+    """Open one file."""
+    what = f"model {str(path)!r}"
+    try:
+        with path.open("rb") as file:
+            # Copy on write, because torch warns of memory it may not write; nothing ever does.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or "it is empty").lower()
+        raise ModelError(what, reason, "fetch it again") from None
+    header = read_header(memoryview(mapped), path)
+    metadata = Metadata(what, header.metadata)
+    tensors = {
+        name: _stored(metadata, name, tensor, mapped) for name, tensor in header.tensors.items()
+    }
+    in_order = sorted(tensors, key=lambda name: tensors[name].begin)
+    for one, following in pairwise(in_order):
+        if tensors[one].end > tensors[following].begin:
+            raise metadata.error(f"tensors {one[:60]!r} and {following[:60]!r} overlap")
+    return GGUFModel(path, path.stem, metadata, tensors)
+
+
+def _stored(metadata: Metadata, name: str, tensor: GGUFTensor, mapped: mmap.mmap) -> StoredTensor:
+    """A tensor of a known format, all of which lies in the file."""
+    shown = f"tensor {name[:60]!r}"
+    kind = SUPPORTED.get(tensor.type)
+    if kind is None:
+        called = KNOWN_NAMES.get(tensor.type, f"number {tensor.type}")
+        known = ", ".join(kind.name for kind in SUPPORTED.values())
+        raise metadata.error(
+            f"{shown} is of type {called}, which is not supported", f"take a file of {known}"
+        )
+    if tensor.shape[-1] % kind.n_weights:
+        raise metadata.error(f"{shown} has rows of broken blocks", DAMAGED)
+    stored = StoredTensor(tensor.shape, kind, tensor.offset, mapped)
+    if stored.end > len(mapped):
+        raise metadata.error(f"it ends before {shown} does", "fetch it again")
+    return stored

@@ -1,0 +1,161 @@
+"""Every number format of GGUF: equal to the gguf library bit for bit, and packed without loss."""
+
+import mmap
+import warnings
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from llama_chat.checkpoints.gguf import GGUFCheckpoint
+from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize, pack
+from tests.model_files import SMALL, write_gguf
+
+KINDS = {kind.name: kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)}
+LAYOUTS = {
+    "Q4_0": ("W4", 32),
+    "Q4_1": ("W4", 32),
+    "Q5_0": ("W8", 32),
+    "Q5_1": ("W8", 32),
+    "Q8_0": ("W8", 32),
+    "Q2_K": ("W4", 16),
+    "Q3_K": ("W4", 16),
+    "Q4_K": ("W4", 32),
+    "Q5_K": ("W8", 32),
+    "Q6_K": ("W8", 16),
+    "IQ4_NL": ("W8", 32),
+    "IQ4_XS": ("W8", 32),
+}
+_WITH_MINS = {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"}
+
+
+def random_blocks(
+    kind: BlockType, n_blocks: int, largest: float, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Blocks of random bytes, the float16 among them within ``largest``: ``(bytes,)``."""
+    generator = np.random.default_rng(seed)
+    data = generator.integers(0, 256, n_blocks * kind.n_bytes, dtype=np.uint8)
+    blocks = data.view(kind.layout)
+    for field in {"d", "m", "dmin"} & set(kind.layout.names or ()):
+        blocks[field] = generator.uniform(-largest, largest, n_blocks)
+    return data
+
+
+def bits(numbers: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return numbers.reshape(-1).view(np.uint32)
+
+
+def theirs(data: NDArray[np.uint8], kind: BlockType) -> NDArray[np.float32]:
+    rows = data.reshape(-1, kind.n_bytes)
+    found: NDArray[np.float32] = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind.name])
+    return found
+
+
+def test_numbers_and_sizes_are_those_of_the_format() -> None:
+    for number, kind in SUPPORTED.items():
+        assert gguf.GGMLQuantizationType(number).name == kind.name
+        assert gguf.GGML_QUANT_SIZES[number] == (kind.n_weights, kind.n_bytes)
+
+
+# The subnormal, the usual, and the largest scales that float16 has; 0 gives weights of -0.0.
+@pytest.mark.parametrize("largest", [0.0, 1e-6, 0.01, 65504.0])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_bit_is_that_of_the_gguf_library(name: str, largest: float) -> None:
+    kind = KINDS[name]
+    data = random_blocks(kind, 2**12 // kind.n_weights, largest)
+    ours = dequantize(data, kind, torch.float32)
+    assert np.array_equal(bits(ours.numpy()), bits(theirs(data, kind)))
+    assert dequantize(data, kind, torch.bfloat16).equal(ours.bfloat16())
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(KINDS)), n_blocks=st.integers(1, 40), seed=st.integers(0, 999))
+def test_any_blocks_are_those_of_the_gguf_library(name: str, n_blocks: int, seed: int) -> None:
+    data = random_blocks(KINDS[name], n_blocks, 1.0, seed)
+    ours = dequantize(data, KINDS[name], torch.float32).numpy()
+    assert np.array_equal(bits(ours), bits(theirs(data, KINDS[name])))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_packed_weights_are_the_same_to_the_rounding_of_their_scales(name: str) -> None:
+    kind = KINDS[name]
+    # More than are taken apart at a time, and a last chunk that is not full.
+    data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, 0.01)
+    packed = pack(data, kind, n_rows=5 * 103)
+    assert packed is not None
+    assert (packed.layout, packed.group) == LAYOUTS[name]
+    assert (packed.mins is not None) == (name in _WITH_MINS)
+    exact = dequantize(data, kind, torch.float32).view(packed.shape)
+    # Half a step of float16, for the scale of each quant up to 128, and for the minimum.
+    step = packed.scales.float().abs() * 2**-11 + 2**-25
+    bound = step * (128 if packed.bits == 8 else 16)
+    if packed.mins is not None:
+        bound += packed.mins.float().abs() * 2**-11 + 2**-25
+    errors = (packed.unpack(torch.float32) - exact).abs()
+    assert (errors <= bound.repeat_interleave(packed.group, dim=1) * 1.001).all()
+    if kind.n_weights == 32:  # their scales are float16 already
+        assert packed.unpack(torch.float32).equal(exact)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_scales_that_are_no_float16_are_not_packed(name: str) -> None:
+    kind = KINDS[name]
+    for bad in (np.inf, np.nan):
+        data = random_blocks(kind, 8, 0.01)
+        data.view(kind.layout)["d"][3] = bad
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert pack(data, kind, n_rows=2) is None
+            assert not dequantize(data, kind, torch.float32).isfinite().all()
+    if kind.n_weights == 256:  # a product of two finite numbers can be too large
+        assert pack(random_blocks(kind, 8, 65504.0), kind, n_rows=2) is None
+
+
+def test_a_checkpoint_packs_its_quantised_matrices(tmp_path: Path) -> None:
+    stored = write_gguf(tmp_path / "m.gguf", quantization=gguf.GGMLQuantizationType.Q4_0)
+    checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")
+    for name, weight in stored.items():
+        packed = checkpoint.read_packed(name)
+        if weight.ndim == 1:
+            assert packed is None
+        else:
+            assert packed is not None
+            assert np.array_equal(packed.unpack(torch.float32).numpy(), weight)
+    write_gguf(tmp_path / "f.gguf", quantization=gguf.GGMLQuantizationType.F16)
+    assert GGUFCheckpoint.open(tmp_path / "f.gguf").read_packed("output.weight") is None
+
+
+def resident_file_pages() -> int:
+    """Bytes of mapped files in this program's memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssFile:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssFile")
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="no such advice here")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+def test_a_file_that_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
+    config = SMALL.__class__(
+        dim=64,
+        n_layers=1,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=16,
+        hidden_dim=2**16,
+        vocab_size=SMALL.vocab_size,
+    )
+    name = "layers.0.feed_forward.w1.weight"
+    write_gguf(tmp_path / "m.gguf", config, quantization=gguf.GGMLQuantizationType.Q8_0)
+    checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")
+    size = checkpoint.tensors[name].n_bytes
+    before = resident_file_pages()
+    first = checkpoint.read(name, torch.float32)
+    checkpoint.read_packed(name)
+    assert resident_file_pages() - before < size / 4
+    assert checkpoint.read(name, torch.float32).equal(first)
