@@ -135,6 +135,16 @@ def test_scores_must_be_as_many_as_tokens(tmp_path: Path) -> None:
     refused(tmp_path / "m.gguf", "scores of another number")
 
 
+def test_there_must_be_an_embedding_for_each_token(tmp_path: Path) -> None:
+    vocabulary: dict[str, object] = {
+        "tokenizer__ggml__tokens": [*TOKENS, "one more"],
+        "tokenizer__ggml__token_type": [1] * (len(TOKENS) + 1),
+    }
+    write_gguf(tmp_path / "m.gguf", metadata=vocabulary)
+    n_tokens = len(TOKENS)
+    refused(tmp_path / "m.gguf", f"it has {n_tokens + 1} tokens and embeddings of {n_tokens}")
+
+
 # --- Headers without end -----------------------------------------------------------------------
 
 _ARRAY, _STRING, _BYTE = 9, 8, 0
@@ -197,6 +207,26 @@ def test_a_file_cut_off_in_any_section_is_refused(gguf_model: Path, tmp_path: Pa
         for length in {begin, begin + 1, (begin + end) // 2, end - 1}:
             path.write_bytes(whole[:length])
             refused(path, "")
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    # Else a small file could ask for any amount of memory.
+    tensors = b"".join(
+        _text(name) + struct.pack("<IQIQ", 1, 32, 0, offset)
+        for name, offset in ((b"a", 0), (b"b", 64))
+    )
+    (tmp_path / "m.gguf").write_bytes(_header(tensors, n_tensors=2) + bytes(512))
+    refused(tmp_path / "m.gguf", "tensors 'a' and 'b' overlap")
+
+
+def test_version_2_is_read_like_version_3(gguf_model: Path, tmp_path: Path) -> None:
+    whole = bytearray(gguf_model.read_bytes())
+    whole[4] = 2
+    (tmp_path / "m.gguf").write_bytes(whole)
+    second, third = GGUFCheckpoint.open(tmp_path / "m.gguf"), GGUFCheckpoint.open(gguf_model)
+    assert second.config == third.config
+    for name in third.tensors:
+        assert second.read(name, torch.float32).equal(third.read(name, torch.float32))
 
 
 def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:

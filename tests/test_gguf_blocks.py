@@ -1,5 +1,6 @@
 """Every number format of GGUF: equal to the gguf library bit for bit, and packed without loss."""
 
+import dataclasses
 import mmap
 import warnings
 from pathlib import Path
@@ -17,21 +18,20 @@ from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize,
 from tests.model_files import SMALL, write_gguf
 
 KINDS = {kind.name: kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)}
-LAYOUTS = {
-    "Q4_0": ("W4", 32),
-    "Q4_1": ("W4", 32),
-    "Q5_0": ("W8", 32),
-    "Q5_1": ("W8", 32),
-    "Q8_0": ("W8", 32),
-    "Q2_K": ("W4", 16),
-    "Q3_K": ("W4", 16),
-    "Q4_K": ("W4", 32),
-    "Q5_K": ("W8", 32),
-    "Q6_K": ("W8", 16),
-    "IQ4_NL": ("W8", 32),
-    "IQ4_XS": ("W8", 32),
+PACKED_AS = {  # layout, group, whether it has minima
+    "Q4_0": ("W4", 32, False),
+    "Q4_1": ("W4", 32, True),
+    "Q5_0": ("W8", 32, False),
+    "Q5_1": ("W8", 32, True),
+    "Q8_0": ("W8", 32, False),
+    "Q2_K": ("W4", 16, True),
+    "Q3_K": ("W4", 16, False),
+    "Q4_K": ("W4", 32, True),
+    "Q5_K": ("W8", 32, True),
+    "Q6_K": ("W8", 16, False),
+    "IQ4_NL": ("W8", 32, False),
+    "IQ4_XS": ("W8", 32, False),
 }
-_WITH_MINS = {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"}
 
 
 def random_blocks(
@@ -88,9 +88,9 @@ def test_packed_weights_are_the_same_to_the_rounding_of_their_scales(name: str) 
     data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, 0.01)
     packed = pack(data, kind, n_rows=5 * 103)
     assert packed is not None
-    assert (packed.layout, packed.group) == LAYOUTS[name]
-    assert (packed.mins is not None) == (name in _WITH_MINS)
+    assert (packed.layout, packed.group, packed.mins is not None) == PACKED_AS[name]
     exact = dequantize(data, kind, torch.float32).view(packed.shape)
+    assert np.array_equal(bits(exact.numpy()), bits(theirs(data, kind)))
     # Half a step of float16, for the scale of each quant up to 128, and for the minimum.
     step = packed.scales.float().abs() * 2**-11 + 2**-25
     bound = step * (128 if packed.bits == 8 else 16)
@@ -141,15 +141,7 @@ def resident_file_pages() -> int:
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="no such advice here")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 def test_a_file_that_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
-    config = SMALL.__class__(
-        dim=64,
-        n_layers=1,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=16,
-        hidden_dim=2**16,
-        vocab_size=SMALL.vocab_size,
-    )
+    config = dataclasses.replace(SMALL, n_layers=1, hidden_dim=2**16)
     name = "layers.0.feed_forward.w1.weight"
     write_gguf(tmp_path / "m.gguf", config, quantization=gguf.GGMLQuantizationType.Q8_0)
     checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")

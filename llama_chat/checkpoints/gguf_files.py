@@ -5,7 +5,7 @@ import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,15 @@ def open_files(path: Path) -> GGUFModel:
     found = _PART_NAME.fullmatch(path.stem)
     if found is None or int(found[3]) != n_parts:
         raise metadata.error(f"it is one of {n_parts} parts, but not named as one", _ALL_PARTS)
-    paths = [path.with_name(f"{found[1]}-{i + 1:05}-of-{found[3]}.gguf") for i in range(n_parts)]
-    missing = [part.name for part in paths if not part.is_file()]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise metadata.error(f"{', '.join(missing[:3])}{more} missing beside it", _ALL_PARTS)
-    first = opened if path == paths[0] else _open(paths[0])
+    names = [f"{found[1]}-{number:05}-of-{found[3]}.gguf" for number in range(1, n_parts + 1)]
+    absent = (name for name in names if not path.with_name(name).is_file())
+    if missing := list(islice(absent, 4)):  # a hostile number of parts is not counted to its end
+        shown = ", ".join(missing[:3]) + (" and more" if missing[3:] else "")
+        raise metadata.error(f"{shown} missing beside it", _ALL_PARTS)
+    first = opened if path.name == names[0] else _open(path.with_name(names[0]))
     tensors: dict[str, StoredTensor] = {}
-    for number, part_path in enumerate(paths):
-        part = first if number == 0 else _open(part_path)
+    for number, name in enumerate(names):
+        part = first if number == 0 else _open(path.with_name(name))
         _check_part(part.metadata, first.metadata.values, number)
         if double := tensors.keys() & part.tensors.keys():
             shown = min(double)[:60]
