@@ -57,9 +57,16 @@ def test_a_model_of_one_part_is_like_any_other(tmp_path: Path) -> None:
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     write_parts(tmp_path)
     part(tmp_path, 2).unlink()
-    assert_refused(part(tmp_path, 1), "m-00002-of-00003.gguf missing beside it", "fetch all parts")
+    assert_refused(part(tmp_path, 1), "there is no 'm-00002-of-00003.gguf': ", "fetch all parts")
     part(tmp_path, 1).unlink()
-    assert_refused(part(tmp_path, 3), "m-00001-of-00003.gguf, m-00002-of-00003.gguf missing")
+    assert_refused(part(tmp_path, 3), "no 'm-00001-of-00003.gguf', 'm-00002-of-00003.gguf'")
+
+
+def test_a_name_that_a_terminal_must_not_see_is_escaped(tmp_path: Path) -> None:
+    write_parts(tmp_path)
+    path = tmp_path / "m\x1b[2J-00001-of-00003.gguf"
+    shutil.copy(part(tmp_path, 1), path)
+    assert_refused(path, "there is no 'm\\x1b[2J-00002-of-00003.gguf'")
 
 
 def test_a_part_by_another_name_is_refused(tmp_path: Path) -> None:
@@ -79,9 +86,9 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
     write_parts(tmp_path)
     tensors = {"blk.0.attn_q.weight": np.zeros((64, 64), np.float32)}
     rewrite(part(tmp_path, 2), tensors, no=1, count=3, n_tensors=N_TENSORS + 1)
-    assert_refused(part(tmp_path, 1), "of another model than part 1: split.tensors.count differs")
+    assert_refused(part(tmp_path, 1), "of another model than part 1: 'split.tensors.count' differs")
     rewrite(part(tmp_path, 2), tensors, no=1, count=2, n_tensors=N_TENSORS)
-    assert_refused(part(tmp_path, 1), "of another model than part 1: split.count differs")
+    assert_refused(part(tmp_path, 1), "of another model than part 1: 'split.count' differs")
     rewrite(
         part(tmp_path, 2), {"x.weight": tensors.popitem()[1]}, no=1, count=3, n_tensors=N_TENSORS
     )
@@ -105,4 +112,4 @@ def test_a_damaged_part_is_the_one_that_is_named(tmp_path: Path) -> None:
 def test_parts_without_number_are_refused_at_little_cost(tmp_path: Path) -> None:
     path = tmp_path / "m-00001-of-65535.gguf"
     write_gguf(path, metadata={"split__no": 0, "split__count": 65535})
-    assert_refused(path, "m-00004-of-65535.gguf and more missing")
+    assert_refused(path, "'m-00004-of-65535.gguf' and more")

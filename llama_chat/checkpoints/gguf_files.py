@@ -85,8 +85,8 @@ def open_files(path: Path) -> GGUFModel:
     names = [f"{found[1]}-{number:05}-of-{found[3]}.gguf" for number in range(1, n_parts + 1)]
     absent = (name for name in names if not path.with_name(name).is_file())
     if missing := list(islice(absent, 4)):  # a hostile number of parts is not counted to its end
-        shown = ", ".join(missing[:3]) + (" and more" if missing[3:] else "")
-        raise metadata.error(f"{shown} missing beside it", _ALL_PARTS)
+        shown = ", ".join(map(repr, missing[:3])) + (" and more" if missing[3:] else "")
+        raise metadata.error(f"beside it there is no {shown}", _ALL_PARTS)
     first = opened if path.name == names[0] else _open(path.with_name(names[0]))
     tensors: dict[str, StoredTensor] = {}
     for number, name in enumerate(names):
@@ -113,7 +113,9 @@ def _check_part(part: Metadata, first: Mapping[str, Any], number: int) -> None:
         raise part.error(f"it is part {says + 1} under the name of part {number + 1}", _ALL_PARTS)
     for key, value in part.values.items():
         if key != "split.no" and first.get(key, value) != value:
-            raise part.error(f"it is of another model than part 1: {key[:60]} differs", _ALL_PARTS)
+            raise part.error(
+                f"it is of another model than part 1: {key[:60]!r} differs", _ALL_PARTS
+            )
 
 
 def _open(path: Path) -> GGUFModel:
