@@ -137,7 +137,7 @@ class Checkpoint(ABC):
         """Read the matrix ``name`` packed, as near to how it is stored as a layout comes.
 
         Returns:
-            None if it is not quantised.
+            None if it is not quantised, or not with numbers that a layout can hold.
         """
         return None
 

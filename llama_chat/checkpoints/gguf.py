@@ -88,6 +88,13 @@ class GGUFCheckpoint(Checkpoint):
         tensor.forget()
         return weight
 
+    def packed_bytes(self, name: str) -> int | None:
+        """See the base class."""
+        tensor = self._stored[name]
+        if not isinstance(tensor.kind, BlockType) or len(tensor.shape) != 2:
+            return None
+        return tensor.n_bytes // tensor.kind.n_bytes * tensor.kind.packed_bytes
+
 
 def is_gguf(path: Path) -> bool:
     """Whether the file ``path`` means to be GGUF, by its first bytes or its name."""

@@ -173,6 +173,12 @@ class BlockType:
         """Bytes in a block."""
         return self.layout.itemsize
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes that the weights of a block take when they are packed."""
+        parts = self.take_apart(np.zeros(1, self.layout))
+        return parts.quants.nbytes + parts.scales.size * (2 if parts.mins is None else 4)
+
 
 @dataclass(frozen=True, slots=True)
 class FloatType:
