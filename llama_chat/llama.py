@@ -299,6 +299,14 @@ def pick_devices(wanted: str) -> list[torch.device]:
     return [_pick_device(name.strip()) for name in wanted.split(",")]
 
 
+def free_memory(devices: Sequence[torch.device]) -> int:
+    """Bytes free where the weights would lie: of GPUs their own, else those of the machine."""
+    gpus = [device for device in devices if device.type == "cuda"]
+    if not gpus:
+        return available_memory()
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+
+
 def _pick_device(name: str) -> torch.device:
     what = f"--device {name[:40]!r}"
     try:

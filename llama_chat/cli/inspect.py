@@ -1,23 +1,38 @@
 """``llama-chat inspect``: what a model is, without reading its weights."""
 
 import json
+import math
+import sys
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_chat.chat.templates import recognise
+from llama_chat.chat.conversation import Message
+from llama_chat.chat.templates import choose_template, recognise
 from llama_chat.cli.completing import models
 from llama_chat.cli.options import takes_settings
+from llama_chat.errors import UsageError
 from llama_chat.library import find_model
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
+from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
+from llama_chat.tokenizers.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
     from llama_chat.checkpoints.base import Checkpoint
+    from llama_chat.model.config import LlamaConfig
     from llama_chat.tokenizers.base import Tokenizer
+
+_TEXTS = ("Hello, world!", " naïve café", "1234 + 5678", "你好", "🦙")
+"""What shows how a vocabulary divides words, accents, digits, other scripts and symbols."""
+
+_PARTS = ("embedding", "attention", "feed_forward", "norms", "output")
+
+_LENGTHS = (1024, 4096)
+"""Tokens for which memory is told, beside the full context."""
 
 
 @takes_settings
@@ -30,50 +45,84 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Describe a model: architecture, memory, tensors, template and tokenizer."""
+    """Draw a model: architecture, memory, tensors, template and tokenizer."""
     path = find_model(target or settings.text("model"))
-    from llama_chat.llama import load_tokenizer, open_checkpoint, pick_devices, pick_dtype
+    from llama_chat.llama import (
+        free_memory,
+        load_tokenizer,
+        open_checkpoint,
+        pick_devices,
+        pick_dtype,
+    )
 
     checkpoint = open_checkpoint(path)
     tokenizer = load_tokenizer(checkpoint)
-    device = pick_devices(settings.text("device"))[0]
-    dtype = pick_dtype(settings.text("dtype"), checkpoint.dtype, device)
-    report = describe(checkpoint, tokenizer, str(dtype).removeprefix("torch."), dtype.itemsize)
+    devices = pick_devices(settings.text("device"))
+    dtype = pick_dtype(settings.text("dtype"), checkpoint.dtype, devices[0])
+    report = describe(
+        checkpoint,
+        tokenizer,
+        str(dtype).removeprefix("torch."),
+        dtype.itemsize,
+        free_memory(devices),
+    )
     for line in checkpoint.warnings:
         streams.warn(line)
-    writer = AnswerWriter(raw=as_json)
+    writer = AnswerWriter(raw=True)
     if as_json:
-        writer.write(json.dumps(report, ensure_ascii=False) + "\n")
+        writer.write(escaped(json.dumps(report, ensure_ascii=False)) + "\n")
     else:
-        writer.write("".join(line + "\n" for line in _lines(report, with_tensors=tensors)))
-    writer.finish()
+        colored = streams.use_color(settings.text("color"), sys.stdout)
+        from llama_chat.terminal.model_picture import draw_model
+
+        writer.write(draw_model(report, colored=colored, with_tensors=tensors))
 
 
 def describe(
-    checkpoint: "Checkpoint", tokenizer: "Tokenizer", dtype: str, element_size: int
+    checkpoint: "Checkpoint",
+    tokenizer: "Tokenizer",
+    dtype: str,
+    element_size: int,
+    available: int,
 ) -> dict[str, Any]:
-    """All that ``inspect`` tells of a model, as it goes into JSON."""
+    """All that ``inspect`` tells of a model, as it goes into JSON.
+
+    Args:
+        checkpoint: the model, opened.
+        tokenizer: its tokenizer.
+        dtype: the name of the type in which weights and cache would lie in memory.
+        element_size: bytes of one number of that type.
+        available: bytes of memory that are free.
+    """
     config = checkpoint.config
-    lengths = sorted({n for n in (1024, 4096) if n < config.context_length})
+    lengths = [*(n for n in _LENGTHS if n < config.context_length), config.context_length]
+    cache = {length: config.kv_cache_bytes(length, element_size) for length in lengths}
     weights = config.n_parameters * element_size
+    room = max(0, available - weights) // config.kv_cache_bytes(1, element_size)
+    template = recognise(checkpoint.chat_template, tokenizer)
     return {
         "name": checkpoint.name,
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "architecture": asdict(config),
+        "rope": _rope(config),
         "parameters": config.n_parameters,
+        "parameters_by_part": _parameters_by_part(config),
         "stored_bytes": checkpoint.n_bytes,
         "dtype": dtype,
-        "memory": {
-            str(length): weights + config.kv_cache_bytes(length, element_size)
-            for length in [*lengths, config.context_length]
-        },
+        "weights_memory": weights,
+        "cache_memory": {str(length): size for length, size in cache.items()},
+        "memory": {str(length): weights + size for length, size in cache.items()},
+        "available_memory": available,
+        "fits": room >= config.context_length,
+        "fitting_context": min(room, config.context_length),
         "types": dict(Counter(info.type for info in checkpoint.tensors.values())),
+        "types_by_part": _types_by_part(checkpoint),
         "tensors": [
             {"name": name, "shape": list(info.shape), "type": info.type, "bytes": info.n_bytes}
             for name, info in checkpoint.tensors.items()
         ],
-        "template": recognise(checkpoint.chat_template, tokenizer),
+        "template": template,
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
@@ -82,45 +131,99 @@ def describe(
             "add_bos": tokenizer.add_bos,
             "control_tokens": dict(tokenizer.control_ids),
         },
+        "samples": {
+            "texts": [_split(tokenizer, text) for text in _TEXTS],
+            "chat": _rendered(checkpoint, tokenizer, template),
+        },
     }
 
 
-def _lines(report: dict[str, Any], *, with_tensors: bool) -> list[str]:
-    """The report for people, a fact a line."""
-    shape, tokens = report["architecture"], report["tokenizer"]
-    rows = [
-        ("name", report["name"]),
-        ("format", f"{report['format']}, {_size(report['stored_bytes'])}"),
-        ("parameters", f"{report['parameters']:,}"),
-        ("layers", f"{shape['n_layers']} of width {shape['dim']}, hidden {shape['hidden_dim']}"),
-        (
-            "attention",
-            f"{shape['n_heads']} heads of {shape['head_dim']}, "
-            f"{shape['n_kv_heads']} of keys and values",
-        ),
-        ("rotary base", f"{shape['rope_theta']:g}"),
-        ("context", f"{shape['context_length']} tokens"),
-        ("tensors", ", ".join(f"{n} × {kind}" for kind, n in report["types"].items())),
-        *(
-            (f"memory at {int(length):,}", f"{_size(size)} in {report['dtype']}")
-            for length, size in report["memory"].items()
-        ),
-        ("template", report["template"] or "not known: choose one with --template"),
-        ("tokenizer", f"{tokens['kind']}, {tokens['vocab_size']:,} tokens"),
-        ("control", ", ".join(f"{text} {n}" for text, n in tokens["control_tokens"].items())),
-    ]
-    lines = [f"{label:<16} {streams.one_line(str(value))}" for label, value in rows]
-    if with_tensors:
-        lines += [
-            f"{tensor['name']:<42} {'×'.join(map(str, tensor['shape'])):>14}  {tensor['type']}"
-            for tensor in report["tensors"]
-        ]
-    return lines
+def _part(name: str) -> str:
+    """The part of the model that a weight belongs to."""
+    if name.endswith("norm.weight"):
+        return "norms"
+    if "." not in name.removesuffix(".weight"):
+        return "output" if name.startswith("output") else "embedding"
+    return name.split(".")[2]
 
 
-def _size(n_bytes: int) -> str:
-    """Bytes in the unit that people read."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes / 1000:.0f} KB"
+def _parameters_by_part(config: "LlamaConfig") -> dict[str, int]:
+    counts = dict.fromkeys(_PARTS, 0)
+    for name, shape in config.tensor_shapes().items():
+        counts[_part(name)] += math.prod(shape)
+    return counts
+
+
+def _types_by_part(checkpoint: "Checkpoint") -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {part: Counter() for part in _PARTS}
+    for name, info in checkpoint.tensors.items():
+        counts[_part(name)][info.type] += 1
+    return {part: dict(types.most_common()) for part, types in counts.items()}
+
+
+def _rope(config: "LlamaConfig") -> str:
+    """The rotary embedding in words."""
+    from llama_chat.model.rope import (
+        DynamicScaling,
+        FrequencyDivisors,
+        LinearScaling,
+        Llama3Scaling,
+    )
+
+    match config.rope_scaling:
+        case None:
+            scaling = "not scaled"
+        case LinearScaling(factor):
+            scaling = f"positions divided by {factor:g}"
+        case DynamicScaling(factor, original):
+            scaling = f"a larger base past {original:,} tokens, for up to {factor:g} times as many"
+        case Llama3Scaling(factor, _, _, original):
+            scaling = f"low frequencies divided by {factor:g}, made for {original:,} tokens first"
+        case FrequencyDivisors(divisors):
+            scaling = f"frequencies divided by {min(divisors):g} to {max(divisors):g}, ready-made"
+        case other:
+            scaling = f"scaled ({type(other).__name__})"
+    return f"base {config.rope_theta:,.10g}, {scaling}"
+
+
+def _split(tokenizer: "Tokenizer", text: str) -> dict[str, Any]:
+    """A text with its ids, its pieces, and these as people can read them."""
+    ids = tokenizer.encode(text)
+    return {
+        "text": text,
+        "ids": ids,
+        "pieces": [tokenizer.piece(token_id) for token_id in ids],
+        "visible": [_visible(tokenizer.token_bytes(token_id)) for token_id in ids],
+    }
+
+
+def _visible(data: bytes) -> str:
+    """What a token writes, with spaces to be seen; a part of a character as its bytes."""
+    try:
+        return data.decode().replace(" ", "␣").replace("\n", "⏎")
+    except UnicodeDecodeError:
+        return "".join(f"<{byte:02X}>" for byte in data)
+
+
+def _rendered(
+    checkpoint: "Checkpoint", tokenizer: "Tokenizer", template: str | None
+) -> list[dict[str, Any]]:
+    """A question and an answer through the template, divided into text and control tokens."""
+    if template is None:
+        return []
+    try:
+        chosen = choose_template(template, checkpoint.chat_template, tokenizer)
+    except UsageError:  # the vocabulary lacks a token of it
+        return []
+    control = set(tokenizer.control_ids.values())
+    decoder = StreamingDecoder(tokenizer)
+    segments: list[dict[str, Any]] = []
+    exchange = [Message("user", "Hello!"), Message("assistant", "Hi. What can I do for you?")]
+    for token_id in chosen.render(exchange):
+        is_control = token_id in control
+        text = tokenizer.piece(token_id) if is_control else decoder.push(token_id)
+        if not is_control and segments and not segments[-1]["control"]:
+            segments[-1]["text"] += text
+        else:
+            segments.append({"text": text, "control": is_control})
+    return segments

@@ -1,0 +1,206 @@
+"""What ``inspect`` draws: facts that agree with the model, in any width, and nothing harmful."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from rich.cells import cell_len
+
+from llama_chat.cli.inspect import describe
+from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.rope import (
+    DynamicScaling,
+    FrequencyDivisors,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+)
+from llama_chat.terminal.model_picture import draw_model
+from tests.model_files import SMALL, TOKENS, gguf_name, write_gguf
+from tests.program import run
+from tests.terminal import Terminal
+
+_STYLE = re.compile(r"\x1b\[[\d;]*m")
+
+
+def report_of(model: Path, available: int = 10**9) -> dict[str, Any]:
+    """What is told of a model in float32, on a machine with so much memory free."""
+    checkpoint = open_checkpoint(model)
+    return describe(checkpoint, load_tokenizer(checkpoint), "float32", 4, available)
+
+
+def picture_of(report: dict[str, Any], *, with_tensors: bool = False) -> str:
+    return draw_model(report, colored=False, with_tensors=with_tensors)
+
+
+def test_the_parts_are_the_whole(meta_model: Path) -> None:
+    report = report_of(meta_model)
+    parts = report["parameters_by_part"]
+    assert sum(parts.values()) == report["parameters"]
+    assert parts["embedding"] == parts["output"] == 400 * 64
+    assert parts["attention"] == 2 * (2 * 64 * 64 + 2 * 32 * 64)
+    assert parts["feed_forward"] == 2 * 3 * 64 * 192
+    assert parts["norms"] == 5 * 64
+    types = report["types_by_part"]
+    assert sum(n for part in types.values() for n in part.values()) == len(report["tensors"])
+    assert types["attention"] == {"F32": 8}
+    text = picture_of(report)
+    assert re.search(r"\n  feed-forward  73,728  49\.2%  █+.?\n", text)
+    assert "\n  feed-forward  F32 × 6\n" in text
+
+
+def test_memory_is_weights_and_cache_and_is_held_against_what_is_free(meta_model: Path) -> None:
+    report = report_of(meta_model)
+    weights, cache = report["weights_memory"], report["cache_memory"]
+    assert weights == 4 * report["parameters"]
+    assert cache["4096"] == 4 * cache["1024"]
+    assert report["memory"] == {length: weights + size for length, size in cache.items()}
+    assert (report["fits"], report["fitting_context"]) == (True, 4096)
+    assert "fits: 2.7 MB of 1.0 GB free" in picture_of(report)
+    scarce = report_of(meta_model, available=report["memory"]["1024"])
+    assert (scarce["fits"], scarce["fitting_context"]) == (False, 1024)
+    assert "fits up to 1,024 tokens: 1.1 MB free" in picture_of(scarce)
+    none = report_of(meta_model, available=weights)
+    assert (none["fits"], none["fitting_context"]) == (False, 0)
+    assert "does not fit: the weights take 599 KB of 599 KB free" in picture_of(none)
+
+
+def test_samples_are_what_the_tokenizer_does(starter_model: Path) -> None:
+    report = report_of(starter_model)
+    tokenizer = load_tokenizer(open_checkpoint(starter_model))
+    for sample in report["samples"]["texts"]:
+        assert sample["ids"] == tokenizer.encode(sample["text"])
+        assert sample["pieces"] == [tokenizer.piece(i) for i in sample["ids"]]
+    said = "".join(segment["text"] for segment in report["samples"]["chat"])
+    assert said.startswith("<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n")
+    text = picture_of(report)
+    assert "Hello│,│␣world│!" in text
+    assert "<E4><BD>│<A0>│" in text
+    assert "<|im_start|>user⏎\n  Hello!<|im_end|>⏎\n" in text
+    assert "attention     Q4_1 × 120\n" in text
+    assert "output tied\n" in text
+    assert "rotary base 100,000, not scaled" in text
+    assert "17 of them control" in text
+
+
+SCALINGS: dict[str, RopeScaling] = {
+    "positions divided by 4": LinearScaling(4),
+    "a larger base past 4,096 tokens, for up to 2 times as many": DynamicScaling(2, 4096),
+    "low frequencies divided by 8, made for 8,192 tokens first": Llama3Scaling(8, 1, 4, 8192),
+    "frequencies divided by 1 to 8, ready-made": FrequencyDivisors((1.0, 2.0, 4.0, 8.0)),
+}
+
+
+@pytest.mark.parametrize("words", SCALINGS)
+def test_rotary_scaling_is_told_in_words(words: str, meta_model: Path) -> None:
+    checkpoint = open_checkpoint(meta_model)
+    checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=SCALINGS[words])
+    report = describe(checkpoint, load_tokenizer(checkpoint), "float32", 4, 10**9)
+    assert report["rope"] == f"base 10,000, {words}"
+    json.dumps(report)
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100, 200])
+def test_it_is_as_wide_as_the_terminal_at_most(
+    columns: int, starter_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = picture_of(report_of(starter_model))
+    assert max(map(cell_len, text.splitlines())) <= columns
+    assert re.search(r"└ feed_forward\n    ├ w1 gate +1,536 × 576\n", text)
+    assert re.search(r"feed-forward  79,626,240  59\.2%  █+", text)
+
+
+def test_colours_change_nothing_but_colours(gguf_model: Path) -> None:
+    report = report_of(gguf_model)
+    plain, colored = picture_of(report), draw_model(report, colored=True)
+    assert "\x1b" not in plain
+    assert "\x1b[1;36mrandom" in colored
+    assert [line.rstrip() for line in _STYLE.sub("", colored).split("\n")] == plain.split("\n")
+
+
+def test_every_tensor_is_listed_on_demand(meta_model: Path) -> None:
+    report = report_of(meta_model)
+    text = picture_of(report, with_tensors=True)
+    assert [t for t in report["tensors"] if f"  {t['name']} " not in text] == []
+    assert "Tensors" not in picture_of(report)
+
+
+def test_names_out_of_a_file_do_no_harm(tmp_path: Path) -> None:
+    tokens = ["<|\x1b]52;c;aGk=\x07|>", "<|\u202e\x9b|>", "a\nb", *TOKENS[3:]]
+    model = tmp_path / "m.gguf"
+    metadata = {"tokenizer__ggml__tokens": tokens, "tokenizer__chat_template": "{% \x1b[2J %}"}
+    write_gguf(model, metadata=metadata)
+    done = run("inspect", model, "--json", home=tmp_path)
+    report = json.loads(done.out)
+    assert report["tokenizer"]["control_tokens"] == {tokens[i]: i for i in range(3)}
+    text = picture_of(report)
+    assert "not known: choose one with --template" in text
+    for shown in (done.out, text, _STYLE.sub("", draw_model(report, colored=True))):
+        assert not set("\x1b\x07\x9b\u202e") & set(shown)
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+def test_a_terminal_gets_colours_unless_it_wants_none(
+    environment: dict[str, str], gguf_model: Path, tmp_path: Path
+) -> None:
+    with Terminal("inspect", gguf_model, home=tmp_path, size=(60, 70), **environment) as terminal:
+        assert terminal.wait_for_end() == 0
+        assert re.search(r"\n  2 × layer\n  ├ attention_norm +64\n", terminal.text)
+        assert (b"\x1b[1;36m" in terminal.raw) == (not environment)
+
+
+_LARGE = LlamaConfig(
+    dim=4096,
+    n_layers=4,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=128,
+    hidden_dim=14336,
+    vocab_size=len(TOKENS),
+    context_length=2**34,
+)
+
+
+def _write_hollow(path: Path, config: LlamaConfig) -> None:
+    """A model whose weights are a hole in the file, which takes no room."""
+    writer = gguf.GGUFWriter(None, "llama")
+    tiny = path.with_name("tiny.gguf")
+    write_gguf(tiny, dataclasses.replace(SMALL, n_layers=1))
+    reader = gguf.GGUFReader(tiny)
+    for field in reader.fields.values():
+        if field.name.startswith(("tokenizer.", "llama.")):
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, inner)
+    shape = {"block_count": config.n_layers, "embedding_length": config.dim}
+    shape |= {"feed_forward_length": config.hidden_dim, "attention.head_count": config.n_heads}
+    shape |= {"attention.head_count_kv": config.n_kv_heads, "attention.key_length": 128}
+    for key, value in shape.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_uint64("llama.context_length", config.context_length)
+    for name, dims in config.tensor_shapes().items():
+        kind = gguf.GGMLQuantizationType.F16
+        writer.add_tensor_info(gguf_name(name), dims, float, 2 * math.prod(dims), kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("ab") as file:
+        file.truncate(file.tell() + 2 * config.n_parameters + 32 * len(config.tensor_shapes()))
+
+
+def test_a_model_is_described_without_its_weights_being_read(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    _write_hollow(model, _LARGE)
+    done = run("inspect", model, home=tmp_path)
+    assert (done.status, done.err) == (0, "")
+    assert f"{_LARGE.n_parameters:,} parameters" in done.out
+    assert re.search(r"  fits up to [\d,]+ tokens: [\d.]+ [GM]B free\n", done.out)
+    assert model.stat().st_blocks * 512 < 2**20
