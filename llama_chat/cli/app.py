@@ -15,6 +15,7 @@ from llama_chat.cli.ask import answer, ask, message_of
 from llama_chat.cli.bench import bench
 from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
 from llama_chat.cli.complete import complete
+from llama_chat.cli.convert import convert
 from llama_chat.cli.inspect import inspect
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import pull
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (chat, ask, complete, tokenize, inspect, pull, bench):
+for command in (chat, ask, complete, tokenize, inspect, convert, pull, bench):
     app.command()(command)
 for group in (sessions.app, config.app):
     app.add_typer(group)

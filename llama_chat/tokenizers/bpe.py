@@ -12,12 +12,13 @@ from llama_chat.errors import ModelError
 from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, is_marker
 from llama_chat.tokenizers.library import LibraryTokenizer
 
-_GPT_2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA_3_SPLIT = (
+GPT_2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT_SPLIT = r"\p{N}"
+LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN_2_SPLIT = _LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN_2_SPLIT = LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 _TEKKEN_SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
@@ -38,13 +39,13 @@ class _PreTokenizer:
     """Whether a prompt begins with BOS where the checkpoint does not say."""
 
 
-_GPT_2 = _PreTokenizer((_GPT_2_SPLIT,))
-_SINGLE_DIGITS = _PreTokenizer((r"\p{N}", _GPT_2_SPLIT))
-_LLAMA_3 = _PreTokenizer((_LLAMA_3_SPLIT,), whole_words=True, adds_bos=True)
-_GROUPED_DIGITS = _PreTokenizer((_LLAMA_3_SPLIT,))
+_GPT_2 = _PreTokenizer((GPT_2_SPLIT,))
+_SINGLE_DIGITS = _PreTokenizer((DIGIT_SPLIT, GPT_2_SPLIT))
+_LLAMA_3 = _PreTokenizer((LLAMA_3_SPLIT,), whole_words=True, adds_bos=True)
+_GROUPED_DIGITS = _PreTokenizer((LLAMA_3_SPLIT,))
 
 _PRE_TOKENIZERS = {
-    **dict.fromkeys(("default", "gpt2", "gpt-2", "mpt", "olmo", "jais"), _GPT_2),
+    **dict.fromkeys(("gpt-2", "gpt2", "default", "mpt", "olmo", "jais"), _GPT_2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _SINGLE_DIGITS),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA_3),
     **dict.fromkeys(("dbrx", "smaug-bpe"), _GROUPED_DIGITS),
@@ -104,9 +105,7 @@ class BytePairTokenizer(LibraryTokenizer):
         Raises:
             ModelError: if the tables contradict each other, or the pre-tokenizer is not known.
         """
-        rule = _PRE_TOKENIZERS.get(pre_tokenizer)
-        if rule is None:
-            raise _error(f"its pre-tokenizer {pre_tokenizer[:40]!r} is not known")
+        rule = _rule(pre_tokenizer)
         self.bos_id, self.eos_id = bos_id, eos_id
         self.add_bos = bos_id is not None and (rule.adds_bos if add_bos is None else add_bos)
         control = {i for i in added_ids if is_marker(tokens[i])} | control_ids
@@ -119,7 +118,7 @@ class BytePairTokenizer(LibraryTokenizer):
                 raise _error(f"merge {merge[:60]!r} is not of its tokens")
             pairs.append((left, right))
         backend = Backend(BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule.whole_words))
-        backend.pre_tokenizer = _divide(rule)
+        backend.pre_tokenizer = divide(pre_tokenizer)
         table = [b"" if i in control else byte_level_bytes(t) for i, t in enumerate(tokens)]
         plain = sorted(added_ids - control)
         for i in plain:
@@ -135,10 +134,35 @@ class BytePairTokenizer(LibraryTokenizer):
         )
 
 
-def _divide(rule: _PreTokenizer) -> pre_tokenizers.PreTokenizer:
-    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+def divide(name: str) -> pre_tokenizers.PreTokenizer:
+    """The library's part for the pre-tokenizer ``name``.
+
+    Raises:
+        ModelError: if it is not known.
+    """
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in _rule(name).splits]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*splits, to_bytes])
+
+
+def takes_whole_words(name: str) -> bool:
+    """Whether a word that is a token is that token, by the pre-tokenizer ``name``."""
+    return _rule(name).whole_words
+
+
+def pre_tokenizer_name(splits: Sequence[str], *, whole_words: bool) -> str | None:
+    """The name of the pre-tokenizer that splits text so, if it has one."""
+    for name, rule in _PRE_TOKENIZERS.items():
+        if rule.splits == tuple(splits) and rule.whole_words == whole_words:
+            return name
+    return None
+
+
+def _rule(name: str) -> _PreTokenizer:
+    rule = _PRE_TOKENIZERS.get(name)
+    if rule is None:
+        raise _error(f"its pre-tokenizer {name[:40]!r} is not known")
+    return rule
 
 
 def _error(why: str) -> ModelError:

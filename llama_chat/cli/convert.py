@@ -1,0 +1,86 @@
+"""``llama-chat convert``: a model in another format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llama_chat.cli.completing import models
+from llama_chat.conversion.output import appearing, check_free, check_space
+from llama_chat.conversion.target import GGUF, SHARD_SIZE, TYPES, Target, choose_target
+from llama_chat.files import expand_user
+from llama_chat.library import find_model
+from llama_chat.terminal import streams
+from llama_chat.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from llama_chat.checkpoints.base import Checkpoint
+    from llama_chat.conversion.gguf import GGUFFile
+    from llama_chat.conversion.huggingface import HuggingFaceFolder
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Path or name.", autocompletion=models)
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="A new .gguf file, or a new folder of safetensors.")
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="safetensors|gguf", help="Format, if OUT does not tell."),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", metavar="|".join(TYPES), help="How matrices are stored."),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--shard-size", metavar="SIZE", help=f"Largest safetensors file [default: {SHARD_SIZE}]"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
+) -> None:
+    """Write a model as a GGUF file, or as a folder that Hugging Face's libraries read.
+
+    Without --type floats stay of the type they are, and quantised weights become F16.
+    """
+    target = choose_target(Path(expand_user(out)), to, kind, shard_size)
+    path = find_model(model)
+    check_free(target.path, path, force=force)
+    from llama_chat.conversion.weights import choose_type, quantised_types
+    from llama_chat.llama import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    stored_as = choose_type(checkpoint, target.type)
+    plan = _plan(checkpoint, target, stored_as)
+    losses = quantised_types(checkpoint) if stored_as != "F32" else []
+    again = f"the weights are {', '.join(losses)}: what these give is rounded again to {stored_as}"
+    for line in (*checkpoint.warnings, *plan.warnings, *([again] if losses else [])):
+        streams.warn(line)
+    n_bytes = sum(plan.sizes.values())
+    check_space(target.path, n_bytes)
+    with progress(f"Writing {target.path.name}", hidden=quiet) as report:  # noqa: SIM117
+        with appearing(target.path) as temporary:
+            plan.write(temporary, report)
+    if not quiet:
+        from llama_chat.terminal.model_picture import readable_size
+
+        sizes = f"{readable_size(checkpoint.n_bytes)} before, {readable_size(n_bytes)} now"
+        streams.say(f"written: {target.path} ({stored_as}; {sizes})")
+
+
+def _plan(
+    checkpoint: "Checkpoint", target: Target, stored_as: str
+) -> "GGUFFile | HuggingFaceFolder":
+    """What is to be written."""
+    from llama_chat.conversion.gguf import GGUFFile
+    from llama_chat.conversion.huggingface import HuggingFaceFolder
+    from llama_chat.llama import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
+    if target.format == GGUF:
+        return GGUFFile(checkpoint, tokenizer, stored_as)
+    return HuggingFaceFolder(checkpoint, tokenizer, stored_as, target.shard_bytes)

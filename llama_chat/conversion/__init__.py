@@ -1,0 +1,1 @@
+"""One writer per checkpoint format; each takes any ``Checkpoint``."""

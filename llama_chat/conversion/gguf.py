@@ -1,0 +1,152 @@
+"""A model as one GGUF file, through the gguf library."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+from torch import Tensor
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.conversion import weights
+from llama_chat.conversion.target import FLOATS
+from llama_chat.conversion.vocabulary import vocabulary_of
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.rope import (
+    DynamicScaling,
+    FrequencyDivisors,
+    LinearScaling,
+    Llama3Scaling,
+    rotary_frequencies,
+)
+from llama_chat.tokenizers.base import Tokenizer
+
+_ARCHITECTURE = "llama"
+_ROPE_DIVISORS = "rope_freqs.weight"
+
+_FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
+}
+
+
+class GGUFFile:
+    """What is to be written, known before it is."""
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> None:
+        """Plan a file with matrices of the type ``kind``.
+
+        Raises:
+            ModelError: if GGUF cannot hold the vocabulary.
+        """
+        self._checkpoint = checkpoint
+        shapes = checkpoint.config.tensor_shapes()
+        self._kinds = {name: weights.fitting_type(shape, kind) for name, shape in shapes.items()}
+        self.sizes = {name: weights.n_bytes(shapes[name], self._kinds[name]) for name in shapes}
+        """Bytes of each weight."""
+        self.warnings: list[str] = []
+        unfit = [n for n in shapes if len(shapes[n]) > 1 and self._kinds[n] != kind]
+        if unfit:
+            self.warnings.append(
+                f"{len(unfit)} matrices are stored as F16: their rows are no multiple of a block"
+            )
+        self._writer = gguf.GGUFWriter(None, _ARCHITECTURE)
+        self._writer.add_name(checkpoint.name)
+        self._writer.add_file_type(_FILE_TYPES[kind])
+        if kind not in FLOATS:
+            self._writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        self._describe(checkpoint.config)
+        self._describe_tokens(tokenizer)
+
+    def write(self, path: Path, report: Callable[[int, int], None]) -> None:
+        """Write the file, one weight at a time.
+
+        Args:
+            path: the new file.
+            report: told the bytes written, of how many.
+
+        Raises:
+            OSError: if it cannot be written.
+            UsageError: if the type cannot hold the numbers of a weight.
+        """
+        writer, config = self._writer, self._checkpoint.config
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.n_layers)
+        divisors = _divisors(config)
+        if divisors is not None:
+            writer.add_tensor_info(
+                _ROPE_DIVISORS, divisors.shape, divisors.numpy().dtype, divisors.nbytes
+            )
+        for name, shape in config.tensor_shapes().items():
+            kind = gguf.GGMLQuantizationType[self._kinds[name]]
+            stored = names.get_name(name, try_suffixes=(".weight",))
+            writer.add_tensor_info(stored, shape, float, self.sizes[name], kind)
+        total, done = sum(self.sizes.values()), 0
+        try:
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if divisors is not None:
+                writer.write_tensor_data(divisors.numpy())
+            for name, size in self.sizes.items():
+                data = weights.read_bytes(self._checkpoint, name, self._kinds[name])
+                writer.write_tensor_data(data)
+                done += size
+                report(done, total)
+        finally:
+            writer.close()
+
+    def _describe(self, config: LlamaConfig) -> None:
+        writer, context = self._writer, config.context_length
+        match config.rope_scaling:
+            case LinearScaling(factor):
+                writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+                writer.add_rope_scaling_factor(factor)
+            case DynamicScaling(_, original):
+                # Up to that length nothing is scaled.
+                context = min(context, original)
+                self.warnings.append(
+                    f"GGUF has no dynamic rotary scaling: the new model is one of {context} tokens"
+                )
+        writer.add_context_length(context)
+        writer.add_embedding_length(config.dim)
+        writer.add_block_count(config.n_layers)
+        writer.add_feed_forward_length(config.hidden_dim)
+        writer.add_head_count(config.n_heads)
+        writer.add_head_count_kv(config.n_kv_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_rope_dimension_count(config.head_dim)
+        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+
+    def _describe_tokens(self, tokenizer: Tokenizer) -> None:
+        writer = self._writer
+        vocabulary = vocabulary_of(self._checkpoint.tokenizer_source)
+        vocabulary = vocabulary.padded(self._checkpoint.config.vocab_size)
+        writer.add_tokenizer_model("llama" if vocabulary.merges is None else "gpt2")
+        writer.add_token_list(vocabulary.tokens)
+        writer.add_token_types(vocabulary.types)
+        if vocabulary.scores is not None:
+            writer.add_token_scores(vocabulary.scores)
+            writer.add_add_space_prefix(tokenizer.dummy_prefix)
+        else:
+            writer.add_tokenizer_pre(vocabulary.pre_tokenizer or "default")
+            writer.add_token_merges(vocabulary.merges or [])
+        if tokenizer.bos_id is not None:
+            writer.add_bos_token_id(tokenizer.bos_id)
+        if tokenizer.eos_id is not None:
+            writer.add_eos_token_id(tokenizer.eos_id)
+        writer.add_add_bos_token(tokenizer.add_bos)
+        if self._checkpoint.chat_template:
+            writer.add_chat_template(self._checkpoint.chat_template)
+
+
+def _divisors(config: LlamaConfig) -> Tensor | None:
+    """The divisor of each rotary frequency, ``(head_dim // 2,)``, where GGUF wants them ready."""
+    if not isinstance(config.rope_scaling, Llama3Scaling | FrequencyDivisors):
+        return None
+    return rotary_frequencies(config.head_dim, config.rope_theta) / config.rope_frequencies()

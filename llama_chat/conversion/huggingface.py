@@ -1,0 +1,242 @@
+"""A model as a folder in the layout of the Hugging Face Hub."""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.conversion import weights
+from llama_chat.conversion.tokenizer_files import write_tokenizer
+from llama_chat.errors import ModelError
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.rope import (
+    DynamicScaling,
+    FrequencyDivisors,
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    rotary_frequencies,
+)
+from llama_chat.tokenizers.base import Tokenizer
+
+_PARTS = {
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+
+_TOP = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_LLAMA_3 = (1.0, 4.0, 8192)
+"""``low_freq_factor``, ``high_freq_factor`` and ``original_context`` of every Llama 3 release."""
+
+
+class HuggingFaceFolder:
+    """What is to be written, known before it is."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str, shard_bytes: int
+    ) -> None:
+        """Plan a folder with weights of the type ``kind``.
+
+        Raises:
+            ModelError: if ``config.json`` has no words for the rotary scaling.
+        """
+        self._checkpoint, self._tokenizer, self._kind = checkpoint, tokenizer, kind
+        shapes = checkpoint.config.tensor_shapes()
+        self.sizes = {name: weights.n_bytes(shape, kind) for name, shape in shapes.items()}
+        """Bytes of each weight."""
+        self.warnings: list[str] = []
+        self._shards = _divide(self.sizes, shard_bytes)
+        self._config = _config(checkpoint, tokenizer, kind)
+
+    def write(self, path: Path, report: Callable[[int, int], None]) -> None:
+        """Write the folder, one weight at a time.
+
+        Args:
+            path: the new folder.
+            report: told the bytes written, of how many.
+
+        Raises:
+            OSError: if it cannot be written.
+            UsageError: if the type cannot hold the numbers of a weight.
+        """
+        path.mkdir()
+        _write_json(path / "config.json", self._config)
+        write_tokenizer(path, self._checkpoint, self._tokenizer)
+        total, done = sum(self.sizes.values()), 0
+
+        def written(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            report(done, total)
+
+        places: dict[str, str] = {}
+        for number, names in enumerate(self._shards, 1):
+            file_name = "model.safetensors"
+            if len(self._shards) > 1:
+                file_name = f"model-{number:05}-of-{len(self._shards):05}.safetensors"
+            places |= {_name(name): file_name for name in names}
+            with (path / file_name).open("xb") as file:
+                self._write_shard(file, names, written)
+        if len(self._shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            _write_json(path / "model.safetensors.index.json", index)
+
+    def _write_shard(
+        self, file: BinaryIO, names: list[str], written: Callable[[int], None]
+    ) -> None:
+        """Write a safetensors file: the length of a header, the header, and the weights.
+
+        Not through its library, which wants all weights of a file in memory at once. The format:
+        https://github.com/huggingface/safetensors#format.
+        """
+        shapes = self._checkpoint.config.tensor_shapes()
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            end = offset + self.sizes[name]
+            header[_name(name)] = {
+                "dtype": self._kind,
+                "shape": shapes[name],
+                "data_offsets": [offset, end],
+            }
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            file.write(weights.as_bytes(self._read(name)).data)
+            written(self.sizes[name])
+
+    def _read(self, name: str) -> Tensor:
+        """A weight in Hugging Face's order, where a pair of numbers stands half a head apart."""
+        weight = weights.read_float(self._checkpoint, name, self._kind)
+        config = self._checkpoint.config
+        heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])
+        if heads is None:
+            return weight
+        pairs = weight.view(heads, -1, 2, config.dim)  # (n_heads, head_dim / 2, 2, dim)
+        return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _divide(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
+    """Names in runs of ``shard_bytes`` at most, or of a single weight that is larger."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _name(name: str) -> str:
+    """What Hugging Face calls the weight that Meta calls ``name``."""
+    if name in _TOP:
+        return _TOP[name]
+    _, layer, part = name.removesuffix(".weight").split(".", 2)
+    return f"model.layers.{layer}.{_PARTS[part]}.weight"
+
+
+def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str, Any]:
+    """``config.json`` in the words of transformers 4 and 5 both."""
+    config = checkpoint.config
+    rope = _rope(checkpoint)
+    scaling = config.rope_scaling
+    context = config.context_length
+    if isinstance(scaling, DynamicScaling):
+        context = scaling.original_context
+    values: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": context,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if scaling is None else rope,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "dtype": _DTYPES[kind],
+        "torch_dtype": _DTYPES[kind],
+    }
+    return values
+
+
+def _rope(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The rotary scaling; ``type`` is an older name of ``rope_type``."""
+    scaling = checkpoint.config.rope_scaling
+    if isinstance(scaling, FrequencyDivisors):
+        scaling = _named(checkpoint, scaling)
+    match scaling:
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "type": "linear", "factor": factor}
+        case DynamicScaling(factor):
+            return {"rope_type": "dynamic", "type": "dynamic", "factor": factor}
+        case Llama3Scaling(factor, low, high, original):
+            return {
+                "rope_type": "llama3",
+                "type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+    return {"rope_type": "default"}
+
+
+def _named(checkpoint: Checkpoint, scaling: FrequencyDivisors) -> RopeScaling:
+    """The scaling of Llama 3 that a table of divisors was made by."""
+    config = checkpoint.config
+    found = Llama3Scaling(max(scaling.divisors), *_LLAMA_3)
+    if not _alike(config, found, scaling):
+        raise ModelError(
+            f"model {str(checkpoint.path)!r}",
+            "config.json has no words for its rotary scaling",
+            "convert to GGUF",
+        )
+    return found
+
+
+def _alike(config: LlamaConfig, one: RopeScaling, other: RopeScaling) -> bool:
+    """Whether two scalings give the same frequencies, to rounding."""
+    plain = rotary_frequencies(config.head_dim, config.rope_theta)
+    a, b = (
+        scaling.apply(plain, config.rope_theta, config.context_length).tolist()
+        for scaling in (one, other)
+    )
+    return all(math.isclose(x, y, rel_tol=1e-4) for x, y in zip(a, b, strict=True))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

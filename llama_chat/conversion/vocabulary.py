@@ -1,0 +1,148 @@
+"""Any vocabulary as the tables that GGUF has for it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import Tokenizer as Backend
+
+from llama_chat.checkpoints.base import (
+    BytePairSource,
+    SentencePieceSource,
+    SentencePieceTables,
+    TokenizerJsonSource,
+    TokenizerSource,
+)
+from llama_chat.errors import ModelError
+from llama_chat.tokenizers.bpe import DIGIT_SPLIT, GPT_2_SPLIT, pre_tokenizer_name
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of tokens, as SentencePiece and GGUF number them."""
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tokens by their ids, with what joins them: scores, or merges in order of priority."""
+
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    pre_tokenizer: str | None = None
+    """How text is divided before merging, by GGUF's names; None beside scores."""
+
+    def padded(self, size: int) -> "Vocabulary":
+        """With unused tokens behind, so that each row of the embedding has one."""
+        missing = range(len(self.tokens), size)
+        return Vocabulary(
+            [*self.tokens, *(f"[PAD{i}]" for i in missing)],
+            [*self.types, *(UNUSED for _ in missing)],
+            None if self.scores is None else [*self.scores, *(0.0 for _ in missing)],
+            self.merges,
+            self.pre_tokenizer,
+        )
+
+
+def vocabulary_of(source: TokenizerSource) -> Vocabulary:
+    """The tables of a vocabulary that its tokenizer was made of before.
+
+    Raises:
+        ModelError: if GGUF has no tables for it.
+    """
+    match source:
+        case SentencePieceSource(path):
+            return _of_model(path)
+        case SentencePieceTables():
+            return Vocabulary(source.tokens, source.types, source.scores)
+        case BytePairSource():
+            types = [NORMAL] * len(source.tokens)
+            for i in source.added_ids:
+                types[i] = USER_DEFINED
+            for i in source.control_ids:
+                types[i] = CONTROL
+            return Vocabulary(
+                source.tokens, types, merges=source.merges, pre_tokenizer=source.pre_tokenizer
+            )
+        case TokenizerJsonSource(path):
+            return _of_json(path)
+
+
+def _of_model(path: Path) -> Vocabulary:
+    """The tables of a SentencePiece model."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    ids = list(range(model.vocab_size()))
+
+    def type_of(token_id: int) -> int:
+        if model.is_unknown(token_id):
+            return UNKNOWN
+        if model.is_control(token_id):
+            return CONTROL
+        if model.is_byte(token_id):
+            return BYTE
+        return UNUSED if model.is_unused(token_id) else NORMAL
+
+    return Vocabulary(model.id_to_piece(ids), list(map(type_of, ids)), model.get_score(ids))
+
+
+def _of_json(path: Path) -> Vocabulary:
+    """The tables of a ``tokenizer.json``, in the spelling that its library writes now."""
+    document = json.loads(Backend.from_file(str(path)).to_str())
+    model = document["model"]
+    if model["type"] != "BPE":
+        raise _error(path, f"its tokenizer is of the kind {model['type']}")
+    ids: dict[str, int] = dict(model["vocab"])
+    ids |= {token["content"]: token["id"] for token in document["added_tokens"]}
+    tokens = [f"[PAD{i}]" for i in range(max(ids.values()) + 1)]
+    types = [UNUSED] * len(tokens)
+    for token, i in ids.items():
+        tokens[i], types[i] = token, NORMAL
+    merges = [" ".join(pair) for pair in model["merges"]]
+    for token in document["added_tokens"]:
+        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    if not model["byte_fallback"]:
+        return Vocabulary(tokens, types, merges=merges, pre_tokenizer=_rule(path, document))
+    for token, i in ids.items():
+        if _BYTE_TOKEN.fullmatch(token):
+            types[i] = BYTE
+    if model["unk_token"] in ids:
+        types[ids[model["unk_token"]]] = UNKNOWN
+    return Vocabulary(tokens, types, _scores(tokens, merges))
+
+
+def _scores(tokens: Sequence[str], merges: Sequence[str]) -> list[float]:
+    """Scores by which SentencePiece joins the same tokens first: the earlier merge has more."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", ""), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def _rule(path: Path, document: Mapping[str, Any]) -> str:
+    """GGUF's name for how the text is divided before merging."""
+    rule = document["pre_tokenizer"] or {}
+    splits: list[str] = []
+    for part in rule.get("pretokenizers", [rule]):
+        match part:
+            case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
+                splits.append(pattern)
+            case {"type": "Digits", "individual_digits": True}:
+                splits.append(DIGIT_SPLIT)
+            case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": words}:
+                splits += [GPT_2_SPLIT] if words else []
+            case _:
+                splits.append(str(part))  # which no name stands for
+    whole_words = bool(document["model"].get("ignore_merges"))
+    name = pre_tokenizer_name(splits, whole_words=whole_words)
+    if name is None:
+        raise _error(path, "it divides text in a way that GGUF has no name for")
+    return name
+
+
+def _error(path: Path, why: str) -> ModelError:
+    return ModelError(f"tokenizer {str(path)!r}", why, "convert to safetensors, which copies it")

@@ -1,0 +1,82 @@
+"""Weights as the bytes of a type."""
+
+import math
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.conversion.target import QUANTIZED
+from llama_chat.errors import UsageError
+
+Bytes = NDArray[np.uint8]
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def choose_type(checkpoint: Checkpoint, wanted: str | None) -> str:
+    """The type to store matrices in: that of the source if none is ``wanted``.
+
+    Quantised matrices become F16, whose precision is that of their scales.
+    """
+    return wanted or _NAMES.get(checkpoint.dtype or torch.float16, "F16")
+
+
+def quantised_types(checkpoint: Checkpoint) -> list[str]:
+    """The types of the source that are not floats."""
+    return sorted({info.type for info in checkpoint.tensors.values()} - _DTYPES.keys())
+
+
+def n_bytes(shape: tuple[int, ...], kind: str) -> int:
+    """Bytes of a weight of type ``kind``."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return math.prod(shape) // int(block) * int(size)
+
+
+def fitting_type(shape: tuple[int, ...], kind: str) -> str:
+    """The type to store a weight in where matrices are to be of ``kind``.
+
+    Vectors stay F32, as every reader of GGUF expects; a matrix whose rows cannot be cut into
+    blocks becomes F16.
+    """
+    if len(shape) == 1:
+        return "F32"
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return kind if shape[-1] % block == 0 else "F16"
+
+
+def read_float(checkpoint: Checkpoint, name: str, kind: str) -> Tensor:
+    """Read a weight as a float type.
+
+    Raises:
+        UsageError: if the type cannot hold its numbers.
+    """
+    weight = checkpoint.read(name, _DTYPES[kind])
+    if kind == "F16" and weight.isinf().any():
+        raise UsageError(
+            f"--type {kind}", f"tensor {name} has numbers above 65504", "give BF16 or F32"
+        )
+    return weight
+
+
+def read_bytes(checkpoint: Checkpoint, name: str, kind: str) -> Bytes:
+    """Read a weight as the bytes of any type; quantised as the gguf library does.
+
+    Raises:
+        UsageError: if the type cannot hold its numbers.
+    """
+    if kind not in QUANTIZED:
+        return as_bytes(read_float(checkpoint, name, kind))
+    weight = checkpoint.read(name, torch.float32).numpy()
+    packed: Bytes = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind])
+    return packed
+
+
+def as_bytes(weight: Tensor) -> Bytes:
+    """The bytes of a weight, row by row."""
+    data: Bytes = weight.contiguous().view(torch.uint8).numpy()
+    return data

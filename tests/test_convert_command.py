@@ -1,0 +1,185 @@
+"""``convert`` as a command: what it says and refuses; a model that is there whole or not at all."""
+
+import os
+import resource
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from llama_chat import load
+from llama_chat.cli.app import run
+from llama_chat.conversion.output import appearing, check_space
+from llama_chat.conversion.target import choose_target
+from llama_chat.errors import SaveError, UsageError
+from tests.model_files import write_meta
+from tests.program import COMMAND, environment
+
+
+def convert(*arguments: str | Path) -> int:
+    """Run the command in this process; its exit status."""
+    return run(["convert", *map(str, arguments)])
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], status: int, why: str, *arguments: str | Path
+) -> None:
+    """It ends with ``status`` and one line that says ``why``."""
+    assert convert(*arguments) == status
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    errors = [line for line in shown.err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("llama-chat: error: ")
+    assert why in errors[0]
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_says_what_it_made(
+    gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(gguf_model, tmp_path / "hf", "--type", "f16") == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"written: {tmp_path / 'hf'} (F16; 384 KB before, 192 KB now)\n"
+    stored = safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float16}
+    assert convert(gguf_model, tmp_path / "q.gguf", "--type", "Q4_0", "-q") == 0
+    assert convert(tmp_path / "q.gguf", tmp_path / "f.gguf", "-q") == 0
+    warning = "the weights are Q4_0: what these give is rounded again to F16"
+    assert capsys.readouterr().err == f"llama-chat: warning: {warning}\n"
+    assert convert(tmp_path / "q.gguf", tmp_path / "g.gguf", "-q", "--type", "F32") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--to", "onnx"], "no such format"),
+        (["--type", "Q2_K"], "no such type"),
+        (["--type", "Q8_0"], "safetensors holds none"),
+        (["--to", "gguf", "--shard-size", "1GB"], "a GGUF file is one file"),
+        (["--shard-size", "0"], "not a size"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(
+    flags: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, 2, why, "/nowhere", tmp_path / "out", *flags)
+
+
+def test_the_suffix_and_sizes_are_understood() -> None:
+    assert choose_target(Path("a.GGUF"), None, "q8_0", None).format == "gguf"
+    assert choose_target(Path("a.gguf"), "safetensors", None, "10 mb").shard_bytes == 10**7
+    assert choose_target(Path("a"), None, None, None).shard_bytes == 5 * 10**9
+
+
+def test_nothing_is_replaced_unasked(
+    gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("m.gguf", "hf"):
+        out = tmp_path / name
+        assert convert(gguf_model, out) == 0
+        before = sorted(os.walk(out))
+        capsys.readouterr()
+        refused(capsys, 2, "it is there already", gguf_model, out)
+        assert sorted(os.walk(out)) == before
+        assert convert(gguf_model, out, "--force", "--type", "F16") == 0
+        assert sorted(os.walk(out)) == before
+    assert names(tmp_path) == ["hf", "m.gguf"]
+    assert load(tmp_path / "m.gguf").checkpoint.dtype == torch.float16
+
+
+def test_force_replaces_no_other_things(
+    gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mine.txt").touch()
+    for flags in ((), ("--to", "gguf")):
+        out = tmp_path / "letters"
+        refused(capsys, 2, "a folder of other things", gguf_model, out, "--force", *flags)
+    assert (tmp_path / "letters" / "mine.txt").exists()
+    refused(capsys, 2, "it is the model itself", gguf_model, gguf_model, "--force")
+
+
+def test_a_model_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    refused(capsys, 3, "it ends in the middle", tmp_path / "m.gguf", tmp_path / "out")
+    assert names(tmp_path) == ["m.gguf"]
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "hf"])
+def test_a_place_that_cannot_be_written_is_refused(
+    name: str, gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, 6, "no such file or directory", gguf_model, tmp_path / "nowhere" / name)
+    (tmp_path / "file").touch()
+    refused(capsys, 6, "not a directory", gguf_model, tmp_path / "file" / name)
+    with pytest.raises(SaveError, match="it takes 1,000,000,000,000,000,000 bytes"):
+        check_space(tmp_path / name, 10**18)
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "hf"])
+def test_a_full_disk_leaves_what_was_there(
+    name: str, gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    assert convert(gguf_model, out) == 0
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        refused(capsys, 6, "", gguf_model, out, "--force")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == [name]
+    found = out if name == "m.gguf" else out / "model.safetensors"
+    assert found.stat().st_size > 384_000
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "hf"])
+def test_an_interrupt_leaves_nothing(name: str, starter_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [*COMMAND, "convert", str(starter_model), str(out / name), "--type", "F32"]
+    child = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE)
+    while not names(out):  # until it writes
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert b"Traceback" not in errors
+    assert names(out) == []
+
+
+def test_what_fails_in_the_middle_is_no_model(tmp_path: Path) -> None:
+    def fail() -> None:
+        with appearing(tmp_path / "folder") as made:
+            made.mkdir()
+            (made / "half").touch()
+            raise UsageError("a", "b", "c")
+
+    with pytest.raises(UsageError):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_type_that_cannot_hold_the_numbers_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = write_meta(tmp_path / "m")
+    stored["layers.1.attention.wv.weight"][3, 4] = 1e5
+    torch.save(stored, tmp_path / "m" / "consolidated.00.pth")
+    for name in ("o.gguf", "o"):
+        why = "tensor layers.1.attention.wv.weight has numbers above 65504"
+        refused(capsys, 2, why, tmp_path / "m", tmp_path / name, "--type", "F16")
+    assert names(tmp_path) == ["m"]
