@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llama_chat import load
@@ -305,9 +304,10 @@ def test_a_tokenizer_that_gguf_has_no_words_for_is_refused(tmp_path: Path) -> No
     path = tmp_path / "tokenizer.json"
     unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]], "byte_fallback": False}
     words = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
-    for model, why in ((unigram, "of the kind Unigram"), (words, "divides text in a way")):
+    far = {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}
+    cases = {"of the kind Unigram": unigram, "divides text in": words, "of id 2147483648": far}
+    for why, model in cases.items():
         path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
-        Backend.from_file(str(path))
         with pytest.raises(ModelError, match=why):
             vocabulary_of(TokenizerJsonSource(path, None, None, None))
 

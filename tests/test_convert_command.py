@@ -106,7 +106,8 @@ def test_force_replaces_no_other_things(
         out = tmp_path / "letters"
         refused(capsys, 2, "a folder of other things", gguf_model, out, "--force", *flags)
     assert (tmp_path / "letters" / "mine.txt").exists()
-    refused(capsys, 2, "it is the model itself", gguf_model, gguf_model, "--force")
+    refused(capsys, 2, "the model itself is there", gguf_model, gguf_model, "--force")
+    refused(capsys, 2, "the model itself is there", gguf_model, gguf_model.parent, "--force")
 
 
 def test_a_model_that_is_none_is_refused(
@@ -138,7 +139,7 @@ def test_a_full_disk_leaves_what_was_there(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        refused(capsys, 6, "", gguf_model, out, "--force")
+        refused(capsys, 6, "free space there", gguf_model, out, "--force")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == [name]

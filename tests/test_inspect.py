@@ -11,6 +11,7 @@ import gguf
 import pytest
 from rich.cells import cell_len
 
+from llama_chat.cli import app
 from llama_chat.cli.inspect import describe
 from llama_chat.llama import load_tokenizer, open_checkpoint
 from llama_chat.model.config import LlamaConfig
@@ -132,28 +133,26 @@ def test_every_tensor_is_listed_on_demand(meta_model: Path) -> None:
     assert "Tensors" not in picture_of(report)
 
 
-def test_names_out_of_a_file_do_no_harm(tmp_path: Path) -> None:
+def test_names_out_of_a_file_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = ["<|\x1b]52;c;aGk=\x07|>", "<|\u202e\x9b|>", "a\nb", *TOKENS[3:]]
     model = tmp_path / "m.gguf"
     metadata = {"tokenizer__ggml__tokens": tokens, "tokenizer__chat_template": "{% \x1b[2J %}"}
     write_gguf(model, metadata=metadata)
-    done = run("inspect", model, "--json", home=tmp_path)
-    report = json.loads(done.out)
+    assert app.run(["inspect", str(model), "--json"]) == 0
+    as_json = capsys.readouterr().out
+    report = json.loads(as_json)
     assert report["tokenizer"]["control_tokens"] == {tokens[i]: i for i in range(3)}
     text = picture_of(report)
     assert "not known: choose one with --template" in text
-    for shown in (done.out, text, _STYLE.sub("", draw_model(report, colored=True))):
+    for shown in (as_json, text, _STYLE.sub("", draw_model(report, colored=True))):
         assert not set("\x1b\x07\x9b\u202e") & set(shown)
 
 
-@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
-def test_a_terminal_gets_colours_unless_it_wants_none(
-    environment: dict[str, str], gguf_model: Path, tmp_path: Path
-) -> None:
-    with Terminal("inspect", gguf_model, home=tmp_path, size=(60, 70), **environment) as terminal:
+def test_a_terminal_gets_colours(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal("inspect", gguf_model, home=tmp_path, size=(60, 70)) as terminal:
         assert terminal.wait_for_end() == 0
         assert re.search(r"\n  2 × layer\n  ├ attention_norm +64\n", terminal.text)
-        assert (b"\x1b[1;36m" in terminal.raw) == (not environment)
+        assert b"\x1b[1;36m" in terminal.raw
 
 
 _LARGE = LlamaConfig(

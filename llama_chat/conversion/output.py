@@ -23,8 +23,8 @@ def check_free(target: Path, source: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(what, "it is there already", "choose another name, or give --force")
-    if source.exists() and target.exists() and target.samefile(source):
-        raise UsageError(what, "it is the model itself", "choose another name")
+    if source.resolve().is_relative_to(target.resolve()):
+        raise UsageError(what, "the model itself is there", "choose another name")
     if target.is_dir():
         ours = (target / "config.json").is_file() or not any(target.iterdir())
         if target.is_symlink() or not ours:

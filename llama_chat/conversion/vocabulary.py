@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer as Backend
 
 from llama_chat.checkpoints.base import (
     BytePairSource,
@@ -22,6 +21,9 @@ from llama_chat.tokenizers.bpe import DIGIT_SPLIT, GPT_2_SPLIT, pre_tokenizer_na
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, as SentencePiece and GGUF number them."""
+
+_MAX_TOKENS = 2**22
+"""A single high id must not become a list up to it; the largest vocabularies have 262,144."""
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -91,27 +93,33 @@ def _of_model(path: Path) -> Vocabulary:
 
 
 def _of_json(path: Path) -> Vocabulary:
-    """The tables of a ``tokenizer.json``, in the spelling that its library writes now."""
-    document = json.loads(Backend.from_file(str(path)).to_str())
+    """The tables of a ``tokenizer.json`` that its library has read before."""
+    document = json.loads(path.read_text(encoding="utf-8"))
     model = document["model"]
-    if model["type"] != "BPE":
+    if model.get("type", "BPE") != "BPE":
         raise _error(path, f"its tokenizer is of the kind {model['type']}")
     ids: dict[str, int] = dict(model["vocab"])
-    ids |= {token["content"]: token["id"] for token in document["added_tokens"]}
-    tokens = [f"[PAD{i}]" for i in range(max(ids.values()) + 1)]
+    added = document.get("added_tokens", [])
+    ids |= {token["content"]: token["id"] for token in added}
+    n_tokens = max(ids.values(), default=-1) + 1
+    if n_tokens > _MAX_TOKENS:
+        raise _error(path, f"it has a token of id {n_tokens - 1}")
+    tokens = [f"[PAD{i}]" for i in range(n_tokens)]
     types = [UNUSED] * len(tokens)
     for token, i in ids.items():
         tokens[i], types[i] = token, NORMAL
-    merges = [" ".join(pair) for pair in model["merges"]]
-    for token in document["added_tokens"]:
+    # Older files hold "left right", newer ones pairs.
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    for token in added:
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    if not model["byte_fallback"]:
+    if not model.get("byte_fallback"):
         return Vocabulary(tokens, types, merges=merges, pre_tokenizer=_rule(path, document))
     for token, i in ids.items():
         if _BYTE_TOKEN.fullmatch(token):
             types[i] = BYTE
-    if model["unk_token"] in ids:
-        types[ids[model["unk_token"]]] = UNKNOWN
+    unknown = ids.get(model.get("unk_token") or "")
+    if unknown is not None:
+        types[unknown] = UNKNOWN
     return Vocabulary(tokens, types, _scores(tokens, merges))
 
 
@@ -125,7 +133,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[str]) -> list[float]:
 
 def _rule(path: Path, document: Mapping[str, Any]) -> str:
     """GGUF's name for how the text is divided before merging."""
-    rule = document["pre_tokenizer"] or {}
+    rule = document.get("pre_tokenizer") or {}
     splits: list[str] = []
     for part in rule.get("pretokenizers", [rule]):
         match part:
