@@ -167,6 +167,14 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise _save_error(path, error) from None
 
 
+def readable_size(n_bytes: int) -> str:
+    """Bytes in the unit that people read."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes / 1000:.0f} KB"
+
+
 def _save_error(path: Path, error: OSError | ValueError) -> SaveError:
     """The error for a path that cannot be written; a ValueError means a NUL in its name."""
     reason = (getattr(error, "strerror", None) or "not a possible name").lower()

@@ -7,6 +7,7 @@ environment, which beats the file, which beats the default.
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -33,6 +34,8 @@ class Setting:
     """What it may be, and what that means: all there is of a choice, some of a text."""
     short: str | None = None
     """One-letter flag."""
+    paths: bool = False
+    """Whether a list is one of paths, which the environment gives with ``:`` between them."""
     group: str = "Model"
     """Under which heading ``--help`` lists it."""
 
@@ -62,7 +65,7 @@ class Setting:
                 low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
                 return f"{noun} {low}" + ("" if self.high == math.inf else f" to {self.high:g}")
             case "list":
-                return "a list of texts"
+                return "a list of paths" if self.paths else "a list of texts"
             case "switch":
                 return "true or false"
             case _:
@@ -86,7 +89,9 @@ class Setting:
                     raise ValueError(f"{_quoted(text)} is not {self.range}")
                 return words[text.lower()]
             case "list":
-                return self.check([text])
+                return self.check(
+                    [p for p in text.split(os.pathsep) if p] if self.paths else [text]
+                )
             case _:
                 return self.check(text)
 
@@ -107,7 +112,9 @@ class Setting:
             case "switch", bool():
                 return value
             case "list", list() | tuple():
-                if all(isinstance(item, str) and item for item in value):
+                if all(isinstance(item, str) and item for item in value) and not (
+                    self.paths and any("\0" in item for item in value)
+                ):
                     return tuple(value)
             case "choice", str():
                 if value in self.values:
@@ -179,6 +186,7 @@ _MARKDOWN = {
 
 _MODEL = (
     Setting("model", "path", None, "Model: a folder, a file or a name.", short="-m"),
+    Setting("model_paths", "list", (), "Look for models here too; may be given again.", paths=True),
     Setting(
         "device",
         "text",
@@ -189,6 +197,7 @@ _MODEL = (
     Setting("dtype", "choice", "auto", "Type of the weights in memory.", values=_DTYPES),
     Setting("quantize", "choice", "auto", "How weights are packed in memory.", values=_QUANTIZE),
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
+    Setting("offline", "switch", False, "Never use the network; only pull does."),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
 )
 

@@ -73,7 +73,7 @@ def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | No
 def read_config(path: Path) -> dict[str, Value]:
     """Read a settings file.
 
-    A relative path of a model or a prompt file in it is relative to the file's folder.
+    A relative path of a model, or of a folder of models, in it is relative to the file's folder.
 
     Raises:
         UsageError: naming the file, the line and what is wrong in it.
@@ -97,6 +97,8 @@ def read_config(path: Path) -> dict[str, Value]:
             raise misfit(setting, value, f"{where}{_line(text, key)}, {key}") from None
         if setting.kind == "path" and isinstance(checked, str) and checked:
             checked = _beside(path, checked)
+        elif setting.paths and isinstance(checked, tuple):
+            checked = tuple(_beside(path, item) for item in checked)
         values[key] = checked
     return values
 

@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from llama_chat import __version__
-from llama_chat.cli import completing, config, sessions
+from llama_chat.cli import completing, config, models, sessions
 from llama_chat.cli.ask import answer, ask, message_of
 from llama_chat.cli.bench import bench
 from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
@@ -36,7 +36,7 @@ app = typer.Typer(
 
 for command in (chat, ask, complete, tokenize, inspect, convert, pull, bench):
     app.command()(command)
-for group in (sessions.app, config.app):
+for group in (models.app, sessions.app, config.app):
     app.add_typer(group)
 
 

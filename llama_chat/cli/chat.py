@@ -11,11 +11,11 @@ from llama_chat import __version__, starter
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment
 from llama_chat.cli.completing import conversations
-from llama_chat.cli.loading import check_model, open_model, open_prompt
+from llama_chat.cli.loading import check_model, model_path, open_model, open_prompt
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch
 from llama_chat.errors import ModelError, UsageError
-from llama_chat.library import NO_MODEL_ADVICE, find_model
+from llama_chat.library import NO_MODEL_ADVICE
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 
@@ -61,7 +61,7 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
     attachments = [] if streams.is_terminal(sys.stdin) else [_piped()]
     if not settings.text("model") and not starter.is_installed(starter.DEFAULT):
         _offer_starter()
-    find_model(settings.text("model"))  # a wrong name is an error before anything is drawn
+    model_path(settings)  # a wrong name is an error before anything is drawn
     from llama_chat.terminal.keyboard import hold_keys
 
     with hold_keys():

@@ -15,6 +15,7 @@ from llama_chat.chat.prompt_files import list_prompts
 from llama_chat.errors import LlamaChatError
 from llama_chat.library import installed_models
 from llama_chat.settings import Setting
+from llama_chat.settings_file import load_settings
 from llama_chat.terminal.sanitizer import sanitize
 
 Suggestion = tuple[str, str]
@@ -22,6 +23,9 @@ Suggestion = tuple[str, str]
 
 _WORD = re.compile(r"[\w.][\w.,+@%/-]*")
 """What every shell takes for one word as it is. Bash puts in unquoted what it is given."""
+
+_NAME = re.compile(r"[\w.][\w.,+@%/:-]*")
+"""The same with colons, which names of models have: bash completes up to one."""
 
 _HARMLESS = str.maketrans({"'": "’", '"': "”", "`": "’", "\\": "/", "$": "＄", "[": "(", "]": ")"})
 """Replaces what zsh would run, and what Rich takes for markup, in a text that is not ours."""
@@ -48,7 +52,12 @@ def completer(setting: Setting) -> Callable[[str], list[Suggestion]] | None:
 
 def models(incomplete: str) -> list[Suggestion]:
     """Installed models, and paths."""
-    return _with_paths(incomplete, _models())
+    return _with_paths(incomplete, _models(), _NAME)
+
+
+def own_models(incomplete: str) -> list[Suggestion]:
+    """Models in our own folder."""
+    return _fitting(incomplete, _own_models(), _NAME)
 
 
 def prompts(incomplete: str) -> list[Suggestion]:
@@ -73,8 +82,14 @@ def starters(incomplete: str) -> list[Suggestion]:
 
 
 def _models() -> Iterator[Suggestion]:
-    for name, path in installed_models().items():
-        yield name, str(path)
+    for model in installed_models(load_settings({}, None).texts("model_paths")):
+        yield model.name, model.summary
+
+
+def _own_models() -> Iterator[Suggestion]:
+    for model in installed_models():
+        if model.source == "own":
+            yield model.name, model.summary
 
 
 def _conversations() -> Iterator[Suggestion]:
@@ -96,19 +111,23 @@ def _paths(incomplete: str) -> Iterator[Suggestion]:
             yield (f"{path}/" if path.is_dir() else str(path)), ""
 
 
-def _fitting(incomplete: str, found: Iterable[Suggestion]) -> list[Suggestion]:
+def _fitting(
+    incomplete: str, found: Iterable[Suggestion], shape: re.Pattern[str] = _WORD
+) -> list[Suggestion]:
     """Those that begin so, with what they mean made harmless; none where they cannot be listed."""
     try:
         return [
             (word, sanitize(meaning).translate(_HARMLESS))
             for word, meaning in found
-            if word.startswith(incomplete) and _WORD.fullmatch(word)
+            if word.startswith(incomplete) and shape.fullmatch(word)
         ]
     except (LlamaChatError, OSError):
         return []
 
 
-def _with_paths(incomplete: str, found: Iterable[Suggestion]) -> list[Suggestion]:
+def _with_paths(
+    incomplete: str, found: Iterable[Suggestion], shape: re.Pattern[str] = _WORD
+) -> list[Suggestion]:
     """Names and paths that begin so; none where only paths do, which the shell shows better."""
-    names = _fitting(incomplete, found)
+    names = _fitting(incomplete, found, shape)
     return names + _fitting(incomplete, _paths(incomplete)) if names else []

@@ -12,9 +12,9 @@ import typer
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates import choose_template, recognise
 from llama_chat.cli.completing import models
+from llama_chat.cli.loading import model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.library import find_model
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.sanitizer import escaped
@@ -46,7 +46,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Draw a model: architecture, memory, tensors, template and tokenizer."""
-    path = find_model(target or settings.text("model"))
+    path = model_path(settings, target)
     from llama_chat.llama import (
         free_memory,
         load_tokenizer,

@@ -1,6 +1,7 @@
 """From settings to a loaded model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
@@ -14,13 +15,22 @@ if TYPE_CHECKING:
     from llama_chat.llama import Llama
 
 
+def model_path(settings: Settings, wanted: str | None = None) -> Path:
+    """Where the model is that was named for this command, or else in the settings.
+
+    Raises:
+        ModelError: if it is nowhere.
+    """
+    return find_model(wanted or settings.text("model"), settings.texts("model_paths"))
+
+
 def check_model(settings: Settings) -> None:
     """Look whether the model that the settings name can be opened, without reading its weights.
 
     Raises:
         ModelError: if there is none or it cannot.
     """
-    path = find_model(settings.text("model"))
+    path = model_path(settings)
     from llama_chat.llama import load_tokenizer, open_checkpoint
 
     load_tokenizer(open_checkpoint(path))
@@ -33,7 +43,7 @@ def open_model(settings: Settings, report: Callable[[int, int], None]) -> "Llama
         ModelError: if there is none or it cannot be loaded.
         UsageError: if a setting does not fit it or this machine.
     """
-    path = find_model(settings.text("model"))
+    path = model_path(settings)
     from llama_chat.llama import load
 
     return load(

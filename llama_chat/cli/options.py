@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     default = "" if setting.default in (None, "", (), False) else f" [default: {setting.default}]"
     names = [setting.flag] + ([setting.short] if setting.short else [])
     metavar = "|".join(setting.values) if setting.kind == "choice" else _METAVARS.get(setting.kind)
+    metavar = "PATH" if setting.paths else metavar
     option = typer.Option(
         *names,
         help=setting.help + default,
@@ -56,11 +57,20 @@ _CONFIG = inspect.Parameter(
 )
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` an option for each setting, and call it with the ``settings`` they make.
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options for these settings, and call it with the ``settings`` in force.
 
     Flags given before the name of a subcommand count for it too; those behind it win.
     """
+    return lambda command: _with_options(command, [SETTINGS[name] for name in names])
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command that all settings are for."""
+    return _with_options(command, list(SETTINGS.values()))
+
+
+def _with_options(command: Callable[..., None], settings: Sequence[Setting]) -> Callable[..., None]:
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(command).parameters.values()
@@ -69,7 +79,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     context = inspect.Parameter(
         "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
-    options = [_CONFIG, *map(_parameter, SETTINGS.values())]
+    options = [_CONFIG, *map(_parameter, settings)]
 
     @functools.wraps(command)
     def wrapper(ctx: typer.Context, **arguments: Any) -> None:

@@ -1,10 +1,5 @@
 """``llama-chat sessions``: saved conversations."""
 
-import json
-import shutil
-import sys
-from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +7,8 @@ import typer
 from llama_chat.chat import store
 from llama_chat.chat.dialogs import to_dialog, to_markdown
 from llama_chat.cli.completing import conversations
+from llama_chat.cli.listing import date, write, write_json, write_rows
 from llama_chat.terminal import streams
-from llama_chat.terminal.sanitizer import escaped, sanitize
-from llama_chat.terminal.streams import AnswerWriter
 
 app = typer.Typer(name="sessions", help="Saved conversations.", rich_markup_mode=None)
 
@@ -23,12 +17,6 @@ _NAME, _, _MESSAGES, _MODEL, _TITLE = range(len(_COLUMNS))
 
 _YIELDING = [(_TITLE, 20), (_MODEL, 8), (_NAME, 24)]
 """Which column is cut first where a terminal is narrow, and how much of it stays."""
-
-_GAP = "  "
-
-_LATEST = 253_400_000_000
-"""In seconds since 1970; in the year 10000 dates end, but the time of a file may be later."""
-
 
 _JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 _Name = Annotated[
@@ -66,9 +54,9 @@ def show(ctx: typer.Context, name: _Name, as_json: _JsonOption = False) -> None:
         streams.warn(f"conversation {path.stem!r}: its last line is cut off: to mend it, resume it")
     messages = loaded.conversation.preface() + loaded.conversation.path()
     if _wants_json(ctx, as_json):
-        _write_json(to_dialog(messages))
+        write_json(to_dialog(messages))
     else:
-        _write(to_markdown(messages, path.stem))
+        write(to_markdown(messages, path.stem))
 
 
 @app.command()
@@ -90,21 +78,18 @@ def _wants_json(ctx: typer.Context, as_json: bool) -> bool:
 def _write_list(*, as_json: bool) -> None:
     entries = store.entries()
     if as_json:
-        _write_json(list(map(_describe, entries)))
+        write_json(list(map(_describe, entries)))
     elif not entries:
         streams.say("no conversation is saved yet")
-    elif streams.is_terminal(sys.stdout):
-        width = shutil.get_terminal_size().columns
-        _write(_table(list(map(_row, entries)), width))
     else:
-        _write("".join("\t".join(_row(entry)) + "\n" for entry in entries))
+        write_rows(_COLUMNS, list(map(_row, entries)), yielding=_YIELDING, right=(_MESSAGES,))
 
 
 def _describe(entry: store.Entry) -> dict[str, Any]:
     """A conversation for programs."""
     return {
         "name": entry.name,
-        "changed": _time(entry).astimezone().isoformat(timespec="seconds"),
+        "changed": date(entry.changed).astimezone().isoformat(timespec="seconds"),
         "messages": entry.n_messages,
         "model": entry.model,
         "title": entry.title,
@@ -114,45 +99,8 @@ def _describe(entry: store.Entry) -> dict[str, Any]:
 
 def _row(entry: store.Entry) -> list[str]:
     """A conversation for people, a cell for each column."""
-    when = f"{_time(entry):%Y-%m-%d %H:%M}"
+    when = f"{date(entry.changed):%Y-%m-%d %H:%M}"
     said = (str(entry.n_messages), entry.model, entry.title)
     if entry.problem:
         said = ("", "", f"unreadable: {entry.problem}")
-    return [sanitize(streams.one_line(cell)) for cell in (entry.name, when, *said)]
-
-
-def _time(entry: store.Entry) -> datetime:
-    """When it was saved, in local time."""
-    return datetime.fromtimestamp(min(max(entry.changed, 0), _LATEST))
-
-
-def _table(rows: Sequence[Sequence[str]], width: int) -> str:
-    """Rows in columns that fit into ``width``; what is cut ends in …."""
-    from rich.cells import cell_len, set_cell_size
-
-    def fit(cell: str, width: int) -> str:
-        if cell_len(cell) > width:
-            cell = set_cell_size(cell, width - 1) + "…"
-        return set_cell_size(cell, width)
-
-    rows = [_COLUMNS, *rows]
-    widths = [max(map(cell_len, cells)) for cells in zip(*rows, strict=True)]
-    for column, least in [*_YIELDING, *((column, 1) for column in reversed(range(len(widths))))]:
-        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
-        widths[column] -= max(0, min(excess, widths[column] - least))
-    lines = []
-    for row in rows:
-        cells = list(row)
-        cells[_MESSAGES] = cells[_MESSAGES].rjust(widths[_MESSAGES])
-        lines.append(fit(_GAP.join(map(fit, cells, widths)), width).rstrip() + "\n")
-    return "".join(lines)
-
-
-def _write_json(value: object) -> None:
-    _write(escaped(json.dumps(value, ensure_ascii=False)))
-
-
-def _write(text: str) -> None:
-    writer = AnswerWriter()
-    writer.write(text)
-    writer.finish()
+    return [entry.name, when, *said]

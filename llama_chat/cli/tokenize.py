@@ -10,9 +10,9 @@ import typer
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.prompt_files import read_text
 from llama_chat.chat.templates import choose_template
+from llama_chat.cli.loading import model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.library import find_model
 from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
@@ -36,7 +36,7 @@ def tokenize(
     if file == "-" and dialog is None and streams.is_terminal(sys.stdin):
         raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
     text = _read(file if dialog is None else dialog)
-    path = find_model(settings.text("model"))
+    path = model_path(settings)
     from llama_chat.llama import open_tokenizer
 
     tokenizer, template_text = open_tokenizer(path)

@@ -74,12 +74,13 @@ def fail(line: str) -> None:
     say(f"llama-chat: error: {one_line(line)}")
 
 
-def confirm(question: str) -> bool:
-    """Ask on stderr: Enter and yes agree; all else, and the end of input, does not."""
-    sys.stderr.write(f"{sanitize(question)} [Y/n] ")
+def confirm(question: str, *, by_enter: bool = True) -> bool:
+    """Ask on stderr: yes agrees, and Enter if it may; all else, and the end of input, does not."""
+    sys.stderr.write(f"{sanitize(question)} [{'Y/n' if by_enter else 'y/N'}] ")
     sys.stderr.flush()
     reply = sys.stdin.readline()
-    return reply.strip().lower() in ("", "y", "yes") and reply != ""
+    agreeing = ("y", "yes", "") if by_enter else ("y", "yes")
+    return reply.strip().lower() in agreeing and reply != ""
 
 
 def one_line(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from llama_chat.chat.prompt_files import list_prompts, load_prompt
 from llama_chat.errors import UsageError
+from llama_chat.files import readable_size
 from llama_chat.library import installed_models
 from llama_chat.settings import SETTINGS, Setting, parse, suggestion
 from llama_chat.terminal.chat import RELOADING, Chat
@@ -166,14 +167,19 @@ def _model(chat: Chat, argument: str) -> None:
         set_value(chat, SETTINGS["model"], argument, "/model")
         return
     chat.renderer.note(f"model is {chat.model_name}")
-    if models := installed_models():
+    if models := installed_models(chat.settings.texts("model_paths")):
         chat.renderer.table(
-            ("on this machine", "path"), ((name, str(path)) for name, path in models.items())
+            ("on this machine", "size", "format", "from"),
+            (
+                (model.name, readable_size(model.n_bytes), model.kind, model.source)
+                for model in models
+            ),
         )
 
 
 def _model_values(chat: Chat, argument: str) -> Iterable[Value]:
-    return [(name, str(path)) for name, path in installed_models().items()]
+    models = installed_models(chat.settings.texts("model_paths"))
+    return [(model.name, model.summary) for model in models]
 
 
 _EXAMPLES = {
@@ -187,6 +193,7 @@ _EXAMPLES = {
     "overflow": "stop",
     "device": "cpu",
     "dtype": "float32",
+    "model_paths": "~/models",
     "quantize": "int8",
     "threads": "4",
     "color": "never",

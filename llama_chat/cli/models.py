@@ -1,0 +1,93 @@
+"""``llama-chat models``: what is already on this machine."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from llama_chat.cli.completing import own_models
+from llama_chat.cli.listing import date, write_json, write_rows
+from llama_chat.cli.options import takes
+from llama_chat.errors import UsageError
+from llama_chat.files import readable_size
+from llama_chat.library import NO_MODEL_ADVICE, Model, installed_models, own_folder, remove
+from llama_chat.settings import Settings, suggestion
+from llama_chat.terminal import streams
+
+app = typer.Typer(name="models", help="Models on this machine.", rich_markup_mode=None)
+
+_COLUMNS = ("name", "size", "format", "from", "changed", "path")
+_NAME, _SIZE, _FORMAT, _FROM, _CHANGED, _PATH = range(len(_COLUMNS))
+
+_YIELDING = [(_PATH, 20), (_NAME, 24), (_FORMAT, 8)]
+"""Which column is cut first where a terminal is narrow, and how much of it stays."""
+
+
+@app.callback(invoke_without_command=True)
+@takes("model_paths")
+def models(
+    settings: Settings,
+    paths: Annotated[bool, typer.Option("--paths", help="Show where each lies.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Models on this machine; alone, it lists them by the names that -m takes.
+
+    They lie in our own folder, the Hugging Face cache, the stores of ollama and LM Studio, and
+    wherever the setting model_paths says.
+    """
+    found = installed_models(settings.texts("model_paths"))
+    if as_json:
+        write_json(list(map(_describe, found)))
+    elif not found:
+        streams.say(f"no model is on this machine yet: {NO_MODEL_ADVICE}")
+    else:
+        shown = len(_COLUMNS) if paths else _PATH
+        yielding = [(column, least) for column, least in _YIELDING if column < shown]
+        rows = [_row(model)[:shown] for model in found]
+        write_rows(_COLUMNS[:shown], rows, yielding=yielding, right=(_SIZE,))
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="Its name.", autocompletion=own_models)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a model from our own folder; those of other programs are theirs to remove."""
+    found = installed_models()
+    own = {model.name: model for model in found if model.source == "own"}
+    if name not in own:
+        theirs = [model for model in found if name in (model.name, *model.aliases)]
+        if theirs:
+            why = f"it is no model of ours but from {theirs[0].source}"
+            raise UsageError(f"model {name[:80]!r}", why, f"it lies at {theirs[0].path}")
+        advice = suggestion(name, own) if own else f"there is none in {own_folder()}"
+        raise UsageError(f"model {name[:80]!r}", "there is none of that name", advice)
+    model = own[name]
+    if not yes:
+        if not streams.is_terminal(sys.stdin):
+            raise UsageError(f"model {name[:80]!r}", "nobody can be asked", "give --yes")
+        size = readable_size(model.n_bytes)
+        if not streams.confirm(f"Remove {name} ({size})?", by_enter=False):
+            streams.say("nothing is removed")
+            return
+    remove(model)
+    streams.say(f"removed {name}")
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    """A model for programs."""
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "format": model.format,
+        "quantization": model.quantization,
+        "bytes": model.n_bytes,
+        "from": model.source,
+        "changed": date(model.changed).astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _row(model: Model) -> list[str]:
+    """A model for people, a cell for each column."""
+    size, when = readable_size(model.n_bytes), f"{date(model.changed):%Y-%m-%d %H:%M}"
+    return [model.name, size, model.kind, model.source, when, str(model.path)]

@@ -1,0 +1,75 @@
+"""The models on this machine: from what a person calls a model to where it lies."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llama_chat import starter
+from llama_chat.errors import ModelError
+from llama_chat.files import expand_user
+from llama_chat.library.model import Model
+from llama_chat.library.stores import all_models, own_folder, remove
+
+__all__ = ["NO_MODEL_ADVICE", "Model", "find_model", "installed_models", "own_folder", "remove"]
+
+NO_MODEL_ADVICE = f"give --model PATH, or fetch one with: llama-chat pull {starter.DEFAULT}"
+
+
+def installed_models(search_paths: Sequence[str] = ()) -> list[Model]:
+    """All models on this machine, each under a name of its own.
+
+    A name that means two things is that of the first; others are called ``SOURCE:NAME``, or by
+    their paths.
+
+    Args:
+        search_paths: further folders to look in.
+    """
+    named: dict[str, Model] = {}
+    for model in all_models(search_paths):
+        qualified = f"{model.source}:{model.name}"
+        names = (model.name, qualified, str(model.path))
+        name = next((name for name in names if name not in named), None)
+        if name is not None:
+            named[name] = replace(model, name=name, aliases=(*model.aliases, qualified))
+    return list(named.values())
+
+
+def find_model(wanted: str, search_paths: Sequence[str] = ()) -> Path:
+    """Where the model ``wanted`` is: a path, the name of an installed one, or if empty the starter.
+
+    Raises:
+        ModelError: if it is nowhere; with the next step.
+    """
+    if not wanted:
+        if starter.is_installed(starter.DEFAULT):
+            return starter.installed_path(starter.DEFAULT)
+        raise ModelError("model", "none is configured", NO_MODEL_ADVICE)
+    path = expand_user(wanted)
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError):  # a name too long for a path, or one that holds a NUL
+        pass
+    names: dict[str, Path] = {}
+    models = installed_models(search_paths)
+    for model in models:
+        names[model.name] = model.path
+    for model in models:
+        for alias in model.aliases:
+            names.setdefault(alias, model.path)
+    if wanted in names:
+        return names[wanted]
+    what = f"model {wanted[:80]!r}"
+    raise ModelError(what, "neither a path nor a known name", _advice(wanted, list(names)))
+
+
+def _advice(wanted: str, names: Sequence[str]) -> str:
+    """The next step for one who wants a model that is not here."""
+    if wanted in starter.STARTERS:
+        return f"fetch it with: llama-chat pull {wanted}"
+    if near := difflib.get_close_matches(wanted, names, n=1):
+        return f"did you mean {near[0]}?"
+    if names:
+        return "llama-chat models lists what is here, and llama-chat pull fetches others"
+    return NO_MODEL_ADVICE

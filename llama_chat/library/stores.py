@@ -1,0 +1,189 @@
+"""Where models lie on a machine: our own folder, and those of other programs.
+
+Only names of files and small JSON files are read, and the first four bytes of a blob.
+"""
+
+import itertools
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llama_chat.errors import SaveError
+from llama_chat.files import data_home, expand_user
+from llama_chat.library.model import Model, folders, measure, models_by_file, models_by_folder
+
+_SMALL_BYTES = 2**20
+"""Larger than any manifest."""
+
+_REPOSITORIES = 10_000
+"""So many in a cache are looked at."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+
+_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_OLLAMA_SERVICE = "/usr/share/ollama/.ollama/models"
+"""Where ollama keeps models if it runs as a service of the system."""
+
+
+def own_folder() -> Path:
+    """Where ``pull`` puts models."""
+    return data_home() / "models"
+
+
+def all_models(search_paths: Sequence[str]) -> Iterator[Model]:
+    """Every model of every store; where names are the same the first one counts."""
+    yield from models_by_folder(own_folder(), "own")
+    yield from _hub_models(_hub_cache())
+    for store in (os.environ.get("OLLAMA_MODELS") or "~/.ollama/models", _OLLAMA_SERVICE):
+        yield from _ollama_models(expand_user(store))
+    for store in ("~/.lmstudio/models", "~/.cache/lm-studio/models"):
+        yield from models_by_file(expand_user(store), "lm-studio")
+    for path in search_paths:
+        yield from models_by_file(expand_user(path), "path")
+
+
+def remove(model: Model) -> None:
+    """Remove a model in our own folder; of what is linked to from there, the link.
+
+    Raises:
+        SaveError: if it cannot be removed.
+    """
+    home = own_folder()
+    for file in model.files:
+        path = home
+        for part in file.relative_to(home).parts:
+            path /= part
+            if path.is_symlink():
+                break
+        try:
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder == home or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        except OSError as error:
+            reason = (error.strerror or "cannot be removed").lower()
+            raise SaveError(repr(str(path)), reason, "check who may write there") from None
+
+
+def _hub_cache() -> Path:
+    """The Hugging Face cache, found as ``huggingface_hub`` does; that is slower to import."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if path := os.environ.get(variable):
+            return expand_user(os.path.expandvars(path))
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{caches}/huggingface"
+    return expand_user(os.path.expandvars(home)) / "hub"
+
+
+def _hub_models(cache: Path) -> Iterator[Model]:
+    """The models in a Hugging Face cache; other revisions as ``NAME@REVISION``."""
+    for folder in _children(cache):
+        kind, _, name = folder.partition("--")
+        if kind != "models" or not name:
+            continue
+        name = name.replace("--", "/")
+        names = _revisions(cache / folder / "refs")
+        snapshots = [
+            cache / folder / "snapshots" / commit
+            for commit in _children(cache / folder / "snapshots")
+        ]
+        # The main one first, or else the latest.
+        snapshots.sort(key=lambda path: (names.get(path.name) != "main", -measure([path])[1]))
+        for n_before, snapshot in enumerate(snapshots):
+            revision = names.get(snapshot.name) or snapshot.name[:8]
+            called = f"{name}@{revision}" if n_before else name
+            yield from models_by_folder(snapshot, "hub", called)
+
+
+def _revisions(refs: Path) -> dict[str, str]:
+    """The name of each commit that has one."""
+    found = {}
+    for name in sorted(_children(refs), key=lambda name: (name != "main", name), reverse=True):
+        commit = _read(refs / name).decode("ascii", "replace").strip()
+        if _COMMIT.fullmatch(commit):
+            found[commit] = name
+    return found
+
+
+def _ollama_models(store: Path) -> Iterator[Model]:
+    """The models in a store of ollama: ``MODEL:TAG``, of which ``latest`` is left out."""
+    for folder in folders(store / "manifests"):
+        parts = folder.name.split("/")
+        if len(parts) != 3:
+            continue
+        for tag in folder.files:
+            _, namespace, model = parts
+            layers = _ollama_layers(folder.path / tag)
+            blob = next((d for kind, d in layers if kind == _OLLAMA_MODEL), None)
+            if blob is None or _read(path := store / "blobs" / blob, 4) != b"GGUF":
+                continue
+            name = model if namespace == "library" else f"{namespace}/{model}"
+            n_bytes, changed = measure([path])
+            yield Model(
+                name if tag == "latest" else f"{name}:{tag}",
+                path,
+                "GGUF",
+                _ollama_quantization(store, layers),
+                n_bytes,
+                "ollama",
+                changed,
+                (path,),
+                (f"{name}:{tag}", f"{folder.name}:{tag}"),
+            )
+
+
+def _ollama_layers(manifest: Path) -> list[tuple[str, str]]:
+    """What a manifest names: media types, and file names of blobs."""
+    table = _read_json(manifest)
+    layers = table.get("layers")
+    found = []
+    for layer in [table.get("config"), *(layers if isinstance(layers, list) else [])]:
+        if not isinstance(layer, dict):
+            continue
+        kind, digest = layer.get("mediaType"), layer.get("digest")
+        if isinstance(kind, str) and isinstance(digest, str) and (d := _DIGEST.fullmatch(digest)):
+            found.append((kind, f"sha256-{d[1]}"))
+    return found
+
+
+def _ollama_quantization(store: Path, layers: list[tuple[str, str]]) -> str:
+    for kind, blob in layers:
+        if kind.endswith("image.v1+json"):
+            value = _read_json(store / "blobs" / blob).get("file_type")
+            return value if isinstance(value, str) and len(value) < 20 else ""
+    return ""
+
+
+def _children(folder: Path) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, _REPOSITORIES))
+    except (OSError, ValueError):
+        return []
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """The object in a small JSON file; empty if there is none."""
+    try:
+        value = json.loads(_read(path))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read(path: Path, n_bytes: int = _SMALL_BYTES) -> bytes:
+    """The first bytes of a file; none if it is no regular one or cannot be read."""
+    try:
+        # Opening a named pipe would wait for its writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            return file.read(n_bytes) if regular else b""
+    except (OSError, ValueError):
+        return b""
