@@ -13,7 +13,7 @@ from llama_chat.chat.conversation import Attachment
 from llama_chat.cli.completing import conversations
 from llama_chat.cli.loading import check_model, model_path, open_model, open_prompt
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.pull import fetch
+from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE
 from llama_chat.settings import Settings
@@ -60,7 +60,7 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
     saved = store.latest() if go_on else None if resume is None else store.find(resume)
     attachments = [] if streams.is_terminal(sys.stdin) else [_piped()]
     if not settings.text("model") and not starter.is_installed(starter.DEFAULT):
-        _offer_starter()
+        _offer_starter(settings)
     model_path(settings)  # a wrong name is an error before anything is drawn
     from llama_chat.terminal.keyboard import hold_keys
 
@@ -105,15 +105,17 @@ def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None)
     ChatApp(chat).run()
 
 
-def _offer_starter() -> None:
+def _offer_starter(settings: Settings) -> None:
     """Ask whether to fetch the starter model.
 
     Raises:
-        ModelError: if the person declines.
+        ModelError: if the person declines, or it cannot be fetched offline.
     """
+    if is_offline(settings):
+        raise ModelError("model", "none is configured", "give --model PATH")
     model = starter.STARTERS[starter.DEFAULT]
     streams.say("No model is configured.")
     size = f"{model.size / 1e6:.0f} MB"
     if not streams.confirm(f"Fetch {model.title} ({size}, licence {model.licence})?"):
         raise ModelError("model", "none is configured", NO_MODEL_ADVICE)
-    fetch(starter.DEFAULT)
+    fetch(starter.DEFAULT, settings)

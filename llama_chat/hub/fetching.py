@@ -1,0 +1,194 @@
+"""Fetching files of a repository: whole, verified, and going on where an earlier try stopped."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from llama_chat.errors import LlamaChatError, ModelError, SaveError
+from llama_chat.files import private_folder, readable_size
+from llama_chat.hub.refusals import explained
+from llama_chat.hub.repository import Found, Reference, RemoteFile
+
+_CHUNK = 2**20
+
+
+def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], None]) -> Path:
+    """Fetch what is not here yet, verify it, and return where the model lies.
+
+    A file that was fetched in part goes on from there.
+
+    Args:
+        wanted: what was asked for.
+        found: its files, from ``look_up``.
+        report: told the bytes that are here, of all.
+
+    Raises:
+        LlamaChatError: if the hub cannot be reached any more, or refuses.
+        ModelError: if what came is not what the hub said.
+        SaveError: if it cannot be stored.
+    """
+    folder = wanted.folder
+    done = 0
+
+    def advance(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        report(done, found.size)
+
+    try:
+        private_folder(folder)
+        _check_space(folder, found.files)
+        for file in found.files:
+            _fetch(wanted, found.commit, file, folder / file.path, advance)
+    except OSError as error:
+        reason = (error.strerror or "cannot be written").lower()
+        raise _save_error(folder, reason) from None
+    first = folder / found.files[0].path
+    return first if first.suffix.lower() == ".gguf" else folder
+
+
+def _check_space(folder: Path, files: Sequence[RemoteFile]) -> None:
+    """See that what is missing fits on the disk."""
+    missing = 0
+    for file in files:
+        here = [p for p in (folder / file.path, _part(folder / file.path, file)) if p.is_file()]
+        missing += file.size - min(file.size, max((p.stat().st_size for p in here), default=0))
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        needed = f"{readable_size(missing)} are needed and {readable_size(free)} are free"
+        raise _save_error(folder, needed)
+
+
+def _part(target: Path, file: RemoteFile) -> Path:
+    """Where ``file`` is while it is not whole; another content of the same name goes elsewhere."""
+    return target.with_name(f".{target.name}.{file.digest[:8]}.part")
+
+
+def _parts(target: Path) -> list[Path]:
+    """What is left of earlier contents of ``target`` that never became whole."""
+    return [
+        path
+        for path in target.parent.iterdir()
+        if path.name.startswith(f".{target.name}.") and path.suffix == ".part"
+    ]
+
+
+def _fetch(
+    wanted: Reference,
+    commit: str,
+    file: RemoteFile,
+    target: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Make ``target`` the whole and verified ``file``."""
+    if target.is_file() and target.stat().st_size == file.size:
+        with target.open("rb") as present:
+            if _digest_of(present, file).hexdigest() == file.digest:
+                advance(file.size)
+                return
+    part = _part(private_folder(target.parent) / target.name, file)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(part, flags, 0o600), "r+b") as output:
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            why = "another pull is fetching it"
+            raise LlamaChatError(wanted.title, why, "wait for that one") from None
+        partial = _Partial(file, output, advance)
+        while partial.size < file.size:
+            _receive(wanted, commit, partial)
+        if not partial.is_right():
+            part.unlink()
+            why = f"what came as {file.path!r} is not what the hub said"
+            raise ModelError(wanted.title, why, "fetch it again with the same command")
+        part.replace(target)
+    for stale in _parts(target):
+        stale.unlink(missing_ok=True)
+
+
+class _Partial:
+    """A file of which the beginning is here."""
+
+    def __init__(self, file: RemoteFile, output: BinaryIO, advance: Callable[[int], None]) -> None:
+        self.file = file
+        self._output = output
+        self._advance = advance
+        self._digest = _digest_of(output, file)
+        self.size = output.tell()
+        advance(self.size)
+
+    def restart(self) -> None:
+        """Forget what is here."""
+        self._output.seek(0)
+        self._output.truncate()
+        self._digest = self.file.hasher()
+        self._advance(-self.size)
+        self.size = 0
+
+    def write(self, chunk: bytes) -> None:
+        """Append what came; more than the hub said is no part of the file."""
+        chunk = chunk[: self.file.size - self.size]
+        self._output.write(chunk)
+        self._digest.update(chunk)
+        self._advance(len(chunk))
+        self.size += len(chunk)
+
+    def is_right(self) -> bool:
+        """Whether the whole of it is stored, and what it should be."""
+        self._output.flush()
+        os.fsync(self._output.fileno())
+        return self.size == self.file.size and self._digest.hexdigest() == self.file.digest
+
+
+def _digest_of(stored: BinaryIO, file: RemoteFile) -> "hashlib._Hash":
+    """The digest so far of what is stored of ``file``, which is left at its end."""
+    digest = file.hasher()
+    while chunk := stored.read(_CHUNK):
+        digest.update(chunk)
+    return digest
+
+
+def _receive(wanted: Reference, commit: str, partial: _Partial) -> None:
+    """Let the hub send what is missing, up to where the connection breaks.
+
+    Raises:
+        LlamaChatError: if nothing came at all, or the hub refuses.
+    """
+    import httpx2
+    from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # it is, when asked for
+
+    had = partial.size
+    url = hf_hub_url(wanted.repository, partial.file.path, revision=commit)
+    # What is compressed on the way could not be gone on with.
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    if had:
+        headers["Range"] = f"bytes={had}-"
+    with explained(wanted.title, wanted.repository):
+        try:
+            with get_session().stream(
+                "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            ) as response:
+                hf_raise_for_status(response)
+                if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+                    partial.restart()
+                for chunk in response.iter_bytes():
+                    partial.write(chunk)
+                    if partial.size == partial.file.size:
+                        return
+        except httpx2.TransportError:
+            # As long as something comes, the rest can be asked for.
+            if partial.size <= had:
+                raise
+    if partial.size <= had:
+        size = readable_size(partial.file.size)
+        why = f"the connection broke after {readable_size(partial.size)} of {size}"
+        raise LlamaChatError(wanted.title, why, "the same command goes on from there")
+
+
+def _save_error(folder: Path, reason: str) -> SaveError:
+    return SaveError(repr(str(folder)), reason, "free space there, or set XDG_DATA_HOME")

@@ -1,0 +1,66 @@
+"""Why a hub gave no answer, in one line with a next step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from llama_chat.errors import LlamaChatError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+@contextmanager
+def explained(what: str, repository: str) -> Iterator[None]:
+    """Say in one line what keeps the hub from answering."""
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{repository}"
+        advice = f"accept its licence at {page}, then {_LOG_IN}"
+        raise LlamaChatError(what, "its licence must be accepted first", advice) from None
+    except errors.RevisionNotFoundError:
+        raise UsageError(what, "there is no such revision", "check --revision") from None
+    except errors.RepositoryNotFoundError:
+        why = "there is no such repository, or it is not open to all"
+        raise UsageError(what, why, f"check the name, or {_LOG_IN}") from None
+    except errors.HfHubHTTPError as error:
+        raise _refusal(what, error) from None
+    except errors.HFValidationError:
+        raise UsageError(what, "not a possible name", "give ORGANISATION/NAME") from None
+    except httpx2.TransportError as error:
+        reason = str(error) or type(error).__name__
+        why = f"{constants.ENDPOINT} cannot be reached ({reason[:100]})"
+        advice = "check the network and HF_ENDPOINT; the same command then goes on"
+        raise LlamaChatError(what, why, advice) from None
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        raise LlamaChatError(what, f"no answer ({error})", "check HF_ENDPOINT") from None
+
+
+def _refusal(what: str, error: "HfHubHTTPError") -> LlamaChatError:
+    """The error for a status that is none of those which the hub explains."""
+    status = error.response.status_code
+    match status:
+        case 401:
+            why, advice = "it is open only to those whom the hub knows", _LOG_IN
+        case 403:
+            why, advice = "the access token may not read it", f"{_LOG_IN} to one that may"
+        case 429:
+            wait = error.response.headers.get("Retry-After", "")
+            why = "the hub was asked too often"
+            advice = f"wait {wait} seconds" if wait.isdecimal() else "wait a while"
+            advice += ", then give the same command"
+        case _:
+            why, advice = f"the hub answered with status {status}", "try again later"
+    return LlamaChatError(what, why, advice)
+
+
+def unreadable(what: str) -> LlamaChatError:
+    """The error for an answer of another form than a hub gives."""
+    why = "the hub gave an answer that cannot be read"
+    return LlamaChatError(what, why, "check HF_ENDPOINT")

@@ -1,0 +1,166 @@
+"""What a person wants from a hub, and which files of the repository that means."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from llama_chat.errors import ModelError, UsageError
+from llama_chat.hub.refusals import explained, unreadable
+from llama_chat.library import own_folder
+from llama_chat.library.layouts import group_gguf, labels, preferred, select_folder
+
+_NAME = re.compile(
+    r"(\w[\w.-]*/\w[\w.-]*?)(?::(\w[\w.-]*)|/(\w[\w./-]*\.gguf))?", re.ASCII | re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a person wants from the hub."""
+
+    repository: str
+    """``ORGANISATION/NAME``."""
+    choice: str
+    """A quantisation, or the path of a GGUF file; empty for whatever suits."""
+    revision: str
+    """A branch, tag or commit; empty for the main one."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called once it is here, less its quantisation."""
+        return f"{self.repository}@{self.revision}" if self.revision else self.repository
+
+    @property
+    def title(self) -> str:
+        """What an error calls it."""
+        return f"repository {self.name!r}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes: each revision has a folder of its own."""
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return own_folder() / f"{self.repository}{revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file in a repository."""
+
+    path: str
+    size: int
+    digest: str
+    """SHA-256 of its content, or the SHA-1 by which git knows it."""
+
+    def hasher(self) -> "hashlib._Hash":
+        """Computes ``digest`` from the content."""
+        if len(self.digest) == 64:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of a repository that are to be fetched."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+    quantizations: tuple[str, ...] = ()
+    """What could be chosen instead, if several fit; the one taken is the first."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def parse(name: str, revision: str = "") -> Reference | None:
+    """Read ``ORG/NAME``, ``ORG/NAME:Q4_K_M`` or ``ORG/NAME/FILE.gguf``; None if it is none."""
+    if not (found := _NAME.fullmatch(name)) or ".." in name:
+        return None
+    return Reference(found[1], found[2] or found[3] or "", revision)
+
+
+def look_up(wanted: Reference) -> Found:
+    """Ask the hub what there is, and choose the files that are needed.
+
+    Raises:
+        UsageError: if there is no such repository, revision or choice.
+        ModelError: if the repository holds no model that could be used here.
+        LlamaChatError: if the hub cannot be asked, or refuses.
+    """
+    from huggingface_hub import HfApi, constants
+
+    try:
+        with explained(wanted.title, wanted.repository):
+            info = HfApi().model_info(
+                wanted.repository,
+                revision=wanted.revision or None,
+                files_metadata=True,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            )
+        files = {file.path: file for s in info.siblings or () if (file := _remote(s))}
+        commit = info.sha if isinstance(info.sha, str) else ""
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise unreadable(wanted.title) from None
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise unreadable(wanted.title)
+    return _choose(wanted, commit, files)
+
+
+def _remote(sibling: object) -> RemoteFile | None:
+    """A file as the hub lists it; None for one that cannot be asked for or stored."""
+    path, size = getattr(sibling, "rfilename", None), getattr(sibling, "size", None)
+    lfs = getattr(sibling, "lfs", None)
+    digest = getattr(lfs, "sha256", None) if lfs else getattr(sibling, "blob_id", None)
+    if not (isinstance(path, str) and isinstance(size, int) and isinstance(digest, str)):
+        return None
+    if size < 0 or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
+        return None
+    parts = path.split("/")
+    if any(part.startswith(".") or not part or "\0" in part for part in parts):
+        return None
+    return RemoteFile(path, size, digest)
+
+
+def _choose(wanted: Reference, commit: str, files: dict[str, RemoteFile]) -> Found:
+    """The files of the model that is wanted."""
+    models = group_gguf(files)
+    names = labels(models)
+    if wanted.choice:
+        fitting = [
+            model
+            for model, label in zip(models, names, strict=True)
+            if wanted.choice.lower() in (label.lower(), model.quantization.lower())
+            or wanted.choice in (model.stem + ".gguf", *model.files)
+        ]
+        if not fitting:
+            advice = "it has " + ", ".join(names) if names else "it holds no GGUF file"
+            raise UsageError(wanted.title, f"there is no {wanted.choice} in it", advice)
+        return Found(commit, tuple(files[path] for path in fitting[0].files))
+    if selected := select_folder([path for path in files if "/" not in path]):
+        return Found(commit, tuple(files[path] for path in selected[1]))
+    if models:
+        taken = preferred(models)
+        label = names[models.index(taken)]
+        others = (label, *(name for name in names if name != label)) if len(models) > 1 else ()
+        return Found(commit, tuple(files[path] for path in taken.files), others)
+    kinds = sorted({PurePosixPath(path).suffix or PurePosixPath(path).name for path in files})
+    holds = "files " + ", ".join(kinds[:8]) if kinds else "nothing"
+    advice = "look for one with safetensors or GGUF files"
+    raise ModelError(wanted.title, f"no model that can be used here: it holds {holds}", advice)
+
+
+def cached(wanted: Reference, found: Found) -> Path | None:
+    """Where the model lies in the Hugging Face cache, if another program fetched this very one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    places = [
+        try_to_load_from_cache(wanted.repository, file.path, revision=found.commit)
+        for file in found.files
+    ]
+    paths = [Path(place) for place in places if isinstance(place, str)]
+    if len(paths) < len(places):
+        return None
+    return paths[0] if paths[0].suffix == ".gguf" else paths[0].parent

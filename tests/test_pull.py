@@ -1,0 +1,331 @@
+"""``llama-chat pull`` from a hub: only what is needed, whole, resumable, errors in one line."""
+
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_chat.hub.repository import parse
+from tests.hub import COMMIT, Hub, environment_for, files_below, serving
+from tests.program import COMMAND, Result, assert_clean_error, environment, run
+from tests.terminal import CTRL_C, Terminal
+
+WEIGHTS = bytes(range(256)) * 2000
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving(Hub()) as hub:
+        yield hub
+
+
+def pull(hub: Hub, home: Path, *arguments: str, **env: str) -> Result:
+    return run("pull", *arguments, home=home, **(environment_for(hub, home) | env))
+
+
+def models(home: Path) -> dict[str, bytes]:
+    return files_below(home / ".local/share/llama-chat/models")
+
+
+def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
+    hub: Hub, tmp_path: Path
+) -> None:
+    needed = {
+        "config.json": b"{}",
+        "generation_config.json": b"{ }",
+        "tokenizer.json": b"[]",
+        "tokenizer_config.json": b"[ ]",
+        "chat_template.jinja": b"{{ messages }}",
+        "model.safetensors.index.json": b"{  }",
+        "model-00001-of-00002.safetensors": WEIGHTS,
+        "model-00002-of-00002.safetensors": WEIGHTS[::-1],
+    }
+    others = ("README.md", ".gitattributes", "pytorch_model.bin", "original/params.json")
+    others += ("original/consolidated.00.pth", "onnx/model.onnx", "consolidated.safetensors")
+    hub.files = needed | dict.fromkeys(others, b"not this one")
+    done = pull(hub, tmp_path, "org/name", HF_TOKEN="hf_secret")
+    assert done.status == 0, done
+    assert done.err == f"fetched org/name: {tmp_path}/.local/share/llama-chat/models/org/name\n"
+    assert models(tmp_path) == {f"org/name/{path}": data for path, data in needed.items()}
+    assert {path for path, _ in hub.asked} == set(needed)
+    assert hub.tokens == {"Bearer hf_secret"}
+    listed = run("models", home=tmp_path)
+    assert listed.out.startswith("org/name\t1.0 MB\tHugging Face\town\t")
+    hub.asked.clear()
+    assert pull(hub, tmp_path, "org/name", "-q") == Result(0, "", "")
+    assert hub.asked == []  # all was there
+
+
+def test_of_metas_layout_too(hub: Hub, tmp_path: Path) -> None:
+    needed = {"params.json": b"{}", "tokenizer.model": b"model", "consolidated.00.pth": WEIGHTS}
+    hub.files = needed | {"checklist.chk": b"", "LICENSE": b"..."}
+    assert pull(hub, tmp_path, "org/name", "--revision", "v2").status == 0
+    assert models(tmp_path) == {f"org/name@v2/{path}": data for path, data in needed.items()}
+
+
+QUANTIZED = {f"chat-{q}.gguf": q.encode() * 1000 for q in ("Q2_K", "Q4_0", "Q4_K_M", "Q8_0")}
+SPLIT = {f"F16/chat-F16-0000{n}-of-00002.gguf": b"F16" * 1000 * n for n in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("choice", "taken"),
+    [
+        ("", ["chat-Q4_K_M.gguf"]),
+        (":q8_0", ["chat-Q8_0.gguf"]),
+        ("/chat-Q2_K.gguf", ["chat-Q2_K.gguf"]),
+        (":F16", sorted(SPLIT)),
+        ("/F16/chat-F16-00001-of-00002.gguf", sorted(SPLIT)),
+    ],
+)
+def test_of_gguf_files_one_quantisation_is_taken_with_all_its_parts(
+    choice: str, taken: list[str], hub: Hub, tmp_path: Path
+) -> None:
+    hub.files = QUANTIZED | SPLIT | {"mmproj-chat-F16.gguf": b"eye", "chat.imatrix": b"matrix"}
+    done = pull(hub, tmp_path, f"org/name{choice}")
+    assert done.status == 0, done
+    assert models(tmp_path) == {f"org/name/{path}": hub.files[path] for path in taken}
+    if not choice:
+        assert "taking Q4_K_M; there are also F16, Q2_K, Q4_0, Q8_0\n" in done.err
+        assert "to choose: llama-chat pull org/name:F16\n" in done.err
+    assert f"{tmp_path}/.local/share/llama-chat/models/org/name/{taken[0]}\n" in done.err
+    assert run("models", home=tmp_path).out.startswith("org/name\t")
+
+
+def test_a_choice_that_is_not_there_names_those_that_are(hub: Hub, tmp_path: Path) -> None:
+    hub.files = QUANTIZED
+    done = pull(hub, tmp_path, "org/name:Q5_K_M")
+    assert_clean_error(done, 2, "there is no Q5_K_M in it", "it has Q2_K, Q4_0, Q4_K_M, Q8_0")
+    assert models(tmp_path) == {}
+
+
+def test_a_broken_connection_is_taken_up_again_at_once_and_by_the_next_pull(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    hub.cut = [100_000, 50_000]
+    done = pull(hub, tmp_path, "org/name")
+    assert_clean_error(done, 1, "the hub answered with status 503", "try again later")
+    assert hub.asked == [("a.gguf", None), ("a.gguf", "bytes=100000-")]
+    (name, data), *_ = models(tmp_path).items()
+    assert (name.endswith(".part"), data) == (True, WEIGHTS[:150_000])
+    assert run("models", home=tmp_path).out == ""
+    hub.refuse = None
+    assert pull(hub, tmp_path, "org/name").status == 0
+    assert hub.asked[2:] == [("a.gguf", "bytes=150000-")]
+    assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
+
+
+def test_a_hub_without_ranges_sends_it_all_again(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    hub.cut = [100_000]
+    assert pull(hub, tmp_path, "org/name").status == 1
+    hub.refuse, hub.ranges = None, False
+    assert pull(hub, tmp_path, "org/name").status == 0
+    assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
+
+
+def test_what_changed_on_the_hub_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    hub.cut = [100_000]
+    assert pull(hub, tmp_path, "org/name").status == 1
+    hub.files, hub.refuse = {"a.gguf": WEIGHTS[::-1]}, None
+    assert pull(hub, tmp_path, "org/name").status == 0
+    hub.files = {"a.gguf": WEIGHTS[:-1] + b"!"}
+    assert pull(hub, tmp_path, "org/name").status == 0
+    assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS[:-1] + b"!"}
+
+
+def test_ctrl_c_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
+    hub.files, hub.stall = {"a.gguf": WEIGHTS}, threading.Event()
+    with Terminal("pull", "org/name", home=tmp_path, **environment_for(hub, tmp_path)) as terminal:
+        terminal.wait_for(r"Fetching org/name \(512 KB\) .*50%")
+        terminal.type(CTRL_C)
+        assert terminal.wait_for_end() == 130
+        assert "interrupted: the same command goes on from here" in terminal.text
+        assert "Traceback" not in terminal.text
+    hub.stall.set()
+    hub.stall = None
+    with Terminal("pull", "org/name", home=tmp_path, **environment_for(hub, tmp_path)) as terminal:
+        assert terminal.wait_for_end() == 0
+    assert hub.asked[-1] == ("a.gguf", "bytes=256000-")
+    assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
+
+
+def test_two_at_once_do_not_disturb_each_other(hub: Hub, tmp_path: Path) -> None:
+    hub.files, hub.stall = {"a.gguf": WEIGHTS}, threading.Event()
+    env = environment(tmp_path, **environment_for(hub, tmp_path))
+    first = subprocess.Popen([*COMMAND, "pull", "org/name"], env=env, stderr=subprocess.PIPE)
+    end = time.monotonic() + 30
+    while not models(tmp_path):
+        assert time.monotonic() < end
+    assert_clean_error(pull(hub, tmp_path, "org/name"), 1, "another pull is fetching it")
+    first.send_signal(signal.SIGTERM)
+    assert b"Traceback" not in first.communicate(timeout=20)[1]
+    assert first.returncode == 143
+
+
+GATED = (403, {"X-Error-Code": "GatedRepo"})
+MISSING = (401, {"X-Error-Code": "RepoNotFound"})
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "parts"),
+    [
+        (GATED, 1, ["its licence must be accepted first", "/org/name, then log in", "HF_TOKEN"]),
+        (MISSING, 2, ["there is no such repository, or it is not open to all"]),
+        ((401, {}), 1, ["it is open only to those whom the hub knows", "hf auth login"]),
+        ((403, {}), 1, ["the access token may not read it"]),
+        ((429, {"Retry-After": "7"}), 1, ["asked too often", "wait 7 seconds"]),
+        ((500, {}), 1, ["the hub answered with status 500: try again later"]),
+        ((400, {}), 1, ["the hub answered with status 400"]),
+        ((200, {}), 1, ["an answer that cannot be read: check HF_ENDPOINT"]),
+    ],
+)
+def test_a_refusal_is_one_line_with_a_next_step(
+    refusal: tuple[int, dict[str, str]], status: int, parts: list[str], hub: Hub, tmp_path: Path
+) -> None:
+    hub.refuse = refusal
+    done = pull(hub, tmp_path, "org/name", HF_TOKEN="hf_wrong")
+    assert_clean_error(done, status, "repository 'org/name': ", *parts)
+    assert done.err.count("\n") == 1
+    assert models(tmp_path) == {}
+
+
+def test_names_revisions_and_networks_that_are_not_there(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    assert_clean_error(pull(hub, tmp_path, "org/other"), 2, "no such repository")
+    assert_clean_error(pull(hub, tmp_path, "org/name--x"), 2, "not a possible name")
+    done = pull(hub, tmp_path, "org/name", "--revision", "v3")
+    assert_clean_error(done, 2, "'org/name@v3': there is no such revision: check --revision")
+    done = pull(hub, tmp_path, "org/name", HF_ENDPOINT="http://127.0.0.1:9")
+    assert_clean_error(done, 1, "http://127.0.0.1:9 cannot be reached", "check the network")
+
+
+def test_a_repository_without_a_model_of_ours_says_what_it_holds(hub: Hub, tmp_path: Path) -> None:
+    hub.files = dict.fromkeys(["config.json", "pytorch_model.bin", "onnx/a.onnx", "LICENSE"], b"x")
+    done = pull(hub, tmp_path, "org/name")
+    assert_clean_error(done, 3, "it holds files .bin, .json, .onnx, LICENSE: look for one with")
+
+
+def listed(path: str, **fields: object) -> dict[str, object]:
+    return {"rfilename": path, "size": 5, "blobId": "0" * 40} | fields
+
+
+@pytest.mark.parametrize(
+    ("lies", "status", "why"),
+    [
+        ({"siblings": [listed("../../../x.gguf")]}, 3, "it holds nothing"),
+        ({"siblings": [listed("/x.gguf")]}, 3, "it holds nothing"),
+        ({"siblings": [listed("\x1b[31m\n.gguf", size=-1)]}, 3, "it holds nothing"),
+        ({"siblings": [listed("\x1b[31m\n.onnx")]}, 3, "it holds files .onnx"),
+        ({"siblings": [listed("a.gguf", blobId="../x")]}, 3, "it holds nothing"),
+        ({"siblings": [listed("a.gguf", size=2**62)]}, 6, "are needed and"),
+        ({"siblings": [listed("a.gguf")]}, 3, "'a.gguf' is not what the hub said: fetch it again"),
+        ({"siblings": "x"}, 1, "cannot be read"),
+        ({"siblings": [7]}, 1, "cannot be read"),
+        ({"siblings": [{}]}, 1, "cannot be read"),
+        ({"sha": "../../x"}, 1, "cannot be read"),
+        ({"sha": None}, 1, "cannot be read"),
+    ],
+)
+def test_a_hub_that_lies_is_not_believed(
+    lies: dict[str, object], status: int, why: str, hub: Hub, tmp_path: Path
+) -> None:
+    hub.files = {"a.gguf": b"other"}
+    hub.lies = lies
+    assert_clean_error(pull(hub, tmp_path, "org/name"), status, why)
+    assert models(tmp_path) == {}
+
+
+def test_a_full_disk_is_a_save_error(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    half = len(WEIGHTS) // 2
+    done = subprocess.run(
+        [*COMMAND, "pull", "org/name"],
+        env=environment(tmp_path, **environment_for(hub, tmp_path)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    result = Result(done.returncode, done.stdout, done.stderr)
+    assert_clean_error(result, 6, "file too large: free space there, or set XDG_DATA_HOME")
+
+
+def test_what_another_program_fetched_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    snapshot = tmp_path / f".cache/huggingface/hub/models--org--name/snapshots/{COMMIT}"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.gguf").write_bytes(WEIGHTS)
+    done = pull(hub, tmp_path, "org/name")
+    assert (done.status, done.err) == (0, f"org/name is already here: {snapshot}/a.gguf\n")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "env"),
+    [
+        (["--offline"], {}),
+        ([], {"LLAMA_CHAT_OFFLINE": "1"}),
+        ([], {"HF_HUB_OFFLINE": "1"}),
+    ],
+)
+def test_offline_nothing_is_asked(
+    flags: list[str], env: dict[str, str], hub: Hub, tmp_path: Path
+) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    for name in ("org/name", "smollm2-135m"):
+        done = pull(hub, tmp_path, name, *flags, **env)
+        assert_clean_error(done, 1, f"model '{name}': offline is set, so it is not fetched")
+    assert hub.tokens == set()
+    with Terminal(*flags, home=tmp_path, **(environment_for(hub, tmp_path) | env)) as terminal:
+        assert terminal.wait_for_end() == 3
+        assert "model: none is configured: give --model PATH\n" in terminal.text + "\n"
+
+
+FORBID = """
+import os, socket
+def refuse(*arguments, **more):
+    os.write(2, b"the network was used\\n")
+    os._exit(99)
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+socket.create_connection = socket.socket.sendto = refuse
+"""
+
+
+def test_nothing_but_pull_uses_the_network(gguf_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FORBID)
+    path = str(tmp_path)
+    env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
+    assert run("pull", "org/name", home=tmp_path, **env).status == 99
+    model = ("-m", str(gguf_model))
+    for arguments, status in (
+        (["models"], 0),
+        (["sessions"], 0),
+        (["config", "show"], 0),
+        (["ask", "Hi", *model, "--max-tokens", "2"], 0),
+        (["tokenize", "-m", "org/name"], 3),
+    ):
+        done = run(*arguments, home=tmp_path, stdin=b"Hi", **env)
+        assert done.status == status, done
+
+
+@given(st.text(max_size=20) | st.from_regex(r"[\w./:@-]+/[\w./:@-]+"))
+def test_whatever_the_name_it_stays_in_our_folder(name: str) -> None:
+    if wanted := parse(name, "../../x"):
+        folder = wanted.folder
+        assert ".." not in folder.parts
+        assert folder.parent.parent.name == "models"
+
+
+def test_on_a_pipe_and_with_quiet_nothing_but_the_end_is_said(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"a.gguf": WEIGHTS}
+    env = {"HF_HUB_ENABLE_HF_TRANSFER": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+    assert pull(hub, tmp_path, "org/name", "--quiet", **env) == Result(0, "", "")
