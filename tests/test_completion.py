@@ -1,5 +1,6 @@
 """Completion in real shells, and what the program tells the scripts in them."""
 
+import json
 import os
 import re
 import shlex
@@ -35,6 +36,13 @@ def home(tmp_path: Path) -> Path:
     model = tmp_path / ".local/share/llama-chat/models/mellow-7b"
     model.mkdir(parents=True)
     (model / "params.json").touch()
+    blobs, manifests = tmp_path / ".ollama/models/blobs", tmp_path / ".ollama/models/manifests"
+    for folder in (blobs, manifests / "host/library/tiny"):
+        folder.mkdir(parents=True)
+    digest = "0" * 64
+    (blobs / f"sha256-{digest}").write_bytes(b"GGUF")
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"}
+    (manifests / "host/library/tiny/Q8_0").write_text(json.dumps({"layers": [layer]}))
     prompt(tmp_path, "mine/haiku.toml", "Three lines about anything.")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/llama-chat"
@@ -229,6 +237,8 @@ def test_tab_completes_a_command_a_value_and_a_file(shell: str, home: Path) -> N
         ):
             terminal.type(typed)
             terminal.wait_for(re.escape(completed.rstrip()))
+        terminal.type("\x15llama-chat --model tin\t")
+        terminal.wait_for(r"--model tiny:Q8_0")
         terminal.type("\x15llama-chat --model mea\t")
         terminal.wait_for(r"--model meadows/")
         terminal.type("\x15llama-chat --dtype \t\t")

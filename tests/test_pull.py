@@ -27,7 +27,12 @@ def hub() -> Iterator[Hub]:
 
 
 def pull(hub: Hub, home: Path, *arguments: str, **env: str) -> Result:
-    return run("pull", *arguments, home=home, **(environment_for(hub, home) | env))
+    return run("pull", *arguments, home=home, stdin=None, **(environment_for(hub, home) | env))
+
+
+def terminal_of(hub: Hub, home: Path, *arguments: str, **env: str) -> Terminal:
+    env = environment_for(hub, home) | env
+    return Terminal(*arguments, home=home, size=(160, 40), command=COMMAND, **env)
 
 
 def models(home: Path) -> dict[str, bytes]:
@@ -47,8 +52,8 @@ def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
         "model-00001-of-00002.safetensors": WEIGHTS,
         "model-00002-of-00002.safetensors": WEIGHTS[::-1],
     }
-    others = ("README.md", ".gitattributes", "pytorch_model.bin", "original/params.json")
-    others += ("original/consolidated.00.pth", "onnx/model.onnx", "consolidated.safetensors")
+    others = ["README.md", ".gitattributes", "pytorch_model.bin", "original/params.json"]
+    others += ["original/consolidated.00.pth", "onnx/model.onnx", "consolidated.safetensors"]
     hub.files = needed | dict.fromkeys(others, b"not this one")
     done = pull(hub, tmp_path, "org/name", HF_TOKEN="hf_secret")
     assert done.status == 0, done
@@ -144,7 +149,7 @@ def test_what_changed_on_the_hub_is_begun_anew(hub: Hub, tmp_path: Path) -> None
 
 def test_ctrl_c_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
     hub.files, hub.stall = {"a.gguf": WEIGHTS}, threading.Event()
-    with Terminal("pull", "org/name", home=tmp_path, **environment_for(hub, tmp_path)) as terminal:
+    with terminal_of(hub, tmp_path, "pull", "org/name") as terminal:
         terminal.wait_for(r"Fetching org/name \(512 KB\) .*50%")
         terminal.type(CTRL_C)
         assert terminal.wait_for_end() == 130
@@ -152,7 +157,7 @@ def test_ctrl_c_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
         assert "Traceback" not in terminal.text
     hub.stall.set()
     hub.stall = None
-    with Terminal("pull", "org/name", home=tmp_path, **environment_for(hub, tmp_path)) as terminal:
+    with terminal_of(hub, tmp_path, "pull", "org/name") as terminal:
         assert terminal.wait_for_end() == 0
     assert hub.asked[-1] == ("a.gguf", "bytes=256000-")
     assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
@@ -285,7 +290,7 @@ def test_offline_nothing_is_asked(
         done = pull(hub, tmp_path, name, *flags, **env)
         assert_clean_error(done, 1, f"model '{name}': offline is set, so it is not fetched")
     assert hub.tokens == set()
-    with Terminal(*flags, home=tmp_path, **(environment_for(hub, tmp_path) | env)) as terminal:
+    with terminal_of(hub, tmp_path, *flags, **env) as terminal:
         assert terminal.wait_for_end() == 3
         assert "model: none is configured: give --model PATH\n" in terminal.text + "\n"
 
@@ -304,7 +309,7 @@ def test_nothing_but_pull_uses_the_network(gguf_model: Path, tmp_path: Path) -> 
     (tmp_path / "sitecustomize.py").write_text(FORBID)
     path = str(tmp_path)
     env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
-    assert run("pull", "org/name", home=tmp_path, **env).status == 99
+    assert run("pull", "org/name", home=tmp_path, stdin=None, **env).status == 99
     model = ("-m", str(gguf_model))
     for arguments, status in (
         (["models"], 0),
