@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
@@ -226,6 +226,7 @@ NAMES = st.lists(
 )
 
 
+@settings(max_examples=50)
 @given(NAMES)
 def test_whatever_files_are_called_each_is_of_one_model_at_most(files: list[str]) -> None:
     models = group_gguf(set(files))

@@ -5,14 +5,17 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from huggingface_hub import constants
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_chat.hub.repository import parse
+from llama_chat.errors import LlamaChatError
+from llama_chat.hub.fetching import fetch_files
+from llama_chat.hub.repository import look_up, parse
 from tests.hub import COMMIT, Hub, environment_for, files_below, serving
 from tests.program import COMMAND, Result, assert_clean_error, environment, run
 from tests.terminal import CTRL_C, Terminal
@@ -33,6 +36,31 @@ def pull(hub: Hub, home: Path, *arguments: str, **env: str) -> Result:
 def terminal_of(hub: Hub, home: Path, *arguments: str, **env: str) -> Terminal:
     env = environment_for(hub, home) | env
     return Terminal(*arguments, home=home, size=(160, 40), command=COMMAND, **env)
+
+
+@pytest.fixture
+def refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], LlamaChatError]:
+    """Why ``org/name`` cannot be fetched: asked in this process, for many cases in a short time."""
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / ".local/share"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+
+    def ask() -> LlamaChatError:
+        wanted = parse("org/name")
+        assert wanted is not None
+        with pytest.raises(LlamaChatError) as caught:
+            fetch_files(wanted, look_up(wanted), lambda done, total: None)
+        assert "\n" not in str(caught.value)
+        assert not [path for path, data in models(tmp_path).items() if data]
+        return caught.value
+
+    return ask
 
 
 def models(home: Path) -> dict[str, bytes]:
@@ -194,11 +222,23 @@ MISSING = (401, {"X-Error-Code": "RepoNotFound"})
     ],
 )
 def test_a_refusal_is_one_line_with_a_next_step(
-    refusal: tuple[int, dict[str, str]], status: int, parts: list[str], hub: Hub, tmp_path: Path
+    refusal: tuple[int, dict[str, str]],
+    status: int,
+    parts: list[str],
+    hub: Hub,
+    refused: Callable[[], LlamaChatError],
 ) -> None:
     hub.refuse = refusal
+    error = refused()
+    assert error.status == status
+    for part in ["repository 'org/name': ", *parts]:
+        assert part in str(error)
+
+
+def test_a_gated_repository_leads_to_its_page(hub: Hub, tmp_path: Path) -> None:
+    hub.refuse = GATED
     done = pull(hub, tmp_path, "org/name", HF_TOKEN="hf_wrong")
-    assert_clean_error(done, status, "repository 'org/name': ", *parts)
+    assert_clean_error(done, 1, f"at {hub.url}/org/name, then log in with `hf auth login`")
     assert done.err.count("\n") == 1
     assert models(tmp_path) == {}
 
@@ -211,6 +251,9 @@ def test_names_revisions_and_networks_that_are_not_there(hub: Hub, tmp_path: Pat
     assert_clean_error(done, 2, "'org/name@v3': there is no such revision: check --revision")
     done = pull(hub, tmp_path, "org/name", HF_ENDPOINT="http://127.0.0.1:9")
     assert_clean_error(done, 1, "http://127.0.0.1:9 cannot be reached", "check the network")
+    done = pull(hub, tmp_path, "org/name", HF_HUB_ETAG_TIMEOUT="soon")
+    assert_clean_error(done, 2, "a variable of the hub cannot be used", "'soon'")
+    assert_clean_error(pull(hub, tmp_path, "org/name", HF_TOKEN="é"), 2, "check HF_TOKEN")
 
 
 def test_a_repository_without_a_model_of_ours_says_what_it_holds(hub: Hub, tmp_path: Path) -> None:
@@ -241,12 +284,17 @@ def listed(path: str, **fields: object) -> dict[str, object]:
     ],
 )
 def test_a_hub_that_lies_is_not_believed(
-    lies: dict[str, object], status: int, why: str, hub: Hub, tmp_path: Path
+    lies: dict[str, object],
+    status: int,
+    why: str,
+    hub: Hub,
+    refused: Callable[[], LlamaChatError],
 ) -> None:
     hub.files = {"a.gguf": b"other"}
     hub.lies = lies
-    assert_clean_error(pull(hub, tmp_path, "org/name"), status, why)
-    assert models(tmp_path) == {}
+    error = refused()
+    assert error.status == status
+    assert why in str(error)
 
 
 def test_a_full_disk_is_a_save_error(hub: Hub, tmp_path: Path) -> None:
@@ -286,11 +334,15 @@ def test_offline_nothing_is_asked(
     flags: list[str], env: dict[str, str], hub: Hub, tmp_path: Path
 ) -> None:
     hub.files = {"a.gguf": WEIGHTS}
-    for name in ("org/name", "smollm2-135m"):
-        done = pull(hub, tmp_path, name, *flags, **env)
-        assert_clean_error(done, 1, f"model '{name}': offline is set, so it is not fetched")
+    done = pull(hub, tmp_path, "org/name", *flags, **env)
+    assert_clean_error(done, 1, "model 'org/name': offline is set, so it is not fetched")
     assert hub.tokens == set()
-    with terminal_of(hub, tmp_path, *flags, **env) as terminal:
+
+
+def test_offline_the_starter_is_neither_fetched_nor_offered(hub: Hub, tmp_path: Path) -> None:
+    done = pull(hub, tmp_path, "--offline")
+    assert_clean_error(done, 1, "model 'smollm2-135m': offline is set, so it is not fetched")
+    with terminal_of(hub, tmp_path, "--offline") as terminal:
         assert terminal.wait_for_end() == 3
         assert "model: none is configured: give --model PATH\n" in terminal.text + "\n"
 
@@ -322,6 +374,7 @@ def test_nothing_but_pull_uses_the_network(gguf_model: Path, tmp_path: Path) -> 
         assert done.status == status, done
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=20) | st.from_regex(r"[\w./:@-]+/[\w./:@-]+"))
 def test_whatever_the_name_it_stays_in_our_folder(name: str) -> None:
     if wanted := parse(name, "../../x"):

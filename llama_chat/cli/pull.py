@@ -71,6 +71,11 @@ def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
     # What the library of the hub has to say comes as our errors.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    try:
+        import huggingface_hub.constants  # noqa: F401 - reads its variables
+    except ValueError as error:
+        why = f"a variable of the hub cannot be used ({error})"
+        raise UsageError("environment", why, "check those that begin with HF_") from None
     found = look_up(wanted)
     if path := cached(wanted, found):
         _say(settings, f"{wanted.name} is already here: {path}")

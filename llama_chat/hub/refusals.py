@@ -31,6 +31,9 @@ def explained(what: str, repository: str) -> Iterator[None]:
         raise UsageError(what, why, f"check the name, or {_LOG_IN}") from None
     except errors.HfHubHTTPError as error:
         raise _refusal(what, error) from None
+    except UnicodeEncodeError:
+        why = "a character of it cannot be sent"
+        raise UsageError("access token", why, "check HF_TOKEN") from None
     except errors.HFValidationError:
         raise UsageError(what, "not a possible name", "give ORGANISATION/NAME") from None
     except httpx2.TransportError as error:
