@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llama_chat.errors import LlamaChatError
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import look_up, parse
+from llama_chat.library import installed_models
 from tests.hub import COMMIT, Hub, environment_for, files_below, serving
 from tests.program import COMMAND, Result, assert_clean_error, environment, run
 from tests.terminal import CTRL_C, Terminal
@@ -38,11 +39,12 @@ def terminal_of(hub: Hub, home: Path, *arguments: str, **env: str) -> Terminal:
     return Terminal(*arguments, home=home, size=(160, 40), command=COMMAND, **env)
 
 
+Fetch = Callable[..., Path]
+
+
 @pytest.fixture
-def refused(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], LlamaChatError]:
-    """Why ``org/name`` cannot be fetched: asked in this process, for many cases in a short time."""
+def fetch(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
+    """Fetches in this process, for many cases in a short time."""
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -51,16 +53,21 @@ def refused(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
 
-    def ask() -> LlamaChatError:
-        wanted = parse("org/name")
+    def fetch(name: str = "org/name", revision: str = "") -> Path:
+        wanted = parse(name, revision)
         assert wanted is not None
-        with pytest.raises(LlamaChatError) as caught:
-            fetch_files(wanted, look_up(wanted), lambda done, total: None)
-        assert "\n" not in str(caught.value)
-        assert not [path for path, data in models(tmp_path).items() if data]
-        return caught.value
+        return fetch_files(wanted, look_up(wanted), lambda done, total: None)
 
-    return ask
+    return fetch
+
+
+def refused(fetch: Fetch, home: Path, name: str = "org/name") -> LlamaChatError:
+    """Why it cannot be fetched; nothing is then left of it."""
+    with pytest.raises(LlamaChatError) as caught:
+        fetch(name)
+    assert "\n" not in str(caught.value)
+    assert not any(models(home).values())
+    return caught.value
 
 
 def models(home: Path) -> dict[str, bytes]:
@@ -96,10 +103,10 @@ def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
     assert hub.asked == []  # all was there
 
 
-def test_of_metas_layout_too(hub: Hub, tmp_path: Path) -> None:
+def test_of_metas_layout_too(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
     needed = {"params.json": b"{}", "tokenizer.model": b"model", "consolidated.00.pth": WEIGHTS}
     hub.files = needed | {"checklist.chk": b"", "LICENSE": b"..."}
-    assert pull(hub, tmp_path, "org/name", "--revision", "v2").status == 0
+    fetch("org/name", "v2")
     assert models(tmp_path) == {f"org/name@v2/{path}": data for path, data in needed.items()}
 
 
@@ -118,24 +125,31 @@ SPLIT = {f"F16/chat-F16-0000{n}-of-00002.gguf": b"F16" * 1000 * n for n in (1, 2
     ],
 )
 def test_of_gguf_files_one_quantisation_is_taken_with_all_its_parts(
-    choice: str, taken: list[str], hub: Hub, tmp_path: Path
+    choice: str, taken: list[str], hub: Hub, fetch: Fetch, tmp_path: Path
 ) -> None:
     hub.files = QUANTIZED | SPLIT | {"mmproj-chat-F16.gguf": b"eye", "chat.imatrix": b"matrix"}
-    done = pull(hub, tmp_path, f"org/name{choice}")
-    assert done.status == 0, done
+    path = fetch(f"org/name{choice}")
+    assert path == tmp_path / ".local/share/llama-chat/models/org/name" / taken[0]
     assert models(tmp_path) == {f"org/name/{path}": hub.files[path] for path in taken}
-    if not choice:
-        assert "taking Q4_K_M; there are also F16, Q2_K, Q4_0, Q8_0\n" in done.err
-        assert "to choose: llama-chat pull org/name:F16\n" in done.err
-    assert f"{tmp_path}/.local/share/llama-chat/models/org/name/{taken[0]}\n" in done.err
-    assert run("models", home=tmp_path).out.startswith("org/name\t")
+    assert {model.name for model in installed_models() if model.source == "own"} == {"org/name"}
 
 
-def test_a_choice_that_is_not_there_names_those_that_are(hub: Hub, tmp_path: Path) -> None:
+def test_which_quantisation_is_taken_is_said_with_the_others(hub: Hub, tmp_path: Path) -> None:
+    hub.files = QUANTIZED | SPLIT
+    assert pull(hub, tmp_path, "org/name").err.splitlines() == [
+        "taking Q4_K_M; there are also F16, Q2_K, Q4_0, Q8_0",
+        "to choose: llama-chat pull org/name:F16",
+        f"fetched org/name: {tmp_path}/.local/share/llama-chat/models/org/name/chat-Q4_K_M.gguf",
+    ]
+
+
+def test_a_choice_that_is_not_there_names_those_that_are(
+    hub: Hub, fetch: Fetch, tmp_path: Path
+) -> None:
     hub.files = QUANTIZED
-    done = pull(hub, tmp_path, "org/name:Q5_K_M")
-    assert_clean_error(done, 2, "there is no Q5_K_M in it", "it has Q2_K, Q4_0, Q4_K_M, Q8_0")
-    assert models(tmp_path) == {}
+    error = refused(fetch, tmp_path, "org/name:Q5_K_M")
+    assert error.status == 2
+    assert "there is no Q5_K_M in it: it has Q2_K, Q4_0, Q4_K_M, Q8_0" in str(error)
 
 
 def test_a_broken_connection_is_taken_up_again_at_once_and_by_the_next_pull(
@@ -155,23 +169,25 @@ def test_a_broken_connection_is_taken_up_again_at_once_and_by_the_next_pull(
     assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
 
 
-def test_a_hub_without_ranges_sends_it_all_again(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_without_ranges_sends_it_all_again(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
     hub.files = {"a.gguf": WEIGHTS}
     hub.cut = [100_000]
-    assert pull(hub, tmp_path, "org/name").status == 1
+    with pytest.raises(LlamaChatError):
+        fetch()
     hub.refuse, hub.ranges = None, False
-    assert pull(hub, tmp_path, "org/name").status == 0
+    fetch()
     assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
 
 
-def test_what_changed_on_the_hub_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+def test_what_changed_on_the_hub_is_begun_anew(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
     hub.files = {"a.gguf": WEIGHTS}
     hub.cut = [100_000]
-    assert pull(hub, tmp_path, "org/name").status == 1
+    with pytest.raises(LlamaChatError):
+        fetch()
     hub.files, hub.refuse = {"a.gguf": WEIGHTS[::-1]}, None
-    assert pull(hub, tmp_path, "org/name").status == 0
+    fetch()
     hub.files = {"a.gguf": WEIGHTS[:-1] + b"!"}
-    assert pull(hub, tmp_path, "org/name").status == 0
+    fetch()
     assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS[:-1] + b"!"}
 
 
@@ -226,10 +242,11 @@ def test_a_refusal_is_one_line_with_a_next_step(
     status: int,
     parts: list[str],
     hub: Hub,
-    refused: Callable[[], LlamaChatError],
+    fetch: Fetch,
+    tmp_path: Path,
 ) -> None:
     hub.refuse = refusal
-    error = refused()
+    error = refused(fetch, tmp_path)
     assert error.status == status
     for part in ["repository 'org/name': ", *parts]:
         assert part in str(error)
@@ -256,10 +273,13 @@ def test_names_revisions_and_networks_that_are_not_there(hub: Hub, tmp_path: Pat
     assert_clean_error(pull(hub, tmp_path, "org/name", HF_TOKEN="é"), 2, "check HF_TOKEN")
 
 
-def test_a_repository_without_a_model_of_ours_says_what_it_holds(hub: Hub, tmp_path: Path) -> None:
+def test_a_repository_without_a_model_of_ours_says_what_it_holds(
+    hub: Hub, fetch: Fetch, tmp_path: Path
+) -> None:
     hub.files = dict.fromkeys(["config.json", "pytorch_model.bin", "onnx/a.onnx", "LICENSE"], b"x")
-    done = pull(hub, tmp_path, "org/name")
-    assert_clean_error(done, 3, "it holds files .bin, .json, .onnx, LICENSE: look for one with")
+    error = refused(fetch, tmp_path)
+    assert error.status == 3
+    assert "it holds files .bin, .json, .onnx, LICENSE: look for one with" in str(error)
 
 
 def listed(path: str, **fields: object) -> dict[str, object]:
@@ -288,11 +308,12 @@ def test_a_hub_that_lies_is_not_believed(
     status: int,
     why: str,
     hub: Hub,
-    refused: Callable[[], LlamaChatError],
+    fetch: Fetch,
+    tmp_path: Path,
 ) -> None:
     hub.files = {"a.gguf": b"other"}
     hub.lies = lies
-    error = refused()
+    error = refused(fetch, tmp_path)
     assert error.status == status
     assert why in str(error)
 
