@@ -169,7 +169,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 def readable_size(n_bytes: int) -> str:
     """Bytes in the unit that people read."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
     return f"{n_bytes / 1000:.0f} KB"

@@ -35,7 +35,7 @@ from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_chat.tokenizers.sentencepiece_tables import serialize_model
 from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
-from llama_chat.weights import choose_form, read_weights
+from llama_chat.weights import check_fit, choose_form, read_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -279,8 +279,9 @@ def load(
     weights_dtype = pick_dtype(dtype, checkpoint.dtype, devices[0])
     with torch.device("meta"):
         model = Transformer(config)
-    free = available_memory() if devices[0].type == "cpu" else None
-    form = choose_form(quantize or "auto", checkpoint, weights_dtype, free, context)
+    free = free_memory(devices)
+    form = choose_form(quantize or "auto", checkpoint, weights_dtype, free)
+    check_fit(form, checkpoint, weights_dtype, free, context)
     model.load_weights(read_weights(checkpoint, form, weights_dtype, devices, report))
     model.eval()
     return Llama(checkpoint, model, tokenizer, threads)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.errors import ModelError
+from llama_chat.files import readable_size
 from llama_chat.kernels import native
 from llama_chat.model.quantization import PackedWeight, packed_bytes, quantize
 
@@ -31,22 +32,33 @@ def held_bytes(checkpoint: Checkpoint, form: Form, dtype: torch.dtype) -> int:
     return sum(_tensor_bytes(checkpoint, name, form, dtype) for name in checkpoint.tensors)
 
 
-def choose_form(
-    wanted: str,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    free: int | None,
-    context: int | None = None,
-) -> Form:
-    """Decide how the matrices are held, and see that they fit in memory.
+def choose_form(wanted: str, checkpoint: Checkpoint, dtype: torch.dtype, free: int) -> Form:
+    """Decide how the matrices are held.
 
     Args:
         wanted: a ``Form``, or ``auto``: quantised files stay packed. Where no C multiplies packed
             weights, they are unpacked if that takes no more than half of ``free``.
         checkpoint: whose weights.
         dtype: the type of what is not packed.
-        free: bytes of memory to be had; None if that is not known.
-        context: tokens that must fit in the cache as well, if a number was asked for.
+        free: bytes of memory to be had.
+    """
+    if wanted != "auto":
+        return cast("Form", wanted)
+    roomy = held_bytes(checkpoint, "none", dtype) <= free // 2
+    return "none" if roomy and not native.available else "stored"
+
+
+def check_fit(
+    form: Form, checkpoint: Checkpoint, dtype: torch.dtype, free: int, context: int | None = None
+) -> None:
+    """See that weights and cache fit in memory, before any is taken.
+
+    Args:
+        form: how the matrices are held.
+        checkpoint: whose weights.
+        dtype: the type of what is not packed.
+        free: bytes of memory to be had.
+        context: tokens that must fit in the cache, if a number was asked for.
 
     Raises:
         ModelError: if they do not fit; with the forms that would.
@@ -57,23 +69,18 @@ def choose_form(
     def needed(form: Form) -> int:
         return beside + held_bytes(checkpoint, form, dtype)
 
-    if wanted == "auto":
-        roomy = free is not None and needed("none") <= free // 2
-        form: Form = "none" if roomy and not native.available else "stored"
-    else:
-        form = cast("Form", wanted)
-    if free is None or needed(form) <= free:
-        return form
+    if needed(form) <= free:
+        return
     fitting = [other for other in FORMS if other != "none" and needed(other) <= free]
     smaller = "a shorter --context" if context else "a smaller model"
     advice = (
-        f"use --quantize {fitting[0]} ({gigabytes(needed(fitting[0]))})"
+        f"use --quantize {fitting[0]} ({readable_size(needed(fitting[0]))})"
         if fitting
         else f"free some memory or take {smaller}"
     )
     raise ModelError(
         f"model {str(checkpoint.path)!r}",
-        f"needs {gigabytes(needed(form))}, {gigabytes(free)} free",
+        f"needs {readable_size(needed(form))}, {readable_size(free)} free",
         advice,
     )
 
@@ -115,11 +122,6 @@ def place_weight(name: str, n_layers: int, devices: Sequence[torch.device]) -> t
     if parts[0] == "layers":
         return devices[int(parts[1]) * len(devices) // n_layers]
     return devices[0] if parts[0] == "tok_embeddings" else devices[-1]
-
-
-def gigabytes(n_bytes: int) -> str:
-    """Bytes as people read them."""
-    return f"{n_bytes / 1e9:.1f} GB"
 
 
 def _bits(name: str, shape: tuple[int, ...], form: Form) -> Literal[4, 8] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
 from rich.cells import cell_len
 
 from llama_chat.cli import app
@@ -23,6 +24,7 @@ from llama_chat.model.rope import (
     RopeScaling,
 )
 from llama_chat.terminal.model_picture import draw_model
+from llama_chat.weights import Form, held_bytes
 from tests.model_files import SMALL, TOKENS, gguf_name, write_gguf
 from tests.program import run
 from tests.terminal import Terminal
@@ -30,10 +32,21 @@ from tests.terminal import Terminal
 _STYLE = re.compile(r"\x1b\[[\d;]*m")
 
 
-def report_of(model: Path, available: int = 10**9) -> dict[str, Any]:
+def report_of(
+    model: Path, available: int = 10**9, form: Form = "none", **changes: object
+) -> dict[str, Any]:
     """What is told of a model in float32, on a machine with so much memory free."""
     checkpoint = open_checkpoint(model)
-    return describe(checkpoint, load_tokenizer(checkpoint), "float32", 4, available)
+    checkpoint.config = dataclasses.replace(checkpoint.config, **changes)  # type: ignore[arg-type]
+    return describe(
+        checkpoint,
+        load_tokenizer(checkpoint),
+        dtype="float32",
+        form=form,
+        weights=held_bytes(checkpoint, form, torch.float32),
+        element_size=4,
+        available=available,
+    )
 
 
 def picture_of(report: dict[str, Any], *, with_tensors: bool = False) -> str:
@@ -72,6 +85,15 @@ def test_memory_is_weights_and_cache_and_is_held_against_what_is_free(meta_model
     assert "does not fit: the weights take 599 KB of 599 KB free" in picture_of(none)
 
 
+def test_packed_weights_take_what_they_take(starter_model: Path) -> None:
+    packed, floats = report_of(starter_model, form="stored"), report_of(starter_model)
+    assert packed["weights_memory"] < floats["weights_memory"] / 5
+    assert "Memory, packed as stored\n" in picture_of(packed)
+    assert "Memory, in float32\n" in picture_of(floats)
+    anew = report_of(starter_model, form="int8")
+    assert "Memory, packed to int8\n" in picture_of(anew)
+
+
 def test_samples_are_what_the_tokenizer_does(starter_model: Path) -> None:
     report = report_of(starter_model)
     tokenizer = load_tokenizer(open_checkpoint(starter_model))
@@ -100,9 +122,7 @@ SCALINGS: dict[str, RopeScaling] = {
 
 @pytest.mark.parametrize("words", SCALINGS)
 def test_rotary_scaling_is_told_in_words(words: str, meta_model: Path) -> None:
-    checkpoint = open_checkpoint(meta_model)
-    checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=SCALINGS[words])
-    report = describe(checkpoint, load_tokenizer(checkpoint), "float32", 4, 10**9)
+    report = report_of(meta_model, rope_scaling=SCALINGS[words])
     assert report["rope"] == f"base 10,000, {words}"
     json.dumps(report)
 

@@ -10,8 +10,10 @@ import torch
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.errors import ModelError
+from llama_chat.files import readable_size
+from llama_chat.kernels import native
 from llama_chat.llama import load
-from llama_chat.weights import FORMS, choose_form, held_bytes
+from llama_chat.weights import FORMS, check_fit, choose_form, held_bytes
 from tests.model_files import SMALL, write_gguf
 from tests.program import COMMAND, environment
 
@@ -33,13 +35,19 @@ def test_the_estimate_is_what_the_model_takes(form: str, checkpoint: GGUFCheckpo
     assert llama.model.n_bytes == held_bytes(checkpoint, form, torch.bfloat16)  # type: ignore[arg-type]
 
 
-def test_what_fits_is_loaded_as_it_was_asked_for(checkpoint: GGUFCheckpoint) -> None:
+def test_what_fits_is_let_through(checkpoint: GGUFCheckpoint) -> None:
     for form in FORMS:
         free = BESIDE + held_bytes(checkpoint, form, torch.bfloat16)
         assert choose_form(form, checkpoint, torch.bfloat16, free) == form
-        assert choose_form(form, checkpoint, torch.bfloat16, None) == form
+        check_fit(form, checkpoint, torch.bfloat16, free)
         with pytest.raises(ModelError):
-            choose_form(form, checkpoint, torch.bfloat16, free - 1)
+            check_fit(form, checkpoint, torch.bfloat16, free - 1)
+
+
+def test_quantised_files_stay_packed_where_that_is_fast(checkpoint: GGUFCheckpoint) -> None:
+    fast = "stored" if native.available else "none"
+    assert choose_form("auto", checkpoint, torch.bfloat16, 10**12) == fast
+    assert choose_form("auto", checkpoint, torch.bfloat16, 10**6) == "stored"
 
 
 def test_what_does_not_fit_is_refused_with_what_would(checkpoint: GGUFCheckpoint) -> None:
@@ -47,14 +55,14 @@ def test_what_does_not_fit_is_refused_with_what_would(checkpoint: GGUFCheckpoint
     assert sizes["none"] > sizes["int8"] > sizes["int4"]
     for other in ("int8", "int4"):
         with pytest.raises(ModelError) as caught:
-            choose_form("auto", checkpoint, torch.bfloat16, sizes[other])
+            check_fit("none", checkpoint, torch.bfloat16, sizes[other])
         line = str(caught.value)
-        assert f"needs {sizes['none'] / 1e9:.1f} GB, {sizes[other] / 1e9:.1f} GB free: " in line
-        assert line.endswith(f"use --quantize {other} ({sizes[other] / 1e9:.1f} GB)")
+        needed, free = readable_size(sizes["none"]), readable_size(sizes[other])
+        assert line.endswith(f": needs {needed}, {free} free: use --quantize {other} ({free})")
     with pytest.raises(ModelError, match="free some memory or take a smaller model"):
-        choose_form("auto", checkpoint, torch.bfloat16, sizes["int4"] - 1)
+        check_fit("none", checkpoint, torch.bfloat16, sizes["int4"] - 1)
     with pytest.raises(ModelError, match="a shorter --context"):
-        choose_form("auto", checkpoint, torch.bfloat16, sizes["int4"], 10**9)
+        check_fit("none", checkpoint, torch.bfloat16, sizes["int4"], 10**9)
 
 
 def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
@@ -69,5 +77,5 @@ def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Pa
     )
     assert answer.returncode == 3
     assert answer.stderr.count("\n") == 1
-    assert "needs 1024.5 GB, " in answer.stderr
+    assert "needs 1.0 TB, " in answer.stderr
     assert "take a shorter --context" in answer.stderr

@@ -8,7 +8,7 @@ import typer
 from llama_chat.cli.completing import models
 from llama_chat.conversion.output import appearing, check_free, check_space
 from llama_chat.conversion.target import GGUF, SHARD_SIZE, TYPES, Target, choose_target
-from llama_chat.files import expand_user
+from llama_chat.files import expand_user, readable_size
 from llama_chat.library import find_model
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
@@ -66,8 +66,6 @@ def convert(
         with appearing(target.path) as temporary:
             plan.write(temporary, report)
     if not quiet:
-        from llama_chat.terminal.model_picture import readable_size
-
         sizes = f"{readable_size(checkpoint.n_bytes)} before, {readable_size(n_bytes)} now"
         streams.say(f"written: {target.path} ({stored_as}; {sizes})")
 

@@ -54,17 +54,22 @@ def inspect(
         pick_devices,
         pick_dtype,
     )
+    from llama_chat.weights import choose_form, held_bytes
 
     checkpoint = open_checkpoint(path)
     tokenizer = load_tokenizer(checkpoint)
     devices = pick_devices(settings.text("device"))
     dtype = pick_dtype(settings.text("dtype"), checkpoint.dtype, devices[0])
+    free = free_memory(devices)
+    form = choose_form(settings.text("quantize"), checkpoint, dtype, free)
     report = describe(
         checkpoint,
         tokenizer,
-        str(dtype).removeprefix("torch."),
-        dtype.itemsize,
-        free_memory(devices),
+        dtype=str(dtype).removeprefix("torch."),
+        form=form,
+        weights=held_bytes(checkpoint, form, dtype),
+        element_size=dtype.itemsize,
+        available=free,
     )
     for line in checkpoint.warnings:
         streams.warn(line)
@@ -81,7 +86,10 @@ def inspect(
 def describe(
     checkpoint: "Checkpoint",
     tokenizer: "Tokenizer",
+    *,
     dtype: str,
+    form: str,
+    weights: int,
     element_size: int,
     available: int,
 ) -> dict[str, Any]:
@@ -90,14 +98,15 @@ def describe(
     Args:
         checkpoint: the model, opened.
         tokenizer: its tokenizer.
-        dtype: the name of the type in which weights and cache would lie in memory.
+        dtype: the name of the type in which the cache, and what is not packed, lie in memory.
+        form: how the matrices are held, as ``--quantize`` calls it.
+        weights: bytes that the weights take so.
         element_size: bytes of one number of that type.
         available: bytes of memory that are free.
     """
     config = checkpoint.config
     lengths = [*(n for n in _LENGTHS if n < config.context_length), config.context_length]
     cache = {length: config.kv_cache_bytes(length, element_size) for length in lengths}
-    weights = config.n_parameters * element_size
     room = max(0, available - weights) // config.kv_cache_bytes(1, element_size)
     template = recognise(checkpoint.chat_template, tokenizer)
     return {
@@ -110,6 +119,7 @@ def describe(
         "parameters_by_part": _parameters_by_part(config),
         "stored_bytes": checkpoint.n_bytes,
         "dtype": dtype,
+        "quantize": form,
         "weights_memory": weights,
         "cache_memory": {str(length): size for length, size in cache.items()},
         "memory": {str(length): weights + size for length, size in cache.items()},

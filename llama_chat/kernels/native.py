@@ -77,10 +77,9 @@ class NativeMatrix:
         )
         return y
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """The weights as ``dtype``, float32 or bfloat16: ``(out, in)``."""
-        to = torch.empty(self._shape, dtype=dtype)
-        self._library.unpack(self._address, to.data_ptr(), dtype == torch.bfloat16, self._level)
+    def unpack(self, to: Tensor) -> Tensor:
+        """Write the weights ``(out, in)`` into ``to``, which is float32 or bfloat16; returns it."""
+        self._library.unpack(self._address, to.data_ptr(), to.dtype == torch.bfloat16, self._level)
         return to
 
 

@@ -52,13 +52,17 @@ INLINE float half_to_float(uint16_t half)
 
 INLINE int64_t n_groups(const packed_matrix *w) { return w->n_columns / w->group; }
 
-INLINE uint16_t to_bfloat16(float value)
+/* To the nearest, ties to even. */
+INLINE uint16_t finite_to_bfloat16(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    if (value != value)
-        return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16); /* to the nearest, ties to even */
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE uint16_t to_bfloat16(float value)
+{
+    return value == value ? finite_to_bfloat16(value) : 0x7fc0;
 }
 
 /* Bytes that `round_rows` needs for `n_x` rows. */

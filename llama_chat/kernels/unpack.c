@@ -21,7 +21,7 @@ INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow
             }
         if (narrow)
             for (int i = 0; i < group; i++)
-                ((uint16_t *)to)[g * group + i] = to_bfloat16(values[i]);
+                ((uint16_t *)to)[g * group + i] = finite_to_bfloat16(values[i]);
         else
             memcpy((float *)to + g * group, values, sizeof(float) * (size_t)group);
     }

@@ -6,6 +6,8 @@ the reference for the faster path in C, and what is used where that is not to be
 """
 
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,6 +19,9 @@ from llama_chat.kernels import native
 from llama_chat.kernels.native import NativeMatrix
 
 GROUP_SIZES = (16, 32)
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+"""What the functions in C unpack to."""
 
 _LEAST_STEP = 2**-24
 """The least float16 above 0: a group of equal weights has a scale of 0, by which none divides."""
@@ -102,8 +107,8 @@ class PackedWeight:
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights as floats ``(out, in)``; the arithmetic is float32, rounded once."""
-        if self.native is not None and dtype in (torch.float32, torch.bfloat16):
-            return self.native.unpack(dtype)
+        if self.native is not None and dtype in _NATIVE_DTYPES:
+            return self.native.unpack(torch.empty(self.shape, dtype=dtype))
         return self.unpack_in_torch(dtype)
 
     def unpack_in_torch(self, dtype: torch.dtype) -> Tensor:
@@ -145,11 +150,42 @@ def packed_linear(x: Tensor, weight: PackedWeight) -> Tensor:
         product = weight.native.multiply(rows.float()).to(x.dtype)
     else:
         product = x.new_empty(len(rows), out)
-        step = max(1, UNPACKED_BYTES // (x.itemsize * width))
-        for start in range(0, out, step):
-            part = weight.rows(slice(start, start + step)).unpack(x.dtype)
-            product[:, start : start + step] = rows @ part.T
+        start = 0
+        for part in _unpack_by_parts(weight, x.dtype):
+            torch.mm(rows, part.T, out=product[:, start : start + len(part)])
+            start += len(part)
     return product.view(*x.shape[:-1], out)
+
+
+class _Scratch(threading.local):
+    """Memory that is used for one part after the other.
+
+    Fresh memory costs as much time as unpacking into it: the system hands it out page by page.
+    """
+
+    buffer = torch.empty(0, dtype=torch.uint8)
+
+    def floats(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Room for a matrix, until the next call."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if len(self.buffer) < n_bytes:
+            self.buffer = torch.empty(n_bytes, dtype=torch.uint8)
+        return self.buffer[:n_bytes].view(dtype).view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _unpack_by_parts(weight: PackedWeight, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The rows as floats, some at a time; each part is good until the next one."""
+    out, width = weight.shape
+    step = max(1, UNPACKED_BYTES // (dtype.itemsize * width))
+    for start in range(0, out, step):
+        part = weight if step >= out else weight.rows(slice(start, start + step))
+        if part.native is not None and dtype in _NATIVE_DTYPES:
+            yield part.native.unpack(_scratch.floats(part.shape, dtype))
+        else:
+            yield part.unpack_in_torch(dtype)
 
 
 def packed_bytes(shape: tuple[int, ...], bits: Literal[4, 8], group: int, *, mins: bool) -> int:

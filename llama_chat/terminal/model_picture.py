@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from llama_chat.files import readable_size
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import one_line
 
@@ -35,16 +36,10 @@ _LAYER = (
 )
 """A layer as a tree: branches, name, and what it is."""
 
+_FLOATS = ("F32", "F16", "BF16")
+
 Report = Mapping[str, Any]
 """What ``cli.inspect.describe`` returns."""
-
-
-def readable_size(n_bytes: int) -> str:
-    """Bytes in the unit that people read."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes / 1000:.0f} KB"
 
 
 def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> str:
@@ -71,7 +66,7 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
         ("Architecture", _architecture(report)),
         ("Parameters", _parameters(report)),
         ("Stored as", _types(report)),
-        (f"Memory in {report['dtype']}", _memory(report)),
+        (f"Memory, {_held(report)}", _memory(report)),
         ("Tokenizer", _tokenizer(report)),
         ("Template", _template(report)),
     ]
@@ -160,6 +155,18 @@ def _types(report: Report) -> RenderableType:
         if types
     ]
     return _table(rows, ("left", "left"), rigid=1)
+
+
+def _held(report: Report) -> str:
+    """How the weights lie in memory."""
+    quantised = any(kind not in _FLOATS for kind in report["types"])
+    match report["quantize"]:
+        case "int8" | "int4" as packed:
+            return f"packed to {packed}"
+        case "stored" if quantised:
+            return "packed as stored"
+        case _:
+            return f"in {report['dtype']}"
 
 
 def _memory(report: Report) -> RenderableType:
