@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.checkpoints.safetensors import open_safetensors, read_header
+from llama_chat.checkpoints.weight_files import mapped_bytes
 from llama_chat.errors import ModelError
 from llama_chat.llama import open_checkpoint
 from tests.model_files import write_huggingface
@@ -226,3 +227,12 @@ def test_what_the_library_writes_is_accepted_whole(
     found = open_safetensors(path, NOTHING)
     assert found.keys() == tensors.keys()
     assert all(found[name].equal(weight) for name, weight in tensors.items())
+
+
+def test_a_file_may_be_larger_than_the_memory_of_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(400 * 10**9)
+    data = mapped_bytes(path)
+    assert len(data) == 400 * 10**9
+    assert data[-1] == 0

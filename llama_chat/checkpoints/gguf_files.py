@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, FloatType
 from llama_chat.checkpoints.gguf_header import MAX_ENTRIES, GGUFTensor, read_header
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
-from llama_chat.errors import ModelError
+from llama_chat.checkpoints.weight_files import map_file
 
 _PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)
 
@@ -121,13 +121,7 @@ def _check_part(part: Metadata, first: Mapping[str, Any], number: int) -> None:
 def _open(path: Path) -> GGUFModel:
     """Open one file."""
     what = f"model {str(path)!r}"
-    try:
-        with path.open("rb") as file:
-            # Copy on write, because torch warns of memory it may not write; nothing ever does.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or "it is empty").lower()
-        raise ModelError(what, reason, "fetch it again") from None
+    mapped = map_file(path, what)
     header = read_header(memoryview(mapped), path)
     metadata = Metadata(what, header.metadata)
     tensors = {

@@ -18,7 +18,7 @@ from llama_chat.checkpoints.base import (
     SentencePieceTables,
 )
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
-from llama_chat.checkpoints.weight_files import describe, map_file, mapped_tensor
+from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 
@@ -57,7 +57,7 @@ class Llama2cCheckpoint(Checkpoint):
         Raises:
             ModelError: if it is damaged or of another version, or has no tokenizer beside it.
         """
-        data = map_file(path)
+        data = mapped_bytes(path)
         if data[:4].tobytes() == _MAGIC:
             version = int.from_bytes(data[4:8].tobytes(), "little")
             raise ModelError(

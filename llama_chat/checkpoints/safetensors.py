@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import FLOAT_TYPES
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
-from llama_chat.checkpoints.weight_files import KNOWN_TYPES, map_file, mapped_tensor, read_head
+from llama_chat.checkpoints.weight_files import KNOWN_TYPES, mapped_bytes, mapped_tensor, read_head
 from llama_chat.errors import ModelError
 
 _MAX_HEADER = 4 * 2**20
@@ -47,7 +47,7 @@ def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
         ModelError: if the file is damaged, or holds a tensor of another type than those known.
     """
     read_head(path)
-    data = map_file(path)
+    data = mapped_bytes(path)
     return {
         name: mapped_tensor(data[entry.begin : entry.end], FLOAT_TYPES[entry.type], entry.shape)
         for name, entry in read_header(data.data, path).items()

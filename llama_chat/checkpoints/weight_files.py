@@ -1,5 +1,7 @@
 """What all files of weights have in common: types, mapping into memory, mistakes of fetching."""
 
+import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError
 
 _TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
+
+_NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
+"""``MAP_NORESERVE``, which Python names only since 3.13."""
 
 KNOWN_TYPES = ", ".join(FLOAT_TYPES)
 
@@ -45,18 +50,34 @@ def read_head(path: Path) -> bytes:
     return head
 
 
-def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file that is not empty, mapped into memory.
+def map_file(path: Path, what: str = "") -> mmap.mmap:
+    """A file that is not empty, mapped into memory.
+
+    Args:
+        path: the file.
+        what: how to call it; its path if that is left out.
 
     Raises:
         ModelError: if it cannot be mapped.
     """
     try:
-        # Copy on write, because torch warns of memory it may not write; nothing ever does.
-        return np.memmap(path, dtype=np.uint8, mode="c")
+        with path.open("rb") as file:
+            # Copy on write, because torch warns of memory it may not write. Nothing ever does, so
+            # nothing is set aside for it: a file may be larger than the memory that is free.
+            return mmap.mmap(
+                file.fileno(),
+                0,
+                flags=mmap.MAP_PRIVATE | _NO_RESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
     except (OSError, ValueError) as error:
         why = (getattr(error, "strerror", None) or "it is empty").lower()
-        raise ModelError(repr(str(path)), why, FETCH_AGAIN) from None
+        raise ModelError(what or repr(str(path)), why, FETCH_AGAIN) from None
+
+
+def mapped_bytes(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file; see ``map_file``."""
+    return np.frombuffer(map_file(path), np.uint8)
 
 
 def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
