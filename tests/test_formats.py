@@ -1,0 +1,125 @@
+"""The same model in every format, and every GGUF type at work: what they compute."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llama_chat import Llama, load
+from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType
+from llama_chat.cli.app import run
+from llama_chat.model.transformer import Transformer
+from tests.model_files import (
+    META,
+    SMALL,
+    gguf_name,
+    write_gguf,
+    write_huggingface,
+    write_llama2c,
+    write_meta,
+)
+from tests.models import random_model
+from tests.test_gguf_blocks import random_blocks
+
+DATA = Path(__file__).parent / "data"
+
+KINDS = [kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)]
+WIDE = replace(SMALL, dim=256, n_heads=8, n_kv_heads=4, head_dim=32, hidden_dim=512)
+"""Rows of whole blocks, whatever the type."""
+
+N_TOKENS = 600
+"""Of a fixed text: enough for the rounding of activations to even out."""
+
+
+def loss(llama: Llama, ids: list[int]) -> float:
+    """Mean cross entropy of each next token, read a few at a time, as decoding does."""
+    cache = llama.model.new_cache()
+    logits = torch.cat(
+        [llama.model(ids[i : i + 8], cache, all_logits=True) for i in range(0, len(ids), 8)]
+    )
+    return F.cross_entropy(logits[:-1], torch.tensor(ids[1:])).item()
+
+
+def test_one_model_gives_the_same_logits_in_every_format(tmp_path: Path) -> None:
+    write_meta(tmp_path / "meta", META)
+    write_meta(tmp_path / "sharded", META, n_shards=2)
+    write_huggingface(tmp_path / "safetensors", META)
+    write_huggingface(tmp_path / "bin", META, weights="bin")
+    write_llama2c(tmp_path / "llama2c" / "model.bin", META)
+    for source, target in [("meta", "a.gguf"), ("safetensors", "b.gguf"), ("a.gguf", "back")]:
+        assert run(["convert", str(tmp_path / source), str(tmp_path / target), "-q"]) == 0
+    ids = [1, 5, 300, 7, 42, 42, 399, 11]
+    expected = load(tmp_path / "meta", dtype="float32").logits(ids)
+    assert expected.std() > 0.1
+    others = ("sharded", "safetensors", "bin", "llama2c/model.bin", "a.gguf", "b.gguf", "back")
+    texts = ["Hello, world!", "  naïve café 你好 🦙\n"]
+    encode = load(tmp_path / "meta").tokenizer.encode
+    for other in others:
+        llama = load(tmp_path / other, dtype="float32")
+        torch.testing.assert_close(llama.logits(ids), expected, rtol=1e-5, atol=1e-5)
+        assert [llama.tokenizer.encode(text) for text in texts] == [*map(encode, texts)]
+
+
+def write_blocks(path: Path, kind: BlockType) -> dict[str, torch.Tensor]:
+    """Write a model of random blocks; returns its weights as the gguf library dequantises them."""
+    number = gguf.GGMLQuantizationType[kind.name]
+    writer = gguf.GGUFWriter(path, "llama")
+    write_gguf(path.with_suffix(".floats"), WIDE)
+    floats = gguf.GGUFReader(path.with_suffix(".floats"))
+    for name, field in floats.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kinds = [*field.types, None][:2]
+            writer.add_key_value(name, field.contents(), kinds[0], sub_type=kinds[1])
+    weights = {}
+    for i, (name, weight) in enumerate(random_model(WIDE).named_parameters()):
+        if weight.dim() == 1:
+            writer.add_tensor(gguf_name(name), weight.numpy())
+            weights[name] = weight.data
+            continue
+        rows, width = weight.shape
+        data = random_blocks(kind, rows * width // kind.n_weights, 1.0, seed=i)
+        spread = gguf.quants.dequantize(data.reshape(-1, kind.n_bytes), number).std()
+        data = random_blocks(kind, len(data) // kind.n_bytes, width**-0.5 / spread, seed=i)
+        stored = data.reshape(rows, -1)
+        writer.add_tensor(gguf_name(name), stored, raw_dtype=number)
+        weights[name] = torch.from_numpy(gguf.quants.dequantize(stored, number))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_type_computes_what_its_floats_do(kind: BlockType, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    reference = Transformer(WIDE)
+    reference.load_weights(write_blocks(path, kind))
+    ids = np.random.default_rng(0).integers(0, WIDE.vocab_size, 200).tolist()
+    floats, packed = (load(path, dtype="float32", quantize=form) for form in ("none", "stored"))
+    expected = reference(ids, reference.new_cache(), all_logits=True)
+    assert floats.logits(ids).equal(expected)
+    assert packed.model.layouts in (["W4"], ["W8"])
+    assert packed.model.n_bytes < floats.model.n_bytes / 3
+    exact = loss(floats, ids)
+    assert exact > 5
+    assert abs(loss(packed, ids) - exact) < 0.005 * exact
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "as it is"])
+def test_packed_weights_of_a_trained_model_know_a_text_as_well(
+    kind: str, starter_model: Path, tmp_path: Path
+) -> None:
+    path = starter_model
+    if kind != "as it is":
+        path = tmp_path / "model.gguf"
+        assert run(["convert", str(starter_model), str(path), "--type", kind, "-q"]) == 0
+    floats, packed = (load(path, dtype="float32", quantize=form) for form in ("none", "stored"))
+    ids = floats.tokenizer.encode((DATA / "markdown_reply.txt").read_text())[:N_TOKENS]
+    exact = loss(floats, ids)
+    assert 1 < exact < 5
+    assert abs(loss(packed, ids) - exact) < 0.005 * exact
