@@ -232,3 +232,11 @@ def test_version_2_is_read_like_version_3(gguf_model: Path, tmp_path: Path) -> N
 def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
     assert not is_gguf(tmp_path / "m.gguf")
+
+
+def test_a_blob_is_called_by_what_it_says_of_itself(tmp_path: Path) -> None:
+    blob = tmp_path / f"sha256-{'0' * 64}"
+    write_gguf(blob, metadata={"general.name": "Tiny Llama"})
+    assert GGUFCheckpoint.open(blob).name == "Tiny Llama"
+    write_gguf(blob)
+    assert GGUFCheckpoint.open(blob).name == blob.name

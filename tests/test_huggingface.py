@@ -347,3 +347,12 @@ def test_the_chat_template(huggingface_copy: Path, case: str) -> None:
     assert open_checkpoint(huggingface_copy).chat_template == expected
     (huggingface_copy / "chat_template.jinja").write_text("in a file\n")
     assert open_checkpoint(huggingface_copy).chat_template == "in a file\n"
+
+
+def test_a_model_in_the_cache_of_the_hub_has_its_own_name(
+    huggingface_model: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--whose--Tiny-Llama" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(huggingface_model)
+    assert open_checkpoint(snapshot).name == "Tiny-Llama"

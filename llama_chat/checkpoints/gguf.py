@@ -52,7 +52,9 @@ class GGUFCheckpoint(Checkpoint):
         metadata = model.metadata
         _check_kind(metadata)
         self.path = model.path
-        self.name = model.name
+        # The store of ollama calls files by their contents.
+        said = metadata.text("general.name") if model.name.startswith("sha256-") else ""
+        self.name = said or model.name
         stored = dict(model.tensors)
         divisors = stored.pop(_ROPE_DIVISORS, None)
         self._stored = {_meta_name(metadata, name): tensor for name, tensor in stored.items()}

@@ -24,7 +24,7 @@ from llama_chat.errors import ModelError
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """What is computed here, in float32."""
 
-_PARTS = {
+PARTS = {
     "input_layernorm": "attention_norm",
     "self_attn.q_proj": "attention.wq",
     "self_attn.k_proj": "attention.wk",
@@ -35,12 +35,14 @@ _PARTS = {
     "mlp.down_proj": "feed_forward.w2",
     "mlp.up_proj": "feed_forward.w3",
 }
+"""The weights of a layer: what they are called on the Hub, and by Meta."""
 
-_TOP = {
+TOP = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "output.weight",
 }
+"""All other weights."""
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in one file; those of an index have ``.index.json`` behind them."""
@@ -54,7 +56,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     def __init__(self, path: Path, config: JsonObject, weights: dict[str, Tensor]) -> None:
         """Use ``open``."""
         self.path = path
-        self.name = path.resolve().name
+        self.name = _model_name(path)
         self._weights = {_meta_name(path, name): weight for name, weight in weights.items()}
         if config.flag("tie_word_embeddings"):
             _drop_tied_output(self._weights)
@@ -102,22 +104,30 @@ def is_huggingface(folder: Path) -> bool:
     return all(halves) or (any(halves) and not is_meta(folder))
 
 
+def _model_name(path: Path) -> str:
+    """What a folder is called; one in the cache of the Hub lies in ``models--WHOSE--NAME``."""
+    folder = path.absolute()
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.rpartition("--")[2]
+    return path.resolve().name
+
+
 def _called(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
 def _meta_name(path: Path, name: str) -> str:
     """The name Meta gives to the tensor ``name``."""
-    if name in _TOP:
-        return _TOP[name]
+    if name in TOP:
+        return TOP[name]
     found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.([\w.]+)\.weight", name)
-    if found is None or found[2] not in _PARTS:
+    if found is None or found[2] not in PARTS:
         raise ModelError(
             _called(path),
             f"tensor {name[:60]!r} belongs to no part of a Llama model",
             "the file is damaged or of another architecture: fetch it again",
         )
-    return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
+    return f"layers.{found[1]}.{PARTS[found[2]]}.weight"
 
 
 def _drop_tied_output(weights: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.huggingface import PARTS, TOP
 from llama_chat.conversion import weights
 from llama_chat.conversion.tokenizer_files import write_tokenizer
 from llama_chat.errors import ModelError
@@ -24,23 +25,8 @@ from llama_chat.model.rope import (
 )
 from llama_chat.tokenizers.base import Tokenizer
 
-_PARTS = {
-    "attention_norm": "input_layernorm",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-}
-
-_TOP = {
-    "tok_embeddings.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+_PARTS = {ours: theirs for theirs, ours in PARTS.items()}
+_TOP = {ours: theirs for theirs, ours in TOP.items()}
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
