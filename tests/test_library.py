@@ -252,3 +252,18 @@ def test_whatever_files_are_called_each_is_of_one_model_at_most(files: list[str]
 )
 def test_quantisations_are_read_from_names(name: str, quantization: str) -> None:
     assert [model.quantization for model in group_gguf([f"{name}.gguf"])] == [quantization]
+
+
+def test_weights_of_torch_count_where_there_are_no_others() -> None:
+    names = {"config.json", "tokenizer.json", "training_args.bin"}
+    parts = [f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2)]
+    index = "pytorch_model.bin.index.json"
+    assert select_folder({*names, "pytorch_model.bin"}) == (
+        "Hugging Face",
+        ["config.json", "tokenizer.json", "pytorch_model.bin"],
+    )
+    selected = select_folder({*names, index, *parts})
+    assert selected == ("Hugging Face", ["config.json", index, "tokenizer.json", *parts])
+    assert select_folder({*names, index, parts[0]}) is None
+    both = select_folder({*names, index, *parts, "model.safetensors"})
+    assert both == ("Hugging Face", ["config.json", "tokenizer.json", "model.safetensors"])

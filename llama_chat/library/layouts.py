@@ -28,12 +28,12 @@ _HUGGING_FACE = frozenset(
         "merges.txt",
         "chat_template.jinja",
         "chat_template.json",
-        "model.safetensors.index.json",
     }
 )
 """What belongs to a Hugging Face model beside its weights."""
 
 _SAFETENSORS = re.compile(r"(?!adapter_|consolidated).+\.safetensors")
+_TORCH = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin", re.ASCII)
 _CONSOLIDATED = re.compile(r"consolidated\.\d+\.pth", re.ASCII)
 
 _BESIDES = {"mmproj", "imatrix"}
@@ -109,12 +109,17 @@ def select_folder(names: Collection[str]) -> tuple[str, list[str]] | None:
     """
     shards = sorted(filter(_CONSOLIDATED.fullmatch, names))
     weights = sorted(filter(_SAFETENSORS.fullmatch, names))
+    index = "model.safetensors.index.json"
+    if not weights:
+        weights = sorted(filter(_TORCH.fullmatch, names))
+        index = "pytorch_model.bin.index.json"
     if "config.json" in names and weights:
         # Others in the same folder would be the same weights over again.
         weights = [name for name in weights if name.startswith("model")] or weights
+        beside = _HUGGING_FACE | {index}
         if not _is_whole(weights):
             return None
-        return "Hugging Face", sorted(_HUGGING_FACE.intersection(names)) + weights
+        return "Hugging Face", sorted(beside.intersection(names)) + weights
     if "params.json" in names:
         tokenizer = [name for name in ("tokenizer.model",) if name in names]
         return "Meta", ["params.json", *tokenizer, *shards]
@@ -130,9 +135,7 @@ def select_llama2c(names: Collection[str]) -> list[str]:
 
 def _is_whole(weights: Iterable[str]) -> bool:
     """Whether no part of split weights is missing."""
-    parts = [
-        part for name in weights if (part := _PART.fullmatch(name.removesuffix(".safetensors")))
-    ]
+    parts = [part for name in weights if (part := _PART.fullmatch(name.rpartition(".")[0]))]
     return all(int(part[3]) == len(parts) for part in parts)
 
 
