@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from llama_chat.checkpoints.meta import MetaCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.llama import load
-from tests.model_files import META, TOKENS, assert_refused, write_gguf, write_meta
+from tests.model_files import META, TOKENS, assert_refused, edit_json, write_gguf, write_meta
 
 Q = gguf.GGMLQuantizationType
 
@@ -49,6 +49,15 @@ def test_meta_weights_of_the_wanted_type_are_not_copied(meta_model: Path) -> Non
     for name in checkpoint.tensors:
         first = checkpoint.read(name, torch.float32)
         assert first.data_ptr() == checkpoint.read(name, torch.float32).data_ptr()
+
+
+def test_code_llama_has_a_context_of_its_own(tmp_path: Path) -> None:
+    write_meta(tmp_path, dataclasses.replace(META, vocab_size=416))  # padded, too
+    assert MetaCheckpoint.open(tmp_path).config.context_length == 4096
+    edit_json(tmp_path / "params.json", rope_theta=1e6)
+    config = MetaCheckpoint.open(tmp_path).config
+    assert (config.rope_theta, config.context_length) == (1e6, 16_384)
+    assert load(tmp_path).tokenizer.vocab_size == 400
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ from llama_chat.checkpoints.weight_files import describe
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 
-CONTEXT_LENGTH = 4096
+_CONTEXT_LENGTH = 4096
 """Context of Llama 2; ``params.json`` does not say."""
+
+_CODE_LLAMA_THETA, _CODE_LLAMA_LENGTH = 1e6, 16_384
+"""Code Llama is told by its rotary base."""
 
 _SPLIT_ROWS = re.compile(r"attention\.w[qkv]|feed_forward\.w[13]|^output")
 """Weights whose shards are stacked along dim 0."""
@@ -171,6 +174,7 @@ def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> Llama
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(_called(path), "tensor tok_embeddings.weight is missing", FETCH_AGAIN)
     dim, n_heads = params.size("dim"), params.size("n_heads")
+    theta = params.number("rope_theta", 10_000.0)
     width, n_shards = embedding.shape[1], len(embedding.shards)
     if width and dim > width and dim % width == 0:
         total = n_shards * dim // width
@@ -191,8 +195,8 @@ def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> Llama
             ),
             vocab_size=embedding.shape[0],
             norm_eps=params.number("norm_eps", 1e-5),
-            rope_theta=params.number("rope_theta", 10_000.0),
-            context_length=CONTEXT_LENGTH,
+            rope_theta=theta,
+            context_length=_CODE_LLAMA_LENGTH if theta >= _CODE_LLAMA_THETA else _CONTEXT_LENGTH,
         )
     except ValueError as error:
         raise params.error(str(error)) from None
