@@ -120,7 +120,7 @@ def test_two_shards_give_the_logits_of_one_bit_for_bit(shared_data: Path) -> Non
 
 @pytest.fixture(scope="module")
 def starter(starter_model: Path) -> Llama:
-    return load(starter_model, dtype="float32")
+    return load(starter_model, dtype="float32", quantize="none")
 
 
 def long_texts(llama: Llama, n_tokens: int = 200) -> list[list[int]]:
