@@ -276,7 +276,7 @@ def test_names_revisions_and_networks_that_are_not_there(hub: Hub, tmp_path: Pat
 def test_a_repository_without_a_model_of_ours_says_what_it_holds(
     hub: Hub, fetch: Fetch, tmp_path: Path
 ) -> None:
-    hub.files = dict.fromkeys(["config.json", "pytorch_model.bin", "onnx/a.onnx", "LICENSE"], b"x")
+    hub.files = dict.fromkeys(["config.json", "training_args.bin", "onnx/a.onnx", "LICENSE"], b"x")
     error = refused(fetch, tmp_path)
     assert error.status == 3
     assert "it holds files .bin, .json, .onnx, LICENSE: look for one with" in str(error)
