@@ -36,7 +36,8 @@ def chat_tok_s(model: Path, home: Path) -> tuple[float, int, int]:
     flags = ("-m", model, "--temperature", "0", "--max-tokens", str(N_TOKENS), "--no-save")
     with Terminal(*flags, home=home) as terminal:
         terminal.wait_for(READY)
-        terminal.ask(QUESTION, r"\n\n(?=›)")
+        terminal.send(QUESTION)
+        terminal.skim()
         stats = terminal.ask("/stats", r"tokens read in all +\d+")
         terminal.type(CTRL_D)
         terminal.wait_for_end()
@@ -57,8 +58,7 @@ def interrupt_seconds(model: Path, home: Path, n: int) -> list[float]:
         for number in range(n):
             n_words = chance.randrange(50, 300) if number % 2 else 5
             terminal.ask("/clear", "a new conversation")
-            terminal.line(f"Say {number} " + "river " * n_words + "and tell a long story.")
-            terminal.wait_for(rf"› Say {number} ")
+            terminal.send(f"Say {number} " + "river " * n_words + "and tell a long story.")
             terminal.watch_for(chance.uniform(0, 0.3) if number % 2 else chance.uniform(0.2, 1.0))
             began = time.perf_counter()
             terminal.child.kill(signal.SIGINT)

@@ -86,6 +86,23 @@ class Terminal:
         """Type a line and press Enter."""
         self.type(text + "\r")
 
+    def send(self, text: str) -> None:
+        """Send a line once the input is open, and wait until it has closed behind it."""
+        toolbar = re.compile(r"context \d+/\d+")
+        self._wait(lambda: bool(toolbar.search(self.shown)), "toolbar")
+        self.line(text)
+        self._wait(lambda: not toolbar.search(self.shown), "end of the input")
+
+    def skim(self) -> None:
+        """Take what arrives until the input opens, and draw it only then.
+
+        Drawing takes as much of a processor as a small model does.
+        """
+        data = b""
+        while b"\x1b[?2004h" not in data:
+            data += self.child.read_nonblocking(65536, timeout=PATIENCE_S)
+        self._draw(data)
+
     def wait_for(self, pattern: str) -> str:
         """Wait until the text matches ``pattern``, and return the text."""
         self._wait(lambda: bool(re.search(pattern, self.text)), repr(pattern))
@@ -160,10 +177,13 @@ class Terminal:
             return True
         except pexpect.EOF:
             return False
+        self._draw(data)
+        return True
+
+    def _draw(self, data: bytes) -> None:
         self.raw += data
         self._stream.feed(data)
         # The prompt asks where the cursor is; a terminal answers.
         if b"\x1b[6n" in data:
             cursor = self.screen.cursor
             self.child.send(f"\x1b[{cursor.y + 1};{cursor.x + 1}R")
-        return True
