@@ -103,6 +103,21 @@ INLINE void norm_row(const float *x, const float *weight, int64_t n, float eps, 
         to[i] = x[i] * factor * weight[i];
 }
 
+INLINE void norm_rows(const model_weights *w, const float *x, int n_x, const float *weight,
+                      float *to)
+{
+    for (int m = 0; m < n_x; m++)
+        norm_row(x + m * w->dim, weight, w->dim, w->norm_eps, to + m * w->dim);
+}
+
+/* Add a thread's share of the rows of a product to the residual stream. */
+INLINE void add_rows(float *x, const float *product, int n_x, int64_t dim, range rows)
+{
+    for (int m = 0; m < n_x; m++)
+        for (int64_t i = m * dim + rows.start; i < m * dim + rows.end; i++)
+            x[i] += product[i];
+}
+
 /* Turn each pair of neighbours by its angle, as rope.py does. */
 INLINE void rotate(const float *x, const float *cos, const float *sin, int64_t n, float scale,
                    float *to)
@@ -261,9 +276,7 @@ INLINE void run_layers(const model_weights *w, const cache_view *cache, int n_x,
     for (int64_t l = 0; l < w->n_layers; l++) {
         const layer_weights *layer = w->layers + l;
         rounded.x = NULL;
-        for (int m = 0; m < n_x; m++)
-            norm_row(shared->x + m * w->dim, layer->attention_norm, w->dim, w->norm_eps,
-                     own->normed + m * w->dim);
+        norm_rows(w, shared->x, n_x, layer->attention_norm, own->normed);
 #define MULTIPLY(matrix, from, to)                                                                 \
     multiply_share(matrix, from, n_x, &rounded, to, own, level, thread, n_threads)
         MULTIPLY(&layer->wq, own->normed, shared->q);
@@ -289,14 +302,10 @@ INLINE void run_layers(const model_weights *w, const cache_view *cache, int n_x,
 #pragma omp barrier
         rounded.x = NULL;
         range rows = MULTIPLY(&layer->wo, shared->attention, shared->product);
-        for (int m = 0; m < n_x; m++)
-            for (int64_t i = m * w->dim + rows.start; i < m * w->dim + rows.end; i++)
-                shared->x[i] += shared->product[i];
+        add_rows(shared->x, shared->product, n_x, w->dim, rows);
 #pragma omp barrier
         rounded.x = NULL;
-        for (int m = 0; m < n_x; m++)
-            norm_row(shared->x + m * w->dim, layer->ffn_norm, w->dim, w->norm_eps,
-                     own->normed + m * w->dim);
+        norm_rows(w, shared->x, n_x, layer->ffn_norm, own->normed);
         MULTIPLY(&layer->w3, own->normed, shared->up);
         rows = MULTIPLY(&layer->w1, own->normed, shared->gate);
         for (int m = 0; m < n_x; m++)
@@ -304,14 +313,11 @@ INLINE void run_layers(const model_weights *w, const cache_view *cache, int n_x,
 #pragma omp barrier
         rounded.x = NULL;
         rows = MULTIPLY(&layer->w2, shared->gate, shared->product);
-        for (int m = 0; m < n_x; m++)
-            for (int64_t i = m * w->dim + rows.start; i < m * w->dim + rows.end; i++)
-                shared->x[i] += shared->product[i];
+        add_rows(shared->x, shared->product, n_x, w->dim, rows);
 #pragma omp barrier
     }
     rounded.x = NULL;
-    for (int m = 0; m < n_x; m++)
-        norm_row(shared->x + m * w->dim, w->norm, w->dim, w->norm_eps, own->normed + m * w->dim);
+    norm_rows(w, shared->x, n_x, w->norm, own->normed);
     MULTIPLY(&w->output, own->normed, logits);
 }
 

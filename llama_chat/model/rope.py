@@ -26,9 +26,9 @@ class RopeScaling(ABC):
         """
 
     @property
-    @abstractmethod
     def longest_context(self) -> int:
         """Tokens up to which ``--context`` may go; 0 if the model's own length is all."""
+        return 0
 
 
 def _check(**numbers: float) -> None:
@@ -49,11 +49,6 @@ class LinearScaling(RopeScaling):
     def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
         """See the base class."""
         return frequencies / self.factor
-
-    @property
-    def longest_context(self) -> int:
-        """See the base class."""
-        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +114,6 @@ class Llama3Scaling(RopeScaling):
         kept = ramp.clamp(0, 1)
         return frequencies * kept + frequencies / self.factor * (1 - kept)
 
-    @property
-    def longest_context(self) -> int:
-        """See the base class."""
-        return 0
-
 
 @dataclass(frozen=True, slots=True)
 class FrequencyDivisors(RopeScaling):
@@ -138,11 +128,6 @@ class FrequencyDivisors(RopeScaling):
     def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
         """See the base class."""
         return frequencies / torch.tensor(self.divisors, dtype=torch.float32)
-
-    @property
-    def longest_context(self) -> int:
-        """See the base class."""
-        return 0
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
