@@ -11,7 +11,7 @@ from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.errors import ModelError
 from llama_chat.files import readable_size
 from llama_chat.kernels import native
-from llama_chat.model.quantization import PackedWeight, packed_bytes, quantize
+from llama_chat.model.quantization import Packed, packed_bytes, place, quantize
 
 Form = Literal["none", "stored", "int8", "int4"]
 """How the matrices are held: as floats, packed as the file has them, or packed anew."""
@@ -24,7 +24,7 @@ _SPARE_BYTES = 2**29
 _FIRST_TOKENS = 1024
 """Tokens that must fit in the cache where no context length was asked for."""
 
-Weights = dict[str, Tensor | PackedWeight]
+Weights = dict[str, Tensor | Packed]
 
 
 def held_bytes(checkpoint: Checkpoint, form: Form, dtype: torch.dtype) -> int:
@@ -104,10 +104,15 @@ def read_weights(
     weights: Weights = {}
     n_done, n_layers = 0, checkpoint.config.n_layers
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        read = pool.map(lambda name: _read(checkpoint, name, form, dtype), checkpoint.tensors)
+
+        def read_one(name: str) -> Tensor | Packed:
+            device = place_weight(name, n_layers, devices)
+            return _read(checkpoint, name, form, dtype, device)
+
+        read = pool.map(read_one, checkpoint.tensors)
         try:
             for (name, info), weight in zip(checkpoint.tensors.items(), read, strict=True):
-                weights[name] = weight.to(place_weight(name, n_layers, devices))
+                weights[name] = weight
                 n_done += info.n_bytes
                 if report is not None:
                     report(n_done, checkpoint.n_bytes)
@@ -135,19 +140,28 @@ def _bits(name: str, shape: tuple[int, ...], form: Form) -> Literal[4, 8] | None
 
 
 def _read(
-    checkpoint: Checkpoint, name: str, form: Form, dtype: torch.dtype
-) -> Tensor | PackedWeight:
+    checkpoint: Checkpoint, name: str, form: Form, dtype: torch.dtype, device: torch.device
+) -> Tensor | Packed:
     bits = _bits(name, checkpoint.tensors[name].shape, form)
     if bits is not None:
-        return quantize(checkpoint.read(name, torch.float32), bits)
+        return place(quantize(checkpoint.read(name, torch.float32), bits), device)
     packed = checkpoint.read_packed(name) if form == "stored" else None
-    return checkpoint.read(name, dtype) if packed is None else packed
+    if packed is None:
+        return checkpoint.read(name, dtype).to(device)
+    placed = place(packed, device)
+    checkpoint.forget(name)
+    return placed
 
 
 def _tensor_bytes(checkpoint: Checkpoint, name: str, form: Form, dtype: torch.dtype) -> int:
     info = checkpoint.tensors[name]
     bits = _bits(name, info.shape, form)
     if bits is not None:
-        return packed_bytes(info.shape, bits, 32, mins=bits == 4)
-    packed = checkpoint.packed_bytes(name) if form == "stored" else None
-    return info.n_weights * dtype.itemsize if packed is None else packed
+        packed: int | None = packed_bytes(info.shape, bits, 32, mins=bits == 4)
+    else:
+        packed = checkpoint.packed_bytes(name) if form == "stored" else None
+    if packed is None:
+        return info.n_weights * dtype.itemsize
+    # In C, rows lie in panels, of which the last may not be full.
+    n_rows = info.shape[0]
+    return packed // n_rows * native.padded_rows(n_rows) if native.available else packed

@@ -8,7 +8,7 @@ import torch
 from llama_chat.kernels import native
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
-from llama_chat.model.quantization import quantize
+from llama_chat.model.quantization import place, quantize
 from llama_chat.model.transformer import Transformer
 from tests.models import TINY, random_model
 
@@ -30,8 +30,10 @@ def packed_model(config: LlamaConfig, bits: tuple[int, int], dtype: torch.dtype)
     for name, weight in model.named_parameters():
         usual = 0 if ".wv" not in name and ".w2" not in name else 1
         packable = weight.dim() == 2 and weight.shape[1] % 32 == 0
-        packed = quantize(weight, bits[usual]) if packable else weight  # type: ignore[arg-type]
-        weights[name] = packed if packable else weight.to(dtype)
+        if packable:
+            weights[name] = place(quantize(weight, bits[usual]), weight.device)  # type: ignore[arg-type]
+        else:
+            weights[name] = weight.to(dtype)
     model.load_weights(weights)  # type: ignore[arg-type]
     return model
 

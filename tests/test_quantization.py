@@ -1,5 +1,6 @@
 """Packed weights: what they unpack to, and what they give when they are multiplied."""
 
+import math
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
 from llama_chat.kernels.native import NativeMatrix
 from llama_chat.llama import load
-from llama_chat.model.quantization import PackedWeight, packed_bytes, packed_linear, quantize
+from llama_chat.model.quantization import PackedWeight, packed_bytes, packed_linear, place, quantize
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 
@@ -26,8 +27,8 @@ def random_packed(
 ) -> PackedWeight:
     generator = torch.Generator().manual_seed(seed)
     low, high, dtype = (0, 256, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
-    width = n_groups * group * bits // 8
-    quants = torch.randint(low, high, (rows, width), generator=generator).to(dtype)
+    shape = rows, n_groups, group * bits // 8
+    quants = torch.randint(low, high, shape, generator=generator).to(dtype)
     scales, lowest = torch.randn(2, rows, n_groups, generator=generator).mul(0.01).half()
     return PackedWeight(bits, quants, scales, lowest if mins else None)
 
@@ -42,20 +43,37 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
 @pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
 @pytest.mark.parametrize(("bits", "group", "mins"), LAYOUTS)
 @settings(max_examples=12, deadline=None)
-@given(rows=st.integers(1, 40), n_groups=st.integers(1, 40), n_x=st.integers(1, 8))
+@given(rows=st.integers(1, 70), n_groups=st.integers(1, 40), n_x=st.integers(1, 40))
 def test_products_are_those_of_the_unpacked_weights(
     level: int, bits: Literal[4, 8], group: int, mins: bool, rows: int, n_groups: int, n_x: int
 ) -> None:
     packed = random_packed(bits, group, mins, rows, n_groups)
-    weights = packed.unpack_in_torch(torch.float32)
-    matrix = NativeMatrix(bits, group, packed.quants, packed.scales, packed.mins, level)
+    weights = packed.unpack(torch.float32)
+    matrix = NativeMatrix(bits, packed.quants, packed.scales, packed.mins, level)
+    ids = torch.randint(rows, (50,), generator=torch.Generator().manual_seed(2))
     for dtype in (torch.float32, torch.bfloat16):
-        assert matrix.unpack(torch.empty_like(weights, dtype=dtype)).equal(weights.to(dtype))
+        assert matrix.unpack_rows(ids, torch.empty(50, weights.shape[1], dtype=dtype)).equal(
+            weights[ids].to(dtype)
+        )
     x = torch.randn(n_x, n_groups * group, generator=torch.Generator().manual_seed(1))
     expected = rounded(x, group).double() @ weights.double().T
     # A value half-way between two steps may be rounded either way.
     step = x.abs().max() / 127 * weights.abs().max()
     assert (matrix.multiply(x) - expected).abs().max() < step * 1.01 + 1e-4
+    narrow = matrix.multiply(x.bfloat16())
+    assert narrow.equal(matrix.multiply(x.bfloat16().float()).bfloat16())
+
+
+@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None:
+    packed = random_packed(4, 32, True, 20, 4)
+    matrix = NativeMatrix(4, packed.quants, packed.scales, packed.mins, level)
+    x = torch.ones(3, 128)
+    x[1, 70] = value
+    product = matrix.multiply(x)
+    assert product[1].isnan().all()
+    assert product[[0, 2]].isfinite().all()
 
 
 @pytest.mark.skipif(not native.available, reason="no C compiler was there at installation")
@@ -63,8 +81,8 @@ def test_products_are_those_of_the_unpacked_weights(
 def test_a_product_is_close_to_that_of_floats(bits: Literal[4, 8], group: int, mins: bool) -> None:
     packed = random_packed(bits, group, mins, 300, 64)
     x = torch.randn(1, 3, 64 * group)
-    product = packed_linear(x, packed)
-    exact = x @ packed.unpack_in_torch(torch.float32).T
+    product = packed_linear(x, place(packed, torch.device("cpu")))
+    exact = x @ packed.unpack(torch.float32).T
     assert product.shape == (1, 3, 300)
     assert (product - exact).norm() < 0.01 * exact.norm()
 
@@ -73,7 +91,7 @@ def test_a_product_is_close_to_that_of_floats(bits: Literal[4, 8], group: int, m
 def test_many_rows_are_multiplied_by_the_unpacked_weights(dtype: torch.dtype) -> None:
     packed = random_packed(4, 32, True, 700, 512)  # more than one part is unpacked
     x = torch.randn(20, 512 * 32).to(dtype)
-    exact = x.float() @ packed.unpack_in_torch(dtype).float().T
+    exact = x.float() @ packed.unpack(dtype).float().T
     assert (packed_linear(x, packed).float() - exact).norm() < 0.004 * exact.norm()
 
 
@@ -96,11 +114,15 @@ def test_quantising_moves_no_weight_by_more_than_half_a_step(
 
 def test_misshapen_layouts_are_refused() -> None:
     scales = torch.zeros(2, 2, dtype=torch.float16)
-    for quants in (torch.zeros(2, 64), torch.zeros(2, 48, dtype=torch.int8)):
+    for shape, dtype in (
+        ((2, 2, 32), torch.float32),
+        ((2, 64), torch.int8),
+        ((2, 2, 24), torch.int8),
+    ):
         with pytest.raises(ValueError, match=r"W8 needs|groups of 24"):
-            PackedWeight(8, quants, scales)
-    quants = torch.zeros(2, 64, dtype=torch.int8)
-    with pytest.raises(ValueError, match="float16 and of one shape"):
+            PackedWeight(8, torch.zeros(shape, dtype=dtype), scales)
+    quants = torch.zeros(2, 2, 32, dtype=torch.int8)
+    with pytest.raises(ValueError, match="float16, one for each group"):
         PackedWeight(8, quants, scales, scales[:, :1])
     with pytest.raises(ValueError, match="rows of 40 weights"):
         quantize(torch.zeros(2, 40), 8)
@@ -143,7 +165,7 @@ def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path:
 def test_without_a_compiler_nothing_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = [ROOT / "llama_chat" / "kernels" / "packed.c"]
+    source = [ROOT / "llama_chat" / "kernels" / "panels.c"]
     monkeypatch.setenv("CC", "false")
     assert not build_library(source, tmp_path / "a.so")
     monkeypatch.setenv("CC", "/nonexistent/cc")

@@ -137,9 +137,13 @@ class Checkpoint(ABC):
         """Read the matrix ``name`` packed, as near to how it is stored as a layout comes.
 
         Returns:
-            None if it is not quantised, or not with numbers that a layout can hold.
+            None if it is not quantised, or not with numbers that a layout can hold. Views of the
+            mapped file where that holds them.
         """
         return None
+
+    def forget(self, name: str) -> None:  # noqa: B027 - most read without a copy
+        """Give back the memory that reading the weight ``name`` took; its bytes were copied."""
 
     def packed_bytes(self, name: str) -> int | None:
         """Bytes that ``read_packed`` gives; None if it gives None."""

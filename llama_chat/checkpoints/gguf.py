@@ -86,9 +86,11 @@ class GGUFCheckpoint(Checkpoint):
         tensor = self._stored[name]
         if not isinstance(tensor.kind, BlockType) or len(tensor.shape) != 2:
             return None
-        weight = pack(tensor.data(), tensor.kind, tensor.shape[0])
-        tensor.forget()
-        return weight
+        return pack(tensor.data(), tensor.kind, tensor.shape[0])
+
+    def forget(self, name: str) -> None:
+        """See the base class."""
+        self._stored[name].forget()
 
     def packed_bytes(self, name: str) -> int | None:
         """See the base class."""

@@ -19,6 +19,7 @@ from llama_chat.model.quantization import PackedWeight
 Blocks = NDArray[np.void]
 """``(n_blocks,)``, each with the fields of its format."""
 Bytes = NDArray[np.uint8]
+Halves = NDArray[np.float16]
 Floats = NDArray[np.float32]
 
 
@@ -29,9 +30,9 @@ class Parts:
     quants: NDArray[Any]
     """int8 ``(n_blocks, n_groups, group)``; or two to a byte, uint8 ``(…, group / 2)``, as the
     layout W4 of ``PackedWeight`` has them."""
-    scales: Floats
-    """``(n_blocks, n_groups)``."""
-    mins: Floats | None = None
+    scales: Halves | Floats
+    """``(n_blocks, n_groups)``. They are float16 where all parts are views of the blocks."""
+    mins: Halves | Floats | None = None
     """The same as ``scales``; None is 0, or for uint8 ``-8 * scale``."""
 
 
@@ -61,11 +62,11 @@ def _per_block(halves: NDArray[Any]) -> Floats:
 
 
 def _q4_0(blocks: Blocks) -> Parts:
-    return Parts(blocks["qs"], _per_block(blocks["d"]))
+    return Parts(blocks["qs"], blocks["d"][:, None])
 
 
 def _q4_1(blocks: Blocks) -> Parts:
-    return Parts(blocks["qs"], _per_block(blocks["d"]), _per_block(blocks["m"]))
+    return Parts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
 
 
 def _five_bits(blocks: Blocks) -> NDArray[np.int8]:
@@ -84,7 +85,7 @@ def _q5_1(blocks: Blocks) -> Parts:
 
 
 def _q8_0(blocks: Blocks) -> Parts:
-    return Parts(blocks["qs"], _per_block(blocks["d"]))
+    return Parts(blocks["qs"], blocks["d"][:, None])
 
 
 def _q2_k(blocks: Blocks) -> Parts:
@@ -177,7 +178,7 @@ class BlockType:
     def packed_bytes(self) -> int:
         """Bytes that the weights of a block take when they are packed."""
         parts = self.take_apart(np.zeros(1, self.layout))
-        return parts.quants.nbytes + parts.scales.size * (2 if parts.mins is None else 4)
+        return int(parts.quants.nbytes + parts.scales.size * (2 if parts.mins is None else 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +290,7 @@ def _in_chunks(data: Bytes, kind: BlockType) -> Iterator[tuple[slice, Parts]]:
 
 
 # Where a scale is infinite or no number, the weights are not either, and no warning is due.
-_QUIET = np.errstate(invalid="ignore")
+_QUIET = np.errstate(invalid="ignore", over="ignore")
 
 
 @_QUIET
@@ -318,9 +319,9 @@ def _weights(parts: Parts) -> Floats:
         if parts.mins is None:
             quants = quants.view(np.int8) - 8
     weights = quants.astype(np.float32)
-    weights *= parts.scales[..., None]
+    weights *= parts.scales[..., None].astype(np.float32)
     if parts.mins is not None:
-        weights += parts.mins[..., None]
+        weights += parts.mins[..., None].astype(np.float32)
     return weights
 
 
@@ -335,24 +336,36 @@ def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
 
     Returns:
         The matrix, its scales and minima rounded once to float16; None if one of them is too
-        large for that, or no number.
+        large for that, or no number. Views of ``data`` where that holds them.
     """
-    n_blocks = len(data) // kind.n_bytes
     sample = kind.take_apart(np.zeros(1, kind.layout))  # tells which parts there are
+    if sample.scales.dtype == np.float16:
+        parts = kind.take_apart(data.view(kind.layout))
+    else:
+        parts = _take_apart(data, kind, sample)
+    if not np.isfinite(parts.scales).all():
+        return None
+    if parts.mins is not None and not np.isfinite(parts.mins).all():
+        return None
+    quants = torch.from_numpy(parts.quants)
+    return PackedWeight(
+        4 if quants.dtype == torch.uint8 else 8,
+        quants.reshape(n_rows, -1, quants.shape[-1]),
+        torch.from_numpy(parts.scales).reshape(n_rows, -1),
+        None if parts.mins is None else torch.from_numpy(parts.mins).reshape(n_rows, -1),
+    )
+
+
+def _take_apart(data: Bytes, kind: BlockType, sample: Parts) -> Parts:
+    """All blocks of ``data`` taken apart, scales and minima in float16."""
+    n_blocks = len(data) // kind.n_bytes
     n_groups, n_bytes = sample.scales.size, sample.quants.nbytes // sample.scales.size
     quants = np.empty((n_blocks, n_groups, n_bytes), sample.quants.dtype)
-    scales = torch.empty(n_blocks, n_groups, dtype=torch.float16)
-    mins = None if sample.mins is None else torch.empty_like(scales)
+    scales = np.empty((n_blocks, n_groups), np.float16)
+    mins = None if sample.mins is None else np.empty_like(scales)
     for chunk, parts in _in_chunks(data, kind):
         _items(quants, n_bytes)[chunk] = _items(parts.quants, n_bytes)
-        scales[chunk] = torch.from_numpy(parts.scales)
+        scales[chunk] = parts.scales
         if mins is not None:
-            mins[chunk] = torch.from_numpy(parts.mins)
-    if not scales.isfinite().all() or (mins is not None and not mins.isfinite().all()):
-        return None
-    return PackedWeight(
-        4 if quants.dtype == np.uint8 else 8,
-        torch.from_numpy(quants).view(n_rows, -1),
-        scales.view(n_rows, -1),
-        None if mins is None else mins.view(n_rows, -1),
-    )
+            mins[chunk] = parts.mins
+    return Parts(quants, scales, mins)

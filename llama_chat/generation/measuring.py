@@ -92,7 +92,7 @@ def _bytes_per_token(engine: Engine, length: int) -> int:
     return weights + model.config.kv_cache_bytes(length, model.dtype.itemsize)
 
 
-def read_bandwidth(device: torch.device) -> float:
+def read_bandwidth(device: torch.device | str = "cpu") -> float:
     """Bytes per second of summing a large float32 array: the best of five."""
     data = torch.ones(_READ_BYTES // 4, device=device)
     best = float("inf")

@@ -19,6 +19,8 @@
 #define omp_get_max_threads() 1
 #endif
 
+enum { MAX_ROWS = 8 };
+
 /* Cached rows that one thread attends to at a time; the last run may be nearly twice as long. */
 enum { RUN = 256, MAX_RUN = 2 * RUN + MAX_ROWS };
 
@@ -58,7 +60,7 @@ typedef struct {
     float *queries; /* (n_x * group, head_dim) */
     float *scores;  /* (n_x * group, MAX_RUN) */
     float *row;     /* (head_dim) */
-    char *rounded;
+    uint8_t *rounded;
 } own_buffers;
 
 typedef struct {
@@ -242,24 +244,26 @@ INLINE void activate(float *gate, const float *up, range rows)
         gate[i] = gate[i] / (1 + fast_exp(-gate[i])) * up[i];
 }
 
-/* Rounded activations, remembered for the next matrix that wants them in the same layout. */
+/* What own->rounded holds, for the next matrix that wants the same. */
 typedef struct {
     const float *x;
-    int32_t bits, group;
-    activations a[MAX_ROWS];
+    int32_t bits, group, has_mins;
 } rounded_rows;
 
+/* A thread's share of a product; returns which rows of the weights those are. */
 INLINE range multiply_share(const packed_matrix *w, const float *x, int n_x, rounded_rows *rounded,
                             float *y, const own_buffers *own, int level, int thread, int n_threads)
 {
-    if (rounded->x != x || rounded->bits != w->bits || rounded->group != w->group) {
-        round_rows(w, x, n_x, rounded->a, own->rounded, level);
-        rounded->x = x;
-        rounded->bits = w->bits;
-        rounded->group = w->group;
+    if (rounded->x != x || rounded->bits != w->bits || rounded->group != w->group ||
+        rounded->has_mins != w->has_mins) {
+        round_rows(w, x, 0, n_x, 0, n_x, own->rounded, level);
+        *rounded = (rounded_rows){x, w->bits, w->group, w->has_mins};
     }
-    range rows = share_of(w->n_rows, 16, thread, n_threads);
-    multiply_rows(w, rounded->a, n_x, y, rows.start, rows.end, level);
+    range panels = share_of(n_panels(w), 1, thread, n_threads);
+    multiply_panels(w, own->rounded, n_x, y, 0, panels.start, panels.end, level);
+    range rows = {panels.start * PANEL, panels.end * PANEL};
+    if (rows.end > w->n_rows)
+        rows.end = w->n_rows;
     return rows;
 }
 
@@ -372,19 +376,19 @@ static void lay_out_shared(const model_weights *w, int n_x, int64_t length, char
 
 static void lay_out_own(const model_weights *w, int n_x, char **next, own_buffers *b)
 {
-    int64_t group = w->n_heads / w->n_kv_heads, rounded = scratch_bytes(&w->output, n_x);
+    int64_t group = w->n_heads / w->n_kv_heads, rounded = rounded_bytes(&w->output);
     for (int64_t l = 0; l < w->n_layers; l++) {
         const layer_weights *layer = w->layers + l;
         const packed_matrix *matrices[] = {&layer->wq, &layer->wk, &layer->wv, &layer->wo,
                                            &layer->w1, &layer->w2, &layer->w3};
         for (int i = 0; i < 7; i++)
-            rounded = largest(rounded, scratch_bytes(matrices[i], n_x));
+            rounded = largest(rounded, rounded_bytes(matrices[i]));
     }
     b->normed = take(next, n_x * w->dim);
     b->queries = take(next, n_x * group * w->head_dim);
     b->scores = take(next, n_x * group * MAX_RUN);
     b->row = take(next, w->head_dim);
-    b->rounded = (char *)take(next, (rounded + 3) / 4);
+    b->rounded = (uint8_t *)take(next, (n_x * rounded + 3) / 4);
 }
 
 /* Bytes that `forward` needs beside its arguments. */

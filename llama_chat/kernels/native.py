@@ -21,66 +21,122 @@ LEVELS = ("portable", "avx2", "avx512")
 """What the functions are compiled for, by their number in C."""
 
 MAX_ROWS = 8
-"""Rows of activations that ``multiply`` takes."""
+"""Tokens that ``NativeModel.forward`` reads at a time."""
+
+_PANEL = 16
+"""Rows that lie together; ``PANEL`` of ``packed.h``."""
+
+_CACHE_LINE = 64
 
 
 class _PackedMatrix(ctypes.Structure):
-    """``packed_matrix`` of ``packed.c``."""
+    """``packed_matrix`` of ``packed.h``."""
 
     _fields_ = (
         ("bits", ctypes.c_int32),
         ("group", ctypes.c_int32),
+        ("has_mins", ctypes.c_int32),
         ("n_rows", ctypes.c_int64),
         ("n_columns", ctypes.c_int64),
-        ("quants", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("mins", ctypes.c_void_p),
+        ("panels", ctypes.c_void_p),
+    )
+
+
+class _PackedRows(ctypes.Structure):
+    """``packed_rows`` of ``panels.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("quants", "scales", "mins")),
+        *(
+            (f"{name}_{step}", ctypes.c_int64)
+            for name in ("quants", "scales", "mins")
+            for step in ("row", "group")
+        ),
     )
 
 
 class NativeMatrix:
-    """A packed matrix in the memory of the processor, as C sees it.
+    """A packed matrix ``(out, in)`` in the memory of the processor, laid out for the C functions.
 
-    The tensors must be contiguous, of the types that ``PackedWeight`` says, and outlive this.
+    What it holds is what ``PackedWeight`` says, sixteen rows together; see ``packed.h``.
     """
 
     def __init__(
         self,
         bits: int,
-        group: int,
         quants: Tensor,
         scales: Tensor,
         mins: Tensor | None,
         level: int | None = None,
     ) -> None:
-        """See it; ``level`` is a number of ``LEVELS``, or None for the one in use."""
+        """Copy the tensors of a ``PackedWeight``.
+
+        ``level`` is a number of ``LEVELS``, or None for the one in use.
+        """
         self._library = _built()
         self._level = _level if level is None else level
-        self._shape = quants.shape[0], quants.shape[1] * 8 // bits
+        rows, n_groups, n_bytes = quants.shape
+        group = n_bytes * 8 // bits
+        self.bits = bits
+        self.shape = rows, n_groups * group
+        """``(out, in)``."""
+        self.n_bytes = padded_rows(rows) * n_groups * (n_bytes + 2 + 2 * (mins is not None))
+        """Bytes that it takes."""
+        self._panels = _aligned(self.n_bytes)
         self.matrix = _PackedMatrix(
-            bits,
-            group,
-            *self._shape,
+            bits, group, mins is not None, *self.shape, self._panels.data_ptr()
+        )
+        self._address = ctypes.byref(self.matrix)
+        if quants.stride(2) != 1:
+            raise ValueError("the quants of a group do not lie side by side")
+        tensors = (quants, scales, scales if mins is None else mins)
+        source = _PackedRows(
             quants.data_ptr(),
             scales.data_ptr(),
             None if mins is None else mins.data_ptr(),
+            *(part.stride(axis) * part.element_size() for part in tensors for axis in (0, 1)),
         )
-        self._address = ctypes.byref(self.matrix)
+        self._library.pack_panels(self._address, ctypes.byref(source), self._panels.data_ptr())
 
     def multiply(self, x: Tensor) -> Tensor:
-        """``x @ weights.T`` for ``x`` ``(n, in)`` in float32, with n from 1 to ``MAX_ROWS``."""
-        n = len(x)
-        y = torch.empty(n, self._shape[0])
-        scratch = torch.empty(self._library.scratch_bytes(self._address, n), dtype=torch.uint8)
+        """``x @ weights.T``: ``(n, in)`` in float32 or bfloat16 to ``(n, out)`` in the same type.
+
+        ``x`` is rounded to 8 bits per group.
+        """
+        narrow, n = _narrow(x.dtype), len(x)
+        x = x.contiguous()
+        y = torch.empty(n, self.shape[0], dtype=x.dtype)
+        scratch = torch.empty(n * self._library.rounded_bytes(self._address), dtype=torch.uint8)
         self._library.multiply(
-            self._address, x.data_ptr(), n, y.data_ptr(), scratch.data_ptr(), self._level
+            self._address, x.data_ptr(), n, y.data_ptr(), narrow, scratch.data_ptr(), self._level
         )
         return y
 
-    def unpack(self, to: Tensor) -> Tensor:
-        """Write the weights ``(out, in)`` into ``to``, which is float32 or bfloat16; returns it."""
-        self._library.unpack(self._address, to.data_ptr(), to.dtype == torch.bfloat16, self._level)
+    def unpack_rows(self, ids: Tensor, to: Tensor) -> Tensor:
+        """Write some rows into ``to`` ``(n, in)``, float32 or bfloat16; returns it."""
+        ids = ids.contiguous()
+        self._library.unpack_rows(
+            self._address, ids.data_ptr(), len(ids), to.data_ptr(), _narrow(to.dtype), self._level
+        )
         return to
+
+
+def _narrow(dtype: torch.dtype) -> bool:
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"{dtype} is neither float32 nor bfloat16")
+    return dtype == torch.bfloat16
+
+
+def padded_rows(n: int) -> int:
+    """Rows that a ``NativeMatrix`` of ``n`` rows takes the room of: whole panels."""
+    return -(-n // _PANEL) * _PANEL
+
+
+def _aligned(n_bytes: int) -> Tensor:
+    """Memory that begins at a cache line."""
+    memory = torch.empty(n_bytes + _CACHE_LINE, dtype=torch.uint8)
+    start = -memory.data_ptr() % _CACHE_LINE
+    return memory[start : start + n_bytes]
 
 
 class _LayerWeights(ctypes.Structure):
@@ -252,17 +308,20 @@ def _load() -> ctypes.CDLL | None:
         return None
     pointer = ctypes.c_void_p
     library.best_level.argtypes = ()
-    library.scratch_bytes.argtypes = (pointer, ctypes.c_int)
-    library.scratch_bytes.restype = ctypes.c_int64
-    library.multiply.argtypes = (pointer, pointer, ctypes.c_int, pointer, pointer, ctypes.c_int)
+    integer = ctypes.c_int
+    library.pack_panels.argtypes = (pointer, pointer, pointer)
+    library.pack_panels.restype = None
+    library.unpack_rows.argtypes = (pointer, pointer, ctypes.c_int64, pointer, integer, integer)
+    library.unpack_rows.restype = None
+    library.rounded_bytes.argtypes = (pointer,)
+    library.rounded_bytes.restype = ctypes.c_int64
+    library.multiply.argtypes = (pointer, pointer, integer, pointer, integer, pointer, integer)
     library.multiply.restype = None
-    library.unpack.argtypes = (pointer, pointer, ctypes.c_int, ctypes.c_int)
-    library.unpack.restype = None
-    library.forward_scratch_bytes.argtypes = (pointer, ctypes.c_int, ctypes.c_int64)
+    library.forward_scratch_bytes.argtypes = (pointer, integer, ctypes.c_int64)
     library.forward_scratch_bytes.restype = ctypes.c_int64
     library.forward.argtypes = (
-        *(pointer, pointer, pointer, ctypes.c_int, pointer, pointer),
-        ctypes.c_int,
+        *(pointer, pointer, pointer, integer, pointer, pointer),
+        integer,
     )
     library.forward.restype = None
     return library

@@ -1,4 +1,15 @@
-/* Packed matrices, and what is shared by the functions on them. See packed.c. */
+/* Packed matrices, and what is shared by the functions on them.
+ *
+ * Sixteen rows of a matrix make a panel. A panel is a run of blocks, one for each group of 16 or 32
+ * neighbouring columns, with the quants, scales and minima of its sixteen rows: one stream of bytes,
+ * read once from front to back. A weight is scale * q + min (see model/quantization.py).
+ *
+ * The quants of a block are chunks of 64 bytes, of which each row has four neighbouring bytes. For
+ * W8 those are four columns, as q + 128. For W4 their low halves are four columns of the first half
+ * of the group, and their high halves those that stand as far in its second half. Behind the quants
+ * are the sixteen scales, and then, if there are any, the sixteen minima. The last panel is filled
+ * up with rows of zeros.
+ */
 
 #ifndef PACKED_H
 #define PACKED_H
@@ -16,24 +27,32 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { MAX_ROWS = 8 };
+enum { PANEL = 16, CHUNK = 4 * PANEL, MAX_GROUP = 32 };
 enum { PORTABLE = 0, AVX2 = 1, AVX512_VNNI = 2 };
 
 typedef struct {
     int32_t bits;  /* 4 or 8 */
     int32_t group; /* 16 or 32 */
+    int32_t has_mins;
     int64_t n_rows, n_columns;
-    const uint8_t *quants;
-    const uint16_t *scales; /* float16 */
-    const uint16_t *mins;   /* float16, or NULL */
+    const uint8_t *panels;
 } packed_matrix;
 
-/* One row of activations for a matrix, padded with zeros to whole blocks. */
-typedef struct {
-    int8_t *quants;
-    float *scales; /* for each group */
-    float *sums;   /* for each group */
-} activations;
+INLINE int64_t n_groups(const packed_matrix *w) { return w->n_columns / w->group; }
+
+INLINE int64_t n_panels(const packed_matrix *w) { return (w->n_rows + PANEL - 1) / PANEL; }
+
+INLINE int64_t quant_bytes(int bits, int group) { return PANEL * group * bits / 8; }
+
+INLINE int64_t block_bytes(int bits, int group, int has_mins)
+{
+    return quant_bytes(bits, group) + PANEL * (int64_t)sizeof(uint16_t) * (has_mins ? 2 : 1);
+}
+
+INLINE int64_t panel_bytes(const packed_matrix *w)
+{
+    return n_groups(w) * block_bytes(w->bits, w->group, w->has_mins);
+}
 
 INLINE float half_to_float(uint16_t half)
 {
@@ -50,8 +69,6 @@ INLINE float half_to_float(uint16_t half)
     return half & 0x8000 ? -value : value;
 }
 
-INLINE int64_t n_groups(const packed_matrix *w) { return w->n_columns / w->group; }
-
 /* To the nearest, ties to even. */
 INLINE uint16_t finite_to_bfloat16(float value)
 {
@@ -65,15 +82,32 @@ INLINE uint16_t to_bfloat16(float value)
     return value == value ? finite_to_bfloat16(value) : 0x7fc0;
 }
 
-/* Bytes that `round_rows` needs for `n_x` rows. */
-int64_t scratch_bytes(const packed_matrix *w, int n_x);
+INLINE float bfloat16_to_float(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
 
-/* Round `n_x` rows of `x` (n_x, columns) to 8 bits, into `scratch`; `a` says where. */
-void round_rows(const packed_matrix *w, const float *x, int n_x, activations *a, void *scratch,
-                int level);
+/* ---- products.c ---------------------------------------------------------------------------- */
 
-/* The rows `start` to `end` of the weights times `n_x` rows of activations, into y (n_x, rows). */
-void multiply_rows(const packed_matrix *w, const activations *a, int n_x, float *y, int64_t start,
-                   int64_t end, int level);
+/* Bytes that a rounded row of activations takes. */
+int64_t rounded_bytes(const packed_matrix *w);
+
+/* Round the rows `start` to `end` of `n_x` rows of `x` (n_x, columns) to 8 bits.
+ *
+ * `start` begins a tile: it is 0 or a multiple of tile_rows(). `to` holds rounded_bytes() for each
+ * of the n_x rows. `narrow` says that x is bfloat16, not float32.
+ */
+void round_rows(const packed_matrix *w, const void *x, int narrow, int n_x, int start, int end,
+                uint8_t *to, int level);
+
+/* Rows of activations that are best rounded together. */
+int tile_rows(int level);
+
+/* The panels `first` to `end` times `n_x` rounded rows, into y (n_x, rows). */
+void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,
+                     int64_t first, int64_t end, int level);
 
 #endif

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_chat.kernels.native import NativeMatrix
-from llama_chat.model.quantization import PackedWeight, packed_linear
+from llama_chat.model.quantization import Packed, packed_linear, unpack_rows
 
 
 class _Matrix(nn.Module):
@@ -18,15 +18,16 @@ class _Matrix(nn.Module):
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns))
-        self.packed: PackedWeight | None = None
+        self.packed: Packed | None = None
         """The weights, if they are packed; ``weight`` is empty then."""
 
-    def pack(self, packed: PackedWeight) -> None:
+    def pack(self, packed: Packed) -> None:
         """Use packed weights from now on."""
         if packed.shape != tuple(self.weight.shape):
             raise ValueError(f"packed weights {packed.shape} for {tuple(self.weight.shape)}")
         self.packed = packed
-        self.weight = nn.Parameter(torch.empty(0, device=packed.device), requires_grad=False)
+        device = torch.device("cpu") if isinstance(packed, NativeMatrix) else packed.device
+        self.weight = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
 
     def project(self, x: Tensor) -> Tensor:
         """``x @ weight.T``: ``(…, columns)`` to ``(…, rows)``."""
@@ -36,8 +37,8 @@ class _Matrix(nn.Module):
 
     @property
     def native(self) -> NativeMatrix | None:
-        """The weights as C sees them, if they are packed and it can."""
-        return None if self.packed is None else self.packed.native
+        """The weights, if they are laid out for C."""
+        return self.packed if isinstance(self.packed, NativeMatrix) else None
 
     @property
     def device(self) -> torch.device:
@@ -68,4 +69,4 @@ class Embedding(_Matrix):
         """Look up the vectors of ``ids``, in the type ``dtype``."""
         if self.packed is None:
             return F.embedding(ids, self.weight).to(dtype)
-        return self.packed.rows(ids.flatten()).unpack(dtype).view(*ids.shape, -1)
+        return unpack_rows(self.packed, ids.flatten(), dtype).view(*ids.shape, -1)

@@ -7,9 +7,10 @@ the reference for the faster path in C, and what is used where that is not to be
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -39,43 +40,40 @@ class PackedWeight:
     ``-8 * scale``, so that the weights lie around zero.
 
     **W8**: ``q`` is -128 to 127. Without ``mins`` the minimum is 0.
+
+    The tensors may be views of a mapped file.
     """
 
     bits: Literal[4, 8]
     quants: Tensor
-    """W4: uint8 ``(out, in // 2)``. W8: int8 ``(out, in)``."""
+    """``(out, in / group, …)``. W4: uint8, ``group / 2`` to a group. W8: int8, ``group``."""
     scales: Tensor
-    """float16 ``(out, in // group)``."""
+    """float16 ``(out, in / group)``."""
     mins: Tensor | None = None
     """The same as ``scales``, or None."""
 
     def __post_init__(self) -> None:
         expected = torch.uint8 if self.bits == 4 else torch.int8
-        if self.quants.dtype != expected or self.quants.dim() != 2:
-            raise ValueError(f"W{self.bits} needs a matrix of {expected}")
-        if self.group not in GROUP_SIZES or self.shape[1] % self.group:
-            raise ValueError(f"groups of {self.group} in rows of {self.shape[1]}")
+        if self.quants.dtype != expected or self.quants.dim() != 3:
+            raise ValueError(f"W{self.bits} needs groups of {expected}")
+        if self.group not in GROUP_SIZES:
+            raise ValueError(f"groups of {self.group}")
         for numbers in (self.scales, self.mins):
             if numbers is None:
                 continue
-            if numbers.dtype != torch.float16 or numbers.shape != self.scales.shape:
-                raise ValueError("scales and mins are float16 and of one shape")
+            if numbers.dtype != torch.float16 or numbers.shape != self.quants.shape[:2]:
+                raise ValueError("scales and mins are float16, one for each group")
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""
-        rows, columns = self.quants.shape
-        return rows, columns * (2 if self.bits == 4 else 1)
+        rows, n_groups, _ = self.quants.shape
+        return rows, n_groups * self.group
 
     @property
     def group(self) -> int:
         """How many neighbours share a scale."""
-        return self.shape[1] // max(1, self.scales.shape[1])
-
-    @property
-    def layout(self) -> str:
-        """``W4`` or ``W8``."""
-        return f"W{self.bits}"
+        return self.quants.shape[2] * 8 // self.bits
 
     @property
     def device(self) -> torch.device:
@@ -88,54 +86,53 @@ class PackedWeight:
         tensors = (self.quants, self.scales, self.mins)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
-    def to(self, device: torch.device) -> "PackedWeight":
-        """The same on ``device``."""
-        mins = None if self.mins is None else self.mins.to(device)
-        return PackedWeight(self.bits, self.quants.to(device), self.scales.to(device), mins)
-
-    def rows(self, index: Tensor | slice) -> "PackedWeight":
-        """Some of the rows."""
-        mins = None if self.mins is None else self.mins[index]
-        return PackedWeight(self.bits, self.quants[index], self.scales[index], mins)
-
-    @cached_property
-    def native(self) -> NativeMatrix | None:
-        """The same as C sees it, where that can be had."""
-        if not native.available or self.device.type != "cpu":
-            return None
-        return NativeMatrix(self.bits, self.group, self.quants, self.scales, self.mins)
+    def map(self, change: Callable[[Tensor], Tensor]) -> "PackedWeight":
+        """The same with each tensor changed."""
+        mins = None if self.mins is None else change(self.mins)
+        return PackedWeight(self.bits, change(self.quants), change(self.scales), mins)
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights as floats ``(out, in)``; the arithmetic is float32, rounded once."""
-        if self.native is not None and dtype in _NATIVE_DTYPES:
-            return self.native.unpack(torch.empty(self.shape, dtype=dtype))
-        return self.unpack_in_torch(dtype)
-
-    def unpack_in_torch(self, dtype: torch.dtype) -> Tensor:
-        """What ``unpack`` does, without C: the reference."""
-        out, width = self.shape
         scales = self.scales.float().unsqueeze(-1)  # (out, in / group, 1)
-        grouped = self.quants.view(out, scales.shape[1], -1)
         if self.bits == 4:
-            weights = torch.empty(out, scales.shape[1], self.group, device=self.device)
-            weights[..., : self.group // 2] = grouped & 15
-            weights[..., self.group // 2 :] = grouped >> 4
+            weights = torch.empty(*self.scales.shape, self.group, device=self.device)
+            weights[..., : self.group // 2] = self.quants & 15
+            weights[..., self.group // 2 :] = self.quants >> 4
         else:
-            weights = grouped.float()
+            weights = self.quants.float()
         if self.mins is not None:
             weights.mul_(scales).add_(self.mins.float().unsqueeze(-1))
         elif self.bits == 4:
             weights.sub_(8).mul_(scales)
         else:
             weights.mul_(scales)
-        return weights.view(out, width).to(dtype)
+        return weights.view(self.shape).to(dtype)
 
 
-def packed_linear(x: Tensor, weight: PackedWeight) -> Tensor:
+Packed = PackedWeight | NativeMatrix
+"""A packed matrix at work: in C, or its twin in torch."""
+
+
+def place(weight: PackedWeight, device: torch.device) -> Packed:
+    """Copy a matrix to where it is to work, in the form that is fastest there."""
+    if native.available and device.type == "cpu":
+        return NativeMatrix(weight.bits, weight.quants, weight.scales, weight.mins)
+    return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
+
+
+def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Some rows as floats: ids ``(n,)`` to ``(n, in)``."""
+    if isinstance(weight, PackedWeight):
+        return weight.map(itemgetter(ids)).unpack(dtype)
+    wanted = dtype if dtype in _NATIVE_DTYPES else torch.float32
+    return weight.unpack_rows(ids, torch.empty(len(ids), weight.shape[1], dtype=wanted)).to(dtype)
+
+
+def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     """``x @ weight.T``.
 
-    A few rows are multiplied by the packed weights as they are, with ``x`` rounded to 8 bits per
-    group; for more rows, or without C, a part of the weights is unpacked at a time.
+    In C, ``x`` is rounded to 8 bits per group. Without, and for many rows where a processor has
+    units for matrices of bfloat16, a part of the weights is unpacked at a time.
 
     Args:
         x: ``(…, in)``.
@@ -146,8 +143,11 @@ def packed_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """
     out, width = weight.shape
     rows = x.reshape(-1, width)
-    if weight.native is not None and len(rows) <= native.MAX_ROWS:
-        product = weight.native.multiply(rows.float()).to(x.dtype)
+    if isinstance(weight, NativeMatrix) and not (
+        len(rows) > native.MAX_ROWS and x.dtype == torch.bfloat16 and _has_matrix_units()
+    ):
+        wanted = x.dtype if x.dtype in _NATIVE_DTYPES else torch.float32
+        product = weight.multiply(rows.to(wanted)).to(x.dtype)
     else:
         product = x.new_empty(len(rows), out)
         start = 0
@@ -155,6 +155,12 @@ def packed_linear(x: Tensor, weight: PackedWeight) -> Tensor:
             torch.mm(rows, part.T, out=product[:, start : start + len(part)])
             start += len(part)
     return product.view(*x.shape[:-1], out)
+
+
+@cache
+def _has_matrix_units() -> bool:
+    """Whether bfloat16 matrices are multiplied faster than what C makes of 8 bits (AMX)."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 class _Scratch(threading.local):
@@ -176,16 +182,17 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _unpack_by_parts(weight: PackedWeight, dtype: torch.dtype) -> Iterator[Tensor]:
+def _unpack_by_parts(weight: Packed, dtype: torch.dtype) -> Iterator[Tensor]:
     """The rows as floats, some at a time; each part is good until the next one."""
     out, width = weight.shape
     step = max(1, UNPACKED_BYTES // (dtype.itemsize * width))
     for start in range(0, out, step):
-        part = weight if step >= out else weight.rows(slice(start, start + step))
-        if part.native is not None and dtype in _NATIVE_DTYPES:
-            yield part.native.unpack(_scratch.floats(part.shape, dtype))
+        end = min(start + step, out)
+        if isinstance(weight, NativeMatrix):
+            room = _scratch.floats((end - start, width), dtype)
+            yield weight.unpack_rows(torch.arange(start, end), room)
         else:
-            yield part.unpack_in_torch(dtype)
+            yield weight.map(itemgetter(slice(start, end))).unpack(dtype)
 
 
 def packed_bytes(shape: tuple[int, ...], bits: Literal[4, 8], group: int, *, mins: bool) -> int:
@@ -210,7 +217,9 @@ def quantize(weight: Tensor, bits: Literal[4, 8]) -> PackedWeight:
     out, width = weight.shape
     if width % 32:
         raise ValueError(f"rows of {width} weights are no multiple of 32")
-    quants = torch.empty(out, width * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
+    quants = torch.empty(
+        *(out, width // 32, 4 * bits), dtype=torch.uint8 if bits == 4 else torch.int8
+    )
     scales = torch.empty(out, width // 32, dtype=torch.float16)
     mins = torch.empty_like(scales) if bits == 4 else None
     pack = _pack4 if bits == 4 else _pack8
@@ -231,7 +240,7 @@ def _pack4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     steps = (groups - mins.float()) / scales.float().clamp_min(_LEAST_STEP)
     nibbles = steps.round().clamp(0, 15).to(torch.uint8)
     quants = nibbles[..., :16] | nibbles[..., 16:] << 4
-    return quants.flatten(1), scales.squeeze(-1), mins.squeeze(-1)
+    return quants, scales.squeeze(-1), mins.squeeze(-1)
 
 
 def _pack8(groups: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -239,4 +248,4 @@ def _pack8(groups: Tensor) -> tuple[Tensor, Tensor, None]:
     scales = (groups.abs().amax(-1, keepdim=True) / 127).half()
     steps = groups / scales.float().clamp_min(_LEAST_STEP)
     quants = steps.round().clamp(-127, 127).to(torch.int8)
-    return quants.flatten(1), scales.squeeze(-1), None
+    return quants, scales.squeeze(-1), None

@@ -13,7 +13,7 @@ from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
 from llama_chat.model.layers import Embedding, Linear
-from llama_chat.model.quantization import PackedWeight
+from llama_chat.model.quantization import Packed
 from llama_chat.model.rope import rotary_tables
 
 
@@ -119,9 +119,9 @@ class Transformer(nn.Module):
     def layouts(self) -> list[str]:
         """The packed layouts that its matrices are in: ``W4``, ``W8``, both or none."""
         matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
-        return sorted({m.packed.layout for m in matrices if m.packed is not None})
+        return sorted({f"W{m.packed.bits}" for m in matrices if m.packed is not None})
 
-    def load_weights(self, weights: Mapping[str, Tensor | PackedWeight]) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor | Packed]) -> None:
         """Take over weights by their names, without copying one; each must be there.
 
         Raises:
@@ -129,7 +129,7 @@ class Transformer(nn.Module):
         """
         floats = {name: w for name, w in weights.items() if isinstance(w, Tensor)}
         for name, weight in weights.items():
-            if isinstance(weight, PackedWeight):
+            if isinstance(weight, Packed):
                 module = self.get_submodule(name.removesuffix(".weight"))
                 if not isinstance(module, Linear | Embedding):
                     raise ValueError(f"{name} cannot be packed")

@@ -1,0 +1,435 @@
+/* Products of packed weights with rows of activations.
+ *
+ * Activations are rounded to 8 bits per group, with a float scale, so that for a group
+ *
+ *     sum(w * x)  ~  scale * x_scale * sum(q * x_q)  +  min * x_scale * sum(x_q)
+ *
+ * where both sums are of integers. The second is that of the rounded activations: their errors are
+ * then weighed by the weights, which lie around zero, and not by the quants, which need not.
+ *
+ * A few rows of activations make a tile: each weight that is loaded meets all of them while they
+ * are in registers, its sixteen rows in the lanes of a vector. A tile is a run of groups as a panel
+ * is, in the order in which it is read: by four columns the quants of each row, then the scales of
+ * the rows, the sums x_scale * sum(x_q), and what to begin an integer sum with, -zero * sum(x_q),
+ * where weights are stored as q + zero.
+ *
+ * The same source serves every machine: a function for each instruction set, chosen at run time.
+ */
+
+#include <math.h>
+
+#include "packed.h"
+
+#if X86
+#include <immintrin.h>
+#endif
+
+enum { MAX_TILE = 12, TILE_BLOCK = 1 << 19 };
+
+/* Bytes that one group of one row takes in a tile. */
+INLINE int64_t group_bytes(int group) { return group + 3 * (int64_t)sizeof(float); }
+
+/* What is stored as 0 of a quant, if its minimum is not given. */
+INLINE int zero_of(int bits, int has_mins) { return bits == 8 ? 128 : has_mins ? 0 : 8; }
+
+/* One group of a tile of `n` rows. */
+typedef struct {
+    const int8_t *quants;
+    const float *scales, *sums;
+    const int32_t *begin;
+} tile_group;
+
+INLINE tile_group group_of(const uint8_t *tile, int64_t g, int group, int n)
+{
+    const uint8_t *at = tile + g * n * group_bytes(group);
+    const float *floats = (const float *)(at + n * group);
+    return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
+}
+
+/* Four neighbouring quants of activations, as a number to be spread over a vector. */
+INLINE int32_t four(const int8_t *x)
+{
+    int32_t number;
+    memcpy(&number, x, 4);
+    return number;
+}
+
+/* ---- portable ------------------------------------------------------------------------------ */
+
+INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
+                         int bits, int group, int has_mins, int n)
+{
+    const int chunks = (int)(quant_bytes(bits, group) / CHUNK);
+    float totals[MAX_TILE][PANEL] = {{0}};
+    for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins)) {
+        tile_group x = group_of(tile, g, group, n);
+        float scales[PANEL], mins[PANEL];
+        for (int r = 0; r < PANEL; r++) {
+            uint16_t numbers[2] = {0, 0};
+            memcpy(numbers, block + chunks * CHUNK + 2 * r, 2);
+            if (has_mins)
+                memcpy(numbers + 1, block + chunks * CHUNK + 2 * (PANEL + r), 2);
+            scales[r] = half_to_float(numbers[0]);
+            mins[r] = half_to_float(numbers[1]);
+        }
+        for (int m = 0; m < n; m++) {
+            int32_t dots[PANEL];
+            for (int r = 0; r < PANEL; r++)
+                dots[r] = x.begin[m];
+            for (int c = 0; c < chunks; c++) {
+                const uint8_t *q = block + c * CHUNK;
+                const int8_t *low = x.quants + 4 * (c * n + m);
+                const int8_t *high = low + 4 * chunks * n;
+                for (int r = 0; r < PANEL; r++)
+                    for (int j = 0; j < 4; j++)
+                        dots[r] += bits == 8 ? q[4 * r + j] * low[j]
+                                             : (q[4 * r + j] & 15) * low[j] +
+                                                   (q[4 * r + j] >> 4) * high[j];
+            }
+            for (int r = 0; r < PANEL; r++)
+                totals[m][r] +=
+                    scales[r] * x.scales[m] * (float)dots[r] + (has_mins ? mins[r] * x.sums[m] : 0);
+        }
+    }
+    memcpy(out, totals, sizeof totals[0] * (size_t)n);
+}
+
+#if X86
+/* ---- AVX2 ---------------------------------------------------------------------------------- */
+
+#define INLINE_AVX2 TARGET_AVX2 INLINE
+
+/* Sums of four neighbouring products, each of at most 128 * 127. */
+INLINE_AVX2 __m256i products_avx2(__m256i unsigned_a, __m256i signed_b)
+{
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_a, signed_b), _mm256_set1_epi16(1));
+}
+
+INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out,
+                          int bits, int group, int has_mins, int n)
+{
+    const int chunks = (int)(quant_bytes(bits, group) / CHUNK);
+    const __m256i low_half = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
+    for (int side = 0; side < 2; side++) { /* eight rows at a time */
+        const uint8_t *block = panel;
+        __m256 totals[MAX_TILE];
+        for (int m = 0; m < n; m++)
+            totals[m] = _mm256_setzero_ps();
+        for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins)) {
+            tile_group x = group_of(tile, g, group, n);
+            __m256i dots[MAX_TILE];
+            for (int m = 0; m < n; m++) /* bytes of W8 are made signed again */
+                dots[m] = bits == 8 ? _mm256_setzero_si256() : _mm256_set1_epi32(x.begin[m]);
+            for (int c = 0; c < chunks; c++) {
+                __m256i v = _mm256_loadu_si256((const __m256i *)(block + c * CHUNK + 32 * side));
+                __m256i low = _mm256_and_si256(v, low_half);
+                __m256i high = _mm256_and_si256(_mm256_srli_epi16(v, 4), low_half);
+                __m256i sign = _mm256_xor_si256(v, flip), magnitude = _mm256_abs_epi8(sign);
+                for (int m = 0; m < n; m++) {
+                    const int8_t *at = x.quants + 4 * (c * n + m);
+                    __m256i first = _mm256_set1_epi32(four(at)), dot;
+                    if (bits == 8)
+                        dot = products_avx2(magnitude, _mm256_sign_epi8(first, sign));
+                    else
+                        dot = _mm256_add_epi32(
+                            products_avx2(low, first),
+                            products_avx2(high, _mm256_set1_epi32(four(at + 4 * chunks * n))));
+                    dots[m] = _mm256_add_epi32(dots[m], dot);
+                }
+            }
+            const __m128i *numbers = (const __m128i *)(block + chunks * CHUNK) + side;
+            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(numbers));
+            for (int m = 0; m < n; m++)
+                totals[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[m]),
+                                            _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[m])),
+                                            totals[m]);
+            if (!has_mins)
+                continue;
+            __m256 min = _mm256_cvtph_ps(_mm_loadu_si128(numbers + 2));
+            for (int m = 0; m < n; m++)
+                totals[m] = _mm256_fmadd_ps(min, _mm256_set1_ps(x.sums[m]), totals[m]);
+        }
+        for (int m = 0; m < n; m++)
+            _mm256_storeu_ps(out + m * PANEL + 8 * side, totals[m]);
+    }
+}
+
+/* ---- AVX-512 with VNNI --------------------------------------------------------------------- */
+
+#define INLINE_AVX512 TARGET_AVX512 INLINE
+
+INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
+                              int bits, int group, int has_mins, int n)
+{
+    const int chunks = (int)(quant_bytes(bits, group) / CHUNK);
+    const __m512i low_half = _mm512_set1_epi8(15);
+    __m512 totals[MAX_TILE];
+    for (int m = 0; m < n; m++)
+        totals[m] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins)) {
+        tile_group x = group_of(tile, g, group, n);
+        __m512i dots[MAX_TILE];
+        for (int m = 0; m < n; m++)
+            dots[m] = zero_of(bits, has_mins) ? _mm512_set1_epi32(x.begin[m]) : _mm512_setzero_si512();
+        for (int c = 0; c < chunks; c++) {
+            __m512i v = _mm512_loadu_si512(block + c * CHUNK);
+            __m512i low = _mm512_and_si512(v, low_half);
+            __m512i high = _mm512_and_si512(_mm512_srli_epi16(v, 4), low_half);
+            for (int m = 0; m < n; m++) {
+                const int8_t *at = x.quants + 4 * (c * n + m);
+                dots[m] = _mm512_dpbusd_epi32(dots[m], bits == 8 ? v : low,
+                                              _mm512_set1_epi32(four(at)));
+            }
+            if (bits == 4)
+                for (int m = 0; m < n; m++) {
+                    const int8_t *at = x.quants + 4 * ((chunks + c) * n + m);
+                    dots[m] = _mm512_dpbusd_epi32(dots[m], high, _mm512_set1_epi32(four(at)));
+                }
+        }
+        const __m256i *numbers = (const __m256i *)(block + chunks * CHUNK);
+        __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(numbers));
+        for (int m = 0; m < n; m++)
+            totals[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]),
+                                        _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m])),
+                                        totals[m]);
+        if (!has_mins)
+            continue;
+        __m512 min = _mm512_cvtph_ps(_mm256_loadu_si256(numbers + 1));
+        for (int m = 0; m < n; m++)
+            totals[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(x.sums[m]), totals[m]);
+    }
+    for (int m = 0; m < n; m++)
+        _mm512_storeu_ps(out + m * PANEL, totals[m]);
+}
+#endif
+
+/* ---- every layout and every size of a tile ------------------------------------------------- */
+
+/* A panel times a tile, into `out` (n, PANEL). */
+typedef void dot_function(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out);
+
+/* Every constant is known to the compiler. */
+#define DOT(target, dot, name, bits, group, has_mins, n)                                           \
+    target static void name##_##n(const uint8_t *panel, int64_t groups, const uint8_t *tile,       \
+                                  float *out)                                                      \
+    {                                                                                              \
+        dot(panel, groups, tile, out, bits, group, has_mins, n);                                   \
+    }
+
+#define SMALL_DOTS(target, dot, name, bits, group, has_mins)                                       \
+    DOT(target, dot, name, bits, group, has_mins, 1)                                               \
+    DOT(target, dot, name, bits, group, has_mins, 2)                                               \
+    DOT(target, dot, name, bits, group, has_mins, 4)
+
+#define ALL_DOTS(target, dot, name, bits, group, has_mins)                                         \
+    SMALL_DOTS(target, dot, name, bits, group, has_mins)                                           \
+    DOT(target, dot, name, bits, group, has_mins, 8)                                               \
+    DOT(target, dot, name, bits, group, has_mins, 12)
+
+#define LAYOUTS(DOTS, target, dot, level)                                                          \
+    DOTS(target, dot, level##_w4_16, 4, 16, 0)                                                     \
+    DOTS(target, dot, level##_w4_16_mins, 4, 16, 1)                                                \
+    DOTS(target, dot, level##_w4_32, 4, 32, 0)                                                     \
+    DOTS(target, dot, level##_w4_32_mins, 4, 32, 1)                                                \
+    DOTS(target, dot, level##_w8_16, 8, 16, 0)                                                     \
+    DOTS(target, dot, level##_w8_16_mins, 8, 16, 1)                                                \
+    DOTS(target, dot, level##_w8_32, 8, 32, 0)                                                     \
+    DOTS(target, dot, level##_w8_32_mins, 8, 32, 1)
+
+#define SMALL_NAMES(name) {name##_1, name##_2, name##_4}
+#define ALL_NAMES(name) {name##_1, name##_2, name##_4, name##_8, name##_12}
+#define NAMES(NAMES_OF, level)                                                                     \
+    {                                                                                              \
+        NAMES_OF(level##_w4_16), NAMES_OF(level##_w4_16_mins), NAMES_OF(level##_w4_32),            \
+            NAMES_OF(level##_w4_32_mins), NAMES_OF(level##_w8_16), NAMES_OF(level##_w8_16_mins),   \
+            NAMES_OF(level##_w8_32), NAMES_OF(level##_w8_32_mins)                                  \
+    }
+
+LAYOUTS(SMALL_DOTS, , dot_portable, portable)
+#if X86
+LAYOUTS(SMALL_DOTS, TARGET_AVX2, dot_avx2, avx2)
+LAYOUTS(ALL_DOTS, TARGET_AVX512, dot_avx512, avx512)
+#endif
+
+static const int SIZES[] = {1, 2, 4, 8, 12};
+
+/* How many of SIZES there are: twelve rows fit into the registers of AVX-512 only. */
+static const int N_SIZES[] = {3, 3, 5};
+
+/* By instruction set, layout and SIZES. */
+static dot_function *const DOTS[][8][5] = {
+    NAMES(SMALL_NAMES, portable),
+#if X86
+    NAMES(SMALL_NAMES, avx2),
+    NAMES(ALL_NAMES, avx512),
+#endif
+};
+
+/* Which of SIZES the next tile has, of `left` rows. */
+INLINE int size_of_tile(int left, int level)
+{
+    int size = N_SIZES[level] - 1;
+    while (SIZES[size] > left)
+        size--;
+    return size;
+}
+
+/* ---- rounding ------------------------------------------------------------------------------ */
+
+/* One row into its place among the `n` of a tile. */
+INLINE void round_row(const packed_matrix *w, const void *x, int narrow, uint8_t *tile, int n, int m,
+                      int group)
+{
+    const int zero = zero_of(w->bits, w->has_mins);
+    for (int64_t g = 0; g < n_groups(w); g++) {
+        float values[MAX_GROUP], largest = 0, nothing = 0;
+        int8_t quants[MAX_GROUP];
+        if (narrow)
+            for (int i = 0; i < group; i++)
+                values[i] = bfloat16_to_float(((const uint16_t *)x)[g * group + i]);
+        else
+            memcpy(values, (const float *)x + g * group, sizeof(float) * (size_t)group);
+#pragma omp simd reduction(max : largest) reduction(+ : nothing)
+        for (int i = 0; i < group; i++) {
+            float magnitude = fabsf(values[i]);
+            largest = magnitude > largest ? magnitude : largest;
+            nothing += values[i] * 0; /* which is no number if the value is none, or infinite */
+        }
+        float inverse = largest > 0 ? 127 / largest : 0;
+        int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < group; i++) {
+            /* So large a number has no room for a fraction: adding it rounds, ties to even. */
+            float shifted = values[i] * inverse + 0x1.8p23f;
+            int32_t bits;
+            memcpy(&bits, &shifted, 4);
+            quants[i] = (int8_t)(bits - 0x4b400000);
+            sum += quants[i];
+        }
+        uint8_t *to = tile + g * n * group_bytes(group);
+        for (int c = 0; c < group / 4; c++)
+            memcpy(to + 4 * (c * n + m), quants + 4 * c, 4);
+        float *floats = (float *)(to + n * group);
+        floats[m] = largest / 127 + nothing;
+        floats[n + m] = floats[m] * (float)sum;
+        ((int32_t *)floats)[2 * n + m] = -zero * sum;
+    }
+}
+
+#define ROUND(target, name)                                                                        \
+    target static void name(const packed_matrix *w, const void *x, int narrow, uint8_t *tile,      \
+                            int n, int m)                                                          \
+    {                                                                                              \
+        if (narrow)                                                                                \
+            w->group == 16 ? round_row(w, x, 1, tile, n, m, 16)                                    \
+                           : round_row(w, x, 1, tile, n, m, 32);                                   \
+        else                                                                                       \
+            w->group == 16 ? round_row(w, x, 0, tile, n, m, 16)                                    \
+                           : round_row(w, x, 0, tile, n, m, 32);                                   \
+    }
+
+ROUND(, round_portable)
+#if X86
+ROUND(TARGET_AVX2, round_avx2)
+ROUND(TARGET_AVX512, round_avx512)
+#endif
+
+static void (*const ROUNDERS[])(const packed_matrix *, const void *, int, uint8_t *, int, int) = {
+    round_portable,
+#if X86
+    round_avx2,
+    round_avx512,
+#endif
+};
+
+int64_t rounded_bytes(const packed_matrix *w) { return n_groups(w) * group_bytes(w->group); }
+
+int tile_rows(int level) { return SIZES[N_SIZES[level] - 1]; }
+
+void round_rows(const packed_matrix *w, const void *x, int narrow, int n_x, int start, int end,
+                uint8_t *to, int level)
+{
+    const int64_t row_bytes = w->n_columns * (narrow ? 2 : 4);
+    for (int m = start; m < end;) {
+        int n = SIZES[size_of_tile(n_x - m, level)];
+        for (int i = 0; i < n; i++)
+            ROUNDERS[level](w, (const char *)x + (m + i) * row_bytes, narrow,
+                            to + m * rounded_bytes(w), n, i);
+        m += n;
+    }
+}
+
+/* ---- products ------------------------------------------------------------------------------ */
+
+/* Part of a row of y (…, rows): what is behind its end, in the last panel, is left out. */
+INLINE void store(const packed_matrix *w, const float *values, void *y, int narrow, int m,
+                  int64_t panel)
+{
+    int64_t row = panel * PANEL, at = m * w->n_rows + row;
+    int n = (int)(w->n_rows - row < PANEL ? w->n_rows - row : PANEL);
+    if (!narrow) {
+        memcpy((float *)y + at, values, sizeof(float) * (size_t)n);
+        return;
+    }
+    uint16_t halves[PANEL];
+    for (int i = 0; i < PANEL; i++)
+        halves[i] = to_bfloat16(values[i]);
+    memcpy((uint16_t *)y + at, halves, sizeof(uint16_t) * (size_t)n);
+}
+
+void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,
+                     int64_t first, int64_t end, int level)
+{
+    const int layout = (w->bits == 8) * 4 + (w->group == 32) * 2 + w->has_mins;
+    for (int64_t panel = first; panel < end; panel++)
+        for (int m = 0; m < n_x;) {
+            float out[MAX_TILE * PANEL];
+            int size = size_of_tile(n_x - m, level), n = SIZES[size];
+            DOTS[level][layout][size](w->panels + panel * panel_bytes(w), n_groups(w),
+                                      rounded + m * rounded_bytes(w), out);
+            for (int i = 0; i < n; i++)
+                store(w, out + i * PANEL, y, narrow, m + i, panel);
+            m += n;
+        }
+}
+
+/* ---- what Python calls --------------------------------------------------------------------- */
+
+/* The best instruction set of this machine. */
+int best_level(void)
+{
+#if X86
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return AVX512_VNNI;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return AVX2;
+#endif
+    return PORTABLE;
+}
+
+/* y (n_x, rows) = x (n_x, columns) times the weights, transposed.
+ *
+ * Both are bfloat16 (`narrow`) or float32. `scratch` holds rounded_bytes() for each row of x.
+ */
+void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int narrow, uint8_t *scratch,
+              int level)
+{
+    const int tile = tile_rows(level);
+    /* As many rows as stay in a core's own cache while all panels pass by. */
+    int64_t n_tiles = TILE_BLOCK / (tile * rounded_bytes(w));
+    const int block = tile * (int)(n_tiles > 1 ? n_tiles : 1);
+    const int64_t element = narrow ? 2 : 4, step = 4; /* panels that a thread takes at a time */
+#pragma omp parallel if (n_x * w->n_rows * w->n_columns > 65536)
+    {
+#pragma omp for schedule(static)
+        for (int m = 0; m < n_x; m += tile)
+            round_rows(w, x, narrow, n_x, m, m + tile < n_x ? m + tile : n_x, scratch, level);
+        for (int m = 0; m < n_x; m += block)
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t first = 0; first < n_panels(w); first += step)
+                multiply_panels(w, scratch + m * rounded_bytes(w), m + block < n_x ? block : n_x - m,
+                                (char *)y + m * w->n_rows * element, narrow, first,
+                                first + step < n_panels(w) ? first + step : n_panels(w), level);
+    }
+}
