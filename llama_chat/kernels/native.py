@@ -1,6 +1,8 @@
 """The functions in C, if they were built when the package was installed."""
 
+import contextlib
 import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ _PANEL = 16
 """Rows that lie together; ``PANEL`` of ``packed.h``."""
 
 _CACHE_LINE = 64
+
+_LARGE_PAGE = 2**21
 
 
 class _PackedMatrix(ctypes.Structure):
@@ -82,7 +86,7 @@ class NativeMatrix:
         """``(out, in)``."""
         self.n_bytes = padded_rows(rows) * n_groups * (n_bytes + 2 + 2 * (mins is not None))
         """Bytes that it takes."""
-        self._panels = _aligned(self.n_bytes)
+        self._panels = _room(self.n_bytes)
         self.matrix = _PackedMatrix(
             bits, group, mins is not None, *self.shape, self._panels.data_ptr()
         )
@@ -132,10 +136,24 @@ def padded_rows(n: int) -> int:
     return -(-n // _PANEL) * _PANEL
 
 
-def _aligned(n_bytes: int) -> Tensor:
-    """Memory that begins at a cache line."""
-    memory = torch.empty(n_bytes + _CACHE_LINE, dtype=torch.uint8)
-    start = -memory.data_ptr() % _CACHE_LINE
+def _room(n_bytes: int) -> Tensor:
+    """Memory for weights, ``(n_bytes,)`` in uint8; in large pages where the system has them.
+
+    Weights are read from front to back for each token: with small pages a good part of the time
+    goes into finding them.
+    """
+    if n_bytes < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = torch.empty(n_bytes + _CACHE_LINE, dtype=torch.uint8)
+        start = -memory.data_ptr() % _CACHE_LINE
+    else:
+        # What is left over before and behind is never touched, and so takes no memory.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = mmap.mmap(-1, n_bytes + _LARGE_PAGE, flags=private)
+        memory = torch.frombuffer(mapped, dtype=torch.uint8)
+        start = -memory.data_ptr() % _LARGE_PAGE
+        with contextlib.suppress(OSError):  # a kernel may have been built without
+            whole = n_bytes // _LARGE_PAGE * _LARGE_PAGE
+            mapped.madvise(mmap.MADV_HUGEPAGE, start, whole)
     return memory[start : start + n_bytes]
 
 
