@@ -9,7 +9,7 @@ from llama_chat.kernels import native
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
 from llama_chat.model.quantization import place, quantize
-from llama_chat.model.transformer import Transformer
+from llama_chat.model.transformer import InterruptedForward, Transformer
 from tests.models import TINY, random_model
 
 pytestmark = pytest.mark.skipif(
@@ -44,16 +44,17 @@ def without_native(model: Transformer) -> Transformer:
 
 
 def rows(cache: KVCache, length: int) -> torch.Tensor:
-    keys, values = cache.buffers
-    return torch.stack([t[:, :, :length].float() for t in (*keys, *values)])
+    layers = (cache.read(layer, length, torch.float32) for layer in range(TINY.n_layers))
+    return torch.stack([rows for layer in layers for rows in layer])
 
 
 @pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["floats", "int8"])
 @torch.inference_mode()
 def test_logits_and_cache_are_those_of_torch(
-    level: int, config: LlamaConfig, dtype: torch.dtype
+    level: int, config: LlamaConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
 ) -> None:
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
@@ -61,10 +62,12 @@ def test_logits_and_cache_are_those_of_torch(
     assert fast.native is not None
     fast.native.level = level
     slow = without_native(packed_model(config, (8, 4), dtype))
+    fast.kv_dtype = slow.kv_dtype = kv_dtype
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(config.vocab_size, (1100,), generator=generator).tolist()
-    # One row and several, into an empty cache, across the edges of runs, and far behind.
-    for start, n_new in [(0, 1), (0, 8), (3, 2), (254, 5), (256, 1), (511, 3), (1030, 7)]:
+    # One row, a few and many, into an empty cache, across the edges of runs, and far behind.
+    few = [(0, 1), (0, 8), (3, 2), (254, 5), (256, 1), (511, 3), (1030, 7)]
+    for start, n_new in [*few, (0, 9), (0, 150), (100, 64), (700, 300)]:
         caches = fast.new_cache(), slow.new_cache()
         for cache in caches:
             for at in range(0, start, 500):
@@ -81,15 +84,53 @@ def test_logits_and_cache_are_those_of_torch(
         assert caches[0].ids == caches[1].ids
 
 
+@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.inference_mode()
-def test_one_token_at_a_time_is_the_same_as_several() -> None:
+def test_a_few_tokens_together_give_what_they_give_one_by_one(
+    level: int, config: LlamaConfig
+) -> None:
+    """Bit for bit: which of them were read together must not show in a reply."""
+    if (config.n_heads * config.head_dim) % 32:
+        config = replace(config, head_dim=32)
+    model = packed_model(config, (8, 4), torch.bfloat16)
+    assert model.native is not None
+    model.native.level = level
+    ids = list(range(1, 301))
+    apart = model.new_cache()
+    single = torch.stack([model([token_id], apart) for token_id in ids])
+    for n in range(2, 9):
+        together = model.new_cache()
+        for at in range(0, len(ids), n):
+            several = model(ids[at : at + n], together, all_logits=True)
+            assert several.equal(single[at : at + n])
+
+
+@torch.inference_mode()
+def test_many_tokens_give_the_logits_that_are_asked_for() -> None:
     model = packed_model(TINY, (8, 8), torch.float32)
     ids = list(range(1, 300))
-    together, apart = model.new_cache(), model.new_cache()
-    for at in range(0, len(ids), 5):
-        several = model(ids[at : at + 5], together, all_logits=True)
-        single = torch.stack([model([token_id], apart) for token_id in ids[at : at + 5]])
-        torch.testing.assert_close(several, single, rtol=1e-4, atol=1e-4)
+    every = model(ids, model.new_cache(), all_logits=True)
+    last = model(ids, model.new_cache())
+    assert every.shape == (299, TINY.vocab_size)
+    assert last.equal(every[-1])
+
+
+@torch.inference_mode()
+def test_many_tokens_can_be_stopped_between_two_layers() -> None:
+    model = packed_model(TINY, (8, 8), torch.float32)
+    cache = model.new_cache()
+    model([1, 2, 3], cache)
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(0)
+        return len(asked) == TINY.n_layers
+
+    with pytest.raises(InterruptedForward):
+        model(list(range(100)), cache, should_stop=should_stop)
+    assert cache.ids == [1, 2, 3]
+    assert len(asked) == TINY.n_layers
 
 
 def test_a_model_with_one_matrix_of_floats_is_left_to_torch() -> None:

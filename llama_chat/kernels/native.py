@@ -25,6 +25,9 @@ LEVELS = ("portable", "avx2", "avx512")
 MAX_ROWS = 8
 """Tokens that ``NativeModel.forward`` reads at a time."""
 
+PARTS = ("projections", "attention", "feed_forward", "output")
+"""Of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
+
 _PANEL = 16
 """Rows that lie together; ``PANEL`` of ``packed.h``."""
 
@@ -80,15 +83,15 @@ class NativeMatrix:
         self._library = _built()
         self._level = _level if level is None else level
         rows, n_groups, n_bytes = quants.shape
-        group = n_bytes * 8 // bits
         self.bits = bits
-        self.shape = rows, n_groups * group
+        self.group = n_bytes * 8 // bits
+        self.shape = rows, n_groups * self.group
         """``(out, in)``."""
         self.n_bytes = padded_rows(rows) * n_groups * (n_bytes + 2 + 2 * (mins is not None))
         """Bytes that it takes."""
         self._panels = _room(self.n_bytes)
         self.matrix = _PackedMatrix(
-            bits, group, mins is not None, *self.shape, self._panels.data_ptr()
+            bits, self.group, mins is not None, *self.shape, self._panels.data_ptr()
         )
         self._address = ctypes.byref(self.matrix)
         if quants.stride(2) != 1:
@@ -110,7 +113,8 @@ class NativeMatrix:
         narrow, n = _narrow(x.dtype), len(x)
         x = x.contiguous()
         y = torch.empty(n, self.shape[0], dtype=x.dtype)
-        scratch = torch.empty(n * self._library.rounded_bytes(self._address), dtype=torch.uint8)
+        row_bytes = self._library.rounded_bytes(self.shape[1], self.group)
+        scratch = torch.empty(n * row_bytes, dtype=torch.uint8)
         self._library.multiply(
             self._address, x.data_ptr(), n, y.data_ptr(), narrow, scratch.data_ptr(), self._level
         )
@@ -158,7 +162,7 @@ def _room(n_bytes: int) -> Tensor:
 
 
 class _LayerWeights(ctypes.Structure):
-    """``layer_weights`` of ``decode.c``."""
+    """``layer_weights`` of ``forward.c``."""
 
     _fields_ = (
         ("attention_norm", ctypes.c_void_p),
@@ -168,34 +172,77 @@ class _LayerWeights(ctypes.Structure):
 
 
 class _ModelWeights(ctypes.Structure):
-    """``model_weights`` of ``decode.c``."""
+    """``model_weights`` of ``forward.c``."""
 
     _fields_ = (
         ("dim", ctypes.c_int64),
         ("n_layers", ctypes.c_int64),
-        ("n_heads", ctypes.c_int64),
-        ("n_kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
         ("hidden_dim", ctypes.c_int64),
         ("norm_eps", ctypes.c_float),
-        ("narrow", ctypes.c_int32),
         ("layers", ctypes.POINTER(_LayerWeights)),
         ("norm", ctypes.c_void_p),
         ("output", _PackedMatrix),
     )
 
 
-class _CacheView(ctypes.Structure):
-    """``cache_view`` of ``decode.c``."""
+class _KVCache(ctypes.Structure):
+    """``kv_cache`` of ``attention.h``."""
 
     _fields_ = (
-        ("keys", ctypes.POINTER(ctypes.c_void_p)),
-        ("values", ctypes.POINTER(ctypes.c_void_p)),
+        ("kind", ctypes.c_int32),
+        ("n_heads", ctypes.c_int64),
+        ("n_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        *(
+            (name, ctypes.POINTER(ctypes.c_void_p))
+            for name in ("keys", "values", "key_scales", "value_scales")
+        ),
         ("capacity", ctypes.c_int64),
         ("length", ctypes.c_int64),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
     )
+
+
+class _Seconds(ctypes.Structure):
+    """``seconds_of`` of ``forward.c``."""
+
+    _fields_ = tuple((name, ctypes.c_double) for name in PARTS)
+
+
+_CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
+class NativeCache:
+    """The cache as C sees it.
+
+    The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16
+    or int8, and of int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
+    contiguous and outlive this.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        key_scales: Sequence[Tensor] = (),
+        value_scales: Sequence[Tensor] = (),
+        *,
+        n_heads: int,
+    ) -> None:
+        addresses = ctypes.c_void_p * len(keys)
+        _, n_kv_heads, capacity, head_dim = keys[0].shape
+        self.view = _KVCache(
+            _CACHE_KINDS[keys[0].dtype],
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            *(
+                addresses(*(tensor.data_ptr() for tensor in tensors)) if tensors else None
+                for tensors in (keys, values, key_scales, value_scales)
+            ),
+            capacity,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,19 +265,16 @@ class NativeModel:
         self,
         *,
         dim: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
         hidden_dim: int,
         norm_eps: float,
         layers: Sequence[LayerTensors],
         norm: Tensor,
         output: NativeMatrix,
-        cache_dtype: torch.dtype,
     ) -> None:
         self._library = _built()
         self.level = _level
         """A number of ``LEVELS``: how to compute."""
+        self.n_layers = len(layers)
         self._kept = layers, norm, output
         self._layers = (_LayerWeights * len(layers))(
             *(
@@ -246,65 +290,70 @@ class NativeModel:
         self._model = _ModelWeights(
             dim,
             len(layers),
-            n_heads,
-            n_kv_heads,
-            head_dim,
             hidden_dim,
             norm_eps,
-            cache_dtype == torch.bfloat16,
             self._layers,
             norm.data_ptr(),
             output.matrix,
         )
         self._address = ctypes.byref(self._model)
         self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._seconds = _Seconds()
 
     def forward(
         self,
         x: Tensor,
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
+        cache: NativeCache,
         length: int,
         cos: Tensor,
         sin: Tensor,
-    ) -> Tensor:
-        """Read 1 to ``MAX_ROWS`` tokens, writing their rows into the cache.
+        *,
+        layers: range,
+        n_logits: int,
+    ) -> Tensor | None:
+        """Take tokens through some layers, writing their rows into the cache.
 
         Args:
-            x: their embeddings ``(n, dim)`` in float32; overwritten.
-            keys: the buffers of each layer, ``(1, n_kv_heads, capacity, head_dim)``.
-            values: the same.
+            x: what goes into the first of them, ``(n, dim)`` in float32; what comes out of the
+                last is there afterwards.
+            cache: where keys and values are.
             length: rows in use; the new ones are written behind them.
             cos: ``(n, head_dim // 2)`` in float32, contiguous.
             sin: the same.
+            layers: which, one after the other.
+            n_logits: of how many tokens, the last ones, the logits are wanted; 0 unless these are
+                the last layers.
 
         Returns:
-            Logits ``(n, vocab_size)`` in float32.
+            Logits ``(n_logits, vocab_size)`` in float32; None of 0.
         """
-        n = len(x)
-        addresses = ctypes.c_void_p * len(keys)
-        cache = _CacheView(
-            addresses(*(tensor.data_ptr() for tensor in keys)),
-            addresses(*(tensor.data_ptr() for tensor in values)),
-            keys[0].shape[2],
-            length,
-            cos.data_ptr(),
-            sin.data_ptr(),
-        )
-        n_bytes = self._library.forward_scratch_bytes(self._address, n, length)
+        n, view = len(x), cache.view
+        view.length, view.cos, view.sin = length, cos.data_ptr(), sin.data_ptr()
+        library, cache_address = self._library, ctypes.byref(view)
+        n_bytes = library.forward_scratch_bytes(self._address, cache_address, n, self.level)
         if len(self._scratch) < n_bytes:
             self._scratch = torch.empty(n_bytes, dtype=torch.uint8)
-        logits = torch.empty(n, self._vocab_size)
-        self._library.forward(
+        logits = torch.empty(n_logits, self._vocab_size) if n_logits else None
+        library.forward(
             self._address,
-            ctypes.byref(cache),
+            cache_address,
             x.data_ptr(),
             n,
-            logits.data_ptr(),
+            layers.start,
+            layers.stop,
+            None if logits is None else logits.data_ptr(),
+            n_logits,
             self._scratch.data_ptr(),
+            ctypes.byref(self._seconds),
             self.level,
         )
         return logits
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds spent in each of ``PARTS`` since this was asked last."""
+        spent = {name: getattr(self._seconds, name) for name in PARTS}
+        self._seconds = _Seconds()
+        return spent
 
 
 def _built() -> ctypes.CDLL:
@@ -331,15 +380,15 @@ def _load() -> ctypes.CDLL | None:
     library.pack_panels.restype = None
     library.unpack_rows.argtypes = (pointer, pointer, ctypes.c_int64, pointer, integer, integer)
     library.unpack_rows.restype = None
-    library.rounded_bytes.argtypes = (pointer,)
+    library.rounded_bytes.argtypes = (ctypes.c_int64, integer)
     library.rounded_bytes.restype = ctypes.c_int64
     library.multiply.argtypes = (pointer, pointer, integer, pointer, integer, pointer, integer)
     library.multiply.restype = None
-    library.forward_scratch_bytes.argtypes = (pointer, integer, ctypes.c_int64)
+    library.forward_scratch_bytes.argtypes = (pointer, pointer, integer, integer)
     library.forward_scratch_bytes.restype = ctypes.c_int64
     library.forward.argtypes = (
-        *(pointer, pointer, pointer, integer, pointer, pointer),
-        integer,
+        *(pointer, pointer, pointer, integer, ctypes.c_int64, ctypes.c_int64),
+        *(pointer, integer, pointer, pointer, integer),
     )
     library.forward.restype = None
     return library

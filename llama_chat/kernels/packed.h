@@ -17,6 +17,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#define omp_get_num_threads() 1
+#define omp_get_max_threads() 1
+#endif
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86 1
 #define TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -69,6 +77,32 @@ INLINE float half_to_float(uint16_t half)
     return half & 0x8000 ? -value : value;
 }
 
+/* A float so large that it has no room for a fraction: adding it rounds, ties to even. */
+#define ROUNDING 0x1.8p23f
+
+/* The whole number that stands in a float to which ROUNDING was added. */
+INLINE int32_t rounded_part(float shifted)
+{
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    return bits - 0x4b400000;
+}
+
+/* exp(x) to about 1e-7, without a branch, so that a compiler can spread it over a vector. */
+INLINE float fast_exp(float x)
+{
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float shifted = x * 1.44269504f + ROUNDING, whole = shifted - ROUNDING;
+    float f = x - whole * 0.693145752f - whole * 1.42860677e-6f;
+    float p = 1 + f * (1 + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
+              f * (0.00833333333f + f * 0.00138888889f)))));
+    int32_t bits = (rounded_part(shifted) + 127) * (1 << 23);
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
 /* To the nearest, ties to even. */
 INLINE uint16_t finite_to_bfloat16(float value)
 {
@@ -90,21 +124,29 @@ INLINE float bfloat16_to_float(uint16_t half)
     return value;
 }
 
+/* ---- every function for every instruction set ----------------------------------------------- */
+
+/* DEFINE(target, suffix) for each level, and the table of what it defines, by level. */
+#if X86
+#define FOR_LEVELS(DEFINE) DEFINE(, portable) DEFINE(TARGET_AVX2, avx2) DEFINE(TARGET_AVX512, avx512)
+#define BY_LEVEL(name) {name##_portable, name##_avx2, name##_avx512}
+#else
+#define FOR_LEVELS(DEFINE) DEFINE(, portable)
+#define BY_LEVEL(name) {name##_portable}
+#endif
+
 /* ---- products.c ---------------------------------------------------------------------------- */
 
 /* Bytes that a rounded row of activations takes. */
-int64_t rounded_bytes(const packed_matrix *w);
+int64_t rounded_bytes(int64_t n_columns, int group);
 
-/* Round the rows `start` to `end` of `n_x` rows of `x` (n_x, columns) to 8 bits.
- *
- * `start` begins a tile: it is 0 or a multiple of tile_rows(). `to` holds rounded_bytes() for each
- * of the n_x rows. `narrow` says that x is bfloat16, not float32.
- */
-void round_rows(const packed_matrix *w, const void *x, int narrow, int n_x, int start, int end,
-                uint8_t *to, int level);
+/* How many of `n_left` rows the next tile takes, and how many one takes at most. */
+int tile_size(int n_left, int level);
+int largest_tile(int level);
 
-/* Rows of activations that are best rounded together. */
-int tile_rows(int level);
+/* Round the `n` rows of a tile, x (n, columns) in bfloat16 (`narrow`) or float32, to 8 bits. */
+void round_tile(const void *x, int narrow, int64_t n_columns, int group, int n, uint8_t *tile,
+                int level);
 
 /* The panels `first` to `end` times `n_x` rounded rows, into y (n_x, rows). */
 void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,

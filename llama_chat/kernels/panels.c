@@ -76,8 +76,8 @@ INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow
     }
 }
 
-#define UNPACK(target, name)                                                                       \
-    target static void name(const packed_matrix *w, int64_t row, void *to, int narrow)             \
+#define UNPACK(target, level)                                                                      \
+    target static void unpack_##level(const packed_matrix *w, int64_t row, void *to, int narrow)   \
     {                                                                                              \
         if (w->bits == 4)                                                                          \
             w->group == 16 ? unpack_row(w, row, to, narrow, 4, 16)                                 \
@@ -87,19 +87,8 @@ INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow
                            : unpack_row(w, row, to, narrow, 8, 32);                                \
     }
 
-UNPACK(, unpack_portable)
-#if X86
-UNPACK(TARGET_AVX2, unpack_avx2)
-UNPACK(TARGET_AVX512, unpack_avx512)
-#endif
-
-static void (*const UNPACKERS[])(const packed_matrix *, int64_t, void *, int) = {
-    unpack_portable,
-#if X86
-    unpack_avx2,
-    unpack_avx512,
-#endif
-};
+FOR_LEVELS(UNPACK)
+static void (*const UNPACKERS[])(const packed_matrix *, int64_t, void *, int) = BY_LEVEL(unpack);
 
 /* The rows `ids` of the weights as bfloat16 (`narrow`) or float32, one behind the other. */
 void unpack_rows(const packed_matrix *w, const int64_t *ids, int64_t n, void *to, int narrow,

@@ -10,8 +10,8 @@
  * A few rows of activations make a tile: each weight that is loaded meets all of them while they
  * are in registers, its sixteen rows in the lanes of a vector. A tile is a run of groups as a panel
  * is, in the order in which it is read: by four columns the quants of each row, then the scales of
- * the rows, the sums x_scale * sum(x_q), and what to begin an integer sum with, -zero * sum(x_q),
- * where weights are stored as q + zero.
+ * the rows, the sums x_scale * sum(x_q), and -8 * sum(x_q): what the integer sum of W4 without minima begins
+ * with, as its weights are stored as q + 8.
  *
  * The same source serves every machine: a function for each instruction set, chosen at run time.
  */
@@ -28,9 +28,6 @@ enum { MAX_TILE = 12, TILE_BLOCK = 1 << 19 };
 
 /* Bytes that one group of one row takes in a tile. */
 INLINE int64_t group_bytes(int group) { return group + 3 * (int64_t)sizeof(float); }
-
-/* What is stored as 0 of a quant, if its minimum is not given. */
-INLINE int zero_of(int bits, int has_mins) { return bits == 8 ? 128 : has_mins ? 0 : 8; }
 
 /* One group of a tile of `n` rows. */
 typedef struct {
@@ -54,6 +51,12 @@ INLINE int32_t four(const int8_t *x)
     return number;
 }
 
+/* What an integer sum begins with: W8 is stored as q + 128, and W4 with minima as it is. */
+INLINE int32_t begin_of(int32_t begin, int bits, int has_mins)
+{
+    return bits == 8 ? 16 * begin : has_mins ? 0 : begin;
+}
+
 /* ---- portable ------------------------------------------------------------------------------ */
 
 INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
@@ -75,7 +78,7 @@ INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *ti
         for (int m = 0; m < n; m++) {
             int32_t dots[PANEL];
             for (int r = 0; r < PANEL; r++)
-                dots[r] = x.begin[m];
+                dots[r] = begin_of(x.begin[m], bits, has_mins);
             for (int c = 0; c < chunks; c++) {
                 const uint8_t *q = block + c * CHUNK;
                 const int8_t *low = x.quants + 4 * (c * n + m);
@@ -119,7 +122,7 @@ INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *t
             tile_group x = group_of(tile, g, group, n);
             __m256i dots[MAX_TILE];
             for (int m = 0; m < n; m++) /* bytes of W8 are made signed again */
-                dots[m] = bits == 8 ? _mm256_setzero_si256() : _mm256_set1_epi32(x.begin[m]);
+                dots[m] = _mm256_set1_epi32(bits == 8 ? 0 : begin_of(x.begin[m], bits, has_mins));
             for (int c = 0; c < chunks; c++) {
                 __m256i v = _mm256_loadu_si256((const __m256i *)(block + c * CHUNK + 32 * side));
                 __m256i low = _mm256_and_si256(v, low_half);
@@ -170,7 +173,7 @@ INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_
         tile_group x = group_of(tile, g, group, n);
         __m512i dots[MAX_TILE];
         for (int m = 0; m < n; m++)
-            dots[m] = zero_of(bits, has_mins) ? _mm512_set1_epi32(x.begin[m]) : _mm512_setzero_si512();
+            dots[m] = _mm512_set1_epi32(begin_of(x.begin[m], bits, has_mins));
         for (int c = 0; c < chunks; c++) {
             __m512i v = _mm512_loadu_si512(block + c * CHUNK);
             __m512i low = _mm512_and_si512(v, low_half);
@@ -265,30 +268,36 @@ static dot_function *const DOTS[][8][5] = {
 #endif
 };
 
-/* Which of SIZES the next tile has, of `left` rows. */
-INLINE int size_of_tile(int left, int level)
+/* Which of SIZES the next tile has. */
+INLINE int index_of_size(int n_left, int level)
 {
-    int size = N_SIZES[level] - 1;
-    while (SIZES[size] > left)
-        size--;
-    return size;
+    int index = N_SIZES[level] - 1;
+    while (SIZES[index] > n_left)
+        index--;
+    return index;
 }
+
+int tile_size(int n_left, int level) { return SIZES[index_of_size(n_left, level)]; }
+
+int largest_tile(int level) { return SIZES[N_SIZES[level] - 1]; }
 
 /* ---- rounding ------------------------------------------------------------------------------ */
 
-/* One row into its place among the `n` of a tile. */
-INLINE void round_row(const packed_matrix *w, const void *x, int narrow, uint8_t *tile, int n, int m,
-                      int group)
+int64_t rounded_bytes(int64_t n_columns, int group)
 {
-    const int zero = zero_of(w->bits, w->has_mins);
-    for (int64_t g = 0; g < n_groups(w); g++) {
+    return n_columns / group * group_bytes(group);
+}
+
+/* One row into its place among the `n` of a tile. */
+INLINE void round_row(const void *x, int narrow, int64_t n_columns, int group, int n, int m,
+                      uint8_t *tile)
+{
+    for (int64_t g = 0; g < n_columns / group; g++) {
         float values[MAX_GROUP], largest = 0, nothing = 0;
         int8_t quants[MAX_GROUP];
-        if (narrow)
-            for (int i = 0; i < group; i++)
-                values[i] = bfloat16_to_float(((const uint16_t *)x)[g * group + i]);
-        else
-            memcpy(values, (const float *)x + g * group, sizeof(float) * (size_t)group);
+        for (int i = 0; i < group; i++)
+            values[i] = narrow ? bfloat16_to_float(((const uint16_t *)x)[g * group + i])
+                               : ((const float *)x)[g * group + i];
 #pragma omp simd reduction(max : largest) reduction(+ : nothing)
         for (int i = 0; i < group; i++) {
             float magnitude = fabsf(values[i]);
@@ -299,12 +308,9 @@ INLINE void round_row(const packed_matrix *w, const void *x, int narrow, uint8_t
         int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int i = 0; i < group; i++) {
-            /* So large a number has no room for a fraction: adding it rounds, ties to even. */
-            float shifted = values[i] * inverse + 0x1.8p23f;
-            int32_t bits;
-            memcpy(&bits, &shifted, 4);
-            quants[i] = (int8_t)(bits - 0x4b400000);
-            sum += quants[i];
+            int32_t rounded = rounded_part(values[i] * inverse + ROUNDING);
+            quants[i] = (int8_t)rounded;
+            sum += rounded;
         }
         uint8_t *to = tile + g * n * group_bytes(group);
         for (int c = 0; c < group / 4; c++)
@@ -312,51 +318,32 @@ INLINE void round_row(const packed_matrix *w, const void *x, int narrow, uint8_t
         float *floats = (float *)(to + n * group);
         floats[m] = largest / 127 + nothing;
         floats[n + m] = floats[m] * (float)sum;
-        ((int32_t *)floats)[2 * n + m] = -zero * sum;
+        ((int32_t *)floats)[2 * n + m] = -8 * sum;
     }
 }
 
-#define ROUND(target, name)                                                                        \
-    target static void name(const packed_matrix *w, const void *x, int narrow, uint8_t *tile,      \
-                            int n, int m)                                                          \
+#define ROUND(target, level)                                                                       \
+    target static void round_##level(const void *x, int narrow, int64_t n_columns, int group,      \
+                                     int n, int m, uint8_t *tile)                                  \
     {                                                                                              \
         if (narrow)                                                                                \
-            w->group == 16 ? round_row(w, x, 1, tile, n, m, 16)                                    \
-                           : round_row(w, x, 1, tile, n, m, 32);                                   \
+            group == 16 ? round_row(x, 1, n_columns, 16, n, m, tile)                               \
+                        : round_row(x, 1, n_columns, 32, n, m, tile);                              \
         else                                                                                       \
-            w->group == 16 ? round_row(w, x, 0, tile, n, m, 16)                                    \
-                           : round_row(w, x, 0, tile, n, m, 32);                                   \
+            group == 16 ? round_row(x, 0, n_columns, 16, n, m, tile)                               \
+                        : round_row(x, 0, n_columns, 32, n, m, tile);                              \
     }
 
-ROUND(, round_portable)
-#if X86
-ROUND(TARGET_AVX2, round_avx2)
-ROUND(TARGET_AVX512, round_avx512)
-#endif
+FOR_LEVELS(ROUND)
+static void (*const ROUNDERS[])(const void *, int, int64_t, int, int, int, uint8_t *) =
+    BY_LEVEL(round);
 
-static void (*const ROUNDERS[])(const packed_matrix *, const void *, int, uint8_t *, int, int) = {
-    round_portable,
-#if X86
-    round_avx2,
-    round_avx512,
-#endif
-};
-
-int64_t rounded_bytes(const packed_matrix *w) { return n_groups(w) * group_bytes(w->group); }
-
-int tile_rows(int level) { return SIZES[N_SIZES[level] - 1]; }
-
-void round_rows(const packed_matrix *w, const void *x, int narrow, int n_x, int start, int end,
-                uint8_t *to, int level)
+void round_tile(const void *x, int narrow, int64_t n_columns, int group, int n, uint8_t *tile,
+                int level)
 {
-    const int64_t row_bytes = w->n_columns * (narrow ? 2 : 4);
-    for (int m = start; m < end;) {
-        int n = SIZES[size_of_tile(n_x - m, level)];
-        for (int i = 0; i < n; i++)
-            ROUNDERS[level](w, (const char *)x + (m + i) * row_bytes, narrow,
-                            to + m * rounded_bytes(w), n, i);
-        m += n;
-    }
+    const int64_t row_bytes = n_columns * (narrow ? 2 : 4);
+    for (int m = 0; m < n; m++)
+        ROUNDERS[level]((const char *)x + m * row_bytes, narrow, n_columns, group, n, m, tile);
 }
 
 /* ---- products ------------------------------------------------------------------------------ */
@@ -377,20 +364,31 @@ INLINE void store(const packed_matrix *w, const float *values, void *y, int narr
     memcpy((uint16_t *)y + at, halves, sizeof(uint16_t) * (size_t)n);
 }
 
+/* As many rows of activations as stay in a core's own cache while all panels pass by. */
+INLINE int block_rows(const packed_matrix *w, int level)
+{
+    const int tile = largest_tile(level);
+    int64_t n_tiles = TILE_BLOCK / (tile * rounded_bytes(w->n_columns, w->group));
+    return tile * (int)(n_tiles > 1 ? n_tiles : 1);
+}
+
 void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,
                      int64_t first, int64_t end, int level)
 {
     const int layout = (w->bits == 8) * 4 + (w->group == 32) * 2 + w->has_mins;
-    for (int64_t panel = first; panel < end; panel++)
-        for (int m = 0; m < n_x;) {
-            float out[MAX_TILE * PANEL];
-            int size = size_of_tile(n_x - m, level), n = SIZES[size];
-            DOTS[level][layout][size](w->panels + panel * panel_bytes(w), n_groups(w),
-                                      rounded + m * rounded_bytes(w), out);
-            for (int i = 0; i < n; i++)
-                store(w, out + i * PANEL, y, narrow, m + i, panel);
-            m += n;
-        }
+    const int64_t row_bytes = rounded_bytes(w->n_columns, w->group);
+    const int block = block_rows(w, level);
+    for (int start = 0; start < n_x; start += block)
+        for (int64_t panel = first; panel < end; panel++)
+            for (int m = start; m < start + block && m < n_x;) {
+                float out[MAX_TILE * PANEL];
+                int size = index_of_size(n_x - m, level), n = SIZES[size];
+                DOTS[level][layout][size](w->panels + panel * panel_bytes(w), n_groups(w),
+                                          rounded + m * row_bytes, out);
+                for (int i = 0; i < n; i++)
+                    store(w, out + i * PANEL, y, narrow, m + i, panel);
+                m += n;
+            }
 }
 
 /* ---- what Python calls --------------------------------------------------------------------- */
@@ -415,21 +413,23 @@ int best_level(void)
 void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int narrow, uint8_t *scratch,
               int level)
 {
-    const int tile = tile_rows(level);
-    /* As many rows as stay in a core's own cache while all panels pass by. */
-    int64_t n_tiles = TILE_BLOCK / (tile * rounded_bytes(w));
-    const int block = tile * (int)(n_tiles > 1 ? n_tiles : 1);
-    const int64_t element = narrow ? 2 : 4, step = 4; /* panels that a thread takes at a time */
+    const int64_t x_bytes = w->n_columns * (narrow ? 2 : 4);
+    const int64_t row_bytes = rounded_bytes(w->n_columns, w->group);
+    const int tile = largest_tile(level);
 #pragma omp parallel if (n_x * w->n_rows * w->n_columns > 65536)
     {
 #pragma omp for schedule(static)
-        for (int m = 0; m < n_x; m += tile)
-            round_rows(w, x, narrow, n_x, m, m + tile < n_x ? m + tile : n_x, scratch, level);
-        for (int m = 0; m < n_x; m += block)
-#pragma omp for schedule(dynamic) nowait
-            for (int64_t first = 0; first < n_panels(w); first += step)
-                multiply_panels(w, scratch + m * rounded_bytes(w), m + block < n_x ? block : n_x - m,
-                                (char *)y + m * w->n_rows * element, narrow, first,
-                                first + step < n_panels(w) ? first + step : n_panels(w), level);
+        for (int start = 0; start < n_x; start += tile)
+            for (int m = start; m < n_x && m < start + tile;) {
+                int n = tile_size(n_x - m, level);
+                round_tile((const char *)x + m * x_bytes, narrow, w->n_columns, w->group, n,
+                           scratch + m * row_bytes, level);
+                m += n;
+            }
+        const int64_t steps = 8 * (int64_t)omp_get_num_threads();
+#pragma omp for schedule(dynamic)
+        for (int64_t step = 0; step < steps; step++)
+            multiply_panels(w, scratch, n_x, y, narrow, n_panels(w) * step / steps,
+                            n_panels(w) * (step + 1) / steps, level);
     }
 }

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama_chat.kernels.native import NativeCache
 from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256
 """Rows by which the cache grows. Memory follows the conversation, not the context limit."""
+
+_LEAST_SCALE = 1e-30
+"""For a head of zeros, by whose scale none divides."""
 
 MAX_TAILS = 16
 """How many tails that were cut off are kept, so that going back to them costs nothing."""
@@ -29,9 +33,8 @@ class _Tail:
 
     ids: list[int]
     start: int
-    keys: Sequence[Tensor]
-    """``(1, n_kv_heads, len(ids) - start, head_dim)`` for each layer."""
-    values: Sequence[Tensor]
+    rows: Sequence[Sequence[Tensor]]
+    """As ``KVCache`` has them, ``len(ids) - start`` of them."""
 
 
 class KVCache:
@@ -48,15 +51,29 @@ class KVCache:
     def __init__(
         self, config: LlamaConfig, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
-        """Make an empty cache; ``devices`` holds the device of each layer."""
+        """Make an empty cache.
+
+        Args:
+            config: of the model.
+            dtype: float32, bfloat16 or float16; or int8, with a scale for each head of a token.
+            devices: where the rows of each layer lie.
+        """
         self._ids: list[int] = []
         self._limit = config.context_length
+        self._n_heads = config.n_heads
         self._tails: list[_Tail] = []
         """The latest last."""
         # (B, n_kv_heads, capacity, head_dim) for each layer
         shape = (1, config.n_kv_heads, 0, config.head_dim)
-        self._keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
-        self._values = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
+        kinds: list[tuple[tuple[int, ...], torch.dtype]] = [(shape, dtype)] * 2
+        if dtype == torch.int8:
+            kinds += [(shape[:3], torch.float32)] * 2
+        self._buffers = [
+            [torch.empty(size, dtype=kind, device=device) for device in devices]
+            for size, kind in kinds
+        ]
+        """Keys and values, and of int8 their scales."""
+        self._native: NativeCache | None = None
 
     @property
     def ids(self) -> Sequence[int]:
@@ -71,12 +88,19 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """How many tokens fit before the buffers must grow."""
-        return min((keys.shape[2] for keys in self._keys), default=0)
+        return min((buffer.shape[2] for buffers in self._buffers for buffer in buffers), default=0)
 
     @property
-    def buffers(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Keys and values of each layer with their room, for whoever writes the next rows."""
-        return self._keys, self._values
+    def n_bytes(self) -> int:
+        """Bytes that the buffers take."""
+        return sum(buffer.nbytes for buffers in self._buffers for buffer in buffers)
+
+    @property
+    def native(self) -> NativeCache:
+        """The buffers with their room as C sees them, for whoever writes the next rows there."""
+        if self._native is None:
+            self._native = NativeCache(*self._buffers, n_heads=self._n_heads)
+        return self._native
 
     def reserve(self, length: int) -> None:
         """Grow the buffers until ``length`` tokens fit.
@@ -88,12 +112,13 @@ class KVCache:
             raise ValueError(f"{length} tokens exceed the context of {self._limit}")
         if length <= self.capacity:
             return
+        self._native = None
         capacity = min(-(-length // BLOCK) * BLOCK, self._limit)
-        for buffers in (self._keys, self._values):
+        for buffers in self._buffers:
             for layer, old in enumerate(buffers):
                 if old.shape[2] >= capacity:  # grown already, before an interrupt
                     continue
-                grown = old.new_empty((1, old.shape[1], capacity, old.shape[3]))
+                grown = old.new_empty((*old.shape[:2], capacity, *old.shape[3:]))
                 grown[:, :, : self.length] = old[:, :, : self.length]
                 buffers[layer] = grown
 
@@ -106,13 +131,30 @@ class KVCache:
             values: the same shape.
 
         Returns:
-            Keys and values, views of shape ``(B, n_kv_heads, length + T, head_dim)``.
+            Keys and values, as ``read`` has them.
         """
-        end = self.length + keys.shape[1]
-        stored_keys, stored_values = self._keys[layer], self._values[layer]
-        stored_keys[:, :, self.length : end] = keys.transpose(1, 2)
-        stored_values[:, :, self.length : end] = values.transpose(1, 2)
-        return stored_keys[:, :, :end], stored_values[:, :, :end]
+        start, end = self.length, self.length + keys.shape[1]
+        stored, scales = self._buffers[:2], self._buffers[2:] or (None, None)
+        for rows, buffers, scale in zip((keys, values), stored, scales, strict=True):
+            rows = rows.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
+            if scale is not None:
+                steps = rows.float().abs().amax(-1) / 127
+                scale[layer][:, :, start:end] = steps
+                rows = (rows / steps.clamp_min(_LEAST_SCALE).unsqueeze(-1)).round()
+            buffers[layer][:, :, start:end] = rows
+        return self.read(layer, end, keys.dtype)
+
+    def read(self, layer: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first ``end`` rows of a layer, written or committed.
+
+        Returns:
+            Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``; views of the buffers where these
+            have that type.
+        """
+        keys, values, *scales = (each[layer][:, :, :end] for each in self._buffers)
+        if scales:
+            keys, values = keys * scales[0].unsqueeze(-1), values * scales[1].unsqueeze(-1)
+        return keys.to(dtype), values.to(dtype)
 
     def commit(self, ids: Sequence[int]) -> None:
         """Count the rows just written as those of ``ids``: the forward pass has returned."""
@@ -150,14 +192,13 @@ class KVCache:
                 self._tails.append(tail)
                 return
         # A copy: the buffers are about to be written over.
-        keys = [buffer[:, :, start:end].clone() for buffer in self._keys]
-        values = [buffer[:, :, start:end].clone() for buffer in self._values]
+        rows = [[buffer[:, :, start:end].clone() for buffer in each] for each in self._buffers]
         self._tails = [
             tail
             for tail in self._tails
             if tail.start < start or tail.ids != ids[: len(tail.ids)]  # else the new one holds it
         ]
-        self._tails.append(_Tail(ids, start, keys, values))
+        self._tails.append(_Tail(ids, start, rows))
         # Together at most half of a full cache, so that memory stays in proportion to it.
         n_rows = sum(len(tail.ids) - tail.start for tail in self._tails)
         while n_rows > self._limit // 2 or len(self._tails) > MAX_TAILS:
@@ -179,7 +220,7 @@ class KVCache:
         start = self.length
         self.reserve(end)
         rows = slice(start - tail.start, end - tail.start)
-        for buffers, kept in ((self._keys, tail.keys), (self._values, tail.values)):
+        for buffers, kept in zip(self._buffers, tail.rows, strict=True):
             for buffer, layer in zip(buffers, kept, strict=True):
                 buffer[:, :, start:end] = layer[:, :, rows]
         self.commit(tail.ids[start:end])

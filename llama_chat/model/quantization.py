@@ -143,9 +143,8 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     """
     out, width = weight.shape
     rows = x.reshape(-1, width)
-    if isinstance(weight, NativeMatrix) and not (
-        len(rows) > native.MAX_ROWS and x.dtype == torch.bfloat16 and _has_matrix_units()
-    ):
+    few = len(rows) <= native.MAX_ROWS
+    if isinstance(weight, NativeMatrix) and (few or not prefers_floats(x.dtype)):
         wanted = x.dtype if x.dtype in _NATIVE_DTYPES else torch.float32
         product = weight.multiply(rows.to(wanted)).to(x.dtype)
     else:
@@ -158,9 +157,12 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
 
 
 @cache
-def _has_matrix_units() -> bool:
-    """Whether bfloat16 matrices are multiplied faster than what C makes of 8 bits (AMX)."""
-    return bool(torch.cpu._is_amx_tile_supported())
+def prefers_floats(dtype: torch.dtype) -> bool:
+    """Whether many rows are multiplied faster by unpacked weights of ``dtype``.
+
+    That is so where a processor has units for matrices of bfloat16 (AMX).
+    """
+    return dtype == torch.bfloat16 and bool(torch.cpu._is_amx_tile_supported())
 
 
 class _Scratch(threading.local):

@@ -13,7 +13,7 @@ from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
 from llama_chat.model.layers import Embedding, Linear
-from llama_chat.model.quantization import Packed
+from llama_chat.model.quantization import Packed, prefers_floats
 from llama_chat.model.rope import rotary_tables
 
 
@@ -92,6 +92,8 @@ class Transformer(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.kv_dtype: torch.dtype | None = None
+        """Type of the cache, if it is not that of the activations: int8."""
         self.tok_embeddings = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -140,7 +142,8 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> KVCache:
         """Make an empty cache that lies where the layers lie."""
-        return KVCache(self.config, self.dtype, [block.device for block in self._blocks()])
+        dtype = self.kv_dtype or self.dtype
+        return KVCache(self.config, dtype, [block.device for block in self._blocks()])
 
     @torch.inference_mode()
     def forward(
@@ -168,10 +171,10 @@ class Transformer(nn.Module):
         """
         n_new, n_total = len(ids), cache.length + len(ids)
         cache.reserve(n_total)
-        if n_new <= MAX_ROWS and self.native is not None:
-            if should_stop is not None and should_stop():
-                raise InterruptedForward
-            logits = self._forward_natively(self.native, ids, cache)
+        if self.native is not None and (n_new <= MAX_ROWS or not prefers_floats(self.dtype)):
+            logits = self._forward_natively(
+                self.native, ids, cache, should_stop, n_logits=n_new if all_logits else 1
+            )
             cache.commit(ids)
             return logits if all_logits else logits[-1]
         x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device), self.dtype)
@@ -215,22 +218,43 @@ class Transformer(nn.Module):
         config = self.config
         return NativeModel(
             dim=config.dim,
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
             hidden_dim=config.hidden_dim,
             norm_eps=config.norm_eps,
             layers=layers,
             norm=self.norm.weight.float(),
             output=output.native,
-            cache_dtype=self.dtype,
         )
 
-    def _forward_natively(self, native: NativeModel, ids: Sequence[int], cache: KVCache) -> Tensor:
-        """Read a few tokens in C; returns their logits ``(T, vocab_size)``."""
+    def _forward_natively(
+        self,
+        native: NativeModel,
+        ids: Sequence[int],
+        cache: KVCache,
+        should_stop: Callable[[], bool] | None,
+        *,
+        n_logits: int,
+    ) -> Tensor:
+        """Read tokens in C; returns the logits of the last, ``(n_logits, vocab_size)``."""
         x = self.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         rotary = self._rotary_rows(cache.length, cache.length + len(ids), self.device)
-        return native.forward(x, *cache.buffers, cache.length, *rotary)
+        # A few tokens go through all layers in one call, many stop to be asked before each.
+        step = native.n_layers if len(ids) <= MAX_ROWS else 1
+        for first in range(0, native.n_layers, step):
+            if should_stop is not None and should_stop():
+                raise InterruptedForward
+            layers = range(first, first + step)
+            is_last = layers.stop == native.n_layers
+            logits = native.forward(
+                x,
+                cache.native,
+                cache.length,
+                *rotary,
+                layers=layers,
+                n_logits=n_logits if is_last else 0,
+            )
+        if logits is None:
+            raise ValueError("a model without layers")
+        return logits
 
     def _logits(self, x: Tensor) -> Tensor:
         """Project ``x`` ``(B, T, dim)`` to the vocabulary, in float32."""
