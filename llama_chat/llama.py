@@ -38,6 +38,7 @@ from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
 from llama_chat.weights import check_fit, choose_form, read_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {"auto": None, "int8": torch.int8}
 
 
 class Llama:
@@ -243,6 +244,7 @@ def load(
     quantize: str | None = None,
     context: int | None = None,
     *,
+    kv_dtype: str = "auto",
     threads: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Llama:
@@ -255,6 +257,7 @@ def load(
         quantize: ``auto`` (which None is), ``none`` (floats, however the file is stored),
             ``stored`` (packed as the file is), ``int8`` or ``int4`` (packed anew).
         context: context length in tokens, at most the model's.
+        kv_dtype: of the cache: ``auto`` (that of ``dtype``) or ``int8``.
         threads: CPU threads for all of torch; None leaves one per core.
         report: told the bytes read, of how many.
 
@@ -281,7 +284,8 @@ def load(
         model = Transformer(config)
     free = free_memory(devices)
     form = choose_form(quantize or "auto", checkpoint, weights_dtype, free)
-    check_fit(form, checkpoint, weights_dtype, free, context)
+    model.kv_dtype = KV_DTYPES[kv_dtype]
+    check_fit(form, checkpoint, weights_dtype, free, context, model.kv_dtype)
     model.load_weights(read_weights(checkpoint, form, weights_dtype, devices, report))
     model.eval()
     return Llama(checkpoint, model, tokenizer, threads)

@@ -178,6 +178,10 @@ _COLOR = {
     "always": "also into files and pipes",
     "never": "plain text",
 }
+_KV_DTYPES = {
+    "auto": "that of --dtype",
+    "int8": "half the memory of bfloat16, at a small loss",
+}
 _MARKDOWN = {
     "auto": "as the terminal says",
     "always": "formatted",
@@ -196,6 +200,9 @@ _MODEL = (
     ),
     Setting("dtype", "choice", "auto", "Type of the weights in memory.", values=_DTYPES),
     Setting("quantize", "choice", "auto", "How weights are packed in memory.", values=_QUANTIZE),
+    Setting(
+        "kv_dtype", "choice", "auto", "Type of the cache of keys and values.", values=_KV_DTYPES
+    ),
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
     Setting("offline", "switch", False, "Never use the network; only pull does."),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),

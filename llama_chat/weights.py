@@ -49,7 +49,12 @@ def choose_form(wanted: str, checkpoint: Checkpoint, dtype: torch.dtype, free: i
 
 
 def check_fit(
-    form: Form, checkpoint: Checkpoint, dtype: torch.dtype, free: int, context: int | None = None
+    form: Form,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    free: int,
+    context: int | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> None:
     """See that weights and cache fit in memory, before any is taken.
 
@@ -59,12 +64,14 @@ def check_fit(
         dtype: the type of what is not packed.
         free: bytes of memory to be had.
         context: tokens that must fit in the cache, if a number was asked for.
+        kv_dtype: the type of the cache, if it is not ``dtype``.
 
     Raises:
         ModelError: if they do not fit; with the forms that would.
     """
     n_tokens = context or min(_FIRST_TOKENS, checkpoint.config.context_length)
-    beside = _SPARE_BYTES + checkpoint.config.kv_cache_bytes(n_tokens, dtype.itemsize)
+    element_size = (kv_dtype or dtype).itemsize
+    beside = _SPARE_BYTES + checkpoint.config.kv_cache_bytes(n_tokens, element_size)
 
     def needed(form: Form) -> int:
         return beside + held_bytes(checkpoint, form, dtype)

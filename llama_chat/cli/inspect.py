@@ -48,6 +48,7 @@ def inspect(
     """Draw a model: architecture, memory, tensors, template and tokenizer."""
     path = model_path(settings, target)
     from llama_chat.llama import (
+        KV_DTYPES,
         free_memory,
         load_tokenizer,
         open_checkpoint,
@@ -68,7 +69,7 @@ def inspect(
         dtype=str(dtype).removeprefix("torch."),
         form=form,
         weights=held_bytes(checkpoint, form, dtype),
-        element_size=dtype.itemsize,
+        element_size=(KV_DTYPES[settings.text("kv_dtype")] or dtype).itemsize,
         available=free,
     )
     for line in checkpoint.warnings:
@@ -98,10 +99,10 @@ def describe(
     Args:
         checkpoint: the model, opened.
         tokenizer: its tokenizer.
-        dtype: the name of the type in which the cache, and what is not packed, lie in memory.
+        dtype: the name of the type in which what is not packed lies in memory.
         form: how the matrices are held, as ``--quantize`` calls it.
         weights: bytes that the weights take so.
-        element_size: bytes of one number of that type.
+        element_size: bytes of one number of the cache.
         available: bytes of memory that are free.
     """
     config = checkpoint.config

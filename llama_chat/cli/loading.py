@@ -51,6 +51,7 @@ def open_model(settings: Settings, report: Callable[[int, int], None]) -> "Llama
         device=settings.text("device"),
         dtype=settings.text("dtype"),
         quantize=settings.text("quantize"),
+        kv_dtype=settings.text("kv_dtype"),
         context=settings.integer("context"),
         threads=settings.integer("threads"),
         report=report,

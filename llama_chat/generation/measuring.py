@@ -89,7 +89,7 @@ def _bytes_per_token(engine: Engine, length: int) -> int:
     weights = model.n_bytes
     if not model.config.tie_embeddings:  # one row of the embedding is read, not all
         weights -= model.tok_embeddings.n_bytes
-    return weights + model.config.kv_cache_bytes(length, model.dtype.itemsize)
+    return weights + model.config.kv_cache_bytes(length, model.cache_dtype.itemsize)
 
 
 def read_bandwidth(device: torch.device | str = "cpu") -> float:

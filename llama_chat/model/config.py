@@ -103,5 +103,12 @@ class LlamaConfig:
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def kv_cache_bytes(self, length: int, element_size: int) -> int:
-        """Bytes that the keys and values of ``length`` tokens take."""
-        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * length * element_size
+        """Bytes that the keys and values of ``length`` tokens take.
+
+        Args:
+            length: how many tokens.
+            element_size: bytes of one number. One of 1 byte (int8) shares a scale of 4 with the
+                others of its head.
+        """
+        head = self.head_dim * element_size + (4 if element_size == 1 else 0)
+        return 2 * self.n_layers * self.n_kv_heads * head * length

@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.kv_dtype: torch.dtype | None = None
-        """Type of the cache, if it is not that of the activations: int8."""
+        """Type of the cache; None for that of the activations."""
         self.tok_embeddings = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -110,6 +110,11 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the activations."""
         return self.norm.weight.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Type of keys and values in the cache."""
+        return self.kv_dtype or self.dtype
 
     @property
     def n_bytes(self) -> int:
@@ -142,8 +147,7 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> KVCache:
         """Make an empty cache that lies where the layers lie."""
-        dtype = self.kv_dtype or self.dtype
-        return KVCache(self.config, dtype, [block.device for block in self._blocks()])
+        return KVCache(self.config, self.cache_dtype, [block.device for block in self._blocks()])
 
     @torch.inference_mode()
     def forward(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
 
-RELOADING = ("model", "device", "dtype", "quantize", "context", "threads")
+RELOADING = ("model", "device", "dtype", "quantize", "kv_dtype", "context", "threads")
 """Settings that a loaded model cannot follow."""
 
 _POLL_S = 0.05
