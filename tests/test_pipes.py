@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -338,6 +339,22 @@ def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
     keys |= {"bandwidth_used", "kernel", "threads", "peak_rss_mb"}
     assert keys <= report.keys()
     assert all(report[key] > 0 for key in keys - {"kernel", "bandwidth_used"})
+    assert all(ms > 0 for ms in report["token_ms"].values())
+
+
+@pytest.mark.parametrize("quantize", ["int8", "none"])
+def test_bench_draws_where_the_time_of_a_token_goes(
+    home: Path, gguf_model: Path, quantize: str
+) -> None:
+    done = run(
+        "bench", "-m", gguf_model, "--rounds", "1", "--prompt-tokens", "20", "--new-tokens", "4",
+        "--quantize", quantize, home=home,
+    )  # fmt: skip
+    lines = done.out[done.out.index("One token, ") :].splitlines()[1:]
+    labels = ["attention matrices", "attention", "feed-forward", "logits", "sampling", "other"]
+    assert [line.split("  ")[1].strip() for line in lines] == labels
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", "\n".join(lines))]
+    assert abs(sum(shares) - 100) < 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``llama-chat bench``: how fast this model runs on this machine."""
 
 import json
+import sys
 import time
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.settings import Settings
+from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
 
 
@@ -25,10 +27,10 @@ def bench(
     began = time.perf_counter()
     llama = load_model(settings)
     load_s = time.perf_counter() - began
-    if prompt_tokens + new_tokens > llama.context:
+    if prompt_tokens + 2 * new_tokens > llama.context:
         raise UsageError(
-            "--prompt-tokens and --new-tokens",
-            f"together {prompt_tokens + new_tokens}, and the context is {llama.context}",
+            "--prompt-tokens and twice --new-tokens",
+            f"together {prompt_tokens + 2 * new_tokens}, and the context is {llama.context}",
             "give less",
         )
     from llama_chat.generation.measuring import measure
@@ -39,17 +41,8 @@ def bench(
     if as_json:
         writer.write(json.dumps(report, ensure_ascii=False) + "\n")
         return
-    for label, value in (
-        ("model", llama.name),
-        ("kernel", f"{result.kernel}, {result.threads} threads"),
-        ("loading", f"{load_s:.2f} s"),
-        ("prefill", f"{result.prefill_tok_s:.0f} tokens/s ({prompt_tokens} tokens)"),
-        ("first token", f"{result.ttft_s:.3f} s"),
-        ("decode", f"{result.decode_tok_s:.1f} tokens/s ({new_tokens} tokens)"),
-        (
-            "bandwidth",
-            f"{result.bandwidth_used:.0%} of {result.bandwidth_gb_s:.1f} GB/s read by decode",
-        ),
-        ("peak memory", f"{result.peak_rss_mb} MB"),
-    ):
-        writer.write(f"{label:<12} {value}\n")
+    from llama_chat.terminal.bench_picture import draw_bench
+
+    counts = prompt_tokens, new_tokens
+    colored = streams.use_color(settings.text("color"), sys.stdout)
+    writer.write(draw_bench(report, *counts, colored=colored))

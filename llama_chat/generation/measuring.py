@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llama_chat.generation.breakdown import seconds_of_a_token
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish
 from llama_chat.generation.sampling import Sampler, Sampling
@@ -33,6 +34,8 @@ class Measurement:
     kernel: str
     threads: int
     peak_rss_mb: int
+    token_ms: dict[str, float]
+    """Milliseconds of one token by what they go into, see ``seconds_of_a_token``."""
 
     def as_dict(self) -> dict[str, Any]:
         """The measurement, rounded for people."""
@@ -58,6 +61,8 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
         events = engine.generate(ids, sampler, max_tokens=n_new)
         ends += [event for event in events if isinstance(event, Finish)]
     counted = ends[1:]
+    peak = peak_rss()  # before bandwidth is measured, which takes much memory itself
+    token = seconds_of_a_token(engine, Sampler(Sampling(temperature=0)), n_new)
     decode_tok_s = statistics.median(end.decode_tok_s for end in counted)
     bandwidth = read_bandwidth(engine.model.device)
     read = _bytes_per_token(engine, n_prompt + n_new // 2) * decode_tok_s
@@ -69,7 +74,8 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
         bandwidth_used=read / bandwidth,
         kernel=_kernel(engine.model),
         threads=torch.get_num_threads(),
-        peak_rss_mb=peak_rss() // 2**20,
+        peak_rss_mb=peak // 2**20,
+        token_ms={name: round(1000 * seconds, 4) for name, seconds in token.items()},
     )
 
 

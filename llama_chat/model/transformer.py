@@ -102,6 +102,11 @@ class Transformer(nn.Module):
         self._rotary: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
+    def blocks(self) -> list[TransformerBlock]:
+        """The layers, as what they are."""
+        return cast("list[TransformerBlock]", list(self.layers))
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go in."""
         return self.tok_embeddings.device
@@ -147,7 +152,7 @@ class Transformer(nn.Module):
 
     def new_cache(self) -> KVCache:
         """Make an empty cache that lies where the layers lie."""
-        return KVCache(self.config, self.cache_dtype, [block.device for block in self._blocks()])
+        return KVCache(self.config, self.cache_dtype, [block.device for block in self.blocks])
 
     @torch.inference_mode()
     def forward(
@@ -183,7 +188,7 @@ class Transformer(nn.Module):
             return logits if all_logits else logits[-1]
         x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device), self.dtype)
         mask = causal_mask(n_new, n_total, x.device) if n_new > 1 else None
-        for block in self._blocks():
+        for block in self.blocks:
             if should_stop is not None and should_stop():
                 raise InterruptedForward
             if x.device != block.device:
@@ -200,7 +205,7 @@ class Transformer(nn.Module):
     @cached_property
     def native(self) -> NativeModel | None:
         """All layers in one call of C, for a few tokens; None unless every matrix is packed."""
-        blocks = self._blocks()
+        blocks = self.blocks
         output = self.tok_embeddings if self.config.tie_embeddings else self.output
         if output.native is None or self.dtype not in (torch.float32, torch.bfloat16):
             return None
@@ -265,9 +270,6 @@ class Transformer(nn.Module):
         x = self.norm(x.to(self.norm.weight.device))
         output = self.tok_embeddings if self.config.tie_embeddings else self.output
         return output.project(x.to(output.device)).float()
-
-    def _blocks(self) -> list[TransformerBlock]:
-        return cast("list[TransformerBlock]", list(self.layers))
 
     def _rotary_rows(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the positions ``start`` to ``end``, ``(T, head_dim // 2)`` each."""

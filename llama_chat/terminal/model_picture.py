@@ -1,22 +1,14 @@
 """What ``inspect`` tells of a model, drawn for people."""
 
-import io
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from rich.bar import Bar
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llama_chat.files import readable_size
+from llama_chat.terminal.page import draw_page, harmless, shares, table
 from llama_chat.terminal.sanitizer import sanitize
-from llama_chat.terminal.streams import one_line
-
-_LEAST_WIDTH, _GREATEST_WIDTH = 40, 100
-"""Columns between which the picture follows the terminal; wider bars say no more."""
 
 _MAX_CONTROL_TOKENS = 8
 """Shown by name; a vocabulary may have hundreds, most of them reserved."""
@@ -50,58 +42,24 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
         colored: whether to use colours; without them it is plain text.
         with_tensors: whether to list every tensor.
     """
-    page = io.StringIO()
-    console = Console(
-        file=page,
-        width=min(max(shutil.get_terminal_size().columns, _LEAST_WIDTH), _GREATEST_WIDTH),
-        force_terminal=colored,
-        color_system="standard" if colored else None,
-        no_color=not colored,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    console.print(_title(report))
-    sections = [
-        ("Architecture", _architecture(report)),
-        ("Parameters", _parameters(report)),
-        ("Stored as", _types(report)),
-        (f"Memory, {_held(report)}", _memory(report)),
-        ("Tokenizer", _tokenizer(report)),
-        ("Template", _template(report)),
-    ]
+    sections = {
+        "Architecture": _architecture(report),
+        "Parameters": _parameters(report),
+        "Stored as": _types(report),
+        f"Memory, {_held(report)}": _memory(report),
+        "Tokenizer": _tokenizer(report),
+        "Template": _template(report),
+    }
     if with_tensors:
-        sections.append(("Tensors", _tensors(report)))
-    for heading, body in sections:
-        console.print("", Text(heading, "bold"), Padding(body, (0, 0, 0, 2)), sep="\n")
-    return "\n".join(line.rstrip() for line in page.getvalue().split("\n"))
-
-
-def _text(value: object, style: str = "") -> Text:
-    """One line that is harmless, folded where it does not fit."""
-    return Text(sanitize(one_line(str(value))), style, overflow="fold")
-
-
-def _table(
-    rows: Iterable[Sequence[RenderableType]],
-    justify: Sequence[Literal["left", "right"]],
-    *,
-    rigid: int,
-) -> Table:
-    """A table without lines, whose columns from ``rigid`` on give way where it is narrow."""
-    table = Table.grid(padding=(0, 2))
-    for i, side in enumerate(justify):
-        table.add_column(justify=side, no_wrap=i < rigid)
-    for row in rows:
-        table.add_row(*row)
-    return table
+        sections["Tensors"] = _tensors(report)
+    return draw_page(_title(report), sections, colored=colored)
 
 
 def _title(report: Report) -> Text:
     facts = [report["format"], readable_size(report["stored_bytes"])]
     facts.append(f"{report['parameters']:,} parameters")
-    lines = [_text(report["name"], "bold cyan"), _text(" · ".join(facts))]
-    return Text("\n").join([*lines, _text(report["path"], "dim")])
+    lines = [harmless(report["name"], "bold cyan"), harmless(" · ".join(facts))]
+    return Text("\n").join([*lines, harmless(report["path"], "dim")])
 
 
 def _architecture(report: Report) -> RenderableType:
@@ -126,22 +84,12 @@ def _architecture(report: Report) -> RenderableType:
     if shape["n_kv_heads"] != shape["n_heads"]:
         heads += f", {shape['n_kv_heads']} of keys and values"
     facts = [heads, f"context {shape['context_length']:,} tokens", f"rotary {report['rope']}"]
-    return Group(_table(rows, ("left", "right"), rigid=2), *map(_text, facts))
+    return Group(table(rows, ("left", "right"), rigid=2), *map(harmless, facts))
 
 
 def _parameters(report: Report) -> RenderableType:
-    total = report["parameters"]
-    rows = [
-        (
-            Text(_part(part)),
-            Text(f"{count:,}"),
-            Text(f"{count / total:.1%}"),
-            Bar(total, 0, count, color="cyan"),
-        )
-        for part, count in report["parameters_by_part"].items()
-        if count
-    ]
-    return _table(rows, ("left", "right", "right", "left"), rigid=3)
+    parts = report["parameters_by_part"].items()
+    return shares((_part(part), f"{count:,}", count) for part, count in parts)
 
 
 def _part(name: str) -> str:
@@ -150,11 +98,11 @@ def _part(name: str) -> str:
 
 def _types(report: Report) -> RenderableType:
     rows = [
-        (Text(_part(part)), _text(", ".join(f"{kind} × {n}" for kind, n in types.items())))
+        (Text(_part(part)), harmless(", ".join(f"{kind} × {n}" for kind, n in types.items())))
         for part, types in report["types_by_part"].items()
         if types
     ]
-    return _table(rows, ("left", "left"), rigid=1)
+    return table(rows, ("left", "left"), rigid=1)
 
 
 def _held(report: Report) -> str:
@@ -189,7 +137,7 @@ def _memory(report: Report) -> RenderableType:
     else:
         needed = f"the weights take {readable_size(weights)} of {readable_size(free)} free"
         verdict = Text(f"does not fit: {needed}", "red")
-    return Group(_table(rows, ("right",) * 4, rigid=4), verdict)
+    return Group(table(rows, ("right",) * 4, rigid=4), verdict)
 
 
 def _tokenizer(report: Report) -> RenderableType:
@@ -207,10 +155,10 @@ def _tokenizer(report: Report) -> RenderableType:
     if len(control) > len(shown):
         shown.append(f"… and {len(control) - len(shown):,} more")
     return Group(
-        _text(kind),
-        _text(f"BOS {bos}; EOS {eos}"),
-        _text("control: " + ", ".join(shown), "dim"),
-        _table(map(_sample, report["samples"]["texts"]), ("right", "left"), rigid=1),
+        harmless(kind),
+        harmless(f"BOS {bos}; EOS {eos}"),
+        harmless("control: " + ", ".join(shown), "dim"),
+        table(map(_sample, report["samples"]["texts"]), ("right", "left"), rigid=1),
     )
 
 
@@ -225,8 +173,8 @@ def _sample(sample: Report) -> tuple[Text, Text]:
 
 def _template(report: Report) -> RenderableType:
     if report["template"] is None:
-        return _text("not known: choose one with --template")
-    return Group(_text(report["template"]), _exchange(report["samples"]["chat"]))
+        return harmless("not known: choose one with --template")
+    return Group(harmless(report["template"]), _exchange(report["samples"]["chat"]))
 
 
 def _exchange(segments: Iterable[Report]) -> Text:
@@ -234,7 +182,7 @@ def _exchange(segments: Iterable[Report]) -> Text:
     shown = Text(overflow="fold")
     for segment in segments:
         if segment["control"]:
-            shown.append_text(_text(segment["text"], "magenta"))
+            shown.append_text(harmless(segment["text"], "magenta"))
             continue
         first, *rest = sanitize(segment["text"]).split("\n")
         shown.append(first)
@@ -247,11 +195,11 @@ def _exchange(segments: Iterable[Report]) -> Text:
 def _tensors(report: Report) -> RenderableType:
     rows = [
         (
-            _text(tensor["name"]),
+            harmless(tensor["name"]),
             Text(" × ".join(map(str, tensor["shape"]))),
-            _text(tensor["type"]),
+            harmless(tensor["type"]),
             Text(readable_size(tensor["bytes"]), "dim"),
         )
         for tensor in report["tensors"]
     ]
-    return _table(rows, ("left", "right", "left", "right"), rigid=0)
+    return table(rows, ("left", "right", "left", "right"), rigid=0)

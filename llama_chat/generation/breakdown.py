@@ -1,0 +1,105 @@
+"""Where the time of one token goes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from llama_chat.generation.engine import Engine
+from llama_chat.generation.sampling import Sampler
+from llama_chat.kernels.native import PARTS
+from llama_chat.model.transformer import Transformer
+
+Seconds = dict[str, float]
+
+
+def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
+    """Seconds that each part of decoding one token takes, averaged over ``n`` behind the cache.
+
+    The parts are those of ``PARTS``, ``sampling``, and ``other``: looking up the embedding, and
+    what Python does around it all.
+    """
+    ids = list(engine.cache.ids)
+    with timed_parts(engine.model) as take:
+        logits = engine.sync(ids)  # the last one is read again
+        take()
+        sampled, began = 0.0, time.perf_counter()
+        for _ in range(n):
+            before = time.perf_counter()
+            ids.append(sampler(logits, ids).id)
+            sampled += time.perf_counter() - before
+            logits = engine.sync(ids)
+        whole = time.perf_counter() - began
+        parts = {**take(), "sampling": sampled}
+    parts["other"] = max(0.0, whole - sum(parts.values()))
+    return {name: seconds / n for name, seconds in parts.items()}
+
+
+@contextmanager
+def timed_parts(model: Transformer) -> Iterator[Callable[[], Seconds]]:
+    """Watch forward passes: gives what tells the seconds of each part since it was asked last."""
+    if model.native is not None:
+        yield model.native.take_seconds
+        return
+    watch = _Watch(model)
+    try:
+        yield watch.take
+    finally:
+        watch.remove()
+
+
+class _Watch:
+    """Times the modules of a model in torch."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._device = model.device
+        self._spent = dict.fromkeys(PARTS, 0.0)
+        self._ended = 0.0
+        self._hooks: list[Any] = []
+        for block in model.blocks:
+            attention = block.attention
+            for linear in (attention.wq, attention.wk, attention.wv, attention.wo):
+                self._time(linear, ("projections", 1), ("attention", -1))
+            self._time(attention, ("attention", 1))
+            self._time(block.feed_forward, ("feed_forward", 1))
+        # The logits are what is made behind the last layer.
+        self._hooks.append(model.blocks[-1].register_forward_hook(self._end_layers))
+        self._hooks.append(model.register_forward_hook(self._end_pass))
+
+    def take(self) -> Seconds:
+        """See ``timed_parts``."""
+        spent, self._spent = self._spent, dict.fromkeys(PARTS, 0.0)
+        return spent
+
+    def remove(self) -> None:
+        """Watch no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _time(self, module: nn.Module, *counts: tuple[str, int]) -> None:
+        began = 0.0
+
+        def before(*_: object) -> None:
+            nonlocal began
+            began = self._now()
+
+        def after(*_: object) -> None:
+            for part, sign in counts:
+                self._spent[part] += sign * (self._now() - began)
+
+        self._hooks.append(module.register_forward_pre_hook(before))
+        self._hooks.append(module.register_forward_hook(after))
+
+    def _end_layers(self, *_: object) -> None:
+        self._ended = self._now()
+
+    def _end_pass(self, *_: object) -> None:
+        self._spent["output"] += self._now() - self._ended

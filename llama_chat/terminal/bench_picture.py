@@ -1,0 +1,56 @@
+"""What ``bench`` has measured, drawn for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from llama_chat.terminal.page import draw_page, harmless, shares, table
+
+_PARTS = {
+    "projections": "attention matrices",
+    "attention": "attention",
+    "feed_forward": "feed-forward",
+    "output": "logits",
+    "sampling": "sampling",
+    "other": "other",
+}
+"""How the parts of a token's time are called."""
+
+
+def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored: bool) -> str:
+    """Draw a measurement.
+
+    Args:
+        report: what ``bench --json`` prints.
+        n_prompt: tokens that were prefilled.
+        n_new: tokens that were decoded.
+        colored: whether to use colours.
+    """
+    used, bandwidth = report["bandwidth_used"], report["bandwidth_gb_s"]
+    rows = [
+        ("prefill", f"{report['prefill_tok_s']:,.0f} tokens/s", f"{n_prompt} tokens"),
+        ("decode", f"{report['decode_tok_s']:,.1f} tokens/s", f"{n_new} tokens behind them"),
+        ("loading", f"{report['load_s']:.2f} s", ""),
+        ("first token", f"{report['ttft_s']:.3f} s", "after the prompt"),
+        ("bandwidth", f"{used:.0%}", f"of {bandwidth:.1f} GB/s, read by decode"),
+        ("peak memory", f"{report['peak_rss_mb']:,} MB", ""),
+    ]
+    speeds = table(
+        ((Text(label), Text(value, "bold"), Text(note, "dim")) for label, value, note in rows),
+        ("left", "right", "left"),
+        rigid=2,
+    )
+    token: Mapping[str, float] = report["token_ms"]
+    parts = ((_PARTS[name], f"{ms:.2f} ms", ms) for name, ms in token.items())
+    title = Text("\n").join(
+        [
+            harmless(report["model"], "bold cyan"),
+            harmless(f"{report['kernel']}, {report['threads']} threads"),
+        ]
+    )
+    return draw_page(
+        title,
+        {"Speed": speeds, f"One token, {sum(token.values()):.2f} ms": shares(parts)},
+        colored=colored,
+    )

@@ -1,0 +1,75 @@
+"""Pictures of text for people: sections with tables and bars, as wide as the terminal at most."""
+
+import io
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from rich.bar import Bar
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.streams import one_line
+
+_LEAST_WIDTH, _GREATEST_WIDTH = 40, 100
+"""Columns between which a page follows the terminal; wider bars say no more."""
+
+
+def draw_page(
+    title: RenderableType, sections: Mapping[str, RenderableType], *, colored: bool
+) -> str:
+    """Draw a title, and sections under their headings; without colours it is plain text."""
+    page = io.StringIO()
+    console = Console(
+        file=page,
+        width=min(max(shutil.get_terminal_size().columns, _LEAST_WIDTH), _GREATEST_WIDTH),
+        force_terminal=colored,
+        color_system="standard" if colored else None,
+        no_color=not colored,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    console.print(title)
+    for heading, body in sections.items():
+        console.print("", Text(heading, "bold"), Padding(body, (0, 0, 0, 2)), sep="\n")
+    return "\n".join(line.rstrip() for line in page.getvalue().split("\n"))
+
+
+def harmless(value: object, style: str = "") -> Text:
+    """One line without control characters, folded where it does not fit."""
+    return Text(sanitize(one_line(str(value))), style, overflow="fold")
+
+
+def table(
+    rows: Iterable[Sequence[RenderableType]],
+    justify: Sequence[Literal["left", "right"]],
+    *,
+    rigid: int,
+) -> Table:
+    """A table without lines, whose columns from ``rigid`` on give way where it is narrow."""
+    grid = Table.grid(padding=(0, 2))
+    for i, side in enumerate(justify):
+        grid.add_column(justify=side, no_wrap=i < rigid)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def shares(parts: Iterable[tuple[str, str, float]]) -> Table:
+    """What a whole is made of: label, amount as text, and amount; each with its share as a bar."""
+    known = [part for part in parts if part[2] > 0]
+    total = sum(amount for _, _, amount in known)
+    rows = [
+        (
+            Text(label),
+            Text(shown),
+            Text(f"{amount / total:.1%}"),
+            Bar(total, 0, amount, color="cyan"),
+        )
+        for label, shown, amount in known
+    ]
+    return table(rows, ("left", "right", "right", "left"), rigid=3)
