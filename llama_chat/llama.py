@@ -283,7 +283,7 @@ def load(
     with torch.device("meta"):
         model = Transformer(config)
     free = free_memory(devices)
-    form = choose_form(quantize or "auto", checkpoint, weights_dtype, free)
+    form = choose_form(quantize or "auto", checkpoint, weights_dtype, free, devices[0])
     model.kv_dtype = KV_DTYPES[kv_dtype]
     check_fit(form, checkpoint, weights_dtype, free, context, model.kv_dtype)
     model.load_weights(read_weights(checkpoint, form, weights_dtype, devices, report))

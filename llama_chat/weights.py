@@ -18,6 +18,8 @@ Form = Literal["none", "stored", "int8", "int4"]
 
 FORMS: tuple[Form, ...] = ("none", "stored", "int8", "int4")
 
+_CPU = torch.device("cpu")
+
 _SPARE_BYTES = 2**29
 """What torch, the vocabulary and the activations take beside weights and cache."""
 
@@ -32,20 +34,28 @@ def held_bytes(checkpoint: Checkpoint, form: Form, dtype: torch.dtype) -> int:
     return sum(_tensor_bytes(checkpoint, name, form, dtype) for name in checkpoint.tensors)
 
 
-def choose_form(wanted: str, checkpoint: Checkpoint, dtype: torch.dtype, free: int) -> Form:
+def choose_form(
+    wanted: str,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    free: int,
+    device: torch.device = _CPU,
+) -> Form:
     """Decide how the matrices are held.
 
     Args:
         wanted: a ``Form``, or ``auto``: quantised files stay packed. Where no C multiplies packed
-            weights, they are unpacked if that takes no more than half of ``free``.
+            weights, as on a GPU, they are unpacked if that takes no more than half of ``free``.
         checkpoint: whose weights.
         dtype: the type of what is not packed.
         free: bytes of memory to be had.
+        device: where the model is to compute.
     """
     if wanted != "auto":
         return cast("Form", wanted)
     roomy = held_bytes(checkpoint, "none", dtype) <= free // 2
-    return "none" if roomy and not native.available else "stored"
+    is_fast = native.available and device.type == "cpu"
+    return "none" if roomy and not is_fast else "stored"
 
 
 def check_fit(

@@ -48,6 +48,8 @@ def test_quantised_files_stay_packed_where_that_is_fast(checkpoint: GGUFCheckpoi
     fast = "stored" if native.available else "none"
     assert choose_form("auto", checkpoint, torch.bfloat16, 10**12) == fast
     assert choose_form("auto", checkpoint, torch.bfloat16, 10**6) == "stored"
+    gpu = torch.device("cuda")
+    assert choose_form("auto", checkpoint, torch.bfloat16, 10**12, gpu) == "none"
 
 
 def test_what_does_not_fit_is_refused_with_what_would(checkpoint: GGUFCheckpoint) -> None:

@@ -62,7 +62,7 @@ def inspect(
     devices = pick_devices(settings.text("device"))
     dtype = pick_dtype(settings.text("dtype"), checkpoint.dtype, devices[0])
     free = free_memory(devices)
-    form = choose_form(settings.text("quantize"), checkpoint, dtype, free)
+    form = choose_form(settings.text("quantize"), checkpoint, dtype, free, devices[0])
     report = describe(
         checkpoint,
         tokenizer,

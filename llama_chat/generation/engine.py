@@ -21,6 +21,7 @@ from llama_chat.generation.events import (
 )
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.stopping import StopStrings
+from llama_chat.model.static_step import StaticStep
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
@@ -65,6 +66,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.cache = model.new_cache()
+        self._step = StaticStep(model) if StaticStep.fits(model) else None
         self.n_read = 0
         """How many tokens the model has read so far, those it wrote among them."""
         names = {tokenizer.control_ids.get(name) for name in END_TOKENS} | {tokenizer.eos_id}
@@ -130,10 +132,18 @@ class Engine:
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             with _memory_for(self.cache.length + len(chunk)):
-                logits: Tensor = self.model(chunk, self.cache, should_stop=watch.should_stop)
+                logits = self._forward(chunk, watch)
             self.n_read += len(chunk)
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
+        return logits
+
+    def _forward(self, ids: Sequence[int], watch: Watch) -> Tensor:
+        if self._step is None or len(ids) > 1:
+            logits: Tensor = self.model(ids, self.cache, should_stop=watch.should_stop)
+            return logits
+        logits = self._step(ids[0], self.cache)
+        self.cache.commit(ids)
         return logits
 
     def generate(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.kv_cache import KVCache
+from llama_chat.model.kv_cache import Rows
 from llama_chat.model.layers import Linear
 from llama_chat.model.rope import apply_rotary
 
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.wo = Linear(q_dim, config.dim)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Rows
     ) -> Tensor:
         """Attend from ``x`` ``(B, T, dim)`` to the cache and to ``x`` itself."""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)

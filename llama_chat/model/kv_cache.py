@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class _Tail:
     start: int
     rows: Sequence[Sequence[Tensor]]
     """As ``KVCache`` has them, ``len(ids) - start`` of them."""
+
+
+class Rows(Protocol):
+    """Where a layer puts the keys and values of new tokens."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store them and return all that may be attended to; see ``KVCache.write``."""
 
 
 class KVCache:
@@ -151,10 +159,14 @@ class KVCache:
             Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``; views of the buffers where these
             have that type.
         """
-        keys, values, *scales = (each[layer][:, :, :end] for each in self._buffers)
+        keys, values, *scales = (buffer[:, :, :end] for buffer in self.layer(layer))
         if scales:
             keys, values = keys * scales[0].unsqueeze(-1), values * scales[1].unsqueeze(-1)
         return keys.to(dtype), values.to(dtype)
+
+    def layer(self, layer: int) -> Sequence[Tensor]:
+        """The buffers of one layer with all their room: keys, values, and of int8 their scales."""
+        return [each[layer] for each in self._buffers]
 
     def commit(self, ids: Sequence[int]) -> None:
         """Count the rows just written as those of ``ids``: the forward pass has returned."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llama_chat.kernels.native import MAX_ROWS, LayerTensors, NativeModel
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.kv_cache import KVCache
+from llama_chat.model.kv_cache import KVCache, Rows
 from llama_chat.model.layers import Embedding, Linear
 from llama_chat.model.quantization import Packed, prefers_floats
 from llama_chat.model.rope import rotary_tables
@@ -75,7 +75,7 @@ class TransformerBlock(nn.Module):
         return self.ffn_norm.weight.device
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Rows
     ) -> Tensor:
         """Map ``x`` ``(B, T, dim)`` to the same shape, adding its rows to the cache."""
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
             x = block(x, cos, sin, mask, cache)
         if not all_logits:
             x = x[:, -1:]
-        logits = self._logits(x)[0]  # (T or 1, vocab_size)
+        logits = self.logits_of(x)[0]  # (T or 1, vocab_size)
         cache.commit(ids)
         return logits if all_logits else logits[0]
 
@@ -265,7 +265,7 @@ class Transformer(nn.Module):
             raise ValueError("a model without layers")
         return logits
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits_of(self, x: Tensor) -> Tensor:
         """Project ``x`` ``(B, T, dim)`` to the vocabulary, in float32."""
         x = self.norm(x.to(self.norm.weight.device))
         output = self.tok_embeddings if self.config.tie_embeddings else self.output

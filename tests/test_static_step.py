@@ -1,0 +1,50 @@
+"""Decoding with fixed shapes, which a GPU replays as a graph, is decoding.
+
+The graph itself needs a GPU; what is captured in it runs on a CPU, too.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llama_chat.model.static_step import StaticStep
+from tests.models import TINY, random_model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("context_length", [1024, 520])  # the last bucket may be a short one
+@torch.inference_mode()
+def test_logits_are_those_of_the_usual_pass(tied: bool, context_length: int) -> None:
+    model = random_model(replace(TINY, tie_embeddings=tied, context_length=context_length))
+    step = StaticStep(model)
+    usual, fixed = model.new_cache(), model.new_cache()
+    for cache in (usual, fixed):
+        model(list(range(250)), cache)
+    for token_id in range(1, 271):  # across the edges of two buckets, while the cache grows
+        expected = model([token_id], usual)
+        found = step(token_id, fixed)
+        fixed.commit([token_id])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for layer in range(TINY.n_layers):
+        for rows, wanted in zip(
+            fixed.read(layer, 520, torch.float32),
+            usual.read(layer, 520, torch.float32),
+            strict=True,
+        ):
+            torch.testing.assert_close(rows, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@torch.inference_mode()
+def test_a_gpu_replays_it() -> None:
+    model = random_model(replace(TINY, context_length=1024)).to("cuda")
+    assert StaticStep.fits(model)
+    step = StaticStep(model)
+    usual, fixed = model.new_cache(), model.new_cache()
+    for cache in (usual, fixed):
+        model(list(range(250)), cache)
+    for token_id in range(1, 271):
+        expected = model([token_id], usual)
+        torch.testing.assert_close(step(token_id, fixed), expected, rtol=1e-3, atol=1e-3)
+        fixed.commit([token_id])
