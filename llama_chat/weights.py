@@ -11,6 +11,7 @@ from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.errors import ModelError
 from llama_chat.files import readable_size
 from llama_chat.kernels import native
+from llama_chat.kernels.matrix import padded_rows
 from llama_chat.model.quantization import Packed, packed_bytes, place, quantize
 
 Form = Literal["none", "stored", "int8", "int4"]
@@ -181,4 +182,4 @@ def _tensor_bytes(checkpoint: Checkpoint, name: str, form: Form, dtype: torch.dt
         return info.n_weights * dtype.itemsize
     # In C, rows lie in panels, of which the last may not be full.
     n_rows = info.shape[0]
-    return packed // n_rows * native.padded_rows(n_rows) if native.available else packed
+    return packed // n_rows * padded_rows(n_rows) if native.available else packed

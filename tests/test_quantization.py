@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hatch_build import build_library
 from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
-from llama_chat.kernels.native import NativeMatrix
+from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.llama import load
 from llama_chat.model.quantization import PackedWeight, packed_bytes, packed_linear, place, quantize
 from tests.conftest import ROOT

@@ -1,4 +1,4 @@
-/* The cache of keys and values, and attention to it. See attention.c. */
+/* The cache of keys and values, and attention to it. */
 
 #ifndef ATTENTION_H
 #define ATTENTION_H
@@ -26,6 +26,8 @@ typedef struct {
     int64_t start, end;
 } range;
 
+/* kv_rows.c */
+
 /* Rows of a product with keys or values that one thread must have together: those of whole heads
  * if each head of a token has a scale. */
 int64_t rows_together(const kv_cache *cache);
@@ -39,6 +41,8 @@ void store_keys(const kv_cache *cache, int64_t layer, float *k, int n_x, range r
 void store_values(const kv_cache *cache, int64_t layer, const float *v, int n_x, range rows,
                   int level);
 
+/* attention.c */
+
 /* Bytes of what all threads share, and of what each has for itself. */
 int64_t attention_shared_bytes(const kv_cache *cache, int n_x);
 int64_t attention_own_bytes(const kv_cache *cache, int n_x);
@@ -47,5 +51,10 @@ int64_t attention_own_bytes(const kv_cache *cache, int n_x);
  * (n_x, n_heads * head_dim). To be called by all threads of a team, which meet inside. */
 void attend(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *shared,
             void *own, int level);
+
+/* attention_many.c: the same for more tokens than a few. */
+int64_t many_bytes(const kv_cache *cache);
+void attend_many(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *own,
+                 int level);
 
 #endif

@@ -135,7 +135,7 @@ INLINE float bfloat16_to_float(uint16_t half)
 #define BY_LEVEL(name) {name##_portable}
 #endif
 
-/* ---- products.c ---------------------------------------------------------------------------- */
+/* ---- rounding.c ---------------------------------------------------------------------------- */
 
 /* Bytes that a rounded row of activations takes. */
 int64_t rounded_bytes(int64_t n_columns, int group);
@@ -147,6 +147,8 @@ int largest_tile(int level);
 /* Round the `n` rows of a tile, x (n, columns) in bfloat16 (`narrow`) or float32, to 8 bits. */
 void round_tile(const void *x, int narrow, int64_t n_columns, int group, int n, uint8_t *tile,
                 int level);
+
+/* ---- products.c ---------------------------------------------------------------------------- */
 
 /* The panels `first` to `end` times `n_x` rounded rows, into y (n_x, rows). */
 void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,

@@ -7,41 +7,17 @@
  * where both sums are of integers. The second is that of the rounded activations: their errors are
  * then weighed by the weights, which lie around zero, and not by the quants, which need not.
  *
- * A few rows of activations make a tile: each weight that is loaded meets all of them while they
- * are in registers, its sixteen rows in the lanes of a vector. A tile is a run of groups as a panel
- * is, in the order in which it is read: by four columns the quants of each row, then the scales of
- * the rows, the sums x_scale * sum(x_q), and -8 * sum(x_q): what the integer sum of W4 without minima begins
- * with, as its weights are stored as q + 8.
- *
  * The same source serves every machine: a function for each instruction set, chosen at run time.
  */
 
-#include <math.h>
-
-#include "packed.h"
+#include "tiles.h"
 
 #if X86
 #include <immintrin.h>
 #endif
 
-enum { MAX_TILE = 12, TILE_BLOCK = 1 << 19 };
-
-/* Bytes that one group of one row takes in a tile. */
-INLINE int64_t group_bytes(int group) { return group + 3 * (int64_t)sizeof(float); }
-
-/* One group of a tile of `n` rows. */
-typedef struct {
-    const int8_t *quants;
-    const float *scales, *sums;
-    const int32_t *begin;
-} tile_group;
-
-INLINE tile_group group_of(const uint8_t *tile, int64_t g, int group, int n)
-{
-    const uint8_t *at = tile + g * n * group_bytes(group);
-    const float *floats = (const float *)(at + n * group);
-    return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
-}
+/* Bytes of rounded rows that stay in a core's own cache while all panels pass by. */
+enum { TILE_BLOCK = 1 << 19 };
 
 /* Four neighbouring quants of activations, as a number to be spread over a vector. */
 INLINE int32_t four(const int8_t *x)
@@ -254,11 +230,6 @@ LAYOUTS(SMALL_DOTS, TARGET_AVX2, dot_avx2, avx2)
 LAYOUTS(ALL_DOTS, TARGET_AVX512, dot_avx512, avx512)
 #endif
 
-static const int SIZES[] = {1, 2, 4, 8, 12};
-
-/* How many of SIZES there are: twelve rows fit into the registers of AVX-512 only. */
-static const int N_SIZES[] = {3, 3, 5};
-
 /* By instruction set, layout and SIZES. */
 static dot_function *const DOTS[][8][5] = {
     NAMES(SMALL_NAMES, portable),
@@ -267,84 +238,6 @@ static dot_function *const DOTS[][8][5] = {
     NAMES(ALL_NAMES, avx512),
 #endif
 };
-
-/* Which of SIZES the next tile has. */
-INLINE int index_of_size(int n_left, int level)
-{
-    int index = N_SIZES[level] - 1;
-    while (SIZES[index] > n_left)
-        index--;
-    return index;
-}
-
-int tile_size(int n_left, int level) { return SIZES[index_of_size(n_left, level)]; }
-
-int largest_tile(int level) { return SIZES[N_SIZES[level] - 1]; }
-
-/* ---- rounding ------------------------------------------------------------------------------ */
-
-int64_t rounded_bytes(int64_t n_columns, int group)
-{
-    return n_columns / group * group_bytes(group);
-}
-
-/* One row into its place among the `n` of a tile. */
-INLINE void round_row(const void *x, int narrow, int64_t n_columns, int group, int n, int m,
-                      uint8_t *tile)
-{
-    for (int64_t g = 0; g < n_columns / group; g++) {
-        float values[MAX_GROUP], largest = 0, nothing = 0;
-        int8_t quants[MAX_GROUP];
-        for (int i = 0; i < group; i++)
-            values[i] = narrow ? bfloat16_to_float(((const uint16_t *)x)[g * group + i])
-                               : ((const float *)x)[g * group + i];
-#pragma omp simd reduction(max : largest) reduction(+ : nothing)
-        for (int i = 0; i < group; i++) {
-            float magnitude = fabsf(values[i]);
-            largest = magnitude > largest ? magnitude : largest;
-            nothing += values[i] * 0; /* which is no number if the value is none, or infinite */
-        }
-        float inverse = largest > 0 ? 127 / largest : 0;
-        int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < group; i++) {
-            int32_t rounded = rounded_part(values[i] * inverse + ROUNDING);
-            quants[i] = (int8_t)rounded;
-            sum += rounded;
-        }
-        uint8_t *to = tile + g * n * group_bytes(group);
-        for (int c = 0; c < group / 4; c++)
-            memcpy(to + 4 * (c * n + m), quants + 4 * c, 4);
-        float *floats = (float *)(to + n * group);
-        floats[m] = largest / 127 + nothing;
-        floats[n + m] = floats[m] * (float)sum;
-        ((int32_t *)floats)[2 * n + m] = -8 * sum;
-    }
-}
-
-#define ROUND(target, level)                                                                       \
-    target static void round_##level(const void *x, int narrow, int64_t n_columns, int group,      \
-                                     int n, int m, uint8_t *tile)                                  \
-    {                                                                                              \
-        if (narrow)                                                                                \
-            group == 16 ? round_row(x, 1, n_columns, 16, n, m, tile)                               \
-                        : round_row(x, 1, n_columns, 32, n, m, tile);                              \
-        else                                                                                       \
-            group == 16 ? round_row(x, 0, n_columns, 16, n, m, tile)                               \
-                        : round_row(x, 0, n_columns, 32, n, m, tile);                              \
-    }
-
-FOR_LEVELS(ROUND)
-static void (*const ROUNDERS[])(const void *, int, int64_t, int, int, int, uint8_t *) =
-    BY_LEVEL(round);
-
-void round_tile(const void *x, int narrow, int64_t n_columns, int group, int n, uint8_t *tile,
-                int level)
-{
-    const int64_t row_bytes = n_columns * (narrow ? 2 : 4);
-    for (int m = 0; m < n; m++)
-        ROUNDERS[level]((const char *)x + m * row_bytes, narrow, n_columns, group, n, m, tile);
-}
 
 /* ---- products ------------------------------------------------------------------------------ */
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llama_chat.kernels.native import NativeCache
+from llama_chat.kernels.forward import NativeCache
 from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.kernels.native import NativeMatrix
+from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.model.quantization import Packed, packed_linear, unpack_rows
 
 

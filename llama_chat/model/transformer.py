@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.kernels.native import MAX_ROWS, LayerTensors, NativeModel
+from llama_chat.kernels.forward import MAX_ROWS, LayerTensors, NativeModel
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache, Rows

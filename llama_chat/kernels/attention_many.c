@@ -1,0 +1,205 @@
+/* Attention of many new tokens to a cache.
+ *
+ * It is bound by arithmetic: blocks of queries meet blocks of keys in registers, and the softmax goes
+ * along with them (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
+ */
+
+#include <math.h>
+
+#include "kv_rows.h"
+
+enum { QUERIES = 128, KEYS = 64, TILE_ROWS = 4, TILE_VECTORS = 4 };
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Part of c (rows, n) += a (rows, k) b (k, n): four rows, and so many vectors. */
+INLINE void multiply_tile(const float *a, int64_t a_row, const float *b, int64_t b_row, float *c,
+                          int64_t c_row, int64_t k, int n_vectors)
+{
+    vector sums[TILE_ROWS][TILE_VECTORS];
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < n_vectors; j++)
+            sums[i][j] = *(const vector *)(c + i * c_row + j * LANES);
+    for (int64_t l = 0; l < k; l++) {
+        vector right[TILE_VECTORS];
+        for (int j = 0; j < n_vectors; j++)
+            right[j] = *(const vector *)(b + l * b_row + j * LANES);
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int j = 0; j < n_vectors; j++)
+                sums[i][j] += a[i * a_row + l] * right[j];
+    }
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < n_vectors; j++)
+            *(vector *)(c + i * c_row + j * LANES) = sums[i][j];
+}
+
+/* c (rows, n) += a (rows, k) b (k, n), with rows a multiple of 4 and n one of LANES. */
+INLINE void multiply_floats(const float *a, int64_t a_row, const float *b, int64_t b_row, float *c,
+                            int64_t c_row, int64_t rows, int64_t k, int64_t n)
+{
+    const int64_t wide = TILE_VECTORS * LANES;
+    for (int64_t i = 0; i < rows; i += TILE_ROWS) {
+        int64_t j = 0;
+        for (; j + wide <= n; j += wide)
+            multiply_tile(a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, k,
+                          TILE_VECTORS);
+        for (; j < n; j += LANES)
+            multiply_tile(a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, k, 1);
+    }
+}
+
+/* What a thread has for a block of queries; `width` is head_dim, filled up to whole vectors. */
+typedef struct {
+    float *queries; /* (n_rows, width) */
+    float *sums;    /* (n_rows, width), of weighted values */
+    float *scores;  /* (n_rows, KEYS) */
+    float *keys;    /* (width, KEYS), transposed */
+    float *values;  /* (KEYS, width) */
+    float *most;    /* (n_rows), the largest score so far */
+    float *total;   /* (n_rows), the sum of the weights so far */
+    float *row;     /* (width) */
+} many_buffers;
+
+/* Tokens in a block, all queries of one head of keys in it. */
+INLINE int64_t block_tokens(const kv_cache *cache)
+{
+    int64_t tokens = QUERIES * cache->n_kv_heads / cache->n_heads;
+    return tokens > 1 ? tokens : 1;
+}
+
+INLINE int64_t block_queries(const kv_cache *cache)
+{
+    return filled_up(block_tokens(cache) * (cache->n_heads / cache->n_kv_heads), TILE_ROWS);
+}
+
+INLINE many_buffers lay_out_many(const kv_cache *cache, float *own)
+{
+    const int64_t width = filled_up(cache->head_dim, LANES), rows = block_queries(cache);
+    many_buffers b = {.queries = own};
+    b.sums = b.queries + rows * width;
+    b.scores = b.sums + rows * width;
+    b.keys = b.scores + rows * KEYS;
+    b.values = b.keys + width * KEYS;
+    b.most = b.values + width * KEYS;
+    b.total = b.most + filled_up(rows, LANES);
+    b.row = b.total + filled_up(rows, LANES);
+    return b;
+}
+
+/* Keys and values of some rows as floats, with zeros behind the last. */
+INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
+                       many_buffers b, int kind)
+{
+    const int64_t n = cache->head_dim, width = filled_up(n, LANES);
+    const char *keys = head_of(cache, cache->keys, layer, head, kind);
+    const char *values = head_of(cache, cache->values, layer, head, kind);
+    const float *key_scales = scales_of(cache, cache->key_scales, layer, head, kind);
+    const float *value_scales = scales_of(cache, cache->value_scales, layer, head, kind);
+    for (int64_t r = 0; r < KEYS; r++) {
+        float *value = b.values + r * width;
+        memset(b.row, 0, sizeof(float) * (size_t)width);
+        memset(value, 0, sizeof(float) * (size_t)width);
+        if (rows.start + r < rows.end) {
+            load_row(keys, key_scales, rows.start + r, n, kind, b.row);
+            load_row(values, value_scales, rows.start + r, n, kind, value);
+        }
+        for (int64_t d = 0; d < width; d++)
+            b.keys[d * KEYS + r] = b.row[d];
+    }
+}
+
+/* Turn the scores of one query into weights; the first `visible` keys may be seen. */
+INLINE void weigh(float *scores, int64_t visible, float *most, float *total, float *sums,
+                  int64_t width)
+{
+    float largest = *most, sum = 0;
+    for (int64_t r = visible; r < KEYS; r++)
+        scores[r] = -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (int64_t r = 0; r < KEYS; r++)
+        largest = scores[r] > largest ? scores[r] : largest;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t r = 0; r < KEYS; r++) {
+        scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - largest);
+        sum += scores[r];
+    }
+    if (largest > *most) {
+        float factor = *most == -INFINITY ? 0 : fast_exp(*most - largest);
+        *total *= factor;
+        for (int64_t d = 0; d < width; d++)
+            sums[d] *= factor;
+    }
+    *most = largest;
+    *total += sum;
+}
+
+/* Attend with the queries of one head of keys of the tokens `first` to `end`. */
+INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
+                         int64_t first, int64_t end, float *out, many_buffers b, int kind)
+{
+    const int64_t n = cache->head_dim, width = filled_up(n, LANES);
+    const int64_t group = cache->n_heads / cache->n_kv_heads;
+    const int64_t n_queries = (end - first) * group, rows = filled_up(n_queries, TILE_ROWS);
+    memset(b.queries, 0, sizeof(float) * (size_t)(rows * width));
+    memset(b.sums, 0, sizeof(float) * (size_t)(rows * width));
+    for (int64_t i = 0; i < n_queries; i++) {
+        int64_t at = ((first + i / group) * cache->n_heads + head * group + i % group) * n;
+        memcpy(b.queries + i * width, q + at, sizeof(float) * (size_t)n);
+        b.most[i] = -INFINITY;
+        b.total[i] = 0;
+    }
+    for (int64_t start = 0; start < cache->length + end; start += KEYS) {
+        int64_t behind = start + KEYS < cache->length + end ? start + KEYS : cache->length + end;
+        load_block(cache, layer, head, (range){start, behind}, b, kind);
+        memset(b.scores, 0, sizeof(float) * (size_t)(rows * KEYS));
+        multiply_floats(b.queries, width, b.keys, KEYS, b.scores, KEYS, rows, width, KEYS);
+        for (int64_t i = 0; i < n_queries; i++) {
+            int64_t visible = cache->length + first + i / group + 1 - start;
+            visible = visible < 0 ? 0 : visible > KEYS ? KEYS : visible;
+            weigh(b.scores + i * KEYS, visible, b.most + i, b.total + i, b.sums + i * width, width);
+        }
+        multiply_floats(b.scores, KEYS, b.values, width, b.sums, width, rows, KEYS, width);
+    }
+    for (int64_t i = 0; i < n_queries; i++) {
+        float *to = out + ((first + i / group) * cache->n_heads + head * group + i % group) * n;
+        for (int64_t d = 0; d < n; d++)
+            to[d] = b.sums[i * width + d] / b.total[i];
+    }
+}
+
+INLINE void attend_blocks(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out,
+                        float *own, int kind)
+{
+    const int64_t tokens = block_tokens(cache), blocks = filled_up(n_x, tokens) / tokens;
+    const many_buffers b = lay_out_many(cache, own);
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < cache->n_kv_heads * blocks; item++) {
+        /* The last tokens see most: they go first. */
+        int64_t block = blocks - 1 - item / cache->n_kv_heads, first = block * tokens;
+        attend_block(cache, layer, q, item % cache->n_kv_heads, first,
+                     first + tokens < n_x ? first + tokens : n_x, out, b, kind);
+    }
+}
+
+#define MANY(target, level)                                                                        \
+    target static void many_##level(const kv_cache *cache, int64_t layer, const float *q, int n_x, \
+                                    float *out, float *own)                                        \
+    {                                                                                              \
+        attend_blocks(cache, layer, q, n_x, out, own, cache->kind);                                \
+    }
+
+FOR_LEVELS(MANY)
+static void (*const MANY_OF[])(const kv_cache *, int64_t, const float *, int, float *, float *) =
+    BY_LEVEL(many);
+
+int64_t many_bytes(const kv_cache *cache)
+{
+    many_buffers b = lay_out_many(cache, NULL);
+    return (b.row - b.queries + filled_up(cache->head_dim, LANES)) * (int64_t)sizeof(float);
+}
+
+void attend_many(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *own,
+                 int level)
+{
+    MANY_OF[level](cache, layer, q, n_x, out, own);
+}

@@ -1,0 +1,142 @@
+"""Packed matrices as the C functions have them."""
+
+import contextlib
+import ctypes
+import mmap
+
+import torch
+from torch import Tensor
+
+from llama_chat.kernels import native
+
+_PANEL = 16
+"""Rows that lie together; ``PANEL`` of ``packed.h``."""
+
+_CACHE_LINE = 64
+
+_LARGE_PAGE = 2**21
+
+
+class PackedMatrix(ctypes.Structure):
+    """``packed_matrix`` of ``packed.h``."""
+
+    _fields_ = (
+        ("bits", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("has_mins", ctypes.c_int32),
+        ("n_rows", ctypes.c_int64),
+        ("n_columns", ctypes.c_int64),
+        ("panels", ctypes.c_void_p),
+    )
+
+
+class _PackedRows(ctypes.Structure):
+    """``packed_rows`` of ``panels.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("quants", "scales", "mins")),
+        *(
+            (f"{name}_{step}", ctypes.c_int64)
+            for name in ("quants", "scales", "mins")
+            for step in ("row", "group")
+        ),
+    )
+
+
+class NativeMatrix:
+    """A packed matrix ``(out, in)`` in the memory of the processor, laid out for the C functions.
+
+    What it holds is what ``PackedWeight`` says, sixteen rows together; see ``packed.h``.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        quants: Tensor,
+        scales: Tensor,
+        mins: Tensor | None,
+        level: int | None = None,
+    ) -> None:
+        """Copy the tensors of a ``PackedWeight``.
+
+        ``level`` is a number of ``LEVELS``, or None for the one in use.
+        """
+        self._library = native.built()
+        self._level = native.level if level is None else level
+        rows, n_groups, n_bytes = quants.shape
+        self.bits = bits
+        self.group = n_bytes * 8 // bits
+        self.shape = rows, n_groups * self.group
+        """``(out, in)``."""
+        self.n_bytes = padded_rows(rows) * n_groups * (n_bytes + 2 + 2 * (mins is not None))
+        """Bytes that it takes."""
+        self._panels = _room(self.n_bytes)
+        self.matrix = PackedMatrix(
+            bits, self.group, mins is not None, *self.shape, self._panels.data_ptr()
+        )
+        self._address = ctypes.byref(self.matrix)
+        if quants.stride(2) != 1:
+            raise ValueError("the quants of a group do not lie side by side")
+        tensors = (quants, scales, scales if mins is None else mins)
+        source = _PackedRows(
+            quants.data_ptr(),
+            scales.data_ptr(),
+            None if mins is None else mins.data_ptr(),
+            *(part.stride(axis) * part.element_size() for part in tensors for axis in (0, 1)),
+        )
+        self._library.pack_panels(self._address, ctypes.byref(source), self._panels.data_ptr())
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """``x @ weights.T``: ``(n, in)`` in float32 or bfloat16 to ``(n, out)`` in the same type.
+
+        ``x`` is rounded to 8 bits per group.
+        """
+        narrow, n = _narrow(x.dtype), len(x)
+        x = x.contiguous()
+        y = torch.empty(n, self.shape[0], dtype=x.dtype)
+        row_bytes = self._library.rounded_bytes(self.shape[1], self.group)
+        scratch = torch.empty(n * row_bytes, dtype=torch.uint8)
+        self._library.multiply(
+            self._address, x.data_ptr(), n, y.data_ptr(), narrow, scratch.data_ptr(), self._level
+        )
+        return y
+
+    def unpack_rows(self, ids: Tensor, to: Tensor) -> Tensor:
+        """Write some rows into ``to`` ``(n, in)``, float32 or bfloat16; returns it."""
+        ids = ids.contiguous()
+        self._library.unpack_rows(
+            self._address, ids.data_ptr(), len(ids), to.data_ptr(), _narrow(to.dtype), self._level
+        )
+        return to
+
+
+def _narrow(dtype: torch.dtype) -> bool:
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"{dtype} is neither float32 nor bfloat16")
+    return dtype == torch.bfloat16
+
+
+def padded_rows(n: int) -> int:
+    """Rows that a ``NativeMatrix`` of ``n`` rows takes the room of: whole panels."""
+    return -(-n // _PANEL) * _PANEL
+
+
+def _room(n_bytes: int) -> Tensor:
+    """Memory for weights, ``(n_bytes,)`` in uint8; in large pages where the system has them.
+
+    Weights are read from front to back for each token: with small pages a good part of the time
+    goes into finding them.
+    """
+    if n_bytes < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = torch.empty(n_bytes + _CACHE_LINE, dtype=torch.uint8)
+        start = -memory.data_ptr() % _CACHE_LINE
+    else:
+        # What is left over before and behind is never touched, and so takes no memory.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = mmap.mmap(-1, n_bytes + _LARGE_PAGE, flags=private)
+        memory = torch.frombuffer(mapped, dtype=torch.uint8)
+        start = -memory.data_ptr() % _LARGE_PAGE
+        with contextlib.suppress(OSError):  # a kernel may have been built without
+            whole = n_bytes // _LARGE_PAGE * _LARGE_PAGE
+            mapped.madvise(mmap.MADV_HUGEPAGE, start, whole)
+    return memory[start : start + n_bytes]
