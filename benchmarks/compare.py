@@ -7,7 +7,7 @@
 round each of them in turn reads a prompt of random tokens into an empty cache, and reads tokens
 one by one behind each number of tokens in ``--behind``, while the others sleep. Nothing is sampled.
 Printed are medians, and the median of the ratios within a round, since a shared machine is slower
-at times.
+at times. ``benchmarks.plot`` draws what ``--json`` writes.
 """
 
 import argparse
@@ -26,6 +26,9 @@ from llama_chat.generation.measuring import read_bandwidth
 Speeds = dict[str, dict[str, list[float]]]
 """Tokens per second by task and program, round by round."""
 
+DECODE = "decode behind "
+"""How a task begins that ends with a number of tokens."""
+
 
 def race(programs: Sequence[Program], n_prompt: int, n_new: int, behind: Sequence[int]) -> Speeds:
     """Tokens per second of one round."""
@@ -39,7 +42,7 @@ def race(programs: Sequence[Program], n_prompt: int, n_new: int, behind: Sequenc
         if n_prompt:
             take("prefill", program, "prefill", n_prompt)
         for length in behind:
-            take(f"decode behind {length}", program, "decode", n_new, behind=length)
+            take(f"{DECODE}{length}", program, "decode", n_new, behind=length)
     return speeds
 
 
