@@ -1,7 +1,7 @@
-"""llama.cpp: ``python -m benchmarks.runners.llama_cpp MODEL CONTEXT THREADS``."""
+"""llama.cpp: ``python -m benchmarks.runners.llama_cpp MODEL CONTEXT THREADS OPTIONS``."""
 
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 from llama_cpp import Llama
 
@@ -11,9 +11,14 @@ from benchmarks.runners.serving import serve
 class LlamaCpp:
     """A model of llama.cpp through llama-cpp-python, with its usual batch of 512."""
 
-    def __init__(self, path: str, context: int, threads: int) -> None:
+    def __init__(self, path: str, context: int, threads: int, **options: Any) -> None:
         self.model = Llama(
-            path, n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False
+            path,
+            n_ctx=context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+            **options,
         )
         self.vocab_size = self.model.n_vocab()
 
@@ -21,10 +26,16 @@ class LlamaCpp:
         """Read ``ids`` behind the rest."""
         self.model.eval(ids)
 
+    def logits(self, ids: Sequence[int]) -> bytes:
+        """The same for the logits behind each; needs the option ``logits_all``."""
+        start = self.model.n_tokens
+        self.model.eval(ids)
+        return bytes(self.model.scores[start : self.model.n_tokens].tobytes())
+
     def truncate(self, length: int) -> None:
         """Forget what lies beyond ``length``; the next ``eval`` cuts the cache there."""
         self.model.n_tokens = length
 
 
 if __name__ == "__main__":
-    serve(LlamaCpp(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    serve(LlamaCpp)

@@ -1,7 +1,7 @@
-"""llama-chat: ``python -m benchmarks.runners.ours MODEL CONTEXT THREADS``."""
+"""llama-chat: ``python -m benchmarks.runners.ours MODEL CONTEXT THREADS OPTIONS``."""
 
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.runners.serving import serve
 from llama_chat import load
@@ -10,13 +10,18 @@ from llama_chat import load
 class LlamaChat:
     """A model of llama-chat, driven through its engine."""
 
-    def __init__(self, path: str, context: int, threads: int) -> None:
-        self.engine = load(path, context=context, threads=threads).engine()
-        self.vocab_size = self.engine.tokenizer.vocab_size
+    def __init__(self, path: str, context: int, threads: int, **options: Any) -> None:
+        self.engine = load(path, context=context, threads=threads, **options).engine()
+        self.vocab_size = self.engine.model.config.vocab_size
 
     def read(self, ids: Sequence[int]) -> None:
         """Read ``ids`` behind the rest."""
         self.engine.sync([*self.engine.cache.ids, *ids])
+
+    def logits(self, ids: Sequence[int]) -> bytes:
+        """Read ``ids`` behind the rest, for the logits behind each."""
+        logits = self.engine.model(ids, self.engine.cache, all_logits=True)
+        return bytes(logits.numpy().tobytes())
 
     def truncate(self, length: int) -> None:
         """Forget what lies beyond ``length``."""
@@ -24,4 +29,4 @@ class LlamaChat:
 
 
 if __name__ == "__main__":
-    serve(LlamaChat(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    serve(LlamaChat)

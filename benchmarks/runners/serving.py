@@ -1,10 +1,11 @@
-"""The part that all runners share: requests on stdin, seconds on stdout, a JSON object a line."""
+"""The part that all runners share: requests on stdin, answers on stdout, a JSON object a line."""
 
 import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -16,12 +17,15 @@ class Runner(Protocol):
     def read(self, ids: Sequence[int]) -> None:
         """Read ``ids`` behind what the cache holds, in one go, for the logits behind the last."""
 
+    def logits(self, ids: Sequence[int]) -> bytes:
+        """The same for the logits behind each of them: float32 ``(len(ids), vocab_size)``."""
+
     def truncate(self, length: int) -> None:
         """Forget what the cache holds beyond ``length`` tokens."""
 
 
-class _Timed:
-    """A runner, and how many tokens it holds."""
+class _Tasks:
+    """A runner, how many tokens it holds, and what may be asked of it."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -37,27 +41,42 @@ class _Timed:
             self.runner.read(self.ids[self.length : length])
         self.length = length
 
-    def prefill(self, n: int) -> float:
+    def prefill(self, n: int) -> dict[str, float]:
         """Seconds for reading ``n`` tokens into an empty cache."""
         self.hold(0)
         began = time.perf_counter()
         self.hold(n)
-        return time.perf_counter() - began
+        return {"seconds": time.perf_counter() - began}
 
-    def decode(self, n: int, behind: int) -> float:
+    def decode(self, n: int, behind: int) -> dict[str, float]:
         """Seconds for reading ``n`` tokens one by one, behind others."""
         self.hold(behind)
         began = time.perf_counter()
         for _ in range(n):
             self.hold(self.length + 1)
-        return time.perf_counter() - began
+        return {"seconds": time.perf_counter() - began}
+
+    def logits(self, ids: Sequence[int], step: int, to: str) -> dict[str, int]:
+        """Read ``ids`` into an empty cache, ``step`` at a time, and add their logits to a file."""
+        self.hold(0)
+        with Path(to).open("ab") as file:
+            for start in range(0, len(ids), step):
+                file.write(self.runner.logits(ids[start : start + step]))
+        self.runner.truncate(0)
+        return {"rows": len(ids)}
 
 
-def serve(runner: Runner) -> None:
-    """Answer requests until stdin ends: ``{"do": "prefill" | "decode", …}`` with its arguments."""
-    timed = _Timed(runner)
+def serve(make: Callable[..., Runner]) -> None:
+    """Load a model and answer requests until stdin ends.
+
+    The command line holds the model, the context in tokens, the threads, and a JSON object of
+    further options for ``make``. A request is ``{"do": "prefill" | "decode" | "logits", …}`` with
+    its arguments.
+    """
+    path, context, threads, options = sys.argv[1:]
+    tasks = _Tasks(make(path, int(context), int(threads), **json.loads(options)))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
-        seconds = getattr(timed, request.pop("do"))(**request)
-        print(json.dumps({"seconds": seconds}), flush=True)
+        answer = getattr(tasks, request.pop("do"))(**request)
+        print(json.dumps(answer), flush=True)
