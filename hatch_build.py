@@ -14,7 +14,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 KERNELS = Path(__file__).with_name("llama_chat") / "kernels"
 
 # Arithmetic sets no errno and raises no signal here, and need not be kept from vectors for it.
-FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = (
+    *("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
+    *("-fPIC", "-shared"),
+)
 
 
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic only since 1.28

@@ -10,7 +10,7 @@
 
 #include "kv_rows.h"
 
-enum { MAX_RUN = 256 };
+enum { MAX_RUN = 256, MAX_VECTORS = 32 };
 
 /* Rows of a run: so few that the heads of a small model give every thread enough to do. */
 INLINE int64_t run_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_RUN; }
@@ -22,62 +22,127 @@ INLINE int64_t n_runs(const kv_cache *cache, int n_x)
 
 /* What one query gets of one run: the largest score, the sum of the weights, and with them the
  * weighted sum of the values. */
-INLINE int64_t partial_floats(const kv_cache *cache) { return cache->head_dim + 2; }
+INLINE int64_t partial_floats(const kv_cache *cache)
+{
+    return filled_up(cache->head_dim, LANES) + 2;
+}
 
 typedef struct {
-    float *row;    /* (head_dim) */
-    float *scores; /* (n_x * group, MAX_RUN) */
+    float *query;  /* (head_dim), filled up to whole vectors with zeros */
+    float *scores; /* (MAX_RUN) */
+    float *rows;   /* (2, MAX_RUN, head_dim), filled up, of heads that are not whole vectors */
 } few_buffers;
+
+/* One head's rows of keys or of values in one run, where they lie. */
+typedef struct {
+    const char *rows;
+    const float *scales;
+    int64_t row_bytes;
+} run;
+
+/* scores = query * key for each row; those of the first `visible` rows count. */
+INLINE void score(const few_buffers *own, const run *keys, int64_t visible, int64_t n_vectors,
+                  int kind)
+{
+    vector query[MAX_VECTORS];
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < n_vectors; j++)
+        query[j] = ((const vector *)own->query)[j];
+    for (int64_t r = 0; r < visible; r++) {
+        const char *row = keys->rows + r * keys->row_bytes;
+        vector dot = query[0] * load_vector(row, 0, kind);
+#pragma GCC unroll 8
+        for (int64_t j = 1; j < n_vectors; j++)
+            dot += query[j] * load_vector(row, j, kind);
+        own->scores[r] = sum_of(dot) * (kind == INT8 ? keys->scales[r] : 1);
+    }
+}
+
+/* to = the sum of the values, weighted by the scores of the first `visible` rows. */
+INLINE void weigh(const few_buffers *own, const run *values, int64_t visible, float *to,
+                  int64_t n_vectors, int kind)
+{
+    vector sums[MAX_VECTORS];
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < n_vectors; j++)
+        sums[j] = (vector){0};
+    for (int64_t r = 0; r < visible; r++) {
+        const char *row = values->rows + r * values->row_bytes;
+        float weight = own->scores[r] * (kind == INT8 ? values->scales[r] : 1);
+    #pragma GCC unroll 8
+    for (int64_t j = 0; j < n_vectors; j++)
+            sums[j] += weight * load_vector(row, j, kind);
+    }
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < n_vectors; j++)
+        ((vector *)to)[j] = sums[j];
+}
+
+/* The heads of nearly all models have 64 or 128 numbers, which then stay in registers. */
+#define FOR_WIDTH(n_vectors, call, ...)                                                            \
+    (n_vectors) == 8 ? call(__VA_ARGS__, 8, kind)                                                  \
+                     : (n_vectors) == 4 ? call(__VA_ARGS__, 4, kind)                               \
+                                        : call(__VA_ARGS__, n_vectors, kind)
+
+INLINE void attend_with_query(const few_buffers *own, const run *keys,
+                              const run *values, int64_t visible, int64_t n_vectors,
+                              float *partial, int kind)
+{
+    const int64_t padded = filled_up(visible, LANES);
+    float most = -INFINITY, sum = 0, *scores = own->scores;
+    FOR_WIDTH(n_vectors, score, own, keys, visible);
+    for (int64_t r = visible; r < padded; r++)
+        scores[r] = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int64_t r = 0; r < padded; r++)
+        most = scores[r] > most ? scores[r] : most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t r = 0; r < padded; r++) {
+        scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - most);
+        sum += scores[r];
+    }
+    partial[0] = most;
+    partial[1] = sum;
+    FOR_WIDTH(n_vectors, weigh, own, values, visible, partial + 2);
+}
+
+/* Find a run, and copy it to `copy` if its rows are not whole vectors. */
+INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *scales,
+                            int64_t layer, int64_t head, range rows, float *copy, int kind)
+{
+    const int64_t n = cache->head_dim, width = filled_up(n, LANES);
+    const char *first = head_of(cache, buffers, layer, head, kind);
+    const float *head_scales = scales_of(cache, scales, layer, head, kind);
+    if (n == width)
+        return (run){first + rows.start * n * size_of(kind),
+                     kind == INT8 ? head_scales + rows.start : NULL, n * size_of(kind)};
+    memset(copy, 0, sizeof(float) * (size_t)((rows.end - rows.start) * width));
+    for (int64_t r = rows.start; r < rows.end; r++)
+        load_row(first, head_scales, r, n, kind, copy + (r - rows.start) * width);
+    return (run){(const char *)copy, NULL, width * (int64_t)sizeof(float)};
+}
 
 /* Attend with all queries of one head of keys to the rows of one run. */
 INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, int n_x,
                           int64_t head, range rows, few_buffers own, float *partials, int kind)
 {
-    const int64_t n = cache->head_dim, group = cache->n_heads / cache->n_kv_heads;
-    const int64_t n_queries = n_x * group, n_rows = rows.end - rows.start;
-    const int64_t padded = filled_up(n_rows, LANES);
-    const char *keys = head_of(cache, cache->keys, layer, head, kind);
-    const char *values = head_of(cache, cache->values, layer, head, kind);
-    const float *key_scales = scales_of(cache, cache->key_scales, layer, head, kind);
-    const float *value_scales = scales_of(cache, cache->value_scales, layer, head, kind);
-    for (int64_t i = 0; i < n_queries; i++)
-        for (int64_t r = n_rows; r < padded; r++)
-            own.scores[i * MAX_RUN + r] = -INFINITY;
-    for (int64_t r = 0; r < n_rows; r++) {
-        load_row(keys, key_scales, rows.start + r, n, kind, own.row);
-        for (int64_t i = 0; i < n_queries; i++) {
-            const float *query = q + (i / group * cache->n_heads + head * group + i % group) * n;
-            float dot = 0;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t d = 0; d < n; d++)
-                dot += query[d] * own.row[d];
-            int visible = rows.start + r <= cache->length + i / group;
-            own.scores[i * MAX_RUN + r] = visible ? dot : -INFINITY;
-        }
-    }
-    for (int64_t i = 0; i < n_queries; i++) {
-        float *scores = own.scores + i * MAX_RUN, *to = partials + i * partial_floats(cache);
-        float most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t r = 0; r < padded; r++)
-            most = scores[r] > most ? scores[r] : most;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t r = 0; r < padded; r++) { /* where nothing is visible, -inf - -inf is none */
-            scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - most);
-            sum += scores[r];
-        }
-        to[0] = most;
-        to[1] = sum;
-        memset(to + 2, 0, sizeof(float) * (size_t)n);
-    }
-    for (int64_t r = 0; r < n_rows; r++) {
-        load_row(values, value_scales, rows.start + r, n, kind, own.row);
-        for (int64_t i = 0; i < n_queries; i++) {
-            float weight = own.scores[i * MAX_RUN + r];
-            float *to = partials + i * partial_floats(cache) + 2;
-            for (int64_t d = 0; d < n; d++)
-                to[d] += weight * own.row[d];
-        }
+    const int64_t n = cache->head_dim, width = filled_up(n, LANES), n_vectors = width / LANES;
+    const int64_t group = cache->n_heads / cache->n_kv_heads, n_rows = rows.end - rows.start;
+    float *copies = own.rows;
+    run keys = find_run(cache, cache->keys, cache->key_scales, layer, head, rows, copies, kind);
+    run values = find_run(cache, cache->values, cache->value_scales, layer, head, rows,
+                          copies + MAX_RUN * width, kind);
+    for (int64_t i = 0; i < n_x * group; i++) {
+        const float *query = q + (i / group * cache->n_heads + head * group + i % group) * n;
+        float *partial = partials + i * partial_floats(cache);
+        int64_t visible = cache->length + i / group + 1 - rows.start;
+        visible = visible < 0 ? 0 : visible > n_rows ? n_rows : visible;
+        memset(own.query, 0, sizeof(float) * (size_t)width);
+        memcpy(own.query, query, sizeof(float) * (size_t)n);
+        if (n == width)
+            attend_with_query(&own, &keys, &values, visible, n_vectors, partial, kind);
+        else
+            attend_with_query(&own, &keys, &values, visible, n_vectors, partial, FLOAT32);
     }
 }
 
@@ -113,7 +178,8 @@ INLINE void attend_few(const kv_cache *cache, int64_t layer, const float *q, int
     const int64_t group = cache->n_heads / cache->n_kv_heads, runs = n_runs(cache, n_x);
     const int64_t stride = n_x * group * partial_floats(cache); /* from a run to the next */
     const int64_t total = cache->length + n_x, step = run_rows(cache);
-    const few_buffers buffers = {own, own + filled_up(cache->head_dim, LANES)};
+    const int64_t width = filled_up(cache->head_dim, LANES);
+    const few_buffers buffers = {own, own + width, own + width + MAX_RUN};
     range items = share_of(cache->n_kv_heads * runs);
     for (int64_t item = items.start; item < items.end; item++) {
         int64_t first = item % runs * step;
@@ -157,8 +223,9 @@ int64_t attention_own_bytes(const kv_cache *cache, int n_x)
 {
     if (n_x > FEW_TOKENS)
         return many_bytes(cache);
-    int64_t queries = n_x * (cache->n_heads / cache->n_kv_heads);
-    return (filled_up(cache->head_dim, LANES) + queries * MAX_RUN) * (int64_t)sizeof(float);
+    const int64_t width = filled_up(cache->head_dim, LANES);
+    const int64_t copies = width == cache->head_dim ? 0 : 2 * MAX_RUN * width;
+    return (width + MAX_RUN + copies) * (int64_t)sizeof(float);
 }
 
 void attend(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *shared,

@@ -10,8 +10,6 @@
 
 enum { QUERIES = 128, KEYS = 64, TILE_ROWS = 4, TILE_VECTORS = 4 };
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
 /* Part of c (rows, n) += a (rows, k) b (k, n): four rows, and so many vectors. */
 INLINE void multiply_tile(const float *a, int64_t a_row, const float *b, int64_t b_row, float *c,
                           int64_t c_row, int64_t k, int n_vectors)
