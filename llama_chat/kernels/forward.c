@@ -38,6 +38,7 @@ typedef struct {
     float *gate, *up, *product;   /* (n_x, hidden_dim or dim) */
     uint8_t *rounded[2];          /* of many tokens, in groups of 16 and of 32 */
     void *partials;               /* of attention */
+    float *pairs;                 /* (tile, vocab_size), of the output */
 } shared_buffers;
 
 /* What each thread has for itself. */
@@ -215,13 +216,39 @@ static void run_layer(team_member *t, int64_t l, seconds_of *seconds)
     }
 }
 
-/* Logits of the tokens whose residual stream t->shared->x holds. */
+/* Logits (n_x, vocab_size) of the tokens whose residual stream t->shared->x holds.
+ *
+ * Of all matrices this is the one in which rounding shows most, and it is read from memory anyway:
+ * what 8 bits leave of each activation is rounded to 8 bits once more, as a row of its own.
+ */
 static void run_output(team_member *t, float *logits, seconds_of *seconds)
 {
     const double began = now();
     const packed_matrix *output = &t->w->output;
-    round_input(t, t->shared->x, t->w->dim, t->w->norm, &output, 1);
-    multiply_share(t, output, 1, logits);
+    const int64_t dim = t->w->dim;
+    float *pairs = t->shared->pairs;
+    range rows = share_of(t, output, 1);
+    for (int start = 0; start < t->n_x;) {
+        const int n = tile_size(2 * (t->n_x - start), t->level) / 2;
+        for (int m = 0; m < n; m++) {
+            float *normed = t->own.normed + 2 * m * dim;
+            NORM_ROW[t->level](t->shared->x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps,
+                               normed);
+            take_remainder(normed, dim, output->group, normed + dim, t->level);
+        }
+        uint8_t *rounded = t->own.rounded[output->group == 32];
+        round_tile(t->own.normed, 0, dim, output->group, 2 * n, rounded, t->level);
+        multiply_panels(output, rounded, 2 * n, pairs, 0, rows.start / PANEL,
+                        (rows.end + PANEL - 1) / PANEL, t->level);
+        for (int m = 0; m < n; m++) {
+            float *to = logits + (start + m) * output->n_rows;
+            const float *first = pairs + 2 * m * output->n_rows;
+            memcpy(to + rows.start, first + rows.start,
+                   sizeof(float) * (size_t)(rows.end - rows.start));
+            ADD[t->level](to, first + output->n_rows, rows);
+        }
+        start += n;
+    }
 #pragma omp barrier
     if (t->thread == 0 && seconds)
         seconds->output += now() - began;
@@ -254,6 +281,12 @@ static void take_rounded(const model_weights *w, int n_rows, char **next, uint8_
     rounded[1] = take(next, n_rows * rounded_bytes(widest(w), 32));
 }
 
+/* Rows of the largest tile that run_output makes of `n_x` tokens. */
+static int rows_of_pairs(int n_x, int level)
+{
+    return 2 * n_x < largest_tile(level) ? 2 * n_x : largest_tile(level);
+}
+
 static void lay_out_shared(const model_weights *w, const kv_cache *cache, int n_x, int level,
                            char **next, shared_buffers *b)
 {
@@ -267,6 +300,7 @@ static void lay_out_shared(const model_weights *w, const kv_cache *cache, int n_
     b->product = take_floats(next, n_x * w->dim);
     take_rounded(w, n_x > largest_tile(level) ? n_x : 0, next, b->rounded);
     b->partials = take(next, attention_shared_bytes(cache, n_x));
+    b->pairs = take_floats(next, rows_of_pairs(n_x, level) * w->output.n_rows);
 }
 
 static void lay_out_own(const model_weights *w, const kv_cache *cache, int n_x, int level,
@@ -274,7 +308,7 @@ static void lay_out_own(const model_weights *w, const kv_cache *cache, int n_x, 
 {
     const int tile = largest_tile(level);
     b->normed = take_floats(next, tile * w->dim);
-    take_rounded(w, n_x < tile ? n_x : tile, next, b->rounded);
+    take_rounded(w, rows_of_pairs(n_x, level), next, b->rounded);
     b->attention = take(next, attention_own_bytes(cache, n_x));
 }
 

@@ -148,6 +148,9 @@ int largest_tile(int level);
 void round_tile(const void *x, int narrow, int64_t n_columns, int group, int n, uint8_t *tile,
                 int level);
 
+/* What rounding leaves of a row: `to` gets x less what round_tile() makes of it. */
+void take_remainder(const float *x, int64_t n_columns, int group, float *to, int level);
+
 /* ---- products.c ---------------------------------------------------------------------------- */
 
 /* The panels `first` to `end` times `n_x` rounded rows, into y (n_x, rows). */
