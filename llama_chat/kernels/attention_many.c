@@ -106,18 +106,18 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
     }
 }
 
-/* Turn the scores of one query into weights; the first `visible` keys may be seen. */
-INLINE void weigh(float *scores, int64_t visible, float *most, float *total, float *sums,
-                  int64_t width)
+/* Turn the scores of one query for `n_keys` keys into weights; the first `visible` may be seen. */
+INLINE void weigh(float *scores, int64_t n_keys, int64_t visible, float *most, float *total,
+                  float *sums, int64_t width)
 {
     float largest = *most, sum = 0;
-    for (int64_t r = visible; r < KEYS; r++)
+    for (int64_t r = visible; r < n_keys; r++)
         scores[r] = -INFINITY;
 #pragma omp simd reduction(max : largest)
-    for (int64_t r = 0; r < KEYS; r++)
+    for (int64_t r = 0; r < n_keys; r++)
         largest = scores[r] > largest ? scores[r] : largest;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t r = 0; r < KEYS; r++) {
+    for (int64_t r = 0; r < n_keys; r++) {
         scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - largest);
         sum += scores[r];
     }
@@ -146,17 +146,25 @@ INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
         b.most[i] = -INFINITY;
         b.total[i] = 0;
     }
-    for (int64_t start = 0; start < cache->length + end; start += KEYS) {
-        int64_t behind = start + KEYS < cache->length + end ? start + KEYS : cache->length + end;
-        load_block(cache, layer, head, (range){start, behind}, b, kind);
-        memset(b.scores, 0, sizeof(float) * (size_t)(rows * KEYS));
-        multiply_floats(b.queries, width, b.keys, KEYS, b.scores, KEYS, rows, width, KEYS);
-        for (int64_t i = 0; i < n_queries; i++) {
+    const int64_t total = cache->length + end;
+    for (int64_t start = 0; start < total; start += KEYS) {
+        const range keys = {start, start + KEYS < total ? start + KEYS : total};
+        /* Queries that stand before all of these keys see none of them. */
+        int64_t before = start - cache->length - first;
+        before = before > 0 ? before * group / TILE_ROWS * TILE_ROWS : 0;
+        const int64_t n_keys = filled_up(keys.end - keys.start, LANES);
+        float *scores = b.scores + before * KEYS, *sums = b.sums + before * width;
+        load_block(cache, layer, head, keys, b, kind);
+        memset(scores, 0, sizeof(float) * (size_t)((rows - before) * KEYS));
+        multiply_floats(b.queries + before * width, width, b.keys, KEYS, scores, KEYS,
+                        rows - before, width, n_keys);
+        for (int64_t i = before; i < n_queries; i++) {
             int64_t visible = cache->length + first + i / group + 1 - start;
-            visible = visible < 0 ? 0 : visible > KEYS ? KEYS : visible;
-            weigh(b.scores + i * KEYS, visible, b.most + i, b.total + i, b.sums + i * width, width);
+            visible = visible < 0 ? 0 : visible > n_keys ? n_keys : visible;
+            weigh(b.scores + i * KEYS, n_keys, visible, b.most + i, b.total + i,
+                  b.sums + i * width, width);
         }
-        multiply_floats(b.scores, KEYS, b.values, width, b.sums, width, rows, KEYS, width);
+        multiply_floats(scores, KEYS, b.values, width, sums, width, rows - before, n_keys, width);
     }
     for (int64_t i = 0; i < n_queries; i++) {
         float *to = out + ((first + i / group) * cache->n_heads + head * group + i % group) * n;

@@ -79,13 +79,14 @@ INLINE float half_to_float(uint16_t half)
 
 /* A float so large that it has no room for a fraction: adding it rounds, ties to even. */
 #define ROUNDING 0x1.8p23f
+#define ROUNDING_BITS 0x4b400000
 
 /* The whole number that stands in a float to which ROUNDING was added. */
 INLINE int32_t rounded_part(float shifted)
 {
     int32_t bits;
     memcpy(&bits, &shifted, 4);
-    return bits - 0x4b400000;
+    return bits - ROUNDING_BITS;
 }
 
 /* exp(x) to about 1e-7, without a branch, so that a compiler can spread it over a vector. */

@@ -245,16 +245,18 @@ static dot_function *const DOTS[][8][5] = {
 INLINE void store(const packed_matrix *w, const float *values, void *y, int narrow, int m,
                   int64_t panel)
 {
-    int64_t row = panel * PANEL, at = m * w->n_rows + row;
-    int n = (int)(w->n_rows - row < PANEL ? w->n_rows - row : PANEL);
-    if (!narrow) {
-        memcpy((float *)y + at, values, sizeof(float) * (size_t)n);
-        return;
-    }
+    const int64_t row = panel * PANEL, at = m * w->n_rows + row;
+    const int n = (int)(w->n_rows - row < PANEL ? w->n_rows - row : PANEL);
     uint16_t halves[PANEL];
-    for (int i = 0; i < PANEL; i++)
-        halves[i] = to_bfloat16(values[i]);
-    memcpy((uint16_t *)y + at, halves, sizeof(uint16_t) * (size_t)n);
+    if (narrow)
+        for (int i = 0; i < PANEL; i++)
+            halves[i] = to_bfloat16(values[i]);
+    char *to = (char *)y + at * (narrow ? 2 : 4);
+    const void *from = narrow ? (const void *)halves : values;
+    if (n == PANEL) /* a copy of known size needs no call */
+        narrow ? memcpy(to, from, 2 * PANEL) : memcpy(to, from, 4 * PANEL);
+    else
+        memcpy(to, from, (size_t)n * (narrow ? 2 : 4));
 }
 
 /* As many rows of activations as stay in a core's own cache while all panels pass by. */
