@@ -1,5 +1,6 @@
 """The program. Everything it needs is imported inside, so that Ctrl-C is quiet from the start."""
 
+import gc
 import sys
 
 from llama_chat.errors import INTERRUPTED_STATUS
@@ -8,8 +9,11 @@ from llama_chat.errors import INTERRUPTED_STATUS
 def main() -> None:
     """Run the command line and exit with its status."""
     try:
+        # What lasts as long as the program need not be looked through for garbage.
+        gc.disable()
         from llama_chat.cli.app import run
 
+        gc.enable()
         status = run(sys.argv[1:])
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS

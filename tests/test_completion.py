@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 from llama_chat import starter
-from llama_chat.cli.app import app
+from llama_chat.cli.app import COMMANDS
 from llama_chat.settings import SETTINGS
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
@@ -131,8 +131,8 @@ def test_every_choice_is_offered_with_what_it_means(home: Path) -> None:
 def test_every_option_of_every_command_is_offered_on_a_line_of_its_own(
     shell: str, home: Path
 ) -> None:
-    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
-    for name in ["", *names, "config show", "config edit"]:
+
+    for name in ["", *COMMANDS, "config show", "config edit"]:
         offered = suggestions(shell, f"llama-chat {name} --".replace("  ", " "), home, COLUMNS="20")
         assert "--help" in offered
         assert all(word.startswith("--") and meaning for word, meaning in offered.items())

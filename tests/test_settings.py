@@ -174,9 +174,9 @@ def test_any_value_of_a_file_is_checked_without_surprise(value: object) -> None:
 
 
 def test_every_setting_is_a_flag_of_every_command_that_answers() -> None:
-    from llama_chat.cli.app import app
+    from llama_chat.cli.app import build
 
-    for command in app.registered_commands:
+    for command in build(()).registered_commands:
         assert command.callback is not None
         if command.callback.__name__ in ("pull", "convert"):
             continue

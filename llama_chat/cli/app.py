@@ -3,71 +3,57 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
-from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
 
-from llama_chat import __version__
-from llama_chat.cli import completing, config, models, sessions
-from llama_chat.cli.ask import answer, ask, message_of
-from llama_chat.cli.bench import bench
-from llama_chat.cli.chat import GoOn, Resume, chat, open_chat
-from llama_chat.cli.complete import complete
-from llama_chat.cli.convert import convert
-from llama_chat.cli.inspect import inspect
-from llama_chat.cli.options import takes_settings
-from llama_chat.cli.pull import pull
-from llama_chat.cli.tokenize import tokenize
+from llama_chat.cli import completing
 from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError
-from llama_chat.settings import Settings
 from llama_chat.terminal import streams
 
-app = typer.Typer(
-    name="llama-chat",
-    help="Talk with a Llama-2 model in the terminal.",
-    epilog="Without a command: the chat on a terminal; an answer to stdin when that is piped.",
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode=None,
-)
+COMMANDS = ("chat", "ask", "complete", "tokenize", "inspect", "convert", "pull", "bench")
+"""Each a function in the module of its name."""
 
-for command in (chat, ask, complete, tokenize, inspect, convert, pull, bench):
-    app.command()(command)
-for group in (models.app, sessions.app, config.app):
-    app.add_typer(group)
+GROUPS = ("models", "sessions", "config")
+"""Each the ``app`` of the module of its name."""
 
 
-def _show_version(ctx: typer.Context, wanted: bool) -> None:
-    if wanted and not ctx.resilient_parsing:  # which is what completion does
-        print(f"llama-chat {__version__}")  # noqa: T201 - asked for
-        raise typer.Exit
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The command line that understands ``arguments``.
 
-
-@app.callback()
-@takes_settings
-def main(
-    settings: Settings,
-    go_on: GoOn = False,
-    resume: Resume = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object, for piped stdin.")
-    ] = False,
-    version: bool = typer.Option(
-        False,
-        "--version",
-        help="Print the version and exit.",
-        callback=_show_version,
-        is_eager=True,
-    ),
-) -> None:
-    """Talk with a Llama-2 model in the terminal."""
-    if streams.is_terminal(sys.stdin) or go_on or resume is not None:
-        open_chat(settings, go_on=go_on, resume=resume)
+    If they begin with a command, that is all of it: to make the options of the others would take
+    longer than to read a small model.
+    """
+    app = typer.Typer(
+        name="llama-chat",
+        help="Talk with a Llama-2 model in the terminal.",
+        epilog="Without a command: the chat on a terminal; an answer to stdin when that is piped.",
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+    )
+    chosen = [name for name in arguments[:1] if name in COMMANDS + GROUPS]
+    for name in chosen or COMMANDS + GROUPS:
+        module = import_module(f"llama_chat.cli.{name}")
+        if name in GROUPS:
+            app.add_typer(module.app)
+        else:
+            app.command()(getattr(module, name))
+    if chosen:
+        app.callback()(_only_a_command)
     else:
-        answer(message_of(None), settings, as_json=as_json)
+        from llama_chat.cli.root import main
+
+        app.callback()(main)
+    return app
+
+
+def _only_a_command() -> None:
+    """Talk with a Llama-2 model in the terminal."""
 
 
 def run(arguments: list[str]) -> int:
@@ -78,7 +64,7 @@ def run(arguments: list[str]) -> int:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
             signal.signal(number, _leave)
     try:
-        command = typer.main.get_command(app)
+        command = typer.main.get_command(build(arguments))
         status = command.main(args=arguments, prog_name="llama-chat", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except LlamaChatError as error:

@@ -1,6 +1,8 @@
 """From settings to a loaded model."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,18 +46,33 @@ def open_model(settings: Settings, report: Callable[[int, int], None]) -> "Llama
         UsageError: if a setting does not fit it or this machine.
     """
     path = model_path(settings)
-    from llama_chat.llama import load
+    with _no_collection():
+        from llama_chat.llama import load
 
-    return load(
-        path,
-        device=settings.text("device"),
-        dtype=settings.text("dtype"),
-        quantize=settings.text("quantize"),
-        kv_dtype=settings.text("kv_dtype"),
-        context=settings.integer("context"),
-        threads=settings.integer("threads"),
-        report=report,
-    )
+        return load(
+            path,
+            device=settings.text("device"),
+            dtype=settings.text("dtype"),
+            quantize=settings.text("quantize"),
+            kv_dtype=settings.text("kv_dtype"),
+            context=settings.integer("context"),
+            threads=settings.integer("threads"),
+            report=report,
+        )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Do not look for garbage while torch and a vocabulary are made, which last for good.
+
+    That would go through hundreds of thousands of objects again and again, for a tenth of a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def load_model(settings: Settings) -> "Llama":

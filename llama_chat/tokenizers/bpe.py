@@ -70,11 +70,19 @@ def byte_alphabet() -> dict[str, int]:
 _BYTES = byte_alphabet()
 
 
+_NOTHING = "\uffff"
+"""No byte: what stands for itself in Latin-1 but not in the alphabet."""
+
+_TO_LATIN1 = dict.fromkeys(range(256), _NOTHING) | {
+    ord(character): chr(byte) for character, byte in _BYTES.items()
+}
+
+
 def byte_level_bytes(token: str) -> bytes:
     """The bytes that a byte-level token writes; one outside the alphabet stands for its text."""
     try:
-        return bytes(_BYTES[character] for character in token)
-    except KeyError:
+        return token.translate(_TO_LATIN1).encode("latin-1")
+    except UnicodeEncodeError:
         return token.encode("utf-8", "replace")
 
 
