@@ -52,8 +52,9 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
-def _only_a_command() -> None:
+def _only_a_command(ctx: typer.Context) -> None:
     """Talk with a Llama-2 model in the terminal."""
+    ctx.obj = {}  # no flags before the command
 
 
 def run(arguments: list[str]) -> int:
