@@ -206,6 +206,7 @@ _MODEL = (
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
     Setting("offline", "switch", False, "Never use the network; only pull does."),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
+    Setting("lookup", "switch", True, "Read ahead what followed the same words before."),
 )
 
 _SAMPLING = (
