@@ -45,6 +45,11 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def off_flag(self) -> str | None:
+        """What turns it off on the command line; None unless it is a switch that is on."""
+        return f"--no-{self.flag[2:]}" if self.default is True else None
+
+    @property
     def variable(self) -> str:
         """Its spelling in the environment."""
         return "LLAMA_CHAT_" + self.name.upper()

@@ -1,11 +1,11 @@
 """Speculation without a second model: where the same words stood before, the same may follow.
 
-Prompt lookup (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding): the last tokens of
-a text are looked up in what stands before them, and what followed them there is a draft of what
+Prompt lookup (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding): the last tokens
+of a text are looked up in what stands before them, and what followed them there is a draft of what
 comes. One forward pass reads it together with the token that was chosen last, for little more than
-that token alone would cost: most of the time of a pass goes into reading the weights. Then each token
-is drawn from the logits of its own place, as it would be anyway. A draft that foretold it has spared a
-pass. So drafts decide how soon a text is there, and never what it says.
+that token alone would cost: most of the time of a pass goes into reading the weights. Then each
+token is drawn from the logits of its own place, as it would be anyway. A draft that foretold it has
+spared a pass. So drafts decide how soon a text is there, and never what it says.
 """
 
 import time
@@ -26,6 +26,9 @@ LONGEST = 16
 
 DRAFTS = (1, 3, 7)
 """How many tokens a draft may have: the kernels multiply 1, 2, 4 or 8 rows at a time."""
+
+WORTHWHILE = 1.1
+"""How much faster than one by one a draft must promise to be: what it rests on is only guessed."""
 
 _FORGETTING = 1 / 16
 """What the latest observation counts beside all earlier ones."""
@@ -163,15 +166,17 @@ class Drafter:
         if self._match is None:
             return []
         start, length = self._match
-        n_best, best = 0, 1.0
+        n_best, best = 0, WORTHWHILE
         chance = expected = 1.0
-        for n in range(1, min(room, len(self._index.ids) - start, DRAFTS[-1]) + 1):
+        for n in range(1, min(room, DRAFTS[-1]) + 1):
             chance *= self._chances[_bucket(length + n - 1)]
             expected += chance  # tokens that the pass yields, its own among them
             speed = expected / self.cost.of(n + 1)
             if n in DRAFTS and speed > best:
                 n_best, best = n, speed
-        return list(self._index.ids[start : start + n_best])
+        # Where the match reaches to the end of the text, a draft goes round and round in it.
+        ids = self._index.ids[start:]
+        return [ids[i % len(ids)] for i in range(n_best)]
 
 
 def _bucket(length: int) -> int:
@@ -182,8 +187,9 @@ def _bucket(length: int) -> int:
 class Lookahead:
     """Reads the tokens of one generation, and with them what may follow.
 
-    A pass that reads ``[token, draft, …]`` leaves the token alone in the cache. The rows of the draft
-    lie behind its end until the next pass writes over them; each is counted when its token was chosen.
+    A pass that reads ``[token, draft, …]`` leaves the token alone in the cache. The rows of the
+    draft lie behind its end until another pass writes over them; each is counted once its token was
+    chosen.
     """
 
     def __init__(self, model: Transformer, cache: KVCache, drafter: Drafter) -> None:
