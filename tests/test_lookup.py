@@ -301,12 +301,14 @@ def test_drafts_are_as_long_as_their_rows_are_cheap() -> None:
     drafter.follow([*range(30)] * 2)
     for row in (1.0, 0.9, 0.3, 0.0):
         for _ in range(300):
-            drafter.cost.observe(1, 1.0)
-            drafter.cost.observe(4, 1 + 3 * row)
+            for n in (1, 2, 4, 8):
+                drafter.cost.observe(n, 1 + (n - 1) * row)
         lengths.append(len(drafter.draft(7)))
     assert lengths == [0, 0, 7, 7]
     assert len(drafter.draft(6)) == 3
-    assert drafter.cost.of(8) == pytest.approx(1, abs=0.01)
+    for _ in range(300):
+        drafter.cost.observe(8, 8.0)
+    assert len(drafter.draft(7)) == 3
 
 
 def test_a_pass_that_was_held_up_is_got_over() -> None:
@@ -316,11 +318,11 @@ def test_a_pass_that_was_held_up_is_got_over() -> None:
         cost.observe(4, 1.6)
     before = cost.of(4)
     cost.observe(4, 1000.0)
-    assert cost.of(4) < before + 0.2
+    assert cost.of(4) < before + 0.5
     for _ in range(100):
         cost.observe(4, 1000.0)
     assert cost.of(4) > 3.9
-    for _ in range(500):  # it is not tried, and yet not given up for ever
+    for _ in range(1000):  # it is not tried, and yet not given up for ever
         cost.observe(1, 1.0)
     assert cost.of(4) < 2
 
@@ -339,7 +341,7 @@ the other. He trimmed the wick, polished the brass, and wound the clockwork of t
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_a_quotation_is_foretold(starter_model: Path, temperature: float) -> None:
     llama = load(starter_model)
-    replies, accepted = [], 0
+    replies, foretold = [], 0.0
     for lookup in (False, True):
         sampling = Sampling(temperature=temperature, seed=1)
         session = llama.chat(sampling=sampling, lookup=lookup, max_tokens=60)
@@ -347,9 +349,9 @@ def test_a_quotation_is_foretold(starter_model: Path, temperature: float) -> Non
         assert isinstance(finish, Finish)
         assert session.engine.cache.ids == session.ids
         replies.append((session.ids, session.conversation.path()[-1].trace))
-        accepted = finish.usage.accepted_tokens
+        foretold = finish.usage.accepted_tokens / finish.usage.completion_tokens
     assert replies[0] == replies[1]
-    assert accepted > 30
+    assert foretold > 0.5
 
 
 @needs_native

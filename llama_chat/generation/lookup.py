@@ -30,10 +30,10 @@ DRAFTS = (1, 3, 7)
 WORTHWHILE = 1.1
 """How much faster than one by one a draft must promise to be: what it rests on is only guessed."""
 
-_FORGETTING = 1 / 16
+_FORGETTING = 1 / 12
 """What the latest observation counts beside all earlier ones."""
 
-_OPTIMISM = 0.995
+_OPTIMISM = 0.998
 """By how much a row is believed to have become cheaper with each pass that did not try."""
 
 
@@ -106,30 +106,30 @@ class NGramIndex:
 class PassCost:
     """How long a pass over several tokens takes, in passes over one; learnt from all there were.
 
-    Every further row takes about as long as the second, so that one number says it. It depends on
-    the model and the machine, and grows with the text, to which each row attends for itself.
+    It depends on the model and the machine, and grows with the text, to which each row attends for
+    itself.
     """
 
     def __init__(self) -> None:
         self._one: float | None = None
         """Seconds of a pass over one token."""
-        self._row = 0.25
-        """What each further row adds, as a part of that."""
+        self._further = {1 + n: 0.2 for n in DRAFTS}
+        """What each row but the first adds, as a part of that, by the number of rows."""
 
     def of(self, n_rows: int) -> float:
-        """The cost of a pass over ``n_rows`` tokens; that over one is 1."""
-        return 1 + self._row * (n_rows - 1)
+        """The cost of a pass over a draft of one of ``DRAFTS`` and the token before it."""
+        return 1 + self._further[n_rows] * (n_rows - 1)
 
     def observe(self, n_rows: int, seconds: float) -> None:
         """Learn from a pass; one that something else held up for long counts as if for a while."""
+        # Else a cost that was once found too high would never be measured again.
+        self._further = {n: row * _OPTIMISM for n, row in self._further.items()}
         if n_rows == 1:
             one = self._one or seconds
             self._one = one + _FORGETTING * (min(seconds, 2 * one) - one)
-            # Else a cost that was once found too high would never be measured again.
-            self._row *= _OPTIMISM
         elif self._one is not None:
-            row = (seconds / self._one - 1) / (n_rows - 1)
-            self._row += _FORGETTING * (min(max(row, 0.0), 1.0) - self._row)
+            row = min(max((seconds / self._one - 1) / (n_rows - 1), 0.0), 1.0)
+            self._further[n_rows] += _FORGETTING * (row - self._further[n_rows])
 
 
 class Drafter:
@@ -171,8 +171,7 @@ class Drafter:
         for n in range(1, min(room, DRAFTS[-1]) + 1):
             chance *= self._chances[_bucket(length + n - 1)]
             expected += chance  # tokens that the pass yields, its own among them
-            speed = expected / self.cost.of(n + 1)
-            if n in DRAFTS and speed > best:
+            if n in DRAFTS and (speed := expected / self.cost.of(n + 1)) > best:
                 n_best, best = n, speed
         # Where the match reaches to the end of the text, a draft goes round and round in it.
         ids = self._index.ids[start:]
