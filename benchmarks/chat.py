@@ -34,7 +34,8 @@ def bench_tok_s(model: Path, home: Path, n_prompt: int) -> float:
 def chat_tok_s(model: Path, home: Path) -> tuple[float, int, int]:
     """Decode speed in the chat, and the tokens of the prompt and of the reply."""
     flags = ("-m", model, "--temperature", "0", "--max-tokens", str(N_TOKENS), "--no-save")
-    with Terminal(*flags, home=home) as terminal:
+    # ``bench`` reads one token after the other.
+    with Terminal(*flags, "--no-lookup", home=home) as terminal:
         terminal.wait_for(READY)
         terminal.send(QUESTION)
         terminal.skim()

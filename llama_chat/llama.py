@@ -94,6 +94,7 @@ class Llama:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        lookup: bool = True,
         watch: Watch | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids``; see ``Engine.generate``. Shared beginnings are read once."""
@@ -104,6 +105,7 @@ class Llama:
             max_tokens=max_tokens,
             stop=stop,
             leading="dummy" if empty else "keep",
+            lookup=lookup,
             watch=watch,
         )
 
@@ -126,6 +128,7 @@ class Llama:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
+        lookup: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> ChatSession:
         """Begin a conversation, or go on with one, with a cache of its own; see ``ChatSession``."""
@@ -137,6 +140,7 @@ class Llama:
             max_tokens=max_tokens,
             stop=stop,
             drop_oldest=drop_oldest,
+            lookup=lookup,
             notify=notify,
         )
 

@@ -45,6 +45,11 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def off_flag(self) -> str | None:
+        """What turns it off on the command line; None unless it is a switch that is on."""
+        return f"--no-{self.flag[2:]}" if self.default is True else None
+
+    @property
     def variable(self) -> str:
         """Its spelling in the environment."""
         return "LLAMA_CHAT_" + self.name.upper()
@@ -206,6 +211,7 @@ _MODEL = (
     Setting("context", "integer", None, "Context length in tokens; else the model's.", low=2),
     Setting("offline", "switch", False, "Never use the network; only pull does."),
     Setting("threads", "integer", None, "CPU threads; else one per core.", low=1, high=1024),
+    Setting("lookup", "switch", True, "Read ahead what followed the same words before."),
 )
 
 _SAMPLING = (

@@ -257,7 +257,8 @@ def test_why_tells_what_else_might_have_been_said(chat: Terminal) -> None:
 def test_stats_counts_the_last_reply(babble: Terminal) -> None:
     babble.ask("hello", ENDED)
     text = babble.ask("/stats", r"seed +\d+")
-    for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
+    counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    for name in (*counts, "drafted_tokens", "accepted_tokens"):
         assert re.search(rf"(?m)^{name} +\d+$", text)
     for name in ("ttft_s", "prefill_tok_s", "decode_tok_s"):
         assert re.search(rf"(?m)^{name} +\d+\.\d+$", text)

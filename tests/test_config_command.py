@@ -137,7 +137,8 @@ def test_what_show_prints_is_read_as_the_same_settings(
     for name, value in chosen.items():
         flag = SETTINGS[name].flag
         if isinstance(value, bool):
-            flags += [flag] if value else []
+            off = SETTINGS[name].off_flag
+            flags += [flag] if value else [off] if off else []
         else:
             items = value if isinstance(value, tuple) else (value,)
             flags += [f"{flag}={item}" for item in items]

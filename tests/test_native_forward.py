@@ -23,9 +23,11 @@ CONFIGS = {
 }
 
 
-def packed_model(config: LlamaConfig, bits: tuple[int, int], dtype: torch.dtype) -> Transformer:
+def packed_model(
+    config: LlamaConfig, bits: tuple[int, int], dtype: torch.dtype, context: int = 2048
+) -> Transformer:
     """A random model with packed matrices, those of V and W2 in another layout than the rest."""
-    model = random_model(replace(config, context_length=2048))
+    model = random_model(replace(config, context_length=context))
     weights: dict[str, object] = {}
     for name, weight in model.named_parameters():
         usual = 0 if ".wv" not in name and ".w2" not in name else 1

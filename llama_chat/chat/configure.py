@@ -16,4 +16,5 @@ def configure(session: ChatSession, settings: Settings) -> None:
     session.max_tokens = settings.integer("max_tokens")
     session.stop = settings.texts("stop")
     session.drop_oldest = settings.text("overflow") == "drop-oldest"
+    session.lookup = settings["lookup"] is True
     session.conversation.system = settings.text("system")

@@ -46,6 +46,7 @@ class ChatSession:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
+        lookup: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         """Begin or go on with a conversation.
@@ -58,6 +59,7 @@ class ChatSession:
             max_tokens: end a reply after so many tokens.
             stop: end a reply before any of these texts.
             drop_oldest: whether a full context drops the oldest turns, or raises.
+            lookup: whether drafts make replies faster; see ``Engine.generate``.
             notify: told, in one line, what the session does that a person should know.
         """
         self.engine = engine
@@ -67,6 +69,7 @@ class ChatSession:
         self.max_tokens = max_tokens
         self.stop = tuple(stop)
         self.drop_oldest = drop_oldest
+        self.lookup = lookup
         self._notify = notify
 
     def sync(self, ids: Sequence[int], watch: Watch | None = None) -> None:
@@ -235,6 +238,7 @@ class ChatSession:
             n_begun=len(reply.ids or ()),
             # One known only as text goes on behind its last character.
             leading="keep" if reply.ids is None else "strip",
+            lookup=self.lookup,
             watch=watch,
         )
         for event in events:

@@ -79,6 +79,7 @@ def _generation(
         sampling(settings),
         max_tokens=settings.integer("max_tokens"),
         stop=settings.texts("stop"),
+        lookup=settings["lookup"] is True,
         watch=watch,
     )
 

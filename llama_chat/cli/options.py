@@ -26,6 +26,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     """
     default = "" if setting.default in (None, "", (), False) else f" [default: {setting.default}]"
     names = [setting.flag] + ([setting.short] if setting.short else [])
+    if setting.off_flag is not None:
+        names, default = [f"{setting.flag}/{setting.off_flag}"], " [default: on]"
     metavar = "|".join(setting.values) if setting.kind == "choice" else _METAVARS.get(setting.kind)
     metavar = "PATH" if setting.paths else metavar
     option = typer.Option(

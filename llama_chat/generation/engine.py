@@ -19,6 +19,7 @@ from llama_chat.generation.events import (
     Usage,
     Watch,
 )
+from llama_chat.generation.lookup import Drafter, Lookahead
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.static_step import StaticStep
@@ -69,6 +70,7 @@ class Engine:
         self._step = StaticStep(model) if StaticStep.fits(model) else None
         self.n_read = 0
         """How many tokens the model has read so far, those it wrote among them."""
+        self._drafter = Drafter()
         names = {tokenizer.control_ids.get(name) for name in END_TOKENS} | {tokenizer.eos_id}
         self.end_ids = frozenset(token_id for token_id in names if token_id is not None)
 
@@ -146,6 +148,17 @@ class Engine:
         self.cache.commit(ids)
         return logits
 
+    def _read_chosen(
+        self, token_id: int, ahead: Lookahead | None, room: int, watch: Watch
+    ) -> Tensor:
+        """Read one token; ``ahead`` may have done so already, and may read up to ``room`` more."""
+        if ahead is None:
+            return self._read([token_id], watch)
+        with _memory_for(self.cache.length + 1):
+            logits = ahead.read(token_id, room, watch.should_stop)
+        self.n_read += 1
+        return logits
+
     def generate(
         self,
         ids: Sequence[int],
@@ -155,6 +168,7 @@ class Engine:
         stop: Sequence[str] = (),
         n_begun: int = 0,
         leading: Leading = "keep",
+        lookup: bool = True,
         watch: Watch | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids`` token by token.
@@ -167,6 +181,8 @@ class Engine:
             n_begun: how many tokens at the end of ``ids`` begin the text that is continued. It is
                 not yielded again; a character that they leave unfinished is.
             leading: what to do with white space in front, see ``StreamingDecoder``.
+            lookup: whether a pass may read ahead what followed the same words before; the tokens
+                are the same either way.
             watch: how to follow and stop it.
 
         Yields:
@@ -184,6 +200,11 @@ class Engine:
         decoder = StreamingDecoder(self.tokenizer, leading)
         decoder.decode(ids[n_prompt - n_begun :])
         stops = StopStrings(stop)
+        ahead = None
+        if lookup and self.model.n_together > 1:
+            self._drafter.follow(ids)
+            ahead = Lookahead(self.model, self.cache, self._drafter)
+        end = self.context if max_tokens is None else min(self.context, n_prompt + max_tokens)
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
         try:
@@ -207,7 +228,7 @@ class Engine:
                 if len(ids) >= self.context:
                     reason = "context"
                     break
-                logits = self._read([token_id], watch)
+                logits = self._read_chosen(token_id, ahead, end - len(ids) - 1, watch)
         except InterruptedForward:
             pass
         held = ""
@@ -217,7 +238,7 @@ class Engine:
         yield Finish(
             reason,
             held,
-            Usage(n_prompt, n_cached, len(ids) - n_prompt),
+            Usage(n_prompt, n_cached, len(ids) - n_prompt, *(ahead.counts if ahead else (0, 0))),
             clock.timings(),
             sampler.seed,
             stopped_at,

@@ -30,6 +30,10 @@ class Usage:
     cached_tokens: int
     """How many of the prompt's were in the cache already."""
     completion_tokens: int
+    drafted_tokens: int = 0
+    """Tokens that were read before they were chosen; see ``lookup``."""
+    accepted_tokens: int = 0
+    """How many of those were chosen then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,11 @@ class Finish:
     def summary(self) -> str:
         """Counts and speeds in one line."""
         usage = self.usage
+        foretold = f" ({usage.accepted_tokens} foretold)" if usage.accepted_tokens else ""
         return (
             f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
-            f"{usage.completion_tokens} written · first after {self.timings.ttft_s:.2f} s · "
-            f"{self.decode_tok_s:.1f} tokens/s"
+            f"{usage.completion_tokens} written{foretold} · "
+            f"first after {self.timings.ttft_s:.2f} s · {self.decode_tok_s:.1f} tokens/s"
         )
 
 

@@ -58,7 +58,8 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
     for _ in range(rounds + 1):
         engine.cache.truncate(0)
         sampler = Sampler(Sampling(temperature=0))
-        events = engine.generate(ids, sampler, max_tokens=n_new)
+        # One token in each pass: otherwise the bandwidth would say nothing.
+        events = engine.generate(ids, sampler, max_tokens=n_new, lookup=False)
         ends += [event for event in events if isinstance(event, Finish)]
     counted = ends[1:]
     peak = peak_rss()  # before bandwidth is measured, which takes much memory itself

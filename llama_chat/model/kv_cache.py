@@ -69,6 +69,8 @@ class KVCache:
         self._ids: list[int] = []
         self._limit = config.context_length
         self._n_heads = config.n_heads
+        self._cut: list[int] = []
+        """Tokens that were cut off, whose rows still lie behind the end."""
         self._tails: list[_Tail] = []
         """The latest last."""
         # (B, n_kv_heads, capacity, head_dim) for each layer
@@ -111,13 +113,14 @@ class KVCache:
         return self._native
 
     def reserve(self, length: int) -> None:
-        """Grow the buffers until ``length`` tokens fit.
+        """Grow the buffers until ``length`` tokens fit, to be written behind the end.
 
         Raises:
             ValueError: if that is more than the context length of the model.
         """
         if length > self._limit:
             raise ValueError(f"{length} tokens exceed the context of {self._limit}")
+        self._cut = []
         if length <= self.capacity:
             return
         self._native = None
@@ -173,8 +176,20 @@ class KVCache:
         self._ids.extend(ids)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from ``length`` on."""
+        """Forget all tokens from ``length`` on; ``regain`` brings back what is not written over."""
+        cut, self._cut = self._ids[length:], []
         del self._ids[length:]
+        self._cut = cut
+
+    def regain(self, token_id: int) -> bool:
+        """Count the row behind the end again if it is still that of ``token_id``; says whether."""
+        # An interrupt between any two of these steps may lose what was cut off, and no more.
+        cut, self._cut = self._cut, []
+        found = cut[:1] == [token_id]
+        if found:
+            self._ids.append(token_id)
+            self._cut = cut[1:]
+        return found
 
     @torch.inference_mode()  # the rows were made under it
     def follow(self, ids: Sequence[int]) -> int:

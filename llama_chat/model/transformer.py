@@ -236,6 +236,14 @@ class Transformer(nn.Module):
             output=output.native,
         )
 
+    @property
+    def n_together(self) -> int:
+        """How many tokens one pass may read without any effect on what each of them gives.
+
+        Logits and cached rows are then, bit for bit, those of reading one token after the other.
+        """
+        return 1 if self.native is None else MAX_ROWS
+
     def _forward_natively(
         self,
         native: NativeModel,

@@ -69,6 +69,8 @@ def _stats(chat: Chat, argument: str) -> None:
             ("prompt_tokens", str(usage.prompt_tokens)),
             ("cached_tokens", str(usage.cached_tokens)),
             ("completion_tokens", str(usage.completion_tokens)),
+            ("drafted_tokens", str(usage.drafted_tokens)),
+            ("accepted_tokens", str(usage.accepted_tokens)),
             ("ttft_s", f"{timings.ttft_s:.3f}"),
             ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
             ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),

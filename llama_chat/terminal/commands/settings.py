@@ -196,6 +196,7 @@ _EXAMPLES = {
     "model_paths": "~/models",
     "quantize": "int8",
     "threads": "4",
+    "lookup": "false",
     "color": "never",
     "markdown": "never",
 }
