@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 # Threads that wait for each other sleep after some microseconds, not milliseconds: else a busy
 # core, where one of them waits for its turn, slows all of them down many times. Read by OpenMP when
 # torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "200")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["ChatSession", "Llama", "Sampling", "__version__", "load"]
 
