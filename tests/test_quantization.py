@@ -171,3 +171,17 @@ def test_without_a_compiler_nothing_is_built(
     monkeypatch.setenv("CC", "/nonexistent/cc")
     assert not build_library(source, tmp_path / "a.so")
     assert not (tmp_path / "a.so").exists()
+
+
+@pytest.mark.parametrize("quantize", ["none", "stored"])
+def test_a_cache_in_8_bits_takes_half_and_says_the_same(quantize: str, starter_model: Path) -> None:
+    texts, sizes = [], []
+    for kv_dtype in ("auto", "int8"):
+        llama = load(starter_model, dtype="bfloat16", quantize=quantize, kv_dtype=kv_dtype)
+        session = llama.chat(sampling=Sampling(temperature=0), max_tokens=12)
+        texts.append(
+            "".join(event.text for event in session.send("What is the capital of France?"))
+        )
+        sizes.append(session.engine.cache.n_bytes)
+    assert all("Paris" in text for text in texts)
+    assert sizes[1] / sizes[0] == (64 + 4) / (2 * 64)  # a scale for each head of a token
