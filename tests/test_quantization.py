@@ -15,22 +15,40 @@ from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.llama import load
-from llama_chat.model.quantization import PackedWeight, packed_bytes, packed_linear, place, quantize
+from llama_chat.model.quantization import (
+    LAYOUTS,
+    STEP_WEIGHTS,
+    PackedWeight,
+    packed_bytes,
+    packed_linear,
+    place,
+    quantize,
+)
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 
-LAYOUTS = [(bits, group, mins) for bits in (4, 8) for group in (16, 32) for mins in (False, True)]
+Layout = tuple[Literal[4, 6, 8], int, bool, bool]
+EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
 
 
-def random_packed(
-    bits: Literal[4, 8], group: int, mins: bool, rows: int, n_groups: int, seed: int = 0
-) -> PackedWeight:
+def random_packed(layout: Layout, rows: int, n_spans: int, seed: int = 0) -> PackedWeight:
+    """A matrix of ``n_spans * STEP_WEIGHTS`` columns, or as many groups if scales have no steps."""
+    bits, group, has_mins, stepped = layout
+    n_groups = n_spans * STEP_WEIGHTS // group if stepped else n_spans
     generator = torch.Generator().manual_seed(seed)
-    low, high, dtype = (0, 256, torch.uint8) if bits == 4 else (-128, 128, torch.int8)
+    low, high, dtype = (-128, 128, torch.int8) if bits == 8 else (0, 256, torch.uint8)
     shape = rows, n_groups, group * bits // 8
     quants = torch.randint(low, high, shape, generator=generator).to(dtype)
-    scales, lowest = torch.randn(2, rows, n_groups, generator=generator).mul(0.01).half()
-    return PackedWeight(bits, quants, scales, lowest if mins else None)
+    if not stepped:
+        scales, mins = torch.randn(2, rows, n_groups, generator=generator).mul(0.01).half()
+        return PackedWeight(bits, quants, scales, mins if has_mins else None)
+    numbers = torch.randint(-128, 128, (2, rows, n_groups), generator=generator).to(torch.int8)
+    steps = torch.randn(2, rows, n_spans, generator=generator).mul(2e-4).half()
+    tensors = zip(numbers, steps, strict=True)
+    (scales, scale_steps), (mins, min_steps) = tensors
+    if not has_mins:
+        return PackedWeight(bits, quants, scales, None, scale_steps)
+    return PackedWeight(bits, quants, scales, mins, scale_steps, min_steps)
 
 
 def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
@@ -41,22 +59,22 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
-@pytest.mark.parametrize(("bits", "group", "mins"), LAYOUTS)
+@EVERY_LAYOUT
 @settings(max_examples=12, deadline=None)
-@given(rows=st.integers(1, 70), n_groups=st.integers(1, 40), n_x=st.integers(1, 40))
+@given(rows=st.integers(1, 70), n_spans=st.integers(1, 20), n_x=st.integers(1, 40))
 def test_products_are_those_of_the_unpacked_weights(
-    level: int, bits: Literal[4, 8], group: int, mins: bool, rows: int, n_groups: int, n_x: int
+    level: int, layout: Layout, rows: int, n_spans: int, n_x: int
 ) -> None:
-    packed = random_packed(bits, group, mins, rows, n_groups)
+    packed = random_packed(layout, rows, n_spans)
     weights = packed.unpack(torch.float32)
-    matrix = NativeMatrix(bits, packed.quants, packed.scales, packed.mins, level)
+    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
     ids = torch.randint(rows, (50,), generator=torch.Generator().manual_seed(2))
     for dtype in (torch.float32, torch.bfloat16):
         assert matrix.unpack_rows(ids, torch.empty(50, weights.shape[1], dtype=dtype)).equal(
             weights[ids].to(dtype)
         )
-    x = torch.randn(n_x, n_groups * group, generator=torch.Generator().manual_seed(1))
-    expected = rounded(x, group).double() @ weights.double().T
+    x = torch.randn(n_x, packed.shape[1], generator=torch.Generator().manual_seed(1))
+    expected = rounded(x, packed.group).double() @ weights.double().T
     # A value half-way between two steps may be rounded either way.
     step = x.abs().max() / 127 * weights.abs().max()
     assert (matrix.multiply(x) - expected).abs().max() < step * 1.01 + 1e-4
@@ -67,8 +85,8 @@ def test_products_are_those_of_the_unpacked_weights(
 @pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None:
-    packed = random_packed(4, 32, True, 20, 4)
-    matrix = NativeMatrix(4, packed.quants, packed.scales, packed.mins, level)
+    packed = random_packed((4, 32, True, False), 20, 4)
+    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
     x = torch.ones(3, 128)
     x[1, 70] = value
     product = matrix.multiply(x)
@@ -77,10 +95,10 @@ def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None
 
 
 @pytest.mark.skipif(not native.available, reason="no C compiler was there at installation")
-@pytest.mark.parametrize(("bits", "group", "mins"), LAYOUTS)
-def test_a_product_is_close_to_that_of_floats(bits: Literal[4, 8], group: int, mins: bool) -> None:
-    packed = random_packed(bits, group, mins, 300, 64)
-    x = torch.randn(1, 3, 64 * group)
+@EVERY_LAYOUT
+def test_a_product_is_close_to_that_of_floats(layout: Layout) -> None:
+    packed = random_packed(layout, 300, 64)
+    x = torch.randn(1, 3, packed.shape[1])
     product = packed_linear(x, place(packed, torch.device("cpu")))
     exact = x @ packed.unpack(torch.float32).T
     assert product.shape == (1, 3, 300)
@@ -89,7 +107,7 @@ def test_a_product_is_close_to_that_of_floats(bits: Literal[4, 8], group: int, m
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_rows_are_multiplied_by_the_unpacked_weights(dtype: torch.dtype) -> None:
-    packed = random_packed(4, 32, True, 700, 512)  # more than one part is unpacked
+    packed = random_packed((4, 32, True, False), 700, 512)  # more than one part is unpacked
     x = torch.randn(20, 512 * 32).to(dtype)
     exact = x.float() @ packed.unpack(dtype).float().T
     assert (packed_linear(x, packed).float() - exact).norm() < 0.004 * exact.norm()
@@ -119,11 +137,20 @@ def test_misshapen_layouts_are_refused() -> None:
         ((2, 64), torch.int8),
         ((2, 2, 24), torch.int8),
     ):
-        with pytest.raises(ValueError, match=r"W8 needs|groups of 24"):
+        with pytest.raises(ValueError, match=r"W8 needs|such groups of 24"):
             PackedWeight(8, torch.zeros(shape, dtype=dtype), scales)
-    quants = torch.zeros(2, 2, 32, dtype=torch.int8)
+    quants = torch.zeros(2, 8, 32, dtype=torch.uint8)
+    scales, steps = torch.zeros(2, 8, dtype=torch.int8), torch.zeros(2, 1, dtype=torch.float16)
     with pytest.raises(ValueError, match="float16, one for each group"):
-        PackedWeight(8, quants, scales, scales[:, :1])
+        PackedWeight(8, quants.view(torch.int8), scales)
+    with pytest.raises(ValueError, match="int8, one for each group"):
+        PackedWeight(4, quants[..., :16], scales, scales[:, :7], steps, steps)
+    with pytest.raises(ValueError, match="minima have steps"):
+        PackedWeight(4, quants[..., :16], scales, scales, steps)
+    with pytest.raises(ValueError, match="one for 256 weights"):
+        PackedWeight(4, quants[..., :16], scales, scales, steps, steps[:1])
+    with pytest.raises(ValueError, match="one for 256 weights"):
+        PackedWeight(4, quants[:, :7, :16], scales[:, :7], scales[:, :7], steps, steps)
     with pytest.raises(ValueError, match="rows of 40 weights"):
         quantize(torch.zeros(2, 40), 8)
 

@@ -8,7 +8,7 @@ reference, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,20 +20,21 @@ Blocks = NDArray[np.void]
 """``(n_blocks,)``, each with the fields of its format."""
 Bytes = NDArray[np.uint8]
 Halves = NDArray[np.float16]
-Floats = NDArray[np.float32]
+Numbers = NDArray[np.float16] | NDArray[np.int8]
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Blocks taken apart: a weight is ``scale * quant + min``."""
+class Parts(NamedTuple):
+    """Blocks taken apart into what a ``PackedWeight`` is made of, each ``(n_blocks, n_groups, …)``.
+
+    All are views of the blocks if the scales of a format are stored as they are.
+    """
 
     quants: NDArray[Any]
-    """int8 ``(n_blocks, n_groups, group)``; or two to a byte, uint8 ``(…, group / 2)``, as the
-    layout W4 of ``PackedWeight`` has them."""
-    scales: Halves | Floats
-    """``(n_blocks, n_groups)``. They are float16 where all parts are views of the blocks."""
-    mins: Halves | Floats | None = None
-    """The same as ``scales``; None is 0, or for uint8 ``-8 * scale``."""
+    scales: Numbers
+    mins: Numbers | None = None
+    scale_steps: Halves | None = None
+    """``(n_blocks, 1)``."""
+    min_steps: Halves | None = None
 
 
 def _items(numbers: NDArray[Any], n_bytes: int) -> NDArray[np.void]:
@@ -51,14 +52,20 @@ def _fields(packed: Bytes, width: int) -> Bytes:
 
 def _pairs(numbers: Bytes) -> Bytes:
     """Two numbers of 4 bits to a byte, as W4 has them: ``(…, group)`` to ``(…, group / 2)``."""
-    halves = _items(numbers, numbers.shape[-1] // 2)
-    low, high = (np.ascontiguousarray(halves[..., i, None]).view(np.uint8) for i in (0, 1))
+    low, high = _pieces(numbers, 2)
     return low | high * 16  # NumPy multiplies ten times as fast as it shifts to the left
 
 
-def _per_block(halves: NDArray[Any]) -> Floats:
-    """A float16 of each block, ``(n_blocks, 1)``."""
-    return halves[:, None].astype(np.float32)
+def _pieces(numbers: Bytes, n: int) -> Iterator[Bytes]:
+    """The last axis, cut into ``n`` pieces."""
+    pieces = _items(numbers, numbers.shape[-1] // n)
+    return (np.ascontiguousarray(pieces[..., i, None]).view(np.uint8) for i in range(n))
+
+
+def _six_bits(low: Bytes, upper: Bytes) -> Bytes:
+    """Numbers of 6 bits as W6 has them, from their low four and upper two bits, ``(…, group)``."""
+    a, b, c, d = _pieces(upper, 4)
+    return np.concatenate((_pairs(low), a | b * 4 | c * 16 | d * 64), axis=-1)
 
 
 def _q4_0(blocks: Blocks) -> Parts:
@@ -69,33 +76,35 @@ def _q4_1(blocks: Blocks) -> Parts:
     return Parts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
 
 
-def _five_bits(blocks: Blocks) -> NDArray[np.int8]:
+def _five_bits(blocks: Blocks, added: int) -> Bytes:
     """The quants of Q5_0 and Q5_1: bit ``i`` of ``qh`` is the fifth of weight ``i``."""
     low = _fields(blocks["qs"], 4).reshape(-1, 1, 32)
     high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")[:, None]
-    return (low | high * 16).view(np.int8)
+    return _six_bits(low, high + added)
 
 
 def _q5_0(blocks: Blocks) -> Parts:
-    return Parts(_five_bits(blocks) - 16, _per_block(blocks["d"]))
+    """Quants of -16 to 15: W6 takes 32 away."""
+    return Parts(_five_bits(blocks, 1), blocks["d"][:, None])
 
 
 def _q5_1(blocks: Blocks) -> Parts:
-    return Parts(_five_bits(blocks), _per_block(blocks["d"]), _per_block(blocks["m"]))
+    return Parts(_five_bits(blocks, 0), blocks["d"][:, None], blocks["m"][:, None])
 
 
 def _q8_0(blocks: Blocks) -> Parts:
     return Parts(blocks["qs"], blocks["d"][:, None])
 
 
+def _steps(blocks: Blocks) -> tuple[Halves, Halves]:
+    """Those of scales and minima; the formats subtract what they call minima."""
+    return blocks["d"][:, None], -blocks["dmin"][:, None]
+
+
 def _q2_k(blocks: Blocks) -> Parts:
     quants = _fields(blocks["qs"], 2).reshape(-1, 16, 16)
-    scales = blocks["scales"]
-    return Parts(
-        _pairs(quants),
-        _per_block(blocks["d"]) * (scales & 15),
-        -(_per_block(blocks["dmin"]) * (scales >> 4)),
-    )
+    numbers = blocks["scales"].view(np.int8)
+    return Parts(_pairs(quants), numbers & 15, numbers >> 4 & 15, *_steps(blocks))
 
 
 def _q3_k(blocks: Blocks) -> Parts:
@@ -105,11 +114,11 @@ def _q3_k(blocks: Blocks) -> Parts:
     quants = (low | high * 4) + 4  # W4 takes 8 away again
     scales = _fields(blocks["scales"], 4).reshape(-1, 16)
     scales |= _fields(blocks["scales_h"], 2).reshape(-1, 16) * 16
-    return Parts(_pairs(quants), _per_block(blocks["d"]) * (scales.view(np.int8) - 32))
+    return Parts(_pairs(quants), scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 
-def _k_scales(blocks: Blocks) -> tuple[Floats, Floats]:
-    """Scales and minima of the 8 groups of Q4_K and Q5_K, of 6 bits each.
+def _k_scales(blocks: Blocks) -> tuple[Numbers, Numbers, Halves, Halves]:
+    """Scales and minima of the 8 groups of Q4_K and Q5_K, of 6 bits each, and their steps.
 
     Four of either stand in the four bytes of one number. Those of the first groups are the low bits
     of ``scales`` and ``mins``; the two bits above them belong on top of the four bits that the
@@ -118,9 +127,9 @@ def _k_scales(blocks: Blocks) -> tuple[Floats, Floats]:
     scales, mins, rest = blocks["scales"], blocks["mins"], blocks["rest"]
     last_scales = rest & 0x0F0F0F0F | scales >> 2 & 0x30303030
     last_mins = rest >> 4 & 0x0F0F0F0F | mins >> 2 & 0x30303030
-    all_scales = np.stack((scales & 0x3F3F3F3F, last_scales), axis=1).view(np.uint8)
-    all_mins = np.stack((mins & 0x3F3F3F3F, last_mins), axis=1).view(np.uint8)
-    return _per_block(blocks["d"]) * all_scales, -(_per_block(blocks["dmin"]) * all_mins)
+    all_scales = np.stack((scales & 0x3F3F3F3F, last_scales), axis=1).view(np.int8)
+    all_mins = np.stack((mins & 0x3F3F3F3F, last_mins), axis=1).view(np.int8)
+    return all_scales, all_mins, *_steps(blocks)
 
 
 def _q4_k(blocks: Blocks) -> Parts:
@@ -129,15 +138,14 @@ def _q4_k(blocks: Blocks) -> Parts:
 
 def _q5_k(blocks: Blocks) -> Parts:
     low = _fields(blocks["qs"], 4).reshape(-1, 8, 32)
-    quants = low | _fields(blocks["qh"], 1) * 16
-    return Parts(quants.view(np.int8), *_k_scales(blocks))
+    return Parts(_six_bits(low, _fields(blocks["qh"], 1)), *_k_scales(blocks))
 
 
 def _q6_k(blocks: Blocks) -> Parts:
+    """Quants of -32 to 31: W6 takes 32 away."""
     low = _fields(blocks["ql"], 4).reshape(-1, 16, 16)
     high = _fields(blocks["qh"], 2).reshape(-1, 16, 16)
-    quants = (low | high * 16).view(np.int8) - 32
-    return Parts(quants, _per_block(blocks["d"]) * blocks["scales"])
+    return Parts(_six_bits(low, high), blocks["scales"], None, blocks["d"][:, None])
 
 
 _IQ4 = np.array(
@@ -147,7 +155,7 @@ _IQ4 = np.array(
 
 
 def _iq4_nl(blocks: Blocks) -> Parts:
-    return Parts(_IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 1, 32)), _per_block(blocks["d"]))
+    return Parts(_IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None])
 
 
 def _iq4_xs(blocks: Blocks) -> Parts:
@@ -155,7 +163,7 @@ def _iq4_xs(blocks: Blocks) -> Parts:
     # Neighbours in a byte are neighbours among the scales here, hence the axis of 1.
     scales = _fields(blocks["scales_l"][..., None], 4).reshape(-1, 8)
     scales |= _fields(blocks["scales_h"][..., None], 2).reshape(-1, 8) * 16
-    return Parts(quants, _per_block(blocks["d"]) * (scales.view(np.int8) - 32))
+    return Parts(quants, scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +186,7 @@ class BlockType:
     def packed_bytes(self) -> int:
         """Bytes that the weights of a block take when they are packed."""
         parts = self.take_apart(np.zeros(1, self.layout))
-        return int(parts.quants.nbytes + parts.scales.size * (2 if parts.mins is None else 4))
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +297,6 @@ def _in_chunks(data: Bytes, kind: BlockType) -> Iterator[tuple[slice, Parts]]:
         yield chunk, kind.take_apart(blocks[chunk])
 
 
-# Where a scale is infinite or no number, the weights are not either, and no warning is due.
-_QUIET = np.errstate(invalid="ignore", over="ignore")
-
-
-@_QUIET
 def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor:
     """Turn quantised weights into floats.
 
@@ -307,25 +310,10 @@ def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor
     """
     out = torch.empty(len(data) // kind.n_bytes, kind.n_weights, dtype=dtype)
     for chunk, parts in _in_chunks(data, kind):
-        out[chunk] = torch.from_numpy(_weights(parts)).view(-1, kind.n_weights)
+        out[chunk] = _packed(parts, kind, len(out[chunk])).unpack(dtype)
     return out.flatten()
 
 
-def _weights(parts: Parts) -> Floats:
-    """The floats of some blocks, ``(n_blocks, n_groups, group)``."""
-    quants = parts.quants
-    if quants.dtype == np.uint8:
-        quants = _fields(parts.quants, 4).reshape(*parts.scales.shape, -1)
-        if parts.mins is None:
-            quants = quants.view(np.int8) - 8
-    weights = quants.astype(np.float32)
-    weights *= parts.scales[..., None].astype(np.float32)
-    if parts.mins is not None:
-        weights += parts.mins[..., None].astype(np.float32)
-    return weights
-
-
-@_QUIET
 def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
     """Pack a quantised matrix, each weight under the number that it has in the file.
 
@@ -335,37 +323,42 @@ def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
         n_rows: into how many rows they are cut.
 
     Returns:
-        The matrix, its scales and minima rounded once to float16; None if one of them is too
-        large for that, or no number. Views of ``data`` where that holds them.
+        The matrix, with views of ``data`` where that holds its parts; None if one of its scales or
+        minima is infinite, or no number.
     """
     sample = kind.take_apart(np.zeros(1, kind.layout))  # tells which parts there are
     if sample.scales.dtype == np.float16:
         parts = kind.take_apart(data.view(kind.layout))
     else:
         parts = _take_apart(data, kind, sample)
-    if not np.isfinite(parts.scales).all():
+    _, *numbers = parts
+    if not all(part is None or np.isfinite(part).all() for part in numbers):
         return None
-    if parts.mins is not None and not np.isfinite(parts.mins).all():
-        return None
-    quants = torch.from_numpy(parts.quants)
-    return PackedWeight(
-        4 if quants.dtype == torch.uint8 else 8,
-        quants.reshape(n_rows, -1, quants.shape[-1]),
-        torch.from_numpy(parts.scales).reshape(n_rows, -1),
-        None if parts.mins is None else torch.from_numpy(parts.mins).reshape(n_rows, -1),
+    return _packed(parts, kind, n_rows)
+
+
+def _packed(parts: Parts, kind: BlockType, n_rows: int) -> PackedWeight:
+    _, n_groups, n_bytes = parts.quants.shape
+    bits: Any = 8 * n_groups * n_bytes // kind.n_weights
+    quants = torch.from_numpy(parts.quants).reshape(n_rows, -1, n_bytes)
+    numbers: Any = (
+        None if part is None else torch.from_numpy(part).reshape(n_rows, -1) for part in parts[1:]
     )
+    return PackedWeight(bits, quants, *numbers)
 
 
 def _take_apart(data: Bytes, kind: BlockType, sample: Parts) -> Parts:
-    """All blocks of ``data`` taken apart, scales and minima in float16."""
+    """All blocks of ``data`` taken apart."""
     n_blocks = len(data) // kind.n_bytes
-    n_groups, n_bytes = sample.scales.size, sample.quants.nbytes // sample.scales.size
-    quants = np.empty((n_blocks, n_groups, n_bytes), sample.quants.dtype)
-    scales = np.empty((n_blocks, n_groups), np.float16)
-    mins = None if sample.mins is None else np.empty_like(scales)
+    room: Any = (
+        None if part is None else np.empty((n_blocks, *part.shape[1:]), part.dtype)
+        for part in sample
+    )
+    whole = Parts(*room)
+    n_bytes = whole.quants.shape[-1]
     for chunk, parts in _in_chunks(data, kind):
-        _items(quants, n_bytes)[chunk] = _items(parts.quants, n_bytes)
-        scales[chunk] = parts.scales
-        if mins is not None:
-            mins[chunk] = parts.mins
-    return Parts(quants, scales, mins)
+        _items(whole.quants, n_bytes)[chunk] = _items(parts.quants, n_bytes)
+        for to, part in zip(whole[1:], parts[1:], strict=True):
+            if to is not None and part is not None:
+                to[chunk] = part
+    return whole

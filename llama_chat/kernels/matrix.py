@@ -24,22 +24,31 @@ class PackedMatrix(ctypes.Structure):
         ("bits", ctypes.c_int32),
         ("group", ctypes.c_int32),
         ("has_mins", ctypes.c_int32),
+        ("span", ctypes.c_int32),
         ("n_rows", ctypes.c_int64),
         ("n_columns", ctypes.c_int64),
         ("panels", ctypes.c_void_p),
     )
 
 
+class _PackedPart(ctypes.Structure):
+    """``packed_part`` of ``panels.c``."""
+
+    _fields_ = (("first", ctypes.c_void_p), ("row", ctypes.c_int64), ("group", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "_PackedPart":
+        if tensor is None:
+            return cls()
+        steps = (tensor.stride(axis) * tensor.element_size() for axis in (0, 1))
+        return cls(tensor.data_ptr(), *steps)
+
+
 class _PackedRows(ctypes.Structure):
     """``packed_rows`` of ``panels.c``."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("quants", "scales", "mins")),
-        *(
-            (f"{name}_{step}", ctypes.c_int64)
-            for name in ("quants", "scales", "mins")
-            for step in ("row", "group")
-        ),
+    _fields_ = tuple(
+        (name, _PackedPart) for name in ("quants", "scales", "mins", "scale_steps", "min_steps")
     )
 
 
@@ -54,7 +63,10 @@ class NativeMatrix:
         bits: int,
         quants: Tensor,
         scales: Tensor,
-        mins: Tensor | None,
+        mins: Tensor | None = None,
+        scale_steps: Tensor | None = None,
+        min_steps: Tensor | None = None,
+        *,
         level: int | None = None,
     ) -> None:
         """Copy the tensors of a ``PackedWeight``.
@@ -68,22 +80,19 @@ class NativeMatrix:
         self.group = n_bytes * 8 // bits
         self.shape = rows, n_groups * self.group
         """``(out, in)``."""
-        self.n_bytes = padded_rows(rows) * n_groups * (n_bytes + 2 + 2 * (mins is not None))
+        parts = quants, scales, mins, scale_steps, min_steps
+        row_bytes = sum(part[0].nbytes for part in parts if part is not None)
+        self.n_bytes = padded_rows(rows) * row_bytes
         """Bytes that it takes."""
         self._panels = _room(self.n_bytes)
+        span = 0 if scale_steps is None else n_groups // scale_steps.shape[1]
         self.matrix = PackedMatrix(
-            bits, self.group, mins is not None, *self.shape, self._panels.data_ptr()
+            bits, self.group, mins is not None, span, *self.shape, self._panels.data_ptr()
         )
         self._address = ctypes.byref(self.matrix)
         if quants.stride(2) != 1:
             raise ValueError("the quants of a group do not lie side by side")
-        tensors = (quants, scales, scales if mins is None else mins)
-        source = _PackedRows(
-            quants.data_ptr(),
-            scales.data_ptr(),
-            None if mins is None else mins.data_ptr(),
-            *(part.stride(axis) * part.element_size() for part in tensors for axis in (0, 1)),
-        )
+        source = _PackedRows(*map(_PackedPart.of, parts))
         self._library.pack_panels(self._address, ctypes.byref(source), self._panels.data_ptr())
 
     def multiply(self, x: Tensor) -> Tensor:

@@ -6,9 +6,11 @@
  *
  * The quants of a block are chunks of 64 bytes, of which each row has four neighbouring bytes. For
  * W8 those are four columns, as q + 128. For W4 their low halves are four columns of the first half
- * of the group, and their high halves those that stand as far in its second half. Behind the quants
- * are the sixteen scales, and then, if there are any, the sixteen minima. The last panel is filled
- * up with rows of zeros.
+ * of the group, and their high halves those that stand as far in its second half. W6 is as W4, and
+ * then come the upper two bits of its weights: a byte has those of four columns that are a quarter
+ * of the group apart. Behind the quants are the sixteen scales, and then, if there are any, the
+ * sixteen minima. Those are float16; or signed bytes, to be multiplied by float16 steps that stand
+ * before the first of all blocks that share them. The last panel is filled up with rows of zeros.
  */
 
 #ifndef PACKED_H
@@ -39,9 +41,10 @@ enum { PANEL = 16, CHUNK = 4 * PANEL, MAX_GROUP = 32 };
 enum { PORTABLE = 0, AVX2 = 1, AVX512_VNNI = 2 };
 
 typedef struct {
-    int32_t bits;  /* 4 or 8 */
+    int32_t bits;  /* 4, 6 or 8 */
     int32_t group; /* 16 or 32 */
     int32_t has_mins;
+    int32_t span; /* groups that share their steps; 0 if scales and minima are float16 */
     int64_t n_rows, n_columns;
     const uint8_t *panels;
 } packed_matrix;
@@ -50,16 +53,50 @@ INLINE int64_t n_groups(const packed_matrix *w) { return w->n_columns / w->group
 
 INLINE int64_t n_panels(const packed_matrix *w) { return (w->n_rows + PANEL - 1) / PANEL; }
 
+/* Of a block; and of the part of them that has the low four bits of W4 and W6, or all of W8. */
 INLINE int64_t quant_bytes(int bits, int group) { return PANEL * group * bits / 8; }
+INLINE int low_chunks(int bits, int group) { return group / (bits == 8 ? 4 : 8); }
 
-INLINE int64_t block_bytes(int bits, int group, int has_mins)
+/* Bytes of sixteen scales, or of sixteen scales and minima. */
+INLINE int64_t number_bytes(int has_mins, int span)
 {
-    return quant_bytes(bits, group) + PANEL * (int64_t)sizeof(uint16_t) * (has_mins ? 2 : 1);
+    return PANEL * (has_mins ? 2 : 1) * (span ? 1 : (int64_t)sizeof(uint16_t));
+}
+
+INLINE int64_t block_bytes(int bits, int group, int has_mins, int span)
+{
+    return quant_bytes(bits, group) + number_bytes(has_mins, span);
+}
+
+/* Bytes of the steps before the block of group `g`. */
+INLINE int64_t step_bytes(int64_t g, int has_mins, int span)
+{
+    return span && g % span == 0 ? number_bytes(has_mins, 0) : 0;
 }
 
 INLINE int64_t panel_bytes(const packed_matrix *w)
 {
-    return n_groups(w) * block_bytes(w->bits, w->group, w->has_mins);
+    int64_t blocks = n_groups(w) * block_bytes(w->bits, w->group, w->has_mins, w->span);
+    return blocks + (w->span ? n_groups(w) / w->span * number_bytes(w->has_mins, 0) : 0);
+}
+
+/* DO(bits, group, has_mins, span, ...) for each layout that there is. */
+#define FOR_LAYOUTS(DO, ...)                                                                       \
+    DO(4, 32, 0, 0, __VA_ARGS__)                                                                   \
+    DO(4, 32, 1, 0, __VA_ARGS__)                                                                   \
+    DO(6, 32, 0, 0, __VA_ARGS__)                                                                   \
+    DO(6, 32, 1, 0, __VA_ARGS__)                                                                   \
+    DO(8, 32, 0, 0, __VA_ARGS__)                                                                   \
+    DO(4, 16, 0, 16, __VA_ARGS__)                                                                  \
+    DO(4, 16, 1, 16, __VA_ARGS__)                                                                  \
+    DO(4, 32, 1, 8, __VA_ARGS__)                                                                   \
+    DO(6, 16, 0, 16, __VA_ARGS__)                                                                  \
+    DO(6, 32, 1, 8, __VA_ARGS__)                                                                   \
+    DO(8, 32, 0, 8, __VA_ARGS__)
+
+INLINE int is_layout(const packed_matrix *w, int bits, int group, int has_mins, int span)
+{
+    return w->bits == bits && w->group == group && w->has_mins == has_mins && w->span == span;
 }
 
 INLINE float half_to_float(uint16_t half)

@@ -2,72 +2,105 @@
 
 #include "packed.h"
 
-/* One row of a panel that lies elsewhere, perhaps between other things, as in the file. */
+/* Numbers of a matrix that lie elsewhere, perhaps between other things, as in the file. */
 typedef struct {
-    const uint8_t *quants, *scales, *mins;             /* of the first row; mins may be NULL */
-    int64_t quants_row, quants_group, scales_row, scales_group; /* bytes from one to the next */
-    int64_t mins_row, mins_group;
+    const uint8_t *first;
+    int64_t row, group; /* bytes from one row to the next, and from one group or span to the next */
+} packed_part;
+
+/* Those that a matrix has none of are NULL. */
+typedef struct {
+    packed_part quants, scales, mins, scale_steps, min_steps;
 } packed_rows;
 
-/* Write the panels of `w`, whose rows are in `from`, where a group of W4 has byte i for its columns
- * i and i + group / 2, and one of W8 a signed byte for each. */
+/* `size` bytes of each row of a panel, side by side; zeros where there is no row. */
+INLINE uint8_t *gather(const packed_matrix *w, const packed_part *from, int64_t panel, int64_t g,
+                       int64_t offset, int size, uint8_t *to)
+{
+    for (int64_t r = 0; r < PANEL; r++, to += size) {
+        int64_t row = panel * PANEL + r;
+        if (row < w->n_rows)
+            memcpy(to, from->first + row * from->row + g * from->group + offset, (size_t)size);
+        else
+            memset(to, 0, (size_t)size);
+    }
+    return to;
+}
+
+INLINE uint8_t *gather_numbers(const packed_matrix *w, const packed_part *scales,
+                               const packed_part *mins, int64_t panel, int64_t g, int size,
+                               uint8_t *to)
+{
+    to = gather(w, scales, panel, g, 0, size, to);
+    return w->has_mins ? gather(w, mins, panel, g, 0, size, to) : to;
+}
+
+/* Write the panels of `w`, whose rows are in `from`, each group as PackedWeight has it. */
 void pack_panels(const packed_matrix *w, const packed_rows *from, uint8_t *to)
 {
-    const uint32_t flip = w->bits == 8 ? 0x80808080 : 0;
-    const int64_t chunks = quant_bytes(w->bits, w->group) / CHUNK;
+    const int64_t bytes = quant_bytes(w->bits, w->group);
     for (int64_t p = 0; p < n_panels(w); p++)
         for (int64_t g = 0; g < n_groups(w); g++) {
-            uint8_t *block = to, *numbers = to + chunks * CHUNK;
-            for (int64_t r = 0; r < PANEL; r++) {
-                int64_t row = p * PANEL + r;
-                int present = row < w->n_rows;
-                const uint8_t *quants = from->quants + row * from->quants_row + g * from->quants_group;
-                for (int64_t c = 0; c < chunks; c++) {
-                    uint32_t four = 0;
-                    if (present)
-                        memcpy(&four, quants + 4 * c, 4);
-                    four ^= flip;
-                    memcpy(block + c * CHUNK + 4 * r, &four, 4);
-                }
-                uint16_t scale = 0, min = 0;
-                if (present)
-                    memcpy(&scale, from->scales + row * from->scales_row + g * from->scales_group, 2);
-                memcpy(numbers + 2 * r, &scale, 2);
-                if (!w->has_mins)
-                    continue;
-                if (present)
-                    memcpy(&min, from->mins + row * from->mins_row + g * from->mins_group, 2);
-                memcpy(numbers + 2 * (PANEL + r), &min, 2);
+            if (step_bytes(g, w->has_mins, w->span))
+                to = gather_numbers(w, &from->scale_steps, &from->min_steps, p, g / w->span, 2, to);
+            for (int64_t at = 0; at < bytes; at += CHUNK) {
+                uint8_t *chunk = to;
+                to = gather(w, &from->quants, p, g, at / PANEL, 4, to);
+                if (w->bits == 8)
+                    for (int i = 0; i < CHUNK; i++)
+                        chunk[i] ^= 0x80;
             }
-            to += block_bytes(w->bits, w->group, w->has_mins);
+            if (w->span)
+                to = gather_numbers(w, &from->scales, &from->mins, p, g, 1, to);
+            else
+                to = gather_numbers(w, &from->scales, &from->mins, p, g, 2, to);
         }
 }
 
-INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow, int bits,
-                       int group)
+INLINE float half_at(const uint8_t *from)
 {
-    const int64_t bytes = quant_bytes(bits, group), half = group / 2;
+    uint16_t half;
+    memcpy(&half, from, 2);
+    return half_to_float(half);
+}
+
+INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow, int bits,
+                       int group, int has_mins, int span)
+{
+    const int64_t bytes = quant_bytes(bits, group), lane = row % PANEL;
+    const int half = group / 2, quarter = group / 4;
     const uint8_t *block = w->panels + row / PANEL * panel_bytes(w);
-    const int64_t lane = row % PANEL;
-    for (int64_t g = 0; g < n_groups(w); g++, block += block_bytes(bits, group, w->has_mins)) {
-        uint8_t quants[MAX_GROUP];
-        float values[MAX_GROUP];
-        uint16_t numbers[2] = {0, 0};
+    const int zero = bits == 8 ? 128 : has_mins ? 0 : 1 << (bits - 1);
+    float step = 1, min_step = 1;
+    for (int64_t g = 0; g < n_groups(w); g++, block += block_bytes(bits, group, has_mins, span)) {
+        uint8_t stored[MAX_GROUP], quants[MAX_GROUP];
+        float values[MAX_GROUP], scale, min = 0;
+        if (step_bytes(g, has_mins, span)) {
+            step = half_at(block + 2 * lane);
+            min_step = has_mins ? half_at(block + 2 * (PANEL + lane)) : 0;
+            block += step_bytes(g, has_mins, span);
+        }
+        const uint8_t *numbers = block + bytes;
+        if (span) {
+            scale = step * (float)((const int8_t *)numbers)[lane];
+            min = has_mins ? min_step * (float)((const int8_t *)numbers)[PANEL + lane] : 0;
+        } else {
+            scale = half_at(numbers + 2 * lane);
+            min = has_mins ? half_at(numbers + 2 * (PANEL + lane)) : 0;
+        }
         for (int64_t c = 0; c < bytes / CHUNK; c++)
-            memcpy(quants + 4 * c, block + c * CHUNK + 4 * lane, 4);
-        memcpy(numbers, block + bytes + 2 * lane, 2);
-        if (w->has_mins)
-            memcpy(numbers + 1, block + bytes + 2 * (PANEL + lane), 2);
-        const float scale = half_to_float(numbers[0]), min = half_to_float(numbers[1]);
-        const int zero = bits == 8 ? 128 : w->has_mins ? 0 : 8;
-        if (bits == 8)
-            for (int i = 0; i < group; i++)
-                values[i] = scale * (float)(quants[i] - zero) + min;
-        else
-            for (int i = 0; i < half; i++) {
-                values[i] = scale * (float)((quants[i] & 15) - zero) + min;
-                values[i + half] = scale * (float)((quants[i] >> 4) - zero) + min;
-            }
+            memcpy(stored + 4 * c, block + c * CHUNK + 4 * lane, 4);
+        for (int i = 0; i < (bits == 8 ? group : half); i++)
+            quants[i] = bits == 8 ? stored[i] : stored[i] & 15;
+        if (bits != 8)
+            for (int i = 0; i < half; i++)
+                quants[half + i] = stored[i] >> 4;
+        if (bits == 6)
+            for (int upper = 0; upper < 4; upper++)
+                for (int i = 0; i < quarter; i++)
+                    quants[upper * quarter + i] |= (stored[half + i] >> 2 * upper & 3) << 4;
+        for (int i = 0; i < group; i++)
+            values[i] = scale * (float)(quants[i] - zero) + min;
         if (narrow)
             for (int i = 0; i < group; i++)
                 ((uint16_t *)to)[g * group + i] = finite_to_bfloat16(values[i]);
@@ -76,15 +109,14 @@ INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow
     }
 }
 
+#define UNPACK_LAYOUT(bits, group, has_mins, span, ...)                                            \
+    if (is_layout(w, bits, group, has_mins, span))                                                 \
+        unpack_row(w, row, to, narrow, bits, group, has_mins, span);
+
 #define UNPACK(target, level)                                                                      \
     target static void unpack_##level(const packed_matrix *w, int64_t row, void *to, int narrow)   \
     {                                                                                              \
-        if (w->bits == 4)                                                                          \
-            w->group == 16 ? unpack_row(w, row, to, narrow, 4, 16)                                 \
-                           : unpack_row(w, row, to, narrow, 4, 32);                                \
-        else                                                                                       \
-            w->group == 16 ? unpack_row(w, row, to, narrow, 8, 16)                                 \
-                           : unpack_row(w, row, to, narrow, 8, 32);                                \
+        FOR_LAYOUTS(UNPACK_LAYOUT, )                                                               \
     }
 
 FOR_LEVELS(UNPACK)

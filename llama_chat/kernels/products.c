@@ -27,43 +27,70 @@ INLINE int32_t four(const int8_t *x)
     return number;
 }
 
-/* What an integer sum begins with: W8 is stored as q + 128, and W4 with minima as it is. */
+/* What an integer sum begins with: what is added to each q in store, W8 q + 128, is taken away, and
+ * quants with minima are as they are. `begin` is that of W4. */
 INLINE int32_t begin_of(int32_t begin, int bits, int has_mins)
 {
-    return bits == 8 ? 16 * begin : has_mins ? 0 : begin;
+    return has_mins ? 0 : bits == 8 ? 16 * begin : bits == 6 ? 4 * begin : begin;
 }
+
+/* Where the upper two bits of the columns of chunk `c` of W6 lie: in which chunk, and how high
+ * those of its low halves; those of the others are four bits above. */
+INLINE int upper_chunk(int c, int group) { return group / 8 + c % (group / 16); }
+INLINE int upper_shift(int c, int group) { return c / (group / 16) * 2; }
 
 /* ---- portable ------------------------------------------------------------------------------ */
 
-INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
-                         int bits, int group, int has_mins, int n)
+INLINE void halves_portable(const uint8_t *from, float *to)
 {
-    const int chunks = (int)(quant_bytes(bits, group) / CHUNK);
-    float totals[MAX_TILE][PANEL] = {{0}};
-    for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins)) {
+    uint16_t halves[PANEL];
+    memcpy(halves, from, sizeof halves);
+    for (int r = 0; r < PANEL; r++)
+        to[r] = half_to_float(halves[r]);
+}
+
+INLINE void stepped_portable(const uint8_t *from, const float *steps, float *to)
+{
+    for (int r = 0; r < PANEL; r++)
+        to[r] = steps[r] * (float)((const int8_t *)from)[r];
+}
+
+INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
+                         int bits, int group, int has_mins, int span, int n)
+{
+    const int chunks = low_chunks(bits, group);
+    float totals[MAX_TILE][PANEL] = {{0}}, steps[PANEL] = {0}, min_steps[PANEL] = {0};
+    for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins, span)) {
         tile_group x = group_of(tile, g, group, n);
         float scales[PANEL], mins[PANEL];
-        for (int r = 0; r < PANEL; r++) {
-            uint16_t numbers[2] = {0, 0};
-            memcpy(numbers, block + chunks * CHUNK + 2 * r, 2);
+        if (step_bytes(g, has_mins, span)) {
+            halves_portable(block, steps);
             if (has_mins)
-                memcpy(numbers + 1, block + chunks * CHUNK + 2 * (PANEL + r), 2);
-            scales[r] = half_to_float(numbers[0]);
-            mins[r] = half_to_float(numbers[1]);
+                halves_portable(block + 2 * PANEL, min_steps);
+            block += step_bytes(g, has_mins, span);
         }
+        const uint8_t *numbers = block + quant_bytes(bits, group);
+        span ? stepped_portable(numbers, steps, scales) : halves_portable(numbers, scales);
+        if (has_mins)
+            span ? stepped_portable(numbers + PANEL, min_steps, mins)
+                 : halves_portable(numbers + 2 * PANEL, mins);
         for (int m = 0; m < n; m++) {
             int32_t dots[PANEL];
             for (int r = 0; r < PANEL; r++)
                 dots[r] = begin_of(x.begin[m], bits, has_mins);
             for (int c = 0; c < chunks; c++) {
                 const uint8_t *q = block + c * CHUNK;
+                const uint8_t *upper = block + upper_chunk(c, group) * CHUNK;
+                const int shift = upper_shift(c, group);
                 const int8_t *low = x.quants + 4 * (c * n + m);
                 const int8_t *high = low + 4 * chunks * n;
                 for (int r = 0; r < PANEL; r++)
-                    for (int j = 0; j < 4; j++)
-                        dots[r] += bits == 8 ? q[4 * r + j] * low[j]
-                                             : (q[4 * r + j] & 15) * low[j] +
-                                                   (q[4 * r + j] >> 4) * high[j];
+                    for (int j = 0; j < 4; j++) {
+                        const int i = 4 * r + j, bits_above = bits == 6 ? upper[i] >> shift : 0;
+                        const int first = (q[i] & 15) + ((bits_above & 3) << 4);
+                        const int second = (q[i] >> 4) + (bits_above & 0x30);
+                        dots[r] += bits == 8 ? q[i] * low[j] : first * low[j] + second * high[j];
+                    }
             }
             for (int r = 0; r < PANEL; r++)
                 totals[m][r] +=
@@ -84,47 +111,76 @@ INLINE_AVX2 __m256i products_avx2(__m256i unsigned_a, __m256i signed_b)
     return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_a, signed_b), _mm256_set1_epi16(1));
 }
 
-INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out,
-                          int bits, int group, int has_mins, int n)
+INLINE_AVX2 __m256 halves_avx2(const uint8_t *from)
 {
-    const int chunks = (int)(quant_bytes(bits, group) / CHUNK);
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+
+/* Scales or minima of eight rows. */
+INLINE_AVX2 __m256 numbers_avx2(const uint8_t *from, int side, __m256 steps, int span)
+{
+    if (!span)
+        return halves_avx2(from + 16 * side);
+    __m256i whole = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(from + 8 * side)));
+    return _mm256_mul_ps(steps, _mm256_cvtepi32_ps(whole));
+}
+
+INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out,
+                          int bits, int group, int has_mins, int span, int n)
+{
+    const int chunks = low_chunks(bits, group);
     const __m256i low_half = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
+    const __m256i two_bits = _mm256_set1_epi8(0x30);
     for (int side = 0; side < 2; side++) { /* eight rows at a time */
         const uint8_t *block = panel;
-        __m256 totals[MAX_TILE];
+        __m256 totals[MAX_TILE], steps = _mm256_setzero_ps(), min_steps = steps;
         for (int m = 0; m < n; m++)
             totals[m] = _mm256_setzero_ps();
-        for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins)) {
+        for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins, span)) {
             tile_group x = group_of(tile, g, group, n);
             __m256i dots[MAX_TILE];
+            if (step_bytes(g, has_mins, span)) {
+                steps = halves_avx2(block + 16 * side);
+                if (has_mins)
+                    min_steps = halves_avx2(block + 2 * PANEL + 16 * side);
+                block += step_bytes(g, has_mins, span);
+            }
             for (int m = 0; m < n; m++) /* bytes of W8 are made signed again */
                 dots[m] = _mm256_set1_epi32(bits == 8 ? 0 : begin_of(x.begin[m], bits, has_mins));
             for (int c = 0; c < chunks; c++) {
-                __m256i v = _mm256_loadu_si256((const __m256i *)(block + c * CHUNK + 32 * side));
+                const uint8_t *at = block + 32 * side;
+                __m256i v = _mm256_loadu_si256((const __m256i *)(at + c * CHUNK));
                 __m256i low = _mm256_and_si256(v, low_half);
                 __m256i high = _mm256_and_si256(_mm256_srli_epi16(v, 4), low_half);
                 __m256i sign = _mm256_xor_si256(v, flip), magnitude = _mm256_abs_epi8(sign);
+                if (bits == 6) {
+                    const void *above = at + upper_chunk(c, group) * CHUNK;
+                    __m256i upper = _mm256_loadu_si256((const __m256i *)above);
+                    upper = _mm256_srli_epi16(upper, upper_shift(c, group));
+                    low = _mm256_or_si256(low, _mm256_and_si256(_mm256_slli_epi16(upper, 4), two_bits));
+                    high = _mm256_or_si256(high, _mm256_and_si256(upper, two_bits));
+                }
                 for (int m = 0; m < n; m++) {
-                    const int8_t *at = x.quants + 4 * (c * n + m);
-                    __m256i first = _mm256_set1_epi32(four(at)), dot;
+                    const int8_t *from = x.quants + 4 * (c * n + m);
+                    __m256i first = _mm256_set1_epi32(four(from)), dot;
                     if (bits == 8)
                         dot = products_avx2(magnitude, _mm256_sign_epi8(first, sign));
                     else
                         dot = _mm256_add_epi32(
                             products_avx2(low, first),
-                            products_avx2(high, _mm256_set1_epi32(four(at + 4 * chunks * n))));
+                            products_avx2(high, _mm256_set1_epi32(four(from + 4 * chunks * n))));
                     dots[m] = _mm256_add_epi32(dots[m], dot);
                 }
             }
-            const __m128i *numbers = (const __m128i *)(block + chunks * CHUNK) + side;
-            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(numbers));
+            const uint8_t *numbers = block + quant_bytes(bits, group);
+            __m256 scale = numbers_avx2(numbers, side, steps, span);
             for (int m = 0; m < n; m++)
                 totals[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[m]),
                                             _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[m])),
                                             totals[m]);
             if (!has_mins)
                 continue;
-            __m256 min = _mm256_cvtph_ps(_mm_loadu_si128(numbers + 2));
+            __m256 min = numbers_avx2(numbers + number_bytes(0, span), side, min_steps, span);
             for (int m = 0; m < n; m++)
                 totals[m] = _mm256_fmadd_ps(min, _mm256_set1_ps(x.sums[m]), totals[m]);
         }
@@ -137,43 +193,69 @@ INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *t
 
 #define INLINE_AVX512 TARGET_AVX512 INLINE
 
-INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
-                              int bits, int group, int has_mins, int n)
+INLINE_AVX512 __m512 halves_avx512(const uint8_t *from)
 {
-    const int chunks = (int)(quant_bytes(bits, group) / CHUNK);
-    const __m512i low_half = _mm512_set1_epi8(15);
-    __m512 totals[MAX_TILE];
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+
+/* The scales or minima of a block. */
+INLINE_AVX512 __m512 numbers_avx512(const uint8_t *from, __m512 steps, int span)
+{
+    if (!span)
+        return halves_avx512(from);
+    __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm512_mul_ps(steps, _mm512_cvtepi32_ps(whole));
+}
+
+INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
+                              int bits, int group, int has_mins, int span, int n)
+{
+    const int chunks = low_chunks(bits, group);
+    const __m512i low_half = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(0x30);
+    __m512 totals[MAX_TILE], steps = _mm512_setzero_ps(), min_steps = steps;
     for (int m = 0; m < n; m++)
         totals[m] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins)) {
+    for (int64_t g = 0; g < groups; g++, block += block_bytes(bits, group, has_mins, span)) {
         tile_group x = group_of(tile, g, group, n);
         __m512i dots[MAX_TILE];
+        if (step_bytes(g, has_mins, span)) {
+            steps = halves_avx512(block);
+            if (has_mins)
+                min_steps = halves_avx512(block + 2 * PANEL);
+            block += step_bytes(g, has_mins, span);
+        }
         for (int m = 0; m < n; m++)
             dots[m] = _mm512_set1_epi32(begin_of(x.begin[m], bits, has_mins));
         for (int c = 0; c < chunks; c++) {
             __m512i v = _mm512_loadu_si512(block + c * CHUNK);
             __m512i low = _mm512_and_si512(v, low_half);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(v, 4), low_half);
+            if (bits == 6) {
+                __m512i upper = _mm512_loadu_si512(block + upper_chunk(c, group) * CHUNK);
+                upper = _mm512_srli_epi16(upper, upper_shift(c, group));
+                low = _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16(upper, 4), two_bits));
+                high = _mm512_or_si512(high, _mm512_and_si512(upper, two_bits));
+            }
             for (int m = 0; m < n; m++) {
                 const int8_t *at = x.quants + 4 * (c * n + m);
                 dots[m] = _mm512_dpbusd_epi32(dots[m], bits == 8 ? v : low,
                                               _mm512_set1_epi32(four(at)));
             }
-            if (bits == 4)
+            if (bits != 8)
                 for (int m = 0; m < n; m++) {
                     const int8_t *at = x.quants + 4 * ((chunks + c) * n + m);
                     dots[m] = _mm512_dpbusd_epi32(dots[m], high, _mm512_set1_epi32(four(at)));
                 }
         }
-        const __m256i *numbers = (const __m256i *)(block + chunks * CHUNK);
-        __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(numbers));
+        const uint8_t *numbers = block + quant_bytes(bits, group);
+        __m512 scale = numbers_avx512(numbers, steps, span);
         for (int m = 0; m < n; m++)
             totals[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]),
                                         _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m])),
                                         totals[m]);
         if (!has_mins)
             continue;
-        __m512 min = _mm512_cvtph_ps(_mm256_loadu_si256(numbers + 1));
+        __m512 min = numbers_avx512(numbers + number_bytes(0, span), min_steps, span);
         for (int m = 0; m < n; m++)
             totals[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(x.sums[m]), totals[m]);
     }
@@ -188,56 +270,59 @@ INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_
 typedef void dot_function(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out);
 
 /* Every constant is known to the compiler. */
-#define DOT(target, dot, name, bits, group, has_mins, n)                                           \
-    target static void name##_##n(const uint8_t *panel, int64_t groups, const uint8_t *tile,       \
-                                  float *out)                                                      \
+#define DOT(bits, group, has_mins, span, target, level, n)                                         \
+    target static void level##_w##bits##_##group##_##has_mins##_##span##_##n(                      \
+        const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out)                     \
     {                                                                                              \
-        dot(panel, groups, tile, out, bits, group, has_mins, n);                                   \
+        dot_##level(panel, groups, tile, out, bits, group, has_mins, span, n);                     \
     }
+#define NAME(bits, group, has_mins, span, level, n) level##_w##bits##_##group##_##has_mins##_##span##_##n
 
-#define SMALL_DOTS(target, dot, name, bits, group, has_mins)                                       \
-    DOT(target, dot, name, bits, group, has_mins, 1)                                               \
-    DOT(target, dot, name, bits, group, has_mins, 2)                                               \
-    DOT(target, dot, name, bits, group, has_mins, 4)
+#define SMALL_DOTS(bits, group, has_mins, span, target, level)                                     \
+    DOT(bits, group, has_mins, span, target, level, 1)                                             \
+    DOT(bits, group, has_mins, span, target, level, 2)                                             \
+    DOT(bits, group, has_mins, span, target, level, 4)
+#define SMALL_NAMES(bits, group, has_mins, span, level)                                            \
+    {NAME(bits, group, has_mins, span, level, 1), NAME(bits, group, has_mins, span, level, 2),     \
+     NAME(bits, group, has_mins, span, level, 4)},
 
-#define ALL_DOTS(target, dot, name, bits, group, has_mins)                                         \
-    SMALL_DOTS(target, dot, name, bits, group, has_mins)                                           \
-    DOT(target, dot, name, bits, group, has_mins, 8)                                               \
-    DOT(target, dot, name, bits, group, has_mins, 12)
+#define ALL_DOTS(bits, group, has_mins, span, target, level)                                       \
+    SMALL_DOTS(bits, group, has_mins, span, target, level)                                         \
+    DOT(bits, group, has_mins, span, target, level, 8)                                             \
+    DOT(bits, group, has_mins, span, target, level, 12)
+#define ALL_NAMES(bits, group, has_mins, span, level)                                              \
+    {NAME(bits, group, has_mins, span, level, 1), NAME(bits, group, has_mins, span, level, 2),     \
+     NAME(bits, group, has_mins, span, level, 4), NAME(bits, group, has_mins, span, level, 8),     \
+     NAME(bits, group, has_mins, span, level, 12)},
 
-#define LAYOUTS(DOTS, target, dot, level)                                                          \
-    DOTS(target, dot, level##_w4_16, 4, 16, 0)                                                     \
-    DOTS(target, dot, level##_w4_16_mins, 4, 16, 1)                                                \
-    DOTS(target, dot, level##_w4_32, 4, 32, 0)                                                     \
-    DOTS(target, dot, level##_w4_32_mins, 4, 32, 1)                                                \
-    DOTS(target, dot, level##_w8_16, 8, 16, 0)                                                     \
-    DOTS(target, dot, level##_w8_16_mins, 8, 16, 1)                                                \
-    DOTS(target, dot, level##_w8_32, 8, 32, 0)                                                     \
-    DOTS(target, dot, level##_w8_32_mins, 8, 32, 1)
-
-#define SMALL_NAMES(name) {name##_1, name##_2, name##_4}
-#define ALL_NAMES(name) {name##_1, name##_2, name##_4, name##_8, name##_12}
-#define NAMES(NAMES_OF, level)                                                                     \
-    {                                                                                              \
-        NAMES_OF(level##_w4_16), NAMES_OF(level##_w4_16_mins), NAMES_OF(level##_w4_32),            \
-            NAMES_OF(level##_w4_32_mins), NAMES_OF(level##_w8_16), NAMES_OF(level##_w8_16_mins),   \
-            NAMES_OF(level##_w8_32), NAMES_OF(level##_w8_32_mins)                                  \
-    }
-
-LAYOUTS(SMALL_DOTS, , dot_portable, portable)
+FOR_LAYOUTS(SMALL_DOTS, , portable)
 #if X86
-LAYOUTS(SMALL_DOTS, TARGET_AVX2, dot_avx2, avx2)
-LAYOUTS(ALL_DOTS, TARGET_AVX512, dot_avx512, avx512)
+FOR_LAYOUTS(SMALL_DOTS, TARGET_AVX2, avx2)
+FOR_LAYOUTS(ALL_DOTS, TARGET_AVX512, avx512)
 #endif
+
+#define ONE_MORE(...) +1
+enum { N_LAYOUTS = 0 FOR_LAYOUTS(ONE_MORE, ) };
 
 /* By instruction set, layout and SIZES. */
-static dot_function *const DOTS[][8][5] = {
-    NAMES(SMALL_NAMES, portable),
+static dot_function *const DOTS[][N_LAYOUTS][5] = {
+    {FOR_LAYOUTS(SMALL_NAMES, portable)},
 #if X86
-    NAMES(SMALL_NAMES, avx2),
-    NAMES(ALL_NAMES, avx512),
+    {FOR_LAYOUTS(SMALL_NAMES, avx2)},
+    {FOR_LAYOUTS(ALL_NAMES, avx512)},
 #endif
 };
+
+INLINE int layout_of(const packed_matrix *w)
+{
+    int found = -1, layout = 0;
+#define FIND(bits, group, has_mins, span, ...)                                                     \
+    if (is_layout(w, bits, group, has_mins, span))                                                 \
+        found = layout;                                                                            \
+    layout++;
+    FOR_LAYOUTS(FIND, )
+    return found;
+}
 
 /* ---- products ------------------------------------------------------------------------------ */
 
@@ -270,7 +355,7 @@ INLINE int block_rows(const packed_matrix *w, int level)
 void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,
                      int64_t first, int64_t end, int level)
 {
-    const int layout = (w->bits == 8) * 4 + (w->group == 32) * 2 + w->has_mins;
+    const int layout = layout_of(w);
     const int64_t row_bytes = rounded_bytes(w->n_columns, w->group);
     const int block = block_rows(w, level);
     for (int start = 0; start < n_x; start += block)

@@ -1,4 +1,4 @@
-"""Packed weights: matrices that stay at 4 or 8 bits a weight while the model runs.
+"""Packed weights: matrices that stay at 4, 6 or 8 bits a weight while the model runs.
 
 A row is cut into groups of 16 or 32 neighbours. Weight ``i`` of a group is ``scale * q + min``,
 where ``q`` is a small integer and every group has a scale of its own. What is here is plain torch:
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,25 @@ from llama_chat.kernels import native
 from llama_chat.kernels.forward import MAX_ROWS
 from llama_chat.kernels.matrix import NativeMatrix
 
-GROUP_SIZES = (16, 32)
+STEP_WEIGHTS = 256
+"""Weights of a row that share the steps of their scales, where scales have steps."""
+
+LAYOUTS = frozenset(
+    {
+        (4, 32, False, False),  # Q4_0
+        (4, 32, True, False),  # Q4_1, and what is packed anew
+        (6, 32, False, False),  # Q5_0
+        (6, 32, True, False),  # Q5_1
+        (8, 32, False, False),  # Q8_0, IQ4_NL, and what is packed anew
+        (4, 16, False, True),  # Q3_K
+        (4, 16, True, True),  # Q2_K
+        (4, 32, True, True),  # Q4_K
+        (6, 16, False, True),  # Q6_K
+        (6, 32, True, True),  # Q5_K
+        (8, 32, False, True),  # IQ4_XS
+    }
+)
+"""Bits, group, whether there are minima, and whether scales have steps; ``FOR_LAYOUTS`` in C."""
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 """What the functions in C unpack to."""
@@ -34,36 +52,54 @@ UNPACKED_BYTES = 2**25
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A matrix ``(out, in)`` of packed weights, in one of two layouts.
+    """A matrix ``(out, in)`` of packed weights, in one of three layouts.
 
     **W4**: ``q`` is 0 to 15, two to a byte: byte ``i`` of a group of ``n`` holds weight ``i`` in
     its low half and weight ``i + n / 2`` in its high half. Without ``mins`` the minimum is
     ``-8 * scale``, so that the weights lie around zero.
+
+    **W6**: ``q`` is 0 to 63. Its low four bits are as in W4; of the ``n / 4`` bytes behind them,
+    byte ``i`` holds the upper two bits of weights ``i``, ``i + n / 4``, ``i + n / 2`` and
+    ``i + 3 * n / 4``, lowest first. Without ``mins`` the minimum is ``-32 * scale``.
 
     **W8**: ``q`` is -128 to 127. Without ``mins`` the minimum is 0.
 
     The tensors may be views of a mapped file.
     """
 
-    bits: Literal[4, 8]
+    bits: Literal[4, 6, 8]
     quants: Tensor
-    """``(out, in / group, …)``. W4: uint8, ``group / 2`` to a group. W8: int8, ``group``."""
+    """``(out, in / group, group * bits / 8)``. W4 and W6: uint8. W8: int8."""
     scales: Tensor
-    """float16 ``(out, in / group)``."""
+    """``(out, in / group)``, float16; or int8, each to be multiplied by its step."""
     mins: Tensor | None = None
     """The same as ``scales``, or None."""
+    scale_steps: Tensor | None = None
+    """float16 ``(out, in / STEP_WEIGHTS)`` if scales are int8, or None."""
+    min_steps: Tensor | None = None
+    """The same for ``mins``."""
 
     def __post_init__(self) -> None:
-        expected = torch.uint8 if self.bits == 4 else torch.int8
+        expected = torch.int8 if self.bits == 8 else torch.uint8
         if self.quants.dtype != expected or self.quants.dim() != 3:
             raise ValueError(f"W{self.bits} needs groups of {expected}")
-        if self.group not in GROUP_SIZES:
-            raise ValueError(f"groups of {self.group}")
+        stepped, has_mins = self.scale_steps is not None, self.mins is not None
+        if (self.bits, self.group, has_mins, stepped) not in LAYOUTS:
+            raise ValueError(f"no layout W{self.bits} has such groups of {self.group}")
+        if (self.min_steps is not None) != (stepped and has_mins):
+            raise ValueError("minima have steps where scales have them")
+        whole = torch.int8 if stepped else torch.float16
         for numbers in (self.scales, self.mins):
             if numbers is None:
                 continue
-            if numbers.dtype != torch.float16 or numbers.shape != self.quants.shape[:2]:
-                raise ValueError("scales and mins are float16, one for each group")
+            if numbers.dtype != whole or numbers.shape != self.quants.shape[:2]:
+                raise ValueError(f"scales and mins are {whole}, one for each group")
+        n_rows, n_columns = self.shape
+        for steps in (self.scale_steps, self.min_steps):
+            if steps is None:
+                continue
+            if steps.dtype != torch.float16 or steps.shape != (n_rows, n_columns / STEP_WEIGHTS):
+                raise ValueError(f"steps are float16, one for {STEP_WEIGHTS} weights")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,32 +118,55 @@ class PackedWeight:
         return self.quants.device
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """All that it consists of, in the order of the fields."""
+        return self.quants, self.scales, self.mins, self.scale_steps, self.min_steps
+
+    @property
     def n_bytes(self) -> int:
         """Bytes that it takes."""
-        tensors = (self.quants, self.scales, self.mins)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "PackedWeight":
         """The same with each tensor changed."""
-        mins = None if self.mins is None else change(self.mins)
-        return PackedWeight(self.bits, change(self.quants), change(self.scales), mins)
+        changed = (None if tensor is None else change(tensor) for tensor in self.tensors)
+        return PackedWeight(self.bits, *cast("Any", changed))
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weights as floats ``(out, in)``; the arithmetic is float32, rounded once."""
-        scales = self.scales.float().unsqueeze(-1)  # (out, in / group, 1)
-        if self.bits == 4:
-            weights = torch.empty(*self.scales.shape, self.group, device=self.device)
-            weights[..., : self.group // 2] = self.quants & 15
-            weights[..., self.group // 2 :] = self.quants >> 4
-        else:
-            weights = self.quants.float()
+        weights = self._whole_numbers()
+        scales = _stepped(self.scales, self.scale_steps)
         if self.mins is not None:
-            weights.mul_(scales).add_(self.mins.float().unsqueeze(-1))
-        elif self.bits == 4:
-            weights.sub_(8).mul_(scales)
-        else:
+            weights.mul_(scales).add_(_stepped(self.mins, self.min_steps))
+        elif self.bits == 8:
             weights.mul_(scales)
+        else:
+            weights.sub_(2 ** (self.bits - 1)).mul_(scales)
         return weights.view(self.shape).to(dtype)
+
+    def _whole_numbers(self) -> Tensor:
+        """Each ``q``, in float32 ``(out, in / group, group)``."""
+        if self.bits == 8:
+            return self.quants.float()
+        half, quarter = self.group // 2, self.group // 4
+        low = self.quants[..., :half]
+        weights = torch.empty(*self.scales.shape, self.group, device=self.device)
+        weights[..., :half] = low & 15
+        weights[..., half:] = low >> 4
+        if self.bits == 6:
+            upper = self.quants[..., half:]
+            for i in range(4):
+                weights[..., i * quarter : (i + 1) * quarter] += (upper >> 2 * i & 3) * 16
+        return weights
+
+
+def _stepped(numbers: Tensor, steps: Tensor | None) -> Tensor:
+    """Scales or minima as floats ``(out, in / group, 1)``."""
+    floats = numbers.float()
+    if steps is not None:
+        by_step = floats.reshape(*steps.shape, -1)
+        floats = (by_step * steps.float().unsqueeze(-1)).view(numbers.shape)
+    return floats.unsqueeze(-1)
 
 
 Packed = PackedWeight | NativeMatrix
@@ -117,7 +176,7 @@ Packed = PackedWeight | NativeMatrix
 def place(weight: PackedWeight, device: torch.device) -> Packed:
     """Copy a matrix to where it is to work, in the form that is fastest there."""
     if native.available and device.type == "cpu":
-        return NativeMatrix(weight.bits, weight.quants, weight.scales, weight.mins)
+        return NativeMatrix(weight.bits, *weight.tensors)
     return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
 
 

@@ -129,7 +129,7 @@ class Transformer(nn.Module):
 
     @property
     def layouts(self) -> list[str]:
-        """The packed layouts that its matrices are in: ``W4``, ``W8``, both or none."""
+        """The packed layouts that its matrices are in: ``W4``, ``W6``, ``W8``."""
         matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
         return sorted({f"W{m.packed.bits}" for m in matrices if m.packed is not None})
 
