@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize, pack
-from llama_chat.kernels import native
+from llama_chat.kernels import k_quants, native
 from llama_chat.kernels.matrix import NativeMatrix
 from tests.model_files import SMALL, write_gguf
 
@@ -99,6 +99,21 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     if native.available:
         matrix, rows = NativeMatrix(packed.bits, *packed.tensors), torch.arange(5 * 103)
         assert matrix.unpack_rows(rows, torch.empty_like(unpacked)).equal(unpacked)
+
+
+@pytest.mark.parametrize("name", k_quants.BITS)
+def test_blocks_are_taken_apart_the_same_without_c(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_blocks(KINDS[name], 3 * 2**10, 0.01)
+    packed = pack(data, KINDS[name], n_rows=12)
+    monkeypatch.setattr(native, "available", False)
+    expected = pack(data, KINDS[name], n_rows=12)
+    assert packed is not None
+    assert expected is not None
+    for ours, theirs in zip(packed.tensors, expected.tensors, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or ours.equal(theirs)
 
 
 @pytest.mark.parametrize(("name", "most"), [("Q4_K", 1.03), ("Q6_K", 1.0), ("Q5_K", 1.21)])

@@ -15,21 +15,24 @@ typedef struct {
 
 /* `size` bytes of each row of a panel, side by side; zeros where there is no row. */
 INLINE uint8_t *gather(const packed_matrix *w, const packed_part *from, int64_t panel, int64_t g,
-                       int64_t offset, int size, uint8_t *to)
+                       int64_t offset, size_t size, uint8_t *to)
 {
-    for (int64_t r = 0; r < PANEL; r++, to += size) {
-        int64_t row = panel * PANEL + r;
-        if (row < w->n_rows)
-            memcpy(to, from->first + row * from->row + g * from->group + offset, (size_t)size);
-        else
-            memset(to, 0, (size_t)size);
+    const uint8_t *at = from->first + panel * PANEL * from->row + g * from->group + offset;
+    const int64_t step = from->row, left = w->n_rows - panel * PANEL;
+    if (left >= PANEL)
+        for (size_t r = 0; r < PANEL; r++, at += step)
+            memcpy(to + r * size, at, size);
+    else {
+        memset(to, 0, PANEL * size);
+        for (size_t r = 0; r < (size_t)left; r++, at += step)
+            memcpy(to + r * size, at, size);
     }
-    return to;
+    return to + PANEL * size;
 }
 
 INLINE uint8_t *gather_numbers(const packed_matrix *w, const packed_part *scales,
-                               const packed_part *mins, int64_t panel, int64_t g, int size,
-                               uint8_t *to)
+                               const packed_part *mins, int64_t panel, int64_t g,
+                               size_t size, uint8_t *to)
 {
     to = gather(w, scales, panel, g, 0, size, to);
     return w->has_mins ? gather(w, mins, panel, g, 0, size, to) : to;
