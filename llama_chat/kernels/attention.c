@@ -10,7 +10,7 @@
 
 #include "kv_rows.h"
 
-enum { MAX_RUN = 256, MAX_VECTORS = 32 };
+enum { MAX_RUN = 256 };
 
 /* Rows of a run: so few that the heads of a small model give every thread enough to do. */
 INLINE int64_t run_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_RUN; }
@@ -24,7 +24,7 @@ INLINE int64_t n_runs(const kv_cache *cache, int n_x)
  * weighted sum of the values. */
 INLINE int64_t partial_floats(const kv_cache *cache)
 {
-    return filled_up(cache->head_dim, LANES) + 2;
+    return filled_up(cache->head_dim, PADDED) + 2;
 }
 
 typedef struct {
@@ -33,64 +33,18 @@ typedef struct {
     float *rows;   /* (2, MAX_RUN, head_dim), filled up, of heads that are not whole vectors */
 } few_buffers;
 
-/* One head's rows of keys or of values in one run, where they lie. */
-typedef struct {
-    const char *rows;
-    const float *scales;
-    int64_t row_bytes;
-} run;
-
-/* scores = query * key for each row; those of the first `visible` rows count. */
-INLINE void score(const few_buffers *own, const run *keys, int64_t visible, int64_t n_vectors,
-                  int kind)
-{
-    vector query[MAX_VECTORS];
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < n_vectors; j++)
-        query[j] = ((const vector *)own->query)[j];
-    for (int64_t r = 0; r < visible; r++) {
-        const char *row = keys->rows + r * keys->row_bytes;
-        vector dot = query[0] * load_vector(row, 0, kind);
-#pragma GCC unroll 8
-        for (int64_t j = 1; j < n_vectors; j++)
-            dot += query[j] * load_vector(row, j, kind);
-        own->scores[r] = sum_of(dot) * (kind == INT8 ? keys->scales[r] : 1);
-    }
-}
-
-/* to = the sum of the values, weighted by the scores of the first `visible` rows. */
-INLINE void weigh(const few_buffers *own, const run *values, int64_t visible, float *to,
-                  int64_t n_vectors, int kind)
-{
-    vector sums[MAX_VECTORS];
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < n_vectors; j++)
-        sums[j] = (vector){0};
-    for (int64_t r = 0; r < visible; r++) {
-        const char *row = values->rows + r * values->row_bytes;
-        float weight = own->scores[r] * (kind == INT8 ? values->scales[r] : 1);
-    #pragma GCC unroll 8
-    for (int64_t j = 0; j < n_vectors; j++)
-            sums[j] += weight * load_vector(row, j, kind);
-    }
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < n_vectors; j++)
-        ((vector *)to)[j] = sums[j];
-}
-
 /* The heads of nearly all models have 64 or 128 numbers, which then stay in registers. */
-#define FOR_WIDTH(n_vectors, call, ...)                                                            \
-    (n_vectors) == 8 ? call(__VA_ARGS__, 8, kind)                                                  \
-                     : (n_vectors) == 4 ? call(__VA_ARGS__, 4, kind)                               \
-                                        : call(__VA_ARGS__, n_vectors, kind)
+#define FOR_WIDTH(level, name, width, ...)                                                         \
+    ((width) == 128  ? BY_WIDTH(level, name, __VA_ARGS__, 128, kind)                               \
+     : (width) == 64 ? BY_WIDTH(level, name, __VA_ARGS__, 64, kind)                                \
+                     : BY_WIDTH(level, name, __VA_ARGS__, width, kind))
 
-INLINE void attend_with_query(const few_buffers *own, const run *keys,
-                              const run *values, int64_t visible, int64_t n_vectors,
-                              float *partial, int kind)
+INLINE void attend_with_query(const few_buffers *own, const run *keys, const run *values,
+                              int64_t visible, int64_t width, float *partial, int kind, int level)
 {
-    const int64_t padded = filled_up(visible, LANES);
+    const int64_t padded = filled_up(visible, PADDED);
     float most = -INFINITY, sum = 0, *scores = own->scores;
-    FOR_WIDTH(n_vectors, score, own, keys, visible);
+    FOR_WIDTH(level, score, width, own->query, keys, visible, scores);
     for (int64_t r = visible; r < padded; r++)
         scores[r] = -INFINITY;
 #pragma omp simd reduction(max : most)
@@ -103,14 +57,14 @@ INLINE void attend_with_query(const few_buffers *own, const run *keys,
     }
     partial[0] = most;
     partial[1] = sum;
-    FOR_WIDTH(n_vectors, weigh, own, values, visible, partial + 2);
+    FOR_WIDTH(level, sum_rows, width, scores, values, visible, partial + 2);
 }
 
 /* Find a run, and copy it to `copy` if its rows are not whole vectors. */
 INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *scales,
                             int64_t layer, int64_t head, range rows, float *copy, int kind)
 {
-    const int64_t n = cache->head_dim, width = filled_up(n, LANES);
+    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const char *first = head_of(cache, buffers, layer, head, kind);
     const float *head_scales = scales_of(cache, scales, layer, head, kind);
     if (n == width)
@@ -124,9 +78,9 @@ INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *s
 
 /* Attend with all queries of one head of keys to the rows of one run. */
 INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, int n_x,
-                          int64_t head, range rows, few_buffers own, float *partials, int kind)
+                          int64_t head, range rows, few_buffers own, float *partials, int kind, int level)
 {
-    const int64_t n = cache->head_dim, width = filled_up(n, LANES), n_vectors = width / LANES;
+    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const int64_t group = cache->n_heads / cache->n_kv_heads, n_rows = rows.end - rows.start;
     float *copies = own.rows;
     run keys = find_run(cache, cache->keys, cache->key_scales, layer, head, rows, copies, kind);
@@ -140,9 +94,9 @@ INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, 
         memset(own.query, 0, sizeof(float) * (size_t)width);
         memcpy(own.query, query, sizeof(float) * (size_t)n);
         if (n == width)
-            attend_with_query(&own, &keys, &values, visible, n_vectors, partial, kind);
+            attend_with_query(&own, &keys, &values, visible, width, partial, kind, level);
         else
-            attend_with_query(&own, &keys, &values, visible, n_vectors, partial, FLOAT32);
+            attend_with_query(&own, &keys, &values, visible, width, partial, FLOAT32, level);
     }
 }
 
@@ -173,19 +127,19 @@ INLINE range share_of(int64_t n)
 }
 
 INLINE void attend_few(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out,
-                       float *partials, float *own, int kind)
+                       float *partials, float *own, int kind, int level)
 {
     const int64_t group = cache->n_heads / cache->n_kv_heads, runs = n_runs(cache, n_x);
     const int64_t stride = n_x * group * partial_floats(cache); /* from a run to the next */
     const int64_t total = cache->length + n_x, step = run_rows(cache);
-    const int64_t width = filled_up(cache->head_dim, LANES);
+    const int64_t width = filled_up(cache->head_dim, PADDED);
     const few_buffers buffers = {own, own + width, own + width + MAX_RUN};
     range items = share_of(cache->n_kv_heads * runs);
     for (int64_t item = items.start; item < items.end; item++) {
         int64_t first = item % runs * step;
         range rows = {first, first + step < total ? first + step : total};
         attend_to_run(cache, layer, q, n_x, item / runs, rows, buffers, partials + item * stride,
-                      kind);
+                      kind, level);
     }
 #pragma omp barrier
     range queries = share_of(n_x * cache->n_heads);
@@ -198,13 +152,15 @@ INLINE void attend_few(const kv_cache *cache, int64_t layer, const float *q, int
 #pragma omp barrier
 }
 
-#define FEW(target, level)                                                                         \
+#define FEW(target, level, number)                                                                 \
     target static void few_##level(const kv_cache *cache, int64_t layer, const float *q, int n_x,  \
                                    float *out, float *partials, float *own)                        \
     {                                                                                              \
-        cache->kind == FLOAT32    ? attend_few(cache, layer, q, n_x, out, partials, own, FLOAT32)  \
-        : cache->kind == BFLOAT16 ? attend_few(cache, layer, q, n_x, out, partials, own, BFLOAT16) \
-                                  : attend_few(cache, layer, q, n_x, out, partials, own, INT8);    \
+        cache->kind == FLOAT32                                                                     \
+            ? attend_few(cache, layer, q, n_x, out, partials, own, FLOAT32, number)                \
+        : cache->kind == BFLOAT16                                                                  \
+            ? attend_few(cache, layer, q, n_x, out, partials, own, BFLOAT16, number)               \
+            : attend_few(cache, layer, q, n_x, out, partials, own, INT8, number);                  \
     }
 
 FOR_LEVELS(FEW)
@@ -223,7 +179,7 @@ int64_t attention_own_bytes(const kv_cache *cache, int n_x)
 {
     if (n_x > FEW_TOKENS)
         return many_bytes(cache);
-    const int64_t width = filled_up(cache->head_dim, LANES);
+    const int64_t width = filled_up(cache->head_dim, PADDED);
     const int64_t copies = width == cache->head_dim ? 0 : 2 * MAX_RUN * width;
     return (width + MAX_RUN + copies) * (int64_t)sizeof(float);
 }

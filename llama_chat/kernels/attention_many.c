@@ -8,43 +8,7 @@
 
 #include "kv_rows.h"
 
-enum { QUERIES = 128, KEYS = 64, TILE_ROWS = 4, TILE_VECTORS = 4 };
-
-/* Part of c (rows, n) += a (rows, k) b (k, n): four rows, and so many vectors. */
-INLINE void multiply_tile(const float *a, int64_t a_row, const float *b, int64_t b_row, float *c,
-                          int64_t c_row, int64_t k, int n_vectors)
-{
-    vector sums[TILE_ROWS][TILE_VECTORS];
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int j = 0; j < n_vectors; j++)
-            sums[i][j] = *(const vector *)(c + i * c_row + j * LANES);
-    for (int64_t l = 0; l < k; l++) {
-        vector right[TILE_VECTORS];
-        for (int j = 0; j < n_vectors; j++)
-            right[j] = *(const vector *)(b + l * b_row + j * LANES);
-        for (int i = 0; i < TILE_ROWS; i++)
-            for (int j = 0; j < n_vectors; j++)
-                sums[i][j] += a[i * a_row + l] * right[j];
-    }
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int j = 0; j < n_vectors; j++)
-            *(vector *)(c + i * c_row + j * LANES) = sums[i][j];
-}
-
-/* c (rows, n) += a (rows, k) b (k, n), with rows a multiple of 4 and n one of LANES. */
-INLINE void multiply_floats(const float *a, int64_t a_row, const float *b, int64_t b_row, float *c,
-                            int64_t c_row, int64_t rows, int64_t k, int64_t n)
-{
-    const int64_t wide = TILE_VECTORS * LANES;
-    for (int64_t i = 0; i < rows; i += TILE_ROWS) {
-        int64_t j = 0;
-        for (; j + wide <= n; j += wide)
-            multiply_tile(a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, k,
-                          TILE_VECTORS);
-        for (; j < n; j += LANES)
-            multiply_tile(a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, k, 1);
-    }
-}
+enum { QUERIES = 128, KEYS = 64 };
 
 /* What a thread has for a block of queries; `width` is head_dim, filled up to whole vectors. */
 typedef struct {
@@ -72,15 +36,15 @@ INLINE int64_t block_queries(const kv_cache *cache)
 
 INLINE many_buffers lay_out_many(const kv_cache *cache, float *own)
 {
-    const int64_t width = filled_up(cache->head_dim, LANES), rows = block_queries(cache);
+    const int64_t width = filled_up(cache->head_dim, PADDED), rows = block_queries(cache);
     many_buffers b = {.queries = own};
     b.sums = b.queries + rows * width;
     b.scores = b.sums + rows * width;
     b.keys = b.scores + rows * KEYS;
     b.values = b.keys + width * KEYS;
     b.most = b.values + width * KEYS;
-    b.total = b.most + filled_up(rows, LANES);
-    b.row = b.total + filled_up(rows, LANES);
+    b.total = b.most + filled_up(rows, PADDED);
+    b.row = b.total + filled_up(rows, PADDED);
     return b;
 }
 
@@ -88,7 +52,7 @@ INLINE many_buffers lay_out_many(const kv_cache *cache, float *own)
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
                        many_buffers b, int kind)
 {
-    const int64_t n = cache->head_dim, width = filled_up(n, LANES);
+    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const char *keys = head_of(cache, cache->keys, layer, head, kind);
     const char *values = head_of(cache, cache->values, layer, head, kind);
     const float *key_scales = scales_of(cache, cache->key_scales, layer, head, kind);
@@ -133,9 +97,9 @@ INLINE void weigh(float *scores, int64_t n_keys, int64_t visible, float *most, f
 
 /* Attend with the queries of one head of keys of the tokens `first` to `end`. */
 INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
-                         int64_t first, int64_t end, float *out, many_buffers b, int kind)
+                         int64_t first, int64_t end, float *out, many_buffers b, int kind, int level)
 {
-    const int64_t n = cache->head_dim, width = filled_up(n, LANES);
+    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const int64_t group = cache->n_heads / cache->n_kv_heads;
     const int64_t n_queries = (end - first) * group, rows = filled_up(n_queries, TILE_ROWS);
     memset(b.queries, 0, sizeof(float) * (size_t)(rows * width));
@@ -152,19 +116,20 @@ INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
         /* Queries that stand before all of these keys see none of them. */
         int64_t before = start - cache->length - first;
         before = before > 0 ? before * group / TILE_ROWS * TILE_ROWS : 0;
-        const int64_t n_keys = filled_up(keys.end - keys.start, LANES);
+        const int64_t n_keys = filled_up(keys.end - keys.start, PADDED);
         float *scores = b.scores + before * KEYS, *sums = b.sums + before * width;
         load_block(cache, layer, head, keys, b, kind);
         memset(scores, 0, sizeof(float) * (size_t)((rows - before) * KEYS));
-        multiply_floats(b.queries + before * width, width, b.keys, KEYS, scores, KEYS,
-                        rows - before, width, n_keys);
+        BY_WIDTH(level, multiply_floats, b.queries + before * width, width, b.keys, KEYS, scores,
+                 KEYS, rows - before, width, n_keys);
         for (int64_t i = before; i < n_queries; i++) {
             int64_t visible = cache->length + first + i / group + 1 - start;
             visible = visible < 0 ? 0 : visible > n_keys ? n_keys : visible;
             weigh(b.scores + i * KEYS, n_keys, visible, b.most + i, b.total + i,
                   b.sums + i * width, width);
         }
-        multiply_floats(scores, KEYS, b.values, width, sums, width, rows - before, n_keys, width);
+        BY_WIDTH(level, multiply_floats, scores, KEYS, b.values, width, sums, width, rows - before,
+                 n_keys, width);
     }
     for (int64_t i = 0; i < n_queries; i++) {
         float *to = out + ((first + i / group) * cache->n_heads + head * group + i % group) * n;
@@ -174,7 +139,7 @@ INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
 }
 
 INLINE void attend_blocks(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out,
-                        float *own, int kind)
+                        float *own, int kind, int level)
 {
     const int64_t tokens = block_tokens(cache), blocks = filled_up(n_x, tokens) / tokens;
     const many_buffers b = lay_out_many(cache, own);
@@ -183,15 +148,15 @@ INLINE void attend_blocks(const kv_cache *cache, int64_t layer, const float *q, 
         /* The last tokens see most: they go first. */
         int64_t block = blocks - 1 - item / cache->n_kv_heads, first = block * tokens;
         attend_block(cache, layer, q, item % cache->n_kv_heads, first,
-                     first + tokens < n_x ? first + tokens : n_x, out, b, kind);
+                     first + tokens < n_x ? first + tokens : n_x, out, b, kind, level);
     }
 }
 
-#define MANY(target, level)                                                                        \
+#define MANY(target, level, number)                                                                \
     target static void many_##level(const kv_cache *cache, int64_t layer, const float *q, int n_x, \
                                     float *out, float *own)                                        \
     {                                                                                              \
-        attend_blocks(cache, layer, q, n_x, out, own, cache->kind);                                \
+        attend_blocks(cache, layer, q, n_x, out, own, cache->kind, number);                        \
     }
 
 FOR_LEVELS(MANY)
@@ -201,7 +166,7 @@ static void (*const MANY_OF[])(const kv_cache *, int64_t, const float *, int, fl
 int64_t many_bytes(const kv_cache *cache)
 {
     many_buffers b = lay_out_many(cache, NULL);
-    return (b.row - b.queries + filled_up(cache->head_dim, LANES)) * (int64_t)sizeof(float);
+    return (b.row - b.queries + filled_up(cache->head_dim, PADDED)) * (int64_t)sizeof(float);
 }
 
 void attend_many(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *own,

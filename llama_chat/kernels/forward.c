@@ -92,7 +92,7 @@ INLINE void add(float *x, const float *product, range columns)
         x[i] += product[i];
 }
 
-#define ROWWISE(target, level)                                                                     \
+#define ROWWISE(target, level, ...)                                                                \
     target static void norm_row_##level(const float *x, const float *weight, int64_t n, float eps, \
                                         float *to)                                                 \
     {                                                                                              \

@@ -13,9 +13,6 @@ from llama_chat.kernels.matrix import NativeMatrix, PackedMatrix
 MAX_ROWS = 8
 """Tokens that are read as a few, each as if it were alone; ``FEW_TOKENS`` of ``attention.h``."""
 
-MAX_HEAD_DIM = 512
-"""The widest heads that fit; 16 times ``MAX_VECTORS`` of ``attention.c``."""
-
 PARTS = ("projections", "attention", "feed_forward", "output")
 """Of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
 

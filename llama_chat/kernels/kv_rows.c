@@ -67,7 +67,7 @@ INLINE void store_all(const kv_cache *cache, void *const *buffers, float *const 
         }
 }
 
-#define FUNCTIONS(target, level)                                                                   \
+#define FUNCTIONS(target, level, ...)                                                              \
     target static void rotate_##level(const kv_cache *cache, float *x, int n_x, int64_t width,     \
                                       range rows, float scale)                                     \
     {                                                                                              \

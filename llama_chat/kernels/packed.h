@@ -164,12 +164,15 @@ INLINE float bfloat16_to_float(uint16_t half)
 
 /* ---- every function for every instruction set ----------------------------------------------- */
 
-/* DEFINE(target, suffix) for each level, and the table of what it defines, by level. */
+/* DEFINE(target, suffix, level) for each level, and the table of what it defines, by level. */
 #if X86
-#define FOR_LEVELS(DEFINE) DEFINE(, portable) DEFINE(TARGET_AVX2, avx2) DEFINE(TARGET_AVX512, avx512)
+#define FOR_LEVELS(DEFINE)                                                                         \
+    DEFINE(, portable, PORTABLE)                                                                   \
+    DEFINE(TARGET_AVX2, avx2, AVX2)                                                                \
+    DEFINE(TARGET_AVX512, avx512, AVX512_VNNI)
 #define BY_LEVEL(name) {name##_portable, name##_avx2, name##_avx512}
 #else
-#define FOR_LEVELS(DEFINE) DEFINE(, portable)
+#define FOR_LEVELS(DEFINE) DEFINE(, portable, PORTABLE)
 #define BY_LEVEL(name) {name##_portable}
 #endif
 

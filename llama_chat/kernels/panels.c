@@ -116,7 +116,7 @@ INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow
     if (is_layout(w, bits, group, has_mins, span))                                                 \
         unpack_row(w, row, to, narrow, bits, group, has_mins, span);
 
-#define UNPACK(target, level)                                                                      \
+#define UNPACK(target, level, ...)                                                                 \
     target static void unpack_##level(const packed_matrix *w, int64_t row, void *to, int narrow)   \
     {                                                                                              \
         FOR_LAYOUTS(UNPACK_LAYOUT, )                                                               \

@@ -71,7 +71,7 @@ INLINE void remainder_of(const float *x, int64_t n_columns, int group, float *to
     }
 }
 
-#define ROUND(target, level)                                                                       \
+#define ROUND(target, level, ...)                                                                  \
     target static void round_##level(const void *x, int narrow, int64_t n_columns, int group,      \
                                      int n, int m, uint8_t *tile)                                  \
     {                                                                                              \

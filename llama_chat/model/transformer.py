@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.kernels.forward import MAX_HEAD_DIM, MAX_ROWS, LayerTensors, NativeModel
+from llama_chat.kernels.forward import MAX_ROWS, LayerTensors, NativeModel
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache, Rows
@@ -208,8 +208,6 @@ class Transformer(nn.Module):
         blocks = self.blocks
         output = self.tok_embeddings if self.config.tie_embeddings else self.output
         if output.native is None or self.dtype not in (torch.float32, torch.bfloat16):
-            return None
-        if self.config.head_dim > MAX_HEAD_DIM:
             return None
         layers = []
         for block in blocks:
