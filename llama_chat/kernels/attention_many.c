@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "kv_rows.h"
+#include "pairs.h"
 
 enum { QUERIES = 128, KEYS = 64 };
 
@@ -70,6 +71,37 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
     }
 }
 
+/* The same in pairs, of a cache in bfloat16: keys (width / 2, KEYS), values (KEYS / 2, width). */
+INLINE void load_pairs(const kv_cache *cache, int64_t layer, int64_t head, range rows,
+                       many_buffers b)
+{
+    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
+    const size_t row_bytes = sizeof(uint16_t) * (size_t)n;
+    const char *keys = head_of(cache, cache->keys, layer, head, BFLOAT16);
+    const char *values = head_of(cache, cache->values, layer, head, BFLOAT16);
+    uint32_t *key_pairs = (uint32_t *)b.keys, *value_pairs = (uint32_t *)b.values;
+    uint32_t *key = (uint32_t *)b.row;
+    uint16_t *value = (uint16_t *)b.row;
+    memset(b.row, 0, sizeof(float) * (size_t)width);
+    for (int64_t r = 0; r < KEYS; r++) {
+        if (rows.start + r < rows.end)
+            memcpy(key, keys + (rows.start + r) * (int64_t)row_bytes, row_bytes);
+        else
+            memset(key, 0, row_bytes);
+        for (int64_t d = 0; d < width / 2; d++)
+            key_pairs[d * KEYS + r] = key[d];
+    }
+    for (int64_t r = 0; r < KEYS; r += 2) {
+        memset(b.row, 0, sizeof(float) * (size_t)width);
+        for (int64_t i = 0; i < 2; i++)
+            if (rows.start + r + i < rows.end)
+                memcpy(value + i * width, values + (rows.start + r + i) * (int64_t)row_bytes,
+                       row_bytes);
+        for (int64_t d = 0; d < width; d++)
+            value_pairs[r / 2 * width + d] = value[d] | (uint32_t)value[width + d] << 16;
+    }
+}
+
 /* Turn the scores of one query for `n_keys` keys into weights; the first `visible` may be seen. */
 INLINE void weigh(float *scores, int64_t n_keys, int64_t visible, float *most, float *total,
                   float *sums, int64_t width)
@@ -95,9 +127,11 @@ INLINE void weigh(float *scores, int64_t n_keys, int64_t visible, float *most, f
     *total += sum;
 }
 
-/* Attend with the queries of one head of keys of the tokens `first` to `end`. */
+/* Attend with the queries of one head of keys of the tokens `first` to `end`; `pairs` says how to
+ * multiply. */
 INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
-                         int64_t first, int64_t end, float *out, many_buffers b, int kind, int level)
+                         int64_t first, int64_t end, float *out, many_buffers b, int kind,
+                         int pairs, int level)
 {
     const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const int64_t group = cache->n_heads / cache->n_kv_heads;
@@ -110,6 +144,8 @@ INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
         b.most[i] = -INFINITY;
         b.total[i] = 0;
     }
+    if (pairs)
+        round_to_pairs(b.queries, rows, width, width);
     const int64_t total = cache->length + end;
     for (int64_t start = 0; start < total; start += KEYS) {
         const range keys = {start, start + KEYS < total ? start + KEYS : total};
@@ -117,19 +153,32 @@ INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
         int64_t before = start - cache->length - first;
         before = before > 0 ? before * group / TILE_ROWS * TILE_ROWS : 0;
         const int64_t n_keys = filled_up(keys.end - keys.start, PADDED);
+        const float *queries = b.queries + before * width;
         float *scores = b.scores + before * KEYS, *sums = b.sums + before * width;
-        load_block(cache, layer, head, keys, b, kind);
         memset(scores, 0, sizeof(float) * (size_t)((rows - before) * KEYS));
-        BY_WIDTH(level, multiply_floats, b.queries + before * width, width, b.keys, KEYS, scores,
-                 KEYS, rows - before, width, n_keys);
+        if (pairs) {
+            load_pairs(cache, layer, head, keys, b);
+            multiply_pairs((const uint32_t *)queries, width, (const uint32_t *)b.keys, KEYS, scores,
+                           KEYS, rows - before, width / 2, n_keys);
+        } else {
+            load_block(cache, layer, head, keys, b, kind);
+            BY_WIDTH(level, multiply_floats, queries, width, b.keys, KEYS, scores, KEYS,
+                     rows - before, width, n_keys);
+        }
         for (int64_t i = before; i < n_queries; i++) {
             int64_t visible = cache->length + first + i / group + 1 - start;
             visible = visible < 0 ? 0 : visible > n_keys ? n_keys : visible;
             weigh(b.scores + i * KEYS, n_keys, visible, b.most + i, b.total + i,
                   b.sums + i * width, width);
         }
-        BY_WIDTH(level, multiply_floats, scores, KEYS, b.values, width, sums, width, rows - before,
-                 n_keys, width);
+        if (pairs) {
+            round_to_pairs(scores, rows - before, n_keys, KEYS);
+            multiply_pairs((const uint32_t *)scores, KEYS, (const uint32_t *)b.values, width, sums,
+                           width, rows - before, n_keys / 2, width);
+        } else {
+            BY_WIDTH(level, multiply_floats, scores, KEYS, b.values, width, sums, width,
+                     rows - before, n_keys, width);
+        }
     }
     for (int64_t i = 0; i < n_queries; i++) {
         float *to = out + ((first + i / group) * cache->n_heads + head * group + i % group) * n;
@@ -139,7 +188,7 @@ INLINE void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
 }
 
 INLINE void attend_blocks(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out,
-                        float *own, int kind, int level)
+                        float *own, int kind, int pairs, int level)
 {
     const int64_t tokens = block_tokens(cache), blocks = filled_up(n_x, tokens) / tokens;
     const many_buffers b = lay_out_many(cache, own);
@@ -148,7 +197,7 @@ INLINE void attend_blocks(const kv_cache *cache, int64_t layer, const float *q, 
         /* The last tokens see most: they go first. */
         int64_t block = blocks - 1 - item / cache->n_kv_heads, first = block * tokens;
         attend_block(cache, layer, q, item % cache->n_kv_heads, first,
-                     first + tokens < n_x ? first + tokens : n_x, out, b, kind, level);
+                     first + tokens < n_x ? first + tokens : n_x, out, b, kind, pairs, level);
     }
 }
 
@@ -156,7 +205,10 @@ INLINE void attend_blocks(const kv_cache *cache, int64_t layer, const float *q, 
     target static void many_##level(const kv_cache *cache, int64_t layer, const float *q, int n_x, \
                                     float *out, float *own)                                        \
     {                                                                                              \
-        attend_blocks(cache, layer, q, n_x, out, own, cache->kind, number);                        \
+        if (number == AVX512_VNNI && cache->kind == BFLOAT16 && has_pairs())                       \
+            attend_blocks(cache, layer, q, n_x, out, own, BFLOAT16, 1, number);                    \
+        else                                                                                       \
+            attend_blocks(cache, layer, q, n_x, out, own, cache->kind, 0, number);                 \
     }
 
 FOR_LEVELS(MANY)

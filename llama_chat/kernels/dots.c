@@ -53,7 +53,7 @@ INLINE void stepped_portable(const uint8_t *from, const float *steps, float *to)
 }
 
 INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
-                         int bits, int group, int has_mins, int span, int n)
+                         int64_t out_row, int bits, int group, int has_mins, int span, int n)
 {
     const int chunks = low_chunks(bits, group);
     float totals[MAX_TILE][PANEL] = {{0}}, steps[PANEL] = {0}, min_steps[PANEL] = {0};
@@ -94,7 +94,8 @@ INLINE void dot_portable(const uint8_t *block, int64_t groups, const uint8_t *ti
                     scales[r] * x.scales[m] * (float)dots[r] + (has_mins ? mins[r] * x.sums[m] : 0);
         }
     }
-    memcpy(out, totals, sizeof totals[0] * (size_t)n);
+    for (int m = 0; m < n; m++)
+        memcpy(out + m * out_row, totals[m], sizeof totals[m]);
 }
 
 #if X86
@@ -123,7 +124,7 @@ INLINE_AVX2 __m256 numbers_avx2(const uint8_t *from, int side, __m256 steps, int
 }
 
 INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out,
-                          int bits, int group, int has_mins, int span, int n)
+                          int64_t out_row, int bits, int group, int has_mins, int span, int n)
 {
     const int chunks = low_chunks(bits, group);
     const __m256i low_half = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
@@ -182,7 +183,7 @@ INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *t
                 totals[m] = _mm256_fmadd_ps(min, _mm256_set1_ps(x.sums[m]), totals[m]);
         }
         for (int m = 0; m < n; m++)
-            _mm256_storeu_ps(out + m * PANEL + 8 * side, totals[m]);
+            _mm256_storeu_ps(out + m * out_row + 8 * side, totals[m]);
     }
 }
 
@@ -205,7 +206,7 @@ INLINE_AVX512 __m512 numbers_avx512(const uint8_t *from, __m512 steps, int span)
 }
 
 INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_t *tile, float *out,
-                              int bits, int group, int has_mins, int span, int n)
+                              int64_t out_row, int bits, int group, int has_mins, int span, int n)
 {
     const int chunks = low_chunks(bits, group);
     const __m512i low_half = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(0x30);
@@ -257,7 +258,7 @@ INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_
             totals[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(x.sums[m]), totals[m]);
     }
     for (int m = 0; m < n; m++)
-        _mm512_storeu_ps(out + m * PANEL, totals[m]);
+        _mm512_storeu_ps(out + m * out_row, totals[m]);
 }
 #endif
 
@@ -266,9 +267,9 @@ INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_
 /* Every constant is known to the compiler. */
 #define DOT(bits, group, has_mins, span, target, level, n)                                         \
     target static void level##_w##bits##_##group##_##has_mins##_##span##_##n(                      \
-        const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out)                     \
+        const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out, int64_t out_row)    \
     {                                                                                              \
-        dot_##level(panel, groups, tile, out, bits, group, has_mins, span, n);                     \
+        dot_##level(panel, groups, tile, out, out_row, bits, group, has_mins, span, n);            \
     }
 #define NAME(bits, group, has_mins, span, level, n) level##_w##bits##_##group##_##has_mins##_##span##_##n
 

@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
     float *x;                     /* (n_x, dim), the residual stream */
     float *q, *k, *v, *attention; /* (n_x, heads * head_dim) */
-    float *gate, *up, *product;   /* (n_x, hidden_dim or dim) */
+    float *gate, *up;             /* (n_x, hidden_dim) */
     uint8_t *rounded[2];          /* of many tokens, in groups of 16 and of 32 */
     void *partials;               /* of attention */
     float *pairs;                 /* (tile, vocab_size), of the output */
@@ -161,23 +161,13 @@ static range share_of(const team_member *t, const packed_matrix *w, int64_t toge
 }
 
 /* Compute it, in y (n_x, rows of w); returns which rows that are. */
-static range multiply_share(const team_member *t, const packed_matrix *w, int64_t together, float *y)
+static range multiply_share(const team_member *t, const packed_matrix *w, int64_t together, float *y,
+                            int how)
 {
     range rows = share_of(t, w, together);
-    multiply_panels(w, t->rounded[w->group == 32], t->n_x, y, 0, rows.start / PANEL,
+    multiply_panels(w, t->rounded[w->group == 32], t->n_x, y, how, rows.start / PANEL,
                     (rows.end + PANEL - 1) / PANEL, t->level);
     return rows;
-}
-
-/* Multiply, and add to the residual stream. */
-static void multiply_and_add(const team_member *t, const packed_matrix *w)
-{
-    const shared_buffers *b = t->shared;
-    const int64_t dim = t->w->dim;
-    range rows = multiply_share(t, w, 1, b->product);
-    for (int m = 0; m < t->n_x; m++)
-        ADD[t->level](b->x + m * dim, b->product + m * dim, rows);
-#pragma omp barrier
 }
 
 static void run_layer(team_member *t, int64_t l, seconds_of *seconds)
@@ -189,26 +179,31 @@ static void run_layer(team_member *t, int64_t l, seconds_of *seconds)
     const double began = now();
     round_input(t, b->x, dim, layer->attention_norm,
                 (const packed_matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
-    rotate_queries(cache, b->q, t->n_x, multiply_share(t, &layer->wq, 1, b->q), t->level);
-    store_keys(cache, l, b->k, t->n_x, multiply_share(t, &layer->wk, together, b->k), t->level);
-    store_values(cache, l, b->v, t->n_x, multiply_share(t, &layer->wv, together, b->v), t->level);
+    range rows = multiply_share(t, &layer->wq, 1, b->q, AS_FLOATS);
+    rotate_queries(cache, b->q, t->n_x, rows, t->level);
+    rows = multiply_share(t, &layer->wk, together, b->k, AS_FLOATS);
+    store_keys(cache, l, b->k, t->n_x, rows, t->level);
+    rows = multiply_share(t, &layer->wv, together, b->v, AS_FLOATS);
+    store_values(cache, l, b->v, t->n_x, rows, t->level);
 #pragma omp barrier
     const double projected = now();
     attend(cache, l, b->q, t->n_x, b->attention, b->partials, t->own.attention, t->level);
     const double attended = now();
     round_input(t, b->attention, layer->wo.n_columns, NULL, (const packed_matrix *[]){&layer->wo},
                 1);
-    multiply_and_add(t, &layer->wo);
+    multiply_share(t, &layer->wo, 1, b->x, ADDED);
+#pragma omp barrier
     const double added = now();
     round_input(t, b->x, dim, layer->ffn_norm, (const packed_matrix *[]){&layer->w1, &layer->w3},
                 2);
-    multiply_share(t, &layer->w3, 1, b->up);
-    range columns = multiply_share(t, &layer->w1, 1, b->gate);
+    multiply_share(t, &layer->w3, 1, b->up, AS_FLOATS);
+    range columns = multiply_share(t, &layer->w1, 1, b->gate, AS_FLOATS);
     for (int m = 0; m < t->n_x; m++)
         ACTIVATE[t->level](b->gate + m * hidden, b->up + m * hidden, columns);
 #pragma omp barrier
     round_input(t, b->gate, hidden, NULL, (const packed_matrix *[]){&layer->w2}, 1);
-    multiply_and_add(t, &layer->w2);
+    multiply_share(t, &layer->w2, 1, b->x, ADDED);
+#pragma omp barrier
     if (t->thread == 0 && seconds) {
         seconds->projections += projected - began + added - attended;
         seconds->attention += attended - projected;
@@ -238,7 +233,7 @@ static void run_output(team_member *t, float *logits, seconds_of *seconds)
         }
         uint8_t *rounded = t->own.rounded[output->group == 32];
         round_tile(t->own.normed, 0, dim, output->group, 2 * n, rounded, t->level);
-        multiply_panels(output, rounded, 2 * n, pairs, 0, rows.start / PANEL,
+        multiply_panels(output, rounded, 2 * n, pairs, AS_FLOATS, rows.start / PANEL,
                         (rows.end + PANEL - 1) / PANEL, t->level);
         for (int m = 0; m < n; m++) {
             float *to = logits + (start + m) * output->n_rows;
@@ -297,7 +292,6 @@ static void lay_out_shared(const model_weights *w, const kv_cache *cache, int n_
     b->attention = take_floats(next, n_x * heads);
     b->gate = take_floats(next, n_x * w->hidden_dim);
     b->up = take_floats(next, n_x * w->hidden_dim);
-    b->product = take_floats(next, n_x * w->dim);
     take_rounded(w, n_x > largest_tile(level) ? n_x : 0, next, b->rounded);
     b->partials = take(next, attention_shared_bytes(cache, n_x));
     b->pairs = take_floats(next, rows_of_pairs(n_x, level) * w->output.n_rows);

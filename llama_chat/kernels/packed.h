@@ -194,8 +194,11 @@ void take_remainder(const float *x, int64_t n_columns, int group, float *to, int
 
 /* ---- products.c ---------------------------------------------------------------------------- */
 
-/* The panels `first` to `end` times `n_x` rounded rows, into y (n_x, rows). */
-void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,
+/* What becomes of a product: it is written as float32 or bfloat16, or added to what is there. */
+enum { AS_FLOATS = 0, AS_BFLOAT16 = 1, ADDED = 2 };
+
+/* The panels `first` to `end` times `n_x` rounded rows, to y (n_x, rows). */
+void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int how,
                      int64_t first, int64_t end, int level);
 
 #endif

@@ -5,22 +5,15 @@
 /* Bytes of rounded rows that stay in a core's own cache while all panels pass by. */
 enum { TILE_BLOCK = 1 << 19 };
 
-/* Part of a row of y (…, rows): what is behind its end, in the last panel, is left out. */
-INLINE void store(const packed_matrix *w, const float *values, void *y, int narrow, int m,
-                  int64_t panel)
+INLINE void store(const float *values, int n, void *y, int64_t at, int how)
 {
-    const int64_t row = panel * PANEL, at = m * w->n_rows + row;
-    const int n = (int)(w->n_rows - row < PANEL ? w->n_rows - row : PANEL);
-    uint16_t halves[PANEL];
-    if (narrow)
-        for (int i = 0; i < PANEL; i++)
-            halves[i] = to_bfloat16(values[i]);
-    char *to = (char *)y + at * (narrow ? 2 : 4);
-    const void *from = narrow ? (const void *)halves : values;
-    if (n == PANEL) /* a copy of known size needs no call */
-        narrow ? memcpy(to, from, 2 * PANEL) : memcpy(to, from, 4 * PANEL);
-    else
-        memcpy(to, from, (size_t)n * (narrow ? 2 : 4));
+    for (int i = 0; i < n; i++)
+        if (how == AS_BFLOAT16)
+            ((uint16_t *)y)[at + i] = to_bfloat16(values[i]);
+        else if (how == ADDED)
+            ((float *)y)[at + i] += values[i];
+        else
+            ((float *)y)[at + i] = values[i];
 }
 
 /* As many rows of activations as stay in a core's own cache while all panels pass by. */
@@ -31,23 +24,34 @@ INLINE int block_rows(const packed_matrix *w, int level)
     return tile * (int)(n_tiles > 1 ? n_tiles : 1);
 }
 
-void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int narrow,
+void multiply_panels(const packed_matrix *w, const uint8_t *rounded, int n_x, void *y, int how,
                      int64_t first, int64_t end, int level)
 {
     const int64_t row_bytes = rounded_bytes(w->n_columns, w->group);
     const int block = block_rows(w, level);
     dot_function *const *dots = dots_of(w, level);
     for (int start = 0; start < n_x; start += block)
-        for (int64_t panel = first; panel < end; panel++)
+        for (int64_t panel = first; panel < end; panel++) {
+            const uint8_t *weights = w->panels + panel * panel_bytes(w);
+            const int64_t row = panel * PANEL, n_rows = w->n_rows - row;
             for (int m = start; m < start + block && m < n_x;) {
-                float out[MAX_TILE * PANEL];
-                int size = index_of_size(n_x - m, level), n = SIZES[size];
-                dots[size](w->panels + panel * panel_bytes(w), n_groups(w),
-                           rounded + m * row_bytes, out);
-                for (int i = 0; i < n; i++)
-                    store(w, out + i * PANEL, y, narrow, m + i, panel);
+                const int size = index_of_size(n_x - m, level), n = SIZES[size];
+                const uint8_t *tile = rounded + m * row_bytes;
+                const int64_t at = m * w->n_rows + row;
                 m += n;
+                if (n_rows >= PANEL && how == AS_FLOATS) {
+                    dots[size](weights, n_groups(w), tile, (float *)y + at, w->n_rows);
+                    continue;
+                }
+                float out[MAX_TILE * PANEL];
+                dots[size](weights, n_groups(w), tile, out, PANEL);
+                for (int i = 0; i < n; i++)
+                    if (n_rows >= PANEL) /* known to the compiler */
+                        store(out + i * PANEL, PANEL, y, at + i * w->n_rows, how);
+                    else /* what is behind the end, in the last panel, is left out */
+                        store(out + i * PANEL, (int)n_rows, y, at + i * w->n_rows, how);
             }
+        }
 }
 
 /* ---- what Python calls --------------------------------------------------------------------- */
@@ -88,7 +92,7 @@ void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int narro
         const int64_t steps = 8 * (int64_t)omp_get_num_threads();
 #pragma omp for schedule(dynamic)
         for (int64_t step = 0; step < steps; step++)
-            multiply_panels(w, scratch, n_x, y, narrow, n_panels(w) * step / steps,
-                            n_panels(w) * (step + 1) / steps, level);
+            multiply_panels(w, scratch, n_x, y, narrow ? AS_BFLOAT16 : AS_FLOATS,
+                            n_panels(w) * step / steps, n_panels(w) * (step + 1) / steps, level);
     }
 }

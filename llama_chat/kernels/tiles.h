@@ -45,8 +45,10 @@ INLINE tile_group group_of(const uint8_t *tile, int64_t g, int group, int n)
     return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
 }
 
-/* A panel of `groups` blocks times a tile, into `out` (n, PANEL). */
-typedef void dot_function(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out);
+/* A panel of `groups` blocks times a tile, into `out` (n, PANEL), with `out_row` floats from one row
+ * to the next. */
+typedef void dot_function(const uint8_t *panel, int64_t groups, const uint8_t *tile, float *out,
+                          int64_t out_row);
 
 /* dots.c: those for a matrix, by the number of SIZES. */
 dot_function *const *dots_of(const packed_matrix *w, int level);
