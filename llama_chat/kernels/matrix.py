@@ -1,20 +1,15 @@
 """Packed matrices as the C functions have them."""
 
-import contextlib
 import ctypes
-import mmap
 
 import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
+from llama_chat.kernels.pages import room
 
 _PANEL = 16
 """Rows that lie together; ``PANEL`` of ``packed.h``."""
-
-_CACHE_LINE = 64
-
-_LARGE_PAGE = 2**21
 
 
 class PackedMatrix(ctypes.Structure):
@@ -84,7 +79,7 @@ class NativeMatrix:
         row_bytes = sum(part[0].nbytes for part in parts if part is not None)
         self.n_bytes = padded_rows(rows) * row_bytes
         """Bytes that it takes."""
-        self._panels = _room(self.n_bytes)
+        self._panels = room(self.n_bytes)
         span = 0 if scale_steps is None else n_groups // scale_steps.shape[1]
         self.matrix = PackedMatrix(
             bits, self.group, mins is not None, span, *self.shape, self._panels.data_ptr()
@@ -128,24 +123,3 @@ def _narrow(dtype: torch.dtype) -> bool:
 def padded_rows(n: int) -> int:
     """Rows that a ``NativeMatrix`` of ``n`` rows takes the room of: whole panels."""
     return -(-n // _PANEL) * _PANEL
-
-
-def _room(n_bytes: int) -> Tensor:
-    """Memory for weights, ``(n_bytes,)`` in uint8; in large pages where the system has them.
-
-    Weights are read from front to back for each token: with small pages a good part of the time
-    goes into finding them.
-    """
-    if n_bytes < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = torch.empty(n_bytes + _CACHE_LINE, dtype=torch.uint8)
-        start = -memory.data_ptr() % _CACHE_LINE
-    else:
-        # What is left over before and behind is never touched, and so takes no memory.
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        mapped = mmap.mmap(-1, n_bytes + _LARGE_PAGE, flags=private)
-        memory = torch.frombuffer(mapped, dtype=torch.uint8)
-        start = -memory.data_ptr() % _LARGE_PAGE
-        with contextlib.suppress(OSError):  # a kernel may have been built without
-            whole = n_bytes // _LARGE_PAGE * _LARGE_PAGE
-            mapped.madvise(mmap.MADV_HUGEPAGE, start, whole)
-    return memory[start : start + n_bytes]

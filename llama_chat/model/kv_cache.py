@@ -1,5 +1,6 @@
 """The keys and values of everything the model has read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels.forward import NativeCache
+from llama_chat.kernels.pages import room
 from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256
@@ -26,6 +28,13 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     if a[:shorter] == b[:shorter]:  # the usual case, compared in one go
         return shorter
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for rows, of the type and on the device of ``like``."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return room(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +138,7 @@ class KVCache:
             for layer, old in enumerate(buffers):
                 if old.shape[2] >= capacity:  # grown already, before an interrupt
                     continue
-                grown = old.new_empty((*old.shape[:2], capacity, *old.shape[3:]))
+                grown = _empty((*old.shape[:2], capacity, *old.shape[3:]), old)
                 grown[:, :, : self.length] = old[:, :, : self.length]
                 buffers[layer] = grown
 
