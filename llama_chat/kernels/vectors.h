@@ -17,12 +17,8 @@ typedef uint16_t HALVES __attribute__((vector_size(2 * LANES), aligned(2), may_a
 typedef uint32_t WHOLE __attribute__((vector_size(4 * LANES)));
 typedef int32_t SIGNED_WHOLE __attribute__((vector_size(4 * LANES)));
 
-/* Registers that sums may take. */
-#if LANES == 16
-#define N_SUMS 16
-#else
-#define N_SUMS 8
-#endif
+/* Registers for the sums of a tile, about half of those that there are. */
+#define N_SUMS (LANES == 16 ? 16 : 8)
 
 /* LANES numbers of a row, from number `at` on; of INT8 without their scale.
  *
@@ -77,11 +73,11 @@ INLINE void FN(score)(const float *query, const run *keys, int64_t n, float *sco
     }
 }
 
-/* to = the sum of `n` rows, each times its weight: some of their numbers. */
+/* to = the sum of `n` rows, each times its weight: some of their numbers, in eight vectors at most. */
 INLINE void FN(sum_numbers)(const float *weights, const run *values, int64_t n, float *to,
                             int64_t first, int n_vectors, int kind)
 {
-    VECTOR sums[N_SUMS];
+    VECTOR sums[8];
     for (int j = 0; j < n_vectors; j++)
         sums[j] = (VECTOR){0};
     for (int64_t r = 0; r < n; r++) {
@@ -100,9 +96,8 @@ INLINE void FN(sum_rows)(const float *weights, const run *values, int64_t n, flo
                          int64_t width, int kind)
 {
     int64_t at = 0;
-    for (const int n_sums = LANES == 16 ? 8 : N_SUMS; at + n_sums * LANES <= width;
-         at += n_sums * LANES)
-        FN(sum_numbers)(weights, values, n, to, at, n_sums, kind);
+    for (; at + 8 * LANES <= width; at += 8 * LANES)
+        FN(sum_numbers)(weights, values, n, to, at, 8, kind);
     for (; at + 4 * LANES <= width; at += 4 * LANES)
         FN(sum_numbers)(weights, values, n, to, at, 4, kind);
     for (; at < width; at += LANES)
