@@ -51,10 +51,9 @@ def _fields(packed: Bytes, width: int) -> Bytes:
     return np.stack(each, axis=-2).view(np.uint8)
 
 
-def _pieces(packed: NDArray[Any], n: int) -> Iterator[Bytes]:
+def _pieces(numbers: Bytes, n: int) -> Iterator[Bytes]:
     """The last axis, cut into ``n`` pieces."""
-    n_bytes = packed.shape[-1] * packed.itemsize // n
-    pieces = _items(np.ascontiguousarray(packed), n_bytes)
+    pieces = _items(numbers, numbers.shape[-1] // n)
     return (np.ascontiguousarray(pieces[..., i, None]).view(np.uint8) for i in range(n))
 
 
@@ -64,33 +63,15 @@ def _pairs(numbers: Bytes) -> Bytes:
     return low | high * 16  # NumPy multiplies ten times as fast as it shifts to the left
 
 
-def _two_groups(packed: Bytes) -> Bytes:
-    """Low halves of bytes and high halves, as W4 has them: ``(…, n)`` to ``(…, 2, n / 2)``."""
-    first, second = _pieces(packed, 2)
-    groups = (first & 15 | second * 16, first >> 4 | second & 0xF0)
-    return np.stack([_items(group, first.shape[-1]) for group in groups], axis=-2).view(np.uint8)
+def _fours(numbers: Bytes) -> Bytes:
+    """Four numbers of 2 bits to a byte, as W6 has its upper bits: ``(…, group / 4)``."""
+    a, b, c, d = _pieces(numbers, 4)
+    return a | b * 4 | c * 16 | d * 64
 
 
-def _upper_bits(packed: Bytes, width: int) -> Bytes:
-    """The upper bits of groups as W6 has them, each byte having ``width`` bits of every group.
-
-    ``(…, group)`` to ``(…, 8 / width, group / 4)``.
-    """
-    a, b, c, d = _pieces(packed, 4)
-    mask = 2**width - 1
-    groups = (
-        (a >> i & mask) | (b >> i & mask) * 4 | (c >> i & mask) * 16 | (d >> i & mask) * 64
-        for i in range(0, 8, width)
-    )
-    return np.stack([_items(group, a.shape[-1]) for group in groups], axis=-2).view(np.uint8)
-
-
-def _side_by_side(low: Bytes, upper: Bytes) -> Bytes:
-    """Groups of W6 ``(n_blocks, n_groups, …)`` from both of their parts."""
-    n_low, n_upper = low.shape[-1], upper.shape[-1]
-    quants = np.empty((*low.shape[:-1], n_low + n_upper), np.uint8)
-    quants[..., :n_low], quants[..., n_low:] = low, upper
-    return quants
+def _six_bits(low: Bytes, upper: Bytes) -> Bytes:
+    """W6 from the low four bits of its numbers and the two above, both ``(…, group)``."""
+    return np.concatenate((_pairs(low), _fours(upper)), axis=-1)
 
 
 def _q4_0(blocks: Blocks) -> Parts:
@@ -101,14 +82,10 @@ def _q4_1(blocks: Blocks) -> Parts:
     return Parts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
 
 
-_BYTE_PER_BIT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-"""The bits of a byte, each in a byte."""
-
-
 def _five_bits(blocks: Blocks, added: int) -> Bytes:
     """The quants of Q5_0 and Q5_1: bit ``i`` of ``qh`` is the fifth of weight ``i``."""
-    a, b, c, d = _pieces(_BYTE_PER_BIT[blocks["qh"]].reshape(-1, 1, 32) + added, 4)
-    return _side_by_side(blocks["qs"], a | b * 4 | c * 16 | d * 64)
+    fifth = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")[:, None]
+    return np.concatenate((blocks["qs"], _fours(fifth + added)), axis=-1)
 
 
 def _q5_0(blocks: Blocks) -> Parts:
@@ -161,24 +138,19 @@ def _k_scales(blocks: Blocks) -> tuple[Numbers, Numbers, Halves, Halves]:
 
 
 def _q4_k(blocks: Blocks) -> Parts:
-    return Parts(_two_groups(blocks["qs"]).reshape(-1, 8, 16), *_k_scales(blocks))
+    return Parts(_pairs(_fields(blocks["qs"], 4).reshape(-1, 8, 32)), *_k_scales(blocks))
 
 
 def _q5_k(blocks: Blocks) -> Parts:
-    low = _two_groups(blocks["qs"]).reshape(-1, 8, 16)
-    return Parts(_side_by_side(low, _upper_bits(blocks["qh"], 1)), *_k_scales(blocks))
+    low = _fields(blocks["qs"], 4).reshape(-1, 8, 32)
+    return Parts(_six_bits(low, _fields(blocks["qh"], 1)), *_k_scales(blocks))
 
 
 def _q6_k(blocks: Blocks) -> Parts:
-    """Quants of -32 to 31: W6 takes 32 away.
-
-    Of every eight groups, the low halves of ``ql`` have four and the high halves four; each pair of
-    bits in ``qh`` has two.
-    """
-    low = _two_groups(blocks["ql"].reshape(-1, 2, 4, 16)).swapaxes(2, 3)
-    upper = _upper_bits(blocks["qh"].reshape(-1, 2, 2, 16), 2).swapaxes(2, 3)
-    quants = _side_by_side(low.reshape(-1, 16, 8), upper.reshape(-1, 16, 4))
-    return Parts(quants, blocks["scales"], None, blocks["d"][:, None])
+    """Quants of -32 to 31: W6 takes 32 away."""
+    low = _fields(blocks["ql"], 4).reshape(-1, 16, 16)
+    upper = _fields(blocks["qh"], 2).reshape(-1, 16, 16)
+    return Parts(_six_bits(low, upper), blocks["scales"], None, blocks["d"][:, None])
 
 
 _IQ4 = np.array(

@@ -62,7 +62,7 @@ INLINE void attend_with_query(const few_buffers *own, const run *keys, const run
 
 /* Find a run, and copy it to `copy` if its rows are not whole vectors. */
 INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *scales,
-                            int64_t layer, int64_t head, range rows, float *copy, int kind)
+                    int64_t layer, int64_t head, range rows, float *copy, int kind)
 {
     const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const char *first = head_of(cache, buffers, layer, head, kind);
@@ -78,7 +78,8 @@ INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *s
 
 /* Attend with all queries of one head of keys to the rows of one run. */
 INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, int n_x,
-                          int64_t head, range rows, few_buffers own, float *partials, int kind, int level)
+                          int64_t head, range rows, few_buffers own, float *partials, int kind,
+                          int level)
 {
     const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const int64_t group = cache->n_heads / cache->n_kv_heads, n_rows = rows.end - rows.start;

@@ -40,10 +40,8 @@ INLINE int upper_shift(int c, int group) { return c / (group / 16) * 2; }
 
 INLINE void halves_portable(const uint8_t *from, float *to)
 {
-    uint16_t halves[PANEL];
-    memcpy(halves, from, sizeof halves);
     for (int r = 0; r < PANEL; r++)
-        to[r] = half_to_float(halves[r]);
+        to[r] = half_at(from + 2 * r);
 }
 
 INLINE void stepped_portable(const uint8_t *from, const float *steps, float *to)
@@ -155,7 +153,8 @@ INLINE_AVX2 void dot_avx2(const uint8_t *panel, int64_t groups, const uint8_t *t
                     const void *above = at + upper_chunk(c, group) * CHUNK;
                     __m256i upper = _mm256_loadu_si256((const __m256i *)above);
                     upper = _mm256_srli_epi16(upper, upper_shift(c, group));
-                    low = _mm256_or_si256(low, _mm256_and_si256(_mm256_slli_epi16(upper, 4), two_bits));
+                    low = _mm256_or_si256(
+                        low, _mm256_and_si256(_mm256_slli_epi16(upper, 4), two_bits));
                     high = _mm256_or_si256(high, _mm256_and_si256(upper, two_bits));
                 }
                 for (int m = 0; m < n; m++) {
@@ -271,7 +270,8 @@ INLINE_AVX512 void dot_avx512(const uint8_t *block, int64_t groups, const uint8_
     {                                                                                              \
         dot_##level(panel, groups, tile, out, out_row, bits, group, has_mins, span, n);            \
     }
-#define NAME(bits, group, has_mins, span, level, n) level##_w##bits##_##group##_##has_mins##_##span##_##n
+#define NAME(bits, group, has_mins, span, level, n)                                                \
+    level##_w##bits##_##group##_##has_mins##_##span##_##n
 
 #define SMALL_DOTS(bits, group, has_mins, span, target, level)                                     \
     DOT(bits, group, has_mins, span, target, level, 1)                                             \

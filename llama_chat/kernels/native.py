@@ -39,10 +39,7 @@ def _load() -> ctypes.CDLL | None:
     library.best_level.argtypes = ()
     library.pack_panels.argtypes = (pointer, pointer, pointer)
     library.pack_panels.restype = None
-    library.take_apart_k.argtypes = (
-        *(integer, pointer, ctypes.c_int64),
-        *(pointer, pointer, pointer),
-    )
+    library.take_apart_k.argtypes = (integer, pointer, ctypes.c_int64, pointer, pointer, pointer)
     library.take_apart_k.restype = None
     library.unpack_rows.argtypes = (pointer, pointer, ctypes.c_int64, pointer, integer, integer)
     library.unpack_rows.restype = None

@@ -114,6 +114,13 @@ INLINE float half_to_float(uint16_t half)
     return half & 0x8000 ? -value : value;
 }
 
+INLINE float half_at(const uint8_t *from)
+{
+    uint16_t half;
+    memcpy(&half, from, 2);
+    return half_to_float(half);
+}
+
 /* A float so large that it has no room for a fraction: adding it rounds, ties to even. */
 #define ROUNDING 0x1.8p23f
 #define ROUNDING_BITS 0x4b400000

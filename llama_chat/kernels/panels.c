@@ -60,13 +60,6 @@ void pack_panels(const packed_matrix *w, const packed_rows *from, uint8_t *to)
         }
 }
 
-INLINE float half_at(const uint8_t *from)
-{
-    uint16_t half;
-    memcpy(&half, from, 2);
-    return half_to_float(half);
-}
-
 INLINE void unpack_row(const packed_matrix *w, int64_t row, void *to, int narrow, int bits,
                        int group, int has_mins, int span)
 {

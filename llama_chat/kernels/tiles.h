@@ -3,8 +3,8 @@
  * A few rows of activations make a tile: each weight that is loaded meets all of them while they
  * are in registers, its sixteen rows in the lanes of a vector. A tile is a run of groups as a panel
  * is, in the order in which it is read: by four columns the quants of each row, then the scales of
- * the rows, the sums x_scale * sum(x_q), and -8 * sum(x_q): what the integer sum of
- * W4 without minima begins with, as its weights are stored as q + 8.
+ * the rows, the sums x_scale * sum(x_q), and -8 * sum(x_q): what the integer sum
+ * of W4 without minima begins with, as its weights are stored as q + 8.
  */
 
 #ifndef TILES_H

@@ -8,10 +8,10 @@
 #define PASTE_VALUE(name, lanes) PASTE(name, lanes)
 #define FN(name) PASTE_VALUE(name, LANES)
 #define VECTOR FN(vector)
-
 #define HALVES FN(halves)
 #define WHOLE FN(whole)
 #define SIGNED_WHOLE FN(signed_whole)
+
 typedef float VECTOR __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t HALVES __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint32_t WHOLE __attribute__((vector_size(4 * LANES)));
