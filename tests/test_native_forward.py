@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 CONFIGS = {
     "grouped": TINY,
     "multi-head tied": replace(TINY, n_kv_heads=8, tie_embeddings=True, hidden_dim=160),
+    "in threes": replace(TINY, n_heads=6, n_kv_heads=2, head_dim=16, dim=96),
     "multi-query": replace(TINY, n_heads=6, n_kv_heads=1, head_dim=20, dim=96),
 }
 

@@ -10,8 +10,6 @@
 
 #include "kv_rows.h"
 
-enum { MAX_RUN = 256 };
-
 /* Rows of a run: so few that the heads of a small model give every thread enough to do. */
 INLINE int64_t run_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_RUN; }
 
@@ -28,23 +26,15 @@ INLINE int64_t partial_floats(const kv_cache *cache)
 }
 
 typedef struct {
-    float *query;  /* (head_dim), filled up to whole vectors with zeros */
-    float *scores; /* (MAX_RUN) */
-    float *rows;   /* (2, MAX_RUN, head_dim), filled up, of heads that are not whole vectors */
+    float *queries; /* (TOGETHER, head_dim), filled up to whole vectors with zeros */
+    float *scores;  /* (TOGETHER, MAX_RUN) */
+    float *rows;    /* (2, MAX_RUN, head_dim), filled up, of heads that are not whole vectors */
 } few_buffers;
 
-/* The heads of nearly all models have 64 or 128 numbers, which then stay in registers. */
-#define FOR_WIDTH(level, name, width, ...)                                                         \
-    ((width) == 128  ? BY_WIDTH(level, name, __VA_ARGS__, 128, kind)                               \
-     : (width) == 64 ? BY_WIDTH(level, name, __VA_ARGS__, 64, kind)                                \
-                     : BY_WIDTH(level, name, __VA_ARGS__, width, kind))
-
-INLINE void attend_with_query(const few_buffers *own, const run *keys, const run *values,
-                              int64_t visible, int64_t width, float *partial, int kind, int level)
+/* Turn the first `visible` of `padded` scores into weights, all others into 0. */
+INLINE void weigh(float *scores, int64_t visible, int64_t padded, float *partial)
 {
-    const int64_t padded = filled_up(visible, PADDED);
-    float most = -INFINITY, sum = 0, *scores = own->scores;
-    FOR_WIDTH(level, score, width, own->query, keys, visible, scores);
+    float most = -INFINITY, sum = 0;
     for (int64_t r = visible; r < padded; r++)
         scores[r] = -INFINITY;
 #pragma omp simd reduction(max : most)
@@ -57,7 +47,18 @@ INLINE void attend_with_query(const few_buffers *own, const run *keys, const run
     }
     partial[0] = most;
     partial[1] = sum;
-    FOR_WIDTH(level, sum_rows, width, scores, values, visible, partial + 2);
+}
+
+/* Attend with `n_queries`, of which the last one sees the most rows. */
+INLINE void attend_together(const few_buffers *own, int n_queries, const run *keys,
+                            const run *values, const int64_t *visible, int64_t width,
+                            float *partials, int64_t stride, int kind, int level)
+{
+    const int64_t n = visible[n_queries - 1];
+    BY_WIDTH(level, score, own->queries, n_queries, keys, n, own->scores, width, kind);
+    for (int i = 0; i < n_queries; i++)
+        weigh(own->scores + i * MAX_RUN, visible[i], filled_up(n, PADDED), partials + i * stride);
+    BY_WIDTH(level, sum_rows, own->scores, n_queries, values, n, partials + 2, stride, width, kind);
 }
 
 /* Find a run, and copy it to `copy` if its rows are not whole vectors. */
@@ -76,28 +77,47 @@ INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *s
     return (run){(const char *)copy, NULL, width * (int64_t)sizeof(float)};
 }
 
-/* Attend with all queries of one head of keys to the rows of one run. */
+/* Attend with all queries of one head of keys to the rows of one run.
+ *
+ * Each number of queries that work together is compiled for itself: those of the usual groups, of
+ * types that are widened.
+ */
 INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, int n_x,
                           int64_t head, range rows, few_buffers own, float *partials, int kind,
                           int level)
 {
     const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
     const int64_t group = cache->n_heads / cache->n_kv_heads, n_rows = rows.end - rows.start;
+    const int64_t stride = partial_floats(cache), n_queries = n_x * group;
+    const int are_floats = kind == FLOAT32 || n != width;
     float *copies = own.rows;
     run keys = find_run(cache, cache->keys, cache->key_scales, layer, head, rows, copies, kind);
     run values = find_run(cache, cache->values, cache->value_scales, layer, head, rows,
                           copies + MAX_RUN * width, kind);
-    for (int64_t i = 0; i < n_x * group; i++) {
-        const float *query = q + (i / group * cache->n_heads + head * group + i % group) * n;
-        float *partial = partials + i * partial_floats(cache);
-        int64_t visible = cache->length + i / group + 1 - rows.start;
-        visible = visible < 0 ? 0 : visible > n_rows ? n_rows : visible;
-        memset(own.query, 0, sizeof(float) * (size_t)width);
-        memcpy(own.query, query, sizeof(float) * (size_t)n);
-        if (n == width)
-            attend_with_query(&own, &keys, &values, visible, width, partial, kind, level);
+    memset(own.queries, 0, sizeof(float) * (size_t)(TOGETHER * width));
+    for (int64_t first = 0, together; first < n_queries; first += together) {
+        const int64_t left = n_queries - first;
+        together = are_floats || left < 3 ? 1 : left < TOGETHER ? left : TOGETHER;
+        int64_t visible[TOGETHER];
+        for (int64_t j = 0; j < together; j++) {
+            int64_t i = first + j, seen = cache->length + i / group + 1 - rows.start;
+            visible[j] = seen < 0 ? 0 : seen > n_rows ? n_rows : seen;
+            memcpy(own.queries + j * width,
+                   q + (i / group * cache->n_heads + head * group + i % group) * n,
+                   sizeof(float) * (size_t)n);
+        }
+#define ATTEND(together, kind)                                                                     \
+    attend_together(&own, together, &keys, &values, visible, width, partials + first * stride,     \
+                    stride, kind, level)
+        if (are_floats)
+            ATTEND(1, FLOAT32);
+        else if (together == 1)
+            ATTEND(1, kind);
+        else if (together == 3)
+            ATTEND(3, kind);
         else
-            attend_with_query(&own, &keys, &values, visible, width, partial, FLOAT32, level);
+            ATTEND(TOGETHER, kind);
+#undef ATTEND
     }
 }
 
@@ -134,7 +154,7 @@ INLINE void attend_few(const kv_cache *cache, int64_t layer, const float *q, int
     const int64_t stride = n_x * group * partial_floats(cache); /* from a run to the next */
     const int64_t total = cache->length + n_x, step = run_rows(cache);
     const int64_t width = filled_up(cache->head_dim, PADDED);
-    const few_buffers buffers = {own, own + width, own + width + MAX_RUN};
+    const few_buffers buffers = {own, own + TOGETHER * width, own + TOGETHER * (width + MAX_RUN)};
     range items = share_of(cache->n_kv_heads * runs);
     for (int64_t item = items.start; item < items.end; item++) {
         int64_t first = item % runs * step;
@@ -182,7 +202,7 @@ int64_t attention_own_bytes(const kv_cache *cache, int n_x)
         return many_bytes(cache);
     const int64_t width = filled_up(cache->head_dim, PADDED);
     const int64_t copies = width == cache->head_dim ? 0 : 2 * MAX_RUN * width;
-    return (width + MAX_RUN + copies) * (int64_t)sizeof(float);
+    return (TOGETHER * (width + MAX_RUN) + copies) * (int64_t)sizeof(float);
 }
 
 void attend(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *shared,

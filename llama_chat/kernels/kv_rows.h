@@ -8,6 +8,9 @@
 /* Rows that are worked on are filled up to so many floats, the widest register. */
 enum { PADDED = 16, TILE_ROWS = 4 };
 
+/* So many queries at most are attended with at once, to so many rows. */
+enum { TOGETHER = 4, MAX_RUN = 256 };
+
 INLINE int64_t size_of(int kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
 
 INLINE char *head_of(const kv_cache *cache, void *const *buffers, int64_t layer, int64_t head,

@@ -59,49 +59,60 @@ INLINE float FN(sum_of)(VECTOR v)
 #endif
 }
 
-/* scores = query * row, for `n` rows of `width` numbers. */
-INLINE void FN(score)(const float *query, const run *keys, int64_t n, float *scores, int64_t width,
-                      int kind)
+/* scores (n_queries, MAX_RUN) = queries (n_queries, width) * row, for `n` rows.
+ *
+ * A row is widened once for all queries, which is most of the work. */
+INLINE void FN(score)(const float *queries, int n_queries, const run *keys, int64_t n, float *scores,
+                      int64_t width, int kind)
 {
     for (int64_t r = 0; r < n; r++) {
         const char *row = keys->rows + r * keys->row_bytes;
-        VECTOR dot = *(const VECTOR *)query * FN(load)(row, 0, kind);
-#pragma GCC unroll 16
-        for (int64_t at = LANES; at < width; at += LANES)
-            dot += *(const VECTOR *)(query + at) * FN(load)(row, at, kind);
-        scores[r] = FN(sum_of)(dot) * (kind == INT8 ? keys->scales[r] : 1);
+        VECTOR dots[TOGETHER] = {0};
+        for (int64_t at = 0; at < width; at += LANES) {
+            VECTOR numbers = FN(load)(row, at, kind);
+#pragma GCC unroll 8
+            for (int i = 0; i < n_queries; i++)
+                dots[i] += *(const VECTOR *)(queries + i * width + at) * numbers;
+        }
+        for (int i = 0; i < n_queries; i++)
+            scores[i * MAX_RUN + r] = FN(sum_of)(dots[i]) * (kind == INT8 ? keys->scales[r] : 1);
     }
 }
 
-/* to = the sum of `n` rows, each times its weight: some of their numbers, in eight vectors at most. */
-INLINE void FN(sum_numbers)(const float *weights, const run *values, int64_t n, float *to,
-                            int64_t first, int n_vectors, int kind)
+/* to (n_queries, stride) = the sums of `n` rows, each times its weights (n_queries, MAX_RUN): of
+ * their numbers `n_vectors` vectors, from number `first` on. */
+INLINE void FN(sum_numbers)(const float *weights, int n_queries, const run *values, int64_t n,
+                            float *to, int64_t stride, int64_t first, int n_vectors, int kind)
 {
-    VECTOR sums[8];
-    for (int j = 0; j < n_vectors; j++)
-        sums[j] = (VECTOR){0};
+    VECTOR sums[TOGETHER][8] = {0};
     for (int64_t r = 0; r < n; r++) {
         const char *row = values->rows + r * values->row_bytes;
-        float weight = weights[r] * (kind == INT8 ? values->scales[r] : 1);
-#pragma GCC unroll 16
-        for (int j = 0; j < n_vectors; j++)
-            sums[j] += weight * FN(load)(row, first + j * LANES, kind);
+        float scale = kind == INT8 ? values->scales[r] : 1;
+#pragma GCC unroll 8
+        for (int j = 0; j < n_vectors; j++) {
+            VECTOR numbers = FN(load)(row, first + j * LANES, kind);
+#pragma GCC unroll 8
+            for (int i = 0; i < n_queries; i++)
+                sums[i][j] += weights[i * MAX_RUN + r] * scale * numbers;
+        }
     }
-    for (int j = 0; j < n_vectors; j++)
-        *(VECTOR *)(to + first + j * LANES) = sums[j];
+    for (int i = 0; i < n_queries; i++)
+        for (int j = 0; j < n_vectors; j++)
+            *(VECTOR *)(to + i * stride + first + j * LANES) = sums[i][j];
 }
 
 /* The same of all `width` numbers. */
-INLINE void FN(sum_rows)(const float *weights, const run *values, int64_t n, float *to,
-                         int64_t width, int kind)
+INLINE void FN(sum_rows)(const float *weights, int n_queries, const run *values, int64_t n, float *to,
+                         int64_t stride, int64_t width, int kind)
 {
+    const int n_vectors = n_queries == 1 ? 8 : N_SUMS / 4;
     int64_t at = 0;
-    for (; at + 8 * LANES <= width; at += 8 * LANES)
-        FN(sum_numbers)(weights, values, n, to, at, 8, kind);
-    for (; at + 4 * LANES <= width; at += 4 * LANES)
-        FN(sum_numbers)(weights, values, n, to, at, 4, kind);
+    for (; at + n_vectors * LANES <= width; at += n_vectors * LANES)
+        FN(sum_numbers)(weights, n_queries, values, n, to, stride, at, n_vectors, kind);
+    for (; n_vectors > 4 && at + 4 * LANES <= width; at += 4 * LANES)
+        FN(sum_numbers)(weights, n_queries, values, n, to, stride, at, 4, kind);
     for (; at < width; at += LANES)
-        FN(sum_numbers)(weights, values, n, to, at, 1, kind);
+        FN(sum_numbers)(weights, n_queries, values, n, to, stride, at, 1, kind);
 }
 
 /* Part of c (rows, n) += a (rows, k) b (k, n): four rows, and so many vectors. */
