@@ -59,6 +59,14 @@ def test_it_says_what_it_made(
     assert capsys.readouterr().err == ""
 
 
+def test_it_finds_a_name_where_the_settings_say(
+    gguf_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CHAT_MODEL_PATHS", str(gguf_model.parent))
+    assert convert(gguf_model.stem, tmp_path / "named.gguf", "-q") == 0
+    assert names(tmp_path) == ["named.gguf"]
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_chat.cli.completing import models
+from llama_chat.cli.loading import model_path
 from llama_chat.conversion.output import appearing, check_free, check_space
 from llama_chat.conversion.target import GGUF, SHARD_SIZE, TYPES, Target, choose_target
 from llama_chat.files import expand_user, readable_size
-from llama_chat.library import find_model
+from llama_chat.settings_file import load_settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
@@ -48,7 +49,7 @@ def convert(
     Without --type floats stay of the type they are, and quantised weights become F16.
     """
     target = choose_target(Path(expand_user(out)), to, kind, shard_size)
-    path = find_model(model)
+    path = model_path(load_settings({}, None), model)
     check_free(target.path, path, force=force)
     from llama_chat.conversion.weights import choose_type, quantised_types
     from llama_chat.llama import open_checkpoint
