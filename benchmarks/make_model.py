@@ -1,9 +1,11 @@
 """Write a GGUF model of a given shape with random weights, for measuring speed and memory.
 
     python -m benchmarks.make_model OUT.gguf [--shape 7b] [--type Q4_0] [--layers N]
+                                    [--tokenizer tokenizer.model]
 
 It speaks no sense, but takes as long as one that does. ``Q4_K_M`` mixes Q4_K and Q6_K as the files
-of that name do.
+of that name do. Without a vocabulary of 32,000 tokens, such as Llama 2's, each byte of a text is a
+token.
 """
 
 import argparse
@@ -15,6 +17,16 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
+
+from llama_chat.checkpoints.base import SentencePieceSource
+from llama_chat.conversion.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    Vocabulary,
+    vocabulary_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,7 @@ def random_matrix(
     return blocks.reshape(rows, -1)
 
 
-def write(path: Path, shape: Shape, type_name: str) -> None:
+def write(path: Path, shape: Shape, type_name: str, vocabulary: Vocabulary) -> None:
     """Write the model, one matrix at a time."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(path.stem)
@@ -99,7 +111,13 @@ def write(path: Path, shape: Shape, type_name: str) -> None:
     writer.add_head_count_kv(shape.n_kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.dim // shape.n_heads)
-    _add_vocabulary(writer)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_scores(vocabulary.scores or [])
+    writer.add_token_types(vocabulary.types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
     norms = [
         "output_norm",
         *(f"blk.{i}.{n}_norm" for i in range(shape.n_layers) for n in ("attn", "ffn")),
@@ -124,17 +142,13 @@ def write(path: Path, shape: Shape, type_name: str) -> None:
     writer.close()
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def bytes_and_words() -> Vocabulary:
     """The control and byte tokens of Llama 2, and words that stand for nothing."""
     control, letters = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
     words = [f"\u2581w{i}" for i in range(VOCAB_SIZE - 259)]
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([*control, *letters, *words])
-    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words))])
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(words))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
+    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(words)
+    scores = [0.0] * 259 + [-float(i) for i in range(len(words))]
+    return Vocabulary([*control, *letters, *words], types, scores)
 
 
 def main() -> None:
@@ -144,13 +158,19 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--type", choices=TYPES, default="Q4_0")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model of 32,000 tokens")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     if arguments.layers:
         shape = Shape(
             shape.dim, arguments.layers, shape.n_heads, shape.n_kv_heads, shape.hidden_dim
         )
-    write(arguments.out, shape, arguments.type)
+    vocabulary = bytes_and_words()
+    if arguments.tokenizer:
+        vocabulary = vocabulary_of(SentencePieceSource(arguments.tokenizer))
+    if len(vocabulary.tokens) != VOCAB_SIZE:
+        parser.error(f"{arguments.tokenizer} has {len(vocabulary.tokens)} tokens")
+    write(arguments.out, shape, arguments.type, vocabulary)
 
 
 if __name__ == "__main__":
