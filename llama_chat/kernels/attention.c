@@ -31,7 +31,8 @@ typedef struct {
     float *rows;    /* (2, MAX_RUN, head_dim), filled up, of heads that are not whole vectors */
 } few_buffers;
 
-/* Turn the first `visible` of `padded` scores into weights, all others into 0. */
+/* Turn the first `visible` of `padded` scores into weights, all others into 0; the largest score and
+ * the sum of the weights go to `partial`. */
 INLINE void weigh(float *scores, int64_t visible, int64_t padded, float *partial)
 {
     float most = -INFINITY, sum = 0;

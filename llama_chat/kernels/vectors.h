@@ -61,7 +61,8 @@ INLINE float FN(sum_of)(VECTOR v)
 
 /* scores (n_queries, MAX_RUN) = queries (n_queries, width) * row, for `n` rows.
  *
- * A row is widened once for all queries, which is most of the work. */
+ * A row is widened once for all queries, which is most of the work. The loops over queries are
+ * unrolled by force, or else GCC keeps the sums in memory. */
 INLINE void FN(score)(const float *queries, int n_queries, const run *keys, int64_t n, float *scores,
                       int64_t width, int kind)
 {
