@@ -19,6 +19,7 @@ from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
 from llama_chat.checkpoints.base import SentencePieceSource
+from llama_chat.conversion.gguf import add_vocabulary
 from llama_chat.conversion.vocabulary import (
     BYTE,
     CONTROL,
@@ -111,10 +112,7 @@ def write(path: Path, shape: Shape, type_name: str, vocabulary: Vocabulary) -> N
     writer.add_head_count_kv(shape.n_kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.dim // shape.n_heads)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores or [])
-    writer.add_token_types(vocabulary.types)
+    add_vocabulary(writer, vocabulary)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

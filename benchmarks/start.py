@@ -45,7 +45,7 @@ def seconds(command: Sequence[str], text: bytes = b"") -> tuple[float, float]:
 def one_round(model: str, threads: int) -> dict[str, float]:
     """Seconds of each."""
     options = ["--threads", str(threads), "--max-tokens", "1", "--temperature", "0", "--quiet"]
-    _, bare = seconds([sys.executable, "-c", "import torch"])
+    _, bare = seconds([sys.executable, "-c", BARE])
     first, whole = seconds([*LLAMA_CHAT, "complete", "-", "--model", model, *options], PROMPT)
     _, version = seconds([*LLAMA_CHAT, "--version"])
     return {BARE: bare, FIRST: first, WHOLE: whole, VERSION: version}

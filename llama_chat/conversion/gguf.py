@@ -9,7 +9,7 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.conversion import weights
 from llama_chat.conversion.target import FLOATS
-from llama_chat.conversion.vocabulary import vocabulary_of
+from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
     DynamicScaling,
@@ -127,15 +127,9 @@ class GGUFFile:
         writer = self._writer
         vocabulary = vocabulary_of(self._checkpoint.tokenizer_source)
         vocabulary = vocabulary.padded(self._checkpoint.config.vocab_size)
-        writer.add_tokenizer_model("llama" if vocabulary.merges is None else "gpt2")
-        writer.add_token_list(vocabulary.tokens)
-        writer.add_token_types(vocabulary.types)
+        add_vocabulary(writer, vocabulary)
         if vocabulary.scores is not None:
-            writer.add_token_scores(vocabulary.scores)
             writer.add_add_space_prefix(tokenizer.dummy_prefix)
-        else:
-            writer.add_tokenizer_pre(vocabulary.pre_tokenizer or "default")
-            writer.add_token_merges(vocabulary.merges or [])
         if tokenizer.bos_id is not None:
             writer.add_bos_token_id(tokenizer.bos_id)
         if tokenizer.eos_id is not None:
@@ -143,6 +137,18 @@ class GGUFFile:
         writer.add_add_bos_token(tokenizer.add_bos)
         if self._checkpoint.chat_template:
             writer.add_chat_template(self._checkpoint.chat_template)
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    """Write the tables of a vocabulary."""
+    writer.add_tokenizer_model("llama" if vocabulary.merges is None else "gpt2")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
+    else:
+        writer.add_tokenizer_pre(vocabulary.pre_tokenizer or "default")
+        writer.add_token_merges(vocabulary.merges or [])
 
 
 def _divisors(config: LlamaConfig) -> Tensor | None:

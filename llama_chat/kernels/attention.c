@@ -95,7 +95,6 @@ INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, 
     run keys = find_run(cache, cache->keys, cache->key_scales, layer, head, rows, copies, kind);
     run values = find_run(cache, cache->values, cache->value_scales, layer, head, rows,
                           copies + MAX_RUN * width, kind);
-    memset(own.queries, 0, sizeof(float) * (size_t)(TOGETHER * width));
     for (int64_t first = 0, together; first < n_queries; first += together) {
         const int64_t left = n_queries - first;
         together = are_floats || left < 3 ? 1 : left < TOGETHER ? left : TOGETHER;
@@ -157,6 +156,7 @@ INLINE void attend_few(const kv_cache *cache, int64_t layer, const float *q, int
     const int64_t width = filled_up(cache->head_dim, PADDED);
     const few_buffers buffers = {own, own + TOGETHER * width, own + TOGETHER * (width + MAX_RUN)};
     range items = share_of(cache->n_kv_heads * runs);
+    memset(buffers.queries, 0, sizeof(float) * (size_t)(TOGETHER * width));
     for (int64_t item = items.start; item < items.end; item++) {
         int64_t first = item % runs * step;
         range rows = {first, first + step < total ? first + step : total};

@@ -106,7 +106,7 @@ INLINE void FN(sum_numbers)(const float *weights, int n_queries, const run *valu
 INLINE void FN(sum_rows)(const float *weights, int n_queries, const run *values, int64_t n, float *to,
                          int64_t stride, int64_t width, int kind)
 {
-    const int n_vectors = n_queries == 1 ? 8 : N_SUMS / 4;
+    const int n_vectors = n_queries == 1 ? 8 : N_SUMS / TOGETHER;
     int64_t at = 0;
     for (; at + n_vectors * LANES <= width; at += n_vectors * LANES)
         FN(sum_numbers)(weights, n_queries, values, n, to, stride, at, n_vectors, kind);
