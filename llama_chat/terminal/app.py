@@ -24,6 +24,8 @@ class ChatApp:
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._input = self._open_input()
+        self._asked_to_leave = False
+        """Whether Ctrl-C was pressed with nothing typed, and nothing was sent since."""
         chat.on_change = self._on_change
 
     def run(self) -> None:
@@ -50,13 +52,14 @@ class ChatApp:
     def _talk(self) -> None:
         chat = self._chat
         typed = ""
-        interrupted = False
         while not chat.leaving:
             if self._made_for != self._wishes():
                 self._input = self._open_input()
             if chat.renderer.plain:
                 chat.ready()  # nothing may be written while a line is being read
             if chat.interrupts.take():  # pressed when there was nothing left to stop
+                if self._asked_to_leave:
+                    return
                 typed = ""
                 chat.stop_editing()
             try:
@@ -64,13 +67,13 @@ class ChatApp:
             except EOFError:
                 return
             except KeyboardInterrupt:
-                if interrupted:
+                if self._asked_to_leave:
                     return
-                interrupted, typed = True, ""
+                self._asked_to_leave, typed = True, ""
                 chat.stop_editing()
                 chat.renderer.note("Ctrl-C again or Ctrl-D leaves")
                 continue
-            interrupted = False
+            self._asked_to_leave = False
             typed = self._handle(line)
             if chat.editing is not None and not typed:
                 typed = chat.editing.text
@@ -130,6 +133,8 @@ class ChatApp:
     def _on_shown(self) -> None:
         chat = self._chat
         if chat.interrupts.take():  # pressed while the input was opening
+            if self._asked_to_leave:
+                self._input.end(KeyboardInterrupt())
             self._input.clear()
             chat.stop_editing()
         # Not before the input can be seen: importing torch would hold that up for a second.
