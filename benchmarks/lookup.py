@@ -19,7 +19,7 @@ from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish, Token
 from llama_chat.generation.sampling import Sampler, Sampling
 from llama_chat.library import find_model
-from llama_chat.llama import load
+from llama_chat.loading.plan import load
 
 CODE = '''\
 class Inventory:

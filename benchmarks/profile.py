@@ -19,7 +19,7 @@ from llama_chat.generation.measuring import read_bandwidth
 from llama_chat.generation.sampling import Sampler, Sampling
 from llama_chat.kernels import native
 from llama_chat.library import find_model
-from llama_chat.llama import load
+from llama_chat.loading.plan import load
 from llama_chat.model.layers import Embedding, Linear
 from llama_chat.model.transformer import Transformer
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.programs import OURS, Program, add_options, interpreters, start
 from llama_chat.generation.engine import PREFILL_CHUNK
 from llama_chat.library import find_model
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
 
 TEXT = Path(__file__).with_name("reading.txt")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.generation.sampling import Sampling
-    from llama_chat.llama import Llama, load
+    from llama_chat.llama import Llama
+    from llama_chat.loading.plan import load
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,7 @@ _HOMES = {
     "ChatSession": "llama_chat.chat.session",
     "Llama": "llama_chat.llama",
     "Sampling": "llama_chat.generation.sampling",
-    "load": "llama_chat.llama",
+    "load": "llama_chat.loading.plan",
 }
 
 

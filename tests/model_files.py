@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import struct
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +16,7 @@ import sentencepiece
 import torch
 
 from llama_chat.errors import ModelError
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.model.config import LlamaConfig
 from llama_chat.tokenizers.bpe import BytePairTokenizer, byte_alphabet
 from tests.models import random_model, to_hugging_face
@@ -95,6 +96,46 @@ def write_gguf(
     None leaves one out. ``more_tensors`` are stored beside the weights. With ``tensors_a_file`` the
     model is cut into parts of that many tensors, whose names are made from that of ``path``.
     """
+    writer = _gguf_writer(path, config, metadata or {}, tensors_a_file)
+    stored = {}
+    for name, weight in random_model(config, seed).named_parameters():
+        data = weight.numpy()
+        if data.ndim == 2:
+            packed = gguf.quants.quantize(data, quantization)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=quantization)
+            data = gguf.quants.dequantize(packed, quantization).astype(np.float32)
+        else:
+            writer.add_tensor(gguf_name(name), data)
+        stored[name] = data
+    for name, data in (more_tensors or {}).items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return stored
+
+
+def write_hollow_gguf(path: Path, config: LlamaConfig) -> None:
+    """Write a model of F32 zeros as a sparse file, which takes no space however large it is."""
+    writer = _gguf_writer(path, config, {})
+    for name, shape in config.tensor_shapes().items():
+        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), 4 * math.prod(shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        alignment = gguf.GGUF_DEFAULT_ALIGNMENT
+        sizes = [4 * math.prod(shape) for shape in config.tensor_shapes().values()]
+        start = -(-path.stat().st_size // alignment) * alignment
+        file.truncate(start + sum(-(-size // alignment) * alignment for size in sizes))
+
+
+def _gguf_writer(
+    path: Path, config: LlamaConfig, metadata: Mapping[str, object], tensors_a_file: int = 0
+) -> gguf.GGUFWriter:
+    """A writer that has the metadata of a model and no tensors yet."""
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_file)
     values: dict[str, object] = {
         "llama.block_count": config.n_layers,
@@ -115,7 +156,7 @@ def write_gguf(
         "tokenizer.ggml.eos_token_id": 0,
         "tokenizer.chat_template": CHATML,
     }
-    values |= {key.replace("__", "."): value for key, value in (metadata or {}).items()}
+    values |= {key.replace("__", "."): value for key, value in metadata.items()}
     for key, value in values.items():
         if key == "general.architecture":
             writer.kv_data[0].pop(key)
@@ -129,23 +170,7 @@ def write_gguf(
             writer.add_float32(key, value)
         elif isinstance(value, list):
             writer.add_array(key, value)
-    stored = {}
-    for name, weight in random_model(config, seed).named_parameters():
-        data = weight.numpy()
-        if data.ndim == 2:
-            packed = gguf.quants.quantize(data, quantization)
-            writer.add_tensor(gguf_name(name), packed, raw_dtype=quantization)
-            data = gguf.quants.dequantize(packed, quantization).astype(np.float32)
-        else:
-            writer.add_tensor(gguf_name(name), data)
-        stored[name] = data
-    for name, data in (more_tensors or {}).items():
-        writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return stored
+    return writer
 
 
 META = LlamaConfig(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from tests.model_files import CONTROL_TOKENS, MERGES, SMALL, TOKENS, write_gguf

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from llama_chat.checkpoints.meta import MetaCheckpoint
 from llama_chat.errors import ModelError
-from llama_chat.llama import load
+from llama_chat.loading.plan import load
 from tests.model_files import META, TOKENS, assert_refused, edit_json, write_gguf, write_meta
 
 Q = gguf.GGMLQuantizationType
@@ -286,7 +286,7 @@ def test_memory_stays_near_one_copy_of_the_model(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text(json.dumps(params))
     program = f"""
 import re
-from llama_chat.llama import load
+from llama_chat.loading.plan import load
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 peaks = [anonymous()]

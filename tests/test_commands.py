@@ -6,11 +6,13 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from llama_chat.settings import SETTINGS, Setting
 from llama_chat.terminal.chat import RELOADING
 from llama_chat.terminal.commands import COMMANDS
+from tests.model_files import SMALL, write_hollow_gguf
 from tests.terminal import CTRL_C, READY, Terminal
 
 ENDED = r"(cut off after \d+ tokens.*|the model ended it at once)\n"
@@ -225,6 +227,21 @@ def test_context_with_a_number_loads_the_model_again(babble: Terminal) -> None:
     babble.ask("/context", r"remember")
     babble.refuse("/context 100000", r"the model was made for 512 tokens")
     babble.ask("/context", r"\d+ of 128 tokens")
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_that_is(
+    babble: Terminal, tmp_path: Path
+) -> None:
+    too_large = tmp_path / "too-large.gguf"
+    write_hollow_gguf(too_large, replace(SMALL, hidden_dim=2**24, n_layers=32))
+    babble.ask("remember", ENDED)
+    babble.refuse("/context 999999", r"the model was made for 512 tokens")
+    babble.refuse(f"/model {too_large}", r"needs \d+\.\d GB, \d+\.\d GB free")
+    babble.refuse("/model /nowhere", r"neither a path nor a known name")
+    babble.refuse("/device tpu", r"no such device")
+    babble.ask("/model", r"model is random")
+    babble.ask("/stats", r"tokens read in all")
+    assert babble.text.count("template chatml") == 1  # it was loaded once
 
 
 def test_tokens_shows_ids_and_pieces(babble: Terminal) -> None:

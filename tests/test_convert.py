@@ -24,7 +24,7 @@ from llama_chat.conversion.huggingface import HuggingFaceFolder
 from llama_chat.conversion.tokenizer_files import write_tokenizer
 from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
 from llama_chat.errors import ModelError
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.model.rope import (
     DynamicScaling,
     FrequencyDivisors,

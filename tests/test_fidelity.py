@@ -12,9 +12,10 @@ from llama_chat.chat.conversation import Message
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.templates.instruct import Llama2Template
 from llama_chat.generation.sampling import Sampling
-from llama_chat.llama import Llama, load
+from llama_chat.llama import Llama
+from llama_chat.loading.plan import load
+from llama_chat.loading.weights import device_of
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-from llama_chat.weights import place_weight
 from tests.conftest import ROOT
 from tests.model_files import write_meta
 from tests.models import reference_logits, to_hugging_face
@@ -202,8 +203,8 @@ def test_any_number_of_shards_loads_on_one_device(meta_model: Path, tmp_path: Pa
 
 def test_layers_are_divided_in_equal_runs_over_devices() -> None:
     devices = [torch.device("cuda", i) for i in range(3)]
-    places = [place_weight(f"layers.{i}.ffn_norm.weight", 80, devices).index for i in range(80)]
+    places = [device_of(f"layers.{i}.ffn_norm.weight", 80, devices).index for i in range(80)]
     assert places == sorted(places)
     assert [places.count(i) for i in range(3)] == [27, 27, 26]
-    assert place_weight("tok_embeddings.weight", 80, devices).index == 0
-    assert place_weight("output.weight", 80, devices).index == 2
+    assert device_of("tok_embeddings.weight", 80, devices).index == 0
+    assert device_of("output.weight", 80, devices).index == 2

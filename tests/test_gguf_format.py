@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.errors import ModelError
-from llama_chat.llama import load_tokenizer
+from llama_chat.loading.formats import load_tokenizer
 from tests.model_files import SMALL, TOKENS, assert_refused, gguf_name, write_gguf
 
 Q = gguf.GGMLQuantizationType

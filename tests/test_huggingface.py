@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
 from llama_chat.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_chat.checkpoints.meta import MetaCheckpoint
-from llama_chat.llama import load, open_checkpoint, open_tokenizer
+from llama_chat.loading.formats import open_checkpoint, open_tokenizer
+from llama_chat.loading.plan import load
 from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling
 from llama_chat.model.transformer import Transformer
 from tests.model_files import (

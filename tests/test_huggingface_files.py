@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
-from llama_chat.llama import open_checkpoint
+from llama_chat.loading.formats import open_checkpoint
 from tests.model_files import META, assert_refused, edit_json, write_huggingface
 
 MISTRAL = {"model_type": "mistral"}

@@ -9,12 +9,11 @@ from typing import Any
 
 import gguf
 import pytest
-import torch
 from rich.cells import cell_len
 
 from llama_chat.cli import app
 from llama_chat.cli.inspect import describe
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.plan import plan
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
     DynamicScaling,
@@ -24,7 +23,6 @@ from llama_chat.model.rope import (
     RopeScaling,
 )
 from llama_chat.terminal.model_picture import draw_model
-from llama_chat.weights import Form, held_bytes
 from tests.model_files import SMALL, TOKENS, gguf_name, write_gguf
 from tests.program import run
 from tests.terminal import Terminal
@@ -33,20 +31,13 @@ _STYLE = re.compile(r"\x1b\[[\d;]*m")
 
 
 def report_of(
-    model: Path, available: int = 10**9, form: Form = "none", **changes: object
+    model: Path, available: int = 10**9, quantize: str = "none", **changes: object
 ) -> dict[str, Any]:
-    """What is told of a model in float32, on a machine with so much memory free."""
-    checkpoint = open_checkpoint(model)
+    """Report of a model in float32, on a machine with so much memory free."""
+    planned = plan(model, "cpu", "float32", quantize)
+    checkpoint = planned.checkpoint
     checkpoint.config = dataclasses.replace(checkpoint.config, **changes)  # type: ignore[arg-type]
-    return describe(
-        checkpoint,
-        load_tokenizer(checkpoint),
-        dtype="float32",
-        form=form,
-        weights=held_bytes(checkpoint, form, torch.float32),
-        element_size=4,
-        available=available,
-    )
+    return describe(dataclasses.replace(planned, config=checkpoint.config, bytes_free=available))
 
 
 def picture_of(report: dict[str, Any], *, with_tensors: bool = False) -> str:
@@ -86,17 +77,17 @@ def test_memory_is_weights_and_cache_and_is_held_against_what_is_free(meta_model
 
 
 def test_packed_weights_take_what_they_take(starter_model: Path) -> None:
-    packed, floats = report_of(starter_model, form="stored"), report_of(starter_model)
+    packed, floats = report_of(starter_model, quantize="stored"), report_of(starter_model)
     assert packed["weights_memory"] < floats["weights_memory"] / 5
     assert "Memory, packed as stored\n" in picture_of(packed)
     assert "Memory, in float32\n" in picture_of(floats)
-    anew = report_of(starter_model, form="int8")
+    anew = report_of(starter_model, quantize="int8")
     assert "Memory, packed to int8\n" in picture_of(anew)
 
 
 def test_samples_are_what_the_tokenizer_does(starter_model: Path) -> None:
     report = report_of(starter_model)
-    tokenizer = load_tokenizer(open_checkpoint(starter_model))
+    tokenizer = plan(starter_model).tokenizer
     for sample in report["samples"]["texts"]:
         assert sample["ids"] == tokenizer.encode(sample["text"])
         assert sample["pieces"] == [tokenizer.piece(i) for i in sample["ids"]]

@@ -14,7 +14,8 @@ import torch
 from llama_chat.checkpoints.base import SentencePieceSource, SentencePieceTables
 from llama_chat.checkpoints.llama2c import Llama2cCheckpoint, is_llama2c
 from llama_chat.errors import ModelError
-from llama_chat.llama import load, open_checkpoint
+from llama_chat.loading.formats import open_checkpoint
+from llama_chat.loading.plan import load
 from tests.model_files import META, assert_refused, sentencepiece_model, write_llama2c
 from tests.models import random_model
 

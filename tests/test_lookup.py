@@ -24,7 +24,7 @@ from llama_chat.generation.lookup import (
 )
 from llama_chat.generation.sampling import Sampler, Sampling
 from llama_chat.kernels import native
-from llama_chat.llama import load
+from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model

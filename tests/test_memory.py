@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llama_chat.memory import available_memory
+from llama_chat.loading.memory import available_memory
 
 
 def write(folder: Path, **files: object) -> None:

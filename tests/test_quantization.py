@@ -14,7 +14,7 @@ from hatch_build import build_library
 from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
-from llama_chat.llama import load
+from llama_chat.loading.plan import load
 from llama_chat.model.quantization import (
     LAYOUTS,
     STEP_WEIGHTS,

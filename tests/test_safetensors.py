@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llama_chat.checkpoints.safetensors import open_safetensors, read_header
 from llama_chat.checkpoints.weight_files import mapped_bytes
 from llama_chat.errors import ModelError
-from llama_chat.llama import open_checkpoint
+from llama_chat.loading.formats import open_checkpoint
 from tests.model_files import write_huggingface
 from tests.test_huggingface import logits
 

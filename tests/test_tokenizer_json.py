@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 
 from llama_chat.errors import ModelError
-from llama_chat.llama import open_tokenizer
+from llama_chat.loading.formats import open_tokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
 from tests.model_files import CONTROL_TOKENS, sentencepiece_model

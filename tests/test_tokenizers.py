@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from llama_chat.errors import ModelError
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer

@@ -8,7 +8,7 @@ import pytest
 
 from llama_chat.errors import ModelError
 from llama_chat.generation.engine import END_TOKENS
-from llama_chat.llama import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_chat.tokenizers.sentencepiece_tables import serialize_model

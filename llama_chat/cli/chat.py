@@ -11,7 +11,7 @@ from llama_chat import __version__, starter
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment
 from llama_chat.cli.completing import conversations
-from llama_chat.cli.loading import check_model, model_path, open_model, open_prompt
+from llama_chat.cli.loading import model_path, open_prompt, plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.errors import ModelError, UsageError
@@ -88,9 +88,9 @@ def _piped() -> Attachment:
 def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None) -> None:
     """Show what there is, and run the chat."""
     from llama_chat.terminal.app import ChatApp
-    from llama_chat.terminal.chat import Chat, ModelSource
+    from llama_chat.terminal.chat import Chat
 
-    chat = Chat(settings, ModelSource(check_model, open_model), open_prompt(settings))
+    chat = Chat(settings, plan_load, open_prompt(settings))
     chat.attachments = attachments
     tell = chat.renderer.note
     if not settings["quiet"]:

@@ -52,7 +52,7 @@ def convert(
     path = model_path(load_settings({}, None), model)
     check_free(target.path, path, force=force)
     from llama_chat.conversion.weights import choose_type, quantised_types
-    from llama_chat.llama import open_checkpoint
+    from llama_chat.loading.formats import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     stored_as = choose_type(checkpoint, target.type)
@@ -77,7 +77,7 @@ def _plan(
     """What is to be written."""
     from llama_chat.conversion.gguf import GGUFFile
     from llama_chat.conversion.huggingface import HuggingFaceFolder
-    from llama_chat.llama import load_tokenizer
+    from llama_chat.loading.formats import load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint)
     if target.format == GGUF:

@@ -12,7 +12,7 @@ import typer
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates import choose_template, recognise
 from llama_chat.cli.completing import models
-from llama_chat.cli.loading import model_path
+from llama_chat.cli.loading import plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.settings import Settings
@@ -23,6 +23,7 @@ from llama_chat.tokenizers.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
     from llama_chat.checkpoints.base import Checkpoint
+    from llama_chat.loading.plan import LoadPlan
     from llama_chat.model.config import LlamaConfig
     from llama_chat.tokenizers.base import Tokenizer
 
@@ -46,33 +47,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Draw a model: architecture, memory, tensors, template and tokenizer."""
-    path = model_path(settings, target)
-    from llama_chat.llama import (
-        KV_DTYPES,
-        free_memory,
-        load_tokenizer,
-        open_checkpoint,
-        pick_devices,
-        pick_dtype,
-    )
-    from llama_chat.weights import choose_form, held_bytes
-
-    checkpoint = open_checkpoint(path)
-    tokenizer = load_tokenizer(checkpoint)
-    devices = pick_devices(settings.text("device"))
-    dtype = pick_dtype(settings.text("dtype"), checkpoint.dtype, devices[0])
-    free = free_memory(devices)
-    form = choose_form(settings.text("quantize"), checkpoint, dtype, free, devices[0])
-    report = describe(
-        checkpoint,
-        tokenizer,
-        dtype=str(dtype).removeprefix("torch."),
-        form=form,
-        weights=held_bytes(checkpoint, form, dtype),
-        element_size=(KV_DTYPES[settings.text("kv_dtype")] or dtype).itemsize,
-        available=free,
-    )
-    for line in checkpoint.warnings:
+    plan = plan_load(settings, target)
+    report = describe(plan)
+    for line in plan.checkpoint.warnings:
         streams.warn(line)
     writer = AnswerWriter(raw=True)
     if as_json:
@@ -84,31 +61,14 @@ def inspect(
         writer.write(draw_model(report, colored=colored, with_tensors=tensors))
 
 
-def describe(
-    checkpoint: "Checkpoint",
-    tokenizer: "Tokenizer",
-    *,
-    dtype: str,
-    form: str,
-    weights: int,
-    element_size: int,
-    available: int,
-) -> dict[str, Any]:
-    """All that ``inspect`` tells of a model, as it goes into JSON.
-
-    Args:
-        checkpoint: the model, opened.
-        tokenizer: its tokenizer.
-        dtype: the name of the type in which what is not packed lies in memory.
-        form: how the matrices are held, as ``--quantize`` calls it.
-        weights: bytes that the weights take so.
-        element_size: bytes of one number of the cache.
-        available: bytes of memory that are free.
-    """
-    config = checkpoint.config
-    lengths = [*(n for n in _LENGTHS if n < config.context_length), config.context_length]
-    cache = {length: config.kv_cache_bytes(length, element_size) for length in lengths}
-    room = max(0, available - weights) // config.kv_cache_bytes(1, element_size)
+def describe(plan: "LoadPlan") -> dict[str, Any]:
+    """Report of a model as a JSON object, with the memory it would take when loaded as planned."""
+    checkpoint, tokenizer, config = plan.checkpoint, plan.tokenizer, plan.checkpoint.config
+    context = plan.config.context_length
+    lengths = [*(n for n in _LENGTHS if n < context), context]
+    cache = {length: plan.cache_bytes(length) for length in lengths}
+    weights = plan.weight_bytes
+    fitting = max(0, plan.bytes_free - weights) // plan.cache_bytes(1)
     template = recognise(checkpoint.chat_template, tokenizer)
     return {
         "name": checkpoint.name,
@@ -119,14 +79,14 @@ def describe(
         "parameters": config.n_parameters,
         "parameters_by_part": _parameters_by_part(config),
         "stored_bytes": checkpoint.n_bytes,
-        "dtype": dtype,
-        "quantize": form,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "quantize": plan.weight_format,
         "weights_memory": weights,
         "cache_memory": {str(length): size for length, size in cache.items()},
         "memory": {str(length): weights + size for length, size in cache.items()},
-        "available_memory": available,
-        "fits": room >= config.context_length,
-        "fitting_context": min(room, config.context_length),
+        "available_memory": plan.bytes_free,
+        "fits": fitting >= context,
+        "fitting_context": min(fitting, context),
         "types": dict(Counter(info.type for info in checkpoint.tensors.values())),
         "types_by_part": _types_by_part(checkpoint),
         "tensors": [

@@ -15,6 +15,7 @@ from llama_chat.terminal.progress import progress
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
+    from llama_chat.loading.plan import LoadPlan
 
 
 def model_path(settings: Settings, wanted: str | None = None) -> Path:
@@ -26,46 +27,34 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
     return find_model(wanted or settings.text("model"), settings.texts("model_paths"))
 
 
-def check_model(settings: Settings) -> None:
-    """Look whether the model that the settings name can be opened, without reading its weights.
+def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int = 0) -> "LoadPlan":
+    """Plan to load the model ``wanted``, or the one in the settings; see ``loading.plan.plan``.
 
     Raises:
-        ModelError: if there is none or it cannot.
+        ModelError: if there is none, or it cannot be opened.
+        UsageError: if a setting does not suit it or this machine.
     """
-    path = model_path(settings)
-    from llama_chat.llama import load_tokenizer, open_checkpoint
+    path = model_path(settings, wanted)  # a wrong name is an error before torch is imported
+    with _collector_paused():
+        from llama_chat.loading.plan import plan
 
-    load_tokenizer(open_checkpoint(path))
-
-
-def open_model(settings: Settings, report: Callable[[int, int], None]) -> "Llama":
-    """Load the model that the settings name.
-
-    Raises:
-        ModelError: if there is none or it cannot be loaded.
-        UsageError: if a setting does not fit it or this machine.
-    """
-    path = model_path(settings)
-    with _no_collection():
-        from llama_chat.llama import load
-
-        return load(
-            path,
-            device=settings.text("device"),
-            dtype=settings.text("dtype"),
-            quantize=settings.text("quantize"),
-            kv_dtype=settings.text("kv_dtype"),
-            context=settings.integer("context"),
-            threads=settings.integer("threads"),
-            report=report,
-        )
+    return plan(
+        path,
+        device=settings.text("device"),
+        dtype=settings.text("dtype"),
+        quantize=settings.text("quantize"),
+        kv_dtype=settings.text("kv_dtype"),
+        context=settings.integer("context"),
+        threads=settings.integer("threads"),
+        reclaimable=reclaimable,
+    )
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Do not look for garbage while torch and a vocabulary are made, which last for good.
+def _collector_paused() -> Iterator[None]:
+    """Import torch without garbage collection, and exempt its objects from later ones.
 
-    That would go through hundreds of thousands of objects again and again, for a tenth of a second.
+    They are never freed; each collection would visit some hundred thousand of them.
     """
     gc.disable()
     try:
@@ -76,9 +65,14 @@ def _no_collection() -> Iterator[None]:
 
 
 def load_model(settings: Settings) -> "Llama":
-    """The same with a progress bar and warnings on stderr."""
+    """Load the model that the settings name, with a progress bar and warnings on stderr.
+
+    Raises:
+        ModelError: if there is none, or it cannot be loaded.
+        UsageError: if a setting does not suit it or this machine.
+    """
     with progress("Loading the model", hidden=settings["plain"] is True) as report:
-        llama = open_model(settings, report)
+        llama = plan_load(settings).load(report)
     for line in llama.checkpoint.warnings:
         streams.warn(line)
     return llama

@@ -37,7 +37,7 @@ def tokenize(
         raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
     text = _read(file if dialog is None else dialog)
     path = model_path(settings)
-    from llama_chat.llama import open_tokenizer
+    from llama_chat.loading.formats import open_tokenizer
 
     tokenizer, template_text = open_tokenizer(path)
     if dialog is None:

@@ -59,7 +59,9 @@ class StaticStep:
     def fits(model: Transformer) -> bool:
         """Whether a model decodes so: all of it on one GPU, and the cache in its own type."""
         devices = {block.device for block in model.blocks} | {model.device}
-        return len(devices) == 1 and model.device.type == "cuda" and model.kv_dtype is None
+        return (
+            len(devices) == 1 and model.device.type == "cuda" and model.cache_dtype == model.dtype
+        )
 
     @torch.inference_mode()
     def __call__(self, token_id: int, cache: KVCache) -> Tensor:

@@ -3,9 +3,8 @@
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.prompt_files import PromptFile
@@ -23,6 +22,7 @@ from llama_chat.terminal.worker import Stopped, Worker
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
+    from llama_chat.loading.plan import LoadPlan
 
 RELOADING = ("model", "device", "dtype", "quantize", "kv_dtype", "context", "threads")
 """Settings that a loaded model cannot follow."""
@@ -30,25 +30,22 @@ RELOADING = ("model", "device", "dtype", "quantize", "kv_dtype", "context", "thr
 _POLL_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where models come from."""
+class PlanLoad(Protocol):
+    """A function that plans a load."""
 
-    check: Callable[[Settings], None]
-    """Look whether the model that the settings name can be loaded, without doing so."""
-    load: Callable[[Settings, Callable[[int, int], None]], "Llama"]
-    """Load it, telling how much of how much is read."""
+    def __call__(self, settings: Settings, *, reclaimable: int = 0) -> "LoadPlan":
+        """Plan to load the model that ``settings`` name; see ``llama_chat.loading.plan.plan``."""
 
 
 class Chat:
     """What the commands work on."""
 
-    def __init__(self, settings: Settings, source: ModelSource, prompt: PromptFile | None) -> None:
+    def __init__(self, settings: Settings, plan_load: PlanLoad, prompt: PromptFile | None) -> None:
         """Begin a conversation; the model is loaded by ``load``.
 
         Args:
             settings: as they are without the prompt file.
-            source: where models come from.
+            plan_load: plans to load the model that the settings name.
             prompt: a prompt file to begin with.
         """
         self._settings = PromptedSettings(settings)
@@ -79,7 +76,7 @@ class Chat:
         self.leaving = False
         self.unsaved: SaveError | None = None
         """Why the last change is not on disk, if so."""
-        self._source = source
+        self._plan_load = plan_load
         self._reading: list[int] = []
         """What the worker reads ahead, if it does."""
         if prompt is not None:
@@ -92,13 +89,10 @@ class Chat:
         """The model in use, or that is being loaded."""
         return self.llama.name if self.llama else Path(self.settings.text("model")).stem or "model"
 
-    def load(self, settings: Settings | None = None) -> None:
-        """Load the model behind the input, and read what the first message will stand behind.
-
-        Args:
-            settings: what names it, if not the settings in force.
-        """
-        self.worker.start(lambda watch: self._load(settings or self.settings, watch))
+    def load(self) -> None:
+        """Load the model behind the input, and read what the first message will stand behind."""
+        settings = self.settings
+        self.worker.start(lambda watch: self._load(self._plan_load(settings), watch))
 
     def ready(self, reading: Literal["stop", "finish", "leave"] = "stop") -> "ChatSession":
         """The session, as soon as the model is there.
@@ -168,27 +162,34 @@ class Chat:
             LlamaChatError: if that cannot be; the old one is then loaded again if need be.
             Interrupted: likewise.
         """
-        self._source.check(settings)
+        plan = self._plan_load(settings, reclaimable=self._loaded_bytes())
+        plan.check_fit()
         self.worker.stop()
         self.llama = self.session = None  # there may not be memory for two
-        self.load(settings)
+        self.worker.start(lambda watch: self._load(plan, watch))
         try:
             self.ready()
         except (LlamaChatError, Interrupted):
             self.load()
             raise
 
-    def _load(self, settings: Settings, watch: Watch) -> None:
+    def _loaded_bytes(self) -> int:
+        """Bytes of the loaded model and its cache."""
+        if self.llama is None or self.session is None:
+            return 0
+        return self.llama.model.n_bytes + self.session.engine.cache.n_bytes
+
+    def _load(self, plan: "LoadPlan", watch: Watch) -> None:
         def report(done: int, total: int) -> None:
             if watch.should_stop is not None and watch.should_stop():
                 raise Stopped
             if watch.on_prefill is not None:
                 watch.on_prefill(done, total)
 
-        llama = self._source.load(settings, report)
+        llama = plan.load(report)
         session = llama.chat(
             conversation=self.conversation,
-            template=settings.text("template"),
+            template=self.settings.text("template"),
             notify=lambda line: self.renderer.note(line),
         )
         self._adopt(llama)

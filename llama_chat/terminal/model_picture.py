@@ -128,7 +128,7 @@ def _memory(report: Report) -> RenderableType:
         rows.append(
             (Text(f"{int(length):,}"), *(Text(readable_size(size), style) for size in cells))
         )
-    whole = report["memory"][str(report["architecture"]["context_length"])]
+    whole = list(report["memory"].values())[-1]
     if report["fits"]:
         verdict = Text(f"fits: {readable_size(whole)} of {readable_size(free)} free", "green")
     elif report["fitting_context"]:

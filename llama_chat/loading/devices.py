@@ -1,0 +1,74 @@
+"""Devices and float types that torch has on this machine."""
+
+from collections.abc import Sequence
+
+import torch
+
+from llama_chat.errors import UsageError
+from llama_chat.loading.memory import available_memory
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_devices(wanted: str) -> tuple[torch.device, ...]:
+    """Devices of this machine that ``--device`` names.
+
+    Raises:
+        UsageError: if one of them is not available.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return (torch.device("cuda", 0),)
+        return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
+    return tuple(_pick_device(name.strip()) for name in wanted.split(","))
+
+
+def _pick_device(name: str) -> torch.device:
+    what = f"--device {name[:40]!r}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(what, "no such device", "give auto, cpu, cuda or mps") from None
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= available:
+        raise UsageError(what, "this machine has none", "give auto or cpu")
+    return device
+
+
+def free_memory(devices: Sequence[torch.device]) -> int:
+    """Bytes free for weights: memory of the GPUs among ``devices``, else of the machine."""
+    gpus = [device for device in devices if device.type == "cuda"]
+    if not gpus:
+        return available_memory()
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+
+
+def pick_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Type of the weights in memory.
+
+    ``auto`` keeps float32 as stored. Everything else becomes bfloat16 if the device computes it
+    fast, else float16 on a GPU and float32 on a CPU.
+
+    Raises:
+        UsageError: if the device cannot compute in ``wanted``.
+    """
+    if device.type == "cuda":
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        # Any processor computes bfloat16; without the instructions it takes much longer.
+        bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        bfloat16 = True
+    if wanted != "auto":
+        if wanted == "bfloat16" and not bfloat16 and device.type == "cuda":
+            raise UsageError("--dtype bfloat16", "this GPU has none", "give float16")
+        return DTYPES[wanted]
+    if stored == torch.float32:
+        return stored
+    if bfloat16:
+        return torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.float16

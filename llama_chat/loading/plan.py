@@ -1,0 +1,218 @@
+"""Decisions about a load, made from headers before a weight is read."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.errors import ModelError, UsageError
+from llama_chat.files import readable_size
+from llama_chat.library import find_model
+from llama_chat.llama import Llama
+from llama_chat.loading.devices import free_memory, pick_devices, pick_dtype
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
+from llama_chat.loading.weights import (
+    WEIGHT_FORMATS,
+    WeightFormat,
+    choose_weight_format,
+    read_weights,
+    weight_bytes,
+)
+from llama_chat.model.config import LlamaConfig
+from llama_chat.model.transformer import Transformer
+from llama_chat.tokenizers.base import Tokenizer
+
+Report = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes in all."""
+
+_CACHE_DTYPES = {"int8": torch.int8}
+"""Cache types other than that of the activations, by their names in ``--kv-dtype``."""
+
+_SPARE_BYTES = 2**29
+"""Memory for torch, the vocabulary and activations, beside weights and cache."""
+
+_MIN_CACHED_TOKENS = 1024
+"""Tokens that must fit in the cache if no context length was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """A load as it will be done: formats, types and places, and the memory it takes."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    config: LlamaConfig
+    """Shape of the model, with the context length to be used."""
+    context_given: bool
+    """True if that context length was asked for: then all of it must fit in memory."""
+    devices: tuple[torch.device, ...]
+    """Devices of the layers, in equal runs."""
+    dtype: torch.dtype
+    """Type of weights that are not packed, and of the activations."""
+    weight_format: WeightFormat
+    cache_dtype: torch.dtype
+    threads: int | None
+    """CPU threads; None for one per core."""
+    bytes_free: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return weight_bytes(self.checkpoint, self.weight_format, self.dtype)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes that must be free: weights, cache and working memory."""
+        return self._bytes_needed(self.weight_format)
+
+    def _bytes_needed(self, weight_format: WeightFormat) -> int:
+        context = self.config.context_length
+        n_tokens = context if self.context_given else min(_MIN_CACHED_TOKENS, context)
+        weights = weight_bytes(self.checkpoint, weight_format, self.dtype)
+        return _SPARE_BYTES + weights + self.cache_bytes(n_tokens)
+
+    def cache_bytes(self, n_tokens: int) -> int:
+        """Bytes of the keys and values of ``n_tokens`` tokens."""
+        return self.config.kv_cache_bytes(n_tokens, self.cache_dtype.itemsize)
+
+    def check_fit(self) -> None:
+        """Compare the memory needed with the memory free.
+
+        Raises:
+            ModelError: if the model does not fit; with the weight formats that would.
+        """
+        if self.bytes_needed <= self.bytes_free:
+            return
+        fitting = [
+            (size, name)
+            for name in WEIGHT_FORMATS
+            if name != "none" and (size := self._bytes_needed(name)) <= self.bytes_free
+        ]
+        smaller = "a shorter --context" if self.context_given else "a smaller model"
+        advice = f"free some memory or take {smaller}"
+        if fitting:
+            size, name = fitting[0]
+            advice = f"use --quantize {name} ({readable_size(size)})"
+        raise ModelError(
+            f"model {str(self.checkpoint.path)!r}",
+            f"needs {readable_size(self.bytes_needed)}, {readable_size(self.bytes_free)} free",
+            advice,
+        )
+
+    def load(self, report: Report | None = None) -> Llama:
+        """Read the weights.
+
+        Args:
+            report: called as bytes are read.
+
+        Raises:
+            ModelError: if the model does not fit in memory, or its weights cannot be read.
+        """
+        self.check_fit()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        with torch.device("meta"):
+            model = Transformer(self.config)
+        model.kv_dtype = self.cache_dtype
+        weights = read_weights(
+            self.checkpoint, self.weight_format, self.dtype, self.devices, report
+        )
+        model.load_weights(weights)
+        model.eval()
+        return Llama(self.checkpoint, model, self.tokenizer, self.threads)
+
+
+def plan(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    context: int | None = None,
+    *,
+    kv_dtype: str = "auto",
+    threads: int | None = None,
+    model_paths: Sequence[str] = (),
+    reclaimable: int = 0,
+) -> LoadPlan:
+    """Plan a load, with the arguments of ``load``.
+
+    ``reclaimable`` bytes count as free, because another model will be dropped first.
+
+    Raises:
+        ModelError: if the model or its tokenizer cannot be opened.
+        UsageError: if an argument does not suit the model or this machine.
+    """
+    devices = pick_devices(device)
+    checkpoint = open_checkpoint(find_model(os.fspath(path), model_paths))
+    tokenizer = load_tokenizer(checkpoint)
+    config = checkpoint.config
+    if context is not None:
+        if context > config.longest_context:
+            raise UsageError(
+                f"--context {context}",
+                f"the model was made for {config.longest_context} tokens",
+                "give that or less",
+            )
+        config = replace(config, context_length=context)
+    weights_dtype = pick_dtype(dtype, checkpoint.dtype, devices[0])
+    bytes_free = free_memory(devices) + reclaimable
+    return LoadPlan(
+        checkpoint,
+        tokenizer,
+        config,
+        context_given=context is not None,
+        devices=devices,
+        dtype=weights_dtype,
+        weight_format=choose_weight_format(
+            quantize or "auto", checkpoint, weights_dtype, bytes_free, devices[0]
+        ),
+        cache_dtype=_CACHE_DTYPES.get(kv_dtype, weights_dtype),
+        threads=threads,
+        bytes_free=bytes_free,
+    )
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    context: int | None = None,
+    *,
+    kv_dtype: str = "auto",
+    threads: int | None = None,
+    model_paths: Sequence[str] = (),
+    report: Report | None = None,
+) -> Llama:
+    """Load a model.
+
+    Args:
+        path: a folder of Meta's or of the Hugging Face Hub, a GGUF file, a file of llama2.c, or
+            the name of a model on this machine as ``llama-chat models`` lists it.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas, to split the layers.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize: ``auto`` (as is None), ``none`` (floats, however the file is stored), ``stored``
+            (packed as in the file), ``int8`` or ``int4`` (quantized now).
+        context: context length in tokens, at most the model's.
+        kv_dtype: type of the KV cache: ``auto`` (as ``dtype``) or ``int8``.
+        threads: CPU threads of this process; None for one per core.
+        model_paths: further folders in which names are looked up.
+        report: called with the bytes read so far and the bytes in all.
+
+    Raises:
+        ModelError: if the model or its tokenizer cannot be loaded.
+        UsageError: if an argument does not suit the model or this machine.
+    """
+    planned = plan(
+        path,
+        device,
+        dtype,
+        quantize,
+        context,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        model_paths=model_paths,
+    )
+    return planned.load(report)

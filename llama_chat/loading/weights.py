@@ -1,0 +1,140 @@
+"""From the tensors of a checkpoint to the weights of a model: their format and place in memory."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.kernels import native
+from llama_chat.kernels.matrix import padded_rows
+from llama_chat.model.quantization import Packed, packed_bytes, place, quantize
+
+WeightFormat = Literal["none", "stored", "int8", "int4"]
+"""Format of the matrices in memory: floats, packed as in the file, or quantized at load."""
+
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("none", "stored", "int8", "int4")
+
+_CPU = torch.device("cpu")
+
+Weights = dict[str, Tensor | Packed]
+
+
+def weight_bytes(checkpoint: Checkpoint, weight_format: WeightFormat, dtype: torch.dtype) -> int:
+    """Bytes that the weights take in memory."""
+    return sum(_tensor_bytes(checkpoint, name, weight_format, dtype) for name in checkpoint.tensors)
+
+
+def choose_weight_format(
+    wanted: str,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    bytes_free: int,
+    device: torch.device = _CPU,
+) -> WeightFormat:
+    """Choose the format of the matrices in memory.
+
+    Args:
+        wanted: a ``WeightFormat``, or ``auto``: quantized files stay packed. Where no kernel in C
+            multiplies packed weights, as on a GPU, they are unpacked if that takes no more than
+            half of ``bytes_free``.
+        checkpoint: the model.
+        dtype: type of weights that are not packed.
+        bytes_free: bytes of free memory.
+        device: device of the model.
+    """
+    if wanted != "auto":
+        return cast("WeightFormat", wanted)
+    fits_unpacked = weight_bytes(checkpoint, "none", dtype) <= bytes_free // 2
+    has_kernels = native.available and device.type == "cpu"
+    return "none" if fits_unpacked and not has_kernels else "stored"
+
+
+def read_weights(
+    checkpoint: Checkpoint,
+    weight_format: WeightFormat,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    report: Callable[[int, int], None] | None = None,
+) -> Weights:
+    """Read all weights, several at a time.
+
+    Args:
+        checkpoint: the model.
+        weight_format: format of the matrices in memory.
+        dtype: type of weights that are not packed.
+        devices: devices of the layers, in equal runs.
+        report: called with the bytes read so far and the bytes in all.
+    """
+    weights: Weights = {}
+    n_done, n_layers = 0, checkpoint.config.n_layers
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+
+        def read_one(name: str) -> Tensor | Packed:
+            device = device_of(name, n_layers, devices)
+            return _read(checkpoint, name, weight_format, dtype, device)
+
+        read = pool.map(read_one, checkpoint.tensors)
+        try:
+            for (name, info), weight in zip(checkpoint.tensors.items(), read, strict=True):
+                weights[name] = weight
+                n_done += info.n_bytes
+                if report is not None:
+                    report(n_done, checkpoint.n_bytes)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, start no further read
+    return weights
+
+
+def device_of(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
+    """Device of a weight: layers in equal runs, embedding and output at the ends."""
+    parts = name.split(".")
+    if parts[0] == "layers":
+        return devices[int(parts[1]) * len(devices) // n_layers]
+    return devices[0] if parts[0] == "tok_embeddings" else devices[-1]
+
+
+def _bits(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> Literal[4, 8] | None:
+    """Bits per weight of a matrix that is quantized at load; None if it is not.
+
+    Embedding and output keep 8 bits: that costs little, and their errors show most.
+    """
+    if weight_format not in ("int8", "int4") or len(shape) != 2 or shape[1] % 32:
+        return None
+    return 4 if weight_format == "int4" and name.startswith("layers.") else 8
+
+
+def _read(
+    checkpoint: Checkpoint,
+    name: str,
+    weight_format: WeightFormat,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | Packed:
+    bits = _bits(name, checkpoint.tensors[name].shape, weight_format)
+    if bits is not None:
+        return place(quantize(checkpoint.read(name, torch.float32), bits), device)
+    packed = checkpoint.read_packed(name) if weight_format == "stored" else None
+    if packed is None:
+        return checkpoint.read(name, dtype).to(device)
+    placed = place(packed, device)
+    checkpoint.forget(name)
+    return placed
+
+
+def _tensor_bytes(
+    checkpoint: Checkpoint, name: str, weight_format: WeightFormat, dtype: torch.dtype
+) -> int:
+    info = checkpoint.tensors[name]
+    bits = _bits(name, info.shape, weight_format)
+    if bits is not None:
+        packed: int | None = packed_bytes(info.shape, bits, 32, mins=bits == 4)
+    else:
+        packed = checkpoint.packed_bytes(name) if weight_format == "stored" else None
+    if packed is None:
+        return info.n_weights * dtype.itemsize
+    # The kernels pad the last panel of rows.
+    n_rows = info.shape[0]
+    return packed // n_rows * padded_rows(n_rows) if native.available else packed

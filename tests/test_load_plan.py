@@ -1,0 +1,118 @@
+"""Plans of loads: weight formats, the memory they take, refusals before a weight is read."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+
+from llama_chat.errors import ModelError, UsageError
+from llama_chat.files import readable_size
+from llama_chat.kernels import native
+from llama_chat.loading.plan import LoadPlan, load, plan
+from llama_chat.loading.weights import WEIGHT_FORMATS, choose_weight_format
+from tests.model_files import SMALL, write_gguf
+from tests.program import COMMAND, environment
+
+LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)
+OTHER_BYTES = 2**29 + LARGE.kv_cache_bytes(512, 2)
+"""Needed beside the weights: working memory, and a cache of the whole context."""
+
+
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "large.gguf"
+    write_gguf(path, LARGE, quantization=gguf.GGMLQuantizationType.F16)
+    return path
+
+
+def plan_of(model: Path, quantize: str, free: int = 10**12) -> LoadPlan:
+    return replace(plan(model, "cpu", "bfloat16", quantize), bytes_free=free)
+
+
+@pytest.mark.parametrize("quantize", WEIGHT_FORMATS)
+def test_the_estimate_is_what_the_model_takes(quantize: str, large_model: Path) -> None:
+    planned = plan_of(large_model, quantize)
+    assert planned.load().model.n_bytes == planned.weight_bytes
+
+
+@pytest.mark.parametrize("quantize", WEIGHT_FORMATS)
+def test_what_fits_is_let_through(quantize: str, large_model: Path) -> None:
+    planned = plan_of(large_model, quantize)
+    needed = OTHER_BYTES + planned.weight_bytes
+    assert planned.bytes_needed == needed
+    replace(planned, bytes_free=needed).check_fit()
+    with pytest.raises(ModelError):
+        replace(planned, bytes_free=needed - 1).check_fit()
+    with pytest.raises(ModelError):
+        replace(planned, bytes_free=needed - 1).load()
+
+
+def test_quantized_files_stay_packed_where_that_is_fast(large_model: Path) -> None:
+    checkpoint = plan_of(large_model, "auto").checkpoint
+    fast = "stored" if native.available else "none"
+    assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12) == fast
+    assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**6) == "stored"
+    gpu = torch.device("cuda")
+    assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12, gpu) == "none"
+
+
+def test_what_does_not_fit_is_refused_with_what_would(large_model: Path) -> None:
+    sizes = {name: plan_of(large_model, name).bytes_needed for name in WEIGHT_FORMATS}
+    assert sizes["none"] > sizes["int8"] > sizes["int4"]
+    for other in ("int8", "int4"):
+        with pytest.raises(ModelError) as caught:
+            plan_of(large_model, "none", sizes[other]).check_fit()
+        line = str(caught.value)
+        needed, free = readable_size(sizes["none"]), readable_size(sizes[other])
+        assert line.endswith(f": needs {needed}, {free} free: use --quantize {other} ({free})")
+    too_little = plan_of(large_model, "none", sizes["int4"] - 1)
+    with pytest.raises(ModelError, match="free some memory or take a smaller model"):
+        too_little.check_fit()
+    with pytest.raises(ModelError, match="a shorter --context"):
+        replace(too_little, context_given=True).check_fit()
+
+
+def test_a_longer_context_than_the_models_is_refused(large_model: Path) -> None:
+    with pytest.raises(UsageError, match="--context 513: the model was made for 512 tokens"):
+        plan(large_model, context=513)
+    assert plan(large_model, context=512).config.context_length == 512
+
+
+def test_memory_of_a_model_that_is_dropped_first_counts_as_free(large_model: Path) -> None:
+    extra = plan(large_model, reclaimable=10**15).bytes_free - plan(large_model).bytes_free
+    assert extra == pytest.approx(10**15, rel=1e-3)
+
+
+def test_a_name_is_as_good_as_a_path(
+    large_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    folder = tmp_path / "llama-chat" / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "large.gguf").symlink_to(large_model)
+    assert load("mine").checkpoint.path == folder / "large.gguf"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "other.gguf").symlink_to(large_model)
+    assert load("other", model_paths=[str(elsewhere)]).checkpoint.path == elsewhere / "other.gguf"
+    with pytest.raises(ModelError, match="neither a path nor a known name: did you mean mine"):
+        load("minne")
+
+
+def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "endless.gguf"
+    write_gguf(path, metadata={"llama.context_length": 2**31 - 1})
+    answer = subprocess.run(
+        [*COMMAND, "complete", "-", "-m", str(path), "--context", "2000000000"],
+        input="in",
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 3
+    assert answer.stderr.count("\n") == 1
+    assert "needs 1.0 TB, " in answer.stderr
+    assert "take a shorter --context" in answer.stderr
