@@ -124,7 +124,7 @@ class Comparison:
 
 def answer(engine: Engine, ids: list[int], n_new: int, *, lookup: bool) -> tuple[list[int], Finish]:
     """The ids of a greedy reply and how it ended, beginning with an empty cache."""
-    engine.cache.truncate(0)
+    engine.cache.trim(0)
     sampler = Sampler(Sampling(temperature=0))
     *tokens, finish = engine.generate(ids, sampler, max_tokens=n_new, lookup=lookup)
     if not isinstance(finish, Finish):

@@ -20,8 +20,8 @@ from llama_chat.generation.sampling import Sampler, Sampling
 from llama_chat.kernels import native
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
-from llama_chat.model.layers import Embedding, Linear
 from llama_chat.model.transformer import Transformer
+from llama_chat.quantization.linear import Embedding, Linear
 
 
 def matrices(model: Transformer) -> dict[str, Sequence[Linear | Embedding]]:
@@ -66,7 +66,7 @@ def main() -> None:
     engine, model = llama.engine(), llama.model
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (options.behind,), generator=generator).tolist()
-    engine.sync(ids)
+    engine.prefill(ids)
     token = seconds_of_a_token(engine, Sampler(Sampling(temperature=0)), options.new)
     whole, bandwidth = sum(token.values()), read_bandwidth()
     print(f"{llama.name}, {native.name()}, {options.threads} threads, behind {options.behind}")

@@ -51,7 +51,7 @@ def run(model: str, n_turns: int, n_reply: int) -> list[Turn]:
         prompt = session.ids[: finish.usage.prompt_tokens]
         cold = llama.engine()
         began = time.perf_counter()
-        cold.sync(prompt)
+        cold.prefill(prompt)
         cold_s = time.perf_counter() - began
         usage = finish.usage
         turns.append(

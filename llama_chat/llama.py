@@ -10,7 +10,7 @@ from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
-from llama_chat.generation.engine import Engine
+from llama_chat.generation.engine import Engine, choose_backend
 from llama_chat.generation.events import Event, Watch
 from llama_chat.generation.sampling import Sampler, Sampling
 from llama_chat.model.transformer import Transformer
@@ -25,11 +25,24 @@ class Llama:
         checkpoint: Checkpoint,
         model: Transformer,
         tokenizer: Tokenizer,
+        *,
+        cache_dtype: torch.dtype | None = None,
         threads: int | None = None,
     ) -> None:
+        """Join the parts of a model.
+
+        Args:
+            checkpoint: the files it came from.
+            model: the weights.
+            tokenizer: the vocabulary.
+            cache_dtype: type of keys and values; None for that of the activations.
+            threads: CPU threads; None for one per core.
+        """
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
+        self.backend = choose_backend(model, cache_dtype)
+        self._cache_dtype = cache_dtype
         self._threads = threads
         self.use_threads()
         self._engine = self.engine()
@@ -91,7 +104,7 @@ class Llama:
 
     def engine(self) -> Engine:
         """A new engine on this model, with a cache of its own."""
-        return Engine(self.model, self.tokenizer)
+        return Engine(self.backend, self.tokenizer, self.backend.new_cache(self._cache_dtype))
 
     def chat(
         self,

@@ -4,6 +4,7 @@ import torch
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
+from llama_chat.generation.backend import TorchBackend
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling
 from llama_chat.model.transformer import Transformer
@@ -110,6 +111,12 @@ def to_hugging_face(model: Transformer) -> LlamaForCausalLM:
         )
     reference.load_state_dict({name: weight.float() for name, weight in state.items()})
     return reference.float().eval()
+
+
+def logits_of(model: Transformer, ids: list[int]) -> torch.Tensor:
+    """Logits at every position of ``ids`` in torch, ``(len(ids), vocab_size)``."""
+    backend = TorchBackend(model)
+    return backend.forward(ids, backend.new_cache(), all_logits=True)
 
 
 @torch.inference_mode()

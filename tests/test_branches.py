@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from llama_chat.chat.conversation import Attachment, Message
 from llama_chat.errors import PromptTooLongError
+from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
-from llama_chat.model.kv_cache import MAX_TAILS
+from llama_chat.generation.kv_cache import MAX_SUFFIXES
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
-from tests.test_session import MODEL, finish_of, interrupt_after, new_session
+from tests.test_session import BACKEND, MODEL, finish_of, interrupt_after, new_session
 
 TOKENIZER = byte_tokenizer()
 
@@ -24,7 +25,7 @@ TOKENIZER = byte_tokenizer()
 def counted_reads() -> Iterator[list[int]]:
     """The number of tokens of each forward pass."""
     read: list[int] = []
-    hook = MODEL.register_forward_pre_hook(lambda _, arguments: read.append(len(arguments[0])))
+    hook = MODEL.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].shape[1]))
     try:
         yield read
     finally:
@@ -44,10 +45,10 @@ def test_going_back_and_forth_between_branches_reads_nothing() -> None:
     for head in (first, second, first, second):
         conversation.head = head
         with counted_reads() as read:
-            session.settle()
+            session.prefill_next()
         assert read == []
         assert list(session.engine.cache.ids) == session.ids
-        warm = session.engine.sync(session.ids)
+        warm = session.engine.prefill(session.ids)
         cold = session.engine.logits(session.ids)[-1]
         torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
@@ -64,7 +65,7 @@ def test_a_branch_of_a_branch_comes_back_from_two_tails() -> None:
     finish_of(session.send("B"))  # leaves the tail from b on
     conversation.head = deep
     with counted_reads() as read:
-        session.settle()
+        session.prefill_next()
     assert read == []
     assert list(session.engine.cache.ids) == session.ids
 
@@ -77,33 +78,33 @@ def test_versions_come_back_for_one_token() -> None:
     for head in (one, two, one):
         session.conversation.head = head
         with counted_reads() as read:
-            session.settle()
-            session.engine.sync(session.ids)
+            session.prefill_next()
+            session.engine.prefill(session.ids)
         assert read == [1]
 
 
 def test_tails_take_at_most_half_of_a_full_cache() -> None:
-    engine = Engine(MODEL, TOKENIZER)
+    engine = Engine(BACKEND, TOKENIZER)
     for first in range(3, 100):
-        engine.sync([first] * 100)
-    tails = engine.cache._tails
+        engine.prefill([first] * 100)
+    tails = engine.cache._suffixes
     rows = [len(tail.ids) - tail.start for tail in tails]
     assert sum(rows) <= SMALL.context_length // 2
     assert len(tails) == 2
     for first in range(3, 100):
-        engine.sync([first] * 2)
-    assert len(engine.cache._tails) <= MAX_TAILS
+        engine.prefill([first] * 2)
+    assert len(engine.cache._suffixes) <= MAX_SUFFIXES
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=12), min_size=2, max_size=10))
 def test_whatever_comes_back_is_exact(targets: list[list[int]]) -> None:
-    engine = Engine(MODEL, TOKENIZER)
+    engine = Engine(BACKEND, TOKENIZER)
     for ids in targets:
-        engine.read_ahead(ids)
+        engine.prefill_cached(ids)
         assert list(engine.cache.ids) == ids
-        probe = engine.model([3], engine.cache)
-        cold = MODEL([*ids, 3], MODEL.new_cache())
+        probe = engine.backend.forward([3], engine.cache)
+        cold = BACKEND.forward([*ids, 3], BACKEND.new_cache())
         torch.testing.assert_close(probe, cold, rtol=1e-4, atol=1e-4)
 
 
@@ -164,7 +165,7 @@ def test_an_opening_begins_the_reply_and_keeps_its_ids() -> None:
 def test_attachments_stand_before_the_text_and_are_read_ahead() -> None:
     session = new_session()
     files = [Attachment("line one\nline two\n", "a.txt"), Attachment("piped")]
-    session.read_ahead(session.ahead(files))
+    session.prefill_next(session.next_prefix(files))
     known = session.engine.cache.length
     assert known > 20
     finish = finish_of(session.send("What is it?", attachments=files))
@@ -241,8 +242,8 @@ def test_the_trace_tells_the_likeliest_tokens_of_each_place() -> None:
 
 def test_a_small_vocabulary_has_fewer_alternatives() -> None:
     model = random_model(replace(SMALL, vocab_size=len(byte_tokenizer().control_ids) + 4))
-    engine = Engine(model, byte_tokenizer())
+    engine = Engine(TorchBackend(model), byte_tokenizer())
     from llama_chat.generation.sampling import Sampler, Sampling
 
-    choice = Sampler(Sampling(seed=1), traces=True)(engine.sync([3, 4]), [])
+    choice = Sampler(Sampling(seed=1), traces=True)(engine.prefill([3, 4]), [])
     assert len(choice.alternatives) == 7

@@ -34,7 +34,7 @@ from llama_chat.model.rope import (
 )
 from llama_chat.model.transformer import Transformer
 from tests.model_files import CHATML, META, SMALL, gguf_name, write_gguf
-from tests.models import reference_logits
+from tests.models import logits_of, reference_logits
 
 Q = gguf.GGMLQuantizationType
 IDS = [1, 5, 300, 7, 42, 42, 399, 11]
@@ -63,9 +63,7 @@ def logits(checkpoint: Checkpoint, ids: list[int]) -> torch.Tensor:
     """What our model computes of a checkpoint in float32, ``(len(ids), vocab_size)``."""
     model = Transformer(checkpoint.config)
     model.load_weights({name: checkpoint.read(name, torch.float32) for name in checkpoint.tensors})
-    with torch.inference_mode():
-        found: torch.Tensor = model(ids, model.new_cache(), all_logits=True)
-    return found
+    return logits_of(model, ids)
 
 
 # --- What is computed --------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tests.model_files import (
     write_llama2c,
     write_meta,
 )
-from tests.models import random_model
+from tests.models import logits_of, random_model
 from tests.test_gguf_blocks import PACKED_AS, random_blocks
 
 DATA = Path(__file__).parent / "data"
@@ -37,9 +37,12 @@ N_TOKENS = 600
 
 def loss(llama: Llama, ids: list[int]) -> float:
     """Mean cross entropy of each next token, read a few at a time, as decoding does."""
-    cache = llama.model.new_cache()
+    cache = llama.backend.new_cache()
     logits = torch.cat(
-        [llama.model(ids[i : i + 8], cache, all_logits=True) for i in range(0, len(ids), 8)]
+        [
+            llama.backend.forward(ids[i : i + 8], cache, all_logits=True)
+            for i in range(0, len(ids), 8)
+        ]
     )
     return F.cross_entropy(logits[:-1], torch.tensor(ids[1:])).item()
 
@@ -101,9 +104,9 @@ def test_every_type_computes_what_its_floats_do(kind: BlockType, tmp_path: Path)
     reference.load_weights(write_blocks(path, kind))
     ids = np.random.default_rng(0).integers(0, WIDE.vocab_size, 200).tolist()
     floats, packed = (load(path, dtype="float32", quantize=form) for form in ("none", "stored"))
-    expected = reference(ids, reference.new_cache(), all_logits=True)
+    expected = logits_of(reference, ids)
     assert floats.logits(ids).equal(expected)
-    assert packed.model.layouts == [f"W{PACKED_AS[kind.name][0]}"]
+    assert packed.model.packed_layouts == [f"W{PACKED_AS[kind.name][0]}"]
     assert packed.model.n_bytes < floats.model.n_bytes / 3
     exact = loss(floats, ids)
     assert exact > 5

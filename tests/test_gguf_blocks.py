@@ -91,7 +91,7 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, largest)
     packed = pack(data, kind, n_rows=5 * 103)
     assert packed is not None
-    stepped = packed.scale_steps is not None
+    stepped = packed.super_scales is not None
     assert (packed.bits, packed.group, packed.mins is not None, stepped) == PACKED_AS[name]
     assert packed.n_bytes == len(data) // kind.n_bytes * kind.packed_bytes
     unpacked = packed.unpack(torch.float32)

@@ -25,7 +25,7 @@ from tests.model_files import (
     write_llama2c,
     write_meta,
 )
-from tests.models import random_model, reference_logits
+from tests.models import logits_of, random_model, reference_logits
 
 IDS = list(range(3, 120))
 
@@ -36,8 +36,7 @@ def logits(path: Path) -> torch.Tensor:
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
     model.load_weights({name: checkpoint.read(name, torch.float32) for name in checkpoint.tensors})
-    found: torch.Tensor = model(IDS, model.new_cache(), all_logits=True)
-    return found
+    return logits_of(model, IDS)
 
 
 def transformers_logits(folder: Path) -> torch.Tensor:

@@ -17,7 +17,7 @@ from llama_chat.errors import ModelError
 from llama_chat.loading.formats import open_checkpoint
 from llama_chat.loading.plan import load
 from tests.model_files import META, assert_refused, sentencepiece_model, write_llama2c
-from tests.models import random_model
+from tests.models import logits_of, random_model
 
 CONFIG = replace(META, context_length=128)
 
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_same_weights(tmp_path: Path, tied: bool) -> Non
     write_llama2c(tmp_path / "m.bin", config)
     model = random_model(config)
     ids = list(range(3, 90))
-    expected = model(ids, model.new_cache(), all_logits=True)
+    expected = logits_of(model, ids)
     assert load(tmp_path / "m.bin").logits(ids).equal(expected)
 
 

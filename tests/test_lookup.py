@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_chat.generation.engine import Engine
+from llama_chat.generation.engine import Engine, choose_backend
 from llama_chat.generation.events import Finish, Timings, Token, Watch
 from llama_chat.generation.lookup import (
     DRAFTS,
@@ -62,9 +62,12 @@ def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PassCost, "of", lambda self, n_rows: 1.0)
 
 
-def new_engine(model: Transformer, end_id: int | None = None) -> Engine:
+def new_engine(
+    model: Transformer, end_id: int | None = None, cache_dtype: torch.dtype | None = None
+) -> Engine:
     """One whose texts end at ``end_id`` alone: random weights end them anywhere."""
-    engine = Engine(model, TOKENIZER)
+    backend = choose_backend(model)
+    engine = Engine(backend, TOKENIZER, backend.new_cache(cache_dtype))
     engine.end_ids = frozenset() if end_id is None else frozenset([end_id])
     return engine
 
@@ -90,10 +93,11 @@ def assert_alike(
     ids: Sequence[int] = PROMPT,
     *,
     end_id: int | None = None,
+    cache_dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Finish:
     """With lookup and without it everything is the same; returns the end with it."""
-    slow, fast = new_engine(model, end_id), new_engine(model, end_id)
+    slow, fast = (new_engine(model, end_id, cache_dtype) for _ in range(2))
     expected, expected_end = generate(slow, sampling, ids, lookup=False, **options)
     tokens, end = generate(fast, sampling, ids, **options)
     assert tokens == expected  # ids, text, log probabilities and alternatives
@@ -106,9 +110,10 @@ def assert_alike(
 
 def one_by_one(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
     """Logits behind the last of ``ids``, each of them read for itself into an empty cache."""
-    cache = model.new_cache()
+    backend = choose_backend(model)
+    cache = backend.new_cache()
     for token_id in ids:
-        logits: torch.Tensor = model([token_id], cache)
+        logits = backend.forward([token_id], cache)
     return logits
 
 
@@ -128,8 +133,7 @@ def test_everything_is_the_same_as_without(model: Transformer, sampling: Samplin
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
 def test_so_it_is_with_any_cache(dtype: torch.dtype) -> None:
     model = packed_model(SMALL, (8, 4), torch.bfloat16)
-    model.kv_dtype = dtype
-    usage = assert_alike(model, max_tokens=300).usage
+    usage = assert_alike(model, max_tokens=300, cache_dtype=dtype).usage
     assert 0 < usage.accepted_tokens < usage.drafted_tokens
 
 
@@ -189,7 +193,7 @@ def test_closed_anywhere_the_cache_holds_all_but_the_last_token(model: Transform
         assert engine.cache.ids == LOOP + said[: n - 1]
         # The next turn gives what it would give if no draft had ever been read.
         turn = [*LOOP, *said[:n], 40, 41, 42]
-        assert engine.sync(turn).equal(one_by_one(model, turn))
+        assert engine.prefill(turn).equal(one_by_one(model, turn))
 
 
 @needs_native
@@ -201,24 +205,25 @@ def test_two_texts_by_turns_leave_a_cache_that_tells_the_truth(model: Transforme
         for _ in range(1 + turn % 5):
             next(texts[turn % 2])
         ids = list(engine.cache.ids)
-        assert engine.sync([*ids, 5]).equal(one_by_one(model, [*ids, 5]))
-        engine.cache.truncate(len(ids))
+        assert engine.prefill([*ids, 5]).equal(one_by_one(model, [*ids, 5]))
+        engine.cache.trim(len(ids))
 
 
 @needs_native
 def test_a_row_that_was_cut_off_comes_back_until_it_is_written_over(model: Transformer) -> None:
-    cache = model.new_cache()
-    model([1, 2, 3, 4], cache)
-    cache.truncate(2)
-    assert cache.regain(3)
-    assert cache.regain(4)
-    assert not cache.regain(4)
-    assert model([5], cache).equal(one_by_one(model, [1, 2, 3, 4, 5]))
-    cache.truncate(2)
-    assert not cache.regain(4)  # another one lies there
-    cache.truncate(1)
-    model([9], cache)
-    assert not cache.regain(3)
+    backend = choose_backend(model)
+    cache = backend.new_cache()
+    backend.forward([1, 2, 3, 4], cache)
+    cache.trim(2)
+    assert cache.restore(3)
+    assert cache.restore(4)
+    assert not cache.restore(4)
+    assert backend.forward([5], cache).equal(one_by_one(model, [1, 2, 3, 4, 5]))
+    cache.trim(2)
+    assert not cache.restore(4)  # another one lies there
+    cache.trim(1)
+    backend.forward([9], cache)
+    assert not cache.restore(3)
     assert cache.ids == [1, 9]
 
 
@@ -229,7 +234,9 @@ def test_a_row_that_was_cut_off_comes_back_until_it_is_written_over(model: Trans
 @pytest.mark.usefixtures("free_rows")
 def test_a_text_that_repeats_itself_takes_a_fraction_of_the_passes(model: Transformer) -> None:
     passes: list[int] = []
-    hook = model.register_forward_pre_hook(lambda _, arguments: passes.append(len(arguments[0])))
+    # Each pass looks its tokens up once.
+    embedding = model.tok_embeddings
+    hook = embedding.register_forward_pre_hook(lambda _, ids: passes.append(len(ids[0])))
     _, finish = generate(new_engine(model), ids=LOOP)
     hook.remove()
     assert len(passes) == N_TOKENS - finish.usage.accepted_tokens < N_TOKENS / 3

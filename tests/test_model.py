@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.kv_cache import BLOCK, KVCache
 from llama_chat.model.attention import causal_mask, grouped_query_attention
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.kv_cache import BLOCK, KVCache
 from llama_chat.model.rope import (
     DynamicScaling,
     FrequencyDivisors,
@@ -22,7 +24,7 @@ from llama_chat.model.rope import (
     rotary_tables,
 )
 from llama_chat.model.transformer import InterruptedForward, Transformer
-from tests.models import TINY, random_model, reference_logits, to_hugging_face
+from tests.models import TINY, logits_of, random_model, reference_logits, to_hugging_face
 
 CPU = torch.device("cpu")
 LLAMA_3 = Llama3Scaling(8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
@@ -85,7 +87,7 @@ def test_grouped_attention_equals_repeated_heads(n_kv_heads: int) -> None:
 def test_logits_equal_those_of_transformers(config: LlamaConfig) -> None:
     model = random_model(config)
     ids = ids_of(300)
-    ours = model(ids, model.new_cache(), all_logits=True)
+    ours = logits_of(model, ids)
     theirs = reference_logits(to_hugging_face(model), ids)
     assert (ours - theirs).abs().max() < 2e-4 * (theirs.max() - theirs.min())
 
@@ -132,26 +134,26 @@ def test_impossible_scalings_are_refused_by_name(
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True).map(sorted))
 def test_any_split_of_the_prompt_gives_the_same_logits(cuts: list[int]) -> None:
-    model = random_model()
+    backend = TorchBackend(random_model())
     ids = ids_of(300)
-    whole = model(ids, model.new_cache())
-    cache = model.new_cache()
+    whole = backend.forward(ids, backend.new_cache())
+    cache = backend.new_cache()
     for start, end in zip([0, *cuts], [*cuts, 300], strict=True):
-        logits = model(ids[start:end], cache)
+        logits = backend.forward(ids[start:end], cache)
     assert list(cache.ids) == ids
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
 def test_cache_grows_by_blocks_and_keeps_what_it_holds() -> None:
-    model = random_model()
-    cache = model.new_cache()
+    backend = TorchBackend(random_model())
+    cache = backend.new_cache()
     assert cache.capacity == 0
-    model(ids_of(10), cache)
+    backend.forward(ids_of(10), cache)
     assert cache.capacity == BLOCK
     keys, _ = cache.write(0, *torch.zeros(2, 1, 0, TINY.n_kv_heads, TINY.head_dim))
     before = keys.clone()
-    model(ids_of(BLOCK), cache)
+    backend.forward(ids_of(BLOCK), cache)
     assert cache.capacity == 2 * BLOCK
     keys, _ = cache.write(0, *torch.zeros(2, 1, 0, TINY.n_kv_heads, TINY.head_dim))
     assert keys[:, :, :10].equal(before)
@@ -167,17 +169,18 @@ def test_cache_never_exceeds_the_context() -> None:
 
 
 def test_a_forward_pass_given_up_leaves_the_cache_as_it_was() -> None:
-    model = random_model()
+    backend = TorchBackend(random_model())
     ids, rest = ids_of(30), ids_of(20, seed=2)
-    cache = model.new_cache()
-    model(ids, cache)
+    cache = backend.new_cache()
+    backend.forward(ids, cache)
     for layers_allowed in range(TINY.n_layers):
         asked = iter([False] * layers_allowed + [True])
         with pytest.raises(InterruptedForward):
-            model(rest, cache, should_stop=lambda asked=asked: next(asked))
+            backend.forward(rest, cache, should_stop=partial(next, asked))
         assert list(cache.ids) == ids
-    fresh = model.new_cache()
-    torch.testing.assert_close(model(rest, cache), model(ids + rest, fresh), rtol=1e-4, atol=1e-4)
+    warm = backend.forward(rest, cache)
+    cold = backend.forward(ids + rest, backend.new_cache())
+    torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.kv_cache import KVCache
+from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.kv_cache import KVCache
-from llama_chat.model.quantization import place, quantize
 from llama_chat.model.transformer import InterruptedForward, Transformer
+from llama_chat.quantization.linear import place
+from llama_chat.quantization.quantize import quantize
 from tests.models import TINY, random_model
 
 pytestmark = pytest.mark.skipif(
@@ -41,9 +44,12 @@ def packed_model(
     return model
 
 
-def without_native(model: Transformer) -> Transformer:
-    model.__dict__["native"] = None
-    return model
+def native_backend(model: Transformer, level: int | None = None) -> NativeBackend:
+    backend = NativeBackend.create(model)
+    assert backend is not None
+    if level is not None:
+        backend.kernels.level = level
+    return backend
 
 
 def rows(cache: KVCache, length: int) -> torch.Tensor:
@@ -61,23 +67,20 @@ def test_logits_and_cache_are_those_of_torch(
 ) -> None:
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
-    fast = packed_model(config, (8, 4), dtype)
-    assert fast.native is not None
-    fast.native.level = level
-    slow = without_native(packed_model(config, (8, 4), dtype))
-    fast.kv_dtype = slow.kv_dtype = kv_dtype
+    model = packed_model(config, (8, 4), dtype)
+    fast, slow = native_backend(model, level), TorchBackend(model)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(config.vocab_size, (1100,), generator=generator).tolist()
     # One row, a few and many, into an empty cache, across the edges of runs, and far behind.
     few = [(0, 1), (0, 8), (3, 2), (254, 5), (256, 1), (511, 3), (1030, 7)]
     for start, n_new in [*few, (0, 9), (0, 150), (100, 64), (700, 300)]:
-        caches = fast.new_cache(), slow.new_cache()
+        caches = fast.new_cache(kv_dtype), slow.new_cache(kv_dtype)
         for cache in caches:
             for at in range(0, start, 500):
-                slow(ids[at : min(start, at + 500)], cache)
+                slow.forward(ids[at : min(start, at + 500)], cache)
         got, expected = (
-            model(ids[start : start + n_new], cache, all_logits=True)
-            for model, cache in zip((fast, slow), caches, strict=True)
+            backend.forward(ids[start : start + n_new], cache, all_logits=True)
+            for backend, cache in zip((fast, slow), caches, strict=True)
         )
         tolerance = 0.02 if dtype == torch.float32 else 0.05  # activations are rounded to 8 bits
         assert got.shape == (n_new, config.vocab_size)
@@ -96,34 +99,32 @@ def test_a_few_tokens_together_give_what_they_give_one_by_one(
     """Bit for bit: which of them were read together must not show in a reply."""
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
-    model = packed_model(config, (8, 4), torch.bfloat16)
-    assert model.native is not None
-    model.native.level = level
+    backend = native_backend(packed_model(config, (8, 4), torch.bfloat16), level)
     ids = list(range(1, 301))
-    apart = model.new_cache()
-    single = torch.stack([model([token_id], apart) for token_id in ids])
+    apart = backend.new_cache()
+    single = torch.stack([backend.forward([token_id], apart) for token_id in ids])
     for n in range(2, 9):
-        together = model.new_cache()
+        together = backend.new_cache()
         for at in range(0, len(ids), n):
-            several = model(ids[at : at + n], together, all_logits=True)
+            several = backend.forward(ids[at : at + n], together, all_logits=True)
             assert several.equal(single[at : at + n])
 
 
 @torch.inference_mode()
 def test_many_tokens_give_the_logits_that_are_asked_for() -> None:
-    model = packed_model(TINY, (8, 8), torch.float32)
+    backend = native_backend(packed_model(TINY, (8, 8), torch.float32))
     ids = list(range(1, 300))
-    every = model(ids, model.new_cache(), all_logits=True)
-    last = model(ids, model.new_cache())
+    every = backend.forward(ids, backend.new_cache(), all_logits=True)
+    last = backend.forward(ids, backend.new_cache())
     assert every.shape == (299, TINY.vocab_size)
     assert last.equal(every[-1])
 
 
 @torch.inference_mode()
 def test_many_tokens_can_be_stopped_between_two_layers() -> None:
-    model = packed_model(TINY, (8, 8), torch.float32)
-    cache = model.new_cache()
-    model([1, 2, 3], cache)
+    backend = native_backend(packed_model(TINY, (8, 8), torch.float32))
+    cache = backend.new_cache()
+    backend.forward([1, 2, 3], cache)
     asked: list[int] = []
 
     def should_stop() -> bool:
@@ -131,12 +132,12 @@ def test_many_tokens_can_be_stopped_between_two_layers() -> None:
         return len(asked) == TINY.n_layers
 
     with pytest.raises(InterruptedForward):
-        model(list(range(100)), cache, should_stop=should_stop)
+        backend.forward(list(range(100)), cache, should_stop=should_stop)
     assert cache.ids == [1, 2, 3]
     assert len(asked) == TINY.n_layers
 
 
 def test_a_model_with_one_matrix_of_floats_is_left_to_torch() -> None:
     config = replace(TINY, dim=72, n_heads=9, n_kv_heads=3)  # rows that cannot be packed
-    assert packed_model(config, (8, 8), torch.float32).native is None
-    assert random_model().native is None
+    assert NativeBackend.create(packed_model(config, (8, 8), torch.float32)) is None
+    assert NativeBackend.create(random_model()) is None

@@ -15,15 +15,9 @@ from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
-from llama_chat.model.quantization import (
-    LAYOUTS,
-    STEP_WEIGHTS,
-    PackedWeight,
-    packed_bytes,
-    packed_linear,
-    place,
-    quantize,
-)
+from llama_chat.quantization.linear import packed_linear, place
+from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
+from llama_chat.quantization.quantize import quantize
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 
@@ -32,9 +26,9 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
 
 
 def random_packed(layout: Layout, rows: int, n_spans: int, seed: int = 0) -> PackedWeight:
-    """A matrix of ``n_spans * STEP_WEIGHTS`` columns, or as many groups if scales have no steps."""
+    """A matrix of ``n_spans * SUPER_BLOCK`` columns, or as many groups if scales have no steps."""
     bits, group, has_mins, stepped = layout
-    n_groups = n_spans * STEP_WEIGHTS // group if stepped else n_spans
+    n_groups = n_spans * SUPER_BLOCK // group if stepped else n_spans
     generator = torch.Generator().manual_seed(seed)
     low, high, dtype = (-128, 128, torch.int8) if bits == 8 else (0, 256, torch.uint8)
     shape = rows, n_groups, group * bits // 8
@@ -145,7 +139,7 @@ def test_misshapen_layouts_are_refused() -> None:
         PackedWeight(8, quants.view(torch.int8), scales)
     with pytest.raises(ValueError, match="int8, one for each group"):
         PackedWeight(4, quants[..., :16], scales, scales[:, :7], steps, steps)
-    with pytest.raises(ValueError, match="minima have steps"):
+    with pytest.raises(ValueError, match="minima have super-block scales"):
         PackedWeight(4, quants[..., :16], scales, scales, steps)
     with pytest.raises(ValueError, match="one for 256 weights"):
         PackedWeight(4, quants[..., :16], scales, scales, steps, steps[:1])

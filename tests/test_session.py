@@ -16,6 +16,7 @@ from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates.headed import ChatMLTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
+from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Token, Watch
 from llama_chat.generation.sampling import Sampling
@@ -23,6 +24,7 @@ from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
 
 MODEL = random_model(SMALL)
+BACKEND = TorchBackend(MODEL)
 TOKENIZER = byte_tokenizer()
 
 
@@ -33,9 +35,11 @@ def new_session(
     examples: Sequence[Example] = (),
     **options: object,
 ) -> ChatSession:
-    model = MODEL if context == 512 else random_model(replace(SMALL, context_length=context))
+    backend = BACKEND
+    if context != 512:
+        backend = TorchBackend(random_model(replace(SMALL, context_length=context)))
     return ChatSession(
-        Engine(model, TOKENIZER),
+        Engine(backend, TOKENIZER),
         ChatMLTemplate(TOKENIZER),
         Sampling(seed=1, temperature=1.0),
         conversation=Conversation(system, examples),
@@ -60,12 +64,12 @@ def assert_cache_is_exact(session: ChatSession) -> None:
     probe = [TOKENIZER.control_ids["<|im_start|>"]]
     lost = ids[engine.context - 1 :]
     ids = ids[: engine.context - 1]
-    engine.cache.truncate(len(ids))
-    warm = engine.model(probe, engine.cache)
-    engine.cache.truncate(len(ids))
+    engine.cache.trim(len(ids))
+    warm = engine.backend.forward(probe, engine.cache)
+    engine.cache.trim(len(ids))
     if lost:
-        engine.read_ahead(ids + lost)
-    cold = engine.model(ids + probe, engine.model.new_cache())
+        engine.prefill_cached(ids + lost)
+    cold = engine.backend.forward(ids + probe, engine.backend.new_cache())
     torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
 
@@ -155,7 +159,7 @@ class Conversations(RuleBasedStateMachine):
             return
         conversation.head = data.draw(st.sampled_from(conversation.branches()))
         self.said = [m.text for m in conversation.path() if m.role == "user"]
-        self.session.settle()
+        self.session.prefill_next()
         assert list(self.session.engine.cache.ids) == self.session.ids
 
     @rule(system=st.sampled_from(["", "Be brief.", "Answer in French."]))
@@ -165,7 +169,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(n=st.integers(0, 2))
     def change_examples(self, n: int) -> None:
         self.session.conversation.examples = (Example("a", "b"), Example("in", "out"))[:n]
-        self.session.settle()
+        self.session.prefill_next()
 
     @rule()
     def clear(self) -> None:
@@ -199,7 +203,7 @@ def test_ten_turns_with_everything_in_between_equal_one_cold_prefill() -> None:
         if turn == 8:
             finish_of(session.send("never mind", interrupt_after(9)))
     ids = session.ids
-    warm = session.engine.sync(ids)
+    warm = session.engine.prefill(ids)
     cold = session.engine.logits(ids)[-1]
     torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
     assert list(session.engine.cache.ids) == ids
@@ -321,21 +325,21 @@ def test_a_tag_typed_by_a_person_is_announced_and_gives_no_control_id() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(3, 260), min_size=1, max_size=40), min_size=1, max_size=5))
 def test_sync_makes_the_cache_equal_and_gives_cold_logits(targets: list[list[int]]) -> None:
-    engine = Engine(MODEL, TOKENIZER)
+    engine = Engine(BACKEND, TOKENIZER)
     for ids in targets:
-        warm = engine.sync(ids)
+        warm = engine.prefill(ids)
         assert list(engine.cache.ids) == ids
-        cold = MODEL(ids, MODEL.new_cache())
+        cold = BACKEND.forward(ids, BACKEND.new_cache())
         torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
 
 def test_an_exact_hit_reads_one_token_again() -> None:
-    engine = Engine(MODEL, TOKENIZER)
+    engine = Engine(BACKEND, TOKENIZER)
     ids = list(range(3, 50))
-    first = engine.sync(ids)
+    first = engine.prefill(ids)
     read: list[int] = []
-    hook = MODEL.register_forward_pre_hook(lambda _, arguments: read.append(len(arguments[0])))
-    torch.testing.assert_close(engine.sync(ids), first, rtol=1e-4, atol=1e-4)
+    hook = MODEL.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].shape[1]))
+    torch.testing.assert_close(engine.prefill(ids), first, rtol=1e-4, atol=1e-4)
     hook.remove()
     assert read == [1]
 

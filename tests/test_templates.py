@@ -19,6 +19,7 @@ from llama_chat.chat.conversation import Conversation, Message, Role
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import TEMPLATES, choose_template, recognise
 from llama_chat.errors import UsageError
+from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.sampling import Sampling
 from llama_chat.tokenizers.base import Tokenizer
@@ -215,7 +216,10 @@ def test_the_cache_ends_where_the_next_message_begins(kit: Kit, name: str) -> No
     model = random_model(replace(SMALL, vocab_size=ours.vocab_size))
     template = TEMPLATES[name.split()[0]](ours)
     session = ChatSession(
-        Engine(model, ours), template, Sampling(seed=1), conversation=Conversation("S")
+        Engine(TorchBackend(model), ours),
+        template,
+        Sampling(seed=1),
+        conversation=Conversation("S"),
     )
     session.max_tokens = 5
     end = ours.control_ids["<|eot_id|>" if name == "llama3" else "</s>"]

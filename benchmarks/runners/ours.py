@@ -12,20 +12,20 @@ class LlamaChat:
 
     def __init__(self, path: str, context: int, threads: int, **options: Any) -> None:
         self.engine = load(path, context=context, threads=threads, **options).engine()
-        self.vocab_size = self.engine.model.config.vocab_size
+        self.vocab_size = self.engine.backend.model.config.vocab_size
 
     def read(self, ids: Sequence[int]) -> None:
         """Read ``ids`` behind the rest."""
-        self.engine.sync([*self.engine.cache.ids, *ids])
+        self.engine.prefill([*self.engine.cache.ids, *ids])
 
     def logits(self, ids: Sequence[int]) -> bytes:
         """Read ``ids`` behind the rest, for the logits behind each."""
-        logits = self.engine.model(ids, self.engine.cache, all_logits=True)
+        logits = self.engine.backend.forward(ids, self.engine.cache, all_logits=True)
         return bytes(logits.numpy().tobytes())
 
     def truncate(self, length: int) -> None:
         """Forget what lies beyond ``length``."""
-        self.engine.cache.truncate(length)
+        self.engine.cache.trim(length)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Watch
+from llama_chat.generation.kv_cache import common_prefix
 from llama_chat.generation.sampling import Sampler, Sampling
 from llama_chat.generation.trace import Trace
-from llama_chat.model.kv_cache import common_prefix
 from llama_chat.model.transformer import InterruptedForward
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
@@ -32,8 +32,7 @@ class ContextRow:
 class ChatSession:
     """A conversation is a list of ids, and the cache follows it.
 
-    Every command edits the conversation and nothing else; ``sync`` is the only way the cache
-    changes, and it costs what differs.
+    Every command edits the conversation and nothing else; the engine prefills what differs.
     """
 
     def __init__(
@@ -71,10 +70,6 @@ class ChatSession:
         self.drop_oldest = drop_oldest
         self.lookup = lookup
         self._notify = notify
-
-    def sync(self, ids: Sequence[int], watch: Watch | None = None) -> None:
-        """Make the cache hold exactly ``ids``; see ``Engine.read_ahead``."""
-        self.engine.read_ahead(ids, watch)
 
     @property
     def ids(self) -> list[int]:
@@ -195,25 +190,27 @@ class ChatSession:
         reply.n_dropped = fit.n_dropped
         yield from self._reply(fit.ids, reply, watch)
 
-    def ahead(self, attachments: Sequence[Attachment] = ()) -> list[int]:
-        """What the next message will stand behind, its attachments too."""
+    def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
+        """Token prefix shared by every possible next message with these attachments."""
         messages = self.conversation.messages()
         if messages and messages[-1].role == "assistant" and not attachments:
             return self.template.render(messages)
-        # What any two messages have in common, whatever the template puts around them.
+        # Whatever a template puts around a message, it is the same around any two of them.
         probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
         one, other = (self.template.render([*messages, probe]) for probe in probes)
         return one[: common_prefix(one, other)]
 
-    def read_ahead(self, ids: Sequence[int], watch: Watch | None = None) -> None:
-        """Read what ``ahead`` told; if it is stopped half-way, the next message reads the rest."""
-        if len(ids) <= self.engine.context:
-            with suppress(InterruptedForward):
-                self.sync(ids, watch)
+    def prefill_next(self, prefix: Sequence[int] | None = None, watch: Watch | None = None) -> None:
+        """Prefill the prefix of the next message; if stopped, that message prefills the rest.
 
-    def settle(self, watch: Watch | None = None) -> None:
-        """Read all that the next message will stand behind."""
-        self.read_ahead(self.ahead(), watch)
+        Args:
+            prefix: what ``next_prefix`` returned; None for that without attachments.
+            watch: hooks to follow and stop it.
+        """
+        prefix = self.next_prefix() if prefix is None else prefix
+        if len(prefix) <= self.engine.context:
+            with suppress(InterruptedForward):
+                self.engine.prefill_cached(prefix, watch)
 
     def _open_reply(self, opening: str) -> Message:
         """A reply that is still to be written, but for the words it begins with."""
@@ -256,7 +253,7 @@ class ChatSession:
         if finish.stopped_at is not None:
             reply.ids = None  # they say more than was shown: the text counts
         if finish.usage.completion_tokens or not reply.interrupted:
-            self.settle()
+            self.prefill_next()
 
     def _fit(self, *new: Message) -> "_Fit":
         """What to answer once ``new`` stands behind the path, with room for a reply.

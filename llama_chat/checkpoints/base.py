@@ -10,7 +10,7 @@ import torch
 
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.quantization import PackedWeight
+from llama_chat.quantization.packed import PackedWeight
 
 FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The float types in which weights are stored, by the names of GGUF and safetensors."""

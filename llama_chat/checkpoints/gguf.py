@@ -14,8 +14,8 @@ from llama_chat.checkpoints.gguf_header import MAGIC
 from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.quantization import PackedWeight
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
+from llama_chat.quantization.packed import PackedWeight
 
 _PARTS = {
     "attn_norm": "attention_norm",

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from llama_chat.kernels import k_quants, native
-from llama_chat.model.quantization import PackedWeight
+from llama_chat.quantization.packed import PackedWeight
 
 Blocks = NDArray[np.void]
 """``(n_blocks,)``, each with the fields of its format."""

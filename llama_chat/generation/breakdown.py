@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_chat.generation.backend import Backend
 from llama_chat.generation.engine import Engine
+from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels.forward import PARTS
 from llama_chat.model.transformer import Transformer
@@ -23,15 +25,15 @@ def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
     what Python does around it all.
     """
     ids = list(engine.cache.ids)
-    with timed_parts(engine.model) as take:
-        logits = engine.sync(ids)  # the last one is read again
+    with timed_parts(engine.backend) as take:
+        logits = engine.prefill(ids)  # the last one is read again
         take()
         sampled, began = 0.0, time.perf_counter()
         for _ in range(n):
             before = time.perf_counter()
             ids.append(sampler(logits, ids).id)
             sampled += time.perf_counter() - before
-            logits = engine.sync(ids)
+            logits = engine.prefill(ids)
         whole = time.perf_counter() - began
         parts = {**take(), "sampling": sampled}
     parts["other"] = max(0.0, whole - sum(parts.values()))
@@ -39,12 +41,12 @@ def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
 
 
 @contextmanager
-def timed_parts(model: Transformer) -> Iterator[Callable[[], Seconds]]:
+def timed_parts(backend: Backend) -> Iterator[Callable[[], Seconds]]:
     """Watch forward passes: gives what tells the seconds of each part since it was asked last."""
-    if model.native is not None:
-        yield model.native.take_seconds
+    if isinstance(backend, NativeBackend):
+        yield backend.kernels.take_seconds
         return
-    watch = _Watch(model)
+    watch = _Watch(backend.model)
     try:
         yield watch.take
     finally:

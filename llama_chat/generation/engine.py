@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from llama_chat.errors import LlamaChatError, PromptTooLongError
+from llama_chat.generation.backend import Backend, TorchBackend
+from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.events import (
     Event,
     Finish,
@@ -19,10 +21,11 @@ from llama_chat.generation.events import (
     Usage,
     Watch,
 )
+from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.lookup import Drafter, Lookahead
+from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.stopping import StopStrings
-from llama_chat.model.static_step import StaticStep
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
@@ -60,16 +63,33 @@ class _Clock:
         return Timings(prefilled - self.began, max(self.last - first, 0.0), first - self.began)
 
 
-class Engine:
-    """A model with its tokenizer and the cache of what it has read."""
+def choose_backend(model: Transformer, cache_dtype: torch.dtype | None = None) -> Backend:
+    """The fastest backend that can compute ``model`` with a cache of ``cache_dtype``."""
+    if GraphBackend.supports(model, cache_dtype or model.dtype):
+        return GraphBackend(model)
+    return NativeBackend.create(model) or TorchBackend(model)
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        self.model = model
+
+class Engine:
+    """A model with its tokenizer and a KV cache."""
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, cache: KVCache | None = None
+    ) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            backend: computes the forward passes.
+            tokenizer: of the same model.
+            cache: an empty one; None for one of the type of the activations.
+        """
+        self.backend = backend
         self.tokenizer = tokenizer
-        self.cache = model.new_cache()
-        self._step = StaticStep(model) if StaticStep.fits(model) else None
+        self.cache = backend.new_cache() if cache is None else cache
         self.n_read = 0
-        """How many tokens the model has read so far, those it wrote among them."""
+        """Tokens that went through the model so far, sampled ones included."""
+        self.n_reused = 0
+        """Tokens of the last prefill that the cache already held."""
         self._drafter = Drafter()
         names = {tokenizer.control_ids.get(name) for name in END_TOKENS} | {tokenizer.eos_id}
         self.end_ids = frozenset(token_id for token_id in names if token_id is not None)
@@ -77,41 +97,43 @@ class Engine:
     @property
     def context(self) -> int:
         """How many tokens fit."""
-        return self.model.config.context_length
+        return self.backend.context
 
-    def sync(self, ids: Sequence[int], watch: Watch | None = None) -> Tensor:
-        """Make the cache hold exactly ``ids``, at the cost of what differs.
+    def prefill(self, ids: Sequence[int], watch: Watch | None = None) -> Tensor:
+        """Make the cache hold exactly ``ids``, and compute the logits that follow them.
 
-        What the cache holds beyond the longest common prefix is set aside, what was set aside
-        earlier and fits comes back, and the rest of ``ids`` is read. If nothing is left to read,
-        the last token is read again for its logits.
+        The cache seeks to the longest prefix it has or saved; the rest goes through the model. At
+        least the last token does, for its logits.
 
         Args:
             ids: at least one token.
-            watch: how to follow and stop it.
+            watch: hooks to follow and stop it.
 
         Returns:
-            Logits behind the last token, ``(vocab_size,)`` in float32.
+            Logits ``(vocab_size,)`` in float32.
 
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
             InterruptedForward: if asked to stop; the cache then holds a prefix of ``ids``.
             LlamaChatError: if memory runs out; the same holds.
         """
-        kept = self._rewind(ids)
-        return self._read(ids[kept:], watch or Watch())
+        if not ids:
+            raise ValueError("no tokens to prefill")
+        self.n_reused = min(self._seek(ids), len(ids) - 1)
+        self.cache.trim(self.n_reused)
+        return self._append(ids[self.n_reused :], watch or Watch())
 
-    def read_ahead(self, ids: Sequence[int], watch: Watch | None = None) -> None:
-        """The same as ``sync`` for tokens behind which nothing is generated yet.
+    def prefill_cached(self, ids: Sequence[int], watch: Watch | None = None) -> None:
+        """Make the cache hold exactly ``ids``, as ``prefill`` does, without logits.
 
-        No logits are wanted, so that nothing is read if the cache has it all.
+        Nothing goes through the model if the cache has all of them.
         """
-        kept = self._follow(ids)
-        if kept < len(ids):
-            self._read(ids[kept:], watch or Watch())
+        self.n_reused = self._seek(ids)
+        if self.n_reused < len(ids):
+            self._append(ids[self.n_reused :], watch or Watch())
 
-    def _follow(self, ids: Sequence[int]) -> int:
-        """Let the cache hold of ``ids`` what it can without the model; see ``KVCache.follow``."""
+    def _seek(self, ids: Sequence[int]) -> int:
+        """Let the cache hold what it can of ``ids`` without the model; see ``KVCache.seek``."""
         if len(ids) > self.context:
             raise PromptTooLongError(
                 "prompt",
@@ -119,43 +141,27 @@ class Engine:
                 "shorten it, or raise --context if the model allows",
             )
         with _memory_for(len(ids)):
-            return self.cache.follow(ids)
+            return self.cache.seek(ids)
 
-    def _rewind(self, ids: Sequence[int]) -> int:
-        """The same, but leave at least the last of ``ids`` to be read, for its logits."""
-        if not ids:
-            raise ValueError("there is nothing to read")
-        kept = min(self._follow(ids), len(ids) - 1)
-        self.cache.truncate(kept)
-        return kept
-
-    def _read(self, ids: Sequence[int], watch: Watch) -> Tensor:
-        """Read ``ids`` behind what the cache holds, and return the logits behind the last."""
+    def _append(self, ids: Sequence[int], watch: Watch) -> Tensor:
+        """Put ``ids`` through the model in chunks, and return the logits that follow the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             with _memory_for(self.cache.length + len(chunk)):
-                logits = self._forward(chunk, watch)
+                logits = self.backend.forward(chunk, self.cache, should_stop=watch.should_stop)
             self.n_read += len(chunk)
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
         return logits
 
-    def _forward(self, ids: Sequence[int], watch: Watch) -> Tensor:
-        if self._step is None or len(ids) > 1:
-            logits: Tensor = self.model(ids, self.cache, should_stop=watch.should_stop)
-            return logits
-        logits = self._step(ids[0], self.cache)
-        self.cache.commit(ids)
-        return logits
-
-    def _read_chosen(
-        self, token_id: int, ahead: Lookahead | None, room: int, watch: Watch
+    def _append_sampled(
+        self, token_id: int, ahead: Lookahead | None, max_draft: int, watch: Watch
     ) -> Tensor:
-        """Read one token; ``ahead`` may have done so already, and may read up to ``room`` more."""
+        """Append one sampled token, which a pass over a draft may have computed already."""
         if ahead is None:
-            return self._read([token_id], watch)
+            return self._append([token_id], watch)
         with _memory_for(self.cache.length + 1):
-            logits = ahead.read(token_id, room, watch.should_stop)
+            logits = ahead.read(token_id, max_draft, watch.should_stop)
         self.n_read += 1
         return logits
 
@@ -196,19 +202,19 @@ class Engine:
         clock = _Clock()
         ids = list(ids)
         n_prompt = len(ids)
-        n_cached = self._rewind(ids)
+        self.n_reused = 0
         decoder = StreamingDecoder(self.tokenizer, leading)
         decoder.decode(ids[n_prompt - n_begun :])
         stops = StopStrings(stop)
         ahead = None
-        if lookup and self.model.n_together > 1:
+        if lookup and self.backend.max_exact_batch > 1:
             self._drafter.follow(ids)
-            ahead = Lookahead(self.model, self.cache, self._drafter)
+            ahead = Lookahead(self.backend, self.cache, self._drafter)
         end = self.context if max_tokens is None else min(self.context, n_prompt + max_tokens)
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
         try:
-            logits = self._read(ids[n_cached:], watch)
+            logits = self.prefill(ids, watch)
             clock.prefilled = time.perf_counter()
             while not (watch.should_stop is not None and watch.should_stop()):
                 token_id, logprob, alternatives = sampler(logits, ids)
@@ -228,7 +234,7 @@ class Engine:
                 if len(ids) >= self.context:
                     reason = "context"
                     break
-                logits = self._read_chosen(token_id, ahead, end - len(ids) - 1, watch)
+                logits = self._append_sampled(token_id, ahead, end - len(ids) - 1, watch)
         except InterruptedForward:
             pass
         held = ""
@@ -238,7 +244,12 @@ class Engine:
         yield Finish(
             reason,
             held,
-            Usage(n_prompt, n_cached, len(ids) - n_prompt, *(ahead.counts if ahead else (0, 0))),
+            Usage(
+                n_prompt,
+                self.n_reused,
+                len(ids) - n_prompt,
+                *(ahead.counts if ahead else (0, 0)),
+            ),
             clock.timings(),
             sampler.seed,
             stopped_at,
@@ -250,9 +261,9 @@ class Engine:
 
         Reads them into a cache of its own, so the conversation is not disturbed.
         """
-        cache = self.model.new_cache()
+        cache = self.backend.new_cache(self.cache.dtype)
         chunks = [
-            self.model(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
+            self.backend.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
             for start in range(0, len(ids), PREFILL_CHUNK)
         ]
         return torch.cat(chunks)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from llama_chat.model.kv_cache import KVCache, common_prefix
-from llama_chat.model.transformer import InterruptedForward, Transformer
+from llama_chat.generation.backend import Backend
+from llama_chat.generation.kv_cache import KVCache, common_prefix
+from llama_chat.model.transformer import InterruptedForward
 
 SIZES = (8, 4, 2)
 """Lengths of the n-grams that are looked up, the longest first."""
@@ -191,9 +192,9 @@ class Lookahead:
     chosen.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, drafter: Drafter) -> None:
+    def __init__(self, backend: Backend, cache: KVCache, drafter: Drafter) -> None:
         """Begin behind ``cache``; the ``drafter`` follows the same text."""
-        self._model = model
+        self._backend = backend
         self._cache = cache
         self._drafter = drafter
         self._ahead: list[tuple[int, Tensor]] = []
@@ -226,7 +227,7 @@ class Lookahead:
         if ahead and ahead[0][0] == token_id:
             if should_stop is not None and should_stop():
                 raise InterruptedForward
-            if self._cache.regain(token_id):
+            if self._cache.restore(token_id):
                 self._ahead = ahead[1:]
                 self._n_accepted += 1
                 return ahead[0][1]
@@ -234,13 +235,13 @@ class Lookahead:
 
     def _pass(self, token_id: int, room: int, should_stop: Callable[[], bool] | None) -> Tensor:
         length = self._cache.length
-        drafts = self._drafter.draft(min(room, self._model.n_together - 1))
+        drafts = self._drafter.draft(min(room, self._backend.max_exact_batch - 1))
         began = time.perf_counter()
-        logits: Tensor = self._model(
+        logits = self._backend.forward(
             [token_id, *drafts], self._cache, should_stop=should_stop, all_logits=True
         )
         self._drafter.cost.observe(len(logits), time.perf_counter() - began)
-        self._cache.truncate(length + 1)
+        self._cache.trim(length + 1)
         self._n_drafted += len(drafts)
         self._ahead = list(zip(drafts, logits[1:], strict=True))
         return logits[0]

@@ -51,12 +51,12 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
     A first round warms up and does not count.
     """
     generator = torch.Generator().manual_seed(0)
-    vocab_size = engine.model.config.vocab_size
+    vocab_size = engine.backend.model.config.vocab_size
     ids = torch.randint(vocab_size, (n_prompt,), generator=generator).tolist()
     engine.end_ids = frozenset()  # nothing may end it early: speed is asked for, not sense
     ends: list[Finish] = []
     for _ in range(rounds + 1):
-        engine.cache.truncate(0)
+        engine.cache.trim(0)
         sampler = Sampler(Sampling(temperature=0))
         # One token in each pass: otherwise the bandwidth would say nothing.
         events = engine.generate(ids, sampler, max_tokens=n_new, lookup=False)
@@ -65,7 +65,7 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
     peak = peak_rss()  # before bandwidth is measured, which takes much memory itself
     token = seconds_of_a_token(engine, Sampler(Sampling(temperature=0)), n_new)
     decode_tok_s = statistics.median(end.decode_tok_s for end in counted)
-    bandwidth = read_bandwidth(engine.model.device)
+    bandwidth = read_bandwidth(engine.backend.model.device)
     read = _bytes_per_token(engine, n_prompt + n_new // 2) * decode_tok_s
     return Measurement(
         prefill_tok_s=statistics.median(end.prefill_tok_s for end in counted),
@@ -73,7 +73,7 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
         ttft_s=statistics.median(end.timings.ttft_s for end in counted),
         bandwidth_gb_s=bandwidth / 1e9,
         bandwidth_used=read / bandwidth,
-        kernel=_kernel(engine.model),
+        kernel=_kernel(engine.backend.model),
         threads=torch.get_num_threads(),
         peak_rss_mb=peak // 2**20,
         token_ms={name: round(1000 * seconds, 4) for name, seconds in token.items()},
@@ -83,7 +83,7 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
 def _kernel(model: Transformer) -> str:
     """What multiplies the matrices."""
     floats = f"torch {str(model.dtype).removeprefix('torch.')} on {model.device}"
-    layouts = model.layouts
+    layouts = model.packed_layouts
     if not layouts:
         return floats
     path = native.name() if model.device.type == "cpu" else "torch"
@@ -92,11 +92,11 @@ def _kernel(model: Transformer) -> str:
 
 def _bytes_per_token(engine: Engine, length: int) -> int:
     """Bytes that decoding one token behind ``length`` others must read."""
-    model = engine.model
+    model = engine.backend.model
     weights = model.n_bytes
     if not model.config.tie_embeddings:  # one row of the embedding is read, not all
         weights -= model.tok_embeddings.n_bytes
-    return weights + model.config.kv_cache_bytes(length, model.cache_dtype.itemsize)
+    return weights + model.config.kv_cache_bytes(length, engine.cache.dtype.itemsize)
 
 
 def read_bandwidth(device: torch.device | str = "cpu") -> float:

@@ -115,13 +115,18 @@ class LoadPlan:
             torch.set_num_threads(self.threads)
         with torch.device("meta"):
             model = Transformer(self.config)
-        model.kv_dtype = self.cache_dtype
         weights = read_weights(
             self.checkpoint, self.weight_format, self.dtype, self.devices, report
         )
         model.load_weights(weights)
         model.eval()
-        return Llama(self.checkpoint, model, self.tokenizer, self.threads)
+        return Llama(
+            self.checkpoint,
+            model,
+            self.tokenizer,
+            cache_dtype=self.cache_dtype,
+            threads=self.threads,
+        )
 
 
 def plan(

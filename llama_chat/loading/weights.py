@@ -10,7 +10,9 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import padded_rows
-from llama_chat.model.quantization import Packed, packed_bytes, place, quantize
+from llama_chat.quantization.linear import Packed, place
+from llama_chat.quantization.packed import packed_bytes
+from llama_chat.quantization.quantize import quantize
 
 WeightFormat = Literal["none", "stored", "int8", "int4"]
 """Format of the matrices in memory: floats, packed as in the file, or quantized at load."""

@@ -1,17 +1,34 @@
 """Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.kv_cache import Rows
-from llama_chat.model.layers import Linear
 from llama_chat.model.rope import apply_rotary
+from llama_chat.quantization.linear import Linear
+
+
+class LayerCache(Protocol):
+    """Keys and values of earlier tokens, as a layer sees them."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store rows of new tokens, and return all rows that they may attend to.
+
+        Args:
+            layer: number of the layer.
+            keys: ``(B, T, n_kv_heads, head_dim)``.
+            values: the same shape.
+
+        Returns:
+            Keys and values ``(B, n_kv_heads, S, head_dim)``.
+        """
 
 
 def causal_mask(n_new: int, n_total: int, device: torch.device) -> Tensor:
-    """Which of ``n_total`` tokens each of the last ``n_new`` may see: all up to itself.
+    """Mask of the last ``n_new`` of ``n_total`` tokens: each may attend up to itself.
 
     Returns:
         Boolean ``(n_new, n_total)``, True where attention is allowed. For 2 new of 4::
@@ -26,14 +43,14 @@ def causal_mask(n_new: int, n_total: int, device: torch.device) -> Tensor:
 def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention in which each head of keys and values serves a group of query heads.
 
-    The query heads of a group are laid out as further rows of one query, so that keys and values
-    are read as they lie in the cache and never repeated.
+    The query heads of a group become further rows of one query, so that keys and values are read
+    from the cache as stored and never repeated.
 
     Args:
         q: ``(B, T, n_heads, head_dim)``.
         k: ``(B, n_kv_heads, S, head_dim)``.
         v: the same shape as ``k``.
-        mask: ``(T, S)``, True where attention is allowed; None if every token may see all.
+        mask: ``(T, S)``, True where attention is allowed; None if each token may attend to all.
 
     Returns:
         ``(B, T, n_heads * head_dim)``.
@@ -62,13 +79,13 @@ class Attention(nn.Module):
         self.wo = Linear(q_dim, config.dim)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Rows
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache
     ) -> Tensor:
-        """Attend from ``x`` ``(B, T, dim)`` to the cache and to ``x`` itself."""
+        """Attend from ``x`` ``(B, T, dim)`` to the cache, ``x`` included; the same shape."""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        keys, values = cache.write(self.layer, k, v)  # (B, n_kv_heads, length + T, head_dim)
+        keys, values = cache.write(self.layer, k, v)  # (B, n_kv_heads, S, head_dim)
         out: Tensor = self.wo(grouped_query_attention(q, keys, values, mask))
         return out

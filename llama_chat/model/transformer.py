@@ -1,20 +1,16 @@
 """The transformer of LLaMA 2 (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.kernels.forward import MAX_ROWS, LayerTensors, NativeModel
-from llama_chat.model.attention import Attention, causal_mask
+from llama_chat.model.attention import Attention, LayerCache
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.kv_cache import KVCache, Rows
-from llama_chat.model.layers import Embedding, Linear
-from llama_chat.model.quantization import Packed, prefers_floats
 from llama_chat.model.rope import rotary_tables
+from llama_chat.quantization.linear import Embedding, Linear, Packed
 
 
 class InterruptedForward(Exception):
@@ -34,7 +30,7 @@ class RMSNorm(nn.Module):
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that the weights take."""
+        """Bytes of the weights."""
         return self.weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,29 +67,27 @@ class TransformerBlock(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where this layer lies."""
+        """Device of this layer."""
         return self.ffn_norm.weight.device
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Rows
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache
     ) -> Tensor:
-        """Map ``x`` ``(B, T, dim)`` to the same shape, adding its rows to the cache."""
+        """Map ``x`` ``(B, T, dim)`` to the same shape, adding its keys and values to the cache."""
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
 
 class Transformer(nn.Module):
-    """A Llama model whose weights are named as in Meta's checkpoints.
+    """A Llama model whose weights have the names of Meta's checkpoints.
 
-    Layers may lie on different devices: activations follow the weights.
+    Layers may be on different devices: activations follow the weights.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.kv_dtype: torch.dtype | None = None
-        """Type of the cache; None for that of the activations."""
         self.tok_embeddings = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -101,14 +95,80 @@ class Transformer(nn.Module):
             self.output = Linear(config.dim, config.vocab_size)
         self._rotary: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: LayerCache,
+        *,
+        n_logits: int = 1,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """Compute logits, writing keys and values to the cache.
+
+        Args:
+            ids: token ids, ``(B, T)``.
+            positions: their positions in the sequence, ``(T,)``.
+            mask: ``(T, S)``, True where attention to the rows of the cache is allowed; None if
+                each token may attend to all.
+            cache: keys and values of earlier tokens.
+            n_logits: number of last tokens whose logits are wanted.
+            should_stop: called before each layer.
+
+        Returns:
+            Logits in float32, ``(B, n_logits, vocab_size)``.
+
+        Raises:
+            InterruptedForward: if ``should_stop`` returned True.
+        """
+        inputs = {device: self._inputs(positions, mask, device) for device in self._devices}
+        x: Tensor = self.tok_embeddings(ids, self.dtype)  # (B, T, dim)
+        for layer in self.blocks:
+            if should_stop is not None and should_stop():
+                raise InterruptedForward
+            x = layer(x.to(layer.device), *inputs[layer.device], cache)
+        x = self.norm(x[:, -n_logits:].to(self.norm.weight.device))  # (B, n_logits, dim)
+        return self.unembedding.project(x.to(self.unembedding.device)).float()
+
+    def _inputs(
+        self, positions: Tensor, mask: Tensor | None, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cosines, sines ``(T, head_dim // 2)`` and mask of the layers on ``device``."""
+        cos, sin = self.rotary(device)
+        positions = positions.to(device)
+        return (
+            cos.index_select(0, positions),
+            sin.index_select(0, positions),
+            None if mask is None else mask.to(device),
+        )
+
+    def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all positions, ``(context_length, head_dim // 2)`` in float32."""
+        tables = self._rotary.get(device)
+        if tables is None:
+            config = self.config
+            tables = rotary_tables(config.rope_frequencies(), config.context_length, device)
+            self._rotary[device] = tables
+        return tables
+
     @property
     def blocks(self) -> list[TransformerBlock]:
-        """The layers, as what they are."""
+        """The layers, typed."""
         return cast("list[TransformerBlock]", list(self.layers))
 
     @property
+    def _devices(self) -> tuple[torch.device, ...]:
+        return tuple(dict.fromkeys(block.device for block in self.blocks))
+
+    @property
+    def unembedding(self) -> Linear | Embedding:
+        """The matrix ``(vocab_size, dim)`` that makes logits; the embedding if they are tied."""
+        return self.tok_embeddings if self.config.tie_embeddings else self.output
+
+    @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """Device of the embedding, which takes token ids."""
         return self.tok_embeddings.device
 
     @property
@@ -117,24 +177,19 @@ class Transformer(nn.Module):
         return self.norm.weight.dtype
 
     @property
-    def cache_dtype(self) -> torch.dtype:
-        """Type of keys and values in the cache."""
-        return self.kv_dtype or self.dtype
-
-    @property
     def n_bytes(self) -> int:
-        """Bytes that the weights take."""
+        """Bytes of the weights."""
         kinds = (Linear, Embedding, RMSNorm)
         return sum(module.n_bytes for module in self.modules() if isinstance(module, kinds))
 
     @property
-    def layouts(self) -> list[str]:
-        """The packed layouts that its matrices are in: ``W4``, ``W6``, ``W8``."""
+    def packed_layouts(self) -> list[str]:
+        """Packed layouts of the matrices: ``W4``, ``W6``, ``W8``."""
         matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
         return sorted({f"W{m.packed.bits}" for m in matrices if m.packed is not None})
 
     def load_weights(self, weights: Mapping[str, Tensor | Packed]) -> None:
-        """Take over weights by their names, without copying one; each must be there.
+        """Assign all weights by name, without copying any.
 
         Raises:
             ValueError: if one is missing, unknown or of another shape.
@@ -149,142 +204,3 @@ class Transformer(nn.Module):
                 floats[name] = module.weight
         self.load_state_dict(floats, assign=True)
         self.requires_grad_(False)
-
-    def new_cache(self) -> KVCache:
-        """Make an empty cache that lies where the layers lie."""
-        return KVCache(self.config, self.cache_dtype, [block.device for block in self.blocks])
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        ids: Sequence[int],
-        cache: KVCache,
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        all_logits: bool = False,
-    ) -> Tensor:
-        """Read ``ids`` behind the tokens in ``cache``, and add them to it.
-
-        Args:
-            ids: one or more token ids.
-            cache: what was read before; unchanged if this raises.
-            should_stop: asked before each layer.
-            all_logits: whether the logits of every position are wanted, or those of the last.
-
-        Returns:
-            Logits in float32, ``(len(ids), vocab_size)`` or ``(vocab_size,)``.
-
-        Raises:
-            InterruptedForward: if ``should_stop`` said so.
-            ValueError: if the ids do not fit in the context.
-        """
-        n_new, n_total = len(ids), cache.length + len(ids)
-        cache.reserve(n_total)
-        if self.native is not None and (n_new <= MAX_ROWS or not prefers_floats(self.dtype)):
-            logits = self._forward_natively(
-                self.native, ids, cache, should_stop, n_logits=n_new if all_logits else 1
-            )
-            cache.commit(ids)
-            return logits if all_logits else logits[-1]
-        x: Tensor = self.tok_embeddings(torch.tensor([ids], device=self.device), self.dtype)
-        mask = causal_mask(n_new, n_total, x.device) if n_new > 1 else None
-        for block in self.blocks:
-            if should_stop is not None and should_stop():
-                raise InterruptedForward
-            if x.device != block.device:
-                x = x.to(block.device)
-                mask = None if mask is None else mask.to(block.device)
-            cos, sin = self._rotary_rows(cache.length, n_total, block.device)
-            x = block(x, cos, sin, mask, cache)
-        if not all_logits:
-            x = x[:, -1:]
-        logits = self.logits_of(x)[0]  # (T or 1, vocab_size)
-        cache.commit(ids)
-        return logits if all_logits else logits[0]
-
-    @cached_property
-    def native(self) -> NativeModel | None:
-        """All layers in one call of C, for a few tokens; None unless every matrix is packed."""
-        blocks = self.blocks
-        output = self.tok_embeddings if self.config.tie_embeddings else self.output
-        if output.native is None or self.dtype not in (torch.float32, torch.bfloat16):
-            return None
-        layers = []
-        for block in blocks:
-            attention, feed_forward = block.attention, block.feed_forward
-            matrices = [
-                module.native
-                for module in (
-                    *(attention.wq, attention.wk, attention.wv, attention.wo),
-                    *(feed_forward.w1, feed_forward.w2, feed_forward.w3),
-                )
-            ]
-            packed = [matrix for matrix in matrices if matrix is not None]
-            if len(packed) < len(matrices):
-                return None
-            norms = block.attention_norm.weight.float(), block.ffn_norm.weight.float()
-            layers.append(LayerTensors(*norms, packed))
-        config = self.config
-        return NativeModel(
-            dim=config.dim,
-            hidden_dim=config.hidden_dim,
-            norm_eps=config.norm_eps,
-            layers=layers,
-            norm=self.norm.weight.float(),
-            output=output.native,
-        )
-
-    @property
-    def n_together(self) -> int:
-        """How many tokens one pass may read without any effect on what each of them gives.
-
-        Logits and cached rows are then, bit for bit, those of reading one token after the other.
-        """
-        return 1 if self.native is None else MAX_ROWS
-
-    def _forward_natively(
-        self,
-        native: NativeModel,
-        ids: Sequence[int],
-        cache: KVCache,
-        should_stop: Callable[[], bool] | None,
-        *,
-        n_logits: int,
-    ) -> Tensor:
-        """Read tokens in C; returns the logits of the last, ``(n_logits, vocab_size)``."""
-        x = self.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
-        rotary = self._rotary_rows(cache.length, cache.length + len(ids), self.device)
-        # A few tokens go through all layers in one call, many stop to be asked before each.
-        step = native.n_layers if len(ids) <= MAX_ROWS else 1
-        for first in range(0, native.n_layers, step):
-            if should_stop is not None and should_stop():
-                raise InterruptedForward
-            layers = range(first, first + step)
-            is_last = layers.stop == native.n_layers
-            logits = native.forward(
-                x,
-                cache.native,
-                cache.length,
-                *rotary,
-                layers=layers,
-                n_logits=n_logits if is_last else 0,
-            )
-        if logits is None:
-            raise ValueError("a model without layers")
-        return logits
-
-    def logits_of(self, x: Tensor) -> Tensor:
-        """Project ``x`` ``(B, T, dim)`` to the vocabulary, in float32."""
-        x = self.norm(x.to(self.norm.weight.device))
-        output = self.tok_embeddings if self.config.tie_embeddings else self.output
-        return output.project(x.to(output.device)).float()
-
-    def _rotary_rows(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the positions ``start`` to ``end``, ``(T, head_dim // 2)`` each."""
-        tables = self._rotary.get(device)
-        if tables is None:
-            config = self.config
-            tables = rotary_tables(config.rope_frequencies(), config.context_length, device)
-            self._rotary[device] = tables
-        cos, sin = tables
-        return cos[start:end], sin[start:end]

@@ -143,14 +143,14 @@ class Chat:
         session = self.session
         if session is None:
             return
-        ids = session.ahead(self.attachments)
+        ids = session.next_prefix(self.attachments)
         if self.worker.busy and ids == self._reading:
             return
 
         def read(watch: Watch) -> None:
             # If it does not fit into memory, the message that needs it will say so.
             with suppress(LlamaChatError):
-                session.read_ahead(ids, watch)
+                session.prefill_next(ids, watch)
 
         self._reading = ids
         self.worker.start(read)
@@ -202,8 +202,8 @@ class Chat:
             f"template {session.template.name}"
         )
         self.on_change()
-        self._reading = session.ahead(self.attachments)
-        session.read_ahead(self._reading, watch)
+        self._reading = session.next_prefix(self.attachments)
+        session.prefill_next(self._reading, watch)
 
     def _adopt(self, llama: "Llama") -> None:
         """Let the conversation go on with this model."""

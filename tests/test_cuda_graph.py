@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama_chat.model.static_step import StaticStep
+from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.cuda_graph import GraphBackend
 from tests.models import TINY, random_model
 
 
@@ -17,19 +18,19 @@ from tests.models import TINY, random_model
 @torch.inference_mode()
 def test_logits_are_those_of_the_usual_pass(tied: bool, context_length: int) -> None:
     model = random_model(replace(TINY, tie_embeddings=tied, context_length=context_length))
-    step = StaticStep(model)
-    usual, fixed = model.new_cache(), model.new_cache()
-    for cache in (usual, fixed):
-        model(list(range(250)), cache)
+    usual, fixed = TorchBackend(model), GraphBackend(model)
+    usual_cache, fixed_cache = usual.new_cache(), fixed.new_cache()
+    usual.forward(list(range(250)), usual_cache)
+    fixed.forward(list(range(250)), fixed_cache)
     for token_id in range(1, 271):  # across the edges of two buckets, while the cache grows
-        expected = model([token_id], usual)
-        found = step(token_id, fixed)
-        fixed.commit([token_id])
+        expected = usual.forward([token_id], usual_cache)
+        found = fixed.forward([token_id], fixed_cache)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert fixed_cache.ids == usual_cache.ids
     for layer in range(TINY.n_layers):
         for rows, wanted in zip(
-            fixed.read(layer, 520, torch.float32),
-            usual.read(layer, 520, torch.float32),
+            fixed_cache.read(layer, 520, torch.float32),
+            usual_cache.read(layer, 520, torch.float32),
             strict=True,
         ):
             torch.testing.assert_close(rows, wanted, rtol=1e-4, atol=1e-4)
@@ -39,12 +40,12 @@ def test_logits_are_those_of_the_usual_pass(tied: bool, context_length: int) -> 
 @torch.inference_mode()
 def test_a_gpu_replays_it() -> None:
     model = random_model(replace(TINY, context_length=1024)).to("cuda")
-    assert StaticStep.fits(model)
-    step = StaticStep(model)
-    usual, fixed = model.new_cache(), model.new_cache()
-    for cache in (usual, fixed):
-        model(list(range(250)), cache)
+    assert GraphBackend.supports(model, model.dtype)
+    usual, fixed = TorchBackend(model), GraphBackend(model)
+    usual_cache, fixed_cache = usual.new_cache(), fixed.new_cache()
+    usual.forward(list(range(250)), usual_cache)
+    fixed.forward(list(range(250)), fixed_cache)
     for token_id in range(1, 271):
-        expected = model([token_id], usual)
-        torch.testing.assert_close(step(token_id, fixed), expected, rtol=1e-3, atol=1e-3)
-        fixed.commit([token_id])
+        expected = usual.forward([token_id], usual_cache)
+        found = fixed.forward([token_id], fixed_cache)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,101 @@
+"""Backends: ways to compute the forward passes of a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from llama_chat.generation.kv_cache import KVCache
+from llama_chat.model.attention import causal_mask
+from llama_chat.model.transformer import Transformer
+
+
+class Backend(ABC):
+    """Forward passes of one model over the tokens of one sequence."""
+
+    max_exact_batch: int = 1
+    """Tokens that one pass may take while logits and rows stay, bit for bit, those of passes over
+    one token each."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+
+    @property
+    def context(self) -> int:
+        """Context length in tokens."""
+        return self.model.config.context_length
+
+    def new_cache(self, dtype: torch.dtype | None = None) -> KVCache:
+        """Make an empty cache on the devices of the layers.
+
+        Args:
+            dtype: type of keys and values; None for that of the activations.
+        """
+        devices = [block.device for block in self.model.blocks]
+        return KVCache(self.model.config, dtype or self.model.dtype, devices)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """Compute the logits that follow ``ids``, and append these to the cache.
+
+        Args:
+            ids: one or more token ids that follow those of the cache.
+            cache: earlier tokens; unchanged if this raises.
+            all_logits: return the logits of each position, not only of the last.
+            should_stop: called between layers.
+
+        Returns:
+            Logits in float32, ``(len(ids), vocab_size)`` or ``(vocab_size,)``.
+
+        Raises:
+            InterruptedForward: if ``should_stop`` returned True.
+            ValueError: if the tokens exceed the context.
+        """
+        cache.reserve(cache.length + len(ids))
+        logits = self._run(ids, cache, len(ids) if all_logits else 1, should_stop)
+        cache.commit(ids)
+        return logits if all_logits else logits[-1]
+
+    @abstractmethod
+    def _run(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        n_logits: int,
+        should_stop: Callable[[], bool] | None,
+    ) -> Tensor:
+        """Write the rows of ``ids`` past the end of the cache, which has space for them.
+
+        Returns:
+            Logits of the last tokens, ``(n_logits, vocab_size)`` in float32.
+        """
+
+
+class TorchBackend(Backend):
+    """The model as written in torch."""
+
+    def _run(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        n_logits: int,
+        should_stop: Callable[[], bool] | None,
+    ) -> Tensor:
+        n_new, n_total, device = len(ids), cache.length + len(ids), self.model.device
+        logits: Tensor = self.model(
+            torch.tensor([ids], device=device),
+            torch.arange(cache.length, n_total, device=device),
+            causal_mask(n_new, n_total, device) if n_new > 1 else None,
+            cache,
+            n_logits=n_logits,
+            should_stop=should_stop,
+        )
+        return logits[0]

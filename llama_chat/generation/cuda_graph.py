@@ -1,0 +1,114 @@
+"""Decoding on a GPU by replaying CUDA graphs.
+
+A GPU computes one token faster than Python can launch its kernels. Captured once as a graph
+(https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/), the hundreds of kernels of a
+forward pass are launched together. Shapes must never change: token id and position are read from
+memory, and attention covers a bucket of rows, masked past the last one, with a graph per bucket.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.kv_cache import BLOCK, KVCache
+from llama_chat.model.transformer import Transformer
+
+_WARM_UPS = 3
+"""Passes before the capture, in which libraries allocate their workspaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class _BucketCache:
+    """The cache as a pass of fixed shape sees it."""
+
+    cache: KVCache
+    position: Tensor
+    """``(1,)`` int64: the row to be written."""
+    bucket: int
+    """Number of rows attended to."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one row, and return all rows of the bucket; see ``LayerCache.write``."""
+        rows = []
+        for buffer, new in zip(self.cache.layer(layer), (keys, values), strict=True):
+            buffer.index_copy_(2, self.position, new.transpose(1, 2).to(buffer.dtype))
+            rows.append(buffer[:, :, : self.bucket])
+        return rows[0], rows[1]
+
+
+class GraphBackend(TorchBackend):
+    """A model on one GPU: single tokens by graphs, prompts as written in torch."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__(model)
+        device = model.device
+        self._token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._rows = torch.arange(model.config.context_length, device=device)
+        self._graphs: dict[int, Callable[[], Tensor]] = {}
+        """A function for each bucket that runs the pass."""
+        self._captured: tuple[int, ...] = ()
+        """Data pointers of the buffers that the graphs use."""
+
+    @staticmethod
+    def supports(model: Transformer, cache_dtype: torch.dtype) -> bool:
+        """True if all of the model is on one GPU, and the cache has the type of activations."""
+        devices = {block.device for block in model.blocks} | {model.device}
+        on_gpu = len(devices) == 1 and model.device.type == "cuda"
+        return on_gpu and cache_dtype == model.dtype
+
+    def _run(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        n_logits: int,
+        should_stop: Callable[[], bool] | None,
+    ) -> Tensor:
+        if len(ids) > 1:
+            return super()._run(ids, cache, n_logits, should_stop)
+        return self._decode(ids[0], cache)
+
+    def _decode(self, token_id: int, cache: KVCache) -> Tensor:
+        """Logits ``(1, vocab_size)`` of one token, valid until the next call."""
+        length = cache.length
+        pointers = tuple(buffer.data_ptr() for buffer in cache.layer(0))
+        if pointers != self._captured:  # the cache has grown, or is another one
+            self._graphs.clear()
+            self._captured = pointers
+        self._token.fill_(token_id)
+        self._position.fill_(length)
+        bucket = min(-(-(length + 1) // BLOCK) * BLOCK, cache.capacity)
+        if bucket not in self._graphs:
+            # Memory that was never written may hold NaN, which a weight of 0 does not remove.
+            for layer in range(self.model.config.n_layers):
+                for buffer in cache.layer(layer):
+                    buffer[:, :, length:bucket].zero_()
+            self._graphs[bucket] = self._capture(_BucketCache(cache, self._position, bucket))
+        return self._graphs[bucket]()
+
+    def _capture(self, rows: _BucketCache) -> Callable[[], Tensor]:
+        if self.model.device.type != "cuda":  # tests run the same pass without a graph
+            return lambda: self._decode_bucket(rows)
+        stream = torch.cuda.Stream(self.model.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):  # each writes the same row
+                self._decode_bucket(rows)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._decode_bucket(rows)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+    def _decode_bucket(self, rows: _BucketCache) -> Tensor:
+        mask = (self._rows[: rows.bucket] <= self._position).unsqueeze(0)  # (1, bucket)
+        logits: Tensor = self.model(self._token, self._position, mask, rows)
+        return logits[0]

@@ -1,0 +1,93 @@
+"""Forward passes in C, through all layers in one call."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from llama_chat.generation.backend import Backend, TorchBackend
+from llama_chat.generation.kv_cache import KVCache
+from llama_chat.kernels.forward import MAX_ROWS, LayerTensors, NativeModel
+from llama_chat.model.transformer import InterruptedForward, Transformer
+from llama_chat.quantization.linear import prefers_unpacked
+
+
+class NativeBackend(Backend):
+    """A model whose matrices are all packed, computed by the kernels."""
+
+    max_exact_batch = MAX_ROWS
+
+    def __init__(self, model: Transformer, kernels: NativeModel) -> None:
+        """Use ``create``."""
+        super().__init__(model)
+        self.kernels = kernels
+        self._torch = TorchBackend(model)
+
+    @classmethod
+    def create(cls, model: Transformer) -> "NativeBackend | None":
+        """Make a backend for ``model``; None if the kernels cannot compute all of it."""
+        kernels = _native_model(model)
+        return None if kernels is None else cls(model, kernels)
+
+    def _run(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        n_logits: int,
+        should_stop: Callable[[], bool] | None,
+    ) -> Tensor:
+        is_small = len(ids) <= MAX_ROWS
+        if not is_small and prefers_unpacked(self.model.dtype):
+            return self._torch._run(ids, cache, n_logits, should_stop)
+        x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
+        start, end = cache.length, cache.length + len(ids)
+        cos, sin = (table[start:end] for table in self.model.rotary(self.model.device))
+        # A few tokens take all layers in one call; many may be stopped between layers.
+        n_layers = self.kernels.n_layers
+        step = n_layers if is_small else 1
+        for first in range(0, n_layers, step):
+            if should_stop is not None and should_stop():
+                raise InterruptedForward
+            layers = range(first, first + step)
+            logits = self.kernels.forward(
+                x,
+                cache.native,
+                start,
+                cos,
+                sin,
+                layers=layers,
+                n_logits=n_logits if layers.stop == n_layers else 0,
+            )
+        if logits is None:
+            raise ValueError("a model without layers")
+        return logits
+
+
+def _native_model(model: Transformer) -> NativeModel | None:
+    """The weights for the kernels; None unless every matrix is laid out for them."""
+    output = model.unembedding.native
+    if output is None or model.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    layers = []
+    for block in model.blocks:
+        attention, feed_forward = block.attention, block.feed_forward
+        matrices = [
+            linear.native
+            for linear in (
+                *(attention.wq, attention.wk, attention.wv, attention.wo),
+                *(feed_forward.w1, feed_forward.w2, feed_forward.w3),
+            )
+        ]
+        packed = [matrix for matrix in matrices if matrix is not None]
+        if len(packed) < len(matrices):
+            return None
+        norms = block.attention_norm.weight.float(), block.ffn_norm.weight.float()
+        layers.append(LayerTensors(*norms, packed))
+    return NativeModel(
+        dim=model.config.dim,
+        hidden_dim=model.config.hidden_dim,
+        norm_eps=model.config.norm_eps,
+        layers=layers,
+        norm=model.norm.weight.float(),
+        output=output,
+    )

@@ -1,0 +1,1 @@
+"""Packed weights: their layouts, quantization, and products with them."""

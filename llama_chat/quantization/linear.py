@@ -1,0 +1,178 @@
+"""Linear and embedding layers whose weights are floats or packed."""
+
+import math
+import threading
+from collections.abc import Iterator
+from functools import cache
+from operator import itemgetter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_chat.kernels import native
+from llama_chat.kernels.forward import MAX_ROWS
+from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.quantization.packed import PackedWeight
+
+Packed = PackedWeight | NativeMatrix
+"""A packed matrix in use: laid out for the kernels, or its twin in torch."""
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+"""Types to which the kernels unpack."""
+
+UNPACKED_BYTES = 2**25
+"""Bytes of weights unpacked at a time: a product needs that much memory beside the weights."""
+
+
+class _Matrix(nn.Module):
+    """A matrix ``(rows, columns)``, uninitialised until a checkpoint fills it.
+
+    Random initialisation would be thrown away. On the meta device it would also import half of
+    torch's compiler, which takes most of a second.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+        self.packed: Packed | None = None
+        """The packed weights; ``weight`` is then empty."""
+
+    def pack(self, packed: Packed) -> None:
+        """Replace the weights by packed ones.
+
+        Raises:
+            ValueError: if they have another shape.
+        """
+        if packed.shape != tuple(self.weight.shape):
+            raise ValueError(f"packed weights {packed.shape} for {tuple(self.weight.shape)}")
+        self.packed = packed
+        device = torch.device("cpu") if isinstance(packed, NativeMatrix) else packed.device
+        self.weight = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
+
+    def project(self, x: Tensor) -> Tensor:
+        """``x @ weight.T``: ``(…, columns)`` to ``(…, rows)``."""
+        if self.packed is None:
+            return F.linear(x, self.weight)
+        return packed_linear(x, self.packed)
+
+    @property
+    def native(self) -> NativeMatrix | None:
+        """The weights as laid out for the kernels; None if they are not."""
+        return self.packed if isinstance(self.packed, NativeMatrix) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.weight.device
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.weight.nbytes if self.packed is None else self.packed.n_bytes
+
+
+class Linear(_Matrix):
+    """A projection without bias: ``(…, in)`` to ``(…, out)``."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(out_features, in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project ``x``."""
+        return self.project(x)
+
+
+class Embedding(_Matrix):
+    """A table of vectors: ids ``(…)`` to ``(…, dim)``."""
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Look up the vectors of ``ids``, in the type ``dtype``."""
+        if self.packed is None:
+            return F.embedding(ids, self.weight).to(dtype)
+        return unpack_rows(self.packed, ids.flatten(), dtype).view(*ids.shape, -1)
+
+
+def place(weight: PackedWeight, device: torch.device) -> Packed:
+    """Copy a matrix to ``device``, in the layout that computes fastest there."""
+    if native.available and device.type == "cpu":
+        return NativeMatrix(weight.bits, *weight.tensors)
+    return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
+
+
+def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Some rows as floats: ids ``(n,)`` to ``(n, in)``."""
+    if isinstance(weight, PackedWeight):
+        return weight.map(itemgetter(ids)).unpack(dtype)
+    native_dtype = dtype if dtype in _NATIVE_DTYPES else torch.float32
+    rows = torch.empty(len(ids), weight.shape[1], dtype=native_dtype)
+    return weight.unpack_rows(ids, rows).to(dtype)
+
+
+def packed_linear(x: Tensor, weight: Packed) -> Tensor:
+    """``x @ weight.T``.
+
+    The kernels quantize ``x`` to 8 bits per group. Without them, and for many rows if
+    ``prefers_unpacked``, some of the weights at a time are unpacked and multiplied by torch.
+
+    Args:
+        x: ``(…, in)``.
+        weight: ``(out, in)``.
+
+    Returns:
+        ``(…, out)`` in the type of ``x``.
+    """
+    out, width = weight.shape
+    rows = x.reshape(-1, width)
+    is_small = len(rows) <= MAX_ROWS
+    if isinstance(weight, NativeMatrix) and (is_small or not prefers_unpacked(x.dtype)):
+        native_dtype = x.dtype if x.dtype in _NATIVE_DTYPES else torch.float32
+        product = weight.multiply(rows.to(native_dtype)).to(x.dtype)
+    else:
+        product = x.new_empty(len(rows), out)
+        start = 0
+        for part in _unpack_in_parts(weight, x.dtype):
+            torch.mm(rows, part.T, out=product[:, start : start + len(part)])
+            start += len(part)
+    return product.view(*x.shape[:-1], out)
+
+
+@cache
+def prefers_unpacked(dtype: torch.dtype) -> bool:
+    """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
+
+    That is so on processors with matrix units for bfloat16 (AMX).
+    """
+    return dtype == torch.bfloat16 and bool(torch.cpu._is_amx_tile_supported())
+
+
+class _Scratch(threading.local):
+    """Memory of a thread that is reused for one part after another.
+
+    Fresh memory costs as much time as unpacking into it: the system maps it page by page.
+    """
+
+    buffer = torch.empty(0, dtype=torch.uint8)
+
+    def allocate(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """A matrix that is valid until the next call."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if len(self.buffer) < n_bytes:
+            self.buffer = torch.empty(n_bytes, dtype=torch.uint8)
+        return self.buffer[:n_bytes].view(dtype).view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _unpack_in_parts(weight: Packed, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The rows as floats, some at a time; each part is valid until the next one."""
+    out, width = weight.shape
+    step = max(1, UNPACKED_BYTES // (dtype.itemsize * width))
+    for start in range(0, out, step):
+        end = min(start + step, out)
+        if isinstance(weight, NativeMatrix):
+            part = _scratch.allocate((end - start, width), dtype)
+            yield weight.unpack_rows(torch.arange(start, end), part)
+        else:
+            yield weight.map(itemgetter(slice(start, end))).unpack(dtype)
