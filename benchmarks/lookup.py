@@ -17,9 +17,10 @@ from pathlib import Path
 from llama_chat.chat.conversation import Message
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish, Token
-from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.sampling import Sampler
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
+from llama_chat.settings.definitions import Sampling
 
 CODE = '''\
 class Inventory:

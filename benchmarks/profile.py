@@ -16,12 +16,13 @@ import torch
 
 from llama_chat.generation.breakdown import seconds_of_a_token
 from llama_chat.generation.measuring import read_bandwidth
-from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
 from llama_chat.quantization.linear import Embedding, Linear
+from llama_chat.settings.definitions import Sampling
 
 
 def matrices(model: Transformer) -> dict[str, Sequence[Linear | Embedding]]:

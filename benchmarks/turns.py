@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llama_chat.generation.events import Finish
-from llama_chat.generation.sampling import Sampling
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
+from llama_chat.settings.definitions import Sampling
 
 TOPICS = ["cats", "rivers", "bread", "clocks", "bridges", "tea", "snow", "maps", "owls", "paper"]
 

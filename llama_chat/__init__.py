@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
-    from llama_chat.generation.sampling import Sampling
     from llama_chat.llama import Llama
     from llama_chat.loading.plan import load
+    from llama_chat.settings.definitions import Sampling
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ __all__ = ["ChatSession", "Llama", "Sampling", "__version__", "load"]
 _HOMES = {
     "ChatSession": "llama_chat.chat.session",
     "Llama": "llama_chat.llama",
-    "Sampling": "llama_chat.generation.sampling",
+    "Sampling": "llama_chat.settings.definitions",
     "load": "llama_chat.loading.plan",
 }
 

@@ -4,6 +4,9 @@ Every error a person can cause ends as one line on stderr,
 ``llama-chat: error: WHAT: WHY: WHAT TO DO``, so each exception is made of these three parts.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class LlamaChatError(Exception):
     """A failure with a next step; the base of all others. Exit status 1."""
@@ -55,3 +58,35 @@ class ClosedPipe(Exception):
 
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C."""
+
+
+def reason(error: Exception) -> str:
+    """Reason of an operating system error, for an error line.
+
+    ``open`` and ``os.stat`` raise ValueError for a path that holds a NUL.
+    """
+    unnamed = "not a possible name" if isinstance(error, ValueError) else "it cannot be used"
+    return (getattr(error, "strerror", None) or unnamed).lower()
+
+
+def did_you_mean(
+    wrong: str,
+    known: Iterable[str],
+    otherwise: str | None = None,
+    *,
+    prefix: str = "",
+    cutoff: float = 0.6,
+) -> str:
+    """Advice that names the known word nearest to ``wrong``.
+
+    Args:
+        wrong: the word that is not known.
+        known: the words that are.
+        otherwise: advice if none is near; None for a list of all known words.
+        prefix: written before the word.
+        cutoff: similarity from 0 to 1 below which no word is near; see ``difflib``.
+    """
+    known = sorted(known)
+    if near := difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff):
+        return f"did you mean {prefix}{near[0]}?"
+    return "known are " + ", ".join(known) if otherwise is None else otherwise

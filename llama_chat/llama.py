@@ -12,8 +12,9 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.generation.engine import Engine, choose_backend
 from llama_chat.generation.events import Event, Watch
-from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
+from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.base import Tokenizer
 
 

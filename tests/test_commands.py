@@ -9,8 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from llama_chat.settings import SETTINGS, Setting
-from llama_chat.terminal.chat import RELOADING
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import Setting
 from llama_chat.terminal.commands import COMMANDS
 from tests.model_files import SMALL, write_hollow_gguf
 from tests.terminal import CTRL_C, READY, Terminal
@@ -58,13 +58,13 @@ def assert_has_a_command(setting: Setting, chat: Terminal) -> None:
 def test_every_setting_has_a_command_of_its_name(babble: Terminal) -> None:
     elsewhere = {"model", "prompt", "plain", "quiet"}
     for setting in SETTINGS.values():
-        if setting.name not in {*elsewhere, *RELOADING}:
+        if setting.name not in elsewhere and setting.scope != "load":
             assert_has_a_command(setting, babble)
 
 
 def test_settings_of_the_model_load_it_again(babble: Terminal) -> None:
     babble.ask("remember me", ENDED)
-    for name in RELOADING:
+    for name in (name for name, setting in SETTINGS.items() if setting.scope == "load"):
         if name != "model":
             assert_has_a_command(SETTINGS[name], babble)
     babble.ask("/context", r"remember me\n")

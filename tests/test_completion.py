@@ -14,7 +14,7 @@ import tomli_w
 
 from llama_chat import starter
 from llama_chat.cli.app import COMMANDS
-from llama_chat.settings import SETTINGS
+from llama_chat.settings.definitions import SETTINGS
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 from tests.terminal import Terminal

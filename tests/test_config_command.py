@@ -16,8 +16,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llama_chat.cli.app import run as run_here
-from llama_chat.settings import SETTINGS, Value
-from llama_chat.settings_file import read_config
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import Value
+from llama_chat.settings.sources import read_config
 from tests.conftest import ROOT
 from tests.program import Result, assert_clean_error, environment, run
 

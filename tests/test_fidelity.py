@@ -11,10 +11,10 @@ import torch
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.templates.instruct import Llama2Template
-from llama_chat.generation.sampling import Sampling
 from llama_chat.llama import Llama
 from llama_chat.loading.plan import load
 from llama_chat.loading.weights import device_of
+from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from tests.conftest import ROOT
 from tests.model_files import write_meta

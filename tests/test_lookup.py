@@ -22,10 +22,11 @@ from llama_chat.generation.lookup import (
     NGramIndex,
     PassCost,
 )
-from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
 from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
+from llama_chat.settings.definitions import Sampling
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
 from tests.program import run

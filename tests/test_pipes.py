@@ -12,8 +12,8 @@ import pytest
 
 from llama_chat import starter
 from llama_chat.generation.events import Token
-from llama_chat.generation.sampling import Sampling
 from llama_chat.loading.plan import load
+from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT
 from tests.model_files import write_gguf
 from tests.program import COMMAND, assert_clean_error, environment, run

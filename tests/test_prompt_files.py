@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from llama_chat.chat.prompt_files import Example, list_prompts, load_prompt, raw_prompt
 from llama_chat.errors import UsageError
 from llama_chat.files import resource
-from llama_chat.settings import SETTINGS, parse
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import parse
 from tests.program import assert_clean_error, run
 
 

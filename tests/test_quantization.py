@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatch_build import build_library
-from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
 from llama_chat.quantization.linear import packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
+from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 

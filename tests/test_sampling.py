@@ -11,11 +11,11 @@ from llama_chat.errors import ModelError
 from llama_chat.generation.sampling import (
     RANKED_FIRST,
     Sampler,
-    Sampling,
     keep_min_p,
     keep_top_p,
     penalise_repeats,
 )
+from llama_chat.settings.definitions import Sampling
 
 
 def draws(sampling: Sampling, logits: torch.Tensor, n: int = 300) -> set[int]:

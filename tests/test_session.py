@@ -19,7 +19,7 @@ from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Token, Watch
-from llama_chat.generation.sampling import Sampling
+from llama_chat.settings.definitions import Sampling
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_chat.errors import UsageError
-from llama_chat.settings import SETTINGS
-from llama_chat.settings_file import load_settings, read_config
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.sources import load_settings, read_config
 from tests.conftest import ROOT
 
 
@@ -28,8 +28,8 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     path = config(tmp_path, "top_p = 0.5\ntop_k = 5\nmin_p = 0.1\n")
     environment = {"LLAMA_CHAT_TOP_P": "0.6", "LLAMA_CHAT_TOP_K": "6"}
     settings = load_settings({"top_p": "0.7"}, path, environment)
-    found = {name: settings.origins[name] for name in ("top_p", "top_k", "min_p", "seed")}
-    assert {name: (o.value, o.source) for name, o in found.items()} == {
+    names = ("top_p", "top_k", "min_p", "seed")
+    assert {name: (settings.value(name), settings.source(name)) for name in names} == {
         "top_p": (0.7, "--top-p"),
         "top_k": (6, "LLAMA_CHAT_TOP_K"),
         "min_p": (0.1, str(path)),
@@ -51,14 +51,14 @@ def test_the_usual_place_is_read_and_the_current_folder_is_not(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config(tmp_path, "top_k = 9")
-    assert load_settings({}, None, {})["top_k"] == 0
+    assert load_settings({}, None, {}).top_k == 0
     usual = tmp_path / "home/.config/llama-chat"
     usual.mkdir(parents=True)
     config(usual, "top_k = 8")
-    assert load_settings({}, None, {})["top_k"] == 8
+    assert load_settings({}, None, {}).top_k == 8
     other = config(tmp_path, "top_k = 7")
-    assert load_settings({}, None, {"LLAMA_CHAT_CONFIG": str(other)})["top_k"] == 7
-    assert load_settings({}, usual / "config.toml", {"LLAMA_CHAT_CONFIG": "x"})["top_k"] == 8
+    assert load_settings({}, None, {"LLAMA_CHAT_CONFIG": str(other)}).top_k == 7
+    assert load_settings({}, usual / "config.toml", {"LLAMA_CHAT_CONFIG": "x"}).top_k == 8
 
 
 def test_a_relative_model_is_relative_to_the_file(tmp_path: Path) -> None:

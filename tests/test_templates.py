@@ -21,7 +21,7 @@ from llama_chat.chat.templates import TEMPLATES, choose_template, recognise
 from llama_chat.errors import UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
-from llama_chat.generation.sampling import Sampling
+from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer

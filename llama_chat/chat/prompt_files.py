@@ -1,6 +1,5 @@
 """Prompt files: raw text to continue, or a structured head for a conversation."""
 
-import difflib
 import os
 import stat
 import tomllib
@@ -8,14 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import config_home, resource
-from llama_chat.settings import SAMPLING_NAMES, SETTINGS, Value, check
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import Value, check
 
 MAX_BYTES = 64 * 2**20
 """More than any context holds; a larger file is a mistake, and an endless one never ends."""
 
-SETTING_KEYS = (*SAMPLING_NAMES, "max_tokens")
+SETTING_KEYS = tuple(
+    name
+    for name, setting in SETTINGS.items()
+    if setting.scope == "sampling" or name == "max_tokens"
+)
 """Settings that a structured file may hold."""
 
 DEFAULT_PATTERN = "{user} => {assistant}"
@@ -212,8 +216,7 @@ def _find(wanted: str) -> Path:
         reason = getattr(error, "strerror", None) or "not a possible name"
         raise UsageError(what, reason.lower(), "check the path") from None
     names = [entry.name for entry in list_prompts()]
-    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
-    advice = f"did you mean {near[0]}?" if near else "known are " + ", ".join(names)
+    advice = did_you_mean(wanted, names, cutoff=0.4)
     raise UsageError(what, "no such file and no prompt of that name", advice)
 
 
@@ -249,9 +252,7 @@ def _structured(name: str, path: Path, text: str) -> PromptFile:
     known = [*_TEXT_KEYS, "examples", "stop", *SETTING_KEYS]
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UsageError(what, f"unknown key {key[:60]!r}", advice)
+            raise UsageError(what, f"unknown key {key[:60]!r}", did_you_mean(key, known))
     for key in _TEXT_KEYS:
         if not isinstance(table.get(key, ""), str):
             raise UsageError(what, f"{key} is not a text", "put it in quotes")

@@ -1,7 +1,8 @@
 """Settings over which a prompt file may lie for a while."""
 
 from llama_chat.chat.prompt_files import PromptFile
-from llama_chat.settings import Settings, Value
+from llama_chat.settings.definitions import Settings
+from llama_chat.settings.setting import Value
 
 
 class PromptedSettings:
@@ -18,9 +19,9 @@ class PromptedSettings:
 
     def change(self, name: str, value: Value, source: str) -> None:
         """Give a setting another value."""
-        self.now = self.now.replace(name, value, source)
+        self.now = self.now.change(name, value, source)
         if self._without_prompt is not None:
-            self._without_prompt = self._without_prompt.replace(name, value, source)
+            self._without_prompt = self._without_prompt.change(name, value, source)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool) -> None:
         """Let a prompt file change settings, in the place of the one in use.
@@ -33,7 +34,7 @@ class PromptedSettings:
         self._without_prompt, source = self.now, str(prompt.path)
         if above_flags:
             for name, value in prompt.values.items():
-                self.now = self.now.replace(name, value, source)
+                self.now = self.now.change(name, value, source)
         else:
             self.now = self.now.overlay(prompt.values, source)
 

@@ -10,9 +10,10 @@ from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.generation.kv_cache import common_prefix
-from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.trace import Trace
 from llama_chat.model.transformer import InterruptedForward
+from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
 

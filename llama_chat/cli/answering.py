@@ -7,7 +7,7 @@ from typing import Any
 
 from llama_chat.errors import LengthLimitError
 from llama_chat.generation.events import Event, Finish, Watch
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
@@ -38,7 +38,7 @@ def write_answer(
         LengthLimitError: if it is, under ``fail_on_length``.
     """
     writer = AnswerWriter(raw=raw or as_json)
-    plain = settings["plain"] is True
+    plain = settings.plain
     with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
         events = generate(Watch(on_prefill=on_prefill))
         first = next(events)
@@ -77,19 +77,19 @@ def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
 
 def _tell_end(finish: Finish, settings: Settings, fail_on_length: bool) -> None:
     """Say on stderr what the text alone does not show: that it is cut off, and how fast it was."""
-    if settings["verbose"]:
+    if settings.verbose:
         streams.say(finish.summary())
     n = finish.usage.completion_tokens
     limits = {
         "length": (f"cut off after {n} tokens", "raise --max-tokens"),
         "context": (f"cut off after {n} tokens, where the context is full", "shorten the prompt"),
     }
-    if n == 0 and not settings["quiet"]:
+    if n == 0 and not settings.quiet:
         streams.warn("answer: the model ended it at once: try another --seed, or complete --chat")
     if finish.reason not in limits:
         return
     why, advice = limits[finish.reason]
     if fail_on_length:
         raise LengthLimitError("answer", why, advice)
-    if not settings["quiet"]:
+    if not settings.quiet:
         streams.warn(f"answer: {why}: {advice}")

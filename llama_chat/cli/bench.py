@@ -10,7 +10,7 @@ import typer
 from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
 
@@ -44,5 +44,5 @@ def bench(
     from llama_chat.terminal.bench_picture import draw_bench
 
     counts = prompt_tokens, new_tokens
-    colored = streams.use_color(settings.text("color"), sys.stdout)
+    colored = streams.use_color(settings.color, sys.stdout)
     writer.write(draw_bench(report, *counts, colored=colored))

@@ -16,7 +16,7 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 
 GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")]
@@ -59,7 +59,7 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
         )
     saved = store.latest() if go_on else None if resume is None else store.find(resume)
     attachments = [] if streams.is_terminal(sys.stdin) else [_piped()]
-    if not settings.text("model") and not starter.is_installed(starter.DEFAULT):
+    if not settings.model and not starter.is_installed(starter.DEFAULT):
         _offer_starter(settings)
     model_path(settings)  # a wrong name is an error before anything is drawn
     from llama_chat.terminal.keyboard import hold_keys
@@ -93,7 +93,7 @@ def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None)
     chat = Chat(settings, plan_load, open_prompt(settings))
     chat.attachments = attachments
     tell = chat.renderer.note
-    if not settings["quiet"]:
+    if not settings.quiet:
         tell(f"llama-chat {__version__} · /help lists the commands · Ctrl-D leaves")
         for attachment in attachments:
             tell(f"attached: {attachment.summary}")

@@ -14,7 +14,7 @@ from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Watch
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def complete(
     llama = load_model(settings)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
-        if len(files) > 1 and not as_json and not ours["quiet"]:
+        if len(files) > 1 and not as_json and not ours.quiet:
             streams.say(f"==> {name} <==")
         for text in prompt.renders():
             write_answer(
@@ -72,14 +72,12 @@ def _generation(
     if through_template:
         session = new_session(llama, settings, None, streams.warn)
         return lambda watch: session.send(text, watch)
-    from llama_chat.chat.configure import sampling
-
     return lambda watch: llama.generate(
         llama.prompt_ids(text),
-        sampling(settings),
-        max_tokens=settings.integer("max_tokens"),
-        stop=settings.texts("stop"),
-        lookup=settings["lookup"] is True,
+        settings.sampling,
+        max_tokens=settings.max_tokens,
+        stop=settings.stop,
+        lookup=settings.lookup,
         watch=watch,
     )
 

@@ -14,8 +14,8 @@ from llama_chat.chat import store
 from llama_chat.chat.prompt_files import list_prompts
 from llama_chat.errors import LlamaChatError
 from llama_chat.library import installed_models
-from llama_chat.settings import Setting
-from llama_chat.settings_file import load_settings
+from llama_chat.settings.setting import Setting
+from llama_chat.settings.sources import load_settings
 from llama_chat.terminal.sanitizer import sanitize
 
 Suggestion = tuple[str, str]
@@ -82,7 +82,7 @@ def starters(incomplete: str) -> list[Suggestion]:
 
 
 def _models() -> Iterator[Suggestion]:
-    for model in installed_models(load_settings({}, None).texts("model_paths")):
+    for model in installed_models(load_settings({}, None).model_paths):
         yield model.name, model.summary
 
 

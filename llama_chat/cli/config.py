@@ -12,8 +12,9 @@ import typer
 from llama_chat.cli import editing
 from llama_chat.cli.options import Flags, config_flag, takes_settings
 from llama_chat.files import resource, write_new
-from llama_chat.settings import SETTINGS, Settings, Value
-from llama_chat.settings_file import config_path, read_config, usual_config_path
+from llama_chat.settings.definitions import SETTINGS, Settings
+from llama_chat.settings.setting import Value
+from llama_chat.settings.sources import config_path, read_config, usual_config_path
 from llama_chat.terminal import streams
 from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
@@ -54,8 +55,8 @@ def show(
     """Print all settings in force, as a settings file that --config reads."""
     if as_json:
         table = {
-            name: {"value": origin.value, "origin": origin.source}
-            for name, origin in settings.origins.items()
+            name: {"value": settings.value(name), "origin": settings.source(name)}
+            for name in SETTINGS
         }
         text = json.dumps(table, ensure_ascii=False)
     else:
@@ -103,10 +104,9 @@ def as_toml(settings: Settings, *, with_origin: bool = False) -> str:
     for group, members in itertools.groupby(SETTINGS.values(), lambda setting: setting.group):
         lines += ["", f"# --- {group} ---"]
         for setting in members:
-            origin = settings.origins[setting.name]
-            unset = origin.value is None
-            line = f"# {setting.name} =" if unset else f"{setting.name} = {_toml(origin.value)}"
-            comment = f"  # {streams.one_line(origin.source)}" if with_origin else ""
+            value, source = settings.value(setting.name), settings.source(setting.name)
+            line = f"# {setting.name} =" if value is None else f"{setting.name} = {_toml(value)}"
+            comment = f"  # {streams.one_line(source)}" if with_origin else ""
             lines.append(f"{line:<{_COLUMN}}{comment}" if comment else line)
     return "\n".join(lines[1:])
 

@@ -10,7 +10,7 @@ from llama_chat.cli.loading import model_path
 from llama_chat.conversion.output import appearing, check_free, check_space
 from llama_chat.conversion.target import GGUF, SHARD_SIZE, TYPES, Target, choose_target
 from llama_chat.files import expand_user, readable_size
-from llama_chat.settings_file import load_settings
+from llama_chat.settings.sources import load_settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 

@@ -15,7 +15,7 @@ from llama_chat.cli.completing import models
 from llama_chat.cli.loading import plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
@@ -55,7 +55,7 @@ def inspect(
     if as_json:
         writer.write(escaped(json.dumps(report, ensure_ascii=False)) + "\n")
     else:
-        colored = streams.use_color(settings.text("color"), sys.stdout)
+        colored = streams.use_color(settings.color, sys.stdout)
         from llama_chat.terminal.model_picture import draw_model
 
         writer.write(draw_model(report, colored=colored, with_tensors=tensors))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.library import find_model
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
@@ -24,7 +24,7 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
     Raises:
         ModelError: if it is nowhere.
     """
-    return find_model(wanted or settings.text("model"), settings.texts("model_paths"))
+    return find_model(wanted or settings.model or "", settings.model_paths)
 
 
 def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int = 0) -> "LoadPlan":
@@ -40,12 +40,12 @@ def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int
 
     return plan(
         path,
-        device=settings.text("device"),
-        dtype=settings.text("dtype"),
-        quantize=settings.text("quantize"),
-        kv_dtype=settings.text("kv_dtype"),
-        context=settings.integer("context"),
-        threads=settings.integer("threads"),
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        kv_dtype=settings.kv_dtype,
+        context=settings.context,
+        threads=settings.threads,
         reclaimable=reclaimable,
     )
 
@@ -71,7 +71,7 @@ def load_model(settings: Settings) -> "Llama":
         ModelError: if there is none, or it cannot be loaded.
         UsageError: if a setting does not suit it or this machine.
     """
-    with progress("Loading the model", hidden=settings["plain"] is True) as report:
+    with progress("Loading the model", hidden=settings.plain) as report:
         llama = plan_load(settings).load(report)
     for line in llama.checkpoint.warnings:
         streams.warn(line)
@@ -89,7 +89,7 @@ def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
 
 def open_prompt(settings: Settings) -> PromptFile | None:
     """The prompt file named in the settings, if one is."""
-    name = settings.text("prompt")
+    name = settings.prompt
     return load_prompt(name) if name else None
 
 
@@ -100,7 +100,7 @@ def new_session(
     from llama_chat.chat.configure import configure
 
     session = llama.chat(
-        template=settings.text("template"),
+        template=settings.template,
         examples=() if prompt is None else prompt.examples,
         notify=notify,
     )

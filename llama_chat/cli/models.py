@@ -8,10 +8,10 @@ import typer
 from llama_chat.cli.completing import own_models
 from llama_chat.cli.listing import date, write_json, write_rows
 from llama_chat.cli.options import takes
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.library import NO_MODEL_ADVICE, Model, installed_models, own_folder, remove
-from llama_chat.settings import Settings, suggestion
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 
 app = typer.Typer(name="models", help="Models on this machine.", rich_markup_mode=None)
@@ -35,7 +35,7 @@ def models(
     They lie in our own folder, the Hugging Face cache, the stores of ollama and LM Studio, and
     wherever the setting model_paths says.
     """
-    found = installed_models(settings.texts("model_paths"))
+    found = installed_models(settings.model_paths)
     if as_json:
         write_json(list(map(_describe, found)))
     elif not found:
@@ -60,7 +60,7 @@ def rm(
         if theirs:
             why = f"it is no model of ours but from {theirs[0].source}"
             raise UsageError(f"model {name[:80]!r}", why, f"it lies at {theirs[0].path}")
-        advice = suggestion(name, own) if own else f"there is none in {own_folder()}"
+        advice = did_you_mean(name, own) if own else f"there is none in {own_folder()}"
         raise UsageError(f"model {name[:80]!r}", "there is none of that name", advice)
     model = own[name]
     if not yes:

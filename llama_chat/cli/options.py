@@ -10,8 +10,9 @@ import typer
 
 from llama_chat.cli.completing import completer
 from llama_chat.files import expand_user
-from llama_chat.settings import SETTINGS, Setting
-from llama_chat.settings_file import load_settings
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import Setting
+from llama_chat.settings.sources import load_settings
 
 Flags = dict[str, Any]
 """Values as typed, by the name of the setting; None where a flag was not given."""
@@ -29,7 +30,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     if setting.off_flag is not None:
         names, default = [f"{setting.flag}/{setting.off_flag}"], " [default: on]"
     metavar = "|".join(setting.values) if setting.kind == "choice" else _METAVARS.get(setting.kind)
-    metavar = "PATH" if setting.paths else metavar
+    metavar = "PATH" if setting.is_paths else metavar
     option = typer.Option(
         *names,
         help=setting.help + default,

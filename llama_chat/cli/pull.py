@@ -10,11 +10,11 @@ import typer
 from llama_chat import starter
 from llama_chat.cli.completing import starters
 from llama_chat.cli.options import takes
-from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.errors import LlamaChatError, UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import Reference, cached, look_up, parse
-from llama_chat.settings import Settings, suggestion
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
@@ -45,14 +45,14 @@ def pull(
     elif name in starter.STARTERS:
         fetch(name, settings)
     else:
-        advice = suggestion(name, starter.STARTERS) + ", or give ORGANISATION/NAME of a hub"
+        advice = did_you_mean(name, starter.STARTERS) + ", or give ORGANISATION/NAME of a hub"
         raise UsageError(f"model {name!r}", "cannot be fetched by this name", advice)
 
 
 def is_offline(settings: Settings) -> bool:
     """Whether the network must not be used."""
     said = os.environ.get("HF_HUB_OFFLINE", "").lower()
-    return settings["offline"] is True or said in ("1", "on", "yes", "true")
+    return settings.offline or said in ("1", "on", "yes", "true")
 
 
 def fetch(name: str, settings: Settings) -> None:
@@ -101,9 +101,9 @@ def _refuse_offline(name: str, settings: Settings) -> None:
 
 
 def _is_hidden(settings: Settings) -> bool:
-    return settings["plain"] is True or settings["quiet"] is True
+    return settings.plain or settings.quiet
 
 
 def _say(settings: Settings, line: str) -> None:
-    if not settings["quiet"]:
+    if not settings.quiet:
         streams.say(line)

@@ -13,7 +13,7 @@ from llama_chat.chat.templates import choose_template
 from llama_chat.cli.loading import model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.settings import Settings
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
 
@@ -43,7 +43,7 @@ def tokenize(
     if dialog is None:
         ids = tokenizer.encode(text)
     else:
-        template = choose_template(settings.text("template"), template_text, tokenizer)
+        template = choose_template(settings.template, template_text, tokenizer)
         ids = template.render(parse_dialog(text, dialog))
     pieces = [tokenizer.piece(token_id) for token_id in ids]
     writer = AnswerWriter(raw=as_json)

@@ -12,9 +12,10 @@ import torch
 from llama_chat.generation.breakdown import seconds_of_a_token
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish
-from llama_chat.generation.sampling import Sampler, Sampling
+from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
 from llama_chat.model.transformer import Transformer
+from llama_chat.settings.definitions import Sampling
 
 _READ_BYTES = 2**30
 """What is summed to measure bandwidth: far more than any cache holds."""

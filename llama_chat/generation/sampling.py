@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,36 +9,7 @@ from torch import Tensor
 
 from llama_chat.errors import ModelError
 from llama_chat.generation.trace import N_ALTERNATIVES, Alternatives
-from llama_chat.settings import SAMPLING_NAMES, SETTINGS
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen; Meta's defaults.
-
-    The filters apply in the order of the fields: repetition penalty on the logits, then
-    temperature, top-k, top-p and min-p on the probabilities.
-    """
-
-    repeat_penalty: float = 1.0
-    """Logits of tokens among the last 64 are divided (if negative, multiplied) by it; 1 is off."""
-    temperature: float = 0.6
-    """0 takes the likeliest token, always."""
-    top_k: int = 0
-    """Keep only the k likeliest tokens; 0 keeps all."""
-    top_p: float = 0.9
-    """Keep tokens while the probability of those before them is at most this; 1 keeps all."""
-    min_p: float = 0.0
-    """Keep tokens at least this fraction as likely as the likeliest; 0 keeps all."""
-    seed: int | None = None
-    """Start of the random numbers; None draws one."""
-
-    def __post_init__(self) -> None:
-        for name in SAMPLING_NAMES:
-            value = getattr(self, name)
-            if value is not None:
-                SETTINGS[name].check(value)
-
+from llama_chat.settings.definitions import Sampling
 
 REPEAT_WINDOW = 64
 """How many of the last tokens the repetition penalty looks at."""

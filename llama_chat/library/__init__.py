@@ -1,12 +1,11 @@
 """The models on this machine: from what a person calls a model to where it lies."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llama_chat import starter
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, did_you_mean
 from llama_chat.files import expand_user
 from llama_chat.library.model import Model
 from llama_chat.library.stores import all_models, own_folder, remove
@@ -68,8 +67,5 @@ def _advice(wanted: str, names: Sequence[str]) -> str:
     """The next step for one who wants a model that is not here."""
     if wanted in starter.STARTERS:
         return f"fetch it with: llama-chat pull {wanted}"
-    if near := difflib.get_close_matches(wanted, names, n=1):
-        return f"did you mean {near[0]}?"
-    if names:
-        return "llama-chat models lists what is here, and llama-chat pull fetches others"
-    return NO_MODEL_ADVICE
+    others = "llama-chat models lists what is here, and llama-chat pull fetches others"
+    return did_you_mean(wanted, names, others if names else NO_MODEL_ADVICE)

@@ -45,7 +45,7 @@ class ChatApp:
             chat.save()
             if chat.unsaved is not None:
                 raise chat.unsaved
-        if chat.file.name and not chat.settings["quiet"]:
+        if chat.file.name and not chat.settings.quiet:
             name = shlex.quote(chat.file.name)
             chat.renderer.note(f"saved: llama-chat --resume {name}")
 
@@ -110,7 +110,7 @@ class ChatApp:
     def _wishes(self) -> tuple[bool, bool, bool]:
         """What an input is made for: whether it is plain, coloured, and keeps a history."""
         renderer = self._chat.renderer
-        return renderer.plain, renderer.colored, not self._chat.settings["no_save"]
+        return renderer.plain, renderer.colored, not self._chat.settings.no_save
 
     def _open_input(self) -> Input:
         chat = self._chat

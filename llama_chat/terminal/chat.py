@@ -13,7 +13,8 @@ from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.chat.store import ConversationFile
 from llama_chat.errors import LlamaChatError, SaveError
 from llama_chat.generation.events import Event, Finish, Watch
-from llama_chat.settings import Settings, Value
+from llama_chat.settings.definitions import SETTINGS, Settings
+from llama_chat.settings.setting import Value
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
     from llama_chat.loading.plan import LoadPlan
-
-RELOADING = ("model", "device", "dtype", "quantize", "kv_dtype", "context", "threads")
-"""Settings that a loaded model cannot follow."""
 
 _POLL_S = 0.05
 
@@ -50,7 +48,7 @@ class Chat:
         """
         self._settings = PromptedSettings(settings)
         self.renderer = self._new_renderer()
-        self.conversation = Conversation(settings.text("system"))
+        self.conversation = Conversation(settings.system)
         self.file = ConversationFile()
         self.tag = ModelTag()
         """The model that the ids in the conversation come from."""
@@ -87,7 +85,7 @@ class Chat:
     @property
     def model_name(self) -> str:
         """The model in use, or that is being loaded."""
-        return self.llama.name if self.llama else Path(self.settings.text("model")).stem or "model"
+        return self.llama.name if self.llama else Path(self.settings.model or "").stem or "model"
 
     def load(self) -> None:
         """Load the model behind the input, and read what the first message will stand behind."""
@@ -134,7 +132,7 @@ class Chat:
     def tell_notes(self) -> None:
         """Say what has been noted behind the input."""
         notes, self.notes = self.notes, []
-        if not self.settings["quiet"]:
+        if not self.settings.quiet:
             for line in notes:
                 self.renderer.note(line)
 
@@ -189,7 +187,7 @@ class Chat:
         llama = plan.load(report)
         session = llama.chat(
             conversation=self.conversation,
-            template=self.settings.text("template"),
+            template=self.settings.template,
             notify=lambda line: self.renderer.note(line),
         )
         self._adopt(llama)
@@ -226,18 +224,19 @@ class Chat:
         Raises:
             LlamaChatError: if the model cannot follow; nothing is changed then.
         """
-        if name in RELOADING:
-            self.reload(self.settings.replace(name, value, source))
+        scope = SETTINGS[name].scope
+        if scope == "load":
+            self.reload(self.settings.change(name, value, source))
         elif name == "template" and self.llama is not None and self.session is not None:
             self.session.template = self.llama.template(str(value))
         self._settings.change(name, value, source)
-        if name in ("color", "markdown", "plain"):
+        if scope == "display":
             self.renderer = self._new_renderer()
         self.configure()
 
     def configure(self) -> None:
         """Let the conversation and the session follow the settings."""
-        self.conversation.system = self.settings.text("system")
+        self.conversation.system = self.settings.system
         if self.session is not None:
             from llama_chat.chat.configure import configure
 
@@ -257,9 +256,7 @@ class Chat:
 
     def _new_renderer(self) -> Renderer:
         settings = self.settings
-        return Renderer(
-            settings.text("color"), settings.text("markdown"), plain=settings["plain"] is True
-        )
+        return Renderer(settings.color, settings.markdown, plain=settings.plain)
 
     # The conversation
 
@@ -312,7 +309,7 @@ class Chat:
         if isinstance(event, Finish):  # as the last one always is
             self.last = event
             self.renderer.ended(event, begun=bool(begun))
-            if self.settings["verbose"]:
+            if self.settings.verbose:
                 self.renderer.note(event.summary())
 
     def start_editing(self, message: Message) -> None:
@@ -373,7 +370,7 @@ class Chat:
         self.end_prompt()
         self.conversation, self.tag = conversation, tag
         self.previous = self.editing = None
-        if not self.settings.origins["system"].given:
+        if not self.settings.is_given("system"):
             self._settings.change("system", conversation.system, "the conversation")
         if self.session is not None and self.llama is not None:
             self.session.conversation = conversation
@@ -382,7 +379,7 @@ class Chat:
 
     def save(self, *, durable: bool = True) -> None:
         """Write what has changed to the disk; if that fails it is said once, and tried again."""
-        if self.settings["no_save"]:
+        if self.settings.no_save:
             return
         try:
             self.file.save(self.conversation, self.tag, durable=durable)

@@ -23,7 +23,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     """
     settings = chat.settings
     model = chat.model_name
-    sampling = f"temp {settings['temperature']:g} · top-p {settings['top_p']:g}"
+    sampling = f"temp {settings.temperature:g} · top-p {settings.top_p:g}"
     parts = [model, sampling]
     warning = ""
     if (session := chat.session) is not None:

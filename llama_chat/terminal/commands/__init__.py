@@ -1,8 +1,6 @@
 """The slash commands of the chat."""
 
-import difflib
-
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import conversation, files, looking, settings
 from llama_chat.terminal.commands.command import Command, Value
@@ -39,8 +37,7 @@ def find_command(name: str) -> Command:
     if fitting:
         names = ", ".join("/" + command.name for command in fitting)
         raise UsageError(f"/{name}", "more than one command begins so", names)
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    advice = f"did you mean /{near[0]}?" if near else "/help lists the commands"
+    advice = did_you_mean(name, COMMANDS, "/help lists the commands", prefix="/")
     raise UsageError(f"/{name}", "no such command", advice)
 
 

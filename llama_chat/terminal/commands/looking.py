@@ -9,7 +9,7 @@ from rich.text import Text
 
 from llama_chat.errors import UsageError
 from llama_chat.generation.trace import Trace
-from llama_chat.settings import SETTINGS
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
 from llama_chat.terminal.commands.settings import set_value, show_value

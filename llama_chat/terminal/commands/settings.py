@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Callable, Iterable
 
 from llama_chat.chat.prompt_files import list_prompts, load_prompt
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.library import installed_models
-from llama_chat.settings import SETTINGS, Setting, parse, suggestion
-from llama_chat.terminal.chat import RELOADING, Chat
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import Setting, parse
+from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import one_line
 
@@ -28,12 +29,12 @@ def set_value(chat: Chat, setting: Setting, typed: str, source: str) -> None:
 
 def show_value(chat: Chat, setting: Setting) -> None:
     """Say what a setting is, and since when."""
-    origin = chat.settings.origins[setting.name]
-    chat.renderer.note(f"{setting.command[1:]} is {_written(chat, setting)} ({origin.source})")
+    source = chat.settings.source(setting.name)
+    chat.renderer.note(f"{setting.command[1:]} is {_written(chat, setting)} ({source})")
 
 
 def _written(chat: Chat, setting: Setting) -> str:
-    value = chat.settings[setting.name]
+    value = chat.settings.value(setting.name)
     if setting.name == "seed" and value is None and chat.session is not None:
         return f"{chat.session.sampler.seed}, drawn"
     if value is None or value in ("", ()):
@@ -68,7 +69,7 @@ def _set(chat: Chat, argument: str) -> None:
     setting = SETTINGS.get(name.replace("-", "_"))
     if setting is None:
         names = [known.replace("_", "-") for known in SETTINGS]
-        raise UsageError("/set", f"no setting {name[:40]!r}", suggestion(name, names))
+        raise UsageError("/set", f"no setting {name[:40]!r}", did_you_mean(name, names))
     if typed.strip():
         # Some have a command that does more than to set them.
         command = next((c for c in COMMANDS if c.name == setting.command[1:]), None)
@@ -93,7 +94,7 @@ def _settings(chat: Chat, argument: str) -> None:
         (
             (setting.command[1:], one_line(_written(chat, setting)), source)
             for setting in SETTINGS.values()
-            for source in [chat.settings.origins[setting.name].source]
+            for source in [chat.settings.source(setting.name)]
         ),
         long=("value", "from"),
     )
@@ -118,7 +119,7 @@ def _texts(argument: str) -> tuple[str, ...]:
 def _system(chat: Chat, argument: str) -> None:
     if argument:
         chat.change("system", "" if argument in ("off", DEFAULT) else argument, "/system")
-    system = chat.settings.text("system")
+    system = chat.settings.system
     chat.renderer.note(f"system: {system}" if system else "no system message")
 
 
@@ -141,7 +142,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.send(prompt.text)
         return
     chat.use_prompt(prompt)
-    if system := chat.settings.text("system"):
+    if system := chat.settings.system:
         chat.renderer.note(f"system: {system}")
     for example in prompt.examples:
         chat.renderer.note(f"  {example.user} → {example.assistant}")
@@ -167,7 +168,7 @@ def _model(chat: Chat, argument: str) -> None:
         set_value(chat, SETTINGS["model"], argument, "/model")
         return
     chat.renderer.note(f"model is {chat.model_name}")
-    if models := installed_models(chat.settings.texts("model_paths")):
+    if models := installed_models(chat.settings.model_paths):
         chat.renderer.table(
             ("on this machine", "size", "format", "from"),
             (
@@ -178,39 +179,20 @@ def _model(chat: Chat, argument: str) -> None:
 
 
 def _model_values(chat: Chat, argument: str) -> Iterable[Value]:
-    models = installed_models(chat.settings.texts("model_paths"))
+    models = installed_models(chat.settings.model_paths)
     return [(model.name, model.summary) for model in models]
 
-
-_EXAMPLES = {
-    "temperature": "0.2",
-    "top_p": "0.95",
-    "top_k": "40",
-    "min_p": "0.05",
-    "repeat_penalty": "1.1",
-    "seed": "42",
-    "max_tokens": "200",
-    "overflow": "stop",
-    "device": "cpu",
-    "dtype": "float32",
-    "model_paths": "~/models",
-    "quantize": "int8",
-    "threads": "4",
-    "lookup": "false",
-    "color": "never",
-    "markdown": "never",
-}
 
 _ARGUMENTS = {"integer": "[n]", "number": "[x]", "switch": "[true|false]"}
 
 
 def _setting_command(setting: Setting) -> Command:
-    again = "; loads the model again" if setting.name in RELOADING else ""
+    again = "; loads the model again" if setting.scope == "load" else ""
     return Command(
         setting.command[1:],
         _ARGUMENTS.get(setting.kind) or f"[{'|'.join(setting.values) or 'text'}]",
         f"{setting.help.rstrip('.')} ({setting.range}{again}).",
-        f"{setting.command} {_EXAMPLES.get(setting.name, 'true')}",
+        f"{setting.command} {setting.example}",
         _runner(setting.name),
         lambda chat, argument: _values_of(setting),
     )

@@ -6,18 +6,10 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import config_home, expand_user, read_small_text
-from llama_chat.settings import (
-    SETTINGS,
-    Origin,
-    Settings,
-    Value,
-    check,
-    misfit,
-    parse,
-    suggestion,
-)
+from llama_chat.settings.definitions import SETTINGS, Settings
+from llama_chat.settings.setting import Value, check, parse
 
 
 def load_settings(
@@ -25,40 +17,41 @@ def load_settings(
     config: Path | None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Put together defaults, settings file, environment and flags.
+    """Combine defaults, settings file, environment and flags.
 
     Args:
-        flags: values as typed; None or an empty list where a flag was not given.
+        flags: values as typed; None or an empty list if a flag was not given.
         config: the file named by ``--config``.
         environment: ``os.environ`` unless given.
 
     Raises:
-        UsageError: at the first value that does not fit, naming where it stands.
+        UsageError: at the first value that is out of range, naming its source.
     """
     environment = os.environ if environment is None else environment
-    origins = {name: Origin(setting.default, "default") for name, setting in SETTINGS.items()}
+    settings = Settings()
     path = config_path(config, environment)
     if path is not None:
         for name, value in read_config(path).items():
-            origins[name] = Origin(value, str(path))
+            settings = settings.change(name, value, str(path))
     for name, setting in SETTINGS.items():
         if typed := environment.get(setting.variable):
-            origins[name] = Origin(parse(setting, typed, setting.variable), setting.variable)
+            value = parse(setting, typed, setting.variable)
+            settings = settings.change(name, value, setting.variable)
         flag = flags.get(name)
-        if isinstance(flag, bool) or (isinstance(flag, list) and flag):
-            origins[name] = Origin(check(setting, flag, setting.flag), setting.flag)
-        elif isinstance(flag, str):
-            origins[name] = Origin(parse(setting, flag, setting.flag), setting.flag)
-    return Settings(origins)
+        if isinstance(flag, str):
+            settings = settings.change(name, parse(setting, flag, setting.flag), setting.flag)
+        elif flag is not None and flag != []:
+            settings = settings.change(name, check(setting, flag, setting.flag), setting.flag)
+    return settings
 
 
 def usual_config_path() -> Path:
-    """Where the settings file lies if nobody names one."""
+    """Path of the settings file if nobody names one."""
     return config_home() / "config.toml"
 
 
 def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """The settings file to read: never one that merely lies in the current folder."""
+    """The settings file to read: never one that merely is in the current folder."""
     if given is not None:
         return given
     if named := environment.get("LLAMA_CHAT_CONFIG"):
@@ -66,14 +59,14 @@ def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | No
     usual = usual_config_path()
     try:
         return usual if usual.exists() else None
-    except OSError:  # it lies where we may not look: reading it says so
+    except OSError:  # no permission to look there: reading it says so
         return usual
 
 
 def read_config(path: Path) -> dict[str, Value]:
     """Read a settings file.
 
-    A relative path of a model, or of a folder of models, in it is relative to the file's folder.
+    A relative path of a model, or of a folder of models, is relative to the folder of the file.
 
     Raises:
         UsageError: naming the file, the line and what is wrong in it.
@@ -87,34 +80,31 @@ def read_config(path: Path) -> dict[str, Value]:
         raise UsageError(where, f"not TOML: {reason}", "correct that line") from None
     values: dict[str, Value] = {}
     for key, value in table.items():
+        place = where + _line(text, key)
         if key not in SETTINGS:
-            what = where + _line(text, key)
-            raise UsageError(what, f"unknown key {key[:60]!r}", suggestion(key, SETTINGS))
+            raise UsageError(place, f"unknown key {key[:60]!r}", did_you_mean(key, SETTINGS))
         setting = SETTINGS[key]
-        try:
-            checked = setting.check(value)
-        except ValueError:
-            raise misfit(setting, value, f"{where}{_line(text, key)}, {key}") from None
+        checked = check(setting, value, f"{place}, {key}")
         if setting.kind == "path" and isinstance(checked, str) and checked:
             checked = _beside(path, checked)
-        elif setting.paths and isinstance(checked, tuple):
+        elif setting.is_paths and isinstance(checked, tuple):
             checked = tuple(_beside(path, item) for item in checked)
         values[key] = checked
     return values
 
 
 def _line(text: str, key: str) -> str:
-    """The line of ``key`` in a settings file, for an error; empty if it cannot be told."""
+    """Line number of ``key`` in a settings file, for an error; empty if it is not certain."""
     pattern = rf"^[ \t\[]*[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]"
     found = list(re.finditer(pattern, text, re.MULTILINE))
-    if len(found) != 1:  # more: one may lie within a text of several lines
+    if len(found) != 1:  # more: one may be within a text of several lines
         return ""
     number = text[: found[0].start()].count("\n") + 1
     return f", line {number}"
 
 
 def _beside(config: Path, wanted: str) -> str:
-    """The path ``wanted`` from the folder of a settings file if it is there, else as it is."""
+    """The path ``wanted`` relative to a settings file if it exists there, else unchanged."""
     path = config.parent / expand_user(wanted)
     try:
         return str(path) if path.exists() else wanted

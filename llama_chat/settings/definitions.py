@@ -1,0 +1,368 @@
+"""All settings.
+
+A new one is a field here and a line in ``config.toml``: flag, environment variable, command in the
+chat, completion and documentation of ``--help`` follow from it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
+
+from llama_chat.settings.setting import Setting, Value, define, setting_of
+
+DEFAULT_SOURCE = "default"
+
+TEMPLATES = {
+    "auto": "the one that the model was made for",
+    "llama2": "Llama 2 and its relatives",
+    "chatml": "Qwen, SmolLM and others",
+    "zephyr": "Zephyr and TinyLlama",
+    "llama3": "Llama 3",
+    "mistral": "Mistral 7B Instruct",
+    "vicuna": "Vicuna",
+    "plain": "no markers: for models that only continue text",
+}
+"""Chat templates; each but ``auto`` is the module of that name in ``chat/templates``."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Model, and its place and format in memory."""
+
+    model: str | None = define(
+        "path",
+        None,
+        "Model: a folder, a file or a name.",
+        scope="load",
+        short="-m",
+        example="smollm2-135m",
+    )
+    model_paths: tuple[str, ...] = define(
+        "list",
+        (),
+        "Look for models here too; may be given again.",
+        scope="program",
+        is_paths=True,
+        example="~/models",
+    )
+    device: str = define(
+        "text",
+        "auto",
+        "Where to compute: auto, cpu, cuda, mps, or cuda:0,cuda:1.",
+        scope="load",
+        values={
+            "auto": "CUDA, else MPS, else CPU",
+            "cpu": "the processor",
+            "cuda": "the first GPU",
+            "mps": "the GPU of a Mac",
+        },
+        example="cpu",
+    )
+    dtype: str = define(
+        "choice",
+        "auto",
+        "Type of the weights in memory.",
+        scope="load",
+        values={
+            "auto": "float32 stays; all others become bfloat16 where that is fast",
+            "float32": "4 bytes per weight",
+            "bfloat16": "2 bytes per weight, with the range of float32",
+            "float16": "2 bytes per weight, with a smaller range",
+        },
+        example="float32",
+    )
+    quantize: str = define(
+        "choice",
+        "auto",
+        "How weights are packed in memory.",
+        scope="load",
+        values={
+            "auto": "a quantized file stays packed, any other stays as it is",
+            "none": "floats of --dtype, however the file is stored",
+            "stored": "packed as the file is",
+            "int8": "quantized at load, about 1 byte per weight",
+            "int4": "quantized at load, about half a byte per weight",
+        },
+        example="int8",
+    )
+    kv_dtype: str = define(
+        "choice",
+        "auto",
+        "Type of the KV cache.",
+        scope="load",
+        values={
+            "auto": "that of --dtype",
+            "int8": "half the memory of bfloat16, at a small loss",
+        },
+        example="int8",
+    )
+    context: int | None = define(
+        "integer",
+        None,
+        "Context length in tokens; else the model's.",
+        scope="load",
+        low=2,
+        example="2048",
+    )
+    offline: bool = define(
+        "switch",
+        False,
+        "Never use the network; only pull does.",
+        scope="program",
+        example="true",
+    )
+    threads: int | None = define(
+        "integer",
+        None,
+        "CPU threads; else one per core.",
+        scope="load",
+        low=1,
+        high=1024,
+        example="4",
+    )
+    lookup: bool = define(
+        "switch",
+        True,
+        "Draft tokens that followed the same words before; the text stays the same.",
+        scope="reply",
+        example="false",
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Choice of the next token, with Meta's defaults.
+
+    The filters apply in this order: repetition penalty on the logits, then temperature, top-k,
+    top-p and min-p on the probabilities.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    temperature: float = define(
+        "number",
+        0.6,
+        "Randomness; 0 takes the likeliest token.",
+        scope="sampling",
+        low=0,
+        high=10,
+        example="0.2",
+    )
+    top_p: float = define(
+        "number",
+        0.9,
+        "Keep the likeliest tokens of this total probability; 1 is off.",
+        scope="sampling",
+        low=0,
+        high=1,
+        above=True,
+        example="0.95",
+    )
+    top_k: int = define(
+        "integer",
+        0,
+        "Keep so many likeliest tokens; 0 is off.",
+        scope="sampling",
+        low=0,
+        high=10**6,
+        example="40",
+    )
+    min_p: float = define(
+        "number",
+        0.0,
+        "Drop tokens below this fraction of the likeliest; 0 is off.",
+        scope="sampling",
+        low=0,
+        high=1,
+        example="0.05",
+    )
+    repeat_penalty: float = define(
+        "number",
+        1.0,
+        "Make recent tokens less likely; 1 is off.",
+        scope="sampling",
+        low=0,
+        high=10,
+        above=True,
+        example="1.1",
+    )
+    seed: int | None = define(
+        "integer",
+        None,
+        "For the same answer again.",
+        scope="sampling",
+        low=0,
+        high=2**63 - 1,
+        example="42",
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(Sampling):
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                setting_of(each.metadata).check(value)
+
+
+@dataclass(frozen=True)
+class ReplySettings:
+    """Limits and beginnings of replies."""
+
+    max_tokens: int = define(
+        "integer",
+        1024,
+        "End a reply after so many tokens.",
+        scope="reply",
+        low=1,
+        high=10**9,
+        example="200",
+    )
+    stop: tuple[str, ...] = define(
+        "list",
+        (),
+        "End a reply before this text; may be given again.",
+        scope="reply",
+        example=r'"\n\n" END',
+    )
+    system: str = define(
+        "text",
+        "",
+        "System message: who the model is to be.",
+        scope="reply",
+        example="Be brief.",
+    )
+    prompt: str | None = define(
+        "text",
+        None,
+        "Prompt file with a system message and examples to begin with.",
+        scope="program",
+        example="few_shot/translate_to_french",
+    )
+    template: str = define(
+        "choice", "auto", "Chat template.", scope="reply", values=TEMPLATES, example="llama2"
+    )
+    overflow: str = define(
+        "choice",
+        "drop-oldest",
+        "When the context is full.",
+        scope="reply",
+        values={
+            "drop-oldest": "no longer show the oldest turns to the model",
+            "stop": "refuse the message",
+        },
+        example="stop",
+    )
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """The screen, and files on disk."""
+
+    color: str = define(
+        "choice",
+        "auto",
+        "Colour on terminals.",
+        scope="display",
+        values={
+            "auto": "as the terminal, NO_COLOR and FORCE_COLOR say",
+            "always": "also into files and pipes",
+            "never": "plain text",
+        },
+        example="never",
+    )
+    markdown: str = define(
+        "choice",
+        "auto",
+        "Format replies in the chat.",
+        scope="display",
+        values={
+            "auto": "as the terminal says",
+            "always": "formatted",
+            "never": "as the model writes it",
+        },
+        example="never",
+    )
+    plain: bool = define(
+        "switch",
+        False,
+        "No cursor movement, no toolbar: for screen readers.",
+        scope="display",
+        example="true",
+    )
+    no_save: bool = define(
+        "switch",
+        False,
+        "Keep no conversation and no history on disk.",
+        scope="program",
+        example="true",
+    )
+    quiet: bool = define(
+        "switch",
+        False,
+        "Nothing but the answer and errors.",
+        scope="program",
+        short="-q",
+        example="true",
+    )
+    verbose: bool = define(
+        "switch",
+        False,
+        "More on stderr: speeds and counts.",
+        scope="program",
+        short="-v",
+        example="true",
+    )
+
+
+_GROUPS: Mapping[str, type[Any]] = {
+    "Model": ModelSettings,
+    "Sampling": Sampling,
+    "Reply": ReplySettings,
+    "Output": OutputSettings,
+}
+
+SETTINGS: Mapping[str, Setting] = {
+    each.name: replace(setting_of(each.metadata), name=each.name, group=heading)
+    for heading, group in _GROUPS.items()
+    for each in fields(group)
+}
+"""All settings by name, in their groups."""
+
+
+@dataclass(frozen=True)
+class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
+    """All settings in force."""
+
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Source of each value that is not the default: ``--top-p``, ``LLAMA_CHAT_TOP_P``, ``/top-p``
+    or the path of a file."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The choice of tokens alone."""
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
+
+    def value(self, name: str) -> Value:
+        """Value of the setting ``name``."""
+        return cast("Value", getattr(self, name))
+
+    def source(self, name: str) -> str:
+        """Source of the value of ``name``, as in ``sources``, or ``default``."""
+        return self.sources.get(name, DEFAULT_SOURCE)
+
+    def is_given(self, name: str) -> bool:
+        """True if the value was given for this run, by a flag or in the environment."""
+        return self.source(name).startswith(("--", "LLAMA_CHAT_"))
+
+    def change(self, name: str, value: Value, source: str) -> "Settings":
+        """A copy with another value of ``name``, which came from ``source``."""
+        changes: dict[str, Any] = {name: value}
+        return replace(self, **changes, sources={**self.sources, name: source})
+
+    def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
+        """A copy with the values of a prompt file, which override a settings file, but no flag."""
+        changed = self
+        for name, value in values.items():
+            if not self.is_given(name):
+                changed = changed.change(name, value, source)
+        return changed

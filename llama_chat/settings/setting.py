@@ -1,0 +1,181 @@
+"""One setting: type, range and spellings, parsing and checking of its values."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llama_chat.errors import UsageError
+
+Value = str | int | float | bool | tuple[str, ...] | None
+Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch"]
+Scope = Literal["load", "sampling", "reply", "display", "program"]
+"""Part of the program that follows a change: the loaded model (which is loaded again), the choice
+of tokens, the next reply, the screen, or nothing but the program as a whole."""
+
+_WORDS = {"true": True, "1": True, "yes": True, "on": True}
+_WORDS |= {"false": False, "0": False, "no": False, "off": False}
+
+_KEY = "setting"
+"""Key of the ``Setting`` in the metadata of a dataclass field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Definition of one setting."""
+
+    kind: Kind
+    default: Value
+    help: str
+    example: str
+    scope: Scope
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    """Exclude ``low`` itself."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Possible values with their meanings: all of a choice, some of a text."""
+    short: str | None = None
+    """One-letter flag."""
+    is_paths: bool = False
+    """List of paths, which the environment separates by ``:``."""
+    name: str = ""
+    group: str = ""
+    """Heading in ``--help`` and in the settings file."""
+
+    @property
+    def flag(self) -> str:
+        """Spelling on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def off_flag(self) -> str | None:
+        """Flag that turns a switch off; None unless it is on by default."""
+        return f"--no-{self.flag[2:]}" if self.default is True else None
+
+    @property
+    def variable(self) -> str:
+        """Spelling in the environment."""
+        return "LLAMA_CHAT_" + self.name.upper()
+
+    @property
+    def command(self) -> str:
+        """Spelling in the chat."""
+        return "/" + self.name.replace("_", "-")
+
+    @property
+    def range(self) -> str:
+        """Possible values in words."""
+        match self.kind:
+            case "choice":
+                return "one of " + ", ".join(self.values)
+            case "integer" | "number":
+                noun = "a whole number" if self.kind == "integer" else "a number"
+                low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+                return f"{noun} {low}" + ("" if self.high == math.inf else f" to {self.high:g}")
+            case "list":
+                return "a list of paths" if self.is_paths else "a list of texts"
+            case "switch":
+                return "true or false"
+            case _:
+                return "a text"
+
+    def parse(self, typed: str) -> Value:
+        """Read a value as typed on the command line, in the environment or in the chat.
+
+        Raises:
+            ValueError: if it is out of range; the message states the range.
+        """
+        value: object = typed
+        match self.kind:
+            case "integer" | "number":
+                try:
+                    value = int(typed) if self.kind == "integer" else float(typed)
+                except ValueError:  # no number, or one of too many digits
+                    value = typed
+            case "switch":
+                value = _WORDS.get(typed.lower(), typed)
+            case "list":
+                paths = [path for path in typed.split(os.pathsep) if path]
+                value = paths if self.is_paths else [typed]
+        return self.check(value)
+
+    def check(self, value: object) -> Value:
+        """Check the type and range of a value.
+
+        Raises:
+            ValueError: if it is out of range; the message states the range.
+        """
+        if self.kind == "number" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**1023 else math.inf
+        match self.kind, value:
+            case "integer", bool():
+                pass
+            case ("integer", int(number)) | ("number", float(number)):
+                if self.low <= number <= self.high and not (self.above and number == self.low):
+                    return number
+            case "switch", bool():
+                return value
+            case "list", list() | tuple():
+                if all(isinstance(item, str) and item for item in value) and not (
+                    self.is_paths and any("\0" in item for item in value)
+                ):
+                    return tuple(value)
+            case "choice", str():
+                if value in self.values:
+                    return value
+            case (("text" | "path"), str()):
+                if "\0" not in value:
+                    return value
+        raise ValueError(f"{_quoted(value)} is not {self.range}")
+
+
+def parse(setting: Setting, typed: str, where: str) -> Value:
+    """Read a typed value; see ``Setting.parse``.
+
+    Raises:
+        UsageError: about ``where``, if it is out of range.
+    """
+    try:
+        return setting.parse(typed)
+    except ValueError:
+        raise _misfit(setting, typed, where) from None
+
+
+def check(setting: Setting, value: object, where: str) -> Value:
+    """Check a value of a file; see ``Setting.check``.
+
+    Raises:
+        UsageError: about ``where``, if it is out of range.
+    """
+    try:
+        return setting.check(value)
+    except ValueError:
+        raise _misfit(setting, value, where) from None
+
+
+def _misfit(setting: Setting, value: object, where: str) -> UsageError:
+    return UsageError(where, f"{_quoted(value)} does not fit", f"give {setting.range}")
+
+
+def _quoted(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of over 4,300 digits has no decimal text
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def define(
+    kind: Kind, default: Value, meaning: str, *, scope: Scope, example: str, **more: Any
+) -> Any:
+    """A dataclass field that is a setting; for the arguments see ``Setting``."""
+    setting = Setting(kind, default, meaning, example, scope, **more)
+    return field(default=default, metadata={_KEY: setting})
+
+
+def setting_of(metadata: Mapping[str, Any]) -> Setting:
+    """The setting in the metadata of a field that ``define`` made."""
+    setting: Setting = metadata[_KEY]
+    return setting
