@@ -10,7 +10,7 @@ import torch
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.dialogs import parse_dialog
-from llama_chat.chat.templates.instruct import Llama2Template
+from llama_chat.chat.templates.llama2 import Llama2Template
 from llama_chat.llama import Llama
 from llama_chat.loading.plan import load
 from llama_chat.loading.weights import device_of

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
-from llama_chat.chat.templates.headed import ChatMLTemplate
+from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import generate_merges
 
 from llama_chat.chat.conversation import Conversation, Message, Role
 from llama_chat.chat.session import ChatSession
-from llama_chat.chat.templates import TEMPLATES, choose_template, recognise
+from llama_chat.chat.templates import TEMPLATE_NAMES, choose_template, recognise, template_class
 from llama_chat.errors import UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
@@ -167,7 +167,7 @@ def reference(name: str, tokenizer: PreTrainedTokenizerFast, messages: list[Mess
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_those_of_the_published_template(kit: Kit, name: str) -> None:
     ours, theirs = kit(name)
-    template = TEMPLATES[name.split()[0]](ours)
+    template = template_class(name.split()[0])(ours)
     compared = 0
     for messages in dialogs():
         if name == "vicuna" and messages[0].content.startswith(" "):
@@ -189,7 +189,7 @@ def test_llama_2_follows_meta_where_its_template_follows_meta(kit: Kit, shared_d
 @pytest.mark.parametrize("name", [*NAMES, "plain"])
 def test_turns_only_append(kit: Kit, name: str) -> None:
     ours, _ = kit("llama2" if name == "plain" else name)
-    template = TEMPLATES[name.split()[0]](ours)
+    template = template_class(name.split()[0])(ours)
     reply_ids = tuple(ours.encode("the inn"))
     for system in ([], [Message("system", "S")]):
         question = [
@@ -214,7 +214,7 @@ def test_turns_only_append(kit: Kit, name: str) -> None:
 def test_the_cache_ends_where_the_next_message_begins(kit: Kit, name: str) -> None:
     ours, _ = kit(name)
     model = random_model(replace(SMALL, vocab_size=ours.vocab_size))
-    template = TEMPLATES[name.split()[0]](ours)
+    template = template_class(name.split()[0])(ours)
     session = ChatSession(
         Engine(TorchBackend(model), ours),
         template,
@@ -235,7 +235,7 @@ def test_the_cache_ends_where_the_next_message_begins(kit: Kit, name: str) -> No
 @pytest.mark.parametrize("name", [*NAMES, "plain"])
 def test_a_prefilled_reply_has_the_ids_of_its_text(kit: Kit, name: str) -> None:
     ours, _ = kit("llama2" if name == "plain" else name)
-    template = TEMPLATES[name.split()[0]](ours)
+    template = template_class(name.split()[0])(ours)
     question = Message("user", "Where?")
     for text in ("Paris", "naïve 日本語"):
         as_text = template.render([question, Message("assistant", text)], open_reply=True)
@@ -246,7 +246,7 @@ def test_a_prefilled_reply_has_the_ids_of_its_text(kit: Kit, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_typed_tags_are_spelled(kit: Kit, name: str, role: Role) -> None:
     ours, theirs = kit(name)
-    template = TEMPLATES[name.split()[0]](ours)
+    template = template_class(name.split()[0])(ours)
     for tag in template.tags:
         said = {"system": "S", "user": "U", "assistant": "A"} | {role: f"a {tag} b"}
         messages = [Message("system", said["system"]), Message("user", said["user"])]
@@ -265,7 +265,7 @@ def test_typed_tags_are_spelled(kit: Kit, name: str, role: Role) -> None:
 def test_no_text_becomes_a_control_token(kit: Kit, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))
     ours, _ = kit(name)
-    template = TEMPLATES[name.split()[0]](ours)
+    template = template_class(name.split()[0])(ours)
     fragments = st.sampled_from([*ours.control_ids, *template.tags, " ", "\n", "é", "a", "[", "<|"])
     text = st.lists(fragments, max_size=8).map("".join)
     typed = [data.draw(text) for _ in range(4)]
@@ -320,7 +320,7 @@ def test_a_template_that_is_not_known_is_refused_by_its_marker(kit: Kit, marker:
             choose_template("auto", text, ours)
         line = str(caught.value)
         assert (f"with {marker}, is not known" if marker else "model is not known") in line
-        assert "--template: " + ", ".join(TEMPLATES) in line
+        assert "--template: " + ", ".join(TEMPLATE_NAMES) in line
         assert choose_template("zephyr", text, ours).name == "zephyr"
 
 
@@ -328,3 +328,12 @@ def test_a_template_is_refused_where_its_control_tokens_are_missing(kit: Kit) ->
     ours, _ = kit("llama2")
     with pytest.raises(UsageError, match=r"has no <\|begin_of_text\|>"):
         choose_template("llama3", None, ours)
+
+
+def test_every_template_is_the_module_of_its_name(kit: Kit) -> None:
+    ours, _ = kit("llama2")
+    assert {name: template_class(name).name for name in TEMPLATE_NAMES} == {
+        name: name for name in TEMPLATE_NAMES
+    }
+    with pytest.raises(UsageError, match="there is none of that name: did you mean llama2"):
+        choose_template("lama2", None, ours)

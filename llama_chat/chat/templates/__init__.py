@@ -1,79 +1,52 @@
 """Chat templates: from messages to ids.
 
-A closed list, rendered here. A template text found in a file is recognised, and never executed.
+A closed list, rendered here; ``settings.definitions.TEMPLATES`` names the modules. A template text
+found in a file is recognised, and never executed.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from importlib import import_module
 
 from llama_chat.chat.templates.base import ChatTemplate
-from llama_chat.chat.templates.headed import ChatMLTemplate, Llama3Template, ZephyrTemplate
-from llama_chat.chat.templates.instruct import Llama2Template, MistralTemplate
-from llama_chat.chat.templates.others import PlainTemplate, VicunaTemplate
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
+from llama_chat.settings.definitions import TEMPLATES
 from llama_chat.tokenizers.base import Tokenizer
 
-TEMPLATES: dict[str, type[ChatTemplate]] = {
-    template.name: template
-    for template in (
-        Llama2Template,
-        ChatMLTemplate,
-        ZephyrTemplate,
-        Llama3Template,
-        MistralTemplate,
-        VicunaTemplate,
-        PlainTemplate,
-    )
-}
-
-# Others have Zephyr's tags, but end a message of the user with another token or with none.
-_ZEPHYR = re.compile(
-    r"""<\|user\|>(?:\\n|\n)['"]\s*\+\s*message(?:\.content|\[['"]content['"]\])\s*\+"""
-    r"""\s*(?:eos_token|['"]</s>)"""
-)
 _MARKER = re.compile(r"<\|\w{1,30}\|>|<\w{1,30}>|\[[A-Z_]{2,30}\]", re.ASCII)
+
+TEMPLATE_NAMES = tuple(name for name in TEMPLATES if name != "auto")
+
+
+def template_class(name: str) -> type[ChatTemplate]:
+    """The template of that name, which is the module of that name."""
+    template: type[ChatTemplate] = import_module(f"{__name__}.{name}").TEMPLATE
+    return template
+
+
+def _all_templates() -> Iterator[type[ChatTemplate]]:
+    return map(template_class, TEMPLATE_NAMES)
 
 
 def recognise(template_text: str | None, tokenizer: Tokenizer) -> str | None:
-    """Tell which template a checkpoint means, by the template text or the tokens in it.
+    """Name of the template that a checkpoint means, by its template text or its control tokens.
 
     Returns:
-        A name of ``TEMPLATES``, or None if it is none of them.
+        One of ``TEMPLATE_NAMES``, or None if it is none of them.
     """
-    controls = tokenizer.control_ids.keys()
     if template_text is not None:
-        return _recognise_text(template_text)
-    if {"<|im_start|>", "<|im_end|>"} <= controls:
-        return "chatml"
-    if {"<|start_header_id|>", "<|eot_id|>"} <= controls:
-        return "llama3"
-    if {"[INST]", "[/INST]"} <= controls:
-        return "mistral"
-    # Meta's own release holds no template, and nothing else has these control tokens alone.
-    return "llama2" if controls <= {"<unk>", "<s>", "</s>"} else None
-
-
-def _recognise_text(text: str) -> str | None:
-    def has(*marks: str) -> bool:
-        return all(mark in text for mark in marks)
-
-    signs: dict[str, Callable[[], bool]] = {
-        "chatml": lambda: has("<|im_start|>"),
-        "llama3": lambda: has("<|start_header_id|>", "<|eot_id|>"),
-        "llama2": lambda: has("[INST]", "<<SYS>>"),
-        # Later ones of Mistral have a tag for the system message.
-        "mistral": lambda: has("[INST]") and not has("[SYSTEM_PROMPT]"),
-        "zephyr": lambda: _ZEPHYR.search(text) is not None,
-        "vicuna": lambda: has("USER:", "ASSISTANT:"),
-    }
-    return next((name for name, shown in signs.items() if shown()), None)
+        found = (each.name for each in _all_templates() if each.is_text(template_text))
+    else:
+        controls = tokenizer.control_ids.keys()
+        found = (each.name for each in _all_templates() if each.is_vocabulary(controls))
+    return next(found, None)
 
 
 def choose_template(name: str, template_text: str | None, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template called ``name``, or for ``auto`` the one the checkpoint means.
+    """The template called ``name``, or for ``auto`` the one that the checkpoint means.
 
     Raises:
-        UsageError: if it means none that is known, or the tokenizer lacks its tokens.
+        UsageError: if there is none of that name, it means none that is known, or the tokenizer lacks its tokens.
     """
     if name == "auto":
         found = recognise(template_text, tokenizer)
@@ -82,10 +55,13 @@ def choose_template(name: str, template_text: str | None, tokenizer: Tokenizer) 
             raise UsageError(
                 "chat template",
                 f"that of this model{f', with {marker[0]},' if marker else ''} is not known",
-                f"choose one with --template: {', '.join(TEMPLATES)}",
+                f"choose one with --template: {', '.join(TEMPLATE_NAMES)}",
             )
         name = found
-    return TEMPLATES[name](tokenizer)
+    if name not in TEMPLATE_NAMES:
+        advice = did_you_mean(name, TEMPLATE_NAMES)
+        raise UsageError(f"template {name[:40]!r}", "there is none of that name", advice)
+    return template_class(name)(tokenizer)
 
 
-__all__ = ["TEMPLATES", "ChatTemplate", "choose_template", "recognise"]
+__all__ = ["TEMPLATE_NAMES", "ChatTemplate", "choose_template", "recognise", "template_class"]

@@ -9,8 +9,9 @@ so that they open and close nothing.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 from llama_chat.chat.conversation import Message, Role
@@ -65,9 +66,20 @@ class ChatTemplate(ABC):
         self._tokenizer = tokenizer
         names = [name for name in {*self.controls, *self.tags} if name in tokenizer.control_ids]
         self._control = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
-        self._tag = re.compile("|".join(map(re.escape, self.tags)) or "(?!)")
+        tag = re.compile("|".join(map(re.escape, self.tags)) or "(?!)")
         # A conversation is rendered again at every turn, and at every key for the context meter.
-        self._encode_once = lru_cache(maxsize=1024)(self._encode_text)
+        # The cache must not refer to the template: a cycle would outlive a reload.
+        self._encode_once = lru_cache(maxsize=1024)(partial(_encode_text, tokenizer, tag))
+
+    @classmethod
+    def is_text(cls, text: str) -> bool:
+        """True if a template text found in a checkpoint is this template."""
+        return False
+
+    @classmethod
+    def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
+        """True if the control tokens of a checkpoint without template text mean this template."""
+        return False
 
     @abstractmethod
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
@@ -126,22 +138,25 @@ class ChatTemplate(ABC):
             else:
                 yield part
 
-    def _encode_text(self, parts: tuple[str | Typed, ...], prefixed: bool) -> list[int]:
-        """Encode parts as one text, with the tags in typed parts spelled out."""
-        # Nothing merges with a newline in front, so what follows it has no dummy prefix.
-        text = "" if prefixed or not self._tokenizer.dummy_prefix else "\n"
-        n_extra = len(self._tokenizer.encode(text))
-        spans: list[Span] = []
-        for part in parts:
-            if isinstance(part, Typed):
-                spans += [
-                    (len(text) + found.start(), len(text) + found.end())
-                    for found in self._tag.finditer(part.text)
-                ]
-                text += part.text
-            else:
-                text += part
-        return self._tokenizer.encode(text, spell=spans)[n_extra:]
+
+def _encode_text(
+    tokenizer: Tokenizer, tag: re.Pattern[str], parts: tuple[str | Typed, ...], prefixed: bool
+) -> list[int]:
+    """Encode parts as one text, with the tags in typed parts spelled out."""
+    # Nothing merges with a newline in front, so what follows it has no dummy prefix.
+    text = "" if prefixed or not tokenizer.dummy_prefix else "\n"
+    n_extra = len(tokenizer.encode(text))
+    spans: list[Span] = []
+    for part in parts:
+        if isinstance(part, Typed):
+            spans += [
+                (len(text) + found.start(), len(text) + found.end())
+                for found in tag.finditer(part.text)
+            ]
+            text += part.text
+        else:
+            text += part
+    return tokenizer.encode(text, spell=spans)[n_extra:]
 
 
 def is_open(messages: Sequence[Message], i: int, open_reply: bool) -> bool:

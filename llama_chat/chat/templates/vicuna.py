@@ -1,4 +1,4 @@
-"""Templates without tags: names as in a play, or nothing at all."""
+"""Vicuna v1.5: ``USER: … ASSISTANT: …``."""
 
 from collections.abc import Iterator, Sequence
 
@@ -34,20 +34,10 @@ class VicunaTemplate(ChatTemplate):
             elif not is_open(turns, i, open_reply):
                 yield "</s>"
 
-
-class PlainTemplate(ChatTemplate):
-    """No roles: the texts one under another, for models that only continue text."""
-
-    name = "plain"
-    dummy_prefix = "first"
-
-    def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
+    @classmethod
+    def is_text(cls, text: str) -> bool:
         """See the base class."""
-        tokenizer = self._tokenizer
-        if tokenizer.add_bos and tokenizer.bos_id is not None:
-            yield (tokenizer.bos_id,)
-        for i, message in enumerate(messages):
-            yield "\n" if i else ""
-            yield from self.words(message)
-        if messages and messages[-1].role == "user":
-            yield "\n"
+        return "USER:" in text and "ASSISTANT:" in text
+
+
+TEMPLATE = VicunaTemplate

@@ -1,43 +1,11 @@
-"""Templates that write ``[INST] … [/INST]`` around what the user says."""
+"""Mistral 7B Instruct: ``[INST] … [/INST]`` after one BOS."""
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates.base import ChatTemplate, Part, Typed, is_open, split_system
 from llama_chat.tokenizers.base import Tokenizer
-
-
-class Llama2Template(ChatTemplate):
-    """Llama 2 as Meta encodes it: BOS and EOS around each turn, one text between them."""
-
-    name = "llama2"
-    tags = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-    controls = ("<s>", "</s>")
-    before_reply = " "
-    stripped = ("user", "assistant")
-
-    def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
-        """See the base class. The system message is folded into the first user message."""
-        system, turns = split_system(messages)
-        for i, message in enumerate(turns):
-            if message.role == "user":
-                yield "<s>[INST] "
-                yield from self._instruction(message.content, system if i == 0 else None)
-                yield " [/INST]"
-                continue
-            yield from self.words(message)
-            if not is_open(turns, i, open_reply):
-                yield "</s>" if message.ids is not None else " </s>"
-
-    def _instruction(self, user: str, system: str | None) -> Iterator[Part]:
-        """What stands in the tags. White space is stripped around the whole of it."""
-        if system is None:
-            yield Typed(user.strip())
-            return
-        user = user.rstrip()
-        yield from ("<<SYS>>\n", Typed(system), "\n<</SYS>>")
-        if user:
-            yield from ("\n\n", Typed(user))
 
 
 class MistralTemplate(ChatTemplate):
@@ -84,3 +52,16 @@ class MistralTemplate(ChatTemplate):
         goes_on = bool(turns) and (open_reply or turns[-1].role == "user")
         n_ended = len(turns) - goes_on
         return n_ended - n_ended % 2
+
+    @classmethod
+    def is_text(cls, text: str) -> bool:
+        """See the base class. Later models of Mistral have a tag for the system message."""
+        return "[INST]" in text and "<<SYS>>" not in text and "[SYSTEM_PROMPT]" not in text
+
+    @classmethod
+    def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
+        """See the base class."""
+        return {"[INST]", "[/INST]"} <= controls
+
+
+TEMPLATE = MistralTemplate

@@ -1,0 +1,27 @@
+"""No roles: messages one per line, for models that only continue text."""
+
+from collections.abc import Iterator, Sequence
+
+from llama_chat.chat.conversation import Message
+from llama_chat.chat.templates.base import ChatTemplate, Part
+
+
+class PlainTemplate(ChatTemplate):
+    """No roles: the texts one under another, for models that only continue text."""
+
+    name = "plain"
+    dummy_prefix = "first"
+
+    def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
+        """See the base class."""
+        tokenizer = self._tokenizer
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            yield (tokenizer.bos_id,)
+        for i, message in enumerate(messages):
+            yield "\n" if i else ""
+            yield from self.words(message)
+        if messages and messages[-1].role == "user":
+            yield "\n"
+
+
+TEMPLATE = PlainTemplate
