@@ -59,6 +59,18 @@ def resource(name: str) -> Path:
     return installed if installed.exists() else _PACKAGE.parent / name
 
 
+def read_start(path: Path, n_bytes: int) -> bytes:
+    """First bytes of a file; none if it is no regular one or cannot be read."""
+    try:
+        # Opening a named pipe would wait for its writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            return file.read(n_bytes) if regular else b""
+    except (OSError, ValueError):
+        return b""
+
+
 def read_small_text(path: Path, what: str, advice: str) -> str:
     """The text of a file that a person wrote, less a byte-order mark.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from llama_chat import starter
 from llama_chat.cli.app import COMMANDS
+from llama_chat.library import starter
 from llama_chat.settings.definitions import SETTINGS
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment
@@ -35,7 +35,8 @@ def home(tmp_path: Path) -> Path:
     """A home with a model, a prompt file, and ``llama-chat`` in ``bin``."""
     model = tmp_path / ".local/share/llama-chat/models/mellow-7b"
     model.mkdir(parents=True)
-    (model / "params.json").touch()
+    for file in ("params.json", "consolidated.00.pth"):
+        (model / file).touch()
     blobs, manifests = tmp_path / ".ollama/models/blobs", tmp_path / ".ollama/models/manifests"
     for folder in (blobs, manifests / "host/library/tiny"):
         folder.mkdir(parents=True)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
+from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.errors import ModelError
+from llama_chat.library.layouts import identify
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 from tests.model_files import SMALL, TOKENS, write_gguf
 
@@ -231,7 +232,7 @@ def test_version_2_is_read_like_version_3(gguf_model: Path, tmp_path: Path) -> N
 
 def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
-    assert not is_gguf(tmp_path / "m.gguf")
+    assert identify(tmp_path / "m.gguf") is None
 
 
 def test_a_blob_is_called_by_what_it_says_of_itself(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
 from llama_chat.library import Model, find_model, installed_models, remove
-from llama_chat.library.layouts import group_gguf, select_folder
+from llama_chat.library.layouts import group_gguf, identify_folder
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -63,7 +63,8 @@ def names(*search_paths: Path) -> dict[str, Model]:
 
 def test_every_store_has_its_names(home: Path) -> None:
     ours, hub, lm = own(home), cached(home, "meta/llama"), home / ".lmstudio/models"
-    write(ours / "plain/params.json", ours / "one/a.Q4_0.gguf", ours / "loose.gguf")
+    write(ours / "plain/params.json", ours / "plain/consolidated.00.pth")
+    write(ours / "one/a.Q4_0.gguf", ours / "loose.gguf")
     write(ours / "org/two/b-Q8_0.gguf", ours / "org/two/b-Q4_K_M.gguf")
     write(hub / "config.json", hub / "model.safetensors")
     write(lm / "pub/repo/c-Q2_K.gguf", home / ".cache/lm-studio/models/pub/old/d.gguf")
@@ -207,7 +208,8 @@ def test_a_model_that_is_not_here_leads_on(home: Path) -> None:
 def test_to_remove_a_model_takes_its_files_and_no_others(home: Path) -> None:
     ours = own(home) / "org/name"
     write(*(ours / f"x-Q4_0-0000{n}-of-00002.gguf" for n in (1, 2)))
-    write(ours / "x-Q8_0.gguf", home / "elsewhere/params.json", home / "elsewhere/y/z.gguf")
+    write(ours / "x-Q8_0.gguf", home / "elsewhere/y/z.gguf")
+    write(home / "elsewhere/params.json", home / "elsewhere/consolidated.00.pth")
     (own(home) / "linked").symlink_to(home / "elsewhere")
     found = names()
     assert set(found) == {"org/name:Q4_0", "org/name:Q8_0", "linked", "linked/y"}
@@ -233,8 +235,8 @@ def test_whatever_files_are_called_each_is_of_one_model_at_most(files: list[str]
     used = [path for model in models for path in model.files]
     assert len(used) == len(set(used))
     assert set(used) <= set(files)
-    if selected := select_folder(set(files)):
-        assert set(selected[1]) <= set(files)
+    if (selected := identify_folder(set(files))) is not None:
+        assert {*selected[1].config, *selected[1].weights} <= set(files)
 
 
 @pytest.mark.parametrize(
@@ -254,16 +256,34 @@ def test_quantisations_are_read_from_names(name: str, quantization: str) -> None
     assert [model.quantization for model in group_gguf([f"{name}.gguf"])] == [quantization]
 
 
+def selected_files(names: set[str]) -> tuple[str, tuple[str, ...], tuple[str, ...], bool]:
+    found = identify_folder(names)
+    assert found is not None
+    kind, files = found
+    return kind.name, files.config, files.weights, files.is_complete
+
+
 def test_weights_of_torch_count_where_there_are_no_others() -> None:
     names = {"config.json", "tokenizer.json", "training_args.bin"}
-    parts = [f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2)]
+    config = ("config.json", "tokenizer.json")
+    parts = tuple(f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2))
     index = "pytorch_model.bin.index.json"
-    assert select_folder({*names, "pytorch_model.bin"}) == (
-        "Hugging Face",
-        ["config.json", "tokenizer.json", "pytorch_model.bin"],
-    )
-    selected = select_folder({*names, index, *parts})
-    assert selected == ("Hugging Face", ["config.json", index, "tokenizer.json", *parts])
-    assert select_folder({*names, index, parts[0]}) is None
-    both = select_folder({*names, index, *parts, "model.safetensors"})
-    assert both == ("Hugging Face", ["config.json", "tokenizer.json", "model.safetensors"])
+    whole = selected_files({*names, "pytorch_model.bin"})
+    assert whole == ("Hugging Face", config, ("pytorch_model.bin",), True)
+    with_index = ("config.json", index, "tokenizer.json")
+    in_parts = selected_files({*names, index, *parts})
+    assert in_parts == ("Hugging Face", with_index, parts, True)
+    assert selected_files({*names, index, parts[0]})[2:] == (parts[:1], False)
+    assert selected_files({*names, *parts})[3] is False  # without an index it cannot be loaded
+    both = selected_files({*names, index, *parts, "model.safetensors"})
+    assert both == ("Hugging Face", config, ("model.safetensors",), True)
+
+
+def test_what_is_listed_is_what_can_be_loaded() -> None:
+    meta = {"params.json", "consolidated.00.pth", "consolidated.01.pth"}
+    assert selected_files({*meta, "config.json"})[0] == "Meta"
+    assert selected_files(meta)[3] is True
+    assert selected_files(meta - {"consolidated.00.pth"})[3] is False
+    assert selected_files({"params.json"})[3] is False
+    assert selected_files({"config.json", "adapter_model.safetensors"})[2:] == ((), False)
+    assert identify_folder({"weights.safetensors", "README.md"}) is None

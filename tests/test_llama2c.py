@@ -12,8 +12,9 @@ import sentencepiece
 import torch
 
 from llama_chat.checkpoints.base import SentencePieceSource, SentencePieceTables
-from llama_chat.checkpoints.llama2c import Llama2cCheckpoint, is_llama2c
+from llama_chat.checkpoints.llama2c import Llama2cCheckpoint
 from llama_chat.errors import ModelError
+from llama_chat.library.layouts import identify
 from llama_chat.loading.formats import open_checkpoint
 from llama_chat.loading.plan import load
 from tests.model_files import META, assert_refused, sentencepiece_model, write_llama2c
@@ -170,9 +171,11 @@ def test_bad_models_are_refused(case: str, model: Path) -> None:
 
 
 def test_only_a_file_of_that_name_and_beginning_is_one(model: Path, tmp_path: Path) -> None:
-    assert is_llama2c(model)
-    assert not is_llama2c(model.rename(tmp_path / "stories.txt"))
+    found = identify(model)
+    assert found is not None
+    assert found.name == "llama2.c"
+    assert identify(model.rename(tmp_path / "stories.txt")) is None
     os.mkfifo(tmp_path / "pipe.bin")
-    assert not is_llama2c(tmp_path / "pipe.bin")
+    assert identify(tmp_path / "pipe.bin") is None
     with pytest.raises(ModelError):
         Llama2cCheckpoint.open(tmp_path / "nowhere.bin")

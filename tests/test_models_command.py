@@ -78,9 +78,11 @@ def test_on_a_terminal_a_table_fits_the_width(width: int, models: Path, tmp_path
 
 
 def test_no_control_character_of_a_name_reaches_a_stream(models: Path, tmp_path: Path) -> None:
-    write(models / HOSTILE / "params.json")
-    Path(os.fsdecode(os.fsencode(models) + b"/\xff")).mkdir()
-    write(Path(os.fsdecode(os.fsencode(models) + b"/\xff/params.json")))
+    odd = Path(os.fsdecode(os.fsencode(models) + b"/\xff"))
+    odd.mkdir()
+    for folder in (models / HOSTILE, odd):
+        write(folder / "params.json")
+        write(folder / "consolidated.00.pth")
     for flags in ([], ["--paths"], ["--json"]):
         done = run("models", *flags, home=tmp_path)
         assert (done.status, done.err) == (0, "")

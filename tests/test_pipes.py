@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_chat import starter
 from llama_chat.generation.events import Token
+from llama_chat.library import starter
 from llama_chat.loading.plan import load
 from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT

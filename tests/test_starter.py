@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_chat import starter
 from llama_chat.errors import LlamaChatError, ModelError, SaveError
-from llama_chat.starter import Starter
+from llama_chat.library import starter
+from llama_chat.library.starter import Starter
 from tests.conftest import ROOT
 from tests.program import COMMAND, environment, run
 
@@ -267,7 +267,7 @@ def test_an_index_out_of_reach_is_told_from_one_without_the_package(
 
 
 PULL = f"""
-from llama_chat import starter
+from llama_chat.library import starter
 from llama_chat.errors import LlamaChatError
 starter.STARTERS["tiny"] = starter.{TINY!r}
 try:

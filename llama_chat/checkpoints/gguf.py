@@ -10,7 +10,6 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
 from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
-from llama_chat.checkpoints.gguf_header import MAGIC
 from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
 from llama_chat.model.config import LlamaConfig
@@ -100,15 +99,7 @@ class GGUFCheckpoint(Checkpoint):
         return tensor.n_bytes // tensor.kind.n_bytes * tensor.kind.packed_bytes
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether the file ``path`` means to be GGUF, by its first bytes or its name."""
-    try:
-        if not path.is_file():  # opening a named pipe would wait for its writer for ever
-            return False
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".gguf"
-    except OSError:
-        return path.suffix == ".gguf"
+open_checkpoint = GGUFCheckpoint.open
 
 
 def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 import mmap
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -16,8 +15,7 @@ from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType
 from llama_chat.checkpoints.gguf_header import MAX_ENTRIES, GGUFTensor, read_header
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
 from llama_chat.checkpoints.weight_files import map_file
-
-_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)
+from llama_chat.library.layouts import PART_NAME
 
 _ALL_PARTS = "fetch all parts of one model into one folder, under the names they have"
 
@@ -79,7 +77,7 @@ def open_files(path: Path) -> GGUFModel:
     n_parts = metadata.integer("split.count", 1)
     if n_parts <= 1:
         return opened
-    found = _PART_NAME.fullmatch(path.stem)
+    found = PART_NAME.fullmatch(path.stem)
     if found is None or int(found[3]) != n_parts:
         raise metadata.error(f"it is one of {n_parts} parts, but not named as one", _ALL_PARTS)
     names = [f"{found[1]}-{number:05}-of-{found[3]}.gguf" for number in range(1, n_parts + 1)]

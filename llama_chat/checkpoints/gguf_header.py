@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_chat.errors import ModelError
-
-MAGIC = b"GGUF"
+from llama_chat.library.layouts import GGUF_MAGIC
 
 _SCALARS = {
     0: "<B",
@@ -144,7 +143,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     """
     what = f"model {str(path)!r}"
     reader = _Reader(data, what)
-    if bytes(data[:4]) != MAGIC:
+    if bytes(data[:4]) != GGUF_MAGIC:
         raise ModelError(what, "not a GGUF file", "fetch it again")
     reader.take(4)
     _check_version(reader.scalar("<I"), what)

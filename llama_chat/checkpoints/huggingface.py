@@ -14,12 +14,12 @@ from llama_chat.checkpoints.huggingface_tokenizer import (
     find_tokenizer,
     read_tokenizer_config,
 )
-from llama_chat.checkpoints.meta import is_meta
 from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.checkpoints.weight_files import describe
 from llama_chat.errors import ModelError
+from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
 
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """What is computed here, in float32."""
@@ -43,9 +43,6 @@ TOP = {
     "lm_head.weight": "output.weight",
 }
 """All other weights."""
-
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
-"""Names of the weights in one file; those of an index have ``.index.json`` behind them."""
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -91,17 +88,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return weight.to(dtype)
 
 
-def is_huggingface(folder: Path) -> bool:
-    """Whether ``folder`` looks like a model of the Hub.
-
-    Half of one is enough, so that the other half is asked for, but not if it is Meta's as well.
-    """
-    weights = any(
-        next(folder.glob(pattern), None)
-        for pattern in ("model*.safetensors*", "pytorch_model*.bin*")
-    )
-    halves = (weights, (folder / "config.json").exists())
-    return all(halves) or (any(halves) and not is_meta(folder))
+open_checkpoint = HuggingFaceCheckpoint.open
 
 
 def _model_name(path: Path) -> str:
@@ -155,13 +142,15 @@ def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
     """Map all weights, by the names that they have in the files."""
-    for name in _WHOLE:
+    for name in HUGGING_FACE_WEIGHTS:
         if (folder / name).exists():
             return _open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
             return _open_shards(folder, index)
-    advice = f"fetch {_WHOLE[0]}, or its shards and {_WHOLE[0]}.index.json"
+    advice = (
+        f"fetch {HUGGING_FACE_WEIGHTS[0]}, or its shards and {HUGGING_FACE_WEIGHTS[0]}.index.json"
+    )
     raise ModelError(_called(folder), "no weights in it", advice)
 
 

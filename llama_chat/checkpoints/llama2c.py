@@ -20,14 +20,8 @@ from llama_chat.checkpoints.base import (
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
 from llama_chat.errors import ModelError
+from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
-
-_HEADER = struct.Struct("<7i")
-_LARGEST = 2**24
-"""No number of a header is larger, so that other files ending in ``.bin`` are told apart."""
-
-_MAGIC = b"24ka"
-"""With which versions 1 and 2 begin: 0x616b3432, little-endian."""
 
 _MAX_TOKENIZER_BYTES = 64 * 2**20
 _SPACE = "\u2581"
@@ -58,19 +52,19 @@ class Llama2cCheckpoint(Checkpoint):
             ModelError: if it is damaged or of another version, or has no tokenizer beside it.
         """
         data = mapped_bytes(path)
-        if data[:4].tobytes() == _MAGIC:
+        if data[:4].tobytes() == LLAMA2C_MAGIC:
             version = int.from_bytes(data[4:8].tobytes(), "little")
             raise ModelError(
                 _called(path), f"version {version} of llama2.c's format", "export it as version 0"
             )
-        config = _config(path, _HEADER.unpack_from(data.data))
+        config = _config(path, LLAMA2C_HEADER.unpack_from(data.data))
         sizes = list(_sections(config))
-        n_bytes = _HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
+        n_bytes = LLAMA2C_HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
         if len(data) != n_bytes:
             why = f"{len(data)} bytes, where its header speaks of {n_bytes}"
             raise ModelError(_called(path), why, FETCH_AGAIN)
         weights: dict[str, Tensor] = {}
-        at = _HEADER.size
+        at = LLAMA2C_HEADER.size
         for name, shape in sizes:
             end = at + 4 * math.prod(shape)
             tensor = mapped_tensor(data[at:end], torch.float32, shape)
@@ -86,20 +80,7 @@ class Llama2cCheckpoint(Checkpoint):
         return self._weights[name].to(dtype)
 
 
-def is_llama2c(path: Path) -> bool:
-    """Whether the file ``path`` means to be of llama2.c, by its name and first bytes."""
-    try:
-        if path.suffix != ".bin" or not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(_HEADER.size)
-    except OSError:
-        return False
-    if head.startswith(_MAGIC):
-        return True
-    return len(head) == _HEADER.size and all(
-        0 < abs(number) < _LARGEST for number in _HEADER.unpack(head)
-    )
+open_checkpoint = Llama2cCheckpoint.open
 
 
 def _called(path: Path) -> str:

@@ -113,9 +113,7 @@ class MetaCheckpoint(Checkpoint):
         return merged
 
 
-def is_meta(folder: Path) -> bool:
-    """Whether ``folder`` looks like a release of Meta's."""
-    return (folder / "params.json").exists() or any(folder.glob("consolidated.*.pth"))
+open_checkpoint = MetaCheckpoint.open
 
 
 def _called(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_chat import __version__, starter
+from llama_chat import __version__
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment
 from llama_chat.cli.completing import conversations
@@ -15,7 +15,7 @@ from llama_chat.cli.loading import model_path, open_prompt, plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.errors import ModelError, UsageError
-from llama_chat.library import NO_MODEL_ADVICE
+from llama_chat.library import NO_MODEL_ADVICE, starter
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 

@@ -9,11 +9,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llama_chat import starter
 from llama_chat.chat import store
 from llama_chat.chat.prompt_files import list_prompts
 from llama_chat.errors import LlamaChatError
-from llama_chat.library import installed_models
+from llama_chat.library import installed_models, starter
 from llama_chat.settings.setting import Setting
 from llama_chat.settings.sources import load_settings
 from llama_chat.terminal.sanitizer import sanitize

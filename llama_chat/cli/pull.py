@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from llama_chat import starter
 from llama_chat.cli.completing import starters
 from llama_chat.cli.options import takes
 from llama_chat.errors import LlamaChatError, UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import Reference, cached, look_up, parse
+from llama_chat.library import starter
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.hub.refusals import explained, unreadable
 from llama_chat.library import own_folder
-from llama_chat.library.layouts import group_gguf, labels, preferred, select_folder
+from llama_chat.library.layouts import group_gguf, identify_folder, labels, preferred
 
 _NAME = re.compile(
     r"(\w[\w.-]*/\w[\w.-]*?)(?::(\w[\w.-]*)|/(\w[\w./-]*\.gguf))?", re.ASCII | re.IGNORECASE
@@ -139,8 +139,10 @@ def _choose(wanted: Reference, commit: str, files: dict[str, RemoteFile]) -> Fou
             advice = "it has " + ", ".join(names) if names else "it holds no GGUF file"
             raise UsageError(wanted.title, f"there is no {wanted.choice} in it", advice)
         return Found(commit, tuple(files[path] for path in fitting[0].files))
-    if selected := select_folder([path for path in files if "/" not in path]):
-        return Found(commit, tuple(files[path] for path in selected[1]))
+    in_root = identify_folder([path for path in files if "/" not in path])
+    if in_root is not None and in_root[1].is_complete:
+        selected = in_root[1]
+        return Found(commit, tuple(files[path] for path in (*selected.config, *selected.weights)))
     if models:
         taken = preferred(models)
         label = names[models.index(taken)]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama_chat import starter
 from llama_chat.errors import ModelError, did_you_mean
 from llama_chat.files import expand_user
+from llama_chat.library import starter
 from llama_chat.library.model import Model
 from llama_chat.library.stores import all_models, own_folder, remove
 

@@ -1,8 +1,15 @@
-"""Which files make up a model, told by their names alone: on a disk and on a hub alike."""
+"""Files that make up a model of each format: on a disk and on a hub, for loading and for listing.
+
+Names decide, and the first bytes of a single file; nothing else is read.
+"""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+import struct
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from llama_chat.files import read_start
 
 _QUANTIZATION = re.compile(
     r"(?<![A-Z0-9])(?:I?Q[1-8](?:_(?:[0-8]|K|XXS|XS|S|M|L|XL|NL))*|TQ[12]_0|MXFP4|BF16|F16|F32)"
@@ -12,10 +19,22 @@ _QUANTIZATION = re.compile(
 PREFERENCE = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0", "F16")
 """Which quantisation to take where several fit and none was named; then the first there is."""
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII | re.DOTALL)
-"""The name of one file of several, less its suffix."""
+PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII | re.DOTALL)
+"""Stem of a file that is one part of several: name, number and count."""
 
-_HUGGING_FACE = frozenset(
+GGUF_MAGIC = b"GGUF"
+"""First bytes of a GGUF file."""
+
+LLAMA2C_MAGIC = b"24ka"
+"""First bytes of versions 1 and 2 of llama2.c's format: 0x616b3432, little-endian."""
+
+LLAMA2C_HEADER = struct.Struct("<7i")
+_MAX_LLAMA2C_NUMBER = 2**24
+"""Bound of the numbers in a llama2.c header, which excludes other files ending in ``.bin``."""
+
+_HEAD_BYTES = 64
+
+_HUGGING_FACE_FILES = frozenset(
     {
         "config.json",
         "generation_config.json",
@@ -30,11 +49,13 @@ _HUGGING_FACE = frozenset(
         "chat_template.json",
     }
 )
-"""What belongs to a Hugging Face model beside its weights."""
+"""Files of a Hugging Face model beside its weights."""
 
-_SAFETENSORS = re.compile(r"(?!adapter_|consolidated).+\.safetensors")
-_TORCH = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin", re.ASCII)
-_CONSOLIDATED = re.compile(r"consolidated\.\d+\.pth", re.ASCII)
+HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Names of Hugging Face weights in one file, in order of preference; parts have numbers before the
+suffix, and an index with ``.index.json`` after it."""
+
+_CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth", re.ASCII)
 
 _BESIDES = {"mmproj", "imatrix"}
 """Words in the names of GGUF files that belong to a model and are none."""
@@ -76,7 +97,7 @@ def group_gguf(paths: Iterable[str]) -> list[GGUFFiles]:
         if not path.lower().endswith(".gguf") or _is_beside(path):
             continue
         stem = path[: -len(".gguf")]
-        if part := _PART.fullmatch(stem):
+        if part := PART_NAME.fullmatch(stem):
             groups.setdefault((part[1], int(part[3])), []).append((int(part[2]), path))
         else:
             groups[stem, 0] = [(0, path)]
@@ -102,41 +123,115 @@ def preferred(models: Sequence[GGUFFiles]) -> GGUFFiles:
     return min(models, key=lambda model: rank.get(model.quantization, len(rank)))
 
 
-def select_folder(names: Collection[str]) -> tuple[str, list[str]] | None:
-    """The format of the model that the files of a folder make up, and those that it needs.
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Files of a model in one folder, by name."""
 
-    ``names`` are the files directly in it. None if they make up none, or a part is missing.
+    config: tuple[str, ...]
+    """Files beside the weights."""
+    weights: tuple[str, ...]
+    """Files of weights, in order."""
+    is_complete: bool
+    """False if a file is known to be missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFormat:
+    """A checkpoint format: how its files are recognised, and what reads them."""
+
+    name: str
+    reader: str
+    """Module of ``llama_chat.checkpoints`` that has ``open_checkpoint``."""
+    in_folder: Callable[[Collection[str]], ModelFiles | None] = lambda names: None
+    """Files of a model among the names in a folder; None without any sign of one."""
+    is_file: Callable[[str, bytes], bool] = lambda name, head: False
+    """True for the name and the first bytes of a file that is a model by itself."""
+
+
+def _hugging_face(names: Collection[str]) -> ModelFiles | None:
+    config = _HUGGING_FACE_FILES.intersection(names)
+    for whole in HUGGING_FACE_WEIGHTS:
+        stem, _, suffix = whole.rpartition(".")
+        part = re.compile(rf"{re.escape(stem)}-(\d{{5}})-of-(\d{{5}})\.{suffix}", re.ASCII)
+        index = f"{whole}.index.json"
+        found = [match for name in sorted(names) if (match := part.fullmatch(name))]
+        if whole in names:
+            return ModelFiles(tuple(sorted(config)), (whole,), "config.json" in names)
+        if found or index in names:
+            complete = index in names and all(int(match[2]) == len(found) for match in found)
+            config |= {index} & set(names)
+            weights = tuple(match[0] for match in found)
+            return ModelFiles(tuple(sorted(config)), weights, complete and "config.json" in names)
+    return ModelFiles(tuple(sorted(config)), (), False) if "config.json" in names else None
+
+
+def _meta(names: Collection[str]) -> ModelFiles | None:
+    weights = sorted(name for name in names if _CONSOLIDATED.fullmatch(name))
+    config = [name for name in ("params.json", "tokenizer.model") if name in names]
+    if not weights and "params.json" not in names:
+        return None
+    expected = [f"consolidated.{number:02}.pth" for number in range(len(weights))]
+    complete = "params.json" in names and bool(weights) and weights == expected
+    return ModelFiles(tuple(config), tuple(weights), complete)
+
+
+def _is_gguf(name: str, head: bytes) -> bool:
+    return head.startswith(GGUF_MAGIC) or name.endswith(".gguf")
+
+
+def _is_llama2c(name: str, head: bytes) -> bool:
+    if not name.endswith(".bin"):
+        return False
+    if head.startswith(LLAMA2C_MAGIC):
+        return True
+    numbers = head[: LLAMA2C_HEADER.size]
+    return len(numbers) == LLAMA2C_HEADER.size and all(
+        0 < abs(number) < _MAX_LLAMA2C_NUMBER for number in LLAMA2C_HEADER.unpack(numbers)
+    )
+
+
+FORMATS = (
+    ModelFormat("Hugging Face", "huggingface", in_folder=_hugging_face),
+    ModelFormat("Meta", "meta", in_folder=_meta),
+    ModelFormat("GGUF", "gguf", is_file=_is_gguf),
+    ModelFormat("llama2.c", "llama2c", is_file=_is_llama2c),
+)
+"""All checkpoint formats. A new one is a reader in ``llama_chat/checkpoints`` and a row here."""
+
+
+def identify_folder(names: Collection[str]) -> tuple[ModelFormat, ModelFiles] | None:
+    """Format of the model among the names in a folder, and its files.
+
+    A complete model comes first. Without one, signs of a model count, so that loading can say what
+    is missing. None without any sign.
     """
-    shards = sorted(filter(_CONSOLIDATED.fullmatch, names))
-    weights = sorted(filter(_SAFETENSORS.fullmatch, names))
-    index = "model.safetensors.index.json"
-    if not weights:
-        weights = sorted(filter(_TORCH.fullmatch, names))
-        index = "pytorch_model.bin.index.json"
-    if "config.json" in names and weights:
-        # Others in the same folder would be the same weights over again.
-        weights = [name for name in weights if name.startswith("model")] or weights
-        beside = _HUGGING_FACE | {index}
-        if not _is_whole(weights):
-            return None
-        return "Hugging Face", sorted(beside.intersection(names)) + weights
-    if "params.json" in names:
-        tokenizer = [name for name in ("tokenizer.model",) if name in names]
-        return "Meta", ["params.json", *tokenizer, *shards]
-    return None
+    found = [(each, files) for each in FORMATS if (files := each.in_folder(names))]
+    for each, files in found:
+        if files.is_complete:
+            return each, files
+    return found[-1] if found else None
+
+
+def identify(path: Path) -> ModelFormat | None:
+    """Format of the model at ``path``, a folder or a file; None if it is of none.
+
+    Raises:
+        OSError: if the path cannot be read.
+    """
+    if path.is_dir():
+        found = identify_folder([entry.name for entry in path.iterdir()])
+        return found[0] if found else None
+    if not path.is_file():  # a named pipe would be waited for
+        return None
+    head = read_start(path, _HEAD_BYTES)
+    return next((each for each in FORMATS if each.is_file(path.name, head)), None)
 
 
 def select_llama2c(names: Collection[str]) -> list[str]:
-    """The models of llama2.c in a folder: ``.bin`` files with a tokenizer beside them."""
+    """Models of llama2.c in a folder: ``.bin`` files with a tokenizer beside them."""
     if "config.json" in names or not {"tokenizer.bin", "tokenizer.model"} & set(names):
         return []
     return [n for n in sorted(names) if n.endswith(".bin") and not n.startswith("tokenizer")]
-
-
-def _is_whole(weights: Iterable[str]) -> bool:
-    """Whether no part of split weights is missing."""
-    parts = [part for name in weights if (part := _PART.fullmatch(name.rpartition(".")[0]))]
-    return all(int(part[3]) == len(parts) for part in parts)
 
 
 def _is_beside(path: str) -> bool:

@@ -10,9 +10,9 @@ from llama_chat.files import readable_size
 from llama_chat.library.layouts import (
     GGUFFiles,
     group_gguf,
+    identify_folder,
     labels,
     preferred,
-    select_folder,
     select_llama2c,
 )
 
@@ -164,9 +164,11 @@ def _other_models(folder: Folder, source: str, name: str) -> Iterator[Model]:
     """Those in a folder that are no GGUF files."""
     if not name:
         return
-    if selected := select_folder(folder.files):
-        files = tuple(folder.path / file for file in selected[1])
-        yield Model(name, folder.path, selected[0], "", *_measured(files, source))
+    found = identify_folder(folder.files)
+    if found is not None and found[1].is_complete:
+        kind, selected = found
+        files = tuple(folder.path / file for file in (*selected.config, *selected.weights))
+        yield Model(name, folder.path, kind.name, "", *_measured(files, source))
     for file in select_llama2c(folder.files):
         path = folder.path / file
         called = f"{name}/{file.removesuffix('.bin')}"

@@ -7,12 +7,12 @@ import itertools
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_chat.errors import SaveError
-from llama_chat.files import data_home, expand_user
+from llama_chat.files import data_home, expand_user, read_start
+from llama_chat.library.layouts import GGUF_MAGIC
 from llama_chat.library.model import Model, folders, measure, models_by_file, models_by_folder
 
 _SMALL_BYTES = 2**20
@@ -47,18 +47,14 @@ def all_models(search_paths: Sequence[str]) -> Iterator[Model]:
 
 
 def remove(model: Model) -> None:
-    """Remove a model in our own folder; of what is linked to from there, the link.
+    """Remove a model in our own folder. If it is linked to from there, only the link goes.
 
     Raises:
         SaveError: if it cannot be removed.
     """
     home = own_folder()
-    for file in model.files:
-        path = home
-        for part in file.relative_to(home).parts:
-            path /= part
-            if path.is_symlink():
-                break
+    # Several files may be below one link.
+    for path in dict.fromkeys(_first_link(home, file) for file in model.files):
         try:
             path.unlink(missing_ok=True)
             for folder in path.parents:
@@ -68,6 +64,16 @@ def remove(model: Model) -> None:
         except OSError as error:
             reason = (error.strerror or "cannot be removed").lower()
             raise SaveError(repr(str(path)), reason, "check who may write there") from None
+
+
+def _first_link(home: Path, file: Path) -> Path:
+    """The first symbolic link on the way from ``home`` to ``file``, or else the file."""
+    path = home
+    for part in file.relative_to(home).parts:
+        path /= part
+        if path.is_symlink():
+            break
+    return path
 
 
 def _hub_cache() -> Path:
@@ -104,7 +110,7 @@ def _revisions(refs: Path) -> dict[str, str]:
     """The name of each commit that has one."""
     found = {}
     for name in sorted(_children(refs), key=lambda name: (name != "main", name), reverse=True):
-        commit = _read(refs / name).decode("ascii", "replace").strip()
+        commit = read_start(refs / name, _SMALL_BYTES).decode("ascii", "replace").strip()
         if _COMMIT.fullmatch(commit):
             found[commit] = name
     return found
@@ -120,7 +126,7 @@ def _ollama_models(store: Path) -> Iterator[Model]:
             _, namespace, model = parts
             layers = _ollama_layers(folder.path / tag)
             blob = next((d for kind, d in layers if kind == _OLLAMA_MODEL), None)
-            if blob is None or _read(path := store / "blobs" / blob, 4) != b"GGUF":
+            if blob is None or read_start(path := store / "blobs" / blob, 4) != GGUF_MAGIC:
                 continue
             name = model if namespace == "library" else f"{namespace}/{model}"
             n_bytes, changed = measure([path])
@@ -171,19 +177,7 @@ def _children(folder: Path) -> list[str]:
 def _read_json(path: Path) -> dict[str, object]:
     """The object in a small JSON file; empty if there is none."""
     try:
-        value = json.loads(_read(path))
+        value = json.loads(read_start(path, _SMALL_BYTES))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _read(path: Path, n_bytes: int = _SMALL_BYTES) -> bytes:
-    """The first bytes of a file; none if it is no regular one or cannot be read."""
-    try:
-        # Opening a named pipe would wait for its writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            return file.read(n_bytes) if regular else b""
-    except (OSError, ValueError):
-        return b""

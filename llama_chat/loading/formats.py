@@ -1,5 +1,6 @@
 """The readers of model files: from a path to a checkpoint, and to its tokenizer."""
 
+from importlib import import_module
 from pathlib import Path
 
 from llama_chat.checkpoints.base import (
@@ -10,11 +11,8 @@ from llama_chat.checkpoints.base import (
     TokenizerJsonSource,
     TokenizerSource,
 )
-from llama_chat.checkpoints.gguf import GGUFCheckpoint, is_gguf
-from llama_chat.checkpoints.huggingface import HuggingFaceCheckpoint, is_huggingface
-from llama_chat.checkpoints.llama2c import Llama2cCheckpoint, is_llama2c
-from llama_chat.checkpoints.meta import MetaCheckpoint, is_meta
 from llama_chat.errors import ModelError
+from llama_chat.library.layouts import identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -30,25 +28,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     what = f"model {str(path)!r}"
     try:
-        exists, folder = path.exists(), path.is_dir()
+        exists, found = path.exists(), identify(path)
     except (OSError, ValueError) as error:
-        raise ModelError(what, f"cannot be looked at ({error})", "check the path") from None
+        raise ModelError(what, f"cannot be opened ({error})", "check the path") from None
     if not exists:
         raise ModelError(what, "no such file or folder", "check --model")
-    if folder and is_huggingface(path):
-        return HuggingFaceCheckpoint.open(path)
-    if folder and is_meta(path):
-        return MetaCheckpoint.open(path)
-    if not folder and is_gguf(path):
-        return GGUFCheckpoint.open(path)
-    if not folder and is_llama2c(path):
-        return Llama2cCheckpoint.open(path)
-    known = "give a folder of Meta's or of the Hugging Face Hub, a .gguf file or a .bin of llama2.c"
-    raise ModelError(what, "not a model of a known format", known)
+    if found is None:
+        raise ModelError(
+            what,
+            "not a model of a known format",
+            "give a folder of Meta or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c",
+        )
+    reader = import_module(f"llama_chat.checkpoints.{found.reader}")
+    checkpoint: Checkpoint = reader.open_checkpoint(path)
+    return checkpoint
 
 
 def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
-    """The tokenizer at ``path`` and the chat template text beside it, without the weights.
+    """The tokenizer at ``path``, and the chat template text of the model that it belongs to.
 
     ``path`` is a model, a ``tokenizer.model`` or ``tokenizer.json``, or a folder that holds one.
 
@@ -57,7 +54,8 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
     """
     files = [path]
     if path.is_dir():
-        is_model = is_meta(path) or is_huggingface(path)
+        names = [entry.name for entry in path.iterdir()]
+        is_model = identify_folder(names) is not None
         files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
     for file in files:
         if file.suffix == ".model" and file.is_file():

@@ -46,7 +46,8 @@ def choose_template(name: str, template_text: str | None, tokenizer: Tokenizer) 
     """The template called ``name``, or for ``auto`` the one that the checkpoint means.
 
     Raises:
-        UsageError: if there is none of that name, it means none that is known, or the tokenizer lacks its tokens.
+        UsageError: if there is none of that name, the checkpoint means none that is known, or the
+            tokenizer lacks its tokens.
     """
     if name == "auto":
         found = recognise(template_text, tokenizer)
