@@ -4,8 +4,12 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from tests.model_files import SMALL, write_hollow_gguf
 from tests.program import environment
 from tests.terminal import CTRL_C, CTRL_D, READY, Terminal
 
@@ -31,24 +35,130 @@ def test_what_is_sent_while_the_model_loads_is_answered(
     assert question < model < text.index("Paris.")
 
 
-def test_the_toolbar_tells_how_far_it_is(starter_model: Path, tmp_path: Path) -> None:
-    with Terminal("-m", starter_model, home=tmp_path) as terminal:
-        terminal.wait_for(READY)
-        shown = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", terminal.raw)
-        assert b"loading" in shown
-        assert re.search(r"context 0/8192", terminal.wait_for(r"context \d+/\d+"))
+@pytest.fixture(scope="module")
+def slow_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
+    """Flags of a model that takes several seconds to load, since it is quantized meanwhile."""
+    path = tmp_path_factory.mktemp("slow") / "slow.gguf"
+    wide = replace(SMALL, dim=256, n_heads=8, n_kv_heads=4, head_dim=32, hidden_dim=2**15)
+    write_hollow_gguf(path, replace(wide, n_layers=32))
+    return "-m", path, "--quantize", "int8"
 
 
-def test_settings_change_and_text_stays_while_it_loads(starter_model: Path, tmp_path: Path) -> None:
-    flags = ("-m", starter_model, "--max-tokens", "12")
-    with Terminal(*flags, home=tmp_path) as terminal:
-        terminal.wait_for(r"›")
-        terminal.line("/temperature 0")
+LOADING = r"loading \d+ %"
+
+
+def test_the_toolbar_tells_how_far_it_is(
+    slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    with Terminal(*slow_flags, home=tmp_path) as terminal:
+        terminal.wait_for(r"› *\n")
+        terminal.wait_for(r"slow · .*loading …")
+        first, *_ = re.findall(r"loading (\d+) %", terminal.wait_for(LOADING))
+        terminal.wait_until(lambda: f"loading {first} %" not in terminal.text)
+        later = re.search(r"loading (\d+) %", terminal.wait_for(LOADING))
+        assert later is not None
+        assert int(first) < int(later[1]) <= 100
+        assert "context" not in terminal.text
+
+
+def test_settings_change_and_text_stays_while_it_loads(
+    slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    with Terminal(*slow_flags, home=tmp_path) as terminal:
+        terminal.wait_for(LOADING)
+        terminal.ask("/prompt grammar", r"→")
+        terminal.ask("/temperature 0", r"temperature is 0\.0 \(/temperature\)")
+        terminal.ask("/max-tokens 5", r"max-tokens is 5 \(/max-tokens\)")
+        terminal.ask("/system Be brief.", r"system: Be brief\.")
+        terminal.ask('/stop "END"', r"stop is 'END'")
+        terminal.ask("/color never", r"color is never")
         terminal.type("half a")
-        terminal.wait_for(r"temperature is 0\.0")
+        terminal.wait_for(rf"half a\n[\s\S]*temp 0 .*{LOADING}")
         text = terminal.wait_for(r"template chatml\n(.*\n)*› half a")
         assert text.count("› half a") == 1
-        terminal.wait_for(r"temp 0 ")
+        terminal.type(CTRL_C)
+        table = terminal.ask("/settings", r"verbose .*")
+        assert re.search(r"(?m)^max-tokens +5 +/max-tokens$", table)
+
+
+def test_a_template_chosen_while_it_loads_is_that_of_the_session(
+    slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    with Terminal(*slow_flags, home=tmp_path) as terminal:
+        terminal.wait_for(LOADING)
+        terminal.line("/set template plain")
+        terminal.wait_for(r"template plain\n")
+        terminal.wait_for(r"template is plain")
+        terminal.line("/tokens")
+        terminal.wait_for(r"nothing was said yet")
+
+
+def test_a_template_that_does_not_suit_the_model_is_dropped_and_told(
+    slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    with Terminal(*slow_flags, home=tmp_path) as terminal:
+        terminal.wait_for(LOADING)
+        terminal.line("/template llama2")
+        terminal.wait_for(r"template llama2: the tokenizer of this model has no <s>")
+        terminal.wait_for(r"template chatml\n")
+        terminal.ask("/settings", r"\ntemplate +auto +default\n")
+
+
+def test_a_conversation_loaded_while_the_model_loads_is_the_one_that_goes_on(
+    gguf_model: Path, slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "4")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("the first question", r"(?:cut off|ended it)")
+        terminal.ask("/save earlier", r"saved as earlier")
+        terminal.type(CTRL_D)
+        assert terminal.wait_for_end() == 0
+    with Terminal(*slow_flags, "--max-tokens", "4", home=tmp_path) as terminal:
+        terminal.wait_for(LOADING)
+        terminal.ask("/load earlier", r"the first question")
+        terminal.wait_for(r"template chatml\n")
+        terminal.ask("the second question", r"(?:cut off|ended it|nothing to add)")
+        terminal.ask("/context", r"the first question[\s\S]*the second question[\s\S]*free")
+        terminal.type(CTRL_D)
+        assert terminal.wait_for_end() == 0
+    saved = (tmp_path / ".local/share/llama-chat/conversations/earlier.jsonl").read_text()
+    assert '"the second question"' in saved
+
+
+def test_control_c_while_waiting_gives_the_message_back(
+    slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    with Terminal(*slow_flags, home=tmp_path) as terminal:
+        terminal.wait_for(LOADING)
+        terminal.line("too early")
+        terminal.wait_for(r"› too early\n")
+        terminal.wait_until_asleep()
+        terminal.child.kill(signal.SIGINT)  # as the terminal does, once no key is being read
+        terminal.wait_for(r"stopped\n[\s\S]*› too early")
+        terminal.type(CTRL_C)
+        terminal.wait_for(READY)
+        terminal.line("/tree")
+        terminal.wait_for(r"/tree: nothing was said yet")
+        terminal.type(CTRL_C + CTRL_D)
+        assert terminal.wait_for_end() == 0
+
+
+@pytest.mark.parametrize("flags", [("--plain",), ()], ids=["plain", "dumb"])
+def test_control_c_while_it_loads_is_no_error_without_a_toolbar(
+    flags: tuple[str, ...], slow_flags: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    term = "xterm-256color" if flags else "dumb"
+    with Terminal(*slow_flags, *flags, home=tmp_path, TERM=term) as terminal:
+        terminal.wait_for(r"/help lists the commands")
+        terminal.wait_until_asleep()
+        terminal.type(CTRL_C)
+        terminal.wait_for(r"still loading; Ctrl-C again or Ctrl-D leaves\n>")
+        terminal.line("/temperature 0")
+        terminal.wait_for(r"temperature is 0\.0")
+        terminal.type(CTRL_D)
+        assert terminal.wait_for_end() == 0
+    assert "unexpected" not in terminal.text
 
 
 def test_the_system_message_and_examples_are_read_before_the_first_message(
@@ -66,25 +176,11 @@ def test_the_system_message_and_examples_are_read_before_the_first_message(
     assert int(cached[1]) >= head > 40
 
 
-def test_control_c_while_waiting_gives_the_message_back(
-    starter_model: Path, tmp_path: Path
+def test_leaving_while_it_loads_is_clean(
+    slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
-    with Terminal("-m", starter_model, home=tmp_path) as terminal:
-        terminal.wait_for(r"›")
-        terminal.line("too early")
-        terminal.wait_for(r"› too early\n")
-        terminal.child.kill(signal.SIGINT)  # as the terminal does, once no key is being read
-        # It was still loading, and the text is back; or it was not, and the reply is short.
-        terminal.wait_for(r"stopped\n[\s\S]*› too early|stopped after \d+ tokens")
-        terminal.type(CTRL_C)
-        terminal.wait_for(READY)
-        terminal.type(CTRL_D)
-        assert terminal.wait_for_end() == 0
-
-
-def test_leaving_while_it_loads_is_clean(starter_model: Path, tmp_path: Path) -> None:
-    with Terminal("-m", starter_model, home=tmp_path) as terminal:
-        terminal.wait_for(r"›")
+    with Terminal(*slow_flags, home=tmp_path) as terminal:
+        terminal.wait_for(LOADING)
         terminal.type(CTRL_D)
         assert terminal.wait_for_end() == 0
         assert "Traceback" not in terminal.text

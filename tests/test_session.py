@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates.chatml import ChatMLTemplate
-from llama_chat.errors import PromptTooLongError, UsageError
+from llama_chat.errors import ModelError, PromptTooLongError, UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Token, Watch
@@ -367,3 +368,51 @@ def test_context_rows_add_up_to_the_conversation() -> None:
     assert sum(row.cached for row in rows) == session.engine.cache.length
     session.conversation.system = "Changed."
     assert sum(row.cached for row in session.context_rows()) < 10
+
+
+def backend_with_nan(name: str, row: int = 0) -> TorchBackend:
+    """A backend in which one row, or number, of the weight ``name`` is NaN."""
+    model = random_model(SMALL)
+    dict(model.named_parameters())[name][row] = math.nan
+    return TorchBackend(model)
+
+
+def facts_of(session: ChatSession) -> tuple[object, ...]:
+    """All that a failed turn must leave as it was."""
+    conversation = session.conversation
+    messages = [
+        (m.number, m.role, m.text, m.ids, m.interrupted, m.n_dropped, m.trace, m.parent)
+        for m in conversation.all
+    ]
+    return conversation.head, messages
+
+
+@pytest.mark.parametrize("act", ["send", "retry", "resume"])
+def test_a_turn_that_fails_before_its_first_token_leaves_no_trace(act: str) -> None:
+    session = new_session(max_tokens=4)
+    finish_of(session.send("first"))
+    before = facts_of(session)
+    session.engine.backend = backend_with_nan("norm.weight")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="its output is not a number"):
+            finish_of(session.send("second") if act == "send" else getattr(session, act)())
+        assert facts_of(session) == before
+    session.engine.backend = BACKEND
+    session.engine.cache.trim(0)
+    finish_of(session.send("second"))
+    assert [m.text for m in session.conversation.path() if m.role == "user"] == ["first", "second"]
+    assert_cache_is_exact(session)
+
+
+def test_a_turn_that_fails_later_keeps_what_was_said() -> None:
+    said = next(new_session().send("hello"))
+    assert isinstance(said, Token)
+    session = new_session()
+    # The next token is computed from the first one.
+    session.engine.backend = backend_with_nan("tok_embeddings.weight", said.id)
+    events = session.send("hello")
+    assert next(events) == said
+    with pytest.raises(ModelError, match="its output is not a number"):
+        list(events)
+    question, reply = session.conversation.path()
+    assert (question.text, reply.ids, reply.interrupted) == ("hello", (said.id,), True)

@@ -68,6 +68,14 @@ class Message:
         return line if len(line) <= 60 else line[:59] + "…"
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A state of a conversation to which it can return."""
+
+    head: Message | None
+    n_messages: int
+
+
 class Conversation:
     """A system message, examples, and a tree of messages with one current path.
 
@@ -112,6 +120,15 @@ class Conversation:
         self._all.append(message)
         self.head = message
         return message
+
+    def mark(self) -> "Mark":
+        """The present state, for ``reset``."""
+        return Mark(self.head, len(self._all))
+
+    def reset(self, mark: "Mark") -> None:
+        """Drop all messages that were added since ``mark``, and return to its place."""
+        self.head = mark.head
+        del self._all[mark.n_messages :]
 
     def question(self) -> Message | None:
         """The last user message of the path; None if there is none."""

@@ -1,8 +1,9 @@
 """One conversation with one model, and the cache that follows it."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
@@ -13,7 +14,7 @@ from llama_chat.generation.kv_cache import common_prefix
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.trace import Trace
 from llama_chat.model.transformer import InterruptedForward
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.definitions import Sampling, Settings
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
 
@@ -72,6 +73,15 @@ class ChatSession:
         self.lookup = lookup
         self._notify = notify
 
+    def configure(self, settings: Settings) -> None:
+        """Follow the settings; earlier messages stay as they are."""
+        self.sampler.sampling = settings.sampling
+        self.max_tokens = settings.max_tokens
+        self.stop = settings.stop
+        self.drop_oldest = settings.overflow == "drop-oldest"
+        self.lookup = settings.lookup
+        self.conversation.system = settings.system
+
     @property
     def ids(self) -> list[int]:
         """The conversation as the model is shown it."""
@@ -124,7 +134,8 @@ class ChatSession:
         """Say ``text`` and yield the reply as it comes.
 
         The reply is recorded however the generation ends; if the caller closes the generator it
-        is marked as interrupted.
+        is marked as interrupted. Whatever fails before the first token leaves the conversation as
+        it was.
 
         Args:
             text: the message.
@@ -148,9 +159,10 @@ class ChatSession:
             self._tell(f"{', '.join(tags)} in the message is passed on as plain text")
         self._tell_dropped(fit)
         message.n_dropped = reply.n_dropped = fit.n_dropped
+        mark = conversation.mark()
         for added in new:
             conversation.add(added)
-        yield from self._reply(fit.ids, reply, watch)
+        yield from self._reply(fit.ids, reply, watch, lambda: conversation.reset(mark))
 
     def retry(self, watch: Watch | None = None, *, opening: str = "") -> Iterator[Event]:
         """Answer the last message once more; the earlier answer stays as a version.
@@ -160,7 +172,7 @@ class ChatSession:
             PromptTooLongError: if it does not fit; the conversation is then as before.
         """
         conversation = self.conversation
-        before, question = conversation.head, conversation.question()
+        mark, question = conversation.mark(), conversation.question()
         if question is None:
             raise UsageError("retry", "nothing was said yet", "type a message first")
         reply = self._open_reply(opening)
@@ -168,12 +180,12 @@ class ChatSession:
         try:
             fit = self._fit(reply)
         except PromptTooLongError:
-            conversation.head = before
+            conversation.reset(mark)
             raise
         self._tell_dropped(fit)
         reply.n_dropped = fit.n_dropped
         conversation.add(reply)
-        yield from self._reply(fit.ids, reply, watch)
+        yield from self._reply(fit.ids, reply, watch, lambda: conversation.reset(mark))
 
     def resume(self, watch: Watch | None = None) -> Iterator[Event]:
         """Go on with the last reply where it ended, from the very same cache.
@@ -188,8 +200,14 @@ class ChatSession:
             return
         fit = self._fit()
         self._tell_dropped(fit)
+        before = replace(reply)
+
+        def undo() -> None:
+            reply.text, reply.interrupted = before.text, before.interrupted
+            reply.n_dropped, reply.trace = before.n_dropped, before.trace
+
         reply.n_dropped = fit.n_dropped
-        yield from self._reply(fit.ids, reply, watch)
+        yield from self._reply(fit.ids, reply, watch, undo)
 
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
         """Token prefix shared by every possible next message with these attachments."""
@@ -218,10 +236,18 @@ class ChatSession:
         ids = self.template.encode_reply(opening) if opening else ()
         return Message("assistant", opening, ids, interrupted=True)
 
-    def _reply(self, ids: list[int], reply: Message, watch: Watch | None) -> Iterator[Event]:
-        """Generate behind ``ids`` into ``reply``, and read the end of the turn.
+    def _reply(
+        self, ids: list[int], reply: Message, watch: Watch | None, undo: Callable[[], None]
+    ) -> Iterator[Event]:
+        """Generate what follows ``ids`` into ``reply``, and prefill the end of the turn.
 
-        ``reply`` holds what was yielded at every instant, and is interrupted until it is not.
+        At every instant ``reply`` holds what was yielded, and is interrupted until it is complete.
+
+        Args:
+            ids: the conversation, up to the words that the reply begins with.
+            reply: the message to fill.
+            watch: hooks to follow and stop the generation.
+            undo: restores the conversation, if anything fails before the first event.
         """
         reply.interrupted = True
         reply.trace = reply.trace or Trace()
@@ -239,7 +265,12 @@ class ChatSession:
             lookup=self.lookup,
             watch=watch,
         )
-        for event in events:
+        try:
+            first = next(events)
+        except BaseException:
+            undo()
+            raise
+        for event in itertools.chain([first], events):
             reply.text += event.text
             if isinstance(event, Finish):
                 self._end(reply, event)

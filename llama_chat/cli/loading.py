@@ -97,12 +97,10 @@ def new_session(
     llama: "Llama", settings: Settings, prompt: PromptFile | None, notify: Callable[[str], None]
 ) -> "ChatSession":
     """Begin a conversation as the settings and the prompt file say."""
-    from llama_chat.chat.configure import configure
-
     session = llama.chat(
         template=settings.template,
         examples=() if prompt is None else prompt.examples,
         notify=notify,
     )
-    configure(session, settings)
+    session.configure(settings)
     return session

@@ -40,7 +40,7 @@ class ChatApp:
             with chat.interrupts:
                 self._talk()
         finally:
-            chat.worker.stop()
+            chat.loader.stop()
         if chat.unsaved is not None:
             chat.save()
             if chat.unsaved is not None:
@@ -56,7 +56,7 @@ class ChatApp:
             if self._made_for != self._wishes():
                 self._input = self._open_input()
             if chat.renderer.plain:
-                chat.ready()  # nothing may be written while a line is being read
+                self._load_first()
             if chat.interrupts.take():  # pressed when there was nothing left to stop
                 if self._asked_to_leave:
                     return
@@ -77,7 +77,15 @@ class ChatApp:
             typed = self._handle(line)
             if chat.editing is not None and not typed:
                 typed = chat.editing.text
-            chat.read_ahead()
+            chat.prefill_next()
+
+    def _load_first(self) -> None:
+        """Wait for the model: in a plain terminal nothing may be written while a line is read."""
+        try:
+            self._chat.wait_for_session()
+        except Interrupted:
+            self._asked_to_leave = True
+            self._chat.renderer.note("still loading; Ctrl-C again or Ctrl-D leaves")
 
     def _handle(self, line: str) -> str:
         """Obey a line; returns what is to stay in the input, because it could not be."""
@@ -138,7 +146,7 @@ class ChatApp:
             self._input.clear()
             chat.stop_editing()
         # Not before the input can be seen: importing torch would hold that up for a second.
-        if chat.session is None and not chat.worker.busy:
+        if chat.session is None and not chat.loader.is_loading:
             chat.load()
 
     def _toolbar(self) -> StyleAndTextTuples:
@@ -147,11 +155,20 @@ class ChatApp:
         return toolbar(self._chat, message, self._chat.renderer.console.width)
 
     def _on_change(self) -> None:
-        """Something happened behind the input, perhaps in another thread."""
+        """Follow a background job; called in any thread."""
+        self._input.call(self._update)
+
+    def _update(self) -> None:
+        """Take what a background job has made, while the input is open."""
         chat = self._chat
-        if chat.worker.error is not None:
-            self._input.end(chat.worker.error)
+        try:
+            chat.adopt_loaded()
+        except LlamaChatError as error:
+            self._input.end(error)
+            return
+        if chat.loader.error is not None:
+            self._input.end(chat.loader.error)
         elif chat.notes:
-            self._input.interrupt(chat.tell_notes)
+            self._input.write_above(chat.tell_notes)
         else:
             self._input.redraw()

@@ -2,23 +2,22 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.chat.store import ConversationFile
-from llama_chat.errors import LlamaChatError, SaveError
+from llama_chat.errors import LlamaChatError, SaveError, UsageError
 from llama_chat.generation.events import Event, Finish, Watch
-from llama_chat.settings.definitions import SETTINGS, Settings
+from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS, Settings
 from llama_chat.settings.setting import Value
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
+from llama_chat.terminal.model_loader import ModelLoader
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
-from llama_chat.terminal.worker import Stopped, Worker
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
@@ -55,9 +54,9 @@ class Chat:
         self.llama: Llama | None = None
         self.session: ChatSession | None = None
         self.interrupts = Interrupts()
-        self.worker = Worker(lambda: self.on_change())
+        self.loader = ModelLoader(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
-        """Told, in any thread, that what the toolbar shows has changed."""
+        """Called, in any thread, when a background job made progress or has ended."""
         self.attachments: list[Attachment] = []
         """Texts to stand in front of the next message."""
         self.opening = ""
@@ -75,8 +74,6 @@ class Chat:
         self.unsaved: SaveError | None = None
         """Why the last change is not on disk, if so."""
         self._plan_load = plan_load
-        self._reading: list[int] = []
-        """What the worker reads ahead, if it does."""
         if prompt is not None:
             self.use_prompt(prompt, above_flags=False)
 
@@ -88,108 +85,24 @@ class Chat:
         return self.llama.name if self.llama else Path(self.settings.model or "").stem or "model"
 
     def load(self) -> None:
-        """Load the model behind the input, and read what the first message will stand behind."""
+        """Start to load the model that the settings name, in the background."""
         settings = self.settings
-        self.worker.start(lambda watch: self._load(self._plan_load(settings), watch))
+        self.loader.load(lambda: self._plan_load(settings))
 
-    def ready(self, reading: Literal["stop", "finish", "leave"] = "stop") -> "ChatSession":
-        """The session, as soon as the model is there.
+    def adopt_loaded(self) -> None:
+        """If a model was loaded in the background, make its session, and prefill its next message.
 
-        Args:
-            reading: what becomes of what is being read ahead: ``stop`` it, ``finish`` it if it is
-                part of what is to be done, or ``leave`` it alone if the cache is only looked at.
-
-        Raises:
-            LlamaChatError: if the model cannot be loaded.
-            Interrupted: on Ctrl-C while waiting.
-        """
-        if self.session is None and not self.worker.busy and self.worker.error is None:
-            self.load()
-        self._await("Loading", lambda: self.session is not None, PATIENCE_S)
-        if self.session is None and self.worker.busy:
-            self.interrupts.take()
-            raise Interrupted
-        if reading == "finish":
-            self._await("Reading", lambda: False, PREFILL_PATIENCE_S)
-        if reading != "leave":
-            self.worker.stop()
-        if self.worker.error is not None:
-            raise self.worker.error
-        if self.llama is None or self.session is None:  # the load was stopped
-            raise Interrupted
-        self.tell_notes()
-        self.llama.use_threads()
-        self.configure()
-        return self.session
-
-    def _await(self, doing: str, done: Callable[[], bool], patience_s: float) -> None:
-        """Wait for the worker, with a bar; Ctrl-C ends that."""
-        with progress(doing, patience_s, hidden=self.renderer.plain) as report:
-            while not (done() or self.interrupts.pending or self.worker.wait(_POLL_S)):
-                if self.worker.total:
-                    report(self.worker.done, self.worker.total)
-
-    def tell_notes(self) -> None:
-        """Say what has been noted behind the input."""
-        notes, self.notes = self.notes, []
-        if not self.settings.quiet:
-            for line in notes:
-                self.renderer.note(line)
-
-    def read_ahead(self) -> None:
-        """Read behind the input what the next message will stand behind."""
-        session = self.session
-        if session is None:
-            return
-        ids = session.next_prefix(self.attachments)
-        if self.worker.busy and ids == self._reading:
-            return
-
-        def read(watch: Watch) -> None:
-            # If it does not fit into memory, the message that needs it will say so.
-            with suppress(LlamaChatError):
-                session.prefill_next(ids, watch)
-
-        self._reading = ids
-        self.worker.start(read)
-
-    def reload(self, settings: Settings) -> None:
-        """Go on with another model, or the same one in another way.
+        The session is made of conversation, template and settings as they are now, not as they
+        were when the load began.
 
         Raises:
-            LlamaChatError: if that cannot be; the old one is then loaded again if need be.
-            Interrupted: likewise.
+            UsageError: if the model has no template that is known.
         """
-        plan = self._plan_load(settings, reclaimable=self._loaded_bytes())
-        plan.check_fit()
-        self.worker.stop()
-        self.llama = self.session = None  # there may not be memory for two
-        self.worker.start(lambda watch: self._load(plan, watch))
-        try:
-            self.ready()
-        except (LlamaChatError, Interrupted):
-            self.load()
-            raise
-
-    def _loaded_bytes(self) -> int:
-        """Bytes of the loaded model and its cache."""
-        if self.llama is None or self.session is None:
-            return 0
-        return self.llama.model.n_bytes + self.session.engine.cache.n_bytes
-
-    def _load(self, plan: "LoadPlan", watch: Watch) -> None:
-        def report(done: int, total: int) -> None:
-            if watch.should_stop is not None and watch.should_stop():
-                raise Stopped
-            if watch.on_prefill is not None:
-                watch.on_prefill(done, total)
-
-        llama = plan.load(report)
-        session = llama.chat(
-            conversation=self.conversation,
-            template=self.settings.template,
-            notify=lambda line: self.renderer.note(line),
-        )
+        llama = self.loader.take_loaded()
+        if llama is None:
+            return
+        llama.use_threads()  # torch keeps the number for each thread
+        session = self._new_session(llama)
         self._adopt(llama)
         self.llama, self.session = llama, session
         self.configure()
@@ -199,9 +112,95 @@ class Chat:
             f"{llama.name} · {dtype} on {llama.model.device} · context {llama.context} · "
             f"template {session.template.name}"
         )
-        self.on_change()
-        self._reading = session.next_prefix(self.attachments)
-        session.prefill_next(self._reading, watch)
+        self.prefill_next()
+
+    def _new_session(self, llama: "Llama") -> "ChatSession":
+        """A session with the template in force; one chosen in the chat is dropped if unsuitable."""
+        try:
+            return llama.chat(
+                conversation=self.conversation,
+                template=self.settings.template,
+                notify=lambda line: self.renderer.note(line),
+            )
+        except UsageError as error:
+            if not self.settings.source("template").startswith("/"):
+                raise
+            self.notes.append(str(error))
+            self._settings.change("template", "auto", DEFAULT_SOURCE)
+            return self._new_session(llama)
+
+    def wait_for_session(self) -> "ChatSession":
+        """The session, once the model is loaded; a background prefill goes on.
+
+        Raises:
+            LlamaChatError: if the model cannot be loaded.
+            Interrupted: on Ctrl-C while waiting; the load goes on.
+        """
+        loader = self.loader
+        if self.session is None and not loader.is_loading and loader.error is None:
+            self.load()
+        while self.session is None:
+            self._wait("Loading", PATIENCE_S)
+            self.adopt_loaded()
+            if loader.error is not None:
+                raise loader.error
+            if self.session is None and (self.interrupts.take() or not loader.busy):
+                raise Interrupted
+        self.tell_notes()
+        return self.session
+
+    def finish_prefill(self) -> None:
+        """Wait for the end of the background prefill; Ctrl-C stops it."""
+        self._wait("Reading", PREFILL_PATIENCE_S)
+        self.stop_prefill()
+
+    def stop_prefill(self) -> None:
+        """Stop the background prefill, and wait until it has stopped."""
+        self.loader.stop()
+
+    def _wait(self, doing: str, patience_s: float) -> None:
+        """Wait for the background job, with a bar, until Ctrl-C."""
+        with progress(doing, patience_s, hidden=self.renderer.plain) as report:
+            while not (self.interrupts.pending or self.loader.wait(_POLL_S)):
+                done, total = self.loader.progress
+                if total:
+                    report(done, total)
+
+    def tell_notes(self) -> None:
+        """Write the notes of background jobs."""
+        notes, self.notes = self.notes, []
+        if not self.settings.quiet:
+            for line in notes:
+                self.renderer.note(line)
+
+    def prefill_next(self) -> None:
+        """Prefill, in the background, what the next message will follow."""
+        if self.session is not None:
+            self.loader.prefill(self.session, self.session.next_prefix(self.attachments))
+
+    def reload(self, settings: Settings) -> None:
+        """Load another model, or the same one in another way.
+
+        Raises:
+            LlamaChatError: if that is not possible; the old one is then loaded again if need be.
+            Interrupted: on Ctrl-C; likewise.
+        """
+        plan = self._plan_load(settings, reclaimable=self._loaded_bytes())
+        plan.check_fit()
+        self.loader.stop()
+        self.llama = self.session = None  # there may not be memory for two
+        self.loader.load(lambda: plan)
+        try:
+            self.wait_for_session()
+        except (LlamaChatError, Interrupted):
+            self.load()
+            raise
+
+    def _loaded_bytes(self) -> int:
+        """Bytes of the loaded model and its cache."""
+        if self.llama is None or self.session is None:
+            return 0
+        return self.llama.model.n_bytes + self.session.engine.cache.n_bytes
 
     def _adopt(self, llama: "Llama") -> None:
         """Let the conversation go on with this model."""
@@ -238,9 +237,7 @@ class Chat:
         """Let the conversation and the session follow the settings."""
         self.conversation.system = self.settings.system
         if self.session is not None:
-            from llama_chat.chat.configure import configure
-
-            configure(self.session, self.settings)
+            self.session.configure(self.settings)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool = True) -> None:
         """Head the conversation by a prompt file; see ``PromptedSettings.use_prompt``."""
@@ -262,7 +259,8 @@ class Chat:
 
     def send(self, text: str) -> None:
         """Say something, with the attachments in front, and show the reply."""
-        session, attachments = self.ready("finish"), tuple(self.attachments)
+        session, attachments = self.wait_for_session(), tuple(self.attachments)
+        self.finish_prefill()
         self._reply(
             lambda watch: session.send(text, watch, attachments=attachments, opening=self.opening),
             shown=self.opening,
@@ -270,12 +268,14 @@ class Chat:
 
     def retry(self) -> None:
         """Answer the last message once more, and show the reply."""
-        session = self.ready()
+        session = self.wait_for_session()
+        self.stop_prefill()
         self._reply(lambda watch: session.retry(watch, opening=self.opening), shown=self.opening)
 
     def resume(self) -> None:
         """Go on with the last reply, and show how it goes on."""
-        session = self.ready()
+        session = self.wait_for_session()
+        self.stop_prefill()
         begun = session.conversation.head
         self._reply(session.resume, begun=begun.text if begun and begun.role != "user" else "")
 
@@ -294,18 +294,22 @@ class Chat:
         with progress("Reading", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
             events = generate(Watch(lambda: watching.pending, on_prefill))
             first = next(events)
-        # Nothing raises from here on: what was to go into the message is in it.
+        # The message is in the conversation now: from here on nothing may leave it in the input.
         self.attachments, self.opening = [], ""
         self.save(durable=False)  # worth keeping, whatever becomes of the reply
-        writer = self.renderer.reply(begun)
+        writer, failure, event = self.renderer.reply(begun), None, first
         try:
             writer.push(shown)
             for event in itertools.chain([first], events):
                 writer.push(event.text)
+        except LlamaChatError as error:
+            failure = error
         finally:
             writer.finish()
             self.save()
         watching.take()
+        if failure is not None:
+            self.renderer.error(str(failure))
         if isinstance(event, Finish):  # as the last one always is
             self.last = event
             self.renderer.ended(event, begun=bool(begun))

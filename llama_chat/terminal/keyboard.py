@@ -5,7 +5,7 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Protocol
 
@@ -55,14 +55,17 @@ class Input(Protocol):
     def clear(self) -> None:
         """Take back all that is typed."""
 
-    def redraw(self) -> None:
-        """Draw what is around it anew; may be called from any thread."""
+    def call(self, act: Callable[[], object]) -> None:
+        """Call ``act`` in the thread of ``read``, if that runs; may be called from any thread."""
 
-    def interrupt(self, act: Callable[[], None]) -> None:
-        """If it is open, call ``act``, which may write above it; may be called from any thread."""
+    def redraw(self) -> None:
+        """Redraw the surroundings of the input."""
+
+    def write_above(self, write: Callable[[], None]) -> None:
+        """Call ``write``, which may write above the open input."""
 
     def end(self, error: BaseException) -> None:
-        """If it is open, let ``read`` raise ``error``; may be called from any thread."""
+        """Let ``read`` raise ``error``, if it runs."""
 
 
 @contextmanager
@@ -194,19 +197,21 @@ class PromptInput:
         """See ``Input``."""
         self._session.app.invalidate()
 
-    def interrupt(self, act: Callable[[], None]) -> None:
+    def write_above(self, write: Callable[[], None]) -> None:
         """See ``Input``."""
-        self._call(lambda: run_in_terminal(act))
+        self.call(lambda: run_in_terminal(write))
 
     def end(self, error: BaseException) -> None:
         """See ``Input``."""
-        self._call(lambda: self._session.app.exit(exception=error))
+        self.call(lambda: self._session.app.exit(exception=error))
 
-    def _call(self, act: Callable[[], object]) -> None:
-        """Call ``act`` in the thread of the open input."""
+    def call(self, act: Callable[[], object]) -> None:
+        """See ``Input``."""
         app = self._session.app
-        if app.loop is not None:
-            app.loop.call_soon_threadsafe(lambda: act() if app.is_running else None)
+        loop = app.loop  # read once: the main thread sets it to None when the input closes
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop was closed since
+                loop.call_soon_threadsafe(lambda: act() if app.is_running else None)
 
     def _is_command(self) -> bool:
         return self.text.startswith("/") and "\n" not in self.text
@@ -297,8 +302,11 @@ class PlainInput:
     def redraw(self) -> None:
         """Nothing is drawn around it."""
 
-    def interrupt(self, act: Callable[[], None]) -> None:
-        """Nothing interrupts it: what is to be said is said before the next line."""
+    def call(self, act: Callable[[], object]) -> None:
+        """Do nothing: background jobs are followed before the next line is read."""
+
+    def write_above(self, write: Callable[[], None]) -> None:
+        """Do nothing: a line that is being read must not be disturbed."""
 
     def end(self, error: BaseException) -> None:
         """Nothing ends it but a line."""

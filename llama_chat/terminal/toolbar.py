@@ -66,8 +66,8 @@ def _warning(session: "ChatSession", chat: "Chat", typed: str) -> str:
 
 def _work(chat: "Chat") -> str:
     """What goes on behind the input."""
-    worker = chat.worker
-    if not worker.busy:
+    if not chat.loader.busy:
         return ""
-    what = "loading" if chat.session is None else "reading"
-    return f"{what} {100 * worker.done // worker.total} %" if worker.total else f"{what} …"
+    what = "loading" if chat.loader.is_loading else "reading"
+    done, total = chat.loader.progress
+    return f"{what} {100 * done // total} %" if total else f"{what} …"

@@ -1,4 +1,4 @@
-"""Work that goes on while the input is open: loading the model, and reading ahead."""
+"""A background thread for one job at a time."""
 
 from collections.abc import Callable
 from threading import Thread
@@ -6,36 +6,36 @@ from threading import Thread
 from llama_chat.generation.events import Watch
 
 _STEPS = 20
-"""How often progress is told: each time costs a redraw of the toolbar."""
+"""Number of progress reports of a job: each costs a redraw of the toolbar."""
 
 
 class Stopped(Exception):
-    """A job was given up because it was asked to."""
+    """A job gave up because it was asked to stop."""
 
 
 class Worker:
-    """Does one job at a time, in a thread of its own."""
+    """Runs jobs in threads of their own, one after another."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
-        """Make an idle one.
+        """Begin idle.
 
         Args:
-            on_change: told, in that thread, that progress was made or the job has ended.
+            on_change: called in the thread of a job when it made progress, and when it has ended.
         """
         self.done, self.total = 0, 0
-        """How much of how much the job has done."""
+        """Progress of the job."""
         self.busy = False
-        """Whether a job goes on."""
+        """True while a job runs."""
+        self.error: BaseException | None = None
+        """Error that ended the last job, if one did."""
         self._on_change = on_change
         self._thread: Thread | None = None
-        self.error: BaseException | None = None
-        """Why the last job failed, if it did."""
         self._stopping = False
 
     def start(self, job: Callable[[Watch], None]) -> None:
-        """Begin ``job``; one that still goes on is stopped first.
+        """Start ``job``, after stopping the one that runs.
 
-        The job is to ask ``should_stop`` often and to tell its progress.
+        A job calls ``should_stop`` often, and reports its progress.
         """
         self.stop()
         self.done, self.total, self.error = 0, 0, None
@@ -44,12 +44,12 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the job to end, and wait until it has."""
+        """Ask the job to stop, and wait until it has."""
         self._stopping = True
         self.wait()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the job, at most so long; returns whether it has ended."""
+        """Wait for the end of the job, at most ``seconds``; returns False if it still runs."""
         if self._thread is not None:
             self._thread.join(seconds)
         return not self.busy

@@ -27,7 +27,7 @@ def _context(chat: Chat, argument: str) -> None:
         set_value(chat, SETTINGS["context"], argument, "/context")
         show_value(chat, SETTINGS["context"])
         return
-    session = chat.ready("leave")
+    session = chat.wait_for_session()
     rows = session.context_rows()
     chat.renderer.table(
         ("#", "role", "tokens", "cached", "if full", "text"),
@@ -75,13 +75,13 @@ def _stats(chat: Chat, argument: str) -> None:
             ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
             ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),
             ("seed", str(chat.last.seed)),
-            ("tokens read in all", str(chat.ready("leave").engine.n_read)),
+            ("tokens read in all", str(chat.wait_for_session().engine.n_read)),
         ),
     )
 
 
 def _tokens(chat: Chat, argument: str) -> None:
-    session = chat.ready("leave")
+    session = chat.wait_for_session()
     message = message_of(chat, argument, "/tokens") if argument else chat.conversation.head
     if message is None:
         raise UsageError("/tokens", "nothing was said yet", "type a message first")
@@ -110,7 +110,7 @@ def _columns(chat: Chat, cells: list[str]) -> None:
 
 
 def _why(chat: Chat, argument: str) -> None:
-    session = chat.ready("leave")
+    session = chat.wait_for_session()
     reply = chat.conversation.head
     trace = None if reply is None or reply.role == "user" else reply.trace
     if trace is None or not len(trace):

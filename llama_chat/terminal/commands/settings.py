@@ -160,7 +160,7 @@ def _template(chat: Chat, argument: str) -> None:
     setting = SETTINGS["template"]
     if argument:
         set_value(chat, setting, argument, setting.command)
-    chat.renderer.note(f"template is {chat.ready('leave').template.name}")
+    chat.renderer.note(f"template is {chat.wait_for_session().template.name}")
 
 
 def _model(chat: Chat, argument: str) -> None:

@@ -1,0 +1,100 @@
+"""Loading and prefilling in the background, while the input is open.
+
+The worker thread only computes: a model from a plan, rows of the KV cache from ids. Conversation,
+settings and session belong to the main thread, which takes a loaded model when it is ready for it.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.events import Watch
+from llama_chat.terminal.worker import Stopped, Worker
+
+if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession
+    from llama_chat.llama import Llama
+    from llama_chat.loading.plan import LoadPlan
+
+
+class ModelLoader:
+    """One background job at a time: a load or a prefill."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        """Begin idle.
+
+        Args:
+            on_change: called, in any thread, when the state of the job has changed.
+        """
+        self._worker = Worker(on_change)
+        self._loaded: Llama | None = None
+        self._prefix: Sequence[int] = ()
+        """Ids of the prefill that runs or ran last."""
+        self.is_loading = False
+        """True from the start of a load until its model is taken, or it failed."""
+
+    @property
+    def busy(self) -> bool:
+        """True while a job runs."""
+        return self._worker.busy
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Progress of the job, done and total; total is 0 while nothing is known."""
+        return self._worker.done, self._worker.total
+
+    @property
+    def error(self) -> BaseException | None:
+        """Error that ended the last job, if one did."""
+        return self._worker.error
+
+    def load(self, plan: "Callable[[], LoadPlan]") -> None:
+        """Start to load a model; whatever runs is stopped first.
+
+        Args:
+            plan: makes the plan, in the background.
+        """
+
+        def job(watch: Watch) -> None:
+            def report(done: int, total: int) -> None:
+                if watch.should_stop is not None and watch.should_stop():
+                    raise Stopped
+                if watch.on_prefill is not None:
+                    watch.on_prefill(done, total)
+
+            self._loaded = plan().load(report)
+
+        self.stop()
+        self.is_loading = True
+        self._worker.start(job)
+
+    def take_loaded(self) -> "Llama | None":
+        """The model that was loaded, once; None if there is none to take."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None or not self.busy:
+            self.is_loading = False
+        return loaded
+
+    def prefill(self, session: "ChatSession", prefix: Sequence[int]) -> None:
+        """Start to prefill ``prefix``, unless that runs already; whatever else runs is stopped."""
+        if self.busy and prefix == self._prefix:
+            return
+
+        def job(watch: Watch) -> None:
+            # If memory runs out, the message that needs the rows reports it.
+            with suppress(LlamaChatError):
+                session.prefill_next(prefix, watch)
+
+        self.stop()
+        self._prefix = prefix
+        self._worker.start(job)
+
+    def stop(self) -> None:
+        """Stop whatever runs, and wait until it has."""
+        self._worker.stop()
+        self._loaded, self.is_loading = None, False
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end of the job, at most ``seconds``; returns False if it still runs."""
+        return self._worker.wait(seconds)
