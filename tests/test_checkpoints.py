@@ -160,7 +160,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: _edit_shard(
             d, lambda s: s.update({"norm.weight": torch.zeros(64, dtype=torch.int8)})
         ),
-        "of type torch.int8",
+        "of type int8",
     ),
     "sparse": (
         lambda d: _edit_shard(d, lambda s: s.update({"norm.weight": torch.zeros(64).to_sparse()})),

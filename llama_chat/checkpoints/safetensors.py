@@ -1,39 +1,24 @@
-"""Files of safetensors: a header in JSON, then plain numbers.
+"""Files of safetensors, read by its library; see https://github.com/huggingface/safetensors.
 
-The format: https://github.com/huggingface/safetensors#format. The header is held to all of it, and
-to what a model of the llama family needs, before a tensor is made.
+Checked here is what the library lets pass: names that occur twice, headers of a hundred megabytes,
+and types and dimensions that no weight of a Llama model has.
 """
 
 import json
-import math
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_chat.checkpoints.base import FLOAT_TYPES
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
-from llama_chat.checkpoints.weight_files import KNOWN_TYPES, mapped_bytes, mapped_tensor, read_head
+from llama_chat.checkpoints.weight_files import check_tensor, read_head
 from llama_chat.errors import ModelError
 
 _MAX_HEADER = 4 * 2**20
 """Bytes of a header; that of the largest model takes 0.1 MB."""
-
-_MAX_DIMS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class SafetensorsEntry:
-    """One tensor, as the header describes it."""
-
-    type: str
-    shape: tuple[int, ...]
-    begin: int
-    """Bytes from the beginning of the file."""
-    end: int
 
 
 def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
@@ -41,96 +26,47 @@ def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        skip: what the names of tensors hold that are left out.
+        skip: pattern of the names of tensors to leave out.
 
     Raises:
-        ModelError: if the file is damaged, or holds a tensor of another type than those known.
-    """
-    read_head(path)
-    data = mapped_bytes(path)
-    return {
-        name: mapped_tensor(data[entry.begin : entry.end], FLOAT_TYPES[entry.type], entry.shape)
-        for name, entry in read_header(data.data, path).items()
-        if not skip.search(name)
-    }
-
-
-def read_header(data: memoryview, path: Path) -> dict[str, SafetensorsEntry]:
-    """Read the header at the beginning of ``data``, the whole file.
-
-    Raises:
-        ModelError: if it is not that of a whole file, each byte of which belongs to one tensor.
+        ModelError: if the file is damaged, or holds a tensor that is no weight.
     """
     what = repr(str(path))
-    n_bytes = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or n_bytes > len(data) - 8:
-        raise ModelError(what, "it ends before its header does", FETCH_AGAIN)
-    if n_bytes > _MAX_HEADER:
-        raise ModelError(what, "its header is longer than that of any model", FETCH_AGAIN)
-    start = 8 + n_bytes
-    entries = {
-        name: _entry(what, name, value, start)
-        for name, value in _parse(what, bytes(data[8:start])).items()
-        if name != "__metadata__"
-    }
-    end = start
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
-        if entry.begin != end:
-            why = "overlaps another" if entry.begin < end else "has a gap before it"
-            raise ModelError(what, f"tensor {name[:60]!r} {why}", FETCH_AGAIN)
-        end = entry.end
-    if end != len(data):
-        why = "it ends before its tensors do" if end > len(data) else "bytes follow its last tensor"
-        raise ModelError(what, why, FETCH_AGAIN)
-    return entries
-
-
-def _parse(what: str, header: bytes) -> dict[str, Any]:
-    """The JSON object in the header, in which no name stands twice."""
+    _check_header(path, what)
     try:
-        parsed = json.loads(header.decode(), object_pairs_hook=_unique)
-    except _StandsTwiceError as error:
-        raise ModelError(what, f"{error} stands twice in its header", FETCH_AGAIN) from None
-    except (ValueError, RecursionError):
-        raise ModelError(what, "its header is not JSON", FETCH_AGAIN) from None
-    if not isinstance(parsed, dict):
-        raise ModelError(what, "its header is not a JSON object", FETCH_AGAIN)
-    return parsed
-
-
-class _StandsTwiceError(Exception):
-    """A name stands twice in one object; the message is the name."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = sorted(name for name, _ in pairs)
-        twice = next(name for name, other in pairwise(names) if name == other)
-        raise _StandsTwiceError(repr(twice[:60]))
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys() if not skip.search(name)}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelError(what, f"it is damaged: {ascii(reason)[1:100]}", FETCH_AGAIN) from None
+    for name, weight in found.items():
+        check_tensor(what, name, weight)
     return found
 
 
-def _entry(what: str, name: str, value: object, start: int) -> SafetensorsEntry:
-    """One value of the header, whose numbers fit each other."""
-    shown = f"tensor {name[:60]!r}"
-    kind, shape, offsets = (
-        (value.get("dtype"), value.get("shape"), value.get("data_offsets"))
-        if isinstance(value, dict)
-        else (None, None, None)
-    )
-    if not isinstance(kind, str) or not _are_counts(shape) or not _are_counts(offsets):
-        raise ModelError(what, f"{shown} is not described as it must be", FETCH_AGAIN)
-    if kind not in FLOAT_TYPES:
-        raise ModelError(what, f"{shown} is of type {kind[:20]!r}", f"take a file of {KNOWN_TYPES}")
-    if len(shape) > _MAX_DIMS or 0 in shape:
-        raise ModelError(what, f"{shown} has impossible dimensions", FETCH_AGAIN)
-    n_bytes = math.prod(shape) * FLOAT_TYPES[kind].itemsize
-    if len(offsets) != 2 or offsets[1] - offsets[0] != n_bytes:
-        raise ModelError(what, f"{shown} has not as many bytes as its shape needs", FETCH_AGAIN)
-    return SafetensorsEntry(kind, tuple(shape), start + offsets[0], start + offsets[1])
+def _check_header(path: Path, what: str) -> None:
+    """Look for names that occur twice; whatever else is wrong with a header the library reports."""
+    head = read_head(path)
+    n_bytes = int.from_bytes(head[:8], "little")
+    if n_bytes > min(_MAX_HEADER, path.stat().st_size - 8):
+        why = "its header is longer than the file, or than that of any model"
+        raise ModelError(what, why, FETCH_AGAIN)
+    with path.open("rb") as file:
+        header = file.read(8 + n_bytes)[8:]
+    try:
+        json.loads(header, object_pairs_hook=_refuse_duplicates)
+    except _DuplicateNameError as error:
+        raise ModelError(what, f"{error} occurs twice in its header", FETCH_AGAIN) from None
+    except (ValueError, RecursionError):
+        return
 
 
-def _are_counts(value: object) -> TypeGuard[list[int]]:
-    """Whether ``value`` is a list of whole numbers from 0 (true is none)."""
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+class _DuplicateNameError(Exception):
+    """A name occurs twice in one object; the message is the name."""
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    names = sorted(name for name, _ in pairs)
+    for name, following in pairwise(names):
+        if name == following:
+            raise _DuplicateNameError(repr(name[:60]))

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import FLOAT_TYPES
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
-from llama_chat.checkpoints.weight_files import KNOWN_TYPES, read_head
+from llama_chat.checkpoints.weight_files import check_tensor, read_head
 from llama_chat.errors import ModelError
 
 
@@ -19,7 +18,7 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        skip: what the names of tensors hold that are left out, of whatever type they are.
+        skip: pattern of the names of tensors to leave out, of whatever type they are.
 
     Raises:
         ModelError: if it is damaged, or holds anything but named weights.
@@ -55,21 +54,9 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(weight, Tensor):
             raise ModelError(what, "it holds more than named weights", FETCH_AGAIN)
         if not skip.search(name):
-            _check_tensor(what, name, weight)
+            check_tensor(what, name, weight)
             weights[name] = weight
     return weights
-
-
-def _check_tensor(what: str, name: str, weight: Tensor) -> None:
-    shown = repr(name[:60])
-    if weight.layout != torch.strided or weight.device.type != "cpu":
-        raise ModelError(what, f"tensor {shown} is not stored as plain numbers", FETCH_AGAIN)
-    if weight.dtype not in FLOAT_TYPES.values():
-        raise ModelError(
-            what, f"tensor {shown} is of type {weight.dtype}", f"take a file of {KNOWN_TYPES}"
-        )
-    if not weight.is_contiguous():
-        raise ModelError(what, f"tensor {shown} is not stored row by row", FETCH_AGAIN)
 
 
 def _check_archive(path: Path, what: str) -> None:

@@ -18,12 +18,30 @@ _TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
 """``MAP_NORESERVE``, which Python names only since 3.13."""
 
-KNOWN_TYPES = ", ".join(FLOAT_TYPES)
+_MAX_DIMS = 4
 
 
 def describe(weight: Tensor) -> TensorInfo:
     """What is known of a mapped weight."""
     return TensorInfo(tuple(weight.shape), _TYPE_NAMES[weight.dtype], weight.nbytes)
+
+
+def check_tensor(what: str, name: str, weight: Tensor) -> None:
+    """Check that a mapped tensor of the file ``what`` can be a weight.
+
+    Raises:
+        ModelError: if it is of another type, layout or number of dimensions.
+    """
+    shown = f"tensor {name[:60]!r}"
+    if weight.layout != torch.strided or weight.device.type != "cpu":
+        raise ModelError(what, f"{shown} is not stored as plain numbers", FETCH_AGAIN)
+    if weight.dtype not in _TYPE_NAMES:
+        kind, known = str(weight.dtype).removeprefix("torch."), ", ".join(FLOAT_TYPES)
+        raise ModelError(what, f"{shown} is of type {kind}", f"take a file of {known}")
+    if weight.dim() > _MAX_DIMS or 0 in weight.shape:
+        raise ModelError(what, f"{shown} has impossible dimensions", FETCH_AGAIN)
+    if not weight.is_contiguous():
+        raise ModelError(what, f"{shown} is not stored row by row", FETCH_AGAIN)
 
 
 def read_head(path: Path) -> bytes:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import tomli_w
 import typer
 
 from llama_chat.cli import editing
@@ -115,7 +114,8 @@ def _toml(value: Value) -> str:
     """A value on one line of TOML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return tomli_w.dumps({"x": value}).removeprefix("x = ").removesuffix("\n")
+    # A JSON value is one of TOML, too, but for DEL, which ``escaped`` replaces.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _file(ctx: typer.Context, config: str | None) -> Path:
