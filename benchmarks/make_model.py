@@ -20,14 +20,8 @@ from numpy.typing import NDArray
 
 from llama_chat.checkpoints.base import SentencePieceSource
 from llama_chat.conversion.gguf import add_vocabulary
-from llama_chat.conversion.vocabulary import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    Vocabulary,
-    vocabulary_of,
-)
+from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
+from llama_chat.tokenizers.base import TokenType
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +138,8 @@ def bytes_and_words() -> Vocabulary:
     """The control and byte tokens of Llama 2, and words that stand for nothing."""
     control, letters = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
     words = [f"\u2581w{i}" for i in range(VOCAB_SIZE - 259)]
-    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(words)
+    types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+    types += [TokenType.BYTE] * 256 + [TokenType.NORMAL] * len(words)
     scores = [0.0] * 259 + [-float(i) for i in range(len(words))]
     return Vocabulary([*control, *letters, *words], types, scores)
 

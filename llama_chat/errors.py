@@ -6,6 +6,7 @@ Every error a person can cause ends as one line on stderr,
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePath
 
 
 class LlamaChatError(Exception):
@@ -49,6 +50,16 @@ class SaveError(LlamaChatError):
 
     status = 6
 
+    @classmethod
+    def at(
+        cls,
+        path: PurePath,
+        cause: Exception | str,
+        advice: str = "free space there or choose another place",
+    ) -> "SaveError":
+        """The error for a path that cannot be written, with the reason of ``cause``."""
+        return cls(repr(str(path)), cause if isinstance(cause, str) else reason(cause), advice)
+
 
 class ClosedPipe(Exception):
     """The reader of stdout has gone: nothing is wrong, and nothing is left to do."""
@@ -60,13 +71,16 @@ INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C."""
 
 
-def reason(error: Exception) -> str:
-    """Reason of an operating system error, for an error line.
+def reason(error: Exception, unnamed: str = "it cannot be used") -> str:
+    """Reason of an error of the operating system, for an error line.
 
-    ``open`` and ``os.stat`` raise ValueError for a path that holds a NUL.
+    Args:
+        error: an OSError; or a ValueError, which ``open`` raises for a path that holds a NUL.
+        unnamed: reason of an OSError that has none.
     """
-    unnamed = "not a possible name" if isinstance(error, ValueError) else "it cannot be used"
-    return (getattr(error, "strerror", None) or unnamed).lower()
+    if not isinstance(error, OSError):
+        return "not a possible name"
+    return (error.strerror or unnamed).lower()
 
 
 def did_you_mean(

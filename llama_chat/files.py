@@ -1,16 +1,18 @@
 """Where things are on disk; reading and writing them so that nothing is lost or seen."""
 
+import codecs
 import os
 import pwd
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
-from llama_chat.errors import SaveError, UsageError
+from llama_chat.errors import SaveError, UsageError, reason
 
 _PACKAGE = Path(__file__).resolve().parent
 
-_SMALL_BYTES = 2**20
-"""More than anyone writes by hand; a larger file is a mistake, and an endless one never ends."""
+MAX_PROMPT_BYTES = 64 * 2**20
+"""More than any context holds; a larger text is a mistake, and an endless one never ends."""
 
 
 def _xdg(variable: str, below_home: str) -> Path:
@@ -71,25 +73,48 @@ def read_start(path: Path, n_bytes: int) -> bytes:
         return b""
 
 
-def read_small_text(path: Path, what: str, advice: str) -> str:
-    """The text of a file that a person wrote, less a byte-order mark.
+def read_text(path: Path, what: str, advice: str, max_bytes: int) -> str:
+    """Text of a file or pipe, without a byte-order mark; line ends stay as they are.
 
     Raises:
-        UsageError: if it cannot be read, is too large or not UTF-8; ``what`` names it.
+        UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_SMALL_BYTES + 1)
-    except OSError as error:
-        raise UsageError(what, (error.strerror or "cannot be read").lower(), advice) from None
-    if len(data) > _SMALL_BYTES:
-        raise UsageError(what, f"larger than {_SMALL_BYTES >> 20} MiB", advice)
+            mode = os.fstat(file.fileno()).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+                raise UsageError(what, "not a file", "name a text file")
+            return decode_text(file, what, max_bytes)
+    except (OSError, ValueError) as error:
+        raise UsageError(what, reason(error), advice) from None
+
+
+def decode_text(stream: BinaryIO, what: str, max_bytes: int) -> str:
+    """Read ``stream`` to its end as UTF-8 text.
+
+    Raises:
+        UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
+    """
     try:
-        return data.decode("utf-8-sig")
+        data = stream.read(max_bytes + 1)
+    except OSError as error:
+        raise UsageError(what, reason(error), "give UTF-8 text") from None
+    if len(data) > max_bytes:
+        raise UsageError(what, f"larger than {max_bytes >> 20} MiB", "give a shorter text")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(what, "it is UTF-16, not UTF-8", "save it as UTF-8 text")
+    if b"\0" in data:
+        raise UsageError(what, "it is binary", "give UTF-8 text")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            what, f"byte {error.start} is not UTF-8", "save it as UTF-8 text"
-        ) from None
+        where = f"byte {error.start} is not UTF-8"
+        raise UsageError(what, where, "save it as UTF-8 text") from None
+
+
+def without_final_newline(text: str) -> str:
+    """``text`` without the one line end that editors and ``echo`` append."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def private_folder(path: Path) -> Path:
@@ -106,7 +131,7 @@ def private_folder(path: Path) -> Path:
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise _save_error(path, error) from None
+        raise SaveError.at(path, error) from None
     return path
 
 
@@ -128,7 +153,7 @@ def create_private_file(path: Path) -> None:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise _save_error(path, error) from None
+        raise SaveError.at(path, error) from None
     if not regular:
         raise SaveError(repr(str(path)), "not a file", "remove it")
 
@@ -147,13 +172,13 @@ def write_new(path: Path, data: bytes) -> None:
     except FileExistsError:
         raise UsageError(repr(str(path)), "it is there already", "edit or remove it") from None
     except (OSError, ValueError) as error:
-        raise _save_error(path, error) from None
+        raise SaveError.at(path, error) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise _save_error(path, error) from None
+        raise SaveError.at(path, error) from None
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -176,7 +201,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        raise _save_error(path, error) from None
+        raise SaveError.at(path, error) from None
 
 
 def readable_size(n_bytes: int) -> str:
@@ -185,9 +210,3 @@ def readable_size(n_bytes: int) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
     return f"{n_bytes / 1000:.0f} KB"
-
-
-def _save_error(path: Path, error: OSError | ValueError) -> SaveError:
-    """The error for a path that cannot be written; a ValueError means a NUL in its name."""
-    reason = (getattr(error, "strerror", None) or "not a possible name").lower()
-    return SaveError(repr(str(path)), reason, "free space there or choose another place")

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from llama_chat.chat.conversation import Conversation
-from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from llama_chat.chat import store
-from llama_chat.chat.conversation import Attachment, Conversation, Message
-from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
 from llama_chat.chat.records import ModelTag
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.tokenizers.base import without_surrogates

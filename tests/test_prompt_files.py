@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_chat.chat.prompt_files import Example, list_prompts, load_prompt, raw_prompt
+from llama_chat.chat.conversation import Example
+from llama_chat.chat.prompt_files import list_prompts, load_prompt, raw_prompt
 from llama_chat.errors import UsageError
 from llama_chat.files import resource
 from llama_chat.settings.definitions import SETTINGS
@@ -198,7 +199,7 @@ def test_white_space_at_the_end_earns_a_warning_and_stays(end: str) -> None:
     ("data", "why"),
     [
         (b"\xef\xbb\xbfok \xc3", "byte 6 is not UTF-8"),
-        ("hello".encode("utf-16"), "it is binary"),
+        ("hello".encode("utf-16"), "it is UTF-16"),
     ],
 )
 def test_a_mark_at_the_head_hides_no_bad_text(data: bytes, why: str) -> None:

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llama_chat.chat.conversation import Conversation
-from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.errors import ModelError, PromptTooLongError, UsageError

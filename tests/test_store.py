@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llama_chat.chat import store
-from llama_chat.chat.conversation import Attachment, Conversation, Message
-from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.errors import SaveError, UsageError
 from tests.conversations import (

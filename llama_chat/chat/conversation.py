@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llama_chat.chat.prompt_files import Example, without_final_newline
+from llama_chat.files import without_final_newline
 from llama_chat.generation.trace import Trace
 
 Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One exchange shown to the model before the conversation."""
+
+    user: str
+    assistant: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,20 @@
 """Prompt files: raw text to continue, or a structured head for a conversation."""
 
-import os
-import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-from llama_chat.errors import UsageError, did_you_mean
-from llama_chat.files import config_home, resource
+from llama_chat.chat.conversation import Example
+from llama_chat.errors import UsageError, did_you_mean, reason
+from llama_chat.files import (
+    MAX_PROMPT_BYTES,
+    config_home,
+    read_text,
+    resource,
+    without_final_newline,
+)
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value, check
-
-MAX_BYTES = 64 * 2**20
-"""More than any context holds; a larger file is a mistake, and an endless one never ends."""
 
 SETTING_KEYS = tuple(
     name
@@ -26,14 +27,6 @@ DEFAULT_PATTERN = "{user} => {assistant}"
 
 _SUFFIXES = (".toml", ".txt")
 """Of structured and raw prompts; where a name fits both, the structured one is meant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One exchange shown to the model."""
-
-    user: str
-    assistant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +94,7 @@ def load_prompt(wanted: str) -> PromptFile:
         UsageError: if there is none, or it is not usable.
     """
     path = _find(wanted)
-    text = read_text(path)
+    text = read_prompt_text(path)
     return _structured(wanted, path, text) if path.suffix == ".toml" else raw_prompt(text, path)
 
 
@@ -120,50 +113,9 @@ def raw_prompt(text: str, path: Path) -> PromptFile:
     return PromptFile(path.stem, path, text=text, warnings=warnings)
 
 
-def without_final_newline(text: str) -> str:
-    """``text`` less the one line end that editors and ``echo`` put behind it."""
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, every byte of it but a byte-order mark; line ends stay as they are.
-
-    Raises:
-        UsageError: if it is not a readable file of UTF-8 text, or too large.
-    """
-    what = f"file {str(path)!r}"
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-                raise UsageError(what, "not a file", "name a text file")
-            return decode_text(file, what)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a possible name"
-        raise UsageError(what, reason.lower(), "check the path") from None
-
-
-def decode_text(stream: BinaryIO, what: str) -> str:
-    """Read ``stream`` to its end as UTF-8 text.
-
-    Raises:
-        UsageError: if it cannot be read, is too large, binary or not UTF-8; ``what`` names it.
-    """
-    try:
-        data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise UsageError(what, reason, "give UTF-8 text") from None
-    if len(data) > MAX_BYTES:
-        raise UsageError(what, f"larger than {MAX_BYTES >> 20} MiB", "give a shorter text")
-    if b"\0" in data:
-        raise UsageError(what, "it is binary", "give UTF-8 text")
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            what, f"byte {error.start} is not UTF-8", "save it as UTF-8 text"
-        ) from None
+def read_prompt_text(path: Path) -> str:
+    """Every byte of a text file that a person names, as text; see ``files.read_text``."""
+    return read_text(path, f"file {str(path)!r}", "check the path", MAX_PROMPT_BYTES)
 
 
 def list_prompts() -> list[PromptEntry]:
@@ -193,7 +145,7 @@ def _files_below(folder: Path) -> list[Path]:
 def _describe(path: Path) -> str:
     """One line about a prompt file, for lists."""
     try:
-        text = read_text(path)
+        text = read_prompt_text(path)
         if path.suffix != ".toml":
             description = text.strip().partition("\n")[0]
         else:
@@ -213,8 +165,7 @@ def _find(wanted: str) -> Path:
             if found := _named(folder, path, what):
                 return found
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of nobody
-        reason = getattr(error, "strerror", None) or "not a possible name"
-        raise UsageError(what, reason.lower(), "check the path") from None
+        raise UsageError(what, reason(error), "check the path") from None
     names = [entry.name for entry in list_prompts()]
     advice = did_you_mean(wanted, names, cutoff=0.4)
     raise UsageError(what, "no such file and no prompt of that name", advice)

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from llama_chat.chat.conversation import Attachment, Conversation, Message
-from llama_chat.chat.prompt_files import Example
+from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
 from llama_chat.tokenizers.base import Tokenizer, without_surrogates
 from llama_chat.tokenizers.streaming import StreamingDecoder
 

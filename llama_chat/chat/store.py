@@ -19,7 +19,7 @@ from typing import BinaryIO
 from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.locked_file import LockedFile
 from llama_chat.chat.records import ModelTag, Snapshot, read_records, snapshot, to_lines
-from llama_chat.errors import LlamaChatError, SaveError, UsageError
+from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import data_home, private_folder, write_atomically
 
 MAX_BYTES = 256 * 2**20
@@ -167,7 +167,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink()
     except OSError as error:
-        raise _save_error(path, error, "check the folder") from None
+        raise SaveError.at(path, error, "check the folder") from None
 
 
 def read(path: Path) -> Loaded:
@@ -181,7 +181,7 @@ def read(path: Path) -> Loaded:
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
             return _load(file, path)
     except OSError as error:
-        raise _unreadable(path, _reason(error)) from None
+        raise _unreadable(path, reason(error)) from None
 
 
 def _load(file: BinaryIO, path: Path) -> Loaded:
@@ -195,7 +195,7 @@ def _load(file: BinaryIO, path: Path) -> Loaded:
     except ValueError as error:
         raise _unreadable(path, str(error)) from None
     except OSError as error:
-        raise _unreadable(path, _reason(error)) from None
+        raise _unreadable(path, reason(error)) from None
     return Loaded(conversation, tag, n_bytes, cut=n_bytes < file.tell())
 
 
@@ -210,7 +210,7 @@ def _load_and_mend(file: LockedFile, path: Path) -> Loaded:
                 write_atomically(copy, reader.read())
                 file.truncate(loaded.n_bytes)
             except OSError as error:
-                raise _save_error(path, error, "check the file") from None
+                raise SaveError.at(path, error, "check the file") from None
     return loaded
 
 
@@ -226,7 +226,7 @@ def _files() -> list[tuple[float, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UsageError(repr(str(folder())), _reason(error), "check the folder") from None
+        raise UsageError(repr(str(folder())), reason(error), "check the folder") from None
     for path in paths:
         with suppress(OSError):  # it is just going away
             status = path.stat()
@@ -274,7 +274,7 @@ class ConversationFile:
                 return loaded
             except OSError as error:
                 read(path)  # what cannot be read either says so
-                raise _save_error(path, error, "check the file") from None
+                raise SaveError.at(path, error, "check the file") from None
         try:
             loaded = _load_and_mend(file, path)
         except BaseException:
@@ -316,7 +316,7 @@ class ConversationFile:
                 file.append(b"".join(lines), durable=durable)
         except OSError as error:
             advice = "free space or allow writing there; the next turn tries again"
-            raise _save_error(self.path or folder(), error, advice) from None
+            raise SaveError.at(self.path or folder(), error, advice) from None
         self._follow(path, file, conversation, now)
 
     def rename(self, name: str) -> None:
@@ -342,7 +342,7 @@ class ConversationFile:
                 f"name {name!r}", "there is a conversation of that name", "choose another"
             ) from None
         except OSError as error:
-            raise _save_error(target, error, "choose another name") from None
+            raise SaveError.at(target, error, "choose another name") from None
         self.path = target
 
     def close(self) -> None:
@@ -388,13 +388,5 @@ def _stem_for(conversation: Conversation) -> str:
     return "-".join([time.strftime("%Y-%m-%d-%H%M%S"), *words])[:80]
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or "cannot be used").lower()
-
-
 def _unreadable(path: Path, why: str) -> UsageError:
     return UsageError(f"conversation {path.stem[:40]!r}", why, f"mend or remove {str(path)!r}")
-
-
-def _save_error(path: Path, error: OSError, advice: str) -> SaveError:
-    return SaveError(repr(str(path)), _reason(error), advice)

@@ -2,18 +2,23 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 from llama_chat.quantization.packed import PackedWeight
 
-FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The float types in which weights are stored, by the names of GGUF and safetensors."""
+FLOAT_TYPES: Mapping[str, torch.dtype] = {
+    stored: getattr(torch, name) for stored, name in FLOATS.items()
+}
+"""Float types of stored weights, by their names in GGUF and safetensors."""
+
+FLOAT_NAMES = {dtype: stored for stored, dtype in FLOAT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class SentencePieceTables:
 
     tokens: list[str]
     scores: list[float]
-    types: list[int]
+    types: Sequence[int]
     bos_id: int | None
     eos_id: int | None
     add_bos: bool

@@ -4,9 +4,7 @@ import reprlib
 
 from llama_chat.checkpoints.base import BytePairSource, SentencePieceTables
 from llama_chat.checkpoints.gguf_metadata import Metadata
-
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-"""Types of tokens, numbered as in SentencePiece."""
+from llama_chat.tokenizers.base import TokenType
 
 
 def read_vocabulary(metadata: Metadata, vocab_size: int) -> BytePairSource | SentencePieceTables:
@@ -37,8 +35,8 @@ def read_vocabulary(metadata: Metadata, vocab_size: int) -> BytePairSource | Sen
 def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int]) -> SentencePieceTables:
     """What is not said is as in Llama 2; some converters call its unknown token a control token."""
     unknown = metadata.token_id("tokenizer.ggml.unknown_token_id", len(tokens))
-    if unknown is not None and _UNKNOWN not in types:
-        types = [*types[:unknown], _UNKNOWN, *types[unknown + 1 :]]
+    if unknown is not None and TokenType.UNKNOWN not in types:
+        types = [*types[:unknown], TokenType.UNKNOWN, *types[unknown + 1 :]]
     return SentencePieceTables(
         tokens=tokens,
         scores=metadata.array("tokenizer.ggml.scores", float),
@@ -55,8 +53,8 @@ def _byte_pairs(metadata: Metadata, tokens: list[str], types: list[int]) -> Byte
     return BytePairSource(
         tokens=tokens,
         merges=metadata.array("tokenizer.ggml.merges", str),
-        control_ids=_of_types(types, _CONTROL, _UNKNOWN),
-        added_ids=_of_types(types, _USER_DEFINED),
+        control_ids=_of_types(types, TokenType.CONTROL, TokenType.UNKNOWN),
+        added_ids=_of_types(types, TokenType.USER_DEFINED),
         pre_tokenizer=metadata.text("tokenizer.ggml.pre") or "default",
         bos_id=metadata.token_id("tokenizer.ggml.bos_token_id", len(tokens)),
         eos_id=metadata.token_id("tokenizer.ggml.eos_token_id", len(tokens)),

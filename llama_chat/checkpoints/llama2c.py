@@ -19,13 +19,12 @@ from llama_chat.checkpoints.base import (
 )
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, reason
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
+from llama_chat.tokenizers.base import SPACE, TokenType
 
 _MAX_TOKENIZER_BYTES = 64 * 2**20
-_SPACE = "\u2581"
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -162,7 +161,7 @@ def _read_tables(path: Path) -> SentencePieceTables:
         with path.open("rb") as file:
             data = file.read(_MAX_TOKENIZER_BYTES + 1)
     except OSError as error:
-        raise ModelError(what, (error.strerror or "unreadable").lower(), "check it") from None
+        raise ModelError(what, reason(error), "check it") from None
     if len(data) > _MAX_TOKENIZER_BYTES:
         raise ModelError(what, f"larger than {_MAX_TOKENIZER_BYTES >> 20} MiB", FETCH_AGAIN)
     tokens, scores = [], []
@@ -175,7 +174,7 @@ def _read_tables(path: Path) -> SentencePieceTables:
         if length < 1 or at > len(data) or not math.isfinite(score):
             raise damaged
         try:
-            tokens.append(data[at - length : at].decode().replace(" ", _SPACE))
+            tokens.append(data[at - length : at].decode().replace(" ", SPACE))
         except UnicodeDecodeError:
             raise damaged from None
         scores.append(score)
@@ -189,9 +188,9 @@ def _read_tables(path: Path) -> SentencePieceTables:
     return SentencePieceTables(
         tokens=tokens,
         scores=scores,
-        types=[_UNKNOWN, _CONTROL, _CONTROL]
-        + [_BYTE] * 256
-        + [_NORMAL] * (len(tokens) - n_special - 256),
+        types=[TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+        + [TokenType.BYTE] * 256
+        + [TokenType.NORMAL] * (len(tokens) - n_special - 256),
         bos_id=1,
         eos_id=2,
         add_bos=True,

@@ -5,7 +5,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, reason
 
 MAX_BYTES = 2**20
 """Of one file; those of the largest models take a fifth of that."""
@@ -85,8 +85,7 @@ def read_bytes(path: Path, advice: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        why = "missing" if missing else (error.strerror or "unreadable").lower()
+        why = "missing" if isinstance(error, FileNotFoundError) else reason(error)
         raise ModelError(what, why, advice) from None
     if len(data) > MAX_BYTES:
         raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", FETCH_AGAIN)

@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_chat.checkpoints.base import FLOAT_TYPES, TensorInfo
+from llama_chat.checkpoints.base import FLOAT_NAMES, FLOAT_TYPES, TensorInfo
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
-from llama_chat.errors import ModelError
-
-_TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
+from llama_chat.errors import ModelError, reason
 
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
 """``MAP_NORESERVE``, which Python names only since 3.13."""
@@ -23,7 +21,7 @@ _MAX_DIMS = 4
 
 def describe(weight: Tensor) -> TensorInfo:
     """What is known of a mapped weight."""
-    return TensorInfo(tuple(weight.shape), _TYPE_NAMES[weight.dtype], weight.nbytes)
+    return TensorInfo(tuple(weight.shape), FLOAT_NAMES[weight.dtype], weight.nbytes)
 
 
 def check_tensor(what: str, name: str, weight: Tensor) -> None:
@@ -35,7 +33,7 @@ def check_tensor(what: str, name: str, weight: Tensor) -> None:
     shown = f"tensor {name[:60]!r}"
     if weight.layout != torch.strided or weight.device.type != "cpu":
         raise ModelError(what, f"{shown} is not stored as plain numbers", FETCH_AGAIN)
-    if weight.dtype not in _TYPE_NAMES:
+    if weight.dtype not in FLOAT_NAMES:
         kind, known = str(weight.dtype).removeprefix("torch."), ", ".join(FLOAT_TYPES)
         raise ModelError(what, f"{shown} is of type {kind}", f"take a file of {known}")
     if weight.dim() > _MAX_DIMS or 0 in weight.shape:
@@ -57,7 +55,7 @@ def read_head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise ModelError(what, (error.strerror or "unreadable").lower(), "check it") from None
+        raise ModelError(what, reason(error), "check it") from None
     if not head:
         raise ModelError(what, "it is empty", FETCH_AGAIN)
     if head.startswith(b"version https://git-lfs"):
@@ -89,7 +87,7 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
                 prot=mmap.PROT_READ | mmap.PROT_WRITE,
             )
     except (OSError, ValueError) as error:
-        why = (getattr(error, "strerror", None) or "it is empty").lower()
+        why = reason(error) if isinstance(error, OSError) else "it is empty"
         raise ModelError(what or repr(str(path)), why, FETCH_AGAIN) from None
 
 

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from llama_chat.chat.prompt_files import without_final_newline
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
+from llama_chat.files import without_final_newline
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llama_chat.errors import LlamaChatError, SaveError, UsageError
+from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import write_atomically, write_new
 from llama_chat.terminal import streams
 
@@ -88,8 +88,7 @@ def _read(path: Path) -> tuple[bytes, int]:
             raise UsageError(what, "not a file", "name one that can be edited")
         return path.read_bytes(), stat.S_IMODE(mode)
     except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise UsageError(what, reason, "check the path") from None
+        raise UsageError(what, reason(error), "check the path") from None
 
 
 @contextmanager
@@ -115,8 +114,7 @@ def _run(command: Sequence[str], path: Path) -> None:
         with _in_front():
             status = subprocess.run([*command, str(path)], check=False).returncode
     except OSError as error:
-        reason = (error.strerror or "cannot be run").lower()
-        raise UsageError(what, reason, _ADVICE) from None
+        raise UsageError(what, reason(error), _ADVICE) from None
     if status:
         how = f"it ended with status {status}" if status > 0 else f"signal {-status} ended it"
         raise LlamaChatError(what, how, "nothing was changed")

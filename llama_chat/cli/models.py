@@ -19,8 +19,8 @@ app = typer.Typer(name="models", help="Models on this machine.", rich_markup_mod
 _COLUMNS = ("name", "size", "format", "from", "changed", "path")
 _NAME, _SIZE, _FORMAT, _FROM, _CHANGED, _PATH = range(len(_COLUMNS))
 
-_YIELDING = [(_PATH, 20), (_NAME, 24), (_FORMAT, 8)]
-"""Which column is cut first where a terminal is narrow, and how much of it stays."""
+_YIELDING = {_PATH: 20, _NAME: 24, _FORMAT: 8}
+"""Columns in the order in which a narrow terminal cuts them, with their least width."""
 
 
 @app.callback(invoke_without_command=True)
@@ -42,7 +42,7 @@ def models(
         streams.say(f"no model is on this machine yet: {NO_MODEL_ADVICE}")
     else:
         shown = len(_COLUMNS) if paths else _PATH
-        yielding = [(column, least) for column, least in _YIELDING if column < shown]
+        yielding = {column: least for column, least in _YIELDING.items() if column < shown}
         rows = [_row(model)[:shown] for model in found]
         write_rows(_COLUMNS[:shown], rows, yielding=yielding, right=(_SIZE,))
 

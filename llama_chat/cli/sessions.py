@@ -15,8 +15,8 @@ app = typer.Typer(name="sessions", help="Saved conversations.", rich_markup_mode
 _COLUMNS = ("name", "saved", "messages", "model", "title")
 _NAME, _, _MESSAGES, _MODEL, _TITLE = range(len(_COLUMNS))
 
-_YIELDING = [(_TITLE, 20), (_MODEL, 8), (_NAME, 24)]
-"""Which column is cut first where a terminal is narrow, and how much of it stays."""
+_YIELDING = {_TITLE: 20, _MODEL: 8, _NAME: 24}
+"""Columns in the order in which a narrow terminal cuts them, with their least width."""
 
 _JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 _Name = Annotated[

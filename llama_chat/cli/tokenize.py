@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llama_chat.chat.dialogs import parse_dialog
-from llama_chat.chat.prompt_files import read_text
+from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.templates import choose_template
 from llama_chat.cli.loading import model_path
 from llama_chat.cli.options import takes_settings
@@ -56,4 +56,4 @@ def tokenize(
 
 
 def _read(name: str) -> str:
-    return streams.read_stdin() if name == "-" else read_text(Path(name))
+    return streams.read_stdin() if name == "-" else read_prompt_text(Path(name))

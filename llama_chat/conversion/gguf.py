@@ -7,8 +7,8 @@ import gguf
 from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.conversion import weights
-from llama_chat.conversion.target import FLOATS
 from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.checkpoints.huggingface import PARTS, TOP
 from llama_chat.conversion import weights
 from llama_chat.conversion.tokenizer_files import write_tokenizer
@@ -27,8 +28,6 @@ from llama_chat.tokenizers.base import Tokenizer
 
 _PARTS = {ours: theirs for theirs, ours in PARTS.items()}
 _TOP = {ours: theirs for theirs, ours in TOP.items()}
-
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _LLAMA_3 = (1.0, 4.0, 8192)
 """``low_freq_factor``, ``high_freq_factor`` and ``original_context`` of every Llama 3 release."""
@@ -173,8 +172,8 @@ def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
-        "dtype": _DTYPES[kind],
-        "torch_dtype": _DTYPES[kind],
+        "dtype": FLOATS[kind],
+        "torch_dtype": FLOATS[kind],
     }
     return values
 

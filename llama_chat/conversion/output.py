@@ -40,13 +40,9 @@ def check_space(target: Path, n_bytes: int) -> None:
     try:
         free = shutil.disk_usage(target.parent).free
     except OSError as error:
-        raise _save_error(target, error) from None
+        raise SaveError.at(target, error) from None
     if n_bytes > free:
-        raise SaveError(
-            repr(str(target)),
-            f"it takes {n_bytes:,} bytes and {free:,} are free",
-            "free space there or choose another place",
-        )
+        raise SaveError.at(target, f"it takes {n_bytes:,} bytes and {free:,} are free")
 
 
 @contextmanager
@@ -65,7 +61,7 @@ def appearing(target: Path) -> Iterator[Path]:
         _take_place(temporary, target)
         _sync(target.parent, deep=False)
     except OSError as error:
-        raise _save_error(target, error) from None
+        raise SaveError.at(target, _cause(error)) from None
     finally:
         _remove(temporary)
 
@@ -110,7 +106,6 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _save_error(path: Path, error: OSError) -> SaveError:
+def _cause(error: OSError) -> OSError | str:
     # NumPy gives no number when a file takes less than all.
-    reason = (error.strerror or "no space left for all of it").lower()
-    return SaveError(repr(str(path)), reason, "free space there or choose another place")
+    return error if error.strerror else "no space left for all of it"

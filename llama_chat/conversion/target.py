@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.errors import UsageError
 
 GGUF, SAFETENSORS = "gguf", "safetensors"
 FORMATS = (SAFETENSORS, GGUF)
 
-FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1")
 TYPES = (*FLOATS, *QUANTIZED)
 """How matrices may be stored; only GGUF has the quantised ones."""

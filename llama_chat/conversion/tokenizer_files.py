@@ -11,18 +11,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from llama_chat.checkpoints.base import Checkpoint, SentencePieceSource, TokenizerJsonSource
-from llama_chat.conversion.vocabulary import (
-    CONTROL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    Vocabulary,
-    vocabulary_of,
-)
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
+from llama_chat.tokenizers.base import SPACE, Tokenizer, TokenType
 from llama_chat.tokenizers.bpe import divide, takes_whole_words
-
-_SPACE = "\u2581"
 
 
 def write_tokenizer(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -62,9 +53,9 @@ def _backend(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
     )
     backend.add_tokens(
         [
-            AddedToken(token, normalized=False, special=kind != USER_DEFINED)
+            AddedToken(token, normalized=False, special=kind != TokenType.USER_DEFINED)
             for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
-            if kind in (CONTROL, UNKNOWN, USER_DEFINED)
+            if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
         ]
     )
     if tokenizer.add_bos and tokenizer.bos_id is not None:
@@ -95,7 +86,9 @@ def _byte_level(vocabulary: Vocabulary) -> Backend:
 def _pieces(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
     """A vocabulary of scores as one of merges: two pieces are joined as early as what they make."""
     unknown = [
-        t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN
+        t
+        for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        if kind == TokenType.UNKNOWN
     ]
     backend = Backend(
         BPE(
@@ -106,11 +99,11 @@ def _pieces(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
             byte_fallback=True,
         )
     )
-    prefix = [normalizers.Prepend(_SPACE)] if tokenizer.dummy_prefix else []
-    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+    prefix = [normalizers.Prepend(SPACE)] if tokenizer.dummy_prefix else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if tokenizer.dummy_prefix else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return backend
 
@@ -123,7 +116,7 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         for token, kind, score in zip(
             vocabulary.tokens, vocabulary.types, vocabulary.scores or [], strict=True
         )
-        if kind not in (CONTROL, UNKNOWN, UNUSED)
+        if kind not in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
     ]
     scored.sort(key=lambda pair: -pair[0])
     return [

@@ -17,10 +17,8 @@ from llama_chat.checkpoints.base import (
     TokenizerSource,
 )
 from llama_chat.errors import ModelError
+from llama_chat.tokenizers.base import TokenType
 from llama_chat.tokenizers.bpe import DIGIT_SPLIT, GPT_2_SPLIT, pre_tokenizer_name
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""Types of tokens, as SentencePiece and GGUF number them."""
 
 _MAX_TOKENS = 2**22
 """A single high id must not become a list up to it; the largest vocabularies have 262,144."""
@@ -33,7 +31,7 @@ class Vocabulary:
     """Tokens by their ids, with what joins them: scores, or merges in order of priority."""
 
     tokens: list[str]
-    types: list[int]
+    types: Sequence[int]
     scores: list[float] | None = None
     merges: list[str] | None = None
     pre_tokenizer: str | None = None
@@ -44,7 +42,7 @@ class Vocabulary:
         missing = range(len(self.tokens), size)
         return Vocabulary(
             [*self.tokens, *(f"[PAD{i}]" for i in missing)],
-            [*self.types, *(UNUSED for _ in missing)],
+            [*self.types, *(TokenType.UNUSED for _ in missing)],
             None if self.scores is None else [*self.scores, *(0.0 for _ in missing)],
             self.merges,
             self.pre_tokenizer,
@@ -63,11 +61,11 @@ def vocabulary_of(source: TokenizerSource) -> Vocabulary:
         case SentencePieceTables():
             return Vocabulary(source.tokens, source.types, source.scores)
         case BytePairSource():
-            types = [NORMAL] * len(source.tokens)
+            types = [TokenType.NORMAL] * len(source.tokens)
             for i in source.added_ids:
-                types[i] = USER_DEFINED
+                types[i] = TokenType.USER_DEFINED
             for i in source.control_ids:
-                types[i] = CONTROL
+                types[i] = TokenType.CONTROL
             return Vocabulary(
                 source.tokens, types, merges=source.merges, pre_tokenizer=source.pre_tokenizer
             )
@@ -80,14 +78,14 @@ def _of_model(path: Path) -> Vocabulary:
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     ids = list(range(model.vocab_size()))
 
-    def type_of(token_id: int) -> int:
+    def type_of(token_id: int) -> TokenType:
         if model.is_unknown(token_id):
-            return UNKNOWN
+            return TokenType.UNKNOWN
         if model.is_control(token_id):
-            return CONTROL
+            return TokenType.CONTROL
         if model.is_byte(token_id):
-            return BYTE
-        return UNUSED if model.is_unused(token_id) else NORMAL
+            return TokenType.BYTE
+        return TokenType.UNUSED if model.is_unused(token_id) else TokenType.NORMAL
 
     return Vocabulary(model.id_to_piece(ids), list(map(type_of, ids)), model.get_score(ids))
 
@@ -105,21 +103,21 @@ def _of_json(path: Path) -> Vocabulary:
     if n_tokens > _MAX_TOKENS:
         raise _error(path, f"it has a token of id {n_tokens - 1}")
     tokens = [f"[PAD{i}]" for i in range(n_tokens)]
-    types = [UNUSED] * len(tokens)
+    types = [TokenType.UNUSED] * len(tokens)
     for token, i in ids.items():
-        tokens[i], types[i] = token, NORMAL
+        tokens[i], types[i] = token, TokenType.NORMAL
     # Older files hold "left right", newer ones pairs.
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     for token in added:
-        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+        types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     if not model.get("byte_fallback"):
         return Vocabulary(tokens, types, merges=merges, pre_tokenizer=_rule(path, document))
     for token, i in ids.items():
         if _BYTE_TOKEN.fullmatch(token):
-            types[i] = BYTE
+            types[i] = TokenType.BYTE
     unknown = ids.get(model.get("unk_token") or "")
     if unknown is not None:
-        types[unknown] = UNKNOWN
+        types[unknown] = TokenType.UNKNOWN
     return Vocabulary(tokens, types, _scores(tokens, merges))
 
 

@@ -8,14 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import FLOAT_NAMES, FLOAT_TYPES, Checkpoint
 from llama_chat.conversion.target import QUANTIZED
 from llama_chat.errors import UsageError
 
 Bytes = NDArray[np.uint8]
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def choose_type(checkpoint: Checkpoint, wanted: str | None) -> str:
@@ -23,12 +20,12 @@ def choose_type(checkpoint: Checkpoint, wanted: str | None) -> str:
 
     Quantised matrices become F16, whose precision is that of their scales.
     """
-    return wanted or _NAMES.get(checkpoint.dtype or torch.float16, "F16")
+    return wanted or FLOAT_NAMES.get(checkpoint.dtype or torch.float16, "F16")
 
 
 def quantised_types(checkpoint: Checkpoint) -> list[str]:
     """The types of the source that are not floats."""
-    return sorted({info.type for info in checkpoint.tensors.values()} - _DTYPES.keys())
+    return sorted({info.type for info in checkpoint.tensors.values()} - FLOAT_TYPES.keys())
 
 
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -55,7 +52,7 @@ def read_float(checkpoint: Checkpoint, name: str, kind: str) -> Tensor:
     Raises:
         UsageError: if the type cannot hold its numbers.
     """
-    weight = checkpoint.read(name, _DTYPES[kind])
+    weight = checkpoint.read(name, FLOAT_TYPES[kind])
     if kind == "F16" and weight.isinf().any():
         raise UsageError(
             f"--type {kind}", f"tensor {name} has numbers above 65504", "give BF16 or F32"

@@ -15,6 +15,8 @@ from llama_chat.hub.repository import Found, Reference, RemoteFile
 
 _CHUNK = 2**20
 
+_ADVICE = "free space there, or set XDG_DATA_HOME"
+
 
 def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], None]) -> Path:
     """Fetch what is not here yet, verify it, and return where the model lies.
@@ -45,8 +47,7 @@ def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], No
         for file in found.files:
             _fetch(wanted, found.commit, file, folder / file.path, advance)
     except OSError as error:
-        reason = (error.strerror or "cannot be written").lower()
-        raise _save_error(folder, reason) from None
+        raise SaveError.at(folder, error, _ADVICE) from None
     first = folder / found.files[0].path
     return first if first.suffix.lower() == ".gguf" else folder
 
@@ -60,7 +61,7 @@ def _check_space(folder: Path, files: Sequence[RemoteFile]) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         needed = f"{readable_size(missing)} are needed and {readable_size(free)} are free"
-        raise _save_error(folder, needed)
+        raise SaveError.at(folder, needed, _ADVICE)
 
 
 def _part(target: Path, file: RemoteFile) -> Path:
@@ -188,7 +189,3 @@ def _receive(wanted: Reference, commit: str, partial: _Partial) -> None:
         size = readable_size(partial.file.size)
         why = f"the connection broke after {readable_size(partial.size)} of {size}"
         raise LlamaChatError(wanted.title, why, "the same command goes on from there")
-
-
-def _save_error(folder: Path, reason: str) -> SaveError:
-    return SaveError(repr(str(folder)), reason, "free space there, or set XDG_DATA_HOME")

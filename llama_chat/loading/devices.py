@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
+from llama_chat.checkpoints.base import FLOAT_TYPES
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.errors import UsageError
 from llama_chat.loading.memory import available_memory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Values of ``--dtype``, besides auto.
+DTYPES = {name: FLOAT_TYPES[stored] for stored, name in FLOATS.items()}
 
 
 def pick_devices(wanted: str) -> tuple[torch.device, ...]:

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llama_chat.errors import UsageError, did_you_mean
-from llama_chat.files import config_home, expand_user, read_small_text
+from llama_chat.files import config_home, expand_user, read_text
 from llama_chat.settings.definitions import SETTINGS, Settings
 from llama_chat.settings.setting import Value, check, parse
+
+_MAX_BYTES = 2**20
+"""Bytes of a settings file: more than anyone writes by hand."""
 
 
 def load_settings(
@@ -72,7 +75,7 @@ def read_config(path: Path) -> dict[str, Value]:
         UsageError: naming the file, the line and what is wrong in it.
     """
     where = f"settings file {str(path)!r}"
-    text = read_small_text(path, where, "check --config and LLAMA_CHAT_CONFIG")
+    text = read_text(path, where, "check --config and LLAMA_CHAT_CONFIG", _MAX_BYTES)
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.text import Text
 
-from llama_chat.terminal.page import draw_page, harmless, shares, table
+from llama_chat.terminal.page import draw_page, harmless, shares
+from llama_chat.terminal.tables import FittedTable
 
 _PARTS = {
     "projections": "attention matrices",
@@ -36,10 +37,9 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
         ("bandwidth", f"{used:.0%}", f"of {bandwidth:.1f} GB/s, read by decode"),
         ("peak memory", f"{report['peak_rss_mb']:,} MB", ""),
     ]
-    speeds = table(
-        ((Text(label), Text(value, "bold"), Text(note, "dim")) for label, value, note in rows),
-        ("left", "right", "left"),
-        rigid=2,
+    speeds = FittedTable(
+        [(label, Text(value, "bold"), Text(note, "dim")) for label, value, note in rows],
+        right=(1,),
     )
     token: Mapping[str, float] = report["token_ms"]
     parts = ((_PARTS[name], f"{ms:.2f} ms", ms) for name, ms in token.items())

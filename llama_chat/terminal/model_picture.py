@@ -6,9 +6,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.files import readable_size
-from llama_chat.terminal.page import draw_page, harmless, shares, table
+from llama_chat.terminal.page import draw_page, harmless, shares
 from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.tables import FittedTable
 
 _MAX_CONTROL_TOKENS = 8
 """Shown by name; a vocabulary may have hundreds, most of them reserved."""
@@ -27,8 +29,6 @@ _LAYER = (
     ("  └ ", "w2", "down"),
 )
 """A layer as a tree: branches, name, and what it is."""
-
-_FLOATS = ("F32", "F16", "BF16")
 
 Report = Mapping[str, Any]
 """What ``cli.inspect.describe`` returns."""
@@ -84,7 +84,7 @@ def _architecture(report: Report) -> RenderableType:
     if shape["n_kv_heads"] != shape["n_heads"]:
         heads += f", {shape['n_kv_heads']} of keys and values"
     facts = [heads, f"context {shape['context_length']:,} tokens", f"rotary {report['rope']}"]
-    return Group(table(rows, ("left", "right"), rigid=2), *map(harmless, facts))
+    return Group(FittedTable(rows, right=(1,)), *map(harmless, facts))
 
 
 def _parameters(report: Report) -> RenderableType:
@@ -102,12 +102,12 @@ def _types(report: Report) -> RenderableType:
         for part, types in report["types_by_part"].items()
         if types
     ]
-    return table(rows, ("left", "left"), rigid=1)
+    return FittedTable(rows)
 
 
 def _held(report: Report) -> str:
     """How the weights lie in memory."""
-    quantised = any(kind not in _FLOATS for kind in report["types"])
+    quantised = any(kind not in FLOATS for kind in report["types"])
     match report["quantize"]:
         case "int8" | "int4" as packed:
             return f"packed to {packed}"
@@ -137,7 +137,7 @@ def _memory(report: Report) -> RenderableType:
     else:
         needed = f"the weights take {readable_size(weights)} of {readable_size(free)} free"
         verdict = Text(f"does not fit: {needed}", "red")
-    return Group(table(rows, ("right",) * 4, rigid=4), verdict)
+    return Group(FittedTable(rows, right=range(4)), verdict)
 
 
 def _tokenizer(report: Report) -> RenderableType:
@@ -158,7 +158,7 @@ def _tokenizer(report: Report) -> RenderableType:
         harmless(kind),
         harmless(f"BOS {bos}; EOS {eos}"),
         harmless("control: " + ", ".join(shown), "dim"),
-        table(map(_sample, report["samples"]["texts"]), ("right", "left"), rigid=1),
+        FittedTable(list(map(_sample, report["samples"]["texts"])), right=(0,)),
     )
 
 
@@ -202,4 +202,4 @@ def _tensors(report: Report) -> RenderableType:
         )
         for tensor in report["tensors"]
     ]
-    return table(rows, ("left", "right", "left", "right"), rigid=0)
+    return FittedTable(rows, right=(1, 3), yielding={0: 1})

@@ -2,17 +2,16 @@
 
 import io
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping
 
 from rich.bar import Bar
 from rich.console import Console, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import one_line
+from llama_chat.terminal.tables import FittedTable
 
 _LEAST_WIDTH, _GREATEST_WIDTH = 40, 100
 """Columns between which a page follows the terminal; wider bars say no more."""
@@ -44,22 +43,7 @@ def harmless(value: object, style: str = "") -> Text:
     return Text(sanitize(one_line(str(value))), style, overflow="fold")
 
 
-def table(
-    rows: Iterable[Sequence[RenderableType]],
-    justify: Sequence[Literal["left", "right"]],
-    *,
-    rigid: int,
-) -> Table:
-    """A table without lines, whose columns from ``rigid`` on give way where it is narrow."""
-    grid = Table.grid(padding=(0, 2))
-    for i, side in enumerate(justify):
-        grid.add_column(justify=side, no_wrap=i < rigid)
-    for row in rows:
-        grid.add_row(*row)
-    return grid
-
-
-def shares(parts: Iterable[tuple[str, str, float]]) -> Table:
+def shares(parts: Iterable[tuple[str, str, float]]) -> FittedTable:
     """What a whole is made of: label, amount as text, and amount; each with its share as a bar."""
     known = [part for part in parts if part[2] > 0]
     total = sum(amount for _, _, amount in known)
@@ -72,4 +56,4 @@ def shares(parts: Iterable[tuple[str, str, float]]) -> Table:
         )
         for label, shown, amount in known
     ]
-    return table(rows, ("left", "right", "right", "left"), rigid=3)
+    return FittedTable(rows, right=(1, 2))

@@ -3,10 +3,8 @@
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from rich.console import COLOR_SYSTEMS, Console
-from rich.table import Table
 from rich.text import Text
 
 from llama_chat.chat.conversation import Message
@@ -15,6 +13,7 @@ from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import use_color
+from llama_chat.terminal.tables import FittedTable
 
 
 class Renderer:
@@ -148,17 +147,13 @@ class Renderer:
             long: the columns that give way where it is too wide; the last one if none is named.
             fold: whether they take more lines then, or are cut.
         """
-        long = long or columns[-1:]
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            justify: Literal["right", "left"] = "right" if column in right else "left"
-            # Rich narrows the columns that may wrap first, whether or not their cells do.
-            table.add_column(column, justify=justify, no_wrap=column not in long)
-        overflow: Literal["fold", "ellipsis"] = "fold" if fold else "ellipsis"
-        for row in rows:
-            table.add_row(
-                *(Text(sanitize(cell), no_wrap=not fold, overflow=overflow) for cell in row)
-            )
+        table = FittedTable(
+            list(rows),
+            columns,
+            right=[columns.index(name) for name in right],
+            yielding={columns.index(name): 1 for name in long},
+            fold=fold,
+        )
         self.end_line()
         self.console.print(table, soft_wrap=False)
 

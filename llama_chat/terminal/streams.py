@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TextIO
 
-from llama_chat.chat.prompt_files import decode_text
-from llama_chat.errors import ClosedPipe, LlamaChatError, UsageError
+from llama_chat.errors import ClosedPipe, LlamaChatError, UsageError, reason
+from llama_chat.files import MAX_PROMPT_BYTES, decode_text
 from llama_chat.terminal.sanitizer import sanitize
 
 
@@ -53,7 +53,7 @@ def read_stdin() -> str:
     """
     if sys.stdin is None:
         raise UsageError("stdin", "closed", "pipe a text to it")
-    return decode_text(sys.stdin.buffer, "stdin")
+    return decode_text(sys.stdin.buffer, "stdin", MAX_PROMPT_BYTES)
 
 
 def say(line: str) -> None:
@@ -133,5 +133,5 @@ class AnswerWriter:
             raise ClosedPipe from None
         except (OSError, ValueError) as error:
             _discard_stdout()
-            reason = getattr(error, "strerror", None) or "closed"
-            raise LlamaChatError("stdout", reason.lower(), "the answer was lost") from None
+            why = reason(error) if isinstance(error, OSError) else "closed"
+            raise LlamaChatError("stdout", why, "the answer was lost") from None

@@ -5,10 +5,23 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, reason
+
+
+class TokenType(IntEnum):
+    """Types of tokens, as SentencePiece and GGUF number them."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
 
 Span = tuple[int, int]
 """Start and end of a run of characters in a text."""
@@ -110,7 +123,7 @@ def read_file(path: Path, what: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ModelError(what, (error.strerror or "cannot be read").lower(), advice) from None
+        raise ModelError(what, reason(error), advice) from None
     if not data:
         raise ModelError(what, "it is empty", advice)
     if len(data) > MAX_BYTES:

@@ -8,10 +8,9 @@ import struct
 from collections.abc import Sequence
 
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, is_marker
+from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, TokenType, is_marker
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-_TYPES = range(1, 7)
+_TYPES = frozenset(TokenType)
 _BPE = 2
 _MAX_SCORE = 3.4e38
 """The largest of float32, in which the file keeps scores."""
@@ -42,12 +41,14 @@ def serialize_model(
             raise _error(f"token {i} is of the unknown type {kind}")
         if not abs(score) <= _MAX_SCORE:  # which NaN is not, either
             raise _error(f"the score of token {i} is {score}")
-        if (i in named and kind != _UNKNOWN) or (kind == _USER_DEFINED and is_marker(token)):
-            kind = _CONTROL
+        if (i in named and kind != TokenType.UNKNOWN) or (
+            kind == TokenType.USER_DEFINED and is_marker(token)
+        ):
+            kind = TokenType.CONTROL
         piece = _field(1, token.encode("utf-8", "replace"))
         model += _field(1, piece + _float(2, score) + _number(3, kind))
-    trainer = _number(3, _BPE) + _number(35, _BYTE in types)
-    unknown = types.index(_UNKNOWN) if _UNKNOWN in types else None
+    trainer = _number(3, _BPE) + _number(35, TokenType.BYTE in types)
+    unknown = types.index(TokenType.UNKNOWN) if TokenType.UNKNOWN in types else None
     # The file names the three by their pieces; BOS and EOS are "<s>" and "</s>" where it does not.
     for number, token_id in ((45, unknown), (46, bos_id), (47, eos_id)):
         if token_id is not None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment, Conversation
 from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
-from llama_chat.chat.prompt_files import read_text
+from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.records import ModelTag
-from llama_chat.errors import SaveError, UsageError
+from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
 from llama_chat.terminal.commands.command import Command, Value
@@ -25,7 +25,7 @@ def _file(chat: Chat, argument: str) -> None:
         return
     for name in _paths(argument):
         path = Path(name).expanduser()
-        text = read_text(path)
+        text = read_prompt_text(path)
         if not text.strip():
             raise UsageError(f"file {name!r}", "it is empty", "attach a text")
         chat.attachments.append(Attachment(text, path.name))
@@ -65,7 +65,7 @@ def _load(chat: Chat, argument: str) -> None:
 
 def _dialog(path: Path) -> Conversation:
     """A conversation from a list of messages in JSON."""
-    messages = parse_dialog(read_text(path), path.name)
+    messages = parse_dialog(read_prompt_text(path), path.name)
     conversation = Conversation()
     if messages[0].role == "system":
         conversation.system = messages.pop(0).text
@@ -120,8 +120,7 @@ def _export(chat: Chat, argument: str) -> None:
             f"file {argument!r}", "it is there already", "choose another name"
         ) from None
     except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or "not a possible name").lower()
-        raise SaveError(f"file {argument!r}", reason, "choose another place") from None
+        raise SaveError(f"file {argument!r}", reason(error), "choose another place") from None
     chat.renderer.note(f"written: {path}")
 
 
