@@ -3,7 +3,6 @@
 The Python API. Its parts are imported when they are first used, since torch takes a second.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,6 @@ if TYPE_CHECKING:
     from llama_chat.settings.definitions import Sampling
 
 __version__ = "0.1.0"
-
-# Threads that wait for each other sleep after some microseconds, not milliseconds: else a busy
-# core, where one of them waits for its turn, slows all of them down many times. Read by OpenMP when
-# torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["ChatSession", "Llama", "Sampling", "__version__", "load"]
 

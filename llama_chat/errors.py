@@ -5,6 +5,8 @@ Every error a person can cause ends as one line on stderr,
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from pathlib import PurePath
 
@@ -81,6 +83,17 @@ def reason(error: Exception, unnamed: str = "it cannot be used") -> str:
     if not isinstance(error, OSError):
         return "not a possible name"
     return (error.strerror or unnamed).lower()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True for every way in which Python, the system and torch say that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # On a CPU torch has no class for it.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search("out of memory|not enough memory|allocate memory", str(error)) is not None
+    )
 
 
 def did_you_mean(

@@ -4,6 +4,7 @@ import codecs
 import os
 import pwd
 import stat
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 MAX_PROMPT_BYTES = 64 * 2**20
 """More than any context holds; a larger text is a mistake, and an endless one never ends."""
+
+_LATEST = 253_400_000_000
+"""In seconds since 1970; in the year 10000 dates end, but the time of a file may be later."""
 
 
 def _xdg(variable: str, below_home: str) -> Path:
@@ -210,3 +214,13 @@ def readable_size(n_bytes: int) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
     return f"{n_bytes / 1000:.0f} KB"
+
+
+def local_time(seconds: float) -> datetime:
+    """A time in seconds since 1970, with the time zone of this machine."""
+    return datetime.fromtimestamp(min(max(seconds, 0), _LATEST)).astimezone()
+
+
+def readable_time(seconds: float) -> str:
+    """A time in seconds since 1970, to the minute, in local time."""
+    return f"{local_time(seconds):%Y-%m-%d %H:%M}"

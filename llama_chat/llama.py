@@ -27,6 +27,7 @@ class Llama:
         tokenizer: Tokenizer,
         *,
         cache_dtype: torch.dtype | None = None,
+        max_saved_bytes: int | None = None,
         threads: int | None = None,
     ) -> None:
         """Join the parts of a model.
@@ -36,6 +37,7 @@ class Llama:
             model: the weights.
             tokenizer: the vocabulary.
             cache_dtype: type of keys and values; None for that of the activations.
+            max_saved_bytes: limit on the suffixes that a cache saves; see ``KVCache``.
             threads: CPU threads; None for one per core.
         """
         self.checkpoint = checkpoint
@@ -43,6 +45,7 @@ class Llama:
         self.tokenizer = tokenizer
         self.backend = choose_backend(model, cache_dtype)
         self._cache_dtype = cache_dtype
+        self._max_saved_bytes = max_saved_bytes
         self._threads = threads
         self.use_threads()
         self._engine = self.engine()
@@ -104,7 +107,8 @@ class Llama:
 
     def engine(self) -> Engine:
         """A new engine on this model, with a cache of its own."""
-        return Engine(self.backend, self.tokenizer, self.backend.new_cache(self._cache_dtype))
+        cache = self.backend.new_cache(self._cache_dtype, self._max_saved_bytes)
+        return Engine(self.backend, self.tokenizer, cache)
 
     def chat(
         self,

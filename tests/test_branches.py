@@ -1,5 +1,8 @@
 """Branches and their tails: going back costs nothing, and what comes back is exact."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,6 +97,35 @@ def test_tails_take_at_most_half_of_a_full_cache() -> None:
     for first in range(3, 100):
         engine.prefill([first] * 2)
     assert len(engine.cache._suffixes) <= MAX_SUFFIXES
+
+
+def test_a_suffix_over_its_limit_is_not_saved_and_costs_no_other() -> None:
+    row = SMALL.kv_cache_bytes(1, 4)
+    engine = Engine(BACKEND, TOKENIZER, BACKEND.new_cache(max_saved_bytes=10 * row))
+    engine.prefill_cached([3] * 10)
+    engine.prefill_cached([4] * 30)
+    assert engine.cache.saved_bytes == 10 * row
+    engine.prefill_cached([5] * 11)
+    assert engine.cache.saved_bytes == 10 * row
+    with counted_reads() as read:
+        engine.prefill_cached([3] * 10)
+    assert read == []
+
+
+def test_saved_suffixes_give_way_when_memory_runs_out() -> None:
+    # Else glibc keeps what is freed, and the limit on addresses counts it.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.out_of_memory"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    *steps, error = done.stdout.splitlines()
+    assert steps == [f"{3996 * 8192} 100", "0 4196", "0 50"]
+    assert error == "562 tokens of context: not enough memory: use a smaller model or --context"
 
 
 @settings(max_examples=40, deadline=None)

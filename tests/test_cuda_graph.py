@@ -3,13 +3,16 @@
 The graph itself needs a GPU; what is captured in it runs on a CPU, too.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from llama_chat.generation.backend import TorchBackend
-from llama_chat.generation.cuda_graph import GraphBackend
+from llama_chat.generation.cuda_graph import GraphBackend, _BucketCache
+from llama_chat.generation.kv_cache import BLOCK
 from tests.models import TINY, random_model
 
 
@@ -34,6 +37,45 @@ def test_logits_are_those_of_the_usual_pass(tied: bool, context_length: int) -> 
             strict=True,
         ):
             torch.testing.assert_close(rows, wanted, rtol=1e-4, atol=1e-4)
+
+
+class CountingBackend(GraphBackend):
+    """Counts the graphs that were captured."""
+
+    n_captured = 0
+
+    def _capture(self, rows: _BucketCache) -> Callable[[], Tensor]:
+        self.n_captured += 1
+        return super()._capture(rows)
+
+
+@torch.inference_mode()
+def test_a_cache_that_grows_keeps_its_graphs() -> None:
+    backend = CountingBackend(random_model(replace(TINY, context_length=4 * BLOCK)))
+    cache = backend.new_cache()
+    for bucket in range(1, 4):
+        for _ in range(2):
+            cache.trim(0)
+            backend.forward([4] * (bucket * BLOCK - 1), cache)
+            backend.forward([3], cache)
+        assert backend.n_captured == bucket
+    cache.trim(10)
+    backend.forward([3], cache)
+    assert backend.n_captured == 3
+
+
+@pytest.mark.parametrize("layer", range(TINY.n_layers))
+@torch.inference_mode()
+def test_a_graph_is_captured_again_if_the_buffer_of_any_layer_moved(layer: int) -> None:
+    backend = CountingBackend(random_model(TINY))
+    cache = backend.new_cache()
+    backend.forward([1], cache)
+    backend.forward([2], cache)
+    assert backend.n_captured == 1
+    # As after growth that an interrupt broke off between two layers.
+    cache._buffers[1][layer] = cache._buffers[1][layer].clone()
+    backend.forward([3], cache)
+    assert backend.n_captured == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

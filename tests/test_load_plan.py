@@ -1,6 +1,8 @@
 """Plans of loads: weight formats, the memory they take, refusals before a weight is read."""
 
+import gc
 import subprocess
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +10,14 @@ import gguf
 import pytest
 import torch
 
+from llama_chat.cli.loading import plan_load
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.files import readable_size
+from llama_chat.generation.events import Token
 from llama_chat.kernels import native
 from llama_chat.loading.plan import LoadPlan, load, plan
 from llama_chat.loading.weights import WEIGHT_FORMATS, choose_weight_format
+from llama_chat.settings.definitions import Settings
 from tests.model_files import SMALL, write_gguf
 from tests.program import COMMAND, environment
 
@@ -48,6 +53,18 @@ def test_what_fits_is_let_through(quantize: str, large_model: Path) -> None:
         replace(planned, bytes_free=needed - 1).check_fit()
     with pytest.raises(ModelError):
         replace(planned, bytes_free=needed - 1).load()
+
+
+def test_saved_suffixes_get_what_a_full_cache_leaves(large_model: Path) -> None:
+    planned = plan_of(large_model, "none")
+    needed = OTHER_BYTES + planned.weight_bytes
+    assert replace(planned, bytes_free=needed).max_saved_bytes == 0
+    assert replace(planned, bytes_free=needed - 1).max_saved_bytes == 0
+    left = LARGE.kv_cache_bytes(10, 2)
+    engine = replace(planned, bytes_free=needed + left).load().engine()
+    for first in range(3, 6):
+        engine.prefill_cached([first] * 8)
+    assert engine.cache.saved_bytes == LARGE.kv_cache_bytes(8, 2)
 
 
 def test_quantized_files_stay_packed_where_that_is_fast(large_model: Path) -> None:
@@ -116,3 +133,21 @@ def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Pa
     assert answer.stderr.count("\n") == 1
     assert "needs 1.0 TB, " in answer.stderr
     assert "take a shorter --context" in answer.stderr
+
+
+@pytest.mark.parametrize("template", ["auto", "chatml", "plain"])
+def test_a_model_that_is_dropped_leaves_nothing_behind(template: str, gguf_model: Path) -> None:
+    settings = Settings().change("model", str(gguf_model), "the test")
+
+    def used_and_dropped() -> list[weakref.ref[object]]:
+        llama = plan_load(settings).load()
+        session = llama.chat(template=template)
+        for event in session.send("hello"):
+            if isinstance(event, Token):
+                break
+        return [*map(weakref.ref, (llama, llama.model, llama.tokenizer, session, session.template))]
+
+    first = used_and_dropped()
+    second = used_and_dropped()
+    gc.collect()
+    assert [reference() for reference in [*first, *second]] == [None] * 10

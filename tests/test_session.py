@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llama_chat.chat.conversation import Conversation, Example
+from llama_chat.chat.conversation import Conversation, Example, Message
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.errors import ModelError, PromptTooLongError, UsageError
@@ -415,3 +415,54 @@ def test_a_turn_that_fails_later_keeps_what_was_said() -> None:
         list(events)
     question, reply = session.conversation.path()
     assert (question.text, reply.ids, reply.interrupted) == ("hello", (said.id,), True)
+
+
+class CountingTemplate(ChatMLTemplate):
+    """Counts how often a conversation is rendered."""
+
+    n_renders = 0
+
+    def render(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[int]:
+        self.n_renders += 1
+        return super().render(messages, open_reply=open_reply)
+
+
+def session_of(lengths: Sequence[int], context: int) -> ChatSession:
+    """A session of turns whose questions have ``lengths`` characters."""
+    session = new_session(context=context)
+    for length in lengths:
+        session.conversation.add(Message("user", "q" * length))
+        session.conversation.add(Message("assistant", "a"))
+    return session
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=12), st.integers(0, 120))
+def test_the_fewest_turns_are_dropped(lengths: list[int], n_typed: int) -> None:
+    session = session_of(lengths, context=256)
+    turns = session.conversation.path()
+    sizes = [
+        len(
+            session.template.render(
+                [*turns[2 * n :], Message("user", "t" * n_typed)], open_reply=True
+            )
+        )
+        for n in range(len(lengths) + 1)
+    ]
+    fitting = [n for n, size in enumerate(sizes) if size + 12 <= 256]  # 12 are for the reply
+    assert session.context_use("t" * n_typed).n_dropped == fitting[0]
+
+
+def test_a_full_context_is_counted_in_few_renderings_and_once_per_change() -> None:
+    session = session_of([20] * 1000, context=512)
+    template = CountingTemplate(TOKENIZER)
+    session.template = template
+    use = session.context_use("typed")
+    assert use.n_dropped is not None
+    assert use.n_dropped > 980
+    assert template.n_renders <= 14  # the binary logarithm of 1000 is 10
+    template.n_renders = 0
+    assert session.context_use("typed") == use
+    assert template.n_renders == 0
+    session.conversation.path()[-2].text += "more"
+    assert session.context_use("typed").n_tokens == use.n_tokens + 4

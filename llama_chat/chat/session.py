@@ -1,6 +1,7 @@
 """One conversation with one model, and the cache that follows it."""
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,15 @@ class ContextRow:
     """How many of them are in the cache."""
     goes_next: bool
     """Whether it is of the oldest turn, which is dropped first when the context is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextUse:
+    """Part of the context that a conversation takes, with a message that may be sent next."""
+
+    n_tokens: int
+    n_dropped: int | None
+    """Turns that sending the message would drop; None if it does not fit at all."""
 
 
 class ChatSession:
@@ -72,6 +82,7 @@ class ChatSession:
         self.drop_oldest = drop_oldest
         self.lookup = lookup
         self._notify = notify
+        self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
     def configure(self, settings: Settings) -> None:
         """Follow the settings; earlier messages stay as they are."""
@@ -94,14 +105,31 @@ class ChatSession:
             messages.append(Message("user", typed, attachments=tuple(attachments)))
         return len(self.template.render(messages))
 
-    def n_dropped_for(self, typed: str, attachments: Sequence[Attachment] = ()) -> int:
-        """How many turns sending this would drop.
+    def context_use(self, typed: str, attachments: Sequence[Attachment] = ()) -> ContextUse:
+        """Part of the context that the conversation takes with ``typed`` as its next message.
 
-        Raises:
-            PromptTooLongError: if it does not fit at all.
+        The last answer is kept: a toolbar asks again whenever it is drawn.
         """
-        fit = self._fit(Message("user", typed, attachments=tuple(attachments)))
-        return fit.n_dropped - self.conversation.n_dropped
+        attachments = tuple(attachments)
+        question = (typed, attachments, self._fit_key())
+        if self._last_use is None or self._last_use[0] != question:
+            self._last_use = question, self._context_use(typed, attachments)
+        return self._last_use[1]
+
+    def _context_use(self, typed: str, attachments: tuple[Attachment, ...]) -> ContextUse:
+        n_tokens = self.count(typed, attachments)
+        try:
+            fit = self._fit(Message("user", typed, attachments=attachments))
+        except PromptTooLongError:
+            return ContextUse(n_tokens, None)
+        return ContextUse(n_tokens, fit.n_turns)
+
+    def _fit_key(self) -> tuple[object, ...]:
+        """All that decides which turns fit, by value: messages change in place."""
+        conversation = self.conversation
+        messages = conversation.messages()
+        shown = tuple((each.role, each.text, each.ids, each.attachments) for each in messages)
+        return (shown, conversation.n_dropped, self.template, self.max_tokens, self.drop_oldest)
 
     def context_rows(self) -> list[ContextRow]:
         """What each message takes of the context, and how much of that is cached.
@@ -288,22 +316,27 @@ class ChatSession:
             self.prefill_next()
 
     def _fit(self, *new: Message) -> "_Fit":
-        """What to answer once ``new`` stands behind the path, with room for a reply.
+        """Path with ``new`` at its end, less the oldest turns if a reply would not fit after it.
 
         Raises:
             PromptTooLongError: with the exact counts, if the policy or the last message forbids.
         """
         context, conversation = self.engine.context, self.conversation
-        room = min(self.max_tokens or context, context // 4)
+        reply_budget = min(self.max_tokens or context, context // 4)
         preface, turns = conversation.preface(), [*conversation.path(), *new]
 
         def render(n_dropped: int) -> list[int]:
             return self.template.render([*preface, *turns[2 * n_dropped :]], open_reply=True)
 
+        def fits(n_dropped: int) -> bool:
+            return len(render(n_dropped)) + reply_budget <= context
+
         n_dropped = conversation.n_dropped
         ids = all_ids = render(n_dropped)
-        while len(ids) + room > context and self.drop_oldest and len(turns) - 2 * n_dropped > 2:
-            n_dropped += 1
+        if len(ids) + reply_budget > context and self.drop_oldest:
+            # The last turn is never dropped. Fewer turns take fewer tokens, so bisection finds
+            # the first number that fits.
+            n_dropped += bisect_left(range(n_dropped, (len(turns) - 1) // 2), True, key=fits)
             ids = render(n_dropped)
         if len(ids) >= context:
             raise PromptTooLongError(

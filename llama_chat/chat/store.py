@@ -87,7 +87,18 @@ def names() -> list[str]:
     Raises:
         UsageError: if the folder cannot be looked into.
     """
-    return [path.stem for _, path in _files() if _is_possible(path.stem)]
+    return [name for name, _ in dated_names()]
+
+
+def dated_names() -> list[tuple[str, float]]:
+    """The names of all saved conversations with their times in seconds since 1970, latest first.
+
+    No file is opened.
+
+    Raises:
+        UsageError: if the folder cannot be looked into.
+    """
+    return [(path.stem, changed) for changed, path in _files() if _is_possible(path.stem)]
 
 
 def find(wanted: str, *, whole: bool = False) -> Path:

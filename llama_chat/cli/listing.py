@@ -3,19 +3,10 @@
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 
 from llama_chat.terminal import streams
 from llama_chat.terminal.sanitizer import escaped, sanitize
 from llama_chat.terminal.streams import AnswerWriter
-
-_LATEST = 253_400_000_000
-"""In seconds since 1970; in the year 10000 dates end, but the time of a file may be later."""
-
-
-def date(seconds: float) -> datetime:
-    """A time in seconds since 1970, in local time."""
-    return datetime.fromtimestamp(min(max(seconds, 0), _LATEST))
 
 
 def write_rows(

@@ -1,6 +1,7 @@
 """From settings to a loaded model."""
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,12 @@ def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int
 def _collector_paused() -> Iterator[None]:
     """Import torch without garbage collection, and exempt its objects from later ones.
 
-    They are never freed; each collection would visit some hundred thousand of them.
+    They are never freed; each collection would visit some hundred thousand of them. Later calls do
+    nothing: they would exempt models and conversations too.
     """
+    if "torch" in sys.modules:
+        yield
+        return
     gc.disable()
     try:
         yield

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from llama_chat.cli.completing import own_models
-from llama_chat.cli.listing import date, write_json, write_rows
+from llama_chat.cli.listing import write_json, write_rows
 from llama_chat.cli.options import takes
 from llama_chat.errors import UsageError, did_you_mean
-from llama_chat.files import readable_size
+from llama_chat.files import local_time, readable_size, readable_time
 from llama_chat.library import NO_MODEL_ADVICE, Model, installed_models, own_folder, remove
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
@@ -83,11 +83,11 @@ def _describe(model: Model) -> dict[str, Any]:
         "quantization": model.quantization,
         "bytes": model.n_bytes,
         "from": model.source,
-        "changed": date(model.changed).astimezone().isoformat(timespec="seconds"),
+        "changed": local_time(model.changed).isoformat(timespec="seconds"),
     }
 
 
 def _row(model: Model) -> list[str]:
     """A model for people, a cell for each column."""
-    size, when = readable_size(model.n_bytes), f"{date(model.changed):%Y-%m-%d %H:%M}"
+    size, when = readable_size(model.n_bytes), readable_time(model.changed)
     return [model.name, size, model.kind, model.source, when, str(model.path)]

@@ -7,7 +7,8 @@ import typer
 from llama_chat.chat import store
 from llama_chat.chat.dialogs import to_dialog, to_markdown
 from llama_chat.cli.completing import conversations
-from llama_chat.cli.listing import date, write, write_json, write_rows
+from llama_chat.cli.listing import write, write_json, write_rows
+from llama_chat.files import local_time, readable_time
 from llama_chat.terminal import streams
 
 app = typer.Typer(name="sessions", help="Saved conversations.", rich_markup_mode=None)
@@ -89,7 +90,7 @@ def _describe(entry: store.Entry) -> dict[str, Any]:
     """A conversation for programs."""
     return {
         "name": entry.name,
-        "changed": date(entry.changed).astimezone().isoformat(timespec="seconds"),
+        "changed": local_time(entry.changed).isoformat(timespec="seconds"),
         "messages": entry.n_messages,
         "model": entry.model,
         "title": entry.title,
@@ -99,7 +100,7 @@ def _describe(entry: store.Entry) -> dict[str, Any]:
 
 def _row(entry: store.Entry) -> list[str]:
     """A conversation for people, a cell for each column."""
-    when = f"{date(entry.changed):%Y-%m-%d %H:%M}"
+    when = readable_time(entry.changed)
     said = (str(entry.n_messages), entry.model, entry.title)
     if entry.problem:
         said = ("", "", f"unreadable: {entry.problem}")

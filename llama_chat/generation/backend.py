@@ -26,14 +26,17 @@ class Backend(ABC):
         """Context length in tokens."""
         return self.model.config.context_length
 
-    def new_cache(self, dtype: torch.dtype | None = None) -> KVCache:
+    def new_cache(
+        self, dtype: torch.dtype | None = None, max_saved_bytes: int | None = None
+    ) -> KVCache:
         """Make an empty cache on the devices of the layers.
 
         Args:
             dtype: type of keys and values; None for that of the activations.
+            max_saved_bytes: limit on its saved suffixes; see ``KVCache``.
         """
         devices = [block.device for block in self.model.blocks]
-        return KVCache(self.model.config, dtype or self.model.dtype, devices)
+        return KVCache(self.model.config, dtype or self.model.dtype, devices, max_saved_bytes)
 
     @torch.inference_mode()
     def forward(
@@ -59,10 +62,14 @@ class Backend(ABC):
             InterruptedForward: if ``should_stop`` returned True.
             ValueError: if the tokens exceed the context.
         """
-        cache.reserve(cache.length + len(ids))
+        self._reserve(cache, cache.length + len(ids))
         logits = self._run(ids, cache, len(ids) if all_logits else 1, should_stop)
         cache.commit(ids)
         return logits if all_logits else logits[-1]
+
+    def _reserve(self, cache: KVCache, length: int) -> None:
+        """Grow the buffers of the cache until ``length`` tokens fit."""
+        cache.reserve(length)
 
     @abstractmethod
     def _run(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.kv_cache import BLOCK, KVCache
 from llama_chat.model.transformer import Transformer
@@ -60,6 +61,18 @@ class GraphBackend(TorchBackend):
         on_gpu = len(devices) == 1 and model.device.type == "cuda"
         return on_gpu and cache_dtype == model.dtype
 
+    def _reserve(self, cache: KVCache, length: int) -> None:
+        """Grow the buffers once, to the whole context if there is memory: graphs stay valid."""
+        if length <= cache.capacity or length > self.context:
+            cache.reserve(length)
+            return
+        try:
+            cache.reserve(self.context)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            cache.reserve(length)
+
     def _run(
         self,
         ids: Sequence[int],
@@ -74,10 +87,9 @@ class GraphBackend(TorchBackend):
     def _decode(self, token_id: int, cache: KVCache) -> Tensor:
         """Logits ``(1, vocab_size)`` of one token, valid until the next call."""
         length = cache.length
-        pointers = tuple(buffer.data_ptr() for buffer in cache.layer(0))
-        if pointers != self._captured:  # the cache has grown, or is another one
+        if cache.data_pointers != self._captured:  # the cache has grown, or is another one
             self._graphs.clear()
-            self._captured = pointers
+            self._captured = cache.data_pointers
         self._token.fill_(token_id)
         self._position.fill_(length)
         bucket = min(-(-(length + 1) // BLOCK) * BLOCK, cache.capacity)

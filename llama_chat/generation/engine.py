@@ -1,15 +1,15 @@
 """Prefill and decode: ids in, tokens out, through one cache."""
 
-import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from llama_chat.errors import LlamaChatError, PromptTooLongError
+from llama_chat.errors import LlamaChatError, PromptTooLongError, is_out_of_memory
 from llama_chat.generation.backend import Backend, TorchBackend
 from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.events import (
@@ -29,6 +29,8 @@ from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
+
+_Result = TypeVar("_Result")
 
 PREFILL_CHUNK = 512
 """Tokens read in one forward pass: enough to keep matrix units busy, few enough for progress."""
@@ -140,15 +142,16 @@ class Engine:
                 f"{len(ids)} tokens do not fit in the context of {self.context}",
                 "shorten it, or raise --context if the model allows",
             )
-        with _memory_for(len(ids)):
-            return self.cache.seek(ids)
+        return self._within_memory(len(ids), lambda: self.cache.seek(ids))
 
     def _append(self, ids: Sequence[int], watch: Watch) -> Tensor:
         """Put ``ids`` through the model in chunks, and return the logits that follow the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            with _memory_for(self.cache.length + len(chunk)):
-                logits = self.backend.forward(chunk, self.cache, should_stop=watch.should_stop)
+            logits = self._within_memory(
+                self.cache.length + len(chunk),
+                partial(self.backend.forward, chunk, self.cache, should_stop=watch.should_stop),
+            )
             self.n_read += len(chunk)
             if watch.on_prefill is not None and len(ids) > 1:
                 watch.on_prefill(start + len(chunk), len(ids))
@@ -160,10 +163,34 @@ class Engine:
         """Append one sampled token, which a pass over a draft may have computed already."""
         if ahead is None:
             return self._append([token_id], watch)
-        with _memory_for(self.cache.length + 1):
-            logits = ahead.read(token_id, max_draft, watch.should_stop)
+        logits = self._within_memory(
+            self.cache.length + 1, lambda: ahead.read(token_id, max_draft, watch.should_stop)
+        )
         self.n_read += 1
         return logits
+
+    def _within_memory(self, n_tokens: int, act: Callable[[], _Result]) -> _Result:
+        """Call ``act``; if memory runs out, once more without the suffixes that the cache saved.
+
+        Args:
+            n_tokens: tokens that the cache is to hold then.
+            act: leaves the cache as it was if it raises.
+
+        Raises:
+            LlamaChatError: if memory runs out all the same.
+        """
+        while True:
+            try:
+                return act()
+            except (MemoryError, RuntimeError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self.cache.drop_suffixes():
+                    raise LlamaChatError(
+                        f"{n_tokens} tokens of context",
+                        "not enough memory",
+                        "use a smaller model or --context",
+                    ) from None
 
     def generate(
         self,
@@ -267,19 +294,3 @@ class Engine:
             for start in range(0, len(ids), PREFILL_CHUNK)
         ]
         return torch.cat(chunks)
-
-
-@contextmanager
-def _memory_for(n_tokens: int) -> Iterator[None]:
-    """Say what it means if memory runs out; on a CPU torch has no class for that."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not re.search("not enough memory|allocate memory", str(error)):
-            raise
-        raise LlamaChatError(
-            f"{n_tokens} tokens of context",
-            "not enough memory",
-            "use a smaller model or --context",
-        ) from None

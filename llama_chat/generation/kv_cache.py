@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama_chat.errors import is_out_of_memory
 from llama_chat.kernels.forward import NativeCache
 from llama_chat.kernels.pages import room
 from llama_chat.model.config import LlamaConfig
@@ -46,9 +47,9 @@ class SavedSuffix:
     """The ``len(ids) - start`` rows, for each buffer and layer of the cache."""
 
     @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return len(self.ids) - self.start
+    def n_bytes(self) -> int:
+        """Bytes of the rows."""
+        return sum(rows.nbytes for each in self.rows for rows in each)
 
 
 class KVCache:
@@ -59,11 +60,16 @@ class KVCache:
     an interrupt cannot divide.
 
     A conversation that turns to another branch leaves a suffix: ``seek`` saves the rows it cuts
-    off, and restores them when their tokens come back.
+    off, and restores them when their tokens come back. Saved suffixes save time and no more: they
+    stay within ``max_saved_bytes``, and are dropped when memory runs out.
     """
 
     def __init__(
-        self, config: LlamaConfig, dtype: torch.dtype, devices: Sequence[torch.device]
+        self,
+        config: LlamaConfig,
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+        max_saved_bytes: int | None = None,
     ) -> None:
         """Make an empty cache.
 
@@ -71,7 +77,13 @@ class KVCache:
             config: shape of the model.
             dtype: float32, bfloat16 or float16; or int8, with a scale for each head of a token.
             devices: device of each layer.
+            max_saved_bytes: limit on the bytes of saved suffixes; None for that alone which always
+                holds, half of a full cache.
         """
+        self._row_bytes = config.kv_cache_bytes(1, dtype.itemsize)
+        self._max_saved_bytes = config.context_length // 2 * self._row_bytes
+        if max_saved_bytes is not None:
+            self._max_saved_bytes = min(self._max_saved_bytes, max_saved_bytes)
         self.dtype = dtype
         self._ids: list[int] = []
         self._limit = config.context_length
@@ -111,6 +123,11 @@ class KVCache:
     def n_bytes(self) -> int:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffers in self._buffers for buffer in buffers)
+
+    @property
+    def data_pointers(self) -> tuple[int, ...]:
+        """Addresses of the buffers of all layers; they change when the buffers grow."""
+        return tuple(buffer.data_ptr() for each in self._buffers for buffer in each)
 
     @property
     def native(self) -> NativeCache:
@@ -218,25 +235,46 @@ class KVCache:
         return self.length
 
     def _save_suffix(self, start: int) -> None:
-        """Keep a copy of the rows from ``start`` on; the least recently used suffixes give way."""
+        """Keep a copy of the rows from ``start`` on, if there is memory for it.
+
+        The least recently used suffixes give way.
+        """
         end, ids = self.length, list(self._ids)
         for suffix in self._suffixes:
             if suffix.start <= start and suffix.ids[:end] == ids:  # saved already
                 self._suffixes.remove(suffix)
                 self._suffixes.append(suffix)
                 return
-        # A copy, since new tokens will overwrite the buffers.
-        rows = [[buffer[:, :, start:end].clone() for buffer in each] for each in self._buffers]
+        left = self._max_saved_bytes - (end - start) * self._row_bytes
+        if left < 0:
+            return
         self._suffixes = [
             suffix
             for suffix in self._suffixes
             if suffix.start < start or suffix.ids != ids[: len(suffix.ids)]  # else contained
         ]
-        self._suffixes.append(SavedSuffix(ids, start, rows))
-        # At most half of a full cache together, so that memory stays in proportion to it.
-        n_rows = sum(suffix.n_rows for suffix in self._suffixes)
-        while n_rows > self._limit // 2 or len(self._suffixes) > MAX_SUFFIXES:
-            n_rows -= self._suffixes.pop(0).n_rows
+        while len(self._suffixes) >= MAX_SUFFIXES or self.saved_bytes > left:
+            del self._suffixes[0]
+        try:
+            # A copy, since new tokens will overwrite the buffers.
+            rows = [[buffer[:, :, start:end].clone() for buffer in each] for each in self._buffers]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.drop_suffixes()
+        else:
+            self._suffixes.append(SavedSuffix(ids, start, rows))
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the saved suffixes."""
+        return sum(suffix.n_bytes for suffix in self._suffixes)
+
+    def drop_suffixes(self) -> bool:
+        """Free the memory of the saved suffixes; returns False if there are none."""
+        found = bool(self._suffixes)
+        self._suffixes = []
+        return found
 
     def _continuation(self, ids: Sequence[int]) -> SavedSuffix | None:
         """The saved suffix that extends the stored prefix of ``ids`` furthest, if any does."""

@@ -77,6 +77,12 @@ class LoadPlan:
         """Bytes of the keys and values of ``n_tokens`` tokens."""
         return self.config.kv_cache_bytes(n_tokens, self.cache_dtype.itemsize)
 
+    @property
+    def max_saved_bytes(self) -> int:
+        """Memory for suffixes that the cache saves: the part that a full cache would leave."""
+        full_cache = self.cache_bytes(self.config.context_length)
+        return max(0, self.bytes_free - _SPARE_BYTES - self.weight_bytes - full_cache)
+
     def check_fit(self) -> None:
         """Compare the memory needed with the memory free.
 
@@ -125,6 +131,7 @@ class LoadPlan:
             model,
             self.tokenizer,
             cache_dtype=self.cache_dtype,
+            max_saved_bytes=self.max_saved_bytes,
             threads=self.threads,
         )
 

@@ -126,12 +126,18 @@ class ChatApp:
         history = open_history(chat.renderer.note, keep=keep)
         if plain:
             return PlainInput(history)
+        completer = ChatCompleter(chat)
+
+        def on_open() -> None:
+            completer.forget()
+            self._on_change()
+
         return PromptInput(
             history,
-            ChatCompleter(chat),
+            completer,
             self._toolbar,
             colored=colored,
-            on_open=self._on_change,
+            on_open=on_open,
             on_shown=self._on_shown,
             on_clear=chat.stop_editing,
             # Only what comes from then on is meant for what was sent.

@@ -8,6 +8,7 @@ from prompt_toolkit.document import Document
 
 from llama_chat.errors import LlamaChatError
 from llama_chat.terminal.commands import COMMANDS, find_command
+from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.sanitizer import sanitize
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ class ChatCompleter(Completer):
     def __init__(self, chat: "Chat") -> None:
         self._chat = chat
         self._paths = PathCompleter(expanduser=True)
+        self._values: tuple[tuple[str, str], list[Value]] | None = None
+        """The last values that were looked up, and for what: they cost a look at many files."""
+
+    def forget(self) -> None:
+        """Look up values again when they are next wanted."""
+        self._values = None
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
@@ -38,7 +45,7 @@ class ChatCompleter(Completer):
             return
         try:
             command = find_command(name)
-            values = list(command.values(self._chat, argument))
+            values = self._values_of(command, argument)
         except LlamaChatError:
             return
         for value, meaning in values:
@@ -50,3 +57,10 @@ class ChatCompleter(Completer):
             # Only for Tab: a listing of files while a name is typed would be noise.
             last = argument.rpartition(" ")[2]
             yield from self._paths.get_completions(Document(last), complete_event)
+
+    def _values_of(self, command: Command, argument: str) -> list[Value]:
+        """Values that the whole words of ``argument`` allow; looked up once for each of these."""
+        asked = command.name, argument.rpartition(" ")[0]
+        if self._values is None or self._values[0] != asked:
+            self._values = asked, list(command.values(self._chat, argument))
+        return self._values[1]

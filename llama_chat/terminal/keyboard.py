@@ -162,6 +162,7 @@ class PromptInput:
             auto_suggest=AutoSuggestFromHistory(),
             completer=completer,
             complete_while_typing=Condition(self._is_command),
+            complete_in_thread=True,  # keys must not wait for a slow disk
             key_bindings=_keys(completer, on_clear, on_send),
             bottom_toolbar=toolbar,
             style=_STYLE if colored else _NO_STYLE,

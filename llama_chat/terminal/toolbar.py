@@ -4,10 +4,7 @@ from typing import TYPE_CHECKING
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from llama_chat.errors import PromptTooLongError
-
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
     from llama_chat.terminal.chat import Chat
 
 SEPARATOR = " · "
@@ -27,8 +24,9 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     parts = [model, sampling]
     warning = ""
     if (session := chat.session) is not None:
-        parts.insert(1, _context(session, chat, typed))
-        warning = _warning(session, chat, typed)
+        use = session.context_use(typed, chat.attachments)
+        parts.insert(1, _context(use.n_tokens, session.engine.context, len(chat.attachments)))
+        warning = _warning(use.n_dropped)
     if work := _work(chat):
         parts.append(work)
     elif (last := chat.last) is not None and last.usage.completion_tokens:
@@ -44,24 +42,18 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     return line
 
 
-def _context(session: "ChatSession", chat: "Chat", typed: str) -> str:
-    used = session.count("", chat.attachments)
-    if typed and used < session.engine.context:  # else it matters no more, and may take long
-        used = session.count(typed, chat.attachments)
-    files = len(chat.attachments)
-    attached = f" with {files} file{'s' if files > 1 else ''}" if files else ""
-    return f"context {used}/{session.engine.context}{attached}"
+def _context(n_tokens: int, context: int, n_files: int) -> str:
+    attached = f" with {n_files} file{'s' if n_files > 1 else ''}" if n_files else ""
+    return f"context {n_tokens}/{context}{attached}"
 
 
-def _warning(session: "ChatSession", chat: "Chat", typed: str) -> str:
-    """What sending this would cost of the conversation, before it is sent."""
-    try:
-        dropped = session.n_dropped_for(typed, chat.attachments)
-    except PromptTooLongError:
+def _warning(n_dropped: int | None) -> str:
+    """Cost of sending the message to the conversation, before it is sent."""
+    if n_dropped is None:
         return "does not fit"
-    if not dropped:
+    if not n_dropped:
         return ""
-    return "drops the oldest turn" if dropped == 1 else f"drops the oldest {dropped} turns"
+    return "drops the oldest turn" if n_dropped == 1 else f"drops the oldest {n_dropped} turns"
 
 
 def _work(chat: "Chat") -> str:

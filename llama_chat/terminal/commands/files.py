@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.records import ModelTag
 from llama_chat.errors import SaveError, UsageError, reason
+from llama_chat.files import readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
 from llama_chat.terminal.commands.command import Command, Value
@@ -86,7 +86,7 @@ def _sessions(chat: Chat, argument: str) -> None:
                 "●" if entry.path == chat.file.path else "",
                 entry.name,
                 str(entry.n_messages),
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed)),
+                readable_time(entry.changed),
                 entry.title or entry.problem,
             )
             for entry in entries
@@ -97,7 +97,7 @@ def _sessions(chat: Chat, argument: str) -> None:
 
 
 def _session_values(chat: Chat, argument: str) -> Iterable[Value]:
-    return [(entry.name, entry.title or entry.problem) for entry in store.entries()]
+    return [(name, readable_time(changed)) for name, changed in store.dated_names()]
 
 
 def _export(chat: Chat, argument: str) -> None:

@@ -1,0 +1,88 @@
+"""Completion in the chat costs the look into a folder, once for each line that is typed."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Conversation, Message
+from llama_chat.settings.definitions import Settings
+from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.completion import ChatCompleter
+from tests.conversations import home_at, saved
+
+FILE_EVENTS = ("open", "os.listdir", "os.scandir")
+
+_recorded: list[tuple[str, str]] | None = None
+
+
+def _record(event: str, arguments: tuple[object, ...]) -> None:
+    if _recorded is not None and event in FILE_EVENTS:
+        _recorded.append((event, str(arguments[0])))
+
+
+sys.addaudithook(_record)  # for ever: hooks cannot be removed
+
+
+@contextmanager
+def file_events() -> Iterator[list[tuple[str, str]]]:
+    """Files opened and folders listed in the meantime."""
+    global _recorded
+    events: list[tuple[str, str]] = []
+    _recorded = events
+    try:
+        yield events
+    finally:
+        _recorded = None
+
+
+@pytest.fixture
+def completer(tmp_path: Path) -> Iterator[ChatCompleter]:
+    def plan_load(settings: Settings, *, reclaimable: int = 0) -> object:
+        raise AssertionError("nothing is loaded")
+
+    with home_at(tmp_path):
+        for name in ("alpha", "beta", "betamax"):
+            conversation = Conversation()
+            conversation.add(Message("user", "hello"))
+            saved(conversation, name)
+        yield ChatCompleter(Chat(Settings(), plan_load, None))  # type: ignore[arg-type]
+
+
+def completions(completer: ChatCompleter, line: str) -> dict[str, str]:
+    found = completer.get_completions(Document(line), CompleteEvent())
+    return {each.text: each.display_meta_text for each in found}
+
+
+def test_conversations_are_offered_without_opening_one(completer: ChatCompleter) -> None:
+    with file_events() as events:
+        offered = completions(completer, "/load be")
+    assert set(offered) == {"beta", "betamax"}
+    assert all(meaning.startswith("20") for meaning in offered.values())
+    assert [kind for kind, path in events if path.startswith(str(store.folder()))] == ["os.listdir"]
+
+
+@pytest.mark.parametrize("command", ["/load", "/model", "/prompt"])
+def test_each_key_is_answered_from_memory(command: str, completer: ChatCompleter) -> None:
+    with file_events() as events:
+        completions(completer, f"{command} ")
+    assert events
+    with file_events() as events:
+        completions(completer, f"{command} b")
+        completions(completer, f"{command} be")
+    assert events == []
+    completer.forget()
+    with file_events() as events:
+        completions(completer, f"{command} b")
+    assert events
+
+
+def test_words_typed_so_far_decide_what_is_offered(completer: ChatCompleter) -> None:
+    assert "temperature " in completions(completer, "/set temp")
+    assert set(completions(completer, "/set overflow s")) == {"overflow stop"}
+    assert set(completions(completer, "/set markdown n")) == {"markdown never"}
