@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.records import ModelTag
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.tokenizers.base import without_surrogates
@@ -61,7 +62,7 @@ def facts(conversation: Conversation) -> Facts:
 
 def saved(conversation: Conversation, name: str = "", tag: ModelTag = TAG) -> Path:
     """Save a conversation and follow it no longer."""
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.save(conversation, tag)
     if name:
         file.rename(name)
@@ -83,9 +84,9 @@ def home_at(path: Path) -> Iterator[None]:
         yield
 
 
-def followed(turns: int = 1) -> tuple[store.ConversationFile, Conversation, Path]:
+def followed(turns: int = 1) -> tuple[ConversationFile, Conversation, Path]:
     """A conversation with its file, open."""
-    file, conversation = store.ConversationFile(), conversation_of(turns)
+    file, conversation = ConversationFile(), conversation_of(turns)
     file.save(conversation, TAG)
     assert file.path is not None
     return file, conversation, file.path
@@ -113,7 +114,8 @@ import sys
 from pathlib import Path
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Message
+from llama_chat.chat.conversation_file import ConversationFile
 from tests.conversations import TAG, conversation_of
-file = store.ConversationFile()
+file = ConversationFile()
 """
 """How another program begins."""

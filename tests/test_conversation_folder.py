@@ -13,6 +13,7 @@ import pytest
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.errors import SaveError, UsageError
 from tests.conftest import ROOT
 from tests.conversations import (
@@ -80,7 +81,7 @@ def test_what_is_no_file_is_refused_at_once(put: Callable[[Path], object], home:
     home.mkdir(parents=True)
     put(home / "odd.jsonl")
     assert (store.entries(), store.names()) == ([], [])
-    file = store.ConversationFile()
+    file = ConversationFile()
     for use in (store.read, file.open):
         with pytest.raises(UsageError, match=r"not a file|is a directory") as caught:
             use(home / "odd.jsonl")
@@ -138,7 +139,7 @@ conversation = conversation_of(1)
 file.save(conversation, TAG)
 file.rename("mine")
 uses = {
-    "save": lambda: store.ConversationFile().save(conversation, TAG),
+    "save": lambda: ConversationFile().save(conversation, TAG),
     "rename": lambda: file.rename("yours"),
     "remove": lambda: store.remove(home / "other.jsonl"),
     "open": lambda: file.open(home / "readable.jsonl"),

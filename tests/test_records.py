@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Conversation, Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.records import MAX_LINE_BYTES
 from llama_chat.errors import SaveError, UsageError
 from tests.conversations import TAG, conversation_of, facts, home_at, names_in, saved
@@ -38,7 +39,7 @@ def lines_of(*records: object) -> bytes:
 
 def refused(path: Path, *parts: str) -> None:
     """In one printable line that names the conversation, for reading and for opening alike."""
-    file = store.ConversationFile()
+    file = ConversationFile()
     before = names_in(path.parent)
     for use in (store.read, file.open):
         with pytest.raises(UsageError) as caught:
@@ -82,7 +83,7 @@ def test_half_a_last_line_is_dropped_and_kept_in_a_copy(home: Path) -> None:
     whole = path.read_bytes()
     for length in range(whole.index(b"\n") + 1, len(whole), 7):
         path.write_bytes(whole[:length])
-        file = store.ConversationFile()
+        file = ConversationFile()
         loaded = file.open(path)
         copies = [home / name for name in names_in(home) if "damaged" in name]
         assert [copy.read_bytes() for copy in copies] == [whole[:length]] * loaded.cut
@@ -230,7 +231,7 @@ def test_a_file_larger_than_any_conversation_is_not_read(tmp_path: Path) -> None
 
 def test_what_could_not_be_read_again_is_not_saved(home: Path) -> None:
     conversation = conversation_of(1)
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.save(conversation, TAG)
     assert file.path is not None
     before = file.path.read_bytes()

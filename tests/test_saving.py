@@ -15,6 +15,7 @@ import pytest
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Conversation, Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.errors import SaveError, UsageError
 from tests.conftest import ROOT
 from tests.conversations import (
@@ -71,7 +72,7 @@ def test_a_second_program_reads_and_saves_to_a_file_of_its_own(home: Path) -> No
     with program(HOLD, path) as child:
         assert next_line(child) == "open shared"
         assert is_open(path)
-        file = store.ConversationFile()
+        file = ConversationFile()
         loaded = file.open(path)
         assert file.path is None
         assert facts(loaded.conversation) == facts(conversation_of(2))
@@ -91,7 +92,7 @@ def test_a_line_that_another_program_is_writing_is_not_damage(home: Path) -> Non
         with path.open("ab") as writer:
             writer.write(b'{"number": 5, "pa')
         half = path.read_bytes()
-        assert not store.ConversationFile().open(path).cut
+        assert not ConversationFile().open(path).cut
         assert (path.read_bytes(), names_in(home)) == (half, ["shared.jsonl"])
 
 
@@ -101,7 +102,7 @@ def test_a_killed_program_leaves_no_lock() -> None:
         next_line(child)
         child.send_signal(signal.SIGKILL)
         child.wait()
-        file = store.ConversationFile()
+        file = ConversationFile()
         file.open(path)
         assert file.path == path
         file.close()
@@ -151,7 +152,7 @@ def test_no_acknowledged_save_is_lost_by_a_kill(seed: int, home: Path) -> None:
     texts = [message.text for message in loaded.conversation.path()]
     assert texts[2 * int(number) + 3] == number
     # And one can go on.
-    file = store.ConversationFile()
+    file = ConversationFile()
     conversation = file.open(Path(path)).conversation
     conversation.add(Message("user" if len(texts) % 2 == 0 else "assistant", "after the kill"))
     file.save(conversation, TAG)
@@ -211,7 +212,7 @@ def test_a_first_save_without_room_leaves_nothing_and_is_made_up_for(
 ) -> None:
     disk.fill()
     before = names_in(home) if home.exists() else []
-    file, conversation = store.ConversationFile(), conversation_of(3, "x" * 2000)
+    file, conversation = ConversationFile(), conversation_of(3, "x" * 2000)
     for _ in range(2):
         with pytest.raises(SaveError, match=NO_ROOM) as caught:
             file.save(conversation, TAG)
@@ -249,7 +250,7 @@ def test_a_damaged_file_that_cannot_be_copied_stays_as_it_is(disk: Disk, home: P
     damaged = path.read_bytes()
     disk.fill()
     before = names_in(home)
-    file = store.ConversationFile()
+    file = ConversationFile()
     with pytest.raises(SaveError, match=NO_ROOM):
         file.open(path)
     assert (path.read_bytes(), names_in(home), file.path) == (damaged, before, None)
@@ -257,7 +258,7 @@ def test_a_damaged_file_that_cannot_be_copied_stays_as_it_is(disk: Disk, home: P
 
 
 def save_interrupted(
-    file: store.ConversationFile, conversation: Conversation, patch: pytest.MonkeyPatch
+    file: ConversationFile, conversation: Conversation, patch: pytest.MonkeyPatch
 ) -> None:
     """Save as with Ctrl-C where the file system lets that divide a write."""
 
@@ -281,7 +282,7 @@ def test_ctrl_c_in_the_middle_of_a_save_leaves_no_half_line(
     assert path.read_bytes() == whole
     file.save(conversation, TAG)
     assert facts(store.read(path).conversation) == facts(conversation)
-    save_interrupted(store.ConversationFile(), conversation_of(1), monkeypatch)
+    save_interrupted(ConversationFile(), conversation_of(1), monkeypatch)
     assert names_in(path.parent) == [path.name]
 
 

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment, Conversation, Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.records import ModelTag
 from tests.conftest import ROOT
@@ -230,7 +231,7 @@ def test_rm_removes_what_it_names_and_says_so(tmp_path: Path, folder: Path) -> N
 
 def test_rm_leaves_a_conversation_that_a_program_has_open(tmp_path: Path, folder: Path) -> None:
     save_three()
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.open(store.path_of("c"))
     result = run("sessions", "rm", "a", "b", "c", home=tmp_path)
     assert_clean_error(result, 2, "'c': a program has it open")

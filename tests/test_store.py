@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.errors import SaveError, UsageError
 from tests.conversations import (
@@ -49,7 +50,7 @@ class SavedConversations(RuleBasedStateMachine):
         self.home = Path(tempfile.mkdtemp())
         self.conversation = Conversation()
         self.tag = TAG
-        self.file = store.ConversationFile()
+        self.file = ConversationFile()
         self.earlier: dict[Path, Facts] = {}
 
     def teardown(self) -> None:
@@ -152,7 +153,7 @@ TestSavedConversations = SavedConversations.TestCase
 
 def test_a_step_adds_a_line_or_two_and_changes_none() -> None:
     conversation = conversation_of(3)
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.save(conversation, TAG)
     assert file.path is not None
     before = file.path.read_bytes()
@@ -168,7 +169,7 @@ def test_a_step_adds_a_line_or_two_and_changes_none() -> None:
 
 
 def test_where_nothing_was_said_there_is_no_file(home: Path) -> None:
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.save(Conversation("Be brief."), TAG)
     assert (file.path, file.name, home.exists()) == (None, "", False)
     with pytest.raises(SaveError, match="nothing was said yet"):
@@ -207,7 +208,7 @@ def test_two_conversations_that_begin_alike_have_two_files(home: Path) -> None:
 
 def test_after_clear_a_conversation_is_another_one() -> None:
     conversation = conversation_of(2)
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.save(conversation, TAG)
     first, before = file.path, facts(conversation)
     assert first is not None
@@ -220,7 +221,7 @@ def test_after_clear_a_conversation_is_another_one() -> None:
 
 
 def test_opening_what_is_open_is_no_second_program() -> None:
-    file = store.ConversationFile()
+    file = ConversationFile()
     conversation = conversation_of(1)
     file.save(conversation, TAG)
     path = file.path
@@ -236,7 +237,7 @@ def test_opening_what_is_open_is_no_second_program() -> None:
 def test_a_name_is_given_and_never_taken_from_another(home: Path) -> None:
     other = saved(conversation_of(1), "other")
     whole = other.read_bytes()
-    file = store.ConversationFile()
+    file = ConversationFile()
     conversation = conversation_of(2)
     file.save(conversation, TAG)
     with pytest.raises(UsageError, match="there is a conversation of that name"):
@@ -259,7 +260,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_a_hostile_name_is_refused_wherever_it_is_given(name: str, home: Path) -> None:
-    file = store.ConversationFile()
+    file = ConversationFile()
     file.save(conversation_of(1), TAG)
     before = names_in(home)
     for use in (store.path_of, store.find, file.rename):
@@ -304,7 +305,7 @@ def test_the_latest_is_the_one_saved_last(home: Path) -> None:
 @given(data=st.data())
 def test_what_a_session_wrote_keeps_its_ids(data: st.DataObject) -> None:
     session = new_session(system="Be brief.", examples=[Example("a", "b")])
-    file = store.ConversationFile()
+    file = ConversationFile()
     tag = ModelTag("random", byte_tokenizer().fingerprint)
     for _ in range(data.draw(st.integers(1, 4))):
         match data.draw(st.sampled_from(["send", "stop", "close", "retry", "open", "resume"])):

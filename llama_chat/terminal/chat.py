@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
+from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
-from llama_chat.chat.store import ConversationFile
 from llama_chat.errors import LlamaChatError, SaveError, UsageError
 from llama_chat.generation.events import Event, Finish, Watch
 from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS, Settings
