@@ -10,7 +10,7 @@ from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.generation.engine import Engine, choose_backend
-from llama_chat.generation.events import Event, Watch
+from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
@@ -87,7 +87,7 @@ class Llama:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         lookup: bool = True,
-        watch: Watch | None = None,
+        hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids``; see ``Engine.generate``. Shared beginnings are read once."""
         empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
@@ -98,7 +98,7 @@ class Llama:
             stop=stop,
             leading="dummy" if empty else "keep",
             lookup=lookup,
-            watch=watch,
+            hooks=hooks,
         )
 
     def template(self, name: str = "auto") -> ChatTemplate:

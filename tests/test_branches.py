@@ -158,8 +158,8 @@ def test_a_reply_goes_on_where_it_was_interrupted() -> None:
     assert len(reply.ids or ()) == 30
     assert reply.text == expected
     assert not reply.interrupted
-    assert reply.trace is not None
-    assert [reply.trace.token(i)[0] for i in range(30)] == list(reply.ids or ())
+    assert reply.logprobs is not None
+    assert [reply.logprobs.token(i)[0] for i in range(30)] == list(reply.ids or ())
 
 
 def test_a_character_cut_in_half_is_whole_again() -> None:
@@ -186,7 +186,7 @@ def test_a_reply_known_only_as_text_goes_on() -> None:
 
 def test_an_opening_begins_the_reply_and_keeps_its_ids() -> None:
     session = new_session()
-    shown = "".join(event.text for event in session.send("x", opening="Sure, "))
+    shown = "".join(event.text for event in session.send("x", reply_prefix="Sure, "))
     reply = session.conversation.path()[-1]
     opening = tuple(TOKENIZER.encode("Sure, "))
     assert reply.text == "Sure, " + shown
@@ -259,7 +259,7 @@ def test_the_trace_tells_the_likeliest_tokens_of_each_place() -> None:
     prompt = session.count("x")
     finish_of(session.send("x"))
     reply = session.conversation.path()[-1]
-    trace = reply.trace
+    trace = reply.logprobs
     assert trace is not None
     assert len(trace) == 5
     logprobs = session.engine.logits(session.ids).log_softmax(-1)
@@ -278,5 +278,5 @@ def test_a_small_vocabulary_has_fewer_alternatives() -> None:
     from llama_chat.generation.sampling import Sampler
     from llama_chat.settings.definitions import Sampling
 
-    choice = Sampler(Sampling(seed=1), traces=True)(engine.prefill([3, 4]), [])
+    choice = Sampler(Sampling(seed=1), with_logprobs=True)(engine.prefill([3, 4]), [])
     assert len(choice.alternatives) == 7

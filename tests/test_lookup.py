@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_chat.generation.engine import Engine, choose_backend
-from llama_chat.generation.events import Finish, Timings, Token, Watch
+from llama_chat.generation.events import Finish, Hooks, Timings, Token
 from llama_chat.generation.lookup import (
     DRAFTS,
     LONGEST,
@@ -77,7 +77,7 @@ def generate(
     engine: Engine, sampling: Sampling = GREEDY, ids: Sequence[int] = PROMPT, **options: Any
 ) -> tuple[list[Token], Finish]:
     options = {"max_tokens": N_TOKENS, **options}
-    *tokens, finish = engine.generate(ids, Sampler(sampling, traces=True), **options)
+    *tokens, finish = engine.generate(ids, Sampler(sampling, with_logprobs=True), **options)
     assert isinstance(finish, Finish)
     return [token for token in tokens if isinstance(token, Token)], finish
 
@@ -176,8 +176,8 @@ def test_an_interrupt_stops_where_it_would_stop_without(model: Transformer) -> N
     for n_questions in range(60):
         # Asked by both texts, one after the other.
         answers = itertools.cycle([False] * n_questions + [True])
-        watch = Watch(should_stop=answers.__next__)
-        assert assert_alike(model, ids=LOOP, watch=watch).reason == "interrupted"
+        hooks = Hooks(should_stop=answers.__next__)
+        assert assert_alike(model, ids=LOOP, hooks=hooks).reason == "interrupted"
 
 
 @needs_native
@@ -356,7 +356,7 @@ def test_a_quotation_is_foretold(starter_model: Path, temperature: float) -> Non
         *_, finish = session.send(QUESTION)
         assert isinstance(finish, Finish)
         assert session.engine.cache.ids == session.ids
-        replies.append((session.ids, session.conversation.path()[-1].trace))
+        replies.append((session.ids, session.conversation.path()[-1].logprobs))
         foretold = finish.usage.accepted_tokens / finish.usage.completion_tokens
     assert replies[0] == replies[1]
     assert foretold > 0.5

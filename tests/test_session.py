@@ -18,7 +18,7 @@ from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.errors import ModelError, PromptTooLongError, UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
-from llama_chat.generation.events import Event, Finish, Token, Watch
+from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import Sampling
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
@@ -73,10 +73,10 @@ def assert_cache_is_exact(session: ChatSession) -> None:
     torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
 
-def interrupt_after(n_questions: int) -> Watch:
+def interrupt_after(n_questions: int) -> Hooks:
     """Say stop at the n-th time of asking: between layers, chunks or tokens."""
     asked = itertools.count()
-    return Watch(should_stop=lambda: next(asked) >= n_questions)
+    return Hooks(should_stop=lambda: next(asked) >= n_questions)
 
 
 class Conversations(RuleBasedStateMachine):
@@ -130,12 +130,12 @@ class Conversations(RuleBasedStateMachine):
         assert after[: len(before)] == before
         assert len(after) == len(before) + 1
 
-    @rule(opening=st.sampled_from(["Sure", "é", "<|im_end|>", "  two "]))
-    def send_with_an_opening(self, opening: str) -> None:
-        finish_of(self.session.send("x", opening=opening))
+    @rule(reply_prefix=st.sampled_from(["Sure", "é", "<|im_end|>", "  two "]))
+    def send_with_a_reply_prefix(self, reply_prefix: str) -> None:
+        finish_of(self.session.send("x", reply_prefix=reply_prefix))
         self.said.append("x")
         reply = self.session.conversation.path()[-1]
-        assert reply.text.startswith(opening.lstrip())
+        assert reply.text.startswith(reply_prefix.lstrip())
         assert not set(reply.ids or ()) & set(TOKENIZER.control_ids.values())
 
     @rule(questions=st.integers(0, 20))
@@ -380,7 +380,7 @@ def facts_of(session: ChatSession) -> tuple[object, ...]:
     """All that a failed turn must leave as it was."""
     conversation = session.conversation
     messages = [
-        (m.number, m.role, m.text, m.ids, m.interrupted, m.n_dropped, m.trace, m.parent)
+        (m.number, m.role, m.text, m.ids, m.interrupted, m.n_dropped, m.logprobs, m.parent)
         for m in conversation.all
     ]
     return conversation.head, messages

@@ -320,7 +320,7 @@ def test_what_a_session_wrote_keeps_its_ids(data: st.DataObject) -> None:
             case "resume" if session.conversation.all:
                 finish_of(session.resume())
             case "open":
-                finish_of(session.send("x", opening="🌻 <|im_end|>"))
+                finish_of(session.send("x", reply_prefix="🌻 <|im_end|>"))
             case _:
                 finish_of(session.send("word"))
         file.save(session.conversation, tag, durable=False)

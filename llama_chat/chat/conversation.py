@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_chat.files import without_final_newline
-from llama_chat.generation.trace import Trace
+from llama_chat.generation.logprobs import TokenLogprobs
 
 Role = Literal["system", "user", "assistant"]
 
@@ -56,7 +56,7 @@ class Message:
     and examples, which are no part of the tree."""
     n_dropped: int = 0
     """How many of the oldest turns before it the model is not shown, since they did not fit."""
-    trace: Trace | None = field(default=None, repr=False)
+    logprobs: TokenLogprobs | None = field(default=None, repr=False)
     """What the model might have written instead; None if that is not known."""
 
     @property

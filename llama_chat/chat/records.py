@@ -251,7 +251,7 @@ def keep_valid_ids(conversation: Conversation, tag: ModelTag, tokenizer: Tokeniz
     same = tag.vocabulary == tokenizer.fingerprint
     for message in conversation.all:
         if message.ids is not None and not (same and _mean(message.ids, message.text, tokenizer)):
-            message.ids = message.trace = None
+            message.ids = message.logprobs = None
     return same
 
 

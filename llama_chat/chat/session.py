@@ -10,10 +10,10 @@ from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.engine import Engine
-from llama_chat.generation.events import Event, Finish, Watch
+from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
+from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.generation.sampling import Sampler
-from llama_chat.generation.trace import Trace
 from llama_chat.model.transformer import InterruptedForward
 from llama_chat.settings.definitions import Sampling, Settings
 from llama_chat.tokenizers.streaming import StreamingDecoder
@@ -76,7 +76,7 @@ class ChatSession:
         self.engine = engine
         self.template = template
         self.conversation = conversation or Conversation()
-        self.sampler = Sampler(sampling or Sampling(), traces=True)
+        self.sampler = Sampler(sampling or Sampling(), with_logprobs=True)
         self.max_tokens = max_tokens
         self.stop = tuple(stop)
         self.drop_oldest = drop_oldest
@@ -154,10 +154,10 @@ class ChatSession:
     def send(
         self,
         text: str,
-        watch: Watch | None = None,
+        hooks: Hooks | None = None,
         *,
         attachments: Sequence[Attachment] = (),
-        opening: str = "",
+        reply_prefix: str = "",
     ) -> Iterator[Event]:
         """Say ``text`` and yield the reply as it comes.
 
@@ -167,16 +167,16 @@ class ChatSession:
 
         Args:
             text: the message.
-            watch: how to follow and stop it.
+            hooks: how to follow and stop it.
             attachments: texts in front of it.
-            opening: words that the reply begins with; they are not yielded.
+            reply_prefix: text that the reply begins with; it is not yielded.
 
         Raises:
             PromptTooLongError: if it does not fit; the conversation is then as before.
         """
         conversation = self.conversation
         message = Message("user", text, attachments=tuple(attachments))
-        reply = self._open_reply(opening)
+        reply = self._open_reply(reply_prefix)
         new = [message, reply]
         if conversation.head is not None and conversation.head.role == "user":
             # One that was never answered: roles alternate all the same.
@@ -190,9 +190,9 @@ class ChatSession:
         mark = conversation.mark()
         for added in new:
             conversation.add(added)
-        yield from self._reply(fit.ids, reply, watch, lambda: conversation.reset(mark))
+        yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
 
-    def retry(self, watch: Watch | None = None, *, opening: str = "") -> Iterator[Event]:
+    def retry(self, hooks: Hooks | None = None, *, reply_prefix: str = "") -> Iterator[Event]:
         """Answer the last message once more; the earlier answer stays as a version.
 
         Raises:
@@ -203,7 +203,7 @@ class ChatSession:
         mark, question = conversation.mark(), conversation.question()
         if question is None:
             raise UsageError("retry", "nothing was said yet", "type a message first")
-        reply = self._open_reply(opening)
+        reply = self._open_reply(reply_prefix)
         conversation.head = question
         try:
             fit = self._fit(reply)
@@ -213,9 +213,9 @@ class ChatSession:
         self._tell_dropped(fit)
         reply.n_dropped = fit.n_dropped
         conversation.add(reply)
-        yield from self._reply(fit.ids, reply, watch, lambda: conversation.reset(mark))
+        yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
 
-    def resume(self, watch: Watch | None = None) -> Iterator[Event]:
+    def resume(self, hooks: Hooks | None = None) -> Iterator[Event]:
         """Go on with the last reply where it ended, from the very same cache.
 
         Raises:
@@ -224,7 +224,7 @@ class ChatSession:
         """
         reply = self.conversation.head
         if reply is None or reply.role == "user":
-            yield from self.retry(watch)
+            yield from self.retry(hooks)
             return
         fit = self._fit()
         self._tell_dropped(fit)
@@ -232,10 +232,10 @@ class ChatSession:
 
         def undo() -> None:
             reply.text, reply.interrupted = before.text, before.interrupted
-            reply.n_dropped, reply.trace = before.n_dropped, before.trace
+            reply.n_dropped, reply.logprobs = before.n_dropped, before.logprobs
 
         reply.n_dropped = fit.n_dropped
-        yield from self._reply(fit.ids, reply, watch, undo)
+        yield from self._reply(fit.ids, reply, hooks, undo)
 
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
         """Token prefix shared by every possible next message with these attachments."""
@@ -247,25 +247,25 @@ class ChatSession:
         one, other = (self.template.render([*messages, probe]) for probe in probes)
         return one[: common_prefix(one, other)]
 
-    def prefill_next(self, prefix: Sequence[int] | None = None, watch: Watch | None = None) -> None:
+    def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:
         """Prefill the prefix of the next message; if stopped, that message prefills the rest.
 
         Args:
             prefix: what ``next_prefix`` returned; None for that without attachments.
-            watch: hooks to follow and stop it.
+            hooks: hooks to follow and stop it.
         """
         prefix = self.next_prefix() if prefix is None else prefix
         if len(prefix) <= self.engine.context:
             with suppress(InterruptedForward):
-                self.engine.prefill_cached(prefix, watch)
+                self.engine.prefill_cached(prefix, hooks)
 
-    def _open_reply(self, opening: str) -> Message:
+    def _open_reply(self, reply_prefix: str) -> Message:
         """A reply that is still to be written, but for the words it begins with."""
-        ids = self.template.encode_reply(opening) if opening else ()
-        return Message("assistant", opening, ids, interrupted=True)
+        ids = self.template.encode_reply(reply_prefix) if reply_prefix else ()
+        return Message("assistant", reply_prefix, ids, interrupted=True)
 
     def _reply(
-        self, ids: list[int], reply: Message, watch: Watch | None, undo: Callable[[], None]
+        self, ids: list[int], reply: Message, hooks: Hooks | None, undo: Callable[[], None]
     ) -> Iterator[Event]:
         """Generate what follows ``ids`` into ``reply``, and prefill the end of the turn.
 
@@ -274,11 +274,11 @@ class ChatSession:
         Args:
             ids: the conversation, up to the words that the reply begins with.
             reply: the message to fill.
-            watch: hooks to follow and stop the generation.
+            hooks: hooks to follow and stop the generation.
             undo: restores the conversation, if anything fails before the first event.
         """
         reply.interrupted = True
-        reply.trace = reply.trace or Trace()
+        reply.logprobs = reply.logprobs or TokenLogprobs()
         if reply.ids is not None:
             # Less what stood for a character that was cut in half.
             reply.text = StreamingDecoder(self.engine.tokenizer, "strip").decode(reply.ids)
@@ -291,7 +291,7 @@ class ChatSession:
             # One known only as text goes on behind its last character.
             leading="keep" if reply.ids is None else "strip",
             lookup=self.lookup,
-            watch=watch,
+            hooks=hooks,
         )
         try:
             first = next(events)
@@ -304,7 +304,7 @@ class ChatSession:
                 self._end(reply, event)
             else:
                 reply.ids = None if reply.ids is None else (*reply.ids, event.id)
-                reply.trace.add(event.id, event.logprob, event.alternatives)
+                reply.logprobs.add(event.id, event.logprob, event.alternatives)
             yield event
 
     def _end(self, reply: Message, finish: Finish) -> None:

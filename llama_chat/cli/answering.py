@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llama_chat.errors import LengthLimitError
-from llama_chat.generation.events import Event, Finish, Watch
+from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
@@ -14,7 +14,7 @@ from llama_chat.terminal.streams import AnswerWriter
 
 
 def write_answer(
-    generate: Callable[[Watch], Iterator[Event]],
+    generate: Callable[[Hooks], Iterator[Event]],
     settings: Settings,
     *,
     model: str,
@@ -40,7 +40,7 @@ def write_answer(
     writer = AnswerWriter(raw=raw or as_json)
     plain = settings.plain
     with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
-        events = generate(Watch(on_prefill=on_prefill))
+        events = generate(Hooks(on_prefill=on_prefill))
         first = next(events)
     text = echo
     if not as_json:

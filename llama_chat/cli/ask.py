@@ -60,7 +60,7 @@ def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool
     llama = load_model(settings)
     session = new_session(llama, settings, prompt, streams.warn)
     write_answer(
-        lambda watch: session.send(message, watch),
+        lambda hooks: session.send(message, hooks),
         settings,
         model=llama.name,
         as_json=as_json,

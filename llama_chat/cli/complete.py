@@ -13,7 +13,7 @@ from llama_chat.cli.completing import prompts
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.generation.events import Event, Watch
+from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
 
@@ -67,18 +67,18 @@ def complete(
 
 def _generation(
     llama: "Llama", settings: Settings, text: str, through_template: bool
-) -> Callable[[Watch], Iterator[Event]]:
+) -> Callable[[Hooks], Iterator[Event]]:
     """What continues ``text``: raw, or as the message of a new conversation."""
     if through_template:
         session = new_session(llama, settings, None, streams.warn)
-        return lambda watch: session.send(text, watch)
-    return lambda watch: llama.generate(
+        return lambda hooks: session.send(text, hooks)
+    return lambda hooks: llama.generate(
         llama.prompt_ids(text),
         settings.sampling,
         max_tokens=settings.max_tokens,
         stop=settings.stop,
         lookup=settings.lookup,
-        watch=watch,
+        hooks=hooks,
     )
 
 

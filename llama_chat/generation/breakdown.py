@@ -42,18 +42,18 @@ def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
 
 @contextmanager
 def timed_parts(backend: Backend) -> Iterator[Callable[[], Seconds]]:
-    """Watch forward passes: gives what tells the seconds of each part since it was asked last."""
+    """Time forward passes; yields a function that takes the seconds of each part so far."""
     if isinstance(backend, NativeBackend):
         yield backend.kernels.take_seconds
         return
-    watch = _Watch(backend.model)
+    watch = _Stopwatch(backend.model)
     try:
         yield watch.take
     finally:
         watch.remove()
 
 
-class _Watch:
+class _Stopwatch:
     """Times the modules of a model in torch."""
 
     def __init__(self, model: Transformer) -> None:
@@ -77,7 +77,7 @@ class _Watch:
         return spent
 
     def remove(self) -> None:
-        """Watch no more."""
+        """Stop timing."""
         for hook in self._hooks:
             hook.remove()
 

@@ -16,10 +16,10 @@ from llama_chat.generation.events import (
     Event,
     Finish,
     FinishReason,
+    Hooks,
     Timings,
     Token,
     Usage,
-    Watch,
 )
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.lookup import Drafter, Lookahead
@@ -101,7 +101,7 @@ class Engine:
         """How many tokens fit."""
         return self.backend.context
 
-    def prefill(self, ids: Sequence[int], watch: Watch | None = None) -> Tensor:
+    def prefill(self, ids: Sequence[int], hooks: Hooks | None = None) -> Tensor:
         """Make the cache hold exactly ``ids``, and compute the logits that follow them.
 
         The cache seeks to the longest prefix it has or saved; the rest goes through the model. At
@@ -109,7 +109,7 @@ class Engine:
 
         Args:
             ids: at least one token.
-            watch: hooks to follow and stop it.
+            hooks: hooks to follow and stop it.
 
         Returns:
             Logits ``(vocab_size,)`` in float32.
@@ -123,16 +123,16 @@ class Engine:
             raise ValueError("no tokens to prefill")
         self.n_reused = min(self._seek(ids), len(ids) - 1)
         self.cache.trim(self.n_reused)
-        return self._append(ids[self.n_reused :], watch or Watch())
+        return self._append(ids[self.n_reused :], hooks or Hooks())
 
-    def prefill_cached(self, ids: Sequence[int], watch: Watch | None = None) -> None:
+    def prefill_cached(self, ids: Sequence[int], hooks: Hooks | None = None) -> None:
         """Make the cache hold exactly ``ids``, as ``prefill`` does, without logits.
 
         Nothing goes through the model if the cache has all of them.
         """
         self.n_reused = self._seek(ids)
         if self.n_reused < len(ids):
-            self._append(ids[self.n_reused :], watch or Watch())
+            self._append(ids[self.n_reused :], hooks or Hooks())
 
     def _seek(self, ids: Sequence[int]) -> int:
         """Let the cache hold what it can of ``ids`` without the model; see ``KVCache.seek``."""
@@ -144,27 +144,27 @@ class Engine:
             )
         return self._within_memory(len(ids), lambda: self.cache.seek(ids))
 
-    def _append(self, ids: Sequence[int], watch: Watch) -> Tensor:
+    def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:
         """Put ``ids`` through the model in chunks, and return the logits that follow the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             logits = self._within_memory(
                 self.cache.length + len(chunk),
-                partial(self.backend.forward, chunk, self.cache, should_stop=watch.should_stop),
+                partial(self.backend.forward, chunk, self.cache, should_stop=hooks.should_stop),
             )
             self.n_read += len(chunk)
-            if watch.on_prefill is not None and len(ids) > 1:
-                watch.on_prefill(start + len(chunk), len(ids))
+            if hooks.on_prefill is not None and len(ids) > 1:
+                hooks.on_prefill(start + len(chunk), len(ids))
         return logits
 
     def _append_sampled(
-        self, token_id: int, ahead: Lookahead | None, max_draft: int, watch: Watch
+        self, token_id: int, ahead: Lookahead | None, max_draft: int, hooks: Hooks
     ) -> Tensor:
         """Append one sampled token, which a pass over a draft may have computed already."""
         if ahead is None:
-            return self._append([token_id], watch)
+            return self._append([token_id], hooks)
         logits = self._within_memory(
-            self.cache.length + 1, lambda: ahead.read(token_id, max_draft, watch.should_stop)
+            self.cache.length + 1, lambda: ahead.read(token_id, max_draft, hooks.should_stop)
         )
         self.n_read += 1
         return logits
@@ -202,7 +202,7 @@ class Engine:
         n_begun: int = 0,
         leading: Leading = "keep",
         lookup: bool = True,
-        watch: Watch | None = None,
+        hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids`` token by token.
 
@@ -216,7 +216,7 @@ class Engine:
             leading: what to do with white space in front, see ``StreamingDecoder``.
             lookup: whether a pass may read ahead what followed the same words before; the tokens
                 are the same either way.
-            watch: how to follow and stop it.
+            hooks: how to follow and stop it.
 
         Yields:
             A ``Token`` for each sampled id but an end token, and one ``Finish``. The caller may
@@ -225,7 +225,7 @@ class Engine:
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
         """
-        watch = watch or Watch()
+        hooks = hooks or Hooks()
         clock = _Clock()
         ids = list(ids)
         n_prompt = len(ids)
@@ -241,9 +241,9 @@ class Engine:
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
         try:
-            logits = self.prefill(ids, watch)
+            logits = self.prefill(ids, hooks)
             clock.prefilled = time.perf_counter()
-            while not (watch.should_stop is not None and watch.should_stop()):
+            while not (hooks.should_stop is not None and hooks.should_stop()):
                 token_id, logprob, alternatives = sampler(logits, ids)
                 clock.sampled()
                 if token_id in self.end_ids:
@@ -261,7 +261,7 @@ class Engine:
                 if len(ids) >= self.context:
                     reason = "context"
                     break
-                logits = self._append_sampled(token_id, ahead, end - len(ids) - 1, watch)
+                logits = self._append_sampled(token_id, ahead, end - len(ids) - 1, hooks)
         except InterruptedForward:
             pass
         held = ""

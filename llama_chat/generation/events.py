@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from llama_chat.generation.trace import Alternatives
+from llama_chat.generation.logprobs import Alternatives
 
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
@@ -19,7 +19,7 @@ class Token:
     logprob: float
     """Natural logarithm of its probability under the model, before any sampling setting."""
     alternatives: Alternatives = ()
-    """The likeliest tokens in its place, if the sampler traces."""
+    """The most likely tokens at that position, if the sampler was made ``with_logprobs``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ Event = Token | Finish
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Hooks:
     """How a caller follows a generation from outside."""
 
     should_stop: Callable[[], bool] | None = None

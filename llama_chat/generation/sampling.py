@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.errors import ModelError
-from llama_chat.generation.trace import N_ALTERNATIVES, Alternatives
+from llama_chat.generation.logprobs import N_ALTERNATIVES, Alternatives
 from llama_chat.settings.definitions import Sampling
 
 REPEAT_WINDOW = 64
@@ -61,20 +61,20 @@ class Choice(NamedTuple):
     id: int
     logprob: float
     alternatives: Alternatives = ()
-    """The likeliest tokens in its place; empty unless the sampler traces."""
+    """The most likely tokens at that position; empty without ``with_logprobs``."""
 
 
 class Sampler:
     """Draws tokens under a ``Sampling``, with random numbers of its own."""
 
-    def __init__(self, sampling: Sampling, *, traces: bool = False) -> None:
+    def __init__(self, sampling: Sampling, *, with_logprobs: bool = False) -> None:
         """Seed from ``sampling.seed``, or from the system if it is None.
 
         Args:
             sampling: how tokens are chosen.
-            traces: whether each choice tells its alternatives.
+            with_logprobs: add the most likely tokens to each choice.
         """
-        self._traces = traces
+        self._with_logprobs = with_logprobs
         self._generator = torch.Generator()  # on the CPU: the same draws whatever the device
         self._sampling = sampling
         self._reseed()
@@ -125,7 +125,7 @@ class Sampler:
             scores = penalise_repeats(raw, previous[-REPEAT_WINDOW:], settings.repeat_penalty)
         token_id = int(scores.argmax()) if settings.temperature == 0 else self._draw(scores)
         logprob = float(raw[token_id] - normaliser)
-        if not self._traces:
+        if not self._with_logprobs:
             return Choice(token_id, logprob)
         best, ids = raw.topk(min(N_ALTERNATIVES, len(raw)))
         logprobs = (best - normaliser).tolist()

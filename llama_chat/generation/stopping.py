@@ -7,7 +7,7 @@ class StopStrings:
     """Passes text on, but holds back an end that may yet become a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Watch for any of ``stops``; empty strings are ignored."""
+        """Look for any of ``stops``; empty strings are ignored."""
         self._stops = [stop for stop in stops if stop]
         self._held = ""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from llama_chat.terminal.page import draw_page, harmless, shares
+from llama_chat.terminal.page import draw_page, safe_text, shares
 from llama_chat.terminal.tables import FittedTable
 
 _PARTS = {
@@ -45,8 +45,8 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
     parts = ((_PARTS[name], f"{ms:.2f} ms", ms) for name, ms in token.items())
     title = Text("\n").join(
         [
-            harmless(report["model"], "bold cyan"),
-            harmless(f"{report['kernel']}, {report['threads']} threads"),
+            safe_text(report["model"], "bold cyan"),
+            safe_text(f"{report['kernel']}, {report['threads']} threads"),
         ]
     )
     return draw_page(

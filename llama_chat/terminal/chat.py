@@ -11,7 +11,7 @@ from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.errors import LlamaChatError, SaveError, UsageError
-from llama_chat.generation.events import Event, Finish, Watch
+from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS, Settings
 from llama_chat.settings.setting import Value
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
@@ -59,7 +59,7 @@ class Chat:
         """Called, in any thread, when a background job made progress or has ended."""
         self.attachments: list[Attachment] = []
         """Texts to stand in front of the next message."""
-        self.opening = ""
+        self.reply_prefix = ""
         """Words with which the next reply is to begin."""
         self.editing: Message | None = None
         """The message that what is typed next replaces."""
@@ -262,15 +262,20 @@ class Chat:
         session, attachments = self.wait_for_session(), tuple(self.attachments)
         self.finish_prefill()
         self._reply(
-            lambda watch: session.send(text, watch, attachments=attachments, opening=self.opening),
-            shown=self.opening,
+            lambda hooks: session.send(
+                text, hooks, attachments=attachments, reply_prefix=self.reply_prefix
+            ),
+            shown=self.reply_prefix,
         )
 
     def retry(self) -> None:
         """Answer the last message once more, and show the reply."""
         session = self.wait_for_session()
         self.stop_prefill()
-        self._reply(lambda watch: session.retry(watch, opening=self.opening), shown=self.opening)
+        self._reply(
+            lambda hooks: session.retry(hooks, reply_prefix=self.reply_prefix),
+            shown=self.reply_prefix,
+        )
 
     def resume(self) -> None:
         """Go on with the last reply, and show how it goes on."""
@@ -280,7 +285,7 @@ class Chat:
         self._reply(session.resume, begun=begun.text if begun and begun.role != "user" else "")
 
     def _reply(
-        self, generate: Callable[[Watch], Iterator[Event]], *, begun: str = "", shown: str = ""
+        self, generate: Callable[[Hooks], Iterator[Event]], *, begun: str = "", shown: str = ""
     ) -> None:
         """Show a reply as it comes. Ctrl-C stops it, in prefill too, and keeps what was said.
 
@@ -292,10 +297,10 @@ class Chat:
         watching = self.interrupts
         plain = self.renderer.plain
         with progress("Reading", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
-            events = generate(Watch(lambda: watching.pending, on_prefill))
+            events = generate(Hooks(lambda: watching.pending, on_prefill))
             first = next(events)
         # The message is in the conversation now: from here on nothing may leave it in the input.
-        self.attachments, self.opening = [], ""
+        self.attachments, self.reply_prefix = [], ""
         self.save(durable=False)  # worth keeping, whatever becomes of the reply
         writer, failure, event = self.renderer.reply(begun), None, first
         try:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llama_chat.errors import LlamaChatError
-from llama_chat.generation.events import Watch
+from llama_chat.generation.events import Hooks
 from llama_chat.terminal.worker import Stopped, Worker
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class ModelLoader:
             plan: makes the plan, in the background.
         """
 
-        def job(watch: Watch) -> None:
+        def job(hooks: Hooks) -> None:
             def report(done: int, total: int) -> None:
-                if watch.should_stop is not None and watch.should_stop():
+                if hooks.should_stop is not None and hooks.should_stop():
                     raise Stopped
-                if watch.on_prefill is not None:
-                    watch.on_prefill(done, total)
+                if hooks.on_prefill is not None:
+                    hooks.on_prefill(done, total)
 
             self._loaded = plan().load(report)
 
@@ -81,10 +81,10 @@ class ModelLoader:
         if self.busy and prefix == self._prefix:
             return
 
-        def job(watch: Watch) -> None:
+        def job(hooks: Hooks) -> None:
             # If memory runs out, the message that needs the rows reports it.
             with suppress(LlamaChatError):
-                session.prefill_next(prefix, watch)
+                session.prefill_next(prefix, hooks)
 
         self.stop()
         self._prefix = prefix

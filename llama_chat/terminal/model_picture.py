@@ -8,7 +8,7 @@ from rich.text import Text
 
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.files import readable_size
-from llama_chat.terminal.page import draw_page, harmless, shares
+from llama_chat.terminal.page import draw_page, safe_text, shares
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.tables import FittedTable
 
@@ -58,8 +58,8 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
 def _title(report: Report) -> Text:
     facts = [report["format"], readable_size(report["stored_bytes"])]
     facts.append(f"{report['parameters']:,} parameters")
-    lines = [harmless(report["name"], "bold cyan"), harmless(" · ".join(facts))]
-    return Text("\n").join([*lines, harmless(report["path"], "dim")])
+    lines = [safe_text(report["name"], "bold cyan"), safe_text(" · ".join(facts))]
+    return Text("\n").join([*lines, safe_text(report["path"], "dim")])
 
 
 def _architecture(report: Report) -> RenderableType:
@@ -84,7 +84,7 @@ def _architecture(report: Report) -> RenderableType:
     if shape["n_kv_heads"] != shape["n_heads"]:
         heads += f", {shape['n_kv_heads']} of keys and values"
     facts = [heads, f"context {shape['context_length']:,} tokens", f"rotary {report['rope']}"]
-    return Group(FittedTable(rows, right=(1,)), *map(harmless, facts))
+    return Group(FittedTable(rows, right=(1,)), *map(safe_text, facts))
 
 
 def _parameters(report: Report) -> RenderableType:
@@ -98,7 +98,7 @@ def _part(name: str) -> str:
 
 def _types(report: Report) -> RenderableType:
     rows = [
-        (Text(_part(part)), harmless(", ".join(f"{kind} × {n}" for kind, n in types.items())))
+        (Text(_part(part)), safe_text(", ".join(f"{kind} × {n}" for kind, n in types.items())))
         for part, types in report["types_by_part"].items()
         if types
     ]
@@ -155,9 +155,9 @@ def _tokenizer(report: Report) -> RenderableType:
     if len(control) > len(shown):
         shown.append(f"… and {len(control) - len(shown):,} more")
     return Group(
-        harmless(kind),
-        harmless(f"BOS {bos}; EOS {eos}"),
-        harmless("control: " + ", ".join(shown), "dim"),
+        safe_text(kind),
+        safe_text(f"BOS {bos}; EOS {eos}"),
+        safe_text("control: " + ", ".join(shown), "dim"),
         FittedTable(list(map(_sample, report["samples"]["texts"])), right=(0,)),
     )
 
@@ -173,8 +173,8 @@ def _sample(sample: Report) -> tuple[Text, Text]:
 
 def _template(report: Report) -> RenderableType:
     if report["template"] is None:
-        return harmless("not known: choose one with --template")
-    return Group(harmless(report["template"]), _exchange(report["samples"]["chat"]))
+        return safe_text("not known: choose one with --template")
+    return Group(safe_text(report["template"]), _exchange(report["samples"]["chat"]))
 
 
 def _exchange(segments: Iterable[Report]) -> Text:
@@ -182,7 +182,7 @@ def _exchange(segments: Iterable[Report]) -> Text:
     shown = Text(overflow="fold")
     for segment in segments:
         if segment["control"]:
-            shown.append_text(harmless(segment["text"], "magenta"))
+            shown.append_text(safe_text(segment["text"], "magenta"))
             continue
         first, *rest = sanitize(segment["text"]).split("\n")
         shown.append(first)
@@ -195,9 +195,9 @@ def _exchange(segments: Iterable[Report]) -> Text:
 def _tensors(report: Report) -> RenderableType:
     rows = [
         (
-            harmless(tensor["name"]),
+            safe_text(tensor["name"]),
             Text(" × ".join(map(str, tensor["shape"]))),
-            harmless(tensor["type"]),
+            safe_text(tensor["type"]),
             Text(readable_size(tensor["bytes"]), "dim"),
         )
         for tensor in report["tensors"]

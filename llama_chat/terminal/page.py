@@ -38,7 +38,7 @@ def draw_page(
     return "\n".join(line.rstrip() for line in page.getvalue().split("\n"))
 
 
-def harmless(value: object, style: str = "") -> Text:
+def safe_text(value: object, style: str = "") -> Text:
     """One line without control characters, folded where it does not fit."""
     return Text(sanitize(one_line(str(value))), style, overflow="fold")
 

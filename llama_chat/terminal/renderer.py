@@ -94,7 +94,7 @@ class Renderer:
         """Write what went wrong."""
         self.note(line, "red")
 
-    def said(self, text: str) -> None:
+    def echo_user(self, text: str) -> None:
         """Write what a person said, as it stood in the input."""
         self.end_line()
         self.console.print(Text(f"› {sanitize(text)}", style="bold"))
@@ -104,7 +104,7 @@ class Renderer:
         if message is None:
             return
         if message.role == "user":
-            self.said(message.preview if message.attachments else message.text)
+            self.echo_user(message.preview if message.attachments else message.text)
             return
         self.show(message.parent)
         writer = self.reply()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from threading import Thread
 
-from llama_chat.generation.events import Watch
+from llama_chat.generation.events import Hooks
 
 _STEPS = 20
 """Number of progress reports of a job: each costs a redraw of the toolbar."""
@@ -32,7 +32,7 @@ class Worker:
         self._thread: Thread | None = None
         self._stopping = False
 
-    def start(self, job: Callable[[Watch], None]) -> None:
+    def start(self, job: Callable[[Hooks], None]) -> None:
         """Start ``job``, after stopping the one that runs.
 
         A job calls ``should_stop`` often, and reports its progress.
@@ -54,9 +54,9 @@ class Worker:
             self._thread.join(seconds)
         return not self.busy
 
-    def _run(self, job: Callable[[Watch], None]) -> None:
+    def _run(self, job: Callable[[Hooks], None]) -> None:
         try:
-            job(Watch(lambda: self._stopping, self._report))
+            job(Hooks(lambda: self._stopping, self._report))
         except Stopped:
             pass
         except BaseException as error:

@@ -2,7 +2,7 @@
 
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.terminal.chat import Chat
-from llama_chat.terminal.commands import conversation, files, looking, settings
+from llama_chat.terminal.commands import conversation, files, inspection, settings
 from llama_chat.terminal.commands.command import Command, Value
 
 ALIASES = {"quit": "exit", "bye": "exit", "q": "exit", "?": "help", "new": "clear"}
@@ -73,7 +73,7 @@ _GENERAL = (
 GROUPS: dict[str, tuple[Command, ...]] = {
     "Conversation": conversation.COMMANDS,
     "Files": files.COMMANDS,
-    "Looking inside": looking.COMMANDS,
+    "Looking inside": inspection.COMMANDS,
     "Settings": settings.COMMANDS,
     "General": _GENERAL,
 }

@@ -69,9 +69,9 @@ def _continue(chat: Chat, argument: str) -> None:
 
 def _prefill(chat: Chat, argument: str) -> None:
     if argument:
-        chat.opening = "" if argument == "off" else argument
-    if chat.opening:
-        chat.renderer.note(f"the next reply begins: {chat.opening}")
+        chat.reply_prefix = "" if argument == "off" else argument
+    if chat.reply_prefix:
+        chat.renderer.note(f"the next reply begins: {chat.reply_prefix}")
     else:
         chat.renderer.note("replies begin as the model likes")
 

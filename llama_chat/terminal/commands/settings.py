@@ -138,7 +138,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.renderer.note(line)
     if prompt.text is not None:
         chat.renderer.note("this file is raw text: sent as a message")
-        chat.renderer.said(prompt.text)
+        chat.renderer.echo_user(prompt.text)
         chat.send(prompt.text)
         return
     chat.use_prompt(prompt)

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from llama_chat.errors import UsageError
-from llama_chat.generation.trace import Trace
+from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
@@ -112,26 +112,26 @@ def _columns(chat: Chat, cells: list[str]) -> None:
 def _why(chat: Chat, argument: str) -> None:
     session = chat.wait_for_session()
     reply = chat.conversation.head
-    trace = None if reply is None or reply.role == "user" else reply.trace
-    if trace is None or not len(trace):
+    logprobs = None if reply is None or reply.role == "user" else reply.logprobs
+    if logprobs is None or not len(logprobs):
         raise UsageError(
             "/why", "nothing is known of the last reply", "it tells of replies of this session"
         )
     if not argument:
-        _show_certainty(chat, session, trace)
+        _show_certainty(chat, session, logprobs)
     else:
-        for index in _places(session, trace, argument):
-            _show_alternatives(chat, session, trace, index)
+        for index in _places(session, logprobs, argument):
+            _show_alternatives(chat, session, logprobs, index)
 
 
-def _places(session: "ChatSession", trace: Trace, argument: str) -> list[int]:
+def _places(session: "ChatSession", logprobs: TokenLogprobs, argument: str) -> list[int]:
     """Which tokens are meant: by number from 1, or all in which a word begins."""
     if argument.isdecimal():
         number = whole_number(argument, "/why", "a token")
-        if number > len(trace):
-            raise UsageError("/why", f"the reply has {len(trace)} tokens", "/why shows them")
+        if number > len(logprobs):
+            raise UsageError("/why", f"the reply has {len(logprobs)} tokens", "/why shows them")
         return [number - 1]
-    pieces = [_piece(session, trace.token(i)[0]) for i in range(len(trace))]
+    pieces = [_piece(session, logprobs.token(i)[0]) for i in range(len(logprobs))]
     text = "".join(pieces)
     ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
     places, at = [], text.find(argument)
@@ -143,20 +143,20 @@ def _places(session: "ChatSession", trace: Trace, argument: str) -> list[int]:
     return places[:3]
 
 
-def _show_certainty(chat: Chat, session: "ChatSession", trace: Trace) -> None:
+def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs) -> None:
     """The reply, coloured by how sure the model was, and where it was least so."""
     text = Text()
-    for index in range(len(trace)):
-        token_id, logprob = trace.token(index)
+    for index in range(len(logprobs)):
+        token_id, logprob = logprobs.token(index)
         text.append(sanitize(_piece(session, token_id)), _shade(math.exp(logprob)))
     chat.renderer.line(text)
-    order = sorted(range(len(trace)), key=lambda index: trace.token(index)[1])
+    order = sorted(range(len(logprobs)), key=lambda index: logprobs.token(index)[1])
     rows = []
     for index in order[:N_UNCERTAIN]:
-        token_id, logprob = trace.token(index)
+        token_id, logprob = logprobs.token(index)
         others = [
             f"{_quoted(session, other)} {math.exp(p):.0%}"
-            for other, p in trace.alternatives(index)
+            for other, p in logprobs.alternatives(index)
             if other != token_id
         ]
         rows.append(
@@ -168,7 +168,7 @@ def _show_certainty(chat: Chat, session: "ChatSession", trace: Trace) -> None:
             )
         )
     chat.renderer.table(("token", "said", "sure", "instead"), rows, right=("token", "sure"))
-    chat.renderer.note(f"the least certain of {len(trace)} tokens; /why N tells all of token N")
+    chat.renderer.note(f"the least certain of {len(logprobs)} tokens; /why N tells all of token N")
 
 
 def _shade(probability: float) -> str:
@@ -176,19 +176,23 @@ def _shade(probability: float) -> str:
     return "" if probability > 0.7 else "yellow" if probability > 0.3 else "bold red"
 
 
-def _show_alternatives(chat: Chat, session: "ChatSession", trace: Trace, index: int) -> None:
+def _show_alternatives(
+    chat: Chat, session: "ChatSession", logprobs: TokenLogprobs, index: int
+) -> None:
     """The likeliest tokens in one place, as bars."""
-    said, logprob = trace.token(index)
-    before = "".join(_piece(session, trace.token(i)[0]) for i in range(max(index - 12, 0), index))
+    written, logprob = logprobs.token(index)
+    before = "".join(
+        _piece(session, logprobs.token(i)[0]) for i in range(max(index - 12, 0), index)
+    )
     chat.renderer.note(f"token {index + 1}, behind …{before[-40:]}".replace("\n", "⏎"))
-    entries = list(trace.alternatives(index))
-    if said not in [token_id for token_id, _ in entries]:
-        entries.append((said, logprob))
+    entries = list(logprobs.alternatives(index))
+    if written not in [token_id for token_id, _ in entries]:
+        entries.append((written, logprob))
     chat.renderer.table(
         ("", "id", "token", "probability", ""),
         (
             (
-                "●" if token_id == said else "",
+                "●" if token_id == written else "",
                 str(token_id),
                 _quoted(session, token_id),
                 f"{math.exp(p):.2%}",

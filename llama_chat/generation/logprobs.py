@@ -11,7 +11,7 @@ Alternatives = tuple[tuple[int, float], ...]
 
 
 @dataclass(slots=True)
-class Trace:
+class TokenLogprobs:
     """The tokens of a reply with the likeliest in place of each: about 100 bytes a token."""
 
     _ids: "array[int]" = field(default_factory=lambda: array("i"))
