@@ -16,7 +16,7 @@ KERNELS = Path(__file__).with_name("llama_chat") / "kernels"
 # Arithmetic sets no errno and raises no signal here, and need not be kept from vectors for it.
 FLAGS = (
     *("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
-    *("-fPIC", "-shared"),
+    *("-fPIC", "-shared", "-fvisibility=hidden"),
 )
 
 

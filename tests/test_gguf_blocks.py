@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize, pack
-from llama_chat.kernels import k_quants, native
+from llama_chat.kernels import native, split_blocks
 from llama_chat.kernels.matrix import NativeMatrix
 from tests.model_files import SMALL, write_gguf
 
@@ -101,7 +101,7 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
         assert matrix.unpack_rows(rows, torch.empty_like(unpacked)).equal(unpacked)
 
 
-@pytest.mark.parametrize("name", k_quants.BITS)
+@pytest.mark.parametrize("name", split_blocks.BITS)
 def test_blocks_are_taken_apart_the_same_without_c(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

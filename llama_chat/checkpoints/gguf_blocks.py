@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llama_chat.kernels import k_quants, native
+from llama_chat.kernels import native, split_blocks
 from llama_chat.model.quantization import PackedWeight
 
 Blocks = NDArray[np.void]
@@ -365,9 +365,9 @@ def _take_apart(data: Bytes, kind: BlockType, sample: Parts) -> Parts:
         None if part is None else np.empty((len(blocks), *part.shape[1:]), part.dtype)
         for part in sample
     )
-    if native.available and kind.name in k_quants.BITS:
+    if native.available and kind.name in split_blocks.BITS:
         quants, scales, mins, *_ = room
-        k_quants.take_apart(kind.name, blocks, quants, scales, mins)
+        split_blocks.split_blocks(kind.name, blocks, quants, scales, mins)
         steps = (blocks["d"][:, None],) if mins is None else _steps(blocks)
         return Parts(quants, scales, mins, *steps)
     whole = Parts(*room)

@@ -8,65 +8,14 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
-from llama_chat.kernels.matrix import NativeMatrix, PackedMatrix
+from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.kernels.structs import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
 
-MAX_ROWS = 8
-"""Tokens that are read as a few, each as if it were alone; ``FEW_TOKENS`` of ``attention.h``."""
-
-PARTS = ("projections", "attention", "feed_forward", "output")
-"""Of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
-
-
-class _LayerWeights(ctypes.Structure):
-    """``layer_weights`` of ``forward.c``."""
-
-    _fields_ = (
-        ("attention_norm", ctypes.c_void_p),
-        ("ffn_norm", ctypes.c_void_p),
-        *((name, PackedMatrix) for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
-    )
-
-
-class _ModelWeights(ctypes.Structure):
-    """``model_weights`` of ``forward.c``."""
-
-    _fields_ = (
-        ("dim", ctypes.c_int64),
-        ("n_layers", ctypes.c_int64),
-        ("hidden_dim", ctypes.c_int64),
-        ("norm_eps", ctypes.c_float),
-        ("layers", ctypes.POINTER(_LayerWeights)),
-        ("norm", ctypes.c_void_p),
-        ("output", PackedMatrix),
-    )
-
-
-class _KVCache(ctypes.Structure):
-    """``kv_cache`` of ``attention.h``."""
-
-    _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("n_heads", ctypes.c_int64),
-        ("n_kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        *(
-            (name, ctypes.POINTER(ctypes.c_void_p))
-            for name in ("keys", "values", "key_scales", "value_scales")
-        ),
-        ("capacity", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("cos", ctypes.c_void_p),
-        ("sin", ctypes.c_void_p),
-    )
-
-
-class _Seconds(ctypes.Structure):
-    """``seconds_of`` of ``forward.c``."""
-
-    _fields_ = tuple((name, ctypes.c_double) for name in PARTS)
-
+MAX_EXACT_BATCH = 8
+"""Tokens of one pass whose results are bit for bit those of one at a time; ``attention.h``."""
 
 _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""``FLOAT32``, ``BFLOAT16`` and ``INT8`` of ``attention.h``."""
 
 
 class NativeCache:
@@ -88,7 +37,7 @@ class NativeCache:
     ) -> None:
         addresses = ctypes.c_void_p * len(keys)
         _, n_kv_heads, capacity, head_dim = keys[0].shape
-        self.view = _KVCache(
+        self.view = KVCache(
             _CACHE_KINDS[keys[0].dtype],
             n_heads,
             n_kv_heads,
@@ -132,9 +81,9 @@ class NativeModel:
         """A number of ``LEVELS``: how to compute."""
         self.n_layers = len(layers)
         self._kept = layers, norm, output
-        self._layers = (_LayerWeights * len(layers))(
+        self._layers = (LayerWeights * len(layers))(
             *(
-                _LayerWeights(
+                LayerWeights(
                     layer.attention_norm.data_ptr(),
                     layer.ffn_norm.data_ptr(),
                     *(matrix.matrix for matrix in layer.matrices),
@@ -143,7 +92,7 @@ class NativeModel:
             )
         )
         self._vocab_size = output.matrix.n_rows
-        self._model = _ModelWeights(
+        self._model = ModelWeights(
             dim,
             len(layers),
             hidden_dim,
@@ -154,7 +103,7 @@ class NativeModel:
         )
         self._address = ctypes.byref(self._model)
         self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._seconds = _Seconds()
+        self._seconds = PassRecord()
 
     def forward(
         self,
@@ -208,5 +157,5 @@ class NativeModel:
     def take_seconds(self) -> dict[str, float]:
         """Seconds spent in each of ``PARTS`` since this was asked last."""
         spent = {name: getattr(self._seconds, name) for name in PARTS}
-        self._seconds = _Seconds()
+        self._seconds = PassRecord()
         return spent

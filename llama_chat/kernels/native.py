@@ -14,7 +14,7 @@ LIBRARY = Path(__file__).with_name("_packed.so")
 VARIABLE = "LLAMA_CHAT_KERNEL"
 """Environment variable that forces a path: one of ``LEVELS``, or ``torch``."""
 
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 """What the functions are compiled for, by their number in C."""
 
 
@@ -39,12 +39,15 @@ def _load() -> ctypes.CDLL | None:
     library.best_level.argtypes = ()
     library.pack_panels.argtypes = (pointer, pointer, pointer)
     library.pack_panels.restype = None
-    library.take_apart_k.argtypes = (integer, pointer, ctypes.c_int64, pointer, pointer, pointer)
-    library.take_apart_k.restype = None
-    library.unpack_rows.argtypes = (pointer, pointer, ctypes.c_int64, pointer, integer, integer)
-    library.unpack_rows.restype = None
-    library.rounded_bytes.argtypes = (ctypes.c_int64, integer)
-    library.rounded_bytes.restype = ctypes.c_int64
+    library.split_blocks.argtypes = (integer, pointer, ctypes.c_int64, pointer, pointer, pointer)
+    library.split_blocks.restype = None
+    library.dequantize_rows.argtypes = (
+        *(pointer, pointer, ctypes.c_int64),
+        *(pointer, integer, integer),
+    )
+    library.dequantize_rows.restype = None
+    library.multiply_scratch_bytes.argtypes = (pointer, ctypes.c_int64)
+    library.multiply_scratch_bytes.restype = ctypes.c_int64
     library.multiply.argtypes = (pointer, pointer, integer, pointer, integer, pointer, integer)
     library.multiply.restype = None
     library.forward_scratch_bytes.argtypes = (pointer, pointer, integer, integer)

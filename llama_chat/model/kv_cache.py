@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels.forward import NativeCache
-from llama_chat.kernels.pages import room
+from llama_chat.kernels.pages import allocate
 from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256
@@ -34,7 +34,7 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Room for rows, of the type and on the device of ``like``."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
-    return room(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
+    return allocate(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
-from llama_chat.kernels.forward import MAX_ROWS
+from llama_chat.kernels.forward import MAX_EXACT_BATCH
 from llama_chat.kernels.matrix import NativeMatrix
 
 STEP_WEIGHTS = 256
@@ -203,7 +203,7 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     """
     out, width = weight.shape
     rows = x.reshape(-1, width)
-    few = len(rows) <= MAX_ROWS
+    few = len(rows) <= MAX_EXACT_BATCH
     if isinstance(weight, NativeMatrix) and (few or not prefers_floats(x.dtype)):
         wanted = x.dtype if x.dtype in _NATIVE_DTYPES else torch.float32
         product = weight.multiply(rows.to(wanted)).to(x.dtype)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.kernels.forward import MAX_ROWS, LayerTensors, NativeModel
+from llama_chat.kernels.forward import MAX_EXACT_BATCH, LayerTensors, NativeModel
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache, Rows
@@ -180,7 +180,7 @@ class Transformer(nn.Module):
         """
         n_new, n_total = len(ids), cache.length + len(ids)
         cache.reserve(n_total)
-        if self.native is not None and (n_new <= MAX_ROWS or not prefers_floats(self.dtype)):
+        if self.native is not None and (n_new <= MAX_EXACT_BATCH or not prefers_floats(self.dtype)):
             logits = self._forward_natively(
                 self.native, ids, cache, should_stop, n_logits=n_new if all_logits else 1
             )
@@ -240,7 +240,7 @@ class Transformer(nn.Module):
 
         Logits and cached rows are then, bit for bit, those of reading one token after the other.
         """
-        return 1 if self.native is None else MAX_ROWS
+        return 1 if self.native is None else MAX_EXACT_BATCH
 
     def _forward_natively(
         self,
@@ -255,7 +255,7 @@ class Transformer(nn.Module):
         x = self.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         rotary = self._rotary_rows(cache.length, cache.length + len(ids), self.device)
         # A few tokens go through all layers in one call, many stop to be asked before each.
-        step = native.n_layers if len(ids) <= MAX_ROWS else 1
+        step = native.n_layers if len(ids) <= MAX_EXACT_BATCH else 1
         for first in range(0, native.n_layers, step):
             if should_stop is not None and should_stop():
                 raise InterruptedForward
