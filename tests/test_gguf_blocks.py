@@ -96,7 +96,7 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     assert packed.n_bytes == len(data) // kind.n_bytes * kind.packed_bytes
     unpacked = packed.unpack(torch.float32)
     assert np.array_equal(bits(unpacked.numpy()), bits(theirs(data, kind)))
-    if native.available:
+    if native.is_available():
         matrix, rows = NativeMatrix(packed.bits, *packed.tensors), torch.arange(5 * 103)
         assert matrix.unpack_rows(rows, torch.empty_like(unpacked)).equal(unpacked)
 
@@ -107,7 +107,7 @@ def test_blocks_are_taken_apart_the_same_without_c(
 ) -> None:
     data = random_blocks(KINDS[name], 3 * 2**10, 0.01)
     packed = pack(data, KINDS[name], n_rows=12)
-    monkeypatch.setattr(native, "available", False)
+    monkeypatch.setattr(native, "is_available", lambda: False)
     expected = pack(data, KINDS[name], n_rows=12)
     assert packed is not None
     assert expected is not None

@@ -52,7 +52,7 @@ def test_what_fits_is_let_through(quantize: str, large_model: Path) -> None:
 
 def test_quantized_files_stay_packed_where_that_is_fast(large_model: Path) -> None:
     checkpoint = plan_of(large_model, "auto").checkpoint
-    fast = "stored" if native.available else "none"
+    fast = "stored" if native.is_available() else "none"
     assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12) == fast
     assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**6) == "stored"
     gpu = torch.device("cuda")

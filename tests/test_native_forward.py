@@ -13,7 +13,7 @@ from llama_chat.model.transformer import InterruptedForward, Transformer
 from tests.models import TINY, random_model
 
 pytestmark = pytest.mark.skipif(
-    not native.available, reason="no C compiler was there at installation"
+    not native.is_available(), reason="no C compiler was there at installation"
 )
 
 CONFIGS = {
@@ -51,13 +51,13 @@ def rows(cache: KVCache, length: int) -> torch.Tensor:
     return torch.stack([rows for layer in layers for rows in layer])
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["floats", "int8"])
 @torch.inference_mode()
 def test_logits_and_cache_are_those_of_torch(
-    level: int, config: LlamaConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
+    level: str, config: LlamaConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
 ) -> None:
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
@@ -87,11 +87,11 @@ def test_logits_and_cache_are_those_of_torch(
         assert caches[0].ids == caches[1].ids
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.inference_mode()
 def test_a_few_tokens_together_give_what_they_give_one_by_one(
-    level: int, config: LlamaConfig
+    level: str, config: LlamaConfig
 ) -> None:
     """Bit for bit: which of them were read together must not show in a reply."""
     if (config.n_heads * config.head_dim) % 32:

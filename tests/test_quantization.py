@@ -58,12 +58,12 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
     return ((groups / steps.clamp_min(1e-30)).round() * steps).view(x.shape)
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @EVERY_LAYOUT
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(1, 70), n_spans=st.integers(1, 20), n_x=st.integers(1, 40))
 def test_products_are_those_of_the_unpacked_weights(
-    level: int, layout: Layout, rows: int, n_spans: int, n_x: int
+    level: str, layout: Layout, rows: int, n_spans: int, n_x: int
 ) -> None:
     packed = random_packed(layout, rows, n_spans)
     weights = packed.unpack(torch.float32)
@@ -82,9 +82,9 @@ def test_products_are_those_of_the_unpacked_weights(
     assert narrow.equal(matrix.multiply(x.bfloat16().float()).bfloat16())
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None:
+def test_what_is_no_number_is_not_rounded_away(level: str, value: float) -> None:
     packed = random_packed((4, 32, True, False), 20, 4)
     matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
     x = torch.ones(3, 128)
@@ -94,7 +94,7 @@ def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None
     assert product[[0, 2]].isfinite().all()
 
 
-@pytest.mark.skipif(not native.available, reason="no C compiler was there at installation")
+@pytest.mark.skipif(not native.is_available(), reason="no C compiler was there at installation")
 @EVERY_LAYOUT
 def test_a_product_is_close_to_that_of_floats(layout: Layout) -> None:
     packed = random_packed(layout, 300, 64)
@@ -165,7 +165,7 @@ def test_a_quantised_model_says_what_the_floats_say(quantization: str, starter_m
     assert llama.model.n_bytes < floats.model.n_bytes * (0.4 if quantization == "int8" else 0.25)
 
 
-@pytest.mark.parametrize("level", [*(native.LEVELS[i] for i in native.levels()), "torch"])
+@pytest.mark.parametrize("level", [*native.supported_levels(), "torch"])
 def test_every_path_gives_the_same_answer(level: str, gguf_model: Path, tmp_path: Path) -> None:
     arguments = ["complete", "-", "-m", str(gguf_model), "--quantize", "int8", "--json"]
     answer = subprocess.run(

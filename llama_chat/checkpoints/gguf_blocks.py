@@ -365,7 +365,7 @@ def _take_apart(data: Bytes, kind: BlockType, sample: Parts) -> Parts:
         None if part is None else np.empty((len(blocks), *part.shape[1:]), part.dtype)
         for part in sample
     )
-    if native.available and kind.name in split_blocks.BITS:
+    if native.is_available() and kind.name in split_blocks.BITS:
         quants, scales, mins, *_ = room
         split_blocks.split_blocks(kind.name, blocks, quants, scales, mins)
         steps = (blocks["d"][:, None],) if mins is None else _steps(blocks)

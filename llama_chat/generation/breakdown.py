@@ -10,7 +10,7 @@ from torch import nn
 
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.sampling import Sampler
-from llama_chat.kernels.structs import PARTS
+from llama_chat.kernels.abi import PARTS
 from llama_chat.model.transformer import Transformer
 
 Seconds = dict[str, float]

@@ -18,8 +18,6 @@ static const kernel_set *const LEVELS[] = {FOR_LEVELS(ADDRESS)};
 
 int n_levels(void) { return sizeof LEVELS / sizeof *LEVELS; }
 
-const char *level_name(int level) { return LEVELS[level]->name; }
-
 int level_is_supported(int level)
 {
     return LEVELS[level]->is_supported && LEVELS[level]->is_supported();
@@ -55,15 +53,4 @@ kernel_set kernels_of(int level)
     for (const kernel_set *base = set.base; base; base = base->base)
         inherit(&set, base);
     return set;
-}
-
-/* ---- called from Python --------------------------------------------------------------------- */
-
-EXPORT int best_level(void)
-{
-    int best = 0;
-    for (int level = 0; level < n_levels(); level++)
-        if (level_is_supported(level))
-            best = level;
-    return best;
 }

@@ -7,8 +7,6 @@
 
 int n_levels(void);
 
-const char *level_name(int level);
-
 int level_is_supported(int level);
 
 /* The functions of a level, completed from its base. */

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
+from llama_chat.kernels.abi import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
 from llama_chat.kernels.matrix import NativeMatrix
-from llama_chat.kernels.structs import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
-
-MAX_EXACT_BATCH = 8
-"""Tokens of one pass whose results are bit for bit those of one at a time; ``attention.h``."""
 
 _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """``FLOAT32``, ``BFLOAT16`` and ``INT8`` of ``attention.h``."""
@@ -76,9 +73,9 @@ class NativeModel:
         norm: Tensor,
         output: NativeMatrix,
     ) -> None:
-        self._library = native.built()
-        self.level = native.level
-        """A number of ``LEVELS``: how to compute."""
+        self._library = native.library()
+        self.level = native.level_name()
+        """One of ``supported_levels()``, to compute with."""
         self.n_layers = len(layers)
         self._kept = layers, norm, output
         self._layers = (LayerWeights * len(layers))(
@@ -132,10 +129,10 @@ class NativeModel:
         Returns:
             Logits ``(n_logits, vocab_size)`` in float32; None of 0.
         """
-        n, view = len(x), cache.view
+        n, view, level = len(x), cache.view, native.level_number(self.level)
         view.length, view.cos, view.sin = length, cos.data_ptr(), sin.data_ptr()
         library, cache_address = self._library, ctypes.byref(view)
-        n_bytes = library.forward_scratch_bytes(self._address, cache_address, n, self.level)
+        n_bytes = library.forward_scratch_bytes(self._address, cache_address, n, level)
         if len(self._scratch) < n_bytes:
             self._scratch = torch.empty(n_bytes, dtype=torch.uint8)
         logits = torch.empty(n_logits, self._vocab_size) if n_logits else None
@@ -150,7 +147,7 @@ class NativeModel:
             n_logits,
             self._scratch.data_ptr(),
             ctypes.byref(self._seconds),
-            self.level,
+            level,
         )
         return logits
 

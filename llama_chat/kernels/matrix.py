@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
+from llama_chat.kernels.abi import (
+    PANEL,
+    PackedLayout,
+    PackedMatrix,
+    TensorView,
+    UnpackedMatrix,
+)
 from llama_chat.kernels.pages import allocate
-from llama_chat.kernels.structs import PackedLayout, PackedMatrix, TensorView, UnpackedMatrix
-
-PANEL = 16
-"""Rows that are interleaved; ``PANEL`` of ``packed.h``."""
 
 
 class NativeMatrix:
@@ -28,14 +31,14 @@ class NativeMatrix:
         super_scales: Tensor | None = None,
         super_mins: Tensor | None = None,
         *,
-        level: int | None = None,
+        level: str | None = None,
     ) -> None:
         """Copy the tensors of a ``PackedWeight``.
 
-        ``level`` is a number of ``LEVELS``, or None for the one in use.
+        ``level`` is one of ``supported_levels()``; None takes the one in use.
         """
-        self._library = native.built()
-        self._level = native.level if level is None else level
+        self._library = native.library()
+        self._level = native.level_number(level)
         rows, n_groups, n_bytes = quants.shape
         self.bits = bits
         self.group = n_bytes * 8 // bits

@@ -1,17 +1,8 @@
 /* Packed matrices from rows into panels, and back to floats. */
 
+#include "panels.h"
+
 #include "cpu.h"
-
-/* A tensor (n_rows, n_groups, ...) as it is in a file, perhaps between other fields. */
-typedef struct {
-    const uint8_t *data;
-    int64_t row_stride, group_stride; /* in bytes; of super-block scales, from one to the next */
-} tensor_view;
-
-/* What a matrix is packed from; tensors that its layout has not are empty. */
-typedef struct {
-    tensor_view quants, scales, mins, super_scales, super_mins;
-} unpacked_matrix;
 
 /* `size` bytes of each row of a panel, side by side; zeros for the padding of the last one. */
 INLINE uint8_t *gather(const packed_matrix *w, const tensor_view *from, int64_t panel, int64_t g,

@@ -24,4 +24,4 @@ def split_blocks(
     """
     parts: list[NDArray[Any] | None] = [quants, scales, mins]
     addresses = (None if part is None else part.ctypes.data for part in parts)
-    native.built().split_blocks(BITS[name], blocks.ctypes.data, len(blocks), *addresses)
+    native.library().split_blocks(BITS[name], blocks.ctypes.data, len(blocks), *addresses)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
-from llama_chat.kernels.forward import MAX_EXACT_BATCH
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.matrix import NativeMatrix
 
 STEP_WEIGHTS = 256
@@ -175,7 +175,7 @@ Packed = PackedWeight | NativeMatrix
 
 def place(weight: PackedWeight, device: torch.device) -> Packed:
     """Copy a matrix to where it is to work, in the form that is fastest there."""
-    if native.available and device.type == "cpu":
+    if native.is_available() and device.type == "cpu":
         return NativeMatrix(weight.bits, *weight.tensors)
     return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
 

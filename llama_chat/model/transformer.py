@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.kernels.forward import MAX_EXACT_BATCH, LayerTensors, NativeModel
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
+from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.attention import Attention, causal_mask
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache, Rows

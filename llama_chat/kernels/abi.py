@@ -1,8 +1,20 @@
-"""Mirrors of the C structs that Python and C share."""
+"""Constants and structs that Python and the C library must agree on; ``native.py`` checks them."""
 
 import ctypes
 
 from torch import Tensor
+
+ABI = 1
+"""Raised with every change of what is called that shows in no size; ``library.c``."""
+
+PANEL = 16
+"""Rows of a matrix that are interleaved; ``packed.h``."""
+
+MAX_EXACT_BATCH = 8
+"""Tokens of one pass whose results are bit for bit those of one at a time; ``attention.h``."""
+
+PARTS = ("projections", "attention", "feed_forward", "output")
+"""Parts of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
 
 
 class PackedLayout(ctypes.Structure):
@@ -96,11 +108,20 @@ class KVCache(ctypes.Structure):
     )
 
 
-PARTS = ("projections", "attention", "feed_forward", "output")
-"""Parts of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
-
-
 class PassRecord(ctypes.Structure):
     """``pass_record`` of ``forward.h``."""
 
     _fields_ = tuple((name, ctypes.c_double) for name in PARTS)
+
+
+STRUCTS = {
+    "packed_layout": PackedLayout,
+    "packed_matrix": PackedMatrix,
+    "tensor_view": TensorView,
+    "unpacked_matrix": UnpackedMatrix,
+    "layer_weights": LayerWeights,
+    "model_weights": ModelWeights,
+    "kv_cache": KVCache,
+    "pass_record": PassRecord,
+}
+"""All mirrors by their names in C."""
