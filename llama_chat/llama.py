@@ -30,7 +30,7 @@ class Llama:
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
-        self._threads = threads
+        self._threads = model.threads = threads
         self.use_threads()
         self._engine = self.engine()
 

@@ -1,16 +1,27 @@
 """The layers in C compute what the layers in torch compute."""
 
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 
 from llama_chat.kernels import native
+from llama_chat.kernels.scratch import ScratchPool
+from llama_chat.loading.plan import load
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.kv_cache import KVCache
 from llama_chat.model.quantization import place, quantize
 from llama_chat.model.transformer import InterruptedForward, Transformer
+from tests.conftest import ROOT
 from tests.models import TINY, random_model
+from tests.program import environment
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(), reason="no C compiler was there at installation"
@@ -140,3 +151,130 @@ def test_a_model_with_one_matrix_of_floats_is_left_to_torch() -> None:
     config = replace(TINY, dim=72, n_heads=9, n_kv_heads=3)  # rows that cannot be packed
     assert packed_model(config, (8, 8), torch.float32).native is None
     assert random_model().native is None
+
+
+T = TypeVar("T")
+
+
+def in_a_fresh_thread(call: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize("level", native.supported_levels())
+@pytest.mark.parametrize("n_new", [1, 40])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_threads_asked_for_take_part(threads: int, n_new: int, level: str) -> None:
+    """Whatever OpenMP has as the number of the Python thread that calls."""
+    if not native.has_openmp():
+        threads = 1
+    model = packed_model(TINY, (8, 4), torch.bfloat16)
+    assert model.native is not None
+    model.native.level = level
+    model.threads = threads
+
+    def run() -> tuple[torch.Tensor, int]:
+        assert model.native is not None
+        logits = model(list(range(n_new)), model.new_cache(), all_logits=True)
+        return logits, model.native.take_times().n_threads
+
+    logits, took_part = in_a_fresh_thread(run)
+    assert took_part == threads
+    assert model.native.take_times().n_threads == 0  # this thread has run nothing
+    again, took_part = run()
+    assert took_part == threads
+    model.threads = 1
+    alone, _ = run()
+    assert logits.equal(again)
+    assert logits.equal(alone)
+
+
+def test_a_smaller_team_than_asked_for_gives_the_same(tmp_path: Path) -> None:
+    code = """
+import torch
+from tests.test_native_forward import TINY, packed_model
+
+def run(n_new, threads):
+    model.threads = threads
+    logits = model(list(range(n_new)), model.new_cache(), all_logits=True)
+    return logits, model.native.take_times().n_threads
+
+model = packed_model(TINY, (8, 4), torch.bfloat16)
+for n_new in (1, 8, 40):
+    (alone, _), (limited, team) = run(n_new, 1), run(n_new, 5)
+    assert alone.equal(limited)
+    assert team <= 2, team
+"""
+    env = environment(tmp_path, OMP_THREAD_LIMIT="2", PYTHONPATH=str(ROOT))
+    subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=True)
+
+
+def test_a_model_computes_in_the_threads_that_it_was_loaded_with(gguf_model: Path) -> None:
+    if not native.has_openmp():
+        pytest.skip("built without OpenMP")
+    before = torch.get_num_threads()
+    try:
+        models = [load(gguf_model, quantize="int8", threads=n).model for n in (1, 2)]
+        for model, n in zip(models, (1, 2), strict=True):
+            assert model.native is not None
+
+            def run(model: Transformer = model) -> int:
+                assert model.native is not None
+                model([1, 2, 3], model.new_cache())
+                return model.native.take_times().n_threads
+
+            assert in_a_fresh_thread(run) == n
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("level", native.supported_levels())
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["floats", "int8"])
+def test_two_sessions_in_two_threads_do_not_disturb_each_other(
+    level: str, kv_dtype: torch.dtype | None
+) -> None:
+    """Bit for bit, and each with times of its own."""
+    model = packed_model(TINY, (8, 4), torch.bfloat16)
+    assert model.native is not None
+    model.native.level = level
+    model.kv_dtype = kv_dtype
+    model.threads = 1
+    generator = torch.Generator().manual_seed(5)
+    scripts = [
+        [torch.randint(TINY.vocab_size, (n,), generator=generator).tolist() for n in sizes]
+        for sizes in ([40, 1, 3, 1, 90, 8, 1, 1], [1, 8, 70, 1, 1, 2, 33, 1])
+    ]
+
+    def run(script: list[list[int]], start: Callable[[], object]) -> list[torch.Tensor]:
+        assert model.native is not None
+        cache = model.new_cache()
+        model.native.take_times()
+        start()
+        logits = [model(ids, cache, all_logits=True) for ids in script]
+        assert model.native.take_times().n_threads == 1
+        return logits
+
+    expected = [run(script, lambda: None) for script in scripts]
+    barrier = threading.Barrier(len(scripts), timeout=60)
+    with ThreadPoolExecutor(len(scripts)) as pool:
+        for _ in range(40):
+            sessions = [pool.submit(run, script, barrier.wait) for script in scripts]
+            for session, logits in zip(sessions, expected, strict=True):
+                for got, wanted in zip(session.result(), logits, strict=True):
+                    assert got.equal(wanted)
+
+
+def test_scratch_memory_is_used_again() -> None:
+    pool = ScratchPool()
+    with pool.borrow(1000) as first, pool.borrow(10) as second:
+        assert first.data_ptr() != second.data_ptr()
+        assert pool.n_idle == 0
+    addresses = {first.data_ptr(), second.data_ptr()}
+    for n_bytes in (0, 5, 10):
+        with pool.borrow(n_bytes) as buffer:
+            assert buffer.data_ptr() in addresses
+            assert len(buffer) >= n_bytes
+    assert pool.n_idle == 2
+    with pytest.raises(KeyboardInterrupt), pool.borrow(10):
+        raise KeyboardInterrupt
+    assert pool.n_idle == 2

@@ -4,7 +4,7 @@ import ctypes
 
 from torch import Tensor
 
-ABI = 1
+ABI = 2
 """Raised with every change of what is called that shows in no size; ``library.c``."""
 
 PANEL = 16
@@ -111,7 +111,7 @@ class KVCache(ctypes.Structure):
 class PassRecord(ctypes.Structure):
     """``pass_record`` of ``forward.h``."""
 
-    _fields_ = tuple((name, ctypes.c_double) for name in PARTS)
+    _fields_ = (*((name, ctypes.c_double) for name in PARTS), ("n_threads", ctypes.c_int32))
 
 
 STRUCTS = {

@@ -218,9 +218,9 @@ static void run_output(worker *t, const float *x, int n_x, float *logits, pass_r
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
-/* Bytes of scratch memory that forward() needs. */
+/* Bytes of scratch memory that forward() needs for a team of up to `n_threads`. */
 EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cache, int n_x,
-                                     int level)
+                                     int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
     arena shared_memory = {0}, thread_memory = {0};
@@ -228,7 +228,7 @@ EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cac
     thread_buffers own;
     allocate_shared(&kernels, w, cache, n_x, &shared_memory, &shared, &own.attention);
     allocate_thread(&kernels, w, cache, n_x, &thread_memory, &own);
-    return shared_memory.used + thread_memory.used * max_threads();
+    return shared_memory.used + thread_memory.used * n_threads;
 }
 
 /* Take tokens through the layers `first` to `end`: x (n_x, dim) holds the input of the first, which
@@ -236,18 +236,20 @@ EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cac
  *
  * Keys and values are stored after `length` rows of the cache. If `logits` (n_logits, vocab_size) is
  * not NULL, those of the last n_logits tokens are computed from the output. `scratch` holds
- * forward_scratch_bytes() bytes; `record` may be NULL, and is added to.
+ * forward_scratch_bytes() bytes; `record` may be NULL, and is added to. Computed by `n_threads`
+ * threads, or by fewer if the system gives fewer: OpenMP keeps a number of its own for each thread
+ * that calls, which says nothing about this model.
  */
 EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int n_x,
                     int64_t first, int64_t end, float *logits, int n_logits, char *scratch,
-                    pass_record *record, int level)
+                    pass_record *record, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
     arena memory = {scratch, 0};
     shared_buffers shared = {.x = x};
     attention_buffers attention = {0};
     allocate_shared(&kernels, w, cache, n_x, &memory, &shared, &attention);
-#pragma omp parallel
+#pragma omp parallel num_threads(n_threads)
     {
         const team_member me = this_thread();
         thread_buffers own = {.attention = attention};
@@ -258,6 +260,8 @@ EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int
                     .n_x = n_x, .me = me};
         for (int64_t l = first; l < end; l++)
             run_layer(&t, l, record);
+        if (me.index == 0 && record)
+            record->n_threads = me.n_threads;
         if (logits)
             run_output(&t, x + (n_x - n_logits) * w->dim, n_logits, logits, record);
     }

@@ -18,9 +18,10 @@ typedef struct {
     packed_matrix output;
 } model_weights;
 
-/* Seconds that each part of a pass took. */
+/* Seconds that each part of a pass took, and how many threads took part in it. */
 typedef struct {
     double projections, attention, feed_forward, output;
+    int32_t n_threads;
 } pass_record;
 
 /* Quantized rows, in groups of 16 and of 32: a layer may have matrices of both. */

@@ -1,6 +1,7 @@
 """Forward passes through all layers in C."""
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,14 @@ from torch import Tensor
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
 from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.kernels.scratch import ScratchPool
 
 _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """``FLOAT32``, ``BFLOAT16`` and ``INT8`` of ``attention.h``."""
 
 
 class NativeCache:
-    """The cache as C sees it.
+    """The buffers of a cache, as C sees them.
 
     The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16
     or int8, and of int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
@@ -57,10 +59,28 @@ class LayerTensors:
     """wq, wk, wv, wo, w1, w2, w3."""
 
 
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """Times of forward passes."""
+
+    seconds: dict[str, float]
+    """Seconds spent in each of ``PARTS``."""
+    n_threads: int
+    """Threads that took part in the latest pass; 0 if there was none."""
+
+
+class _Recording(threading.local):
+    """The record of the passes that each Python thread runs."""
+
+    def __init__(self) -> None:
+        self.record = PassRecord()
+
+
 class NativeModel:
     """All layers of a model whose matrices are packed, as C sees them.
 
-    Args are as in ``LlamaConfig``; all tensors must outlive this.
+    Several Python threads may call it at a time, each with a cache of its own. Args are as in
+    ``LlamaConfig``; all tensors must outlive this.
     """
 
     def __init__(
@@ -99,8 +119,8 @@ class NativeModel:
             output.matrix,
         )
         self._address = ctypes.byref(self._model)
-        self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._seconds = PassRecord()
+        self._scratch = ScratchPool()
+        self._recording = _Recording()
 
     def forward(
         self,
@@ -112,47 +132,48 @@ class NativeModel:
         *,
         layers: range,
         n_logits: int,
+        n_threads: int | None = None,
     ) -> Tensor | None:
-        """Take tokens through some layers, writing their rows into the cache.
+        """Take tokens through some layers, storing their keys and values in the cache.
 
         Args:
-            x: what goes into the first of them, ``(n, dim)`` in float32; what comes out of the
-                last is there afterwards.
-            cache: where keys and values are.
-            length: rows in use; the new ones are written behind them.
+            x: the input of the first of these layers, ``(n, dim)`` in float32; overwritten by the
+                output of the last.
+            cache: the buffers for keys and values.
+            length: rows in use; the new ones are stored after them.
             cos: ``(n, head_dim // 2)`` in float32, contiguous.
             sin: the same.
-            layers: which, one after the other.
-            n_logits: of how many tokens, the last ones, the logits are wanted; 0 unless these are
+            layers: the layers to run, in order.
+            n_logits: the number of tokens, the last ones, to compute logits of; 0 unless these are
                 the last layers.
+            n_threads: threads to compute with; None for as many as torch uses.
 
         Returns:
-            Logits ``(n_logits, vocab_size)`` in float32; None of 0.
+            Logits ``(n_logits, vocab_size)`` in float32, or None if ``n_logits`` is 0.
         """
         n, view, level = len(x), cache.view, native.level_number(self.level)
+        n_threads = n_threads or torch.get_num_threads()
         view.length, view.cos, view.sin = length, cos.data_ptr(), sin.data_ptr()
-        library, cache_address = self._library, ctypes.byref(view)
-        n_bytes = library.forward_scratch_bytes(self._address, cache_address, n, level)
-        if len(self._scratch) < n_bytes:
-            self._scratch = torch.empty(n_bytes, dtype=torch.uint8)
+        model = self._address, ctypes.byref(view)
+        n_bytes = self._library.forward_scratch_bytes(*model, n, level, n_threads)
         logits = torch.empty(n_logits, self._vocab_size) if n_logits else None
-        library.forward(
-            self._address,
-            cache_address,
-            x.data_ptr(),
-            n,
-            layers.start,
-            layers.stop,
-            None if logits is None else logits.data_ptr(),
-            n_logits,
-            self._scratch.data_ptr(),
-            ctypes.byref(self._seconds),
-            level,
-        )
+        with self._scratch.borrow(n_bytes) as scratch:
+            self._library.forward(
+                *model,
+                x.data_ptr(),
+                n,
+                layers.start,
+                layers.stop,
+                None if logits is None else logits.data_ptr(),
+                n_logits,
+                scratch.data_ptr(),
+                ctypes.byref(self._recording.record),
+                level,
+                n_threads,
+            )
         return logits
 
-    def take_seconds(self) -> dict[str, float]:
-        """Seconds spent in each of ``PARTS`` since this was asked last."""
-        spent = {name: getattr(self._seconds, name) for name in PARTS}
-        self._seconds = PassRecord()
-        return spent
+    def take_times(self) -> PassTimes:
+        """Return the times of the passes that this Python thread ran since it last asked."""
+        record, self._recording.record = self._recording.record, PassRecord()
+        return PassTimes({name: getattr(record, name) for name in PARTS}, record.n_threads)

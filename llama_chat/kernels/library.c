@@ -8,7 +8,7 @@
 #include "panels.h"
 
 /* Raised with every change of what Python calls that shows in no size; ABI in abi.py. */
-enum { ABI = 1 };
+enum { ABI = 2 };
 
 /* The structs that Python has mirrors of. */
 #define FOR_STRUCTS(STRUCT)                                                                        \

@@ -61,7 +61,7 @@ class NativeMatrix:
     def multiply(self, x: Tensor) -> Tensor:
         """``x @ weights.T``: ``(n, in)`` in float32 or bfloat16 to ``(n, out)`` in the same type.
 
-        ``x`` is quantized to 8 bits per group.
+        ``x`` is quantized to 8 bits per group. Computed by as many threads as torch uses.
         """
         is_bf16, n = _is_bf16(x.dtype), len(x)
         x = x.contiguous()
@@ -69,7 +69,14 @@ class NativeMatrix:
         n_bytes = self._library.multiply_scratch_bytes(self._address, n)
         scratch = torch.empty(n_bytes, dtype=torch.uint8)
         self._library.multiply(
-            self._address, x.data_ptr(), n, y.data_ptr(), is_bf16, scratch.data_ptr(), self._level
+            self._address,
+            x.data_ptr(),
+            n,
+            y.data_ptr(),
+            is_bf16,
+            scratch.data_ptr(),
+            self._level,
+            torch.get_num_threads(),
         )
         return y
 
@@ -81,7 +88,13 @@ class NativeMatrix:
         """
         ids = ids.contiguous()
         self._library.dequantize_rows(
-            self._address, ids.data_ptr(), len(ids), to.data_ptr(), _is_bf16(to.dtype), self._level
+            self._address,
+            ids.data_ptr(),
+            len(ids),
+            to.data_ptr(),
+            _is_bf16(to.dtype),
+            self._level,
+            torch.get_num_threads(),
         )
         return to
 

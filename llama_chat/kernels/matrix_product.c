@@ -85,15 +85,17 @@ EXPORT int64_t multiply_scratch_bytes(const packed_matrix *w, int64_t n_x)
     return n_x * quantized_row_bytes(w->n_columns, w->layout.group);
 }
 
-/* y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or float32. */
+/* y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or float32.
+ * Computed by `n_threads` threads, unless there is too little to do for more than one. */
 EXPORT void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int is_bf16,
-                     uint8_t *scratch, int level)
+                     uint8_t *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
     const int64_t x_bytes = w->n_columns * (is_bf16 ? 2 : 4);
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
     const int tile = max_tile(&kernels);
-#pragma omp parallel if (n_x * w->n_rows * w->n_columns > 65536)
+    (void)n_threads; /* not used without OpenMP */
+#pragma omp parallel num_threads(n_threads) if (n_x * w->n_rows * w->n_columns > 65536)
     {
 #pragma omp for schedule(static)
         for (int start = 0; start < n_x; start += tile)

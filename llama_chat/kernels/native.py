@@ -33,15 +33,15 @@ _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "pack_panels": (None, (_POINTER, _POINTER, _POINTER)),
     "split_blocks": (None, (_INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER)),
-    "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT)),
+    "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
     "multiply_scratch_bytes": (_INT64, (_POINTER, _INT64)),
-    "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT)),
-    "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT)),
+    "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT)),
+    "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT, _INT)),
     "forward": (
         None,
         (
             *(_POINTER, _POINTER, _POINTER, _INT, _INT64, _INT64),
-            *(_POINTER, _INT, _POINTER, _POINTER, _INT),
+            *(_POINTER, _INT, _POINTER, _POINTER, _INT, _INT),
         ),
     ),
 }

@@ -55,13 +55,15 @@ EXPORT void pack_panels(const packed_matrix *w, const unpacked_matrix *from, uin
         }
 }
 
-/* The `n` rows `ids` of the weights, to (n, n_columns) in bfloat16 or float32. */
+/* The `n` rows `ids` of the weights, to (n, n_columns) in bfloat16 or float32. Computed by
+ * `n_threads` threads, unless there is too little to do for more than one. */
 EXPORT void dequantize_rows(const packed_matrix *w, const int64_t *ids, int64_t n, void *to,
-                            int is_bf16, int level)
+                            int is_bf16, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
     const int64_t row_bytes = w->n_columns * (is_bf16 ? 2 : 4);
-#pragma omp parallel for schedule(static) if (n * w->n_columns > 65536)
+    (void)n_threads; /* not used without OpenMP */
+#pragma omp parallel for num_threads(n_threads) schedule(static) if (n * w->n_columns > 65536)
     for (int64_t i = 0; i < n; i++)
         kernels.dequantize_row(w, ids[i], (char *)to + i * row_bytes, is_bf16);
 }

@@ -34,15 +34,6 @@ INLINE void wait_for_team(void)
 #endif
 }
 
-INLINE int max_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
 typedef struct {
     int64_t start, end;
 } range;

@@ -95,6 +95,8 @@ class Transformer(nn.Module):
         self.config = config
         self.kv_dtype: torch.dtype | None = None
         """Type of the cache; None for that of the activations."""
+        self.threads: int | None = None
+        """Threads of the kernels in C; None for as many as torch uses."""
         self.tok_embeddings = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -269,6 +271,7 @@ class Transformer(nn.Module):
                 *rotary,
                 layers=layers,
                 n_logits=n_logits if is_last else 0,
+                n_threads=self.threads,
             )
         if logits is None:
             raise ValueError("a model without layers")
