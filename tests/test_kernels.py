@@ -1,5 +1,6 @@
 """The C library: what it says about itself, when it is loaded, and when it is refused."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from hatch_build import KERNELS, build_library
 from llama_chat.errors import LlamaChatError
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import STRUCTS
 from tests.program import FORBIDDEN, environment
 
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is here")
-pytestmark = pytest.mark.skipif(
+needs_library = pytest.mark.skipif(
     not native.supported_levels(), reason="no C compiler was there at installation"
 )
 
@@ -61,6 +63,7 @@ def run_python(
     )
 
 
+@needs_library
 def test_it_describes_what_it_was_compiled_for() -> None:
     description = native.describe()
     assert next(iter(description["levels"])) == "portable"
@@ -87,6 +90,7 @@ def refuse(library: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return caught.value.why
 
 
+@needs_library
 @needs_compiler
 def test_a_library_without_a_description_is_refused(
     compile_library: Compile, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +98,7 @@ def test_a_library_without_a_description_is_refused(
     assert "do not describe themselves" in refuse(compile_library(NOT_OURS), monkeypatch)
 
 
+@needs_library
 @needs_compiler
 @pytest.mark.parametrize("name", ["abi", "panel", "max_exact_batch", *STRUCTS])
 def test_a_library_of_other_sources_is_refused(
@@ -106,6 +111,7 @@ def test_a_library_of_other_sources_is_refused(
     assert f"({name} is {sizes[name]}, not {sizes[name] - 8})" in why
 
 
+@needs_library
 @needs_compiler
 @pytest.mark.parametrize("description", [[], 3, {}, {"structs": {}}, {"structs": {}, "levels": {}}])
 def test_a_library_that_says_something_else_is_refused(
@@ -119,6 +125,7 @@ def test_what_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert "cannot be loaded" in refuse(tmp_path / "text.so", monkeypatch)
 
 
+@needs_library
 @needs_compiler
 def test_the_program_ends_with_one_line(
     compile_library: Compile, gguf_model: Path, tmp_path: Path
@@ -140,6 +147,7 @@ def test_the_program_ends_with_one_line(
     assert done.returncode == 0
 
 
+@needs_library
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
 def test_importing_everything_loads_nothing(tmp_path: Path) -> None:
     code = """
@@ -169,3 +177,61 @@ def test_the_environment_chooses_the_level(level: str, monkeypatch: pytest.Monke
         assert native.level_number() == native.level_number(level)
     finally:
         native.level_name.cache_clear()
+
+
+SOURCE = KERNELS / "split_blocks.c"
+
+
+@pytest.mark.parametrize("compiler", ["false", "/nonexistent/cc"])
+def test_without_a_compiler_nothing_is_built(
+    compiler: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    assert not build_library([SOURCE], tmp_path / "a.so")
+    assert not list(tmp_path.iterdir())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("no C kernels: ")
+
+
+@needs_compiler
+def test_a_failed_build_says_why_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.c").write_text(
+        "int f(void) { return missing; }\nint g(void) { return also; }"
+    )
+    assert not build_library([SOURCE, tmp_path / "wrong.c"], tmp_path / "a.so")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("no C kernels: ")
+    assert "missing" in line
+    assert not (tmp_path / "a.so").exists()
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_builds_for_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case " $* " in *" -fopenmp "*) echo no OpenMP >&2; exit 1;; esac\n'
+        'exec cc "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert build_library([SOURCE], tmp_path / "a.so")
+    assert capsys.readouterr().err == ""
+    assert ctypes.CDLL(str(tmp_path / "a.so")).split_blocks
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.so", "compiler"]
+
+
+@needs_compiler
+def test_a_program_that_runs_keeps_the_library_that_it_loaded(tmp_path: Path) -> None:
+    library = tmp_path / "a.so"
+    assert build_library([SOURCE], library)
+    with library.open("rb") as loaded:
+        assert build_library([SOURCE], library)
+        assert os.fstat(loaded.fileno()).st_ino != library.stat().st_ino

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_build import build_library
 from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
@@ -24,7 +23,6 @@ from llama_chat.model.quantization import (
     place,
     quantize,
 )
-from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 
 Layout = tuple[Literal[4, 6, 8], int, bool, bool]
@@ -187,17 +185,6 @@ def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path:
     )
     assert answer.returncode == 2
     assert b"LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of " in answer.stderr
-
-
-def test_without_a_compiler_nothing_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = [ROOT / "llama_chat" / "kernels" / "panels.c"]
-    monkeypatch.setenv("CC", "false")
-    assert not build_library(source, tmp_path / "a.so")
-    monkeypatch.setenv("CC", "/nonexistent/cc")
-    assert not build_library(source, tmp_path / "a.so")
-    assert not (tmp_path / "a.so").exists()
 
 
 @pytest.mark.parametrize("quantize", ["none", "stored"])
