@@ -76,16 +76,18 @@ INLINE void sum_rows(const float *weights, int n_queries, const row_view *values
 INLINE void softmax_partial(float *scores, int64_t n_visible, int64_t n_padded, float *partial)
 {
     float max = -INFINITY, sum = 0;
+    vector sums = {0}; /* explicit, since the order of a reduction may depend on n_padded */
     for (int64_t r = n_visible; r < n_padded; r++)
         scores[r] = -INFINITY;
 #pragma omp simd reduction(max : max)
     for (int64_t r = 0; r < n_padded; r++)
         max = scores[r] > max ? scores[r] : max;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t r = 0; r < n_padded; r++) {
+    for (int64_t r = 0; r < n_padded; r++)
         scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - max);
-        sum += scores[r];
-    }
+    for (int64_t r = 0; r < n_padded; r += LANES)
+        sums += *(const vector *)(scores + r);
+    for (int i = 0; i < LANES; i++)
+        sum += sums[i];
     partial[0] = max;
     partial[1] = sum;
 }
