@@ -2,9 +2,9 @@
  *
  * A few rows of activations make a tile: each weight that is loaded is multiplied with all of them
  * while it is in a register, sixteen rows of weights in the lanes of a vector. A tile is a run of
- * groups, as a panel is, in the order in which it is read: the quants of each row, by four columns;
- * the scales of the rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), with which the integer sum
- * of W4 without minima begins, since its weights are stored as q + 8.
+ * groups, as a panel is, in the order in which it is read: the quants, four columns of each row at
+ * a time; the scales of the rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value
+ * of the integer sum of W4 without minima, whose weights are stored as q + 8.
  */
 
 #ifndef ACTIVATION_TILE_H
@@ -37,8 +37,8 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
     return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
 }
 
-/* What the integer sum of a group begins with, where that of W4 is `w4_offset`: quants are stored
- * without a sign, and without minima what was added to them (8, 32 or 128) is subtracted again. */
+/* The initial value of the integer sum of a group, from that of W4. Quants are stored without a
+ * sign; in layouts without minima, what was added to them (8, 32 or 128) is subtracted again. */
 INLINE int32_t initial_sum(int32_t w4_offset, packed_layout layout)
 {
     return layout.has_mins    ? 0

@@ -2,9 +2,10 @@
  *
  * Decode attention, of a few tokens, is bound by reading the cache. That is cut into splits, which
  * threads share; each split is read once for all queries of its head, and the partial results are
- * merged (Flash-Decoding, Dao et al. 2023, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
- * Splits begin at fixed rows, whatever the number of tokens or threads, so that each of up to
- * MAX_EXACT_BATCH tokens gets bit for bit what it gets alone.
+ * merged (Flash-Decoding, Dao et al. 2023,
+ * https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Splits begin at fixed rows, whatever
+ * the number of tokens or threads, so that each of up to MAX_EXACT_BATCH tokens gets bit for bit
+ * what it gets alone.
  *
  * Prefill attention, of more tokens, is bound by arithmetic: threads share blocks of queries, which
  * meet blocks of keys in registers.
@@ -31,13 +32,13 @@ static void attend_splits(const kernel_set *kernels, const kv_cache *cache, int6
     const int64_t group = queries_per_kv_head(cache), splits = n_splits(cache, n_x);
     const int64_t split_stride = n_x * group * partial_floats(cache);
     const int64_t total = cache->length + n_x, step = split_rows(cache);
-    const decode_buffers *own = &buffers->decode;
-    memset(own->queries, 0, sizeof(float) * (size_t)(QUERY_BATCH * padded_head(cache)));
+    const decode_buffers *local = &buffers->decode;
+    memset(local->queries, 0, sizeof(float) * (size_t)(QUERY_BATCH * padded_head(cache)));
     range items = share_of(cache->n_kv_heads * splits, me);
     for (int64_t item = items.start; item < items.end; item++) {
         int64_t first = item % splits * step;
         range rows = {first, first + step < total ? first + step : total};
-        kernels->attend_to_split(cache, layer, q, n_x, item / splits, rows, own,
+        kernels->attend_to_split(cache, layer, q, n_x, item / splits, rows, local,
                                  buffers->partials + item * split_stride);
     }
     wait_for_team();
@@ -107,8 +108,8 @@ void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
     b->row = arena_floats(memory, width);
 }
 
-void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q, int n_x,
-            float *out, const attention_buffers *buffers, team_member me)
+void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
+            int n_x, float *out, const attention_buffers *buffers, team_member me)
 {
     if (n_x <= MAX_EXACT_BATCH)
         attend_splits(kernels, cache, layer, q, n_x, out, buffers, me);

@@ -48,8 +48,8 @@ typedef struct {
     float *rows;    /* (2, MAX_SPLIT, width): keys and values, if head_dim is not `width` */
 } decode_buffers;
 
-/* A query's result for one split: the maximum score, the sum of the exponentials, and the sum of the
- * values weighted by them. */
+/* A query's result for one split: the maximum score, the sum of the exponentials, and the sum of
+ * the values weighted by them. */
 INLINE int64_t partial_floats(const kv_cache *cache) { return padded_head(cache) + 2; }
 
 /* ---- prefill attention ---------------------------------------------------------------------- */
@@ -73,7 +73,7 @@ typedef struct {
 
 typedef struct kernel_set kernel_set;
 
-/* What `n_x` tokens need beside the cache: memory shared by all threads, and memory of each. */
+/* Memory for attention of `n_x` tokens: shared by all threads, and of each thread. */
 typedef struct {
     float *partials;
     decode_buffers decode;
@@ -87,7 +87,7 @@ void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
 
 /* Attend with rotated queries q to all rows of the cache, and to the new tokens up to each; out
  * (n_x, n_heads * head_dim). Called by all threads of a team, which wait for each other inside. */
-void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q, int n_x,
-            float *out, const attention_buffers *buffers, team_member me);
+void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
+            int n_x, float *out, const attention_buffers *buffers, team_member me);
 
 #endif

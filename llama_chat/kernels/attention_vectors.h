@@ -19,8 +19,8 @@ enum { N_SUMS = LANES == 16 ? 16 : 8 };
 
 /* LANES numbers of a row, from number `at` on; of INT8 without their scale.
  *
- * Loops to integers become one widening instruction; vector types, or loops to floats, many. But the
- * narrowest registers are better served by a vector type.
+ * Loops to integers become one widening instruction; vector types, or loops to floats, many. But
+ * the narrowest registers are better served by a vector type.
  */
 INLINE vector load(const char *row, int64_t at, int kind)
 {

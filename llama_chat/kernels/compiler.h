@@ -1,4 +1,4 @@
-/* What differs between compilers and architectures. */
+/* Differences between compilers and architectures. */
 
 #ifndef COMPILER_H
 #define COMPILER_H

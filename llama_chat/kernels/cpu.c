@@ -2,8 +2,8 @@
 
 #include "cpu.h"
 
-/* LEVEL(name) for each NAME.c with its NAME_kernels; of those that a processor supports, the last is
- * the best. */
+/* LEVEL(name) for each NAME.c with its NAME_kernels; of those that a processor supports, the last
+ * is the best. */
 #define FOR_LEVELS(LEVEL)                                                                          \
     LEVEL(portable)                                                                                \
     LEVEL(avx2)                                                                                    \

@@ -1,4 +1,5 @@
-/* Attention of a few queries to one split of the cache, for any instruction set; see attention.c. */
+/* Attention of a few queries to one split of the cache, for any instruction set; see
+ * attention.c. */
 
 #ifndef DECODE_ATTENTION_H
 #define DECODE_ATTENTION_H
@@ -134,10 +135,10 @@ INLINE void attend_queries(const kv_cache *cache, int64_t layer, const float *q,
     const int64_t group = queries_per_kv_head(cache), n_rows = rows.end - rows.start;
     const int64_t stride = partial_floats(cache), n_queries = n_x * group;
     const int are_floats = kind == FLOAT32 || n != width;
-    float *copies = buffers->rows;
-    row_view keys = view_rows(cache, cache->keys, cache->key_scales, layer, head, rows, copies, kind);
+    row_view keys = view_rows(cache, cache->keys, cache->key_scales, layer, head, rows,
+                              buffers->rows, kind);
     row_view values = view_rows(cache, cache->values, cache->value_scales, layer, head, rows,
-                                copies + MAX_SPLIT * width, kind);
+                                buffers->rows + MAX_SPLIT * width, kind);
     for (int64_t first = 0, batch; first < n_queries; first += batch) {
         const int64_t left = n_queries - first;
         batch = are_floats || left < 3 ? 1 : left < QUERY_BATCH ? left : QUERY_BATCH;

@@ -27,6 +27,9 @@ FOR_LAYOUTS(DEFINE_DOT_PRODUCTS)
 #define NAME_DOT_PRODUCTS(...) FOR_TILE_SIZES(NAME_DOT_PRODUCT, __VA_ARGS__)
 static dot_product *const dot_products[] = {FOR_LAYOUTS(NAME_DOT_PRODUCTS)};
 
+#define CHECK_TILE_SIZE(n, ...) _Static_assert((n) <= MAX_TILE, "a tile larger than MAX_TILE");
+FOR_TILE_SIZES(CHECK_TILE_SIZE, )
+
 #define NAME_TILE_SIZE(n, ...) n,
 static const int tile_sizes[] = {FOR_TILE_SIZES(NAME_TILE_SIZE, )};
 enum { N_TILE_SIZES = sizeof tile_sizes / sizeof *tile_sizes };

@@ -5,8 +5,8 @@
  * every matrix, and what can be done with them at once; they wait for each other where one needs
  * what others have computed.
  *
- * Of a few tokens, every thread normalizes and quantizes all activations for itself, which takes
- * less time than to wait for another one. Of many, they share that work, too.
+ * For a few tokens, every thread normalizes and quantizes all activations by itself, which takes
+ * less time than waiting for another thread. For many, the threads share that work, too.
  */
 
 #include "forward.h"
@@ -21,10 +21,10 @@ typedef struct {
     const model_weights *w;
     const kv_cache *cache;
     const shared_buffers *shared;
-    const thread_buffers *own;
+    const thread_buffers *local;
     int n_x;
     team_member me;
-    const quantized_rows *quantized; /* the activations to multiply next, shared or own */
+    const quantized_rows *quantized; /* the activations to multiply next, shared or local */
 } worker;
 
 static double now(void)
@@ -45,7 +45,7 @@ static void quantize_input(worker *t, const float *x, int64_t n, const float *no
     int is_used[2] = {0, 0};
     for (int i = 0; i < n_matrices; i++)
         is_used[matrices[i]->layout.group == 32] = 1;
-    t->quantized = is_shared ? &t->shared->quantized : &t->own->quantized;
+    t->quantized = is_shared ? &t->shared->quantized : &t->local->quantized;
     const int step = is_shared ? t->me.n_threads : 1, first = is_shared ? t->me.index : 0;
     for (int start = first * tile; start < t->n_x; start += step * tile)
         for (int m = start; m < t->n_x && m < start + tile;) {
@@ -54,8 +54,8 @@ static void quantize_input(worker *t, const float *x, int64_t n, const float *no
             if (norm) {
                 for (int i = 0; i < size; i++)
                     kernels->rms_norm(rows + i * n, norm, n, t->w->norm_eps,
-                                      t->own->normed + i * n);
-                rows = t->own->normed;
+                                      t->local->normed + i * n);
+                rows = t->local->normed;
             }
             for (int i = 0; i < 2; i++) {
                 const int group = i ? 32 : 16;
@@ -69,15 +69,15 @@ static void quantize_input(worker *t, const float *x, int64_t n, const float *no
         wait_for_team();
 }
 
-/* This thread's share of a product, in rows of the weights: whole panels, and a multiple of
- * `unit` rows. */
+/* This thread's share of a product, in rows of the weights: whole panels, and a multiple of `unit`
+ * rows. */
 static range rows_of_share(const worker *t, const packed_matrix *w, int64_t unit)
 {
     int64_t step = PANEL;
     while (step % unit)
         step += PANEL;
-    range steps = share_of(round_up(w->n_rows, step) / step, t->me);
-    range rows = {steps.start * step, steps.end * step};
+    range share = share_of(round_up(w->n_rows, step) / step, t->me);
+    range rows = {share.start * step, share.end * step};
     if (rows.end > w->n_rows)
         rows.end = w->n_rows;
     return rows;
@@ -163,8 +163,8 @@ static void run_layer(worker *t, int64_t l, pass_record *record)
     const double began = now();
     run_projections(t, l);
     const double projected = now();
-    attend(t->kernels, t->cache, l, t->shared->q, t->n_x, t->shared->attention, &t->own->attention,
-           t->me);
+    attend(t->kernels, t->cache, l, t->shared->q, t->n_x, t->shared->attention,
+           &t->local->attention, t->me);
     const double attended = now();
     add_attention(t, layer);
     const double added = now();
@@ -180,8 +180,8 @@ static void run_layer(worker *t, int64_t l, pass_record *record)
 
 /* Logits (n_x, vocab_size) of the tokens whose residual stream is in x.
  *
- * Of all matrices this is the one in which quantization shows most, and it is read from memory
- * anyway: what 8 bits lose of each activation is quantized to 8 bits once more, as a row of its own.
+ * Quantized activations cost more accuracy here than in any other product, and this matrix is read
+ * from memory anyway: the error of each activation is quantized to 8 bits too, as another row.
  */
 static void run_output(worker *t, const float *x, int n_x, float *logits, pass_record *record)
 {
@@ -190,17 +190,17 @@ static void run_output(worker *t, const float *x, int n_x, float *logits, pass_r
     const packed_matrix *output = &t->w->output;
     const int64_t dim = t->w->dim, vocab_size = output->n_rows;
     const int group = output->layout.group;
-    uint8_t *quantized = rows_for(&t->own->quantized, output);
+    uint8_t *quantized = rows_for(&t->local->quantized, output);
     range rows = rows_of_share(t, output, 1);
     const int64_t n_rows = rows.end - rows.start;
     for (int start = 0; start < n_x;) {
         const int n = next_tile_size(kernels, 2 * (n_x - start)) / 2;
         for (int m = 0; m < n; m++) {
-            float *normed = t->own->normed + 2 * m * dim;
+            float *normed = t->local->normed + 2 * m * dim;
             kernels->rms_norm(x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps, normed);
             kernels->quantization_error(normed, dim, group, normed + dim);
         }
-        quantize_tile(kernels, t->own->normed, 0, dim, group, 2 * n, quantized);
+        quantize_tile(kernels, t->local->normed, 0, dim, group, 2 * n, quantized);
         multiply_panels(kernels, output, quantized, 2 * n, t->shared->products, STORE_FLOAT,
                         panels_of(rows));
         for (int m = 0; m < n; m++) {
@@ -225,17 +225,17 @@ EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cac
     const kernel_set kernels = kernels_of(level);
     arena shared_memory = {0}, thread_memory = {0};
     shared_buffers shared;
-    thread_buffers own;
-    allocate_shared(&kernels, w, cache, n_x, &shared_memory, &shared, &own.attention);
-    allocate_thread(&kernels, w, cache, n_x, &thread_memory, &own);
+    thread_buffers local;
+    allocate_shared(&kernels, w, cache, n_x, &shared_memory, &shared, &local.attention);
+    allocate_thread(&kernels, w, cache, n_x, &thread_memory, &local);
     return shared_memory.used + thread_memory.used * n_threads;
 }
 
 /* Take tokens through the layers `first` to `end`: x (n_x, dim) holds the input of the first, which
  * are embeddings, and afterwards the output of the last.
  *
- * Keys and values are stored after `length` rows of the cache. If `logits` (n_logits, vocab_size) is
- * not NULL, those of the last n_logits tokens are computed from the output. `scratch` holds
+ * Keys and values are stored after `length` rows of the cache. If `logits` (n_logits, vocab_size)
+ * is not NULL, those of the last n_logits tokens are computed from the output. `scratch` holds
  * forward_scratch_bytes() bytes; `record` may be NULL, and is added to. Computed by `n_threads`
  * threads, or by fewer if the system gives fewer: OpenMP keeps a number of its own for each thread
  * that calls, which says nothing about this model.
@@ -252,11 +252,11 @@ EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int
 #pragma omp parallel num_threads(n_threads)
     {
         const team_member me = this_thread();
-        thread_buffers own = {.attention = attention};
-        arena own_memory = memory;
+        thread_buffers local = {.attention = attention};
+        arena local_memory = memory;
         for (int thread = 0; thread <= me.index; thread++)
-            allocate_thread(&kernels, w, cache, n_x, &own_memory, &own);
-        worker t = {.kernels = &kernels, .w = w, .cache = cache, .shared = &shared, .own = &own,
+            allocate_thread(&kernels, w, cache, n_x, &local_memory, &local);
+        worker t = {.kernels = &kernels, .w = w, .cache = cache, .shared = &shared, .local = &local,
                     .n_x = n_x, .me = me};
         for (int64_t l = first; l < end; l++)
             run_layer(&t, l, record);

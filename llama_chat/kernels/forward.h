@@ -56,6 +56,6 @@ int output_tile(const kernel_set *kernels, int n_x);
 void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
                      int n_x, arena *memory, shared_buffers *shared, attention_buffers *attention);
 void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, arena *memory, thread_buffers *own);
+                     int n_x, arena *memory, thread_buffers *local);
 
 #endif

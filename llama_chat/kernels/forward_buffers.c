@@ -26,7 +26,8 @@ int output_tile(const kernel_set *kernels, int n_x)
 void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
                      int n_x, arena *memory, shared_buffers *shared, attention_buffers *attention)
 {
-    int64_t heads = cache->n_heads * cache->head_dim, kv_heads = cache->n_kv_heads * cache->head_dim;
+    const int64_t heads = cache->n_heads * cache->head_dim;
+    const int64_t kv_heads = cache->n_kv_heads * cache->head_dim;
     shared->q = arena_floats(memory, n_x * heads);
     shared->k = arena_floats(memory, n_x * kv_heads);
     shared->v = arena_floats(memory, n_x * kv_heads);
@@ -39,9 +40,9 @@ void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv
 }
 
 void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, arena *memory, thread_buffers *own)
+                     int n_x, arena *memory, thread_buffers *local)
 {
-    own->normed = arena_floats(memory, max_tile(kernels) * w->dim);
-    allocate_quantized(w, output_tile(kernels, n_x), memory, &own->quantized);
-    allocate_thread_attention(cache, n_x, memory, &own->attention);
+    local->normed = arena_floats(memory, max_tile(kernels) * w->dim);
+    allocate_quantized(w, output_tile(kernels, n_x), memory, &local->quantized);
+    allocate_thread_attention(cache, n_x, memory, &local->attention);
 }

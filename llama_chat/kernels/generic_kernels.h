@@ -1,8 +1,8 @@
 /* The kernels that compilers make good code of by themselves, for the instructions that are being
  * compiled for where this is included.
  *
- * The level defines before: multiply_panel() and FOR_TILE_SIZES (see dot_products.h), and LANES (see
- * attention_vectors.h).
+ * The level defines before: multiply_panel() and FOR_TILE_SIZES (see dot_products.h), and LANES
+ * (see attention_vectors.h).
  */
 
 #ifndef GENERIC_KERNELS_H

@@ -1,8 +1,9 @@
 /* The functions that each instruction set has a version of.
  *
- * An instruction set is one file: it names the instructions to compile for, has code of its own
- * where compilers do not do well (dot products above all), includes the rest from the headers that
- * serve all of them, and ends in a constant kernel_set. Nothing here knows about threads.
+ * An instruction set is one file. It names the instructions to compile for, has its own code where
+ * compilers do not do well (dot products above all), includes generic_kernels.h for the rest, and
+ * ends in a constant kernel_set, which has a row in the table of cpu.c. Kernels know nothing of
+ * threads.
  */
 
 #ifndef KERNEL_SET_H
@@ -13,17 +14,18 @@
 #include "activation_tile.h"
 #include "attention.h"
 
-/* A panel of `n_groups` blocks times a tile, into out (n, PANEL), whose rows are `out_stride` floats
- * apart. */
+/* A panel of `n_groups` blocks times a tile, into out (n, PANEL), whose rows are `out_stride`
+ * floats apart. */
 typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
                          int64_t out_stride);
 
 struct kernel_set {
     const char *name;
     int (*is_supported)(void); /* NULL on other architectures */
-    const kernel_set *base;    /* its functions stand in for those that are NULL below; or NULL */
+    const kernel_set *base;    /* has the functions that are NULL below; or NULL */
 
-    /* Matrix products: the sizes of tiles, ascending from 1, and dot_products (layouts, sizes). */
+    /* Matrix products: the sizes of tiles, ascending, among them 1 and 2, and dot_products (layouts,
+     * sizes); see dot_products.h. */
     int n_tile_sizes;
     const int *tile_sizes;
     dot_product *const *dot_products;
@@ -32,7 +34,7 @@ struct kernel_set {
     void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                          uint8_t *tile);
 
-    /* What quantization loses: x less the row that quantize_row() makes of it. */
+    /* The error of quantization: x less the row that quantize_row() makes of it. */
     void (*quantization_error)(const float *x, int64_t n_columns, int group, float *error);
 
     /* Write one row of weights as bfloat16 or float32. */

@@ -1,4 +1,4 @@
-/* What new tokens bring into the cache, and the rotary embedding before, for any instruction set. */
+/* Rotary embedding, and storing keys and values of new tokens, for any instruction set. */
 
 #ifndef KV_CACHE_STORE_H
 #define KV_CACHE_STORE_H
@@ -7,7 +7,8 @@
 
 #include "attention.h"
 
-/* Rotate pairs of neighbours (Su et al. 2021, https://arxiv.org/abs/2104.09864), as rope.py does. */
+/* Rotate pairs of neighbours (Su et al. 2021, https://arxiv.org/abs/2104.09864), as rope.py
+ * does. */
 INLINE void rotate_row(const kv_cache *cache, float *x, int64_t m, range columns, float scale)
 {
     const int64_t n = cache->head_dim;

@@ -63,7 +63,8 @@ static void append_level(text_buffer *to, const char *separator, int level)
 EXPORT void describe_library(char *text, int64_t size)
 {
     text_buffer to = {text, size};
-    append(&to, "{\"abi\": %d, \"panel\": %d, \"max_exact_batch\": %d", ABI, PANEL, MAX_EXACT_BATCH);
+    append(&to, "{\"abi\": %d, \"panel\": %d", ABI, PANEL);
+    append(&to, ", \"max_exact_batch\": %d", MAX_EXACT_BATCH);
     append(&to, ", \"has_openmp\": %s", has_openmp() ? "true" : "false");
     const char *separator = ", \"structs\": {";
 #define APPEND_SIZE(name)                                                                          \

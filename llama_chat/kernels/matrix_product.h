@@ -5,7 +5,7 @@
 
 #include "kernel_set.h"
 
-/* What becomes of a product: it is written as float32 or bfloat16, or added to float32. */
+/* The ways to store a product: as float32, as bfloat16, or added to float32. */
 enum { STORE_FLOAT = 0, STORE_BF16 = 1, ACCUMULATE = 2 };
 
 /* Rows of the largest tile of a level. */

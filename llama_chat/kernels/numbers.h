@@ -55,7 +55,8 @@ INLINE float bf16_to_float(uint16_t half)
 
 /* ---- rounding ------------------------------------------------------------------------------- */
 
-/* 1.5 * 2**23: a float of this size has no bits for a fraction, so adding it rounds, ties to even. */
+/* 1.5 * 2**23: a float of this size has no bits for a fraction, so adding it rounds, ties to
+ * even. */
 #define ROUNDING 0x1.8p23f
 #define ROUNDING_BITS 0x4b400000
 

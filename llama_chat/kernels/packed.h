@@ -1,8 +1,8 @@
 /* The layout of packed matrices in memory.
  *
  * Sixteen rows of a matrix make a panel. A panel is a run of blocks, one for each group of 16 or 32
- * neighbouring columns, with the quants, scales and minima of its sixteen rows: one stream of bytes,
- * read once from front to back. A weight is scale * q + min (see PackedWeight in Python).
+ * neighbouring columns, with the quants, scales and minima of its sixteen rows: one stream of
+ * bytes, read once from front to back. A weight is scale * q + min (see PackedWeight in Python).
  *
  * The quants of a block are chunks of 64 bytes, of which each row has four neighbouring bytes. For
  * W8 those are four columns, as q + 128. For W4 the low nibbles are four columns of the first half
@@ -10,8 +10,8 @@
  * then come the upper two bits of its quants, those of four columns a quarter of the group apart in
  * one byte. The quants are followed by sixteen scales and, in layouts with minima, sixteen minima.
  *
- * Scales and minima are float16; or int8, to be multiplied by the float16 scales of a super-block (a
- * run of groups, as in the K-quants of GGUF), which precede its first block. The last panel is
+ * Scales and minima are float16; or int8, to be multiplied by the float16 scales of a super-block
+ * (a run of groups, as in the K-quants of GGUF), which precede its first block. The last panel is
  * padded with rows of zeros.
  */
 
@@ -65,8 +65,8 @@ INLINE int64_t quant_bytes(packed_layout layout) { return PANEL * layout.group *
 /* Chunks with the low four bits of W4 and W6, or with all of W8. */
 INLINE int low_chunks(packed_layout layout) { return layout.group / (layout.bits == 8 ? 4 : 8); }
 
-/* Where W6 has the upper two bits of chunk `c`: in which chunk, and how far up those of its low
- * nibbles; those of its high nibbles are four bits above. */
+/* The chunk with the upper two bits of chunk `c` of W6, and the shift of those that belong to its
+ * low nibbles; those of its high nibbles are four bits above. */
 INLINE int upper_chunk(int c, int group) { return group / 8 + c % (group / 16); }
 INLINE int upper_shift(int c, int group) { return c / (group / 16) * 2; }
 
@@ -87,7 +87,7 @@ INLINE int64_t super_scale_bytes(packed_layout layout)
     return PANEL * (layout.has_mins ? 2 : 1) * (int64_t)sizeof(uint16_t);
 }
 
-/* Whether a super-block, and so its scales, begins before the block of group `g`. */
+/* True if a super-block begins with the block of group `g`, so that its scales come first. */
 INLINE int begins_super_block(packed_layout layout, int64_t g)
 {
     return layout.groups_per_super_block && g % layout.groups_per_super_block == 0;

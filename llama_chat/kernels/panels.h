@@ -1,4 +1,4 @@
-/* The tensors that a matrix is packed from. */
+/* Source of a packed matrix. */
 
 #ifndef PANELS_H
 #define PANELS_H
@@ -11,7 +11,7 @@ typedef struct {
     int64_t row_stride, group_stride; /* in bytes; of super-block scales, from one to the next */
 } tensor_view;
 
-/* What a matrix is packed from; tensors that its layout has not are empty. */
+/* The tensors of a PackedWeight; those that its layout has not are empty. */
 typedef struct {
     tensor_view quants, scales, mins, super_scales, super_mins;
 } unpacked_matrix;

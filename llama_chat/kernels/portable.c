@@ -1,4 +1,4 @@
-/* Any processor: plain C, in vectors of four floats. */
+/* Any processor: plain C, with vectors of four floats. */
 
 #include "kernel_set.h"
 
@@ -44,8 +44,9 @@ INLINE void multiply_chunk(const uint8_t *block, int c, const int8_t *low, const
  *
  *     sum(w * x)  ~  scale * x_scale * sum(q * x_q)  +  min * x_scale * sum(x_q)
  *
- * where both sums are of integers. The second is that of the quantized activations: their errors are
- * then weighted by the weights, which are centred on zero, and not by the quants, which need not be.
+ * where both sums are of integers. The second is that of the quantized activations: their errors
+ * are then weighted by the weights, which are centred on zero, and not by the quants, which need
+ * not be.
  */
 INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t *tile, float *out,
                            int64_t out_stride, packed_layout layout, int n)

@@ -1,8 +1,8 @@
 /* Attention of a block of queries to all keys that they may see, for any instruction set.
  *
  * Blocks of queries meet blocks of keys in registers, and the softmax is rescaled along with them
- * (Dao et al. 2022, https://arxiv.org/abs/2205.14135). The products, and the form of what they
- * multiply, are those of prefill_float.h or prefill_bf16.h, one of which is included before.
+ * (Dao et al. 2022, https://arxiv.org/abs/2205.14135). The products, and the format of their
+ * operands, come from prefill_float.h or prefill_bf16.h, either of which includes this.
  */
 
 #ifndef PREFILL_ATTENTION_H
@@ -11,8 +11,8 @@
 #include "attention.h"
 
 /* Turn the scores of one query for `n_keys` keys, of which it sees the first `n_visible`, into
- * exponentials relative to the maximum so far; rescale the sums if that has grown. This is the online
- * softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. */
+ * exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
+ * online softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. */
 INLINE void online_softmax(float *scores, int64_t n_keys, int64_t n_visible, float *max,
                            float *total, float *sums, int64_t width)
 {

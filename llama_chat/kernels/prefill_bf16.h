@@ -1,7 +1,7 @@
 /* Blocks of queries, keys and values in pairs of bfloat16, for prefill_attention.h.
  *
- * Instructions that multiply bfloat16 add the products of two neighbours. Rows on the left hold such
- * pairs, in the front half of what were rows of floats; a matrix on the right holds pairs of
+ * Instructions that multiply bfloat16 add the products of two neighbours. Rows on the left hold
+ * such pairs, in the front half of what were rows of floats; a matrix on the right holds pairs of
  * two of its rows, side by side. Numbers are counted as if they were floats.
  *
  * The level defines before: convert_rows(), as in prefill_float.h; and

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ScratchPool:
-    """Buffers that calls in flight borrow, each its own.
+    """Buffers that calls in flight borrow, so that no two of them share one.
 
     Fresh memory would cost as much time as using it, since the system hands it out page by page. So
     buffers are kept: as many as there have been calls at one time, however many there were in all.

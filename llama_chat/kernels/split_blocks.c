@@ -33,7 +33,8 @@ INLINE void pack_two_groups(const uint8_t *from, int n, uint8_t *low, uint8_t *h
     }
 }
 
-/* The upper bits of a group of `n`, which are `mask` of as many bytes after a shift, as W6 has them. */
+/* The upper bits of a group of `n`, which are `mask` of as many bytes after a shift, as W6 has
+ * them. */
 INLINE void pack_upper_bits(const uint8_t *from, int n, int shift, uint8_t mask, uint8_t *to)
 {
     const int quarter = n / 4;
