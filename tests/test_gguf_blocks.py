@@ -87,7 +87,7 @@ def test_any_blocks_are_those_of_the_gguf_library(name: str, n_blocks: int, seed
 @pytest.mark.parametrize("name", KINDS)
 def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     kind = KINDS[name]
-    # More than are taken apart at a time, and a last chunk that is not full.
+    # More than are split at a time, and a last chunk that is not full.
     data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, largest)
     packed = pack(data, kind, n_rows=5 * 103)
     assert packed is not None
@@ -102,9 +102,7 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
 
 
 @pytest.mark.parametrize("name", split_blocks.BITS)
-def test_blocks_are_taken_apart_the_same_without_c(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_split_the_same_without_c(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_blocks(KINDS[name], 3 * 2**10, 0.01)
     packed = pack(data, KINDS[name], n_rows=12)
     monkeypatch.setattr(native, "is_available", lambda: False)

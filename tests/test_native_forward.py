@@ -79,7 +79,7 @@ def test_logits_and_cache_are_those_of_torch(
     fast.kv_dtype = slow.kv_dtype = kv_dtype
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(config.vocab_size, (1100,), generator=generator).tolist()
-    # One row, a few and many, into an empty cache, across the edges of runs, and far behind.
+    # One row, a few and many, into an empty cache, across the edges of splits, and after many rows.
     few = [(0, 1), (0, 8), (3, 2), (254, 5), (256, 1), (511, 3), (1030, 7)]
     for start, n_new in [*few, (0, 9), (0, 150), (100, 64), (700, 300)]:
         caches = fast.new_cache(), slow.new_cache()
@@ -104,19 +104,19 @@ def test_logits_and_cache_are_those_of_torch(
 def test_a_few_tokens_together_give_what_they_give_one_by_one(
     level: str, config: LlamaConfig
 ) -> None:
-    """Bit for bit: which of them were read together must not show in a reply."""
+    """Bit for bit: the batches in which tokens were read must not show in a reply."""
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
     model = packed_model(config, (8, 4), torch.bfloat16)
     assert model.native is not None
     model.native.level = level
     ids = list(range(1, 301))
-    apart = model.new_cache()
-    single = torch.stack([model([token_id], apart) for token_id in ids])
+    one_by_one = model.new_cache()
+    single = torch.stack([model([token_id], one_by_one) for token_id in ids])
     for n in range(2, 9):
-        together = model.new_cache()
+        batched = model.new_cache()
         for at in range(0, len(ids), n):
-            several = model(ids[at : at + n], together, all_logits=True)
+            several = model(ids[at : at + n], batched, all_logits=True)
             assert several.equal(single[at : at + n])
 
 

@@ -76,8 +76,8 @@ def test_products_are_those_of_the_unpacked_weights(
     # A value half-way between two steps may be rounded either way.
     step = x.abs().max() / 127 * weights.abs().max()
     assert (matrix.multiply(x) - expected).abs().max() < step * 1.01 + 1e-4
-    narrow = matrix.multiply(x.bfloat16())
-    assert narrow.equal(matrix.multiply(x.bfloat16().float()).bfloat16())
+    rounded_once = matrix.multiply(x.bfloat16())
+    assert rounded_once.equal(matrix.multiply(x.bfloat16().float()).bfloat16())
 
 
 @pytest.mark.parametrize("level", native.supported_levels())
