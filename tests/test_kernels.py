@@ -148,6 +148,35 @@ def test_the_program_ends_with_one_line(
 
 
 @needs_library
+@needs_compiler
+def test_a_level_of_another_processor_is_not_offered(
+    compile_library: Compile, tmp_path: Path
+) -> None:
+    other = json.loads(json.dumps(native.describe()))
+    other["levels"] = {
+        "portable": {"is_supported": True, "tile_sizes": [1, 2]},
+        "abacus": {"is_supported": False, "tile_sizes": []},
+    }
+    functions = "".join(f"void {name}(void) {{}}\n" for name in native.SIGNATURES)
+    code = f"""
+from pathlib import Path
+from llama_chat.errors import UsageError
+from llama_chat.kernels import native
+
+native.LIBRARY = Path({str(compile_library(describing(other) + functions))!r})
+assert native.supported_levels() == ("portable",)
+try:
+    native.level_name()
+except UsageError as error:
+    print(error)
+"""
+    done = run_python(code, tmp_path, LLAMA_CHAT_KERNEL="abacus")
+    assert done.stdout == (
+        "LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of portable, torch\n"
+    ), done.stderr
+
+
+@needs_library
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
 def test_importing_everything_loads_nothing(tmp_path: Path) -> None:
     code = """

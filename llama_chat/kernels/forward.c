@@ -244,6 +244,7 @@ EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int
                     int64_t first, int64_t end, float *logits, int n_logits, char *scratch,
                     pass_record *record, int level, int n_threads)
 {
+    (void)n_threads; /* not used without OpenMP */
     const kernel_set kernels = kernels_of(level);
     arena memory = {scratch, 0};
     shared_buffers shared = {.x = x};

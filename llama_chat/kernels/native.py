@@ -30,7 +30,7 @@ _MAX_DESCRIPTION = 4096
 
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
-_SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
+SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "pack_panels": (None, (_POINTER, _POINTER, _POINTER)),
     "split_blocks": (None, (_INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER)),
     "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
@@ -64,7 +64,7 @@ def library() -> ctypes.CDLL:
         reason = str(error).removeprefix(f"{LIBRARY}: ")
         raise _refusal(f"cannot be loaded ({reason})") from error
     _check(loaded)
-    for name, (result, arguments) in _SIGNATURES.items():
+    for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     return loaded
@@ -103,7 +103,8 @@ def supported_levels() -> tuple[str, ...]:
     """List the levels that this processor supports, the best last; none if nothing was built."""
     if not LIBRARY.exists():
         return ()
-    return tuple(name for name, is_supported in describe()["levels"].items() if is_supported)
+    levels = describe()["levels"].items()
+    return tuple(name for name, level in levels if level["is_supported"])
 
 
 def level_number(name: str | None = None) -> int:
