@@ -70,7 +70,9 @@ def main() -> None:
     engine.prefill(ids)
     token = seconds_of_a_token(engine, Sampler(Sampling(temperature=0)), options.new)
     whole, bandwidth = sum(token.values()), read_bandwidth()
-    print(f"{llama.name}, {native.name()}, {options.threads} threads, behind {options.behind}")
+    print(
+        f"{llama.name}, {native.level_name()}, {options.threads} threads, behind {options.behind}"
+    )
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     print(f"one token      {1000 * whole:8.3f} ms")
     for name, seconds in token.items():

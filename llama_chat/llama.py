@@ -43,11 +43,9 @@ class Llama:
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
-        self.backend = choose_backend(model, cache_dtype)
+        self.backend = choose_backend(model, cache_dtype, threads)
         self._cache_dtype = cache_dtype
         self._max_saved_bytes = max_saved_bytes
-        self._threads = threads
-        self.use_threads()
         self._engine = self.engine()
 
     @property
@@ -59,15 +57,6 @@ class Llama:
     def context(self) -> int:
         """How many tokens fit."""
         return self.model.config.context_length
-
-    def use_threads(self) -> None:
-        """Let torch compute in as many threads as were asked for.
-
-        OpenMP keeps that number for each thread that calls it: a thread other than the one that
-        loaded the model calls this first.
-        """
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits behind every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""

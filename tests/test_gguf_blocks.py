@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize, pack
-from llama_chat.kernels import k_quants, native
+from llama_chat.kernels import native, split_blocks
 from llama_chat.kernels.matrix import NativeMatrix
 from tests.model_files import SMALL, write_gguf
 
@@ -87,7 +87,7 @@ def test_any_blocks_are_those_of_the_gguf_library(name: str, n_blocks: int, seed
 @pytest.mark.parametrize("name", KINDS)
 def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     kind = KINDS[name]
-    # More than are taken apart at a time, and a last chunk that is not full.
+    # More than are split at a time, and a last chunk that is not full.
     data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, largest)
     packed = pack(data, kind, n_rows=5 * 103)
     assert packed is not None
@@ -96,18 +96,16 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     assert packed.n_bytes == len(data) // kind.n_bytes * kind.packed_bytes
     unpacked = packed.unpack(torch.float32)
     assert np.array_equal(bits(unpacked.numpy()), bits(theirs(data, kind)))
-    if native.available:
+    if native.is_available():
         matrix, rows = NativeMatrix(packed.bits, *packed.tensors), torch.arange(5 * 103)
         assert matrix.unpack_rows(rows, torch.empty_like(unpacked)).equal(unpacked)
 
 
-@pytest.mark.parametrize("name", k_quants.BITS)
-def test_blocks_are_taken_apart_the_same_without_c(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", split_blocks.BITS)
+def test_blocks_are_split_the_same_without_c(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_blocks(KINDS[name], 3 * 2**10, 0.01)
     packed = pack(data, KINDS[name], n_rows=12)
-    monkeypatch.setattr(native, "available", False)
+    monkeypatch.setattr(native, "is_available", lambda: False)
     expected = pack(data, KINDS[name], n_rows=12)
     assert packed is not None
     assert expected is not None

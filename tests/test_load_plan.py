@@ -69,7 +69,7 @@ def test_saved_suffixes_get_what_a_full_cache_leaves(large_model: Path) -> None:
 
 def test_quantized_files_stay_packed_where_that_is_fast(large_model: Path) -> None:
     checkpoint = plan_of(large_model, "auto").checkpoint
-    fast = "stored" if native.available else "none"
+    fast = "stored" if native.is_available() else "none"
     assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12) == fast
     assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**6) == "stored"
     gpu = torch.device("cuda")

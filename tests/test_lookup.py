@@ -33,7 +33,7 @@ from tests.program import run
 from tests.test_native_forward import packed_model
 
 needs_native = pytest.mark.skipif(
-    not native.available, reason="no C compiler was there at installation"
+    not native.is_available(), reason="no C compiler was there at installation"
 )
 
 TOKENIZER = byte_tokenizer()

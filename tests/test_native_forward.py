@@ -1,6 +1,13 @@
 """The layers in C compute what the layers in torch compute."""
 
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -9,14 +16,18 @@ from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
+from llama_chat.kernels.scratch import ScratchPool
+from llama_chat.loading.plan import load
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.quantization.linear import place
 from llama_chat.quantization.quantize import quantize
+from tests.conftest import ROOT
 from tests.models import TINY, random_model
+from tests.program import environment
 
 pytestmark = pytest.mark.skipif(
-    not native.available, reason="no C compiler was there at installation"
+    not native.is_available(), reason="no C compiler was there at installation"
 )
 
 CONFIGS = {
@@ -44,7 +55,7 @@ def packed_model(
     return model
 
 
-def native_backend(model: Transformer, level: int | None = None) -> NativeBackend:
+def native_backend(model: Transformer, level: str | None = None) -> NativeBackend:
     backend = NativeBackend.create(model)
     assert backend is not None
     if level is not None:
@@ -57,13 +68,13 @@ def rows(cache: KVCache, length: int) -> torch.Tensor:
     return torch.stack([rows for layer in layers for rows in layer])
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["floats", "int8"])
 @torch.inference_mode()
 def test_logits_and_cache_are_those_of_torch(
-    level: int, config: LlamaConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
+    level: str, config: LlamaConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
 ) -> None:
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
@@ -71,7 +82,7 @@ def test_logits_and_cache_are_those_of_torch(
     fast, slow = native_backend(model, level), TorchBackend(model)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(config.vocab_size, (1100,), generator=generator).tolist()
-    # One row, a few and many, into an empty cache, across the edges of runs, and far behind.
+    # One row, a few and many, into an empty cache, across the edges of splits, and after many rows.
     few = [(0, 1), (0, 8), (3, 2), (254, 5), (256, 1), (511, 3), (1030, 7)]
     for start, n_new in [*few, (0, 9), (0, 150), (100, 64), (700, 300)]:
         caches = fast.new_cache(kv_dtype), slow.new_cache(kv_dtype)
@@ -90,23 +101,23 @@ def test_logits_and_cache_are_those_of_torch(
         assert caches[0].ids == caches[1].ids
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.inference_mode()
 def test_a_few_tokens_together_give_what_they_give_one_by_one(
-    level: int, config: LlamaConfig
+    level: str, config: LlamaConfig
 ) -> None:
-    """Bit for bit: which of them were read together must not show in a reply."""
+    """Bit for bit: the batches in which tokens were read must not show in a reply."""
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
     backend = native_backend(packed_model(config, (8, 4), torch.bfloat16), level)
     ids = list(range(1, 301))
-    apart = backend.new_cache()
-    single = torch.stack([backend.forward([token_id], apart) for token_id in ids])
+    one_by_one = backend.new_cache()
+    single = torch.stack([backend.forward([token_id], one_by_one) for token_id in ids])
     for n in range(2, 9):
-        together = backend.new_cache()
+        batched = backend.new_cache()
         for at in range(0, len(ids), n):
-            several = backend.forward(ids[at : at + n], together, all_logits=True)
+            several = backend.forward(ids[at : at + n], batched, all_logits=True)
             assert several.equal(single[at : at + n])
 
 
@@ -141,3 +152,135 @@ def test_a_model_with_one_matrix_of_floats_is_left_to_torch() -> None:
     config = replace(TINY, dim=72, n_heads=9, n_kv_heads=3)  # rows that cannot be packed
     assert NativeBackend.create(packed_model(config, (8, 8), torch.float32)) is None
     assert NativeBackend.create(random_model()) is None
+
+
+T = TypeVar("T")
+
+
+def in_a_fresh_thread(call: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize("level", native.supported_levels())
+@pytest.mark.parametrize("n_new", [1, 40])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_threads_asked_for_take_part(threads: int, n_new: int, level: str) -> None:
+    """Whatever OpenMP has as the number of the Python thread that calls."""
+    if not native.has_openmp():
+        threads = 1
+    backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16), level)
+    backend.threads = threads
+
+    def run() -> tuple[torch.Tensor, int]:
+        logits = backend.forward(list(range(n_new)), backend.new_cache(), all_logits=True)
+        return logits, backend.kernels.take_times().n_threads
+
+    logits, took_part = in_a_fresh_thread(run)
+    assert took_part == threads
+    assert backend.kernels.take_times().n_threads == 0  # this thread has run nothing
+    again, took_part = run()
+    assert took_part == threads
+    backend.threads = 1
+    alone, _ = run()
+    assert logits.equal(again)
+    assert logits.equal(alone)
+
+
+def test_a_smaller_team_than_asked_for_gives_the_same(tmp_path: Path) -> None:
+    code = """
+import torch
+from tests.test_native_forward import TINY, native_backend, packed_model
+
+def run(n_new, threads):
+    backend.threads = threads
+    logits = backend.forward(list(range(n_new)), backend.new_cache(), all_logits=True)
+    return logits, backend.kernels.take_times().n_threads
+
+backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16))
+for n_new in (1, 8, 40):
+    (alone, _), (limited, team) = run(n_new, 1), run(n_new, 5)
+    assert alone.equal(limited)
+    assert team <= 2, team
+"""
+    env = environment(tmp_path, OMP_THREAD_LIMIT="2", PYTHONPATH=str(ROOT))
+    subprocess.run([sys.executable, "-c", code], env=env, timeout=120, check=True)
+
+
+def test_a_model_computes_in_the_threads_that_it_was_loaded_with(gguf_model: Path) -> None:
+    if not native.has_openmp():
+        pytest.skip("built without OpenMP")
+    before = torch.get_num_threads()
+    try:
+        backends = [load(gguf_model, quantize="int8", threads=n).backend for n in (1, 2)]
+        for backend, n in zip(backends, (1, 2), strict=True):
+            assert isinstance(backend, NativeBackend)
+
+            def run(backend: NativeBackend = backend) -> int:
+                backend.forward([1, 2, 3], backend.new_cache())
+                return backend.kernels.take_times().n_threads
+
+            assert in_a_fresh_thread(run) == n
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_follows_the_number_of_threads_in_every_thread() -> None:
+    before = torch.get_num_threads()
+    backend = TorchBackend(random_model(), threads=1)
+
+    def run() -> int:
+        torch.set_num_threads(2)
+        backend.forward([1, 2, 3], backend.new_cache())
+        return torch.get_num_threads()
+
+    assert in_a_fresh_thread(run) == 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("level", native.supported_levels())
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["floats", "int8"])
+def test_two_sessions_in_two_threads_do_not_disturb_each_other(
+    level: str, kv_dtype: torch.dtype | None
+) -> None:
+    """Bit for bit, and each with times of its own."""
+    backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16), level)
+    backend.threads = 1
+    generator = torch.Generator().manual_seed(5)
+    scripts = [
+        [torch.randint(TINY.vocab_size, (n,), generator=generator).tolist() for n in sizes]
+        for sizes in ([40, 1, 3, 1, 90, 8, 1, 1], [1, 8, 70, 1, 1, 2, 33, 1])
+    ]
+
+    def run(script: list[list[int]], start: Callable[[], object]) -> list[torch.Tensor]:
+        cache = backend.new_cache(kv_dtype)
+        backend.kernels.take_times()
+        start()
+        logits = [backend.forward(ids, cache, all_logits=True) for ids in script]
+        assert backend.kernels.take_times().n_threads == 1
+        return logits
+
+    expected = [run(script, lambda: None) for script in scripts]
+    barrier = threading.Barrier(len(scripts), timeout=60)
+    with ThreadPoolExecutor(len(scripts)) as pool:
+        for _ in range(40):
+            sessions = [pool.submit(run, script, barrier.wait) for script in scripts]
+            for session, logits in zip(sessions, expected, strict=True):
+                for got, wanted in zip(session.result(), logits, strict=True):
+                    assert got.equal(wanted)
+
+
+def test_scratch_memory_is_used_again() -> None:
+    pool = ScratchPool()
+    with pool.borrow(1000) as first, pool.borrow(10) as second:
+        assert first.data_ptr() != second.data_ptr()
+        assert pool.n_idle == 0
+    addresses = {first.data_ptr(), second.data_ptr()}
+    for n_bytes in (0, 5, 10):
+        with pool.borrow(n_bytes) as buffer:
+            assert buffer.data_ptr() in addresses
+            assert len(buffer) >= n_bytes
+    assert pool.n_idle == 2
+    with pytest.raises(KeyboardInterrupt), pool.borrow(10):
+        raise KeyboardInterrupt
+    assert pool.n_idle == 2

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_build import build_library
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
@@ -18,7 +17,6 @@ from llama_chat.quantization.linear import packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.definitions import Sampling
-from tests.conftest import ROOT
 from tests.program import COMMAND, environment
 
 Layout = tuple[Literal[4, 6, 8], int, bool, bool]
@@ -52,12 +50,12 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
     return ((groups / steps.clamp_min(1e-30)).round() * steps).view(x.shape)
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @EVERY_LAYOUT
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(1, 70), n_spans=st.integers(1, 20), n_x=st.integers(1, 40))
 def test_products_are_those_of_the_unpacked_weights(
-    level: int, layout: Layout, rows: int, n_spans: int, n_x: int
+    level: str, layout: Layout, rows: int, n_spans: int, n_x: int
 ) -> None:
     packed = random_packed(layout, rows, n_spans)
     weights = packed.unpack(torch.float32)
@@ -72,13 +70,13 @@ def test_products_are_those_of_the_unpacked_weights(
     # A value half-way between two steps may be rounded either way.
     step = x.abs().max() / 127 * weights.abs().max()
     assert (matrix.multiply(x) - expected).abs().max() < step * 1.01 + 1e-4
-    narrow = matrix.multiply(x.bfloat16())
-    assert narrow.equal(matrix.multiply(x.bfloat16().float()).bfloat16())
+    rounded_once = matrix.multiply(x.bfloat16())
+    assert rounded_once.equal(matrix.multiply(x.bfloat16().float()).bfloat16())
 
 
-@pytest.mark.parametrize("level", native.levels(), ids=lambda level: native.LEVELS[level])
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None:
+def test_what_is_no_number_is_not_rounded_away(level: str, value: float) -> None:
     packed = random_packed((4, 32, True, False), 20, 4)
     matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
     x = torch.ones(3, 128)
@@ -88,7 +86,7 @@ def test_what_is_no_number_is_not_rounded_away(level: int, value: float) -> None
     assert product[[0, 2]].isfinite().all()
 
 
-@pytest.mark.skipif(not native.available, reason="no C compiler was there at installation")
+@pytest.mark.skipif(not native.is_available(), reason="no C compiler was there at installation")
 @EVERY_LAYOUT
 def test_a_product_is_close_to_that_of_floats(layout: Layout) -> None:
     packed = random_packed(layout, 300, 64)
@@ -159,7 +157,7 @@ def test_a_quantised_model_says_what_the_floats_say(quantization: str, starter_m
     assert llama.model.n_bytes < floats.model.n_bytes * (0.4 if quantization == "int8" else 0.25)
 
 
-@pytest.mark.parametrize("level", [*(native.LEVELS[i] for i in native.levels()), "torch"])
+@pytest.mark.parametrize("level", [*native.supported_levels(), "torch"])
 def test_every_path_gives_the_same_answer(level: str, gguf_model: Path, tmp_path: Path) -> None:
     arguments = ["complete", "-", "-m", str(gguf_model), "--quantize", "int8", "--json"]
     answer = subprocess.run(
@@ -181,17 +179,6 @@ def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path:
     )
     assert answer.returncode == 2
     assert b"LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of " in answer.stderr
-
-
-def test_without_a_compiler_nothing_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = [ROOT / "llama_chat" / "kernels" / "panels.c"]
-    monkeypatch.setenv("CC", "false")
-    assert not build_library(source, tmp_path / "a.so")
-    monkeypatch.setenv("CC", "/nonexistent/cc")
-    assert not build_library(source, tmp_path / "a.so")
-    assert not (tmp_path / "a.so").exists()
 
 
 @pytest.mark.parametrize("quantize", ["none", "stored"])

@@ -1,8 +1,8 @@
-"""The number formats of GGUF tensors: how blocks come apart, become floats, and are packed.
+"""The number formats of GGUF tensors: splitting, dequantizing and packing their blocks.
 
-A quantised row is a run of blocks of 32 or 256 weights. Each format has a function that takes
-blocks apart into what all of them are made of: a small integer for each weight, and for each group
-of 16 or 32 weights a scale and, in some, a minimum. The fields of a block are named as in the
+A quantised row is a run of blocks of 32 or 256 weights. Each format has a function that splits
+blocks into what all of them are made of: a small integer for each weight, and for each group of 16
+or 32 weights a scale and, in some, a minimum. The fields of a block are named as in the
 reference, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llama_chat.kernels import k_quants, native
+from llama_chat.kernels import native, split_blocks
 from llama_chat.quantization.packed import PackedWeight
 
 Blocks = NDArray[np.void]
@@ -24,8 +24,8 @@ Halves = NDArray[np.float16]
 Numbers = NDArray[np.float16] | NDArray[np.int8]
 
 
-class Parts(NamedTuple):
-    """Blocks taken apart into what a ``PackedWeight`` is made of, each ``(n_blocks, n_groups, …)``.
+class BlockParts(NamedTuple):
+    """Blocks split into the tensors of a ``PackedWeight``, each ``(n_blocks, n_groups, …)``.
 
     All are views of the blocks if the scales of a format are stored as they are.
     """
@@ -33,9 +33,9 @@ class Parts(NamedTuple):
     quants: NDArray[Any]
     scales: Numbers
     mins: Numbers | None = None
-    scale_steps: Halves | None = None
+    super_scales: Halves | None = None
     """``(n_blocks, 1)``."""
-    min_steps: Halves | None = None
+    super_mins: Halves | None = None
 
 
 def _items(numbers: NDArray[Any], n_bytes: int) -> NDArray[np.void]:
@@ -74,12 +74,12 @@ def _six_bits(low: Bytes, upper: Bytes) -> Bytes:
     return np.concatenate((_pairs(low), _fours(upper)), axis=-1)
 
 
-def _q4_0(blocks: Blocks) -> Parts:
-    return Parts(blocks["qs"], blocks["d"][:, None])
+def _q4_0(blocks: Blocks) -> BlockParts:
+    return BlockParts(blocks["qs"], blocks["d"][:, None])
 
 
-def _q4_1(blocks: Blocks) -> Parts:
-    return Parts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
+def _q4_1(blocks: Blocks) -> BlockParts:
+    return BlockParts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
 
 
 def _five_bits(blocks: Blocks, added: int) -> Bytes:
@@ -88,69 +88,69 @@ def _five_bits(blocks: Blocks, added: int) -> Bytes:
     return np.concatenate((blocks["qs"], _fours(fifth + added)), axis=-1)
 
 
-def _q5_0(blocks: Blocks) -> Parts:
+def _q5_0(blocks: Blocks) -> BlockParts:
     """Quants of -16 to 15: W6 takes 32 away."""
-    return Parts(_five_bits(blocks, 1), blocks["d"][:, None])
+    return BlockParts(_five_bits(blocks, 1), blocks["d"][:, None])
 
 
-def _q5_1(blocks: Blocks) -> Parts:
-    return Parts(_five_bits(blocks, 0), blocks["d"][:, None], blocks["m"][:, None])
+def _q5_1(blocks: Blocks) -> BlockParts:
+    return BlockParts(_five_bits(blocks, 0), blocks["d"][:, None], blocks["m"][:, None])
 
 
-def _q8_0(blocks: Blocks) -> Parts:
-    return Parts(blocks["qs"], blocks["d"][:, None])
+def _q8_0(blocks: Blocks) -> BlockParts:
+    return BlockParts(blocks["qs"], blocks["d"][:, None])
 
 
-def _steps(blocks: Blocks) -> tuple[Halves, Halves]:
-    """Those of scales and minima; the formats subtract what they call minima."""
+def _super_scales(blocks: Blocks) -> tuple[Halves, Halves]:
+    """Super-block scales of scales and of minima; the formats subtract what they call minima."""
     return blocks["d"][:, None], -blocks["dmin"][:, None]
 
 
-def _q2_k(blocks: Blocks) -> Parts:
+def _q2_k(blocks: Blocks) -> BlockParts:
     quants = _fields(blocks["qs"], 2).reshape(-1, 16, 16)
     numbers = blocks["scales"].view(np.int8)
-    return Parts(_pairs(quants), numbers & 15, numbers >> 4 & 15, *_steps(blocks))
+    return BlockParts(_pairs(quants), numbers & 15, numbers >> 4 & 15, *_super_scales(blocks))
 
 
-def _q3_k(blocks: Blocks) -> Parts:
+def _q3_k(blocks: Blocks) -> BlockParts:
     """Quants of -4 to 3 and scales of -32 to 31, both in two pieces."""
     low = _fields(blocks["qs"], 2).reshape(-1, 16, 16)
     high = _fields(blocks["hmask"], 1).reshape(-1, 16, 16)
     quants = (low | high * 4) + 4  # W4 takes 8 away again
     scales = _fields(blocks["scales"], 4).reshape(-1, 16)
     scales |= _fields(blocks["scales_h"], 2).reshape(-1, 16) * 16
-    return Parts(_pairs(quants), scales.view(np.int8) - 32, None, blocks["d"][:, None])
+    return BlockParts(_pairs(quants), scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 
 def _k_scales(blocks: Blocks) -> tuple[Numbers, Numbers, Halves, Halves]:
-    """Scales and minima of the 8 groups of Q4_K and Q5_K, of 6 bits each, and their steps.
+    """Scales and minima of the 8 groups of Q4_K and Q5_K, and the super-block scales of both.
 
-    Four of either stand in the four bytes of one number. Those of the first groups are the low bits
-    of ``scales`` and ``mins``; the two bits above them belong on top of the four bits that the
-    last groups have in ``rest``.
+    They have 6 bits each, and four of either are in the four bytes of one integer. Those of the
+    first groups are the low bits of ``scales`` and ``mins``; the two bits above them belong on top
+    of the four bits that the last groups have in ``rest``.
     """
     scales, mins, rest = blocks["scales"], blocks["mins"], blocks["rest"]
     last_scales = rest & 0x0F0F0F0F | scales >> 2 & 0x30303030
     last_mins = rest >> 4 & 0x0F0F0F0F | mins >> 2 & 0x30303030
     all_scales = np.stack((scales & 0x3F3F3F3F, last_scales), axis=1).view(np.int8)
     all_mins = np.stack((mins & 0x3F3F3F3F, last_mins), axis=1).view(np.int8)
-    return all_scales, all_mins, *_steps(blocks)
+    return all_scales, all_mins, *_super_scales(blocks)
 
 
-def _q4_k(blocks: Blocks) -> Parts:
-    return Parts(_pairs(_fields(blocks["qs"], 4).reshape(-1, 8, 32)), *_k_scales(blocks))
+def _q4_k(blocks: Blocks) -> BlockParts:
+    return BlockParts(_pairs(_fields(blocks["qs"], 4).reshape(-1, 8, 32)), *_k_scales(blocks))
 
 
-def _q5_k(blocks: Blocks) -> Parts:
+def _q5_k(blocks: Blocks) -> BlockParts:
     low = _fields(blocks["qs"], 4).reshape(-1, 8, 32)
-    return Parts(_six_bits(low, _fields(blocks["qh"], 1)), *_k_scales(blocks))
+    return BlockParts(_six_bits(low, _fields(blocks["qh"], 1)), *_k_scales(blocks))
 
 
-def _q6_k(blocks: Blocks) -> Parts:
+def _q6_k(blocks: Blocks) -> BlockParts:
     """Quants of -32 to 31: W6 takes 32 away."""
     low = _fields(blocks["ql"], 4).reshape(-1, 16, 16)
     upper = _fields(blocks["qh"], 2).reshape(-1, 16, 16)
-    return Parts(_six_bits(low, upper), blocks["scales"], None, blocks["d"][:, None])
+    return BlockParts(_six_bits(low, upper), blocks["scales"], None, blocks["d"][:, None])
 
 
 _IQ4 = np.array(
@@ -159,16 +159,16 @@ _IQ4 = np.array(
 """What the 4-bit numbers of IQ4_NL and IQ4_XS stand for."""
 
 
-def _iq4_nl(blocks: Blocks) -> Parts:
-    return Parts(_IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None])
+def _iq4_nl(blocks: Blocks) -> BlockParts:
+    return BlockParts(_IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None])
 
 
-def _iq4_xs(blocks: Blocks) -> Parts:
+def _iq4_xs(blocks: Blocks) -> BlockParts:
     quants = _IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 8, 32))
     # Neighbours in a byte are neighbours among the scales here, hence the axis of 1.
     scales = _fields(blocks["scales_l"][..., None], 4).reshape(-1, 8)
     scales |= _fields(blocks["scales_h"][..., None], 2).reshape(-1, 8) * 16
-    return Parts(quants, scales.view(np.int8) - 32, None, blocks["d"][:, None])
+    return BlockParts(quants, scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class BlockType:
     """Weights in a block."""
     layout: np.dtype[np.void]
     """The fields of a block, which follow each other without a gap."""
-    take_apart: Callable[[Blocks], Parts]
+    split: Callable[[Blocks], BlockParts]
 
     @property
     def n_bytes(self) -> int:
@@ -190,7 +190,7 @@ class BlockType:
     @property
     def packed_bytes(self) -> int:
         """Bytes that the weights of a block take when they are packed."""
-        parts = self.take_apart(np.zeros(1, self.layout))
+        parts = self.split(np.zeros(1, self.layout))
         return sum(part.nbytes for part in parts if part is not None)
 
 
@@ -293,13 +293,13 @@ _WEIGHTS_AT_A_TIME = 2**18
 """Few enough that what is made of them on the way stays in a processor's second cache."""
 
 
-def _in_chunks(data: Bytes, kind: BlockType) -> Iterator[tuple[slice, Parts]]:
-    """The blocks of ``data`` taken apart, some at a time, with where they lie among all."""
+def _in_chunks(data: Bytes, kind: BlockType) -> Iterator[tuple[slice, BlockParts]]:
+    """Split the blocks of ``data``, some at a time; yields their place among all blocks, too."""
     blocks = data.view(kind.layout)
     step = _WEIGHTS_AT_A_TIME // kind.n_weights
     for start in range(0, len(blocks), step):
         chunk = slice(start, start + step)
-        yield chunk, kind.take_apart(blocks[chunk])
+        yield chunk, kind.split(blocks[chunk])
 
 
 def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor:
@@ -331,11 +331,11 @@ def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
         The matrix, with views of ``data`` where that holds its parts; None if one of its scales or
         minima is infinite, or no number.
     """
-    sample = kind.take_apart(np.zeros(1, kind.layout))  # tells which parts there are
+    sample = kind.split(np.zeros(1, kind.layout))  # tells which parts there are
     if sample.scales.dtype == np.float16:
-        parts = kind.take_apart(data.view(kind.layout))
+        parts = kind.split(data.view(kind.layout))
     else:
-        parts = _take_apart(data, kind, sample)
+        parts = _split_all(data, kind, sample)
     if not all(part is None or _is_finite(part) for part in parts[1:]):
         return None
     return _packed(parts, kind, n_rows)
@@ -348,7 +348,7 @@ def _is_finite(numbers: Numbers) -> bool:
     return bool(((numbers.view(np.uint16) & 0x7C00) < 0x7C00).all())
 
 
-def _packed(parts: Parts, kind: BlockType, n_rows: int) -> PackedWeight:
+def _packed(parts: BlockParts, kind: BlockType, n_rows: int) -> PackedWeight:
     _, n_groups, n_bytes = parts.quants.shape
     bits: Any = 8 * n_groups * n_bytes // kind.n_weights
     quants = torch.from_numpy(parts.quants).reshape(n_rows, -1, n_bytes)
@@ -358,19 +358,19 @@ def _packed(parts: Parts, kind: BlockType, n_rows: int) -> PackedWeight:
     return PackedWeight(bits, quants, *numbers)
 
 
-def _take_apart(data: Bytes, kind: BlockType, sample: Parts) -> Parts:
-    """All blocks of ``data`` taken apart."""
+def _split_all(data: Bytes, kind: BlockType, sample: BlockParts) -> BlockParts:
+    """Split all blocks of ``data``."""
     blocks = data.view(kind.layout)
-    room: Any = (
+    buffers: Any = (
         None if part is None else np.empty((len(blocks), *part.shape[1:]), part.dtype)
         for part in sample
     )
-    if native.available and kind.name in k_quants.BITS:
-        quants, scales, mins, *_ = room
-        k_quants.take_apart(kind.name, blocks, quants, scales, mins)
-        steps = (blocks["d"][:, None],) if mins is None else _steps(blocks)
-        return Parts(quants, scales, mins, *steps)
-    whole = Parts(*room)
+    if native.is_available() and kind.name in split_blocks.BITS:
+        quants, scales, mins, *_ = buffers
+        split_blocks.split_blocks(kind.name, blocks, quants, scales, mins)
+        super_scales = (blocks["d"][:, None],) if mins is None else _super_scales(blocks)
+        return BlockParts(quants, scales, mins, *super_scales)
+    whole = BlockParts(*buffers)
     n_bytes = whole.quants.shape[-1]
     for chunk, parts in _in_chunks(data, kind):
         _items(whole.quants, n_bytes)[chunk] = _items(parts.quants, n_bytes)

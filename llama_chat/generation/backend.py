@@ -18,8 +18,10 @@ class Backend(ABC):
     """Tokens that one pass may take while logits and rows stay, bit for bit, those of passes over
     one token each."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, threads: int | None = None) -> None:
+        """Compute ``model`` in so many ``threads`` of the CPU; None for as many as torch uses."""
         self.model = model
+        self.threads = threads
 
     @property
     def context(self) -> int:
@@ -62,6 +64,9 @@ class Backend(ABC):
             InterruptedForward: if ``should_stop`` returned True.
             ValueError: if the tokens exceed the context.
         """
+        # OpenMP keeps that number for each thread that calls it.
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
         self._reserve(cache, cache.length + len(ids))
         logits = self._run(ids, cache, len(ids) if all_logits else 1, should_stop)
         cache.commit(ids)

@@ -12,7 +12,7 @@ from llama_chat.generation.backend import Backend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
-from llama_chat.kernels.forward import PARTS
+from llama_chat.kernels.abi import PARTS
 from llama_chat.model.transformer import Transformer
 
 Seconds = dict[str, float]
@@ -44,7 +44,8 @@ def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
 def timed_parts(backend: Backend) -> Iterator[Callable[[], Seconds]]:
     """Time forward passes; yields a function that takes the seconds of each part so far."""
     if isinstance(backend, NativeBackend):
-        yield backend.kernels.take_seconds
+        kernels = backend.kernels
+        yield lambda: kernels.take_times().seconds
         return
     watch = _Stopwatch(backend.model)
     try:

@@ -43,8 +43,8 @@ class _BucketCache:
 class GraphBackend(TorchBackend):
     """A model on one GPU: single tokens by graphs, prompts as written in torch."""
 
-    def __init__(self, model: Transformer) -> None:
-        super().__init__(model)
+    def __init__(self, model: Transformer, threads: int | None = None) -> None:
+        super().__init__(model, threads)
         device = model.device
         self._token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)

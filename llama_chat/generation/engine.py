@@ -65,11 +65,16 @@ class _Clock:
         return Timings(prefilled - self.began, max(self.last - first, 0.0), first - self.began)
 
 
-def choose_backend(model: Transformer, cache_dtype: torch.dtype | None = None) -> Backend:
-    """The fastest backend that can compute ``model`` with a cache of ``cache_dtype``."""
+def choose_backend(
+    model: Transformer, cache_dtype: torch.dtype | None = None, threads: int | None = None
+) -> Backend:
+    """The fastest backend that can compute ``model`` with a cache of ``cache_dtype``.
+
+    ``threads`` is the number of CPU threads; None for as many as torch uses.
+    """
     if GraphBackend.supports(model, cache_dtype or model.dtype):
-        return GraphBackend(model)
-    return NativeBackend.create(model) or TorchBackend(model)
+        return GraphBackend(model, threads)
+    return NativeBackend.create(model, threads) or TorchBackend(model, threads)
 
 
 class Engine:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_chat.errors import is_out_of_memory
 from llama_chat.kernels.forward import NativeCache
-from llama_chat.kernels.pages import room
+from llama_chat.kernels.pages import allocate
 from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256
@@ -34,7 +34,7 @@ def _allocate(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """An uninitialised buffer of the type and on the device of ``like``."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
-    return room(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
+    return allocate(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from llama_chat.generation.backend import Backend, TorchBackend
 from llama_chat.generation.kv_cache import KVCache
-from llama_chat.kernels.forward import MAX_ROWS, LayerTensors, NativeModel
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
+from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.quantization.linear import prefers_unpacked
 
@@ -15,19 +16,21 @@ from llama_chat.quantization.linear import prefers_unpacked
 class NativeBackend(Backend):
     """A model whose matrices are all packed, computed by the kernels."""
 
-    max_exact_batch = MAX_ROWS
+    max_exact_batch = MAX_EXACT_BATCH
 
-    def __init__(self, model: Transformer, kernels: NativeModel) -> None:
+    def __init__(
+        self, model: Transformer, kernels: NativeModel, threads: int | None = None
+    ) -> None:
         """Use ``create``."""
-        super().__init__(model)
+        super().__init__(model, threads)
         self.kernels = kernels
         self._torch = TorchBackend(model)
 
     @classmethod
-    def create(cls, model: Transformer) -> "NativeBackend | None":
+    def create(cls, model: Transformer, threads: int | None = None) -> "NativeBackend | None":
         """Make a backend for ``model``; None if the kernels cannot compute all of it."""
         kernels = _native_model(model)
-        return None if kernels is None else cls(model, kernels)
+        return None if kernels is None else cls(model, kernels, threads)
 
     def _run(
         self,
@@ -36,7 +39,7 @@ class NativeBackend(Backend):
         n_logits: int,
         should_stop: Callable[[], bool] | None,
     ) -> Tensor:
-        is_small = len(ids) <= MAX_ROWS
+        is_small = len(ids) <= MAX_EXACT_BATCH
         if not is_small and prefers_unpacked(self.model.dtype):
             return self._torch._run(ids, cache, n_logits, should_stop)
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
@@ -57,6 +60,7 @@ class NativeBackend(Backend):
                 sin,
                 layers=layers,
                 n_logits=n_logits if layers.stop == n_layers else 0,
+                n_threads=self.threads,
             )
         if logits is None:
             raise ValueError("a model without layers")

@@ -1,216 +1,118 @@
-/* Attention of a few new tokens to a cache, each head of keys and values serving a group of query
- * heads.
+/* Attention of new tokens to a cache, each head of keys and values serving a group of query heads.
  *
- * It is bound by reading the cache, which is cut into runs of rows: each is read once for all
- * queries of its head, and what the runs give is merged. Where the runs begin depends on nothing but
- * their place, so that a token gets the same numbers whether it is read alone or with others.
+ * Decode attention, of a few tokens, is bound by reading the cache. That is cut into splits, which
+ * threads share; each split is read once for all queries of its head, and the partial results are
+ * merged (Flash-Decoding, Dao et al. 2023,
+ * https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Splits begin at fixed rows, whatever
+ * the number of tokens or threads, so that each of up to MAX_EXACT_BATCH tokens gets bit for bit
+ * what it gets alone.
+ *
+ * Prefill attention, of more tokens, is bound by arithmetic: threads share blocks of queries, which
+ * meet blocks of keys in registers.
  */
 
-#include <math.h>
+#include "attention.h"
 
-#include "kv_rows.h"
+#include "kernel_set.h"
 
-/* Rows of a run: so few that the heads of a small model give every thread enough to do. */
-INLINE int64_t run_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_RUN; }
+/* ---- decode --------------------------------------------------------------------------------- */
 
-INLINE int64_t n_runs(const kv_cache *cache, int n_x)
+/* Rows of a split: so few that the heads of a small model give every thread enough to do. */
+INLINE int64_t split_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_SPLIT; }
+
+INLINE int64_t n_splits(const kv_cache *cache, int n_x)
 {
-    return filled_up(cache->length + n_x, run_rows(cache)) / run_rows(cache);
+    return round_up(cache->length + n_x, split_rows(cache)) / split_rows(cache);
 }
 
-/* What one query gets of one run: the largest score, the sum of the weights, and with them the
- * weighted sum of the values. */
-INLINE int64_t partial_floats(const kv_cache *cache)
+static void attend_splits(const kernel_set *kernels, const kv_cache *cache, int64_t layer,
+                          const float *q, int n_x, float *out, const attention_buffers *buffers,
+                          team_member me)
 {
-    return filled_up(cache->head_dim, PADDED) + 2;
-}
-
-typedef struct {
-    float *queries; /* (TOGETHER, head_dim), filled up to whole vectors with zeros */
-    float *scores;  /* (TOGETHER, MAX_RUN) */
-    float *rows;    /* (2, MAX_RUN, head_dim), filled up, of heads that are not whole vectors */
-} few_buffers;
-
-/* Turn the first `visible` of `padded` scores into weights, all others into 0; the largest score and
- * the sum of the weights go to `partial`. */
-INLINE void weigh(float *scores, int64_t visible, int64_t padded, float *partial)
-{
-    float most = -INFINITY, sum = 0;
-    for (int64_t r = visible; r < padded; r++)
-        scores[r] = -INFINITY;
-#pragma omp simd reduction(max : most)
-    for (int64_t r = 0; r < padded; r++)
-        most = scores[r] > most ? scores[r] : most;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t r = 0; r < padded; r++) {
-        scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - most);
-        sum += scores[r];
-    }
-    partial[0] = most;
-    partial[1] = sum;
-}
-
-/* Attend with `n_queries`, of which the last one sees the most rows. */
-INLINE void attend_together(const few_buffers *own, int n_queries, const run *keys,
-                            const run *values, const int64_t *visible, int64_t width,
-                            float *partials, int64_t stride, int kind, int level)
-{
-    const int64_t n = visible[n_queries - 1];
-    BY_WIDTH(level, score, own->queries, n_queries, keys, n, own->scores, width, kind);
-    for (int i = 0; i < n_queries; i++)
-        weigh(own->scores + i * MAX_RUN, visible[i], filled_up(n, PADDED), partials + i * stride);
-    BY_WIDTH(level, sum_rows, own->scores, n_queries, values, n, partials + 2, stride, width, kind);
-}
-
-/* Find a run, and copy it to `copy` if its rows are not whole vectors. */
-INLINE run find_run(const kv_cache *cache, void *const *buffers, float *const *scales,
-                    int64_t layer, int64_t head, range rows, float *copy, int kind)
-{
-    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
-    const char *first = head_of(cache, buffers, layer, head, kind);
-    const float *head_scales = scales_of(cache, scales, layer, head, kind);
-    if (n == width)
-        return (run){first + rows.start * n * size_of(kind),
-                     kind == INT8 ? head_scales + rows.start : NULL, n * size_of(kind)};
-    memset(copy, 0, sizeof(float) * (size_t)((rows.end - rows.start) * width));
-    for (int64_t r = rows.start; r < rows.end; r++)
-        load_row(first, head_scales, r, n, kind, copy + (r - rows.start) * width);
-    return (run){(const char *)copy, NULL, width * (int64_t)sizeof(float)};
-}
-
-/* Attend with all queries of one head of keys to the rows of one run.
- *
- * Each number of queries that work together is compiled for itself: those of the usual groups, of
- * types that are widened.
- */
-INLINE void attend_to_run(const kv_cache *cache, int64_t layer, const float *q, int n_x,
-                          int64_t head, range rows, few_buffers own, float *partials, int kind,
-                          int level)
-{
-    const int64_t n = cache->head_dim, width = filled_up(n, PADDED);
-    const int64_t group = cache->n_heads / cache->n_kv_heads, n_rows = rows.end - rows.start;
-    const int64_t stride = partial_floats(cache), n_queries = n_x * group;
-    const int are_floats = kind == FLOAT32 || n != width;
-    float *copies = own.rows;
-    run keys = find_run(cache, cache->keys, cache->key_scales, layer, head, rows, copies, kind);
-    run values = find_run(cache, cache->values, cache->value_scales, layer, head, rows,
-                          copies + MAX_RUN * width, kind);
-    for (int64_t first = 0, together; first < n_queries; first += together) {
-        const int64_t left = n_queries - first;
-        together = are_floats || left < 3 ? 1 : left < TOGETHER ? left : TOGETHER;
-        int64_t visible[TOGETHER];
-        for (int64_t j = 0; j < together; j++) {
-            int64_t i = first + j, seen = cache->length + i / group + 1 - rows.start;
-            visible[j] = seen < 0 ? 0 : seen > n_rows ? n_rows : seen;
-            memcpy(own.queries + j * width,
-                   q + (i / group * cache->n_heads + head * group + i % group) * n,
-                   sizeof(float) * (size_t)n);
-        }
-#define ATTEND(together, kind)                                                                     \
-    attend_together(&own, together, &keys, &values, visible, width, partials + first * stride,     \
-                    stride, kind, level)
-        if (are_floats)
-            ATTEND(1, FLOAT32);
-        else if (together == 1)
-            ATTEND(1, kind);
-        else if (together == 3)
-            ATTEND(3, kind);
-        else
-            ATTEND(TOGETHER, kind);
-#undef ATTEND
-    }
-}
-
-/* Put the runs of one query together; from one to the next are `stride` floats. */
-INLINE void merge(const float *partials, int64_t runs, int64_t stride, int64_t n, float *to)
-{
-    float most = -INFINITY, sum = 0;
-    for (int64_t r = 0; r < runs; r++)
-        most = partials[r * stride] > most ? partials[r * stride] : most;
-    memset(to, 0, sizeof(float) * (size_t)n);
-    for (int64_t r = 0; r < runs; r++) {
-        const float *partial = partials + r * stride;
-        if (partial[0] == -INFINITY)
-            continue;
-        float factor = fast_exp(partial[0] - most);
-        sum += factor * partial[1];
-        for (int64_t d = 0; d < n; d++)
-            to[d] += factor * partial[2 + d];
-    }
-    for (int64_t d = 0; d < n; d++)
-        to[d] /= sum;
-}
-
-INLINE range share_of(int64_t n)
-{
-    const int64_t thread = omp_get_thread_num(), n_threads = omp_get_num_threads();
-    return (range){n * thread / n_threads, n * (thread + 1) / n_threads};
-}
-
-INLINE void attend_few(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out,
-                       float *partials, float *own, int kind, int level)
-{
-    const int64_t group = cache->n_heads / cache->n_kv_heads, runs = n_runs(cache, n_x);
-    const int64_t stride = n_x * group * partial_floats(cache); /* from a run to the next */
-    const int64_t total = cache->length + n_x, step = run_rows(cache);
-    const int64_t width = filled_up(cache->head_dim, PADDED);
-    const few_buffers buffers = {own, own + TOGETHER * width, own + TOGETHER * (width + MAX_RUN)};
-    range items = share_of(cache->n_kv_heads * runs);
-    memset(buffers.queries, 0, sizeof(float) * (size_t)(TOGETHER * width));
+    const int64_t group = queries_per_kv_head(cache), splits = n_splits(cache, n_x);
+    const int64_t split_stride = n_x * group * partial_floats(cache);
+    const int64_t total = cache->length + n_x, step = split_rows(cache);
+    const decode_buffers *local = &buffers->decode;
+    memset(local->queries, 0, sizeof(float) * (size_t)(QUERY_BATCH * padded_head(cache)));
+    range items = share_of(cache->n_kv_heads * splits, me);
     for (int64_t item = items.start; item < items.end; item++) {
-        int64_t first = item % runs * step;
+        int64_t first = item % splits * step;
         range rows = {first, first + step < total ? first + step : total};
-        attend_to_run(cache, layer, q, n_x, item / runs, rows, buffers, partials + item * stride,
-                      kind, level);
+        kernels->attend_to_split(cache, layer, q, n_x, item / splits, rows, local,
+                                 buffers->partials + item * split_stride);
     }
-#pragma omp barrier
-    range queries = share_of(n_x * cache->n_heads);
+    wait_for_team();
+    range queries = share_of(n_x * cache->n_heads, me);
     for (int64_t i = queries.start; i < queries.end; i++) {
         int64_t m = i / cache->n_heads, head = i % cache->n_heads;
-        const float *first = partials + head / group * runs * stride +
+        const float *first = buffers->partials + head / group * splits * split_stride +
                              (m * group + head % group) * partial_floats(cache);
-        merge(first, runs, stride, cache->head_dim, out + i * cache->head_dim);
+        kernels->merge_partials(first, splits, split_stride, cache->head_dim,
+                                out + i * cache->head_dim);
     }
-#pragma omp barrier
+    wait_for_team();
 }
 
-#define FEW(target, level, number)                                                                 \
-    target static void few_##level(const kv_cache *cache, int64_t layer, const float *q, int n_x,  \
-                                   float *out, float *partials, float *own)                        \
-    {                                                                                              \
-        cache->kind == FLOAT32                                                                     \
-            ? attend_few(cache, layer, q, n_x, out, partials, own, FLOAT32, number)                \
-        : cache->kind == BFLOAT16                                                                  \
-            ? attend_few(cache, layer, q, n_x, out, partials, own, BFLOAT16, number)               \
-            : attend_few(cache, layer, q, n_x, out, partials, own, INT8, number);                  \
+/* ---- prefill -------------------------------------------------------------------------------- */
+
+/* Tokens whose queries of one head of keys make a block. */
+INLINE int64_t block_tokens(const kv_cache *cache)
+{
+    int64_t tokens = QUERY_BLOCK * cache->n_kv_heads / cache->n_heads;
+    return tokens > 1 ? tokens : 1;
+}
+
+static void attend_blocks(const kernel_set *kernels, const kv_cache *cache, int64_t layer,
+                          const float *q, int n_x, float *out, const prefill_buffers *buffers)
+{
+    const int64_t step = block_tokens(cache), blocks = round_up(n_x, step) / step;
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < cache->n_kv_heads * blocks; item++) {
+        /* The last tokens see the most keys: they go first. */
+        int64_t first = (blocks - 1 - item / cache->n_kv_heads) * step;
+        range tokens = {first, first + step < n_x ? first + step : n_x};
+        kernels->attend_block(cache, layer, q, item % cache->n_kv_heads, tokens, out, buffers);
     }
-
-FOR_LEVELS(FEW)
-static void (*const FEW_OF[])(const kv_cache *, int64_t, const float *, int, float *, float *,
-                              float *) = BY_LEVEL(few);
-
-int64_t attention_shared_bytes(const kv_cache *cache, int n_x)
-{
-    if (n_x > FEW_TOKENS)
-        return 0;
-    int64_t floats = n_x * cache->n_heads * n_runs(cache, n_x) * partial_floats(cache);
-    return floats * (int64_t)sizeof(float);
 }
 
-int64_t attention_own_bytes(const kv_cache *cache, int n_x)
+/* ---- both ----------------------------------------------------------------------------------- */
+
+void allocate_shared_attention(const kv_cache *cache, int n_x, arena *memory,
+                               attention_buffers *buffers)
 {
-    if (n_x > FEW_TOKENS)
-        return many_bytes(cache);
-    const int64_t width = filled_up(cache->head_dim, PADDED);
-    const int64_t copies = width == cache->head_dim ? 0 : 2 * MAX_RUN * width;
-    return (TOGETHER * (width + MAX_RUN) + copies) * (int64_t)sizeof(float);
+    const int64_t n_partials = n_x * cache->n_heads * n_splits(cache, n_x);
+    if (n_x <= MAX_EXACT_BATCH)
+        buffers->partials = arena_floats(memory, n_partials * partial_floats(cache));
 }
 
-void attend(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *shared,
-            void *own, int level)
+void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
+                               attention_buffers *buffers)
 {
-    if (n_x > FEW_TOKENS)
-        attend_many(cache, layer, q, n_x, out, own, level);
+    const int64_t width = padded_head(cache);
+    if (n_x <= MAX_EXACT_BATCH) {
+        decode_buffers *b = &buffers->decode;
+        b->queries = arena_floats(memory, QUERY_BATCH * width);
+        b->scores = arena_floats(memory, QUERY_BATCH * MAX_SPLIT);
+        b->rows = arena_floats(memory, width == cache->head_dim ? 0 : 2 * MAX_SPLIT * width);
+        return;
+    }
+    prefill_buffers *b = &buffers->prefill;
+    const int64_t n_rows = round_up(block_tokens(cache) * queries_per_kv_head(cache), TILE_ROWS);
+    b->queries = arena_floats(memory, n_rows * width);
+    b->sums = arena_floats(memory, n_rows * width);
+    b->scores = arena_floats(memory, n_rows * KEY_BLOCK);
+    b->keys = arena_floats(memory, width * KEY_BLOCK);
+    b->values = arena_floats(memory, KEY_BLOCK * width);
+    b->max = arena_floats(memory, n_rows);
+    b->total = arena_floats(memory, n_rows);
+    b->row = arena_floats(memory, width);
+}
+
+void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
+            int n_x, float *out, const attention_buffers *buffers, team_member me)
+{
+    if (n_x <= MAX_EXACT_BATCH)
+        attend_splits(kernels, cache, layer, q, n_x, out, buffers, me);
     else
-        FEW_OF[level](cache, layer, q, n_x, out, shared, own);
+        attend_blocks(kernels, cache, layer, q, n_x, out, &buffers->prefill);
 }

@@ -3,14 +3,17 @@
 #ifndef ATTENTION_H
 #define ATTENTION_H
 
-#include "packed.h"
+#include "arena.h"
+#include "numbers.h"
+#include "threads.h"
 
+/* Up to this number of new tokens, each gets bit for bit what it gets alone; see attention.c. */
+enum { MAX_EXACT_BATCH = 8 };
+
+/* Types of cached keys and values. */
 enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
-/* More tokens than these are read in another way; MAX_ROWS of native.py. */
-enum { FEW_TOKENS = 8 };
-
-/* The cache, and the rotary tables at the `n_x` tokens to be read. */
+/* The cache, and the rotary tables of the `n_x` new tokens. */
 typedef struct {
     int32_t kind;
     int64_t n_heads, n_kv_heads, head_dim;
@@ -18,43 +21,73 @@ typedef struct {
     void *const *values;
     float *const *key_scales; /* INT8 only: for each layer (n_kv_heads, capacity) */
     float *const *value_scales;
-    int64_t capacity, length; /* rows there are, and rows in use before these tokens */
+    int64_t capacity, length; /* rows allocated, and rows in use before the new tokens */
     const float *cos, *sin;   /* (n_x, head_dim / 2) */
 } kv_cache;
 
+/* Heads are padded to a multiple of this number of floats, the widest register of all levels. */
+enum { PADDING = 16 };
+
+INLINE int64_t padded_head(const kv_cache *cache) { return round_up(cache->head_dim, PADDING); }
+
+/* Query heads that share one head of keys and values. */
+INLINE int64_t queries_per_kv_head(const kv_cache *cache)
+{
+    return cache->n_heads / cache->n_kv_heads;
+}
+
+/* ---- decode attention ----------------------------------------------------------------------- */
+
+/* Queries that meet a row of the cache while it is in registers, and rows of a split at most. */
+enum { QUERY_BATCH = 4, MAX_SPLIT = 256 };
+
+/* Scratch memory of a thread; `width` is padded_head(). */
 typedef struct {
-    int64_t start, end;
-} range;
+    float *queries; /* (QUERY_BATCH, width), padded with zeros */
+    float *scores;  /* (QUERY_BATCH, MAX_SPLIT) */
+    float *rows;    /* (2, MAX_SPLIT, width): keys and values, if head_dim is not `width` */
+} decode_buffers;
 
-/* kv_rows.c */
+/* A query's result for one split: the maximum score, the sum of the exponentials, and the sum of
+ * the values weighted by them. */
+INLINE int64_t partial_floats(const kv_cache *cache) { return padded_head(cache) + 2; }
 
-/* Rows of a product with keys or values that one thread must have together: those of whole heads
- * if each head of a token has a scale. */
-int64_t rows_together(const kv_cache *cache);
+/* ---- prefill attention ---------------------------------------------------------------------- */
 
-/* Turn the columns `rows` of the queries q (n_x, n_heads * head_dim) by the angles of their
- * tokens, and scale them by 1 / sqrt(head_dim). */
-void rotate_queries(const kv_cache *cache, float *q, int n_x, range rows, int level);
+/* A block of queries meets blocks of keys; products are computed in tiles of TILE_ROWS queries. */
+enum { QUERY_BLOCK = 128, KEY_BLOCK = 64, TILE_ROWS = 4 };
 
-/* Write the columns `rows` of k and v (n_x, n_kv_heads * head_dim) into the cache, keys turned. */
-void store_keys(const kv_cache *cache, int64_t layer, float *k, int n_x, range rows, int level);
-void store_values(const kv_cache *cache, int64_t layer, const float *v, int n_x, range rows,
-                  int level);
+/* Scratch memory of a thread; `n_rows` is the number of queries of a block. */
+typedef struct {
+    float *queries; /* (n_rows, width) */
+    float *sums;    /* (n_rows, width), of weighted values */
+    float *scores;  /* (n_rows, KEY_BLOCK) */
+    float *keys;    /* (width, KEY_BLOCK), transposed */
+    float *values;  /* (KEY_BLOCK, width) */
+    float *max;     /* (n_rows), the maximum score so far */
+    float *total;   /* (n_rows), the sum of the exponentials so far */
+    float *row;     /* (width) */
+} prefill_buffers;
 
-/* attention.c */
+/* ---- attention.c ---------------------------------------------------------------------------- */
 
-/* Bytes of what all threads share, and of what each has for itself. */
-int64_t attention_shared_bytes(const kv_cache *cache, int n_x);
-int64_t attention_own_bytes(const kv_cache *cache, int n_x);
+typedef struct kernel_set kernel_set;
 
-/* Attend with turned queries q to all that is in the cache and to the new tokens before each; out
- * (n_x, n_heads * head_dim). To be called by all threads of a team, which meet inside. */
-void attend(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *shared,
-            void *own, int level);
+/* Memory for attention of `n_x` tokens: shared by all threads, and of each thread. */
+typedef struct {
+    float *partials;
+    decode_buffers decode;
+    prefill_buffers prefill;
+} attention_buffers;
 
-/* attention_many.c: the same for more tokens than a few. */
-int64_t many_bytes(const kv_cache *cache);
-void attend_many(const kv_cache *cache, int64_t layer, const float *q, int n_x, float *out, void *own,
-                 int level);
+void allocate_shared_attention(const kv_cache *cache, int n_x, arena *memory,
+                               attention_buffers *buffers);
+void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
+                               attention_buffers *buffers);
+
+/* Attend with rotated queries q to all rows of the cache, and to the new tokens up to each; out
+ * (n_x, n_heads * head_dim). Called by all threads of a team, which wait for each other inside. */
+void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
+            int n_x, float *out, const attention_buffers *buffers, team_member me);
 
 #endif

@@ -2,63 +2,30 @@
  *
  * The same arithmetic as model/transformer.py, with activations in float32, and without a call per
  * operation: one team of threads goes through the layers. Each computes its share of the rows of
- * every matrix, and what can be done with them at once; they meet where one needs what others have.
+ * every matrix, and what can be done with them at once; they wait for each other where one needs
+ * what others have computed.
  *
- * Of a few tokens, every thread normalises and rounds all activations for itself, which takes less
- * time than to wait for another one. Of many, they share that work, too.
+ * For a few tokens, every thread normalizes and quantizes all activations by itself, which takes
+ * less time than waiting for another thread. For many, the threads share that work, too.
  */
 
-#include <math.h>
+#include "forward.h"
+
 #include <time.h>
 
-#include "attention.h"
-
-typedef struct {
-    const float *attention_norm, *ffn_norm;
-    packed_matrix wq, wk, wv, wo, w1, w2, w3;
-} layer_weights;
-
-typedef struct {
-    int64_t dim, n_layers, hidden_dim;
-    float norm_eps;
-    const layer_weights *layers;
-    const float *norm;
-    packed_matrix output;
-} model_weights;
-
-/* Where the time of a pass goes. */
-typedef struct {
-    double projections, attention, feed_forward, output;
-} seconds_of;
-
-/* What all threads share. */
-typedef struct {
-    float *x;                     /* (n_x, dim), the residual stream */
-    float *q, *k, *v, *attention; /* (n_x, heads * head_dim) */
-    float *gate, *up;             /* (n_x, hidden_dim) */
-    uint8_t *rounded[2];          /* of many tokens, in groups of 16 and of 32 */
-    void *partials;               /* of attention */
-    float *pairs;                 /* (tile, vocab_size), of the output */
-} shared_buffers;
-
-/* What each thread has for itself. */
-typedef struct {
-    float *normed;       /* (tile, dim) */
-    uint8_t *rounded[2]; /* of a few tokens, a tile at most */
-    void *attention;
-} own_buffers;
+#include "cpu.h"
 
 /* One thread's view of a pass. */
 typedef struct {
+    const kernel_set *kernels;
     const model_weights *w;
     const kv_cache *cache;
     const shared_buffers *shared;
-    own_buffers own;
-    int n_x, level, thread, n_threads;
-    uint8_t *const *rounded; /* the activations that come next, shared or own */
-} team_member;
-
-INLINE int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+    const thread_buffers *local;
+    int n_x;
+    team_member me;
+    const quantized_rows *quantized; /* the activations to multiply next, shared or local */
+} worker;
 
 static double now(void)
 {
@@ -67,288 +34,236 @@ static double now(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-/* ---- activations --------------------------------------------------------------------------- */
+/* ---- products ------------------------------------------------------------------------------- */
 
-INLINE void norm_row(const float *x, const float *weight, int64_t n, float eps, float *to)
+/* Quantize x (n_x, n), normalized if there is a `norm`, for the matrices that come next. */
+static void quantize_input(worker *t, const float *x, int64_t n, const float *norm,
+                           const packed_matrix *const *matrices, int n_matrices)
 {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++)
-        sum += x[i] * x[i];
-    float factor = 1 / sqrtf(sum / (float)n + eps);
-    for (int64_t i = 0; i < n; i++)
-        to[i] = x[i] * factor * weight[i];
-}
-
-INLINE void activate(float *gate, const float *up, range columns)
-{
-    for (int64_t i = columns.start; i < columns.end; i++)
-        gate[i] = gate[i] / (1 + fast_exp(-gate[i])) * up[i];
-}
-
-INLINE void add(float *x, const float *product, range columns)
-{
-    for (int64_t i = columns.start; i < columns.end; i++)
-        x[i] += product[i];
-}
-
-#define ROWWISE(target, level, ...)                                                                \
-    target static void norm_row_##level(const float *x, const float *weight, int64_t n, float eps, \
-                                        float *to)                                                 \
-    {                                                                                              \
-        norm_row(x, weight, n, eps, to);                                                           \
-    }                                                                                              \
-    target static void activate_##level(float *gate, const float *up, range columns)               \
-    {                                                                                              \
-        activate(gate, up, columns);                                                               \
-    }                                                                                              \
-    target static void add_##level(float *x, const float *product, range columns)                  \
-    {                                                                                              \
-        add(x, product, columns);                                                                  \
-    }
-
-FOR_LEVELS(ROWWISE)
-static void (*const NORM_ROW[])(const float *, const float *, int64_t, float, float *) =
-    BY_LEVEL(norm_row);
-static void (*const ACTIVATE[])(float *, const float *, range) = BY_LEVEL(activate);
-static void (*const ADD[])(float *, const float *, range) = BY_LEVEL(add);
-
-/* ---- one step of a thread ------------------------------------------------------------------ */
-
-/* Round x (n_x, n), normalised if there is a `norm`, for the matrices that come next. */
-static void round_input(team_member *t, const float *x, int64_t n, const float *norm,
-                        const packed_matrix *const *matrices, int n_matrices)
-{
-    const int tile = largest_tile(t->level), is_shared = t->n_x > tile;
-    int wanted[2] = {0, 0};
+    const kernel_set *kernels = t->kernels;
+    const int tile = max_tile(kernels), is_shared = t->n_x > tile;
+    int is_used[2] = {0, 0};
     for (int i = 0; i < n_matrices; i++)
-        wanted[matrices[i]->group == 32] = 1;
-    t->rounded = is_shared ? t->shared->rounded : t->own.rounded;
-    const int step = is_shared ? t->n_threads : 1, first = is_shared ? t->thread : 0;
+        is_used[matrices[i]->layout.group == 32] = 1;
+    t->quantized = is_shared ? &t->shared->quantized : &t->local->quantized;
+    const int step = is_shared ? t->me.n_threads : 1, first = is_shared ? t->me.index : 0;
     for (int start = first * tile; start < t->n_x; start += step * tile)
         for (int m = start; m < t->n_x && m < start + tile;) {
-            const int size = tile_size(t->n_x - m, t->level);
+            const int size = next_tile_size(kernels, t->n_x - m);
             const float *rows = x + m * n;
             if (norm) {
                 for (int i = 0; i < size; i++)
-                    NORM_ROW[t->level](rows + i * n, norm, n, t->w->norm_eps, t->own.normed + i * n);
-                rows = t->own.normed;
+                    kernels->rms_norm(rows + i * n, norm, n, t->w->norm_eps,
+                                      t->local->normed + i * n);
+                rows = t->local->normed;
             }
-            for (int i = 0; i < 2; i++)
-                if (wanted[i])
-                    round_tile(rows, 0, n, i ? 32 : 16, size,
-                               t->rounded[i] + m * rounded_bytes(n, i ? 32 : 16), t->level);
+            for (int i = 0; i < 2; i++) {
+                const int group = i ? 32 : 16;
+                uint8_t *to = t->quantized->by_group[i] + m * quantized_row_bytes(n, group);
+                if (is_used[i])
+                    quantize_tile(kernels, rows, 0, n, group, size, to);
+            }
             m += size;
         }
-    if (is_shared) {
-#pragma omp barrier
-    }
+    if (is_shared)
+        wait_for_team();
 }
 
-/* This thread's share of a product, in rows of the weights: whole panels that hold a multiple of
- * `together` rows. */
-static range share_of(const team_member *t, const packed_matrix *w, int64_t together)
+/* This thread's share of a product, in rows of the weights: whole panels, and a multiple of `unit`
+ * rows. */
+static range rows_of_share(const worker *t, const packed_matrix *w, int64_t unit)
 {
     int64_t step = PANEL;
-    while (step % together)
+    while (step % unit)
         step += PANEL;
-    int64_t steps = (w->n_rows + step - 1) / step;
-    range rows = {steps * t->thread / t->n_threads * step,
-                  steps * (t->thread + 1) / t->n_threads * step};
+    range share = share_of(round_up(w->n_rows, step) / step, t->me);
+    range rows = {share.start * step, share.end * step};
     if (rows.end > w->n_rows)
         rows.end = w->n_rows;
     return rows;
 }
 
-/* Compute it, in y (n_x, rows of w); returns which rows that are. */
-static range multiply_share(const team_member *t, const packed_matrix *w, int64_t together, float *y,
-                            int how)
+INLINE range panels_of(range rows)
 {
-    range rows = share_of(t, w, together);
-    multiply_panels(w, t->rounded[w->group == 32], t->n_x, y, how, rows.start / PANEL,
-                    (rows.end + PANEL - 1) / PANEL, t->level);
+    return (range){rows.start / PANEL, (rows.end + PANEL - 1) / PANEL};
+}
+
+/* Compute it, in y (n_x, rows of w), and return its rows. */
+static range multiply_share(const worker *t, const packed_matrix *w, int64_t unit, float *y,
+                            int store_mode)
+{
+    range rows = rows_of_share(t, w, unit);
+    multiply_panels(t->kernels, w, rows_for(t->quantized, w), t->n_x, y, store_mode,
+                    panels_of(rows));
     return rows;
 }
 
-static void run_layer(team_member *t, int64_t l, seconds_of *seconds)
+/* ---- a layer -------------------------------------------------------------------------------- */
+
+/* Columns of keys or values that one thread must compute together: a whole head, where all of its
+ * numbers share a scale. */
+static int64_t store_unit(const kv_cache *cache)
+{
+    return cache->kind == INT8 ? cache->head_dim : 1;
+}
+
+/* Queries, keys and values of the new tokens; queries are scaled by 1 / sqrt(head_dim). */
+static void run_projections(worker *t, int64_t l)
 {
     const layer_weights *layer = t->w->layers + l;
     const shared_buffers *b = t->shared;
+    const kernel_set *kernels = t->kernels;
     const kv_cache *cache = t->cache;
-    const int64_t dim = t->w->dim, hidden = t->w->hidden_dim, together = rows_together(cache);
+    const int64_t dim = t->w->dim, unit = store_unit(cache);
+    const int64_t kv_width = cache->n_kv_heads * cache->head_dim;
+    quantize_input(t, b->x, dim, layer->attention_norm,
+                   (const packed_matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
+    range columns = multiply_share(t, &layer->wq, 1, b->q, STORE_FLOAT);
+    kernels->rotate(cache, b->q, t->n_x, cache->n_heads * cache->head_dim, columns,
+                    1 / sqrtf((float)cache->head_dim));
+    columns = multiply_share(t, &layer->wk, unit, b->k, STORE_FLOAT);
+    kernels->rotate(cache, b->k, t->n_x, kv_width, columns, 1);
+    kernels->store_rows(cache, cache->keys, cache->key_scales, l, b->k, t->n_x, columns);
+    columns = multiply_share(t, &layer->wv, unit, b->v, STORE_FLOAT);
+    kernels->store_rows(cache, cache->values, cache->value_scales, l, b->v, t->n_x, columns);
+    wait_for_team();
+}
+
+/* Add wo * attention to the residual stream. */
+static void add_attention(worker *t, const layer_weights *layer)
+{
+    const shared_buffers *b = t->shared;
+    quantize_input(t, b->attention, layer->wo.n_columns, NULL,
+                   (const packed_matrix *[]){&layer->wo}, 1);
+    multiply_share(t, &layer->wo, 1, b->x, ACCUMULATE);
+    wait_for_team();
+}
+
+static void run_feed_forward(worker *t, const layer_weights *layer)
+{
+    const shared_buffers *b = t->shared;
+    const int64_t hidden = t->w->hidden_dim;
+    quantize_input(t, b->x, t->w->dim, layer->ffn_norm,
+                   (const packed_matrix *[]){&layer->w1, &layer->w3}, 2);
+    multiply_share(t, &layer->w3, 1, b->up, STORE_FLOAT);
+    range columns = multiply_share(t, &layer->w1, 1, b->gate, STORE_FLOAT);
+    for (int m = 0; m < t->n_x; m++) {
+        const int64_t at = m * hidden + columns.start;
+        t->kernels->swiglu(b->gate + at, b->up + at, columns.end - columns.start);
+    }
+    wait_for_team();
+    quantize_input(t, b->gate, hidden, NULL, (const packed_matrix *[]){&layer->w2}, 1);
+    multiply_share(t, &layer->w2, 1, b->x, ACCUMULATE);
+    wait_for_team();
+}
+
+static void run_layer(worker *t, int64_t l, pass_record *record)
+{
+    const layer_weights *layer = t->w->layers + l;
     const double began = now();
-    round_input(t, b->x, dim, layer->attention_norm,
-                (const packed_matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
-    range rows = multiply_share(t, &layer->wq, 1, b->q, AS_FLOATS);
-    rotate_queries(cache, b->q, t->n_x, rows, t->level);
-    rows = multiply_share(t, &layer->wk, together, b->k, AS_FLOATS);
-    store_keys(cache, l, b->k, t->n_x, rows, t->level);
-    rows = multiply_share(t, &layer->wv, together, b->v, AS_FLOATS);
-    store_values(cache, l, b->v, t->n_x, rows, t->level);
-#pragma omp barrier
+    run_projections(t, l);
     const double projected = now();
-    attend(cache, l, b->q, t->n_x, b->attention, b->partials, t->own.attention, t->level);
+    attend(t->kernels, t->cache, l, t->shared->q, t->n_x, t->shared->attention,
+           &t->local->attention, t->me);
     const double attended = now();
-    round_input(t, b->attention, layer->wo.n_columns, NULL, (const packed_matrix *[]){&layer->wo},
-                1);
-    multiply_share(t, &layer->wo, 1, b->x, ADDED);
-#pragma omp barrier
+    add_attention(t, layer);
     const double added = now();
-    round_input(t, b->x, dim, layer->ffn_norm, (const packed_matrix *[]){&layer->w1, &layer->w3},
-                2);
-    multiply_share(t, &layer->w3, 1, b->up, AS_FLOATS);
-    range columns = multiply_share(t, &layer->w1, 1, b->gate, AS_FLOATS);
-    for (int m = 0; m < t->n_x; m++)
-        ACTIVATE[t->level](b->gate + m * hidden, b->up + m * hidden, columns);
-#pragma omp barrier
-    round_input(t, b->gate, hidden, NULL, (const packed_matrix *[]){&layer->w2}, 1);
-    multiply_share(t, &layer->w2, 1, b->x, ADDED);
-#pragma omp barrier
-    if (t->thread == 0 && seconds) {
-        seconds->projections += projected - began + added - attended;
-        seconds->attention += attended - projected;
-        seconds->feed_forward += now() - added;
+    run_feed_forward(t, layer);
+    if (t->me.index == 0 && record) {
+        record->projections += projected - began + added - attended;
+        record->attention += attended - projected;
+        record->feed_forward += now() - added;
     }
 }
 
-/* Logits (n_x, vocab_size) of the tokens whose residual stream t->shared->x holds.
+/* ---- logits --------------------------------------------------------------------------------- */
+
+/* Logits (n_x, vocab_size) of the tokens whose residual stream is in x.
  *
- * Of all matrices this is the one in which rounding shows most, and it is read from memory anyway:
- * what 8 bits leave of each activation is rounded to 8 bits once more, as a row of its own.
+ * Quantized activations cost more accuracy here than in any other product, and this matrix is read
+ * from memory anyway: the error of each activation is quantized to 8 bits too, as another row.
  */
-static void run_output(team_member *t, float *logits, seconds_of *seconds)
+static void run_output(worker *t, const float *x, int n_x, float *logits, pass_record *record)
 {
     const double began = now();
+    const kernel_set *kernels = t->kernels;
     const packed_matrix *output = &t->w->output;
-    const int64_t dim = t->w->dim;
-    float *pairs = t->shared->pairs;
-    range rows = share_of(t, output, 1);
-    for (int start = 0; start < t->n_x;) {
-        const int n = tile_size(2 * (t->n_x - start), t->level) / 2;
+    const int64_t dim = t->w->dim, vocab_size = output->n_rows;
+    const int group = output->layout.group;
+    uint8_t *quantized = rows_for(&t->local->quantized, output);
+    range rows = rows_of_share(t, output, 1);
+    const int64_t n_rows = rows.end - rows.start;
+    for (int start = 0; start < n_x;) {
+        const int n = next_tile_size(kernels, 2 * (n_x - start)) / 2;
         for (int m = 0; m < n; m++) {
-            float *normed = t->own.normed + 2 * m * dim;
-            NORM_ROW[t->level](t->shared->x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps,
-                               normed);
-            take_remainder(normed, dim, output->group, normed + dim, t->level);
+            float *normed = t->local->normed + 2 * m * dim;
+            kernels->rms_norm(x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps, normed);
+            kernels->quantization_error(normed, dim, group, normed + dim);
         }
-        uint8_t *rounded = t->own.rounded[output->group == 32];
-        round_tile(t->own.normed, 0, dim, output->group, 2 * n, rounded, t->level);
-        multiply_panels(output, rounded, 2 * n, pairs, AS_FLOATS, rows.start / PANEL,
-                        (rows.end + PANEL - 1) / PANEL, t->level);
+        quantize_tile(kernels, t->local->normed, 0, dim, group, 2 * n, quantized);
+        multiply_panels(kernels, output, quantized, 2 * n, t->shared->products, STORE_FLOAT,
+                        panels_of(rows));
         for (int m = 0; m < n; m++) {
-            float *to = logits + (start + m) * output->n_rows;
-            const float *first = pairs + 2 * m * output->n_rows;
-            memcpy(to + rows.start, first + rows.start,
-                   sizeof(float) * (size_t)(rows.end - rows.start));
-            ADD[t->level](to, first + output->n_rows, rows);
+            float *to = logits + (start + m) * vocab_size + rows.start;
+            const float *product = t->shared->products + 2 * m * vocab_size + rows.start;
+            memcpy(to, product, sizeof(float) * (size_t)n_rows);
+            kernels->add(to, product + vocab_size, n_rows);
         }
         start += n;
     }
-#pragma omp barrier
-    if (t->thread == 0 && seconds)
-        seconds->output += now() - began;
+    wait_for_team();
+    if (t->me.index == 0 && record)
+        record->output += now() - began;
 }
 
-/* ---- memory -------------------------------------------------------------------------------- */
+/* ---- called from Python --------------------------------------------------------------------- */
 
-/* Takes `n` bytes of `*next`, filled up to a cache line; from NULL on it only counts. */
-static void *take(char **next, int64_t n)
+/* Bytes of scratch memory that forward() needs for a team of up to `n_threads`. */
+EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cache, int n_x,
+                                     int level, int n_threads)
 {
-    void *taken = *next;
-    *next += (n + 63) / 64 * 64;
-    return taken;
-}
-
-static float *take_floats(char **next, int64_t n)
-{
-    return take(next, n * (int64_t)sizeof(float));
-}
-
-/* Columns of the widest activations that are rounded. */
-static int64_t widest(const model_weights *w)
-{
-    return largest(w->dim, largest(w->hidden_dim, w->layers ? w->layers->wo.n_columns : 0));
-}
-
-static void take_rounded(const model_weights *w, int n_rows, char **next, uint8_t **rounded)
-{
-    rounded[0] = take(next, n_rows * rounded_bytes(widest(w), 16));
-    rounded[1] = take(next, n_rows * rounded_bytes(widest(w), 32));
-}
-
-/* Rows of the largest tile that run_output makes of `n_x` tokens. */
-static int rows_of_pairs(int n_x, int level)
-{
-    return 2 * n_x < largest_tile(level) ? 2 * n_x : largest_tile(level);
-}
-
-static void lay_out_shared(const model_weights *w, const kv_cache *cache, int n_x, int level,
-                           char **next, shared_buffers *b)
-{
-    int64_t heads = cache->n_heads * cache->head_dim, kv_heads = cache->n_kv_heads * cache->head_dim;
-    b->q = take_floats(next, n_x * heads);
-    b->k = take_floats(next, n_x * kv_heads);
-    b->v = take_floats(next, n_x * kv_heads);
-    b->attention = take_floats(next, n_x * heads);
-    b->gate = take_floats(next, n_x * w->hidden_dim);
-    b->up = take_floats(next, n_x * w->hidden_dim);
-    take_rounded(w, n_x > largest_tile(level) ? n_x : 0, next, b->rounded);
-    b->partials = take(next, attention_shared_bytes(cache, n_x));
-    b->pairs = take_floats(next, rows_of_pairs(n_x, level) * w->output.n_rows);
-}
-
-static void lay_out_own(const model_weights *w, const kv_cache *cache, int n_x, int level,
-                        char **next, own_buffers *b)
-{
-    const int tile = largest_tile(level);
-    b->normed = take_floats(next, tile * w->dim);
-    take_rounded(w, rows_of_pairs(n_x, level), next, b->rounded);
-    b->attention = take(next, attention_own_bytes(cache, n_x));
-}
-
-/* Bytes that `forward` needs beside its arguments. */
-int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cache, int n_x, int level)
-{
-    char *start = NULL, *next = start, *own_start;
+    const kernel_set kernels = kernels_of(level);
+    arena shared_memory = {0}, thread_memory = {0};
     shared_buffers shared;
-    own_buffers own;
-    lay_out_shared(w, cache, n_x, level, &next, &shared);
-    own_start = next;
-    lay_out_own(w, cache, n_x, level, &next, &own);
-    return own_start - start + (next - own_start) * omp_get_max_threads();
+    thread_buffers local;
+    allocate_shared(&kernels, w, cache, n_x, &shared_memory, &shared, &local.attention);
+    allocate_thread(&kernels, w, cache, n_x, &thread_memory, &local);
+    return shared_memory.used + thread_memory.used * n_threads;
 }
 
-/* ---- what Python calls --------------------------------------------------------------------- */
-
-/* Takes tokens through the layers `first` to `end`: x (n_x, dim) holds what goes into the first,
- * their embeddings, and then what comes out of the last.
+/* Take tokens through the layers `first` to `end`: x (n_x, dim) holds the input of the first, which
+ * are embeddings, and afterwards the output of the last.
  *
- * Keys and values are written behind `length` rows of the cache. If there are `logits`
- * (n_logits, vocab_size), those of the last n_logits tokens are computed from what comes out; x is
- * of no use then. `scratch` holds forward_scratch_bytes() bytes; `seconds` may be NULL, and is
- * added to.
+ * Keys and values are stored after `length` rows of the cache. If `logits` (n_logits, vocab_size)
+ * is not NULL, those of the last n_logits tokens are computed from the output. `scratch` holds
+ * forward_scratch_bytes() bytes; `record` may be NULL, and is added to. Computed by `n_threads`
+ * threads, or by fewer if the system gives fewer: OpenMP keeps a number of its own for each thread
+ * that calls, which says nothing about this model.
  */
-void forward(const model_weights *w, const kv_cache *cache, float *x, int n_x, int64_t first,
-             int64_t end, float *logits, int n_logits, char *scratch, seconds_of *seconds,
-             int level)
+EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int n_x,
+                    int64_t first, int64_t end, float *logits, int n_logits, char *scratch,
+                    pass_record *record, int level, int n_threads)
 {
-    shared_buffers shared = {.x = x}, last;
-    char *own_start = scratch;
-    lay_out_shared(w, cache, n_x, level, &own_start, &shared);
-    last = shared;
-    last.x = x + (n_x - n_logits) * w->dim;
-#pragma omp parallel
+    (void)n_threads; /* not used without OpenMP */
+    const kernel_set kernels = kernels_of(level);
+    arena memory = {scratch, 0};
+    shared_buffers shared = {.x = x};
+    attention_buffers attention = {0};
+    allocate_shared(&kernels, w, cache, n_x, &memory, &shared, &attention);
+#pragma omp parallel num_threads(n_threads)
     {
-        team_member t = {.w = w, .cache = cache, .shared = &shared, .n_x = n_x, .level = level,
-                         .thread = omp_get_thread_num(), .n_threads = omp_get_num_threads()};
-        char *next = own_start;
-        for (int thread = 0; thread <= t.thread; thread++)
-            lay_out_own(w, cache, n_x, level, &next, &t.own);
+        const team_member me = this_thread();
+        thread_buffers local = {.attention = attention};
+        arena local_memory = memory;
+        for (int thread = 0; thread <= me.index; thread++)
+            allocate_thread(&kernels, w, cache, n_x, &local_memory, &local);
+        worker t = {.kernels = &kernels, .w = w, .cache = cache, .shared = &shared, .local = &local,
+                    .n_x = n_x, .me = me};
         for (int64_t l = first; l < end; l++)
-            run_layer(&t, l, seconds);
-        t.shared = &last;
-        t.n_x = n_logits;
+            run_layer(&t, l, record);
+        if (me.index == 0 && record)
+            record->n_threads = me.n_threads;
         if (logits)
-            run_output(&t, logits, seconds);
+            run_output(&t, x + (n_x - n_logits) * w->dim, n_logits, logits, record);
     }
 }

@@ -1,6 +1,7 @@
 """Forward passes through all layers in C."""
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,69 +9,16 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
-from llama_chat.kernels.matrix import NativeMatrix, PackedMatrix
-
-MAX_ROWS = 8
-"""Tokens that are read as a few, each as if it were alone; ``FEW_TOKENS`` of ``attention.h``."""
-
-PARTS = ("projections", "attention", "feed_forward", "output")
-"""Of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
-
-
-class _LayerWeights(ctypes.Structure):
-    """``layer_weights`` of ``forward.c``."""
-
-    _fields_ = (
-        ("attention_norm", ctypes.c_void_p),
-        ("ffn_norm", ctypes.c_void_p),
-        *((name, PackedMatrix) for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
-    )
-
-
-class _ModelWeights(ctypes.Structure):
-    """``model_weights`` of ``forward.c``."""
-
-    _fields_ = (
-        ("dim", ctypes.c_int64),
-        ("n_layers", ctypes.c_int64),
-        ("hidden_dim", ctypes.c_int64),
-        ("norm_eps", ctypes.c_float),
-        ("layers", ctypes.POINTER(_LayerWeights)),
-        ("norm", ctypes.c_void_p),
-        ("output", PackedMatrix),
-    )
-
-
-class _KVCache(ctypes.Structure):
-    """``kv_cache`` of ``attention.h``."""
-
-    _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("n_heads", ctypes.c_int64),
-        ("n_kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        *(
-            (name, ctypes.POINTER(ctypes.c_void_p))
-            for name in ("keys", "values", "key_scales", "value_scales")
-        ),
-        ("capacity", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("cos", ctypes.c_void_p),
-        ("sin", ctypes.c_void_p),
-    )
-
-
-class _Seconds(ctypes.Structure):
-    """``seconds_of`` of ``forward.c``."""
-
-    _fields_ = tuple((name, ctypes.c_double) for name in PARTS)
-
+from llama_chat.kernels.abi import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
+from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.kernels.scratch import ScratchPool
 
 _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""``FLOAT32``, ``BFLOAT16`` and ``INT8`` of ``attention.h``."""
 
 
 class NativeCache:
-    """The cache as C sees it.
+    """The buffers of a cache, as C sees them.
 
     The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16
     or int8, and of int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
@@ -88,7 +36,7 @@ class NativeCache:
     ) -> None:
         addresses = ctypes.c_void_p * len(keys)
         _, n_kv_heads, capacity, head_dim = keys[0].shape
-        self.view = _KVCache(
+        self.view = KVCache(
             _CACHE_KINDS[keys[0].dtype],
             n_heads,
             n_kv_heads,
@@ -111,10 +59,28 @@ class LayerTensors:
     """wq, wk, wv, wo, w1, w2, w3."""
 
 
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """Times of forward passes."""
+
+    seconds: dict[str, float]
+    """Seconds spent in each of ``PARTS``."""
+    n_threads: int
+    """Threads that took part in the latest pass; 0 if there was none."""
+
+
+class _Recording(threading.local):
+    """The record of the passes that each Python thread runs."""
+
+    def __init__(self) -> None:
+        self.record = PassRecord()
+
+
 class NativeModel:
     """All layers of a model whose matrices are packed, as C sees them.
 
-    Args are as in ``LlamaConfig``; all tensors must outlive this.
+    Several Python threads may call it at a time, each with a cache of its own. Args are as in
+    ``LlamaConfig``; all tensors must outlive this.
     """
 
     def __init__(
@@ -127,14 +93,14 @@ class NativeModel:
         norm: Tensor,
         output: NativeMatrix,
     ) -> None:
-        self._library = native.built()
-        self.level = native.level
-        """A number of ``LEVELS``: how to compute."""
+        self._library = native.library()
+        self.level = native.level_name()
+        """One of ``supported_levels()``, to compute with."""
         self.n_layers = len(layers)
         self._kept = layers, norm, output
-        self._layers = (_LayerWeights * len(layers))(
+        self._layers = (LayerWeights * len(layers))(
             *(
-                _LayerWeights(
+                LayerWeights(
                     layer.attention_norm.data_ptr(),
                     layer.ffn_norm.data_ptr(),
                     *(matrix.matrix for matrix in layer.matrices),
@@ -143,7 +109,7 @@ class NativeModel:
             )
         )
         self._vocab_size = output.matrix.n_rows
-        self._model = _ModelWeights(
+        self._model = ModelWeights(
             dim,
             len(layers),
             hidden_dim,
@@ -153,8 +119,8 @@ class NativeModel:
             output.matrix,
         )
         self._address = ctypes.byref(self._model)
-        self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._seconds = _Seconds()
+        self._scratch = ScratchPool()
+        self._recording = _Recording()
 
     def forward(
         self,
@@ -166,47 +132,48 @@ class NativeModel:
         *,
         layers: range,
         n_logits: int,
+        n_threads: int | None = None,
     ) -> Tensor | None:
-        """Take tokens through some layers, writing their rows into the cache.
+        """Take tokens through some layers, storing their keys and values in the cache.
 
         Args:
-            x: what goes into the first of them, ``(n, dim)`` in float32; what comes out of the
-                last is there afterwards.
-            cache: where keys and values are.
-            length: rows in use; the new ones are written behind them.
+            x: the input of the first of these layers, ``(n, dim)`` in float32; overwritten by the
+                output of the last.
+            cache: the buffers for keys and values.
+            length: rows in use; the new ones are stored after them.
             cos: ``(n, head_dim // 2)`` in float32, contiguous.
             sin: the same.
-            layers: which, one after the other.
-            n_logits: of how many tokens, the last ones, the logits are wanted; 0 unless these are
+            layers: the layers to run, in order.
+            n_logits: the number of tokens, the last ones, to compute logits of; 0 unless these are
                 the last layers.
+            n_threads: threads to compute with; None for as many as torch uses.
 
         Returns:
-            Logits ``(n_logits, vocab_size)`` in float32; None of 0.
+            Logits ``(n_logits, vocab_size)`` in float32, or None if ``n_logits`` is 0.
         """
-        n, view = len(x), cache.view
+        n, view, level = len(x), cache.view, native.level_number(self.level)
+        n_threads = n_threads or torch.get_num_threads()
         view.length, view.cos, view.sin = length, cos.data_ptr(), sin.data_ptr()
-        library, cache_address = self._library, ctypes.byref(view)
-        n_bytes = library.forward_scratch_bytes(self._address, cache_address, n, self.level)
-        if len(self._scratch) < n_bytes:
-            self._scratch = torch.empty(n_bytes, dtype=torch.uint8)
+        model = self._address, ctypes.byref(view)
+        n_bytes = self._library.forward_scratch_bytes(*model, n, level, n_threads)
         logits = torch.empty(n_logits, self._vocab_size) if n_logits else None
-        library.forward(
-            self._address,
-            cache_address,
-            x.data_ptr(),
-            n,
-            layers.start,
-            layers.stop,
-            None if logits is None else logits.data_ptr(),
-            n_logits,
-            self._scratch.data_ptr(),
-            ctypes.byref(self._seconds),
-            self.level,
-        )
+        with self._scratch.borrow(n_bytes) as scratch:
+            self._library.forward(
+                *model,
+                x.data_ptr(),
+                n,
+                layers.start,
+                layers.stop,
+                None if logits is None else logits.data_ptr(),
+                n_logits,
+                scratch.data_ptr(),
+                ctypes.byref(self._recording.record),
+                level,
+                n_threads,
+            )
         return logits
 
-    def take_seconds(self) -> dict[str, float]:
-        """Seconds spent in each of ``PARTS`` since this was asked last."""
-        spent = {name: getattr(self._seconds, name) for name in PARTS}
-        self._seconds = _Seconds()
-        return spent
+    def take_times(self) -> PassTimes:
+        """Return the times of the passes that this Python thread ran since it last asked."""
+        record, self._recording.record = self._recording.record, PassRecord()
+        return PassTimes({name: getattr(record, name) for name in PARTS}, record.n_threads)

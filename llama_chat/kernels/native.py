@@ -1,82 +1,151 @@
-"""The functions in C, if they were built when the package was installed."""
+"""The C library: loading it, checking that it fits, and choosing the level to run.
+
+Importing this does nothing: the library is loaded, and the environment read, at first use.
+"""
 
 import ctypes
+import json
 import os
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch  # noqa: F401 - before the library, which then shares its OpenMP
 
-from llama_chat.errors import UsageError
+from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.kernels.abi import ABI, MAX_EXACT_BATCH, PANEL, STRUCTS
 
 LIBRARY = Path(__file__).with_name("_packed.so")
-"""Where the build puts it."""
+"""The file that the build writes."""
 
 VARIABLE = "LLAMA_CHAT_KERNEL"
-"""Environment variable that forces a path: one of ``LEVELS``, or ``torch``."""
+"""Environment variable that forces a level, or ``torch``."""
 
-LEVELS = ("portable", "avx2", "avx512")
-"""What the functions are compiled for, by their number in C."""
+TORCH = "torch"
+"""The name of the path without C."""
+
+_MAX_DESCRIPTION = 4096
+"""Bytes for ``describe_library`` of ``library.c``."""
+
+_POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+
+SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
+    "pack_panels": (None, (_POINTER, _POINTER, _POINTER)),
+    "split_blocks": (None, (_INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER)),
+    "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
+    "multiply_scratch_bytes": (_INT64, (_POINTER, _INT64)),
+    "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT)),
+    "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT, _INT)),
+    "forward": (
+        None,
+        (
+            *(_POINTER, _POINTER, _POINTER, _INT, _INT64, _INT64),
+            *(_POINTER, _INT, _POINTER, _POINTER, _INT, _INT),
+        ),
+    ),
+}
+"""Results and arguments of the functions in C."""
 
 
-def built() -> ctypes.CDLL:
-    """The library."""
-    if _library is None or level is None:
-        raise RuntimeError("the C functions were not built, or are not wanted")
-    return _library
+@cache
+def library() -> ctypes.CDLL:
+    """Give the library, loaded and checked.
 
-
-def name() -> str:
-    """The path that is in use: one of ``LEVELS``, or ``torch``."""
-    return "torch" if level is None else LEVELS[level]
-
-
-def _load() -> ctypes.CDLL | None:
+    Raises:
+        LlamaChatError: if it cannot be loaded, or was built from other sources.
+        RuntimeError: if it was not built.
+    """
+    if not LIBRARY.exists():
+        raise RuntimeError("the C kernels were not built")
     try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
-        return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
-    library.best_level.argtypes = ()
-    library.pack_panels.argtypes = (pointer, pointer, pointer)
-    library.pack_panels.restype = None
-    library.take_apart_k.argtypes = (integer, pointer, ctypes.c_int64, pointer, pointer, pointer)
-    library.take_apart_k.restype = None
-    library.unpack_rows.argtypes = (pointer, pointer, ctypes.c_int64, pointer, integer, integer)
-    library.unpack_rows.restype = None
-    library.rounded_bytes.argtypes = (ctypes.c_int64, integer)
-    library.rounded_bytes.restype = ctypes.c_int64
-    library.multiply.argtypes = (pointer, pointer, integer, pointer, integer, pointer, integer)
-    library.multiply.restype = None
-    library.forward_scratch_bytes.argtypes = (pointer, pointer, integer, integer)
-    library.forward_scratch_bytes.restype = ctypes.c_int64
-    library.forward.argtypes = (
-        *(pointer, pointer, pointer, integer, ctypes.c_int64, ctypes.c_int64),
-        *(pointer, integer, pointer, pointer, integer),
-    )
-    library.forward.restype = None
-    return library
+        loaded = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        reason = str(error).removeprefix(f"{LIBRARY}: ")
+        raise _refusal(f"cannot be loaded ({reason})") from error
+    _check(loaded)
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
 
 
-def _choose(library: ctypes.CDLL | None) -> int | None:
-    """The number of the level in use; None for plain torch."""
+@cache
+def describe() -> dict[str, Any]:
+    """Ask the library what it is; the answer is that of ``describe_library`` in ``library.c``."""
+    description: dict[str, Any] = _describe(library())
+    return description
+
+
+def is_available() -> bool:
+    """True if packed weights are multiplied in C: it was built, and nobody asked for torch."""
+    return level_name() != TORCH
+
+
+@cache
+def level_name() -> str:
+    """Name the level in use: the one that the environment asks for, or the best; or ``torch``.
+
+    Raises:
+        UsageError: if the environment asks for one that this processor does not support.
+    """
     wanted = os.environ.get(VARIABLE, "")
-    best = -1 if library is None else library.best_level()
-    known = [*LEVELS[: best + 1], "torch"]
+    if wanted == TORCH:
+        return TORCH
+    known = [TORCH, *supported_levels()]
     if wanted and wanted not in known:
-        raise UsageError(
-            VARIABLE, f"{wanted[:40]!r} is not here", f"give one of {', '.join(known)}"
-        )
-    if wanted == "torch" or library is None:
-        return None
-    return LEVELS.index(wanted) if wanted else best
+        names = ", ".join([*known[1:], TORCH])
+        raise UsageError(VARIABLE, f"{wanted[:40]!r} is not here", f"give one of {names}")
+    return wanted or known[-1]
 
 
-def levels() -> range:
-    """The numbers of the levels that this machine can run; empty where nothing was built."""
-    return range(0 if _library is None else _library.best_level() + 1)
+def supported_levels() -> tuple[str, ...]:
+    """List the levels that this processor supports, the best last; none if nothing was built."""
+    if not LIBRARY.exists():
+        return ()
+    levels = describe()["levels"].items()
+    return tuple(name for name, level in levels if level["is_supported"])
 
 
-_library = _load()
-level = _choose(_library)
-"""The number of the level that is in use; None for plain torch."""
-available = level is not None
+def level_number(name: str | None = None) -> int:
+    """Look up the number that C knows a level by; None means the one in use."""
+    return list(describe()["levels"]).index(level_name() if name is None else name)
+
+
+def has_openmp() -> bool:
+    """True if the library was built with OpenMP, and so computes in several threads."""
+    return bool(describe()["has_openmp"])
+
+
+def _check(loaded: ctypes.CDLL) -> None:
+    """Compare what a library says about itself with what it is about to be called with.
+
+    Raises:
+        LlamaChatError: if they differ. Nothing but ``describe_library`` has been called.
+    """
+    try:
+        description = _describe(loaded)
+        found = {**description, **description["structs"]}
+        levels = description["levels"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _refusal("built from other sources (they do not describe themselves)") from error
+    expected = {"abi": ABI, "panel": PANEL, "max_exact_batch": MAX_EXACT_BATCH}
+    expected |= {name: ctypes.sizeof(struct) for name, struct in STRUCTS.items()}
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise _refusal(f"built from other sources ({name} is {found.get(name)}, not {value})")
+    if not levels:
+        raise _refusal("built from other sources (they have no level)")
+
+
+def _describe(loaded: ctypes.CDLL) -> Any:
+    """Read the description of a library, whatever it is."""
+    function = loaded.describe_library
+    function.restype, function.argtypes = None, (ctypes.c_char_p, _INT64)
+    text = ctypes.create_string_buffer(_MAX_DESCRIPTION)
+    function(text, len(text))
+    return json.loads(text.value)
+
+
+def _refusal(why: str) -> LlamaChatError:
+    return LlamaChatError(f"C kernels {str(LIBRARY)!r}", why, "build them again with make chat")

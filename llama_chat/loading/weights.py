@@ -50,7 +50,7 @@ def choose_weight_format(
     if wanted != "auto":
         return cast("WeightFormat", wanted)
     fits_unpacked = weight_bytes(checkpoint, "none", dtype) <= bytes_free // 2
-    has_kernels = native.available and device.type == "cpu"
+    has_kernels = native.is_available() and device.type == "cpu"
     return "none" if fits_unpacked and not has_kernels else "stored"
 
 
@@ -139,4 +139,4 @@ def _tensor_bytes(
         return info.n_weights * dtype.itemsize
     # The kernels pad the last panel of rows.
     n_rows = info.shape[0]
-    return packed // n_rows * padded_rows(n_rows) if native.available else packed
+    return packed // n_rows * padded_rows(n_rows) if native.is_available() else packed

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama_chat.kernels import native
-from llama_chat.kernels.forward import MAX_ROWS
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.quantization.packed import PackedWeight
 
@@ -95,7 +95,7 @@ class Embedding(_Matrix):
 
 def place(weight: PackedWeight, device: torch.device) -> Packed:
     """Copy a matrix to ``device``, in the layout that computes fastest there."""
-    if native.available and device.type == "cpu":
+    if native.is_available() and device.type == "cpu":
         return NativeMatrix(weight.bits, *weight.tensors)
     return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
 
@@ -124,7 +124,7 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     """
     out, width = weight.shape
     rows = x.reshape(-1, width)
-    is_small = len(rows) <= MAX_ROWS
+    is_small = len(rows) <= MAX_EXACT_BATCH
     if isinstance(weight, NativeMatrix) and (is_small or not prefers_unpacked(x.dtype)):
         native_dtype = x.dtype if x.dtype in _NATIVE_DTYPES else torch.float32
         product = weight.multiply(rows.to(native_dtype)).to(x.dtype)

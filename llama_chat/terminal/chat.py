@@ -101,7 +101,6 @@ class Chat:
         llama = self.loader.take_loaded()
         if llama is None:
             return
-        llama.use_threads()  # torch keeps the number for each thread
         session = self._new_session(llama)
         self._adopt(llama)
         self.llama, self.session = llama, session

@@ -1,0 +1,127 @@
+"""Constants and structs that Python and the C library must agree on; ``native.py`` checks them."""
+
+import ctypes
+
+from torch import Tensor
+
+ABI = 2
+"""Raised with every change of what is called that shows in no size; ``library.c``."""
+
+PANEL = 16
+"""Rows of a matrix that are interleaved; ``packed.h``."""
+
+MAX_EXACT_BATCH = 8
+"""Tokens of one pass whose results are bit for bit those of one at a time; ``attention.h``."""
+
+PARTS = ("projections", "attention", "feed_forward", "output")
+"""Parts of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
+
+
+class PackedLayout(ctypes.Structure):
+    """``packed_layout`` of ``packed.h``."""
+
+    _fields_ = (
+        ("bits", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("has_mins", ctypes.c_int32),
+        ("groups_per_super_block", ctypes.c_int32),
+    )
+
+
+class PackedMatrix(ctypes.Structure):
+    """``packed_matrix`` of ``packed.h``."""
+
+    _fields_ = (
+        ("layout", PackedLayout),
+        ("n_rows", ctypes.c_int64),
+        ("n_columns", ctypes.c_int64),
+        ("panels", ctypes.c_void_p),
+    )
+
+
+class TensorView(ctypes.Structure):
+    """``tensor_view`` of ``panels.c``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("row_stride", ctypes.c_int64),
+        ("group_stride", ctypes.c_int64),
+    )
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "TensorView":
+        """View a tensor ``(rows, groups, …)``; None gives an empty view."""
+        if tensor is None:
+            return cls()
+        strides = (tensor.stride(axis) * tensor.element_size() for axis in (0, 1))
+        return cls(tensor.data_ptr(), *strides)
+
+
+class UnpackedMatrix(ctypes.Structure):
+    """``unpacked_matrix`` of ``panels.c``."""
+
+    _fields_ = tuple(
+        (name, TensorView) for name in ("quants", "scales", "mins", "super_scales", "super_mins")
+    )
+
+
+class LayerWeights(ctypes.Structure):
+    """``layer_weights`` of ``forward.h``."""
+
+    _fields_ = (
+        ("attention_norm", ctypes.c_void_p),
+        ("ffn_norm", ctypes.c_void_p),
+        *((name, PackedMatrix) for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
+    )
+
+
+class ModelWeights(ctypes.Structure):
+    """``model_weights`` of ``forward.h``."""
+
+    _fields_ = (
+        ("dim", ctypes.c_int64),
+        ("n_layers", ctypes.c_int64),
+        ("hidden_dim", ctypes.c_int64),
+        ("norm_eps", ctypes.c_float),
+        ("layers", ctypes.POINTER(LayerWeights)),
+        ("norm", ctypes.c_void_p),
+        ("output", PackedMatrix),
+    )
+
+
+class KVCache(ctypes.Structure):
+    """``kv_cache`` of ``attention.h``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("n_heads", ctypes.c_int64),
+        ("n_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        *(
+            (name, ctypes.POINTER(ctypes.c_void_p))
+            for name in ("keys", "values", "key_scales", "value_scales")
+        ),
+        ("capacity", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+    )
+
+
+class PassRecord(ctypes.Structure):
+    """``pass_record`` of ``forward.h``."""
+
+    _fields_ = (*((name, ctypes.c_double) for name in PARTS), ("n_threads", ctypes.c_int32))
+
+
+STRUCTS = {
+    "packed_layout": PackedLayout,
+    "packed_matrix": PackedMatrix,
+    "tensor_view": TensorView,
+    "unpacked_matrix": UnpackedMatrix,
+    "layer_weights": LayerWeights,
+    "model_weights": ModelWeights,
+    "kv_cache": KVCache,
+    "pass_record": PassRecord,
+}
+"""All mirrors by their names in C."""

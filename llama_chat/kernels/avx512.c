@@ -1,0 +1,164 @@
+/* x86-64 processors with AVX-512 and VNNI (Intel since Cascade Lake, AMD since Zen 4). */
+
+#include "kernel_set.h"
+
+#if X86
+#include <immintrin.h>
+
+#define LANES 16
+
+/* Twelve rows fit in 32 registers, with the weights that they are multiplied with. */
+#define FOR_TILE_SIZES(DO, ...)                                                                    \
+    DO(1, __VA_ARGS__)                                                                             \
+    DO(2, __VA_ARGS__)                                                                             \
+    DO(4, __VA_ARGS__)                                                                             \
+    DO(8, __VA_ARGS__)                                                                             \
+    DO(12, __VA_ARGS__)
+
+static int is_supported(void)
+{
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")
+
+INLINE __m512 load_halves(const uint8_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+
+/* Scales or minima of a block. */
+INLINE __m512 load_scales(const uint8_t *from, __m512 super_scales, packed_layout layout)
+{
+    if (!layout.groups_per_super_block)
+        return load_halves(from);
+    __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm512_mul_ps(super_scales, _mm512_cvtepi32_ps(whole));
+}
+
+/* The formula is in portable.c. */
+INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t *tile, float *out,
+                           int64_t out_stride, packed_layout layout, int n)
+{
+    const int chunks = low_chunks(layout), group = layout.group, bits = layout.bits;
+    const __m512i low_nibbles = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(0x30);
+    __m512 totals[MAX_TILE], super_scales = _mm512_setzero_ps(), super_mins = super_scales;
+    for (int m = 0; m < n; m++)
+        totals[m] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
+        tile_group x = tile_group_at(tile, g, group, n);
+        __m512i dots[MAX_TILE];
+        if (begins_super_block(layout, g)) {
+            super_scales = load_halves(block);
+            if (layout.has_mins)
+                super_mins = load_halves(block + 2 * PANEL);
+            block += super_scale_bytes(layout);
+        }
+        for (int m = 0; m < n; m++)
+            dots[m] = _mm512_set1_epi32(initial_sum(x.w4_offsets[m], layout));
+        for (int c = 0; c < chunks; c++) {
+            __m512i v = _mm512_loadu_si512(block + c * CHUNK);
+            __m512i low = _mm512_and_si512(v, low_nibbles);
+            __m512i high = _mm512_and_si512(_mm512_srli_epi16(v, 4), low_nibbles);
+            if (bits == 6) {
+                __m512i upper = _mm512_loadu_si512(block + upper_chunk(c, group) * CHUNK);
+                upper = _mm512_srli_epi16(upper, upper_shift(c, group));
+                low = _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16(upper, 4), two_bits));
+                high = _mm512_or_si512(high, _mm512_and_si512(upper, two_bits));
+            }
+            for (int m = 0; m < n; m++) {
+                const int8_t *at = x.quants + 4 * (c * n + m);
+                dots[m] = _mm512_dpbusd_epi32(dots[m], bits == 8 ? v : low,
+                                              _mm512_set1_epi32(load_four_quants(at)));
+            }
+            if (bits != 8)
+                for (int m = 0; m < n; m++) {
+                    const int8_t *at = x.quants + 4 * ((chunks + c) * n + m);
+                    dots[m] = _mm512_dpbusd_epi32(dots[m], high,
+                                                  _mm512_set1_epi32(load_four_quants(at)));
+                }
+        }
+        const uint8_t *scales = block + quant_bytes(layout);
+        __m512 scale = load_scales(scales, super_scales, layout);
+        for (int m = 0; m < n; m++)
+            totals[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]),
+                                        _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m])),
+                                        totals[m]);
+        if (!layout.has_mins)
+            continue;
+        __m512 min = load_scales(scales + scale_bytes(layout), super_mins, layout);
+        for (int m = 0; m < n; m++)
+            totals[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(x.sums[m]), totals[m]);
+    }
+    for (int m = 0; m < n; m++)
+        _mm512_storeu_ps(out + m * out_stride, totals[m]);
+}
+
+#include "generic_kernels.h"
+
+INLINE __m512i rounded_integers(__m512 shifted)
+{
+    return _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(ROUNDING_BITS));
+}
+
+/* quantize_row() of float32 in groups of 32, where compilers take four times as long. */
+static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, uint8_t *tile)
+{
+    const __m512 infinity = _mm512_set1_ps(INFINITY), shift = _mm512_set1_ps(ROUNDING);
+    uint8_t *to = tile + 4 * m;
+    for (int64_t g = 0; g < n_columns; g += 32, to += n * tile_group_bytes(32)) {
+        __m512 low = _mm512_loadu_ps(x + g), high = _mm512_loadu_ps(x + g + 16);
+        __m512 low_size = _mm512_abs_ps(low), high_size = _mm512_abs_ps(high);
+        __mmask16 not_finite = _mm512_cmp_ps_mask(low_size, infinity, _CMP_NLT_UQ) |
+                               _mm512_cmp_ps_mask(high_size, infinity, _CMP_NLT_UQ);
+        float max = _mm512_reduce_max_ps(_mm512_max_ps(low_size, high_size));
+        float scale = not_finite ? NAN : max / 127;
+        __m512 inverse = _mm512_set1_ps(max > 0 ? 127 / max : 0);
+        __m512i first = rounded_integers(_mm512_fmadd_ps(low, inverse, shift));
+        __m512i second = rounded_integers(_mm512_fmadd_ps(high, inverse, shift));
+        int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+        int32_t quants[8];
+        _mm_storeu_si128((__m128i *)quants, _mm512_cvtepi32_epi8(first));
+        _mm_storeu_si128((__m128i *)(quants + 4), _mm512_cvtepi32_epi8(second));
+        for (int c = 0; c < 8; c++)
+            memcpy(to + 4 * c * n, quants + c, 4);
+        float *floats = (float *)(to + n * 32);
+        floats[0] = scale;
+        floats[n] = scale * (float)sum;
+        ((int32_t *)floats)[2 * n] = -8 * sum;
+    }
+}
+
+static void quantize_any_row(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
+                             uint8_t *tile)
+{
+    if (!is_bf16 && group == 32)
+        quantize_float_row(x, n_columns, n, m, tile);
+    else
+        quantize_row(x, is_bf16, n_columns, group, n, m, tile);
+}
+
+END_TARGET
+#endif
+
+const kernel_set avx512_kernels = {
+    .name = "avx512",
+#if X86
+    .is_supported = is_supported,
+    .n_tile_sizes = N_TILE_SIZES,
+    .tile_sizes = tile_sizes,
+    .dot_products = dot_products,
+    .quantize_row = quantize_any_row,
+    .quantization_error = quantization_error,
+    .dequantize_row = dequantize_row,
+    .rms_norm = rms_norm,
+    .swiglu = swiglu,
+    .add = add,
+    .rotate = rotate,
+    .store_rows = store_rows,
+    .attend_to_split = attend_to_split,
+    .merge_partials = merge_partials,
+    .attend_block = attend_block,
+#endif
+};

@@ -1,0 +1,43 @@
+/* Differences between compilers and architectures. */
+
+#ifndef COMPILER_H
+#define COMPILER_H
+
+/* Kernels get their layout, tile size and type as arguments that are constant where they are
+ * called: everything depends on their being inlined there. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* All other functions are hidden: see -fvisibility in hatch_build.py. */
+#define EXPORT __attribute__((visibility("default")))
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define X86 1
+#else
+#define X86 0
+#endif
+
+#define PRAGMA(text) _Pragma(#text)
+
+/* Compile the functions between BEGIN_TARGET("avx2,fma") and END_TARGET for these instructions. */
+#ifdef __clang__
+#define BEGIN_TARGET(features)                                                                     \
+    PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+
+/* Clang vectorizes no maximum of floats, because of NaN, and would say so at each of them. */
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wpass-failed"
+#endif
+
+/* Unroll the loop that follows. */
+#ifdef __clang__
+#define UNROLL(n) PRAGMA(clang loop unroll_count(n))
+#else
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#endif
+
+#endif

@@ -1,0 +1,56 @@
+/* The table of levels. */
+
+#include "cpu.h"
+
+/* LEVEL(name) for each NAME.c with its NAME_kernels; of those that a processor supports, the last
+ * is the best. */
+#define FOR_LEVELS(LEVEL)                                                                          \
+    LEVEL(portable)                                                                                \
+    LEVEL(avx2)                                                                                    \
+    LEVEL(avx512)                                                                                  \
+    LEVEL(avx512_bf16)
+
+#define DECLARE(name) extern const kernel_set name##_kernels;
+FOR_LEVELS(DECLARE)
+
+#define ADDRESS(name) &name##_kernels,
+static const kernel_set *const LEVELS[] = {FOR_LEVELS(ADDRESS)};
+
+int n_levels(void) { return sizeof LEVELS / sizeof *LEVELS; }
+
+int level_is_supported(int level)
+{
+    return LEVELS[level]->is_supported && LEVELS[level]->is_supported();
+}
+
+/* Take over the functions of `base` that `set` has none of. */
+static void inherit(kernel_set *set, const kernel_set *base)
+{
+    if (!set->dot_products) {
+        set->n_tile_sizes = base->n_tile_sizes;
+        set->tile_sizes = base->tile_sizes;
+        set->dot_products = base->dot_products;
+    }
+#define INHERIT(function)                                                                          \
+    if (!set->function)                                                                            \
+        set->function = base->function;
+    INHERIT(quantize_row)
+    INHERIT(quantization_error)
+    INHERIT(dequantize_row)
+    INHERIT(rms_norm)
+    INHERIT(swiglu)
+    INHERIT(add)
+    INHERIT(rotate)
+    INHERIT(store_rows)
+    INHERIT(attend_to_split)
+    INHERIT(merge_partials)
+    INHERIT(attend_block)
+}
+
+kernel_set kernels_of(int level)
+{
+    kernel_set set = *LEVELS[level];
+    for (const kernel_set *base = set.base; base; base = base->base)
+        inherit(&set, base);
+    return set;
+}

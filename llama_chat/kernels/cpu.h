@@ -1,0 +1,15 @@
+/* The levels: instruction sets that the kernels are compiled for, and which this processor has. */
+
+#ifndef CPU_H
+#define CPU_H
+
+#include "kernel_set.h"
+
+int n_levels(void);
+
+int level_is_supported(int level);
+
+/* The functions of a level, completed from its base. */
+kernel_set kernels_of(int level);
+
+#endif

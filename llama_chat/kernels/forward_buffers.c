@@ -1,0 +1,48 @@
+/* The memory that a forward pass works in. */
+
+#include "cpu.h"
+#include "forward.h"
+
+INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Columns of the widest activations that are quantized. */
+static int64_t max_columns(const model_weights *w)
+{
+    return max(w->dim, max(w->hidden_dim, w->layers ? w->layers->wo.n_columns : 0));
+}
+
+static void allocate_quantized(const model_weights *w, int n_rows, arena *memory,
+                               quantized_rows *rows)
+{
+    rows->by_group[0] = arena_alloc(memory, n_rows * quantized_row_bytes(max_columns(w), 16));
+    rows->by_group[1] = arena_alloc(memory, n_rows * quantized_row_bytes(max_columns(w), 32));
+}
+
+int output_tile(const kernel_set *kernels, int n_x)
+{
+    return 2 * n_x < max_tile(kernels) ? 2 * n_x : max_tile(kernels);
+}
+
+void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
+                     int n_x, arena *memory, shared_buffers *shared, attention_buffers *attention)
+{
+    const int64_t heads = cache->n_heads * cache->head_dim;
+    const int64_t kv_heads = cache->n_kv_heads * cache->head_dim;
+    shared->q = arena_floats(memory, n_x * heads);
+    shared->k = arena_floats(memory, n_x * kv_heads);
+    shared->v = arena_floats(memory, n_x * kv_heads);
+    shared->attention = arena_floats(memory, n_x * heads);
+    shared->gate = arena_floats(memory, n_x * w->hidden_dim);
+    shared->up = arena_floats(memory, n_x * w->hidden_dim);
+    allocate_quantized(w, n_x > max_tile(kernels) ? n_x : 0, memory, &shared->quantized);
+    shared->products = arena_floats(memory, output_tile(kernels, n_x) * w->output.n_rows);
+    allocate_shared_attention(cache, n_x, memory, attention);
+}
+
+void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
+                     int n_x, arena *memory, thread_buffers *local)
+{
+    local->normed = arena_floats(memory, max_tile(kernels) * w->dim);
+    allocate_quantized(w, output_tile(kernels, n_x), memory, &local->quantized);
+    allocate_thread_attention(cache, n_x, memory, &local->attention);
+}

@@ -1,0 +1,70 @@
+/* The functions that each instruction set has a version of.
+ *
+ * An instruction set is one file. It names the instructions to compile for, has its own code where
+ * compilers do not do well (dot products above all), includes generic_kernels.h for the rest, and
+ * ends in a constant kernel_set, which has a row in the table of cpu.c. Kernels know nothing of
+ * threads.
+ */
+
+#ifndef KERNEL_SET_H
+#define KERNEL_SET_H
+
+#include <math.h> /* here, before a level chooses its instructions */
+
+#include "activation_tile.h"
+#include "attention.h"
+
+/* A panel of `n_groups` blocks times a tile, into out (n, PANEL), whose rows are `out_stride`
+ * floats apart. */
+typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
+                         int64_t out_stride);
+
+struct kernel_set {
+    const char *name;
+    int (*is_supported)(void); /* NULL on other architectures */
+    const kernel_set *base;    /* has the functions that are NULL below; or NULL */
+
+    /* Matrix products: the sizes of tiles, ascending, among them 1 and 2, and dot_products (layouts,
+     * sizes); see dot_products.h. */
+    int n_tile_sizes;
+    const int *tile_sizes;
+    dot_product *const *dot_products;
+
+    /* Quantize a row, x (n_columns) in bfloat16 or float32, as row `m` of a tile of `n` rows. */
+    void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
+                         uint8_t *tile);
+
+    /* The error of quantization: x less the row that quantize_row() makes of it. */
+    void (*quantization_error)(const float *x, int64_t n_columns, int group, float *error);
+
+    /* Write one row of weights as bfloat16 or float32. */
+    void (*dequantize_row)(const packed_matrix *w, int64_t row, void *to, int is_bf16);
+
+    /* Between the products. */
+    void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *to);
+    void (*swiglu)(float *gate, const float *up, int64_t n);
+    void (*add)(float *x, const float *y, int64_t n);
+
+    /* Rotate the `columns` of x (n_x, width) by the angles of their tokens, times `scale`. */
+    void (*rotate)(const kv_cache *cache, float *x, int n_x, int64_t width, range columns,
+                   float scale);
+
+    /* Store the `columns` of x (n_x, n_kv_heads * head_dim) in rows of the cache. */
+    void (*store_rows)(const kv_cache *cache, void *const *buffers, float *const *scales,
+                       int64_t layer, const float *x, int n_x, range columns);
+
+    /* Attend with all queries of one head of keys to the rows of one split. */
+    void (*attend_to_split)(const kv_cache *cache, int64_t layer, const float *q, int n_x,
+                            int64_t head, range rows, const decode_buffers *buffers,
+                            float *partials);
+
+    /* Merge one query's partial results, `stride` floats apart, into to (n). */
+    void (*merge_partials)(const float *partials, int64_t n_partials, int64_t stride, int64_t n,
+                           float *to);
+
+    /* Attend with all queries of one head of keys of the `tokens` to all that they may see. */
+    void (*attend_block)(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
+                         range tokens, float *out, const prefill_buffers *buffers);
+};
+
+#endif

@@ -1,0 +1,78 @@
+/* The library's description of itself, by which Python finds out whether it fits. */
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "cpu.h"
+#include "forward.h"
+#include "panels.h"
+
+/* Raised with every change of what Python calls that shows in no size; ABI in abi.py. */
+enum { ABI = 2 };
+
+/* The structs that Python has mirrors of. */
+#define FOR_STRUCTS(STRUCT)                                                                        \
+    STRUCT(packed_layout)                                                                          \
+    STRUCT(packed_matrix)                                                                          \
+    STRUCT(tensor_view)                                                                            \
+    STRUCT(unpacked_matrix)                                                                        \
+    STRUCT(layer_weights)                                                                          \
+    STRUCT(model_weights)                                                                          \
+    STRUCT(kv_cache)                                                                               \
+    STRUCT(pass_record)
+
+typedef struct {
+    char *next;
+    int64_t left;
+} text_buffer;
+
+__attribute__((format(printf, 2, 3))) static void append(text_buffer *text, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int64_t written = vsnprintf(text->next, (size_t)text->left, format, arguments);
+    va_end(arguments);
+    written = written < text->left ? written : text->left - 1;
+    text->next += written;
+    text->left -= written;
+}
+
+static int has_openmp(void)
+{
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static void append_level(text_buffer *to, const char *separator, int level)
+{
+    const kernel_set kernels = kernels_of(level);
+    append(to, "%s\"%s\": {\"is_supported\": %s, \"tile_sizes\": [", separator, kernels.name,
+           level_is_supported(level) ? "true" : "false");
+    for (int i = 0; i < kernels.n_tile_sizes; i++)
+        append(to, "%s%d", i ? ", " : "", kernels.tile_sizes[i]);
+    append(to, "]}");
+}
+
+/* ---- called from Python --------------------------------------------------------------------- */
+
+/* Write a JSON object into `text`: the number of this interface, constants, the sizes of structs,
+ * and all levels in the order of their numbers. */
+EXPORT void describe_library(char *text, int64_t size)
+{
+    text_buffer to = {text, size};
+    append(&to, "{\"abi\": %d, \"panel\": %d", ABI, PANEL);
+    append(&to, ", \"max_exact_batch\": %d", MAX_EXACT_BATCH);
+    append(&to, ", \"has_openmp\": %s", has_openmp() ? "true" : "false");
+    const char *separator = ", \"structs\": {";
+#define APPEND_SIZE(name)                                                                          \
+    append(&to, "%s\"" #name "\": %zu", separator, sizeof(name));                                  \
+    separator = ", ";
+    FOR_STRUCTS(APPEND_SIZE)
+    separator = "}, \"levels\": {";
+    for (int level = 0; level < n_levels(); level++, separator = ", ")
+        append_level(&to, separator, level);
+    append(&to, "}}");
+}

@@ -1,0 +1,115 @@
+/* Products of packed matrices with quantized rows of activations. */
+
+#include "matrix_product.h"
+
+#include "cpu.h"
+
+/* Bytes of quantized rows that stay in a core's own cache while all panels are read. */
+enum { CACHED_ROWS = 1 << 19 };
+
+INLINE void store(const float *values, int n, void *y, int64_t at, int store_mode)
+{
+    for (int i = 0; i < n; i++)
+        if (store_mode == STORE_BF16)
+            ((uint16_t *)y)[at + i] = to_bf16(values[i]);
+        else if (store_mode == ACCUMULATE)
+            ((float *)y)[at + i] += values[i];
+        else
+            ((float *)y)[at + i] = values[i];
+}
+
+static dot_product *const *dot_products_of(const kernel_set *kernels, const packed_matrix *w)
+{
+    int index = 0;
+#define FIND(...)                                                                                  \
+    if (is_layout(w->layout, (packed_layout){__VA_ARGS__}))                                        \
+        return kernels->dot_products + index;                                                      \
+    index += kernels->n_tile_sizes;
+    FOR_LAYOUTS(FIND)
+    return NULL;
+}
+
+/* Rows that are multiplied with all panels before the next ones are: whole tiles. */
+INLINE int block_rows(const kernel_set *kernels, const packed_matrix *w)
+{
+    const int tile = max_tile(kernels);
+    int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, w->layout.group);
+    int64_t n_tiles = CACHED_ROWS / tile_bytes;
+    return tile * (int)(n_tiles > 1 ? n_tiles : 1);
+}
+
+void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
+                   int group, int n, uint8_t *tile)
+{
+    const int64_t row_bytes = n_columns * (is_bf16 ? 2 : 4);
+    for (int m = 0; m < n; m++)
+        kernels->quantize_row((const char *)x + m * row_bytes, is_bf16, n_columns, group, n, m,
+                              tile);
+}
+
+void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const uint8_t *quantized,
+                     int n_x, void *y, int store_mode, range panels)
+{
+    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
+    const int block = block_rows(kernels, w);
+    dot_product *const *dot_products = dot_products_of(kernels, w);
+    for (int start = 0; start < n_x; start += block)
+        for (int64_t panel = panels.start; panel < panels.end; panel++) {
+            const uint8_t *weights = w->panels + panel * panel_bytes(w);
+            const int64_t row = panel * PANEL, n_rows = w->n_rows - row;
+            for (int m = start; m < start + block && m < n_x;) {
+                const int size = next_tile(kernels, n_x - m), n = kernels->tile_sizes[size];
+                const uint8_t *tile = quantized + m * row_bytes;
+                const int64_t at = m * w->n_rows + row;
+                m += n;
+                if (n_rows >= PANEL && store_mode == STORE_FLOAT) {
+                    dot_products[size](weights, n_groups(w), tile, (float *)y + at, w->n_rows);
+                    continue;
+                }
+                float out[MAX_TILE * PANEL];
+                dot_products[size](weights, n_groups(w), tile, out, PANEL);
+                for (int i = 0; i < n; i++)
+                    if (n_rows >= PANEL) /* a constant for the compiler */
+                        store(out + i * PANEL, PANEL, y, at + i * w->n_rows, store_mode);
+                    else /* the last panel is padded: its padding is not stored */
+                        store(out + i * PANEL, (int)n_rows, y, at + i * w->n_rows, store_mode);
+            }
+        }
+}
+
+/* ---- called from Python --------------------------------------------------------------------- */
+
+/* Bytes of scratch memory that multiply() needs for `n_x` rows. */
+EXPORT int64_t multiply_scratch_bytes(const packed_matrix *w, int64_t n_x)
+{
+    return n_x * quantized_row_bytes(w->n_columns, w->layout.group);
+}
+
+/* y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or float32.
+ * Computed by `n_threads` threads, unless there is too little to do for more than one. */
+EXPORT void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int is_bf16,
+                     uint8_t *scratch, int level, int n_threads)
+{
+    const kernel_set kernels = kernels_of(level);
+    const int64_t x_bytes = w->n_columns * (is_bf16 ? 2 : 4);
+    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
+    const int tile = max_tile(&kernels);
+    (void)n_threads; /* not used without OpenMP */
+#pragma omp parallel num_threads(n_threads) if (n_x * w->n_rows * w->n_columns > 65536)
+    {
+#pragma omp for schedule(static)
+        for (int start = 0; start < n_x; start += tile)
+            for (int m = start; m < n_x && m < start + tile;) {
+                int n = next_tile_size(&kernels, n_x - m);
+                quantize_tile(&kernels, (const char *)x + m * x_bytes, is_bf16, w->n_columns,
+                              w->layout.group, n, scratch + m * row_bytes);
+                m += n;
+            }
+        const int64_t n_shares = 8 * (int64_t)this_thread().n_threads;
+#pragma omp for schedule(dynamic)
+        for (int64_t share = 0; share < n_shares; share++)
+            multiply_panels(&kernels, w, scratch, n_x, y, is_bf16 ? STORE_BF16 : STORE_FLOAT,
+                            (range){n_panels(w) * share / n_shares,
+                                    n_panels(w) * (share + 1) / n_shares});
+    }
+}

@@ -1,0 +1,95 @@
+/* Float16, bfloat16, rounding and exp, without branches where compilers are to vectorize them. */
+
+#ifndef NUMBERS_H
+#define NUMBERS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "compiler.h"
+
+/* ---- float16 and bfloat16 ------------------------------------------------------------------- */
+
+/* Shift the exponent and the fraction into place, then set the bias by a multiplication: that is
+ * exact for subnormal numbers too (F. Giesen, https://gist.github.com/rygorous/2144712). */
+INLINE float half_to_float(uint16_t half)
+{
+    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
+    float value;
+    memcpy(&value, &bits, 4);
+    value *= 0x1p112f;
+    if ((half & 0x7c00) == 0x7c00) { /* infinity or NaN */
+        bits |= 0x7f800000;
+        memcpy(&value, &bits, 4);
+    }
+    return half & 0x8000 ? -value : value;
+}
+
+INLINE float load_half(const uint8_t *from)
+{
+    uint16_t half;
+    memcpy(&half, from, 2);
+    return half_to_float(half);
+}
+
+/* Round to nearest, ties to even; for finite numbers. */
+INLINE uint16_t finite_to_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE uint16_t to_bf16(float value)
+{
+    return value == value ? finite_to_bf16(value) : 0x7fc0;
+}
+
+INLINE float bf16_to_float(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* ---- rounding ------------------------------------------------------------------------------- */
+
+/* 1.5 * 2**23: a float of this size has no bits for a fraction, so adding it rounds, ties to
+ * even. */
+#define ROUNDING 0x1.8p23f
+#define ROUNDING_BITS 0x4b400000
+
+/* The integer in a float to which ROUNDING was added. */
+INLINE int32_t rounded_integer(float shifted)
+{
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    return bits - ROUNDING_BITS;
+}
+
+INLINE int64_t round_up(int64_t n, int64_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+/* ---- exp ------------------------------------------------------------------------------------ */
+
+/* exp(x) with a relative error of about 1e-7: 2**n times the Taylor series of the rest, from which
+ * ln 2 is subtracted in two parts (Cody and Waite 1980, Software Manual for the Elementary
+ * Functions). */
+INLINE float fast_exp(float x)
+{
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float shifted = x * 1.44269504f + ROUNDING, whole = shifted - ROUNDING;
+    float f = x - whole * 0.693145752f - whole * 1.42860677e-6f;
+    float p = 1 + f * (1 + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
+              f * (0.00833333333f + f * 0.00138888889f)))));
+    int32_t bits = (rounded_integer(shifted) + 127) * (1 << 23);
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+#endif

@@ -1,0 +1,86 @@
+/* Attention of a block of queries to all keys that they may see, for any instruction set.
+ *
+ * Blocks of queries meet blocks of keys in registers, and the softmax is rescaled along with them
+ * (Dao et al. 2022, https://arxiv.org/abs/2205.14135). The products, and the format of their
+ * operands, come from prefill_float.h or prefill_bf16.h, either of which includes this.
+ */
+
+#ifndef PREFILL_ATTENTION_H
+#define PREFILL_ATTENTION_H
+
+#include "attention.h"
+
+/* Turn the scores of one query for `n_keys` keys, of which it sees the first `n_visible`, into
+ * exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
+ * online softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. */
+INLINE void online_softmax(float *scores, int64_t n_keys, int64_t n_visible, float *max,
+                           float *total, float *sums, int64_t width)
+{
+    float new_max = *max, sum = 0;
+    for (int64_t r = n_visible; r < n_keys; r++)
+        scores[r] = -INFINITY;
+#pragma omp simd reduction(max : new_max)
+    for (int64_t r = 0; r < n_keys; r++)
+        new_max = scores[r] > new_max ? scores[r] : new_max;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t r = 0; r < n_keys; r++) {
+        scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - new_max);
+        sum += scores[r];
+    }
+    if (new_max > *max) {
+        float factor = *max == -INFINITY ? 0 : fast_exp(*max - new_max);
+        *total *= factor;
+        for (int64_t d = 0; d < width; d++)
+            sums[d] *= factor;
+    }
+    *max = new_max;
+    *total += sum;
+}
+
+/* Attend with all queries of one head of keys of the `tokens`; `kind` is the type of the cache. */
+INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
+                          range tokens, float *out, const prefill_buffers *b, int kind)
+{
+    const int64_t n = cache->head_dim, width = padded_head(cache);
+    const int64_t group = queries_per_kv_head(cache);
+    const int64_t n_queries = (tokens.end - tokens.start) * group;
+    const int64_t rows = round_up(n_queries, TILE_ROWS);
+    memset(b->queries, 0, sizeof(float) * (size_t)(rows * width));
+    memset(b->sums, 0, sizeof(float) * (size_t)(rows * width));
+    for (int64_t i = 0; i < n_queries; i++) {
+        int64_t at = ((tokens.start + i / group) * cache->n_heads + head * group + i % group) * n;
+        memcpy(b->queries + i * width, q + at, sizeof(float) * (size_t)n);
+        b->max[i] = -INFINITY;
+        b->total[i] = 0;
+    }
+    convert_rows(b->queries, rows, width, width);
+    const int64_t total = cache->length + tokens.end;
+    for (int64_t start = 0; start < total; start += KEY_BLOCK) {
+        const range keys = {start, start + KEY_BLOCK < total ? start + KEY_BLOCK : total};
+        /* Queries of tokens before all of these keys see none of them, and are skipped. */
+        int64_t skipped = start - cache->length - tokens.start;
+        skipped = skipped > 0 ? skipped * group / TILE_ROWS * TILE_ROWS : 0;
+        const int64_t n_keys = round_up(keys.end - keys.start, PADDING);
+        float *scores = b->scores + skipped * KEY_BLOCK;
+        memset(scores, 0, sizeof(float) * (size_t)((rows - skipped) * KEY_BLOCK));
+        load_block(cache, layer, head, keys, b, kind);
+        multiply_block(b->queries + skipped * width, width, b->keys, KEY_BLOCK, scores, KEY_BLOCK,
+                       rows - skipped, width, n_keys);
+        for (int64_t i = skipped; i < n_queries; i++) {
+            int64_t n_visible = cache->length + tokens.start + i / group + 1 - start;
+            n_visible = n_visible < 0 ? 0 : n_visible > n_keys ? n_keys : n_visible;
+            online_softmax(b->scores + i * KEY_BLOCK, n_keys, n_visible, b->max + i, b->total + i,
+                           b->sums + i * width, width);
+        }
+        convert_rows(scores, rows - skipped, n_keys, KEY_BLOCK);
+        multiply_block(scores, KEY_BLOCK, b->values, width, b->sums + skipped * width, width,
+                       rows - skipped, n_keys, width);
+    }
+    for (int64_t i = 0; i < n_queries; i++) {
+        int64_t at = ((tokens.start + i / group) * cache->n_heads + head * group + i % group) * n;
+        for (int64_t d = 0; d < n; d++)
+            out[at + d] = b->sums[i * width + d] / b->total[i];
+    }
+}
+
+#endif

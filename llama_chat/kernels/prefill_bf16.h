@@ -1,0 +1,60 @@
+/* Blocks of queries, keys and values in pairs of bfloat16, for prefill_attention.h.
+ *
+ * Instructions that multiply bfloat16 add the products of two neighbours. Rows on the left hold
+ * such pairs, in the front half of what were rows of floats; a matrix on the right holds pairs of
+ * two of its rows, side by side. Numbers are counted as if they were floats.
+ *
+ * The level defines before: convert_rows(), as in prefill_float.h; and
+ *
+ *     multiply_pairs(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride,
+ *                    float *c, int64_t c_stride, int64_t rows, int64_t n_pairs, int64_t n)
+ *
+ * which is c (rows, n) += a (rows, 2 * n_pairs) b (2 * n_pairs, n).
+ */
+
+#ifndef PREFILL_BF16_H
+#define PREFILL_BF16_H
+
+#include "kv_cache_rows.h"
+
+/* Keys (width / 2, KEY_BLOCK) and values (KEY_BLOCK / 2, width) of some rows, padded with zeros. */
+INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
+                       const prefill_buffers *b, int kind)
+{
+    const int64_t n = cache->head_dim, width = padded_head(cache);
+    const size_t row_bytes = sizeof(uint16_t) * (size_t)n;
+    const char *keys = rows_of_head(cache, cache->keys, layer, head, kind);
+    const char *values = rows_of_head(cache, cache->values, layer, head, kind);
+    uint32_t *key_pairs = (uint32_t *)b->keys, *value_pairs = (uint32_t *)b->values;
+    uint32_t *key = (uint32_t *)b->row;
+    uint16_t *value = (uint16_t *)b->row;
+    memset(b->row, 0, sizeof(float) * (size_t)width);
+    for (int64_t r = 0; r < KEY_BLOCK; r++) {
+        if (rows.start + r < rows.end)
+            memcpy(key, keys + (rows.start + r) * (int64_t)row_bytes, row_bytes);
+        else
+            memset(key, 0, row_bytes);
+        for (int64_t d = 0; d < width / 2; d++)
+            key_pairs[d * KEY_BLOCK + r] = key[d];
+    }
+    for (int64_t r = 0; r < KEY_BLOCK; r += 2) {
+        memset(b->row, 0, sizeof(float) * (size_t)width);
+        for (int64_t i = 0; i < 2; i++)
+            if (rows.start + r + i < rows.end)
+                memcpy(value + i * width, values + (rows.start + r + i) * (int64_t)row_bytes,
+                       row_bytes);
+        for (int64_t d = 0; d < width; d++)
+            value_pairs[r / 2 * width + d] = value[d] | (uint32_t)value[width + d] << 16;
+    }
+}
+
+INLINE void multiply_block(const float *a, int64_t a_stride, const float *b, int64_t b_stride,
+                           float *c, int64_t c_stride, int64_t rows, int64_t k, int64_t n)
+{
+    multiply_pairs((const uint32_t *)a, a_stride, (const uint32_t *)b, b_stride, c, c_stride, rows,
+                   k / 2, n);
+}
+
+#include "prefill_attention.h"
+
+#endif

@@ -1,0 +1,81 @@
+/* Blocks of queries, keys and values in float32, for prefill_attention.h. */
+
+#ifndef PREFILL_FLOAT_H
+#define PREFILL_FLOAT_H
+
+#include "attention_vectors.h"
+
+/* Convert rows (n_rows, width) in place, `stride` floats apart: floats are used as they are. */
+INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t stride)
+{
+    (void)rows, (void)n_rows, (void)width, (void)stride;
+}
+
+/* Keys, transposed, and values of some rows, padded with zeros. */
+INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
+                       const prefill_buffers *b, int kind)
+{
+    const int64_t n = cache->head_dim, width = padded_head(cache);
+    const char *keys = rows_of_head(cache, cache->keys, layer, head, kind);
+    const char *values = rows_of_head(cache, cache->values, layer, head, kind);
+    const float *key_scales = scales_of_head(cache, cache->key_scales, layer, head, kind);
+    const float *value_scales = scales_of_head(cache, cache->value_scales, layer, head, kind);
+    for (int64_t r = 0; r < KEY_BLOCK; r++) {
+        float *value = b->values + r * width;
+        memset(b->row, 0, sizeof(float) * (size_t)width);
+        memset(value, 0, sizeof(float) * (size_t)width);
+        if (rows.start + r < rows.end) {
+            load_row(keys, key_scales, rows.start + r, n, kind, b->row);
+            load_row(values, value_scales, rows.start + r, n, kind, value);
+        }
+        for (int64_t d = 0; d < width; d++)
+            b->keys[d * KEY_BLOCK + r] = b->row[d];
+    }
+}
+
+/* Part of c (rows, n) += a (rows, k) b (k, n): TILE_ROWS rows, and `n_vectors` vectors. */
+INLINE void multiply_tile(const float *a, int64_t a_stride, const float *b, int64_t b_stride,
+                          float *c, int64_t c_stride, int64_t k, int n_vectors)
+{
+    vector sums[TILE_ROWS][N_SUMS / TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < n_vectors; j++)
+            sums[i][j] = *(const vector *)(c + i * c_stride + j * LANES);
+    for (int64_t l = 0; l < k; l++) {
+        vector right[N_SUMS / TILE_ROWS];
+        for (int j = 0; j < n_vectors; j++)
+            right[j] = *(const vector *)(b + l * b_stride + j * LANES);
+        for (int i = 0; i < TILE_ROWS; i++)
+            for (int j = 0; j < n_vectors; j++)
+                sums[i][j] += a[i * a_stride + l] * right[j];
+    }
+    for (int i = 0; i < TILE_ROWS; i++)
+        for (int j = 0; j < n_vectors; j++)
+            *(vector *)(c + i * c_stride + j * LANES) = sums[i][j];
+}
+
+/* c (rows, n) += a (rows, k) b (k, n), with rows a multiple of TILE_ROWS and n one of PADDING. */
+INLINE void multiply_block(const float *a, int64_t a_stride, const float *b, int64_t b_stride,
+                           float *c, int64_t c_stride, int64_t rows, int64_t k, int64_t n)
+{
+    const int n_vectors = N_SUMS / TILE_ROWS;
+    for (int64_t i = 0; i < rows; i += TILE_ROWS) {
+        int64_t j = 0;
+        for (; j + n_vectors * LANES <= n; j += n_vectors * LANES)
+            multiply_tile(a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j,
+                          c_stride, k, n_vectors);
+        for (; j < n; j += LANES)
+            multiply_tile(a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j,
+                          c_stride, k, 1);
+    }
+}
+
+#include "prefill_attention.h"
+
+static void attend_block(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
+                         range tokens, float *out, const prefill_buffers *buffers)
+{
+    attend_tokens(cache, layer, q, head, tokens, out, buffers, cache->kind);
+}
+
+#endif

@@ -1,0 +1,82 @@
+/* Quantization of rows of activations to 8 bits, for any instruction set. */
+
+#ifndef ROW_QUANTIZATION_H
+#define ROW_QUANTIZATION_H
+
+#include <math.h>
+
+#include "activation_tile.h"
+
+/* The scale of a group, and 1 over it; the scale is NaN if a value is NaN or infinite. */
+typedef struct {
+    float scale, inverse;
+} group_scale;
+
+INLINE group_scale scale_of(const float *values, int group)
+{
+    float max = 0, not_finite = 0;
+#pragma omp simd reduction(max : max) reduction(+ : not_finite)
+    for (int i = 0; i < group; i++) {
+        float magnitude = fabsf(values[i]);
+        max = magnitude > max ? magnitude : max;
+        not_finite += values[i] * 0; /* NaN if the value is NaN or infinite, else 0 */
+    }
+    return (group_scale){max / 127 + not_finite, max > 0 ? 127 / max : 0};
+}
+
+INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
+                            uint8_t *tile)
+{
+    for (int64_t g = 0; g < n_columns / group; g++) {
+        float values[MAX_GROUP];
+        int8_t quants[MAX_GROUP];
+        for (int i = 0; i < group; i++)
+            values[i] = is_bf16 ? bf16_to_float(((const uint16_t *)x)[g * group + i])
+                                : ((const float *)x)[g * group + i];
+        const group_scale by = scale_of(values, group);
+        int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < group; i++) {
+            int32_t quant = rounded_integer(values[i] * by.inverse + ROUNDING);
+            quants[i] = (int8_t)quant;
+            sum += quant;
+        }
+        uint8_t *to = tile + g * n * tile_group_bytes(group);
+        for (int c = 0; c < group / 4; c++)
+            memcpy(to + 4 * (c * n + m), quants + 4 * c, 4);
+        float *floats = (float *)(to + n * group);
+        floats[m] = by.scale;
+        floats[n + m] = by.scale * (float)sum;
+        ((int32_t *)floats)[2 * n + m] = -8 * sum;
+    }
+}
+
+INLINE void errors_of_groups(const float *x, int64_t n_columns, int group, float *error)
+{
+    for (int64_t g = 0; g < n_columns; g += group) {
+        const group_scale by = scale_of(x + g, group);
+        for (int i = 0; i < group; i++)
+            error[g + i] = x[g + i] - by.scale * (x[g + i] * by.inverse + ROUNDING - ROUNDING);
+    }
+}
+
+/* Both for every group and type that there is, as constants. */
+
+static void quantize_row(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
+                         uint8_t *tile)
+{
+    if (is_bf16)
+        group == 16 ? quantize_groups(x, 1, n_columns, 16, n, m, tile)
+                    : quantize_groups(x, 1, n_columns, 32, n, m, tile);
+    else
+        group == 16 ? quantize_groups(x, 0, n_columns, 16, n, m, tile)
+                    : quantize_groups(x, 0, n_columns, 32, n, m, tile);
+}
+
+static void quantization_error(const float *x, int64_t n_columns, int group, float *error)
+{
+    group == 16 ? errors_of_groups(x, n_columns, 16, error)
+                : errors_of_groups(x, n_columns, 32, error);
+}
+
+#endif
