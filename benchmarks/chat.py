@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.program import run
+from harness.terminal import CTRL_D, READY, Terminal
 from llama_chat.library import find_model
-from tests.program import run
-from tests.terminal import CTRL_D, READY, Terminal
 
 N_TOKENS = 256
 QUESTION = "Write a long tutorial about sorting in Python, with headings, lists and code."

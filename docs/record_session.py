@@ -18,8 +18,8 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from harness.terminal import READY, Terminal  # noqa: E402
 from llama_chat.library import find_model  # noqa: E402
-from tests.terminal import READY, Terminal  # noqa: E402
 
 WIDTH, HEIGHT = 92, 44
 LINES = (

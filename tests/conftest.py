@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import READY, Terminal
+from harness.terminal import READY, Terminal
 
 # Several tests run at a time: two that each want all cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 from llama_chat.terminal.commands import COMMANDS
-from tests.terminal import CTRL_C, CTRL_D, READY, Terminal
 
 TOOLBAR = r"context (\d+)/(\d+)"
 

@@ -8,10 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from harness.terminal import CTRL_C, READY, Terminal
 from llama_chat.settings import SETTINGS, Setting
 from llama_chat.terminal.chat import RELOADING
 from llama_chat.terminal.commands import COMMANDS
-from tests.terminal import CTRL_C, READY, Terminal
 
 ENDED = r"(cut off after \d+ tokens.*|the model ended it at once)\n"
 

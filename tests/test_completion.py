@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from harness.program import COMMAND, environment
+from harness.terminal import Terminal
 from llama_chat import starter
 from llama_chat.cli.app import COMMANDS
 from llama_chat.settings import SETTINGS
 from tests.conftest import ROOT
-from tests.program import COMMAND, environment
-from tests.terminal import Terminal
 
 PROTOCOLS = ("bash", "zsh", "fish")
 SHELLS = [

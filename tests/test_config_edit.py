@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import COMMAND, Result, assert_clean_error, run
+from harness.terminal import Terminal
 from tests.conftest import ROOT
-from tests.program import COMMAND, Result, assert_clean_error, run
-from tests.terminal import Terminal
 
 WIDE = (500, 40)
 """A terminal that breaks no line."""

@@ -10,13 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from harness.program import COMMAND, environment
 from llama_chat import load
 from llama_chat.cli.app import run
 from llama_chat.conversion.output import appearing, check_space
 from llama_chat.conversion.target import choose_target
 from llama_chat.errors import SaveError, UsageError
 from tests.model_files import write_meta
-from tests.program import COMMAND, environment
 
 
 def convert(*arguments: str | Path) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import (
+from harness.terminal import (
     CTRL_C,
     CTRL_D,
     CTRL_G,

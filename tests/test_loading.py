@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.program import environment
-from tests.terminal import CTRL_C, CTRL_D, READY, Terminal
+from harness.program import environment
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 
 
 def test_the_input_is_open_before_torch_is_imported(tmp_path: Path) -> None:

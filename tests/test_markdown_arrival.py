@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.color import ColorSystem
 
+from harness.terminal import Terminal
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.inline import HELD_MAX
 from tests.markdown_output import formatted, styled, visible
-from tests.terminal import Terminal
 
 DATA = Path(__file__).parent / "data"
 REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())

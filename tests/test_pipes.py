@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import COMMAND, assert_clean_error, environment, run
 from llama_chat import starter
 from llama_chat.generation.events import Token
 from llama_chat.generation.sampling import Sampling
 from llama_chat.llama import load
 from tests.conftest import ROOT
 from tests.model_files import write_gguf
-from tests.program import COMMAND, assert_clean_error, environment, run
 
 
 @pytest.fixture

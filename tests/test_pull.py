@@ -13,13 +13,13 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.program import COMMAND, Result, assert_clean_error, environment, run
+from harness.terminal import CTRL_C, Terminal
 from llama_chat.errors import LlamaChatError
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import look_up, parse
 from llama_chat.library import installed_models
 from tests.hub import COMMIT, Hub, environment_for, files_below, serving
-from tests.program import COMMAND, Result, assert_clean_error, environment, run
-from tests.terminal import CTRL_C, Terminal
 
 WEIGHTS = bytes(range(256)) * 2000
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.program import COMMAND, environment
 from hatch_build import build_library
 from llama_chat.generation.sampling import Sampling
 from llama_chat.kernels import native
@@ -25,7 +26,6 @@ from llama_chat.model.quantization import (
     quantize,
 )
 from tests.conftest import ROOT
-from tests.program import COMMAND, environment
 
 Layout = tuple[Literal[4, 6, 8], int, bool, bool]
 EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))

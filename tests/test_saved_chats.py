@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import run
-from tests.terminal import CTRL_D, READY, Terminal
+from harness.program import run
+from harness.terminal import CTRL_D, READY, Terminal
 
 ENDED = r"cut off after \d+ tokens"
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.program import COMMAND, environment, run
 from llama_chat import starter
 from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.starter import Starter
 from tests.conftest import ROOT
-from tests.program import COMMAND, environment, run
 
 MODEL = bytes(range(256)) * 4000
 TINY = Starter(

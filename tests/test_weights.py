@@ -8,6 +8,7 @@ import gguf
 import pytest
 import torch
 
+from harness.program import COMMAND, environment
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.files import readable_size
@@ -15,7 +16,6 @@ from llama_chat.kernels import native
 from llama_chat.llama import load
 from llama_chat.weights import FORMS, check_fit, choose_form, held_bytes
 from tests.model_files import SMALL, write_gguf
-from tests.program import COMMAND, environment
 
 LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)
 BESIDE = 2**29 + LARGE.kv_cache_bytes(512, 2)

@@ -14,6 +14,8 @@ CONTROLS = {chr(code) for code in range(0x20)} - {"\n", "\t"} | {"\x7f"}
 
 @dataclass(frozen=True)
 class Result:
+    """What a run of the program left."""
+
     status: int
     out: str
     err: str

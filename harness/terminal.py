@@ -9,7 +9,7 @@ from types import TracebackType
 import pexpect
 import pyte
 
-from tests.program import COMMAND, environment
+from harness.program import COMMAND, environment
 
 PATIENCE_S = 60.0
 
