@@ -136,9 +136,9 @@ def test_the_toolbar_counts_the_message_being_typed(chat: Terminal) -> None:
 
 def test_exit_leaves_the_terminal_as_it_was(starter_model: Path, tmp_path: Path) -> None:
     with Terminal("-m", starter_model, home=tmp_path) as terminal:
-        before = termios.tcgetattr(terminal.child.child_fd)
+        before = termios.tcgetattr(terminal.descriptor)
         terminal.wait_for(READY)
-        assert termios.tcgetattr(terminal.child.child_fd) != before
+        assert termios.tcgetattr(terminal.descriptor) != before
         terminal.line("/exit")
         assert terminal.wait_for_end() == 0
         assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h")

@@ -266,7 +266,7 @@ def test_a_killed_editor_leaves_the_terminal_as_it_was(home: Path, file: Path) -
         home=home, command=["/bin/sh"], VISUAL=editor,
     ) as terminal:  # fmt: skip
         terminal.wait_for("ready")
-        raw = termios.tcgetattr(terminal.child.fileno())[3]
+        raw = termios.tcgetattr(terminal.descriptor)[3]
         terminal.type("\n")
         terminal.wait_for_end()
     assert not raw & termios.ECHO

@@ -89,7 +89,7 @@ def test_a_terminal_holds_the_whole_reply_once(
     with Terminal(BETWEEN_TABLES, command=player, size=(width, 3), home=tmp_path) as terminal:
         terminal.wait_for(BETWEEN_TABLES.replace(" ", r"\s+"))
         terminal.resize(later_width, 3)
-        terminal.child.setecho(False)
+        terminal.no_echo()
         terminal.type("\r")
         assert terminal.wait_for_end() == 0
     screen = terminal.screen

@@ -1,6 +1,5 @@
 """How weights are held, and whether they fit in memory."""
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import gguf
 import pytest
 import torch
 
-from harness.program import COMMAND, environment
+from harness.program import run
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.files import readable_size
@@ -70,14 +69,9 @@ def test_what_does_not_fit_is_refused_with_what_would(checkpoint: GGUFCheckpoint
 def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
     path = tmp_path / "endless.gguf"
     write_gguf(path, metadata={"llama.context_length": 2**31 - 1})
-    answer = subprocess.run(
-        [*COMMAND, "complete", "-", "-m", str(path), "--context", "2000000000"],
-        input="in",
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 3
-    assert answer.stderr.count("\n") == 1
-    assert "needs 1.0 TB, " in answer.stderr
-    assert "take a shorter --context" in answer.stderr
+    flags = ("-m", path, "--context", "2000000000")
+    answer = run("complete", "-", *flags, home=tmp_path, stdin=b"in")
+    assert answer.status == 3
+    assert answer.err.count("\n") == 1
+    assert "needs 1.0 TB, " in answer.err
+    assert "take a shorter --context" in answer.err

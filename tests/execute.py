@@ -1,0 +1,9 @@
+"""Runs a program text, as ``python -c`` does, but by a module, for which a process can be forked.
+
+python -m tests.execute TEXT
+"""
+
+import sys
+
+if __name__ == "__main__":
+    exec(sys.argv[1])
