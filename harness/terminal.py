@@ -7,6 +7,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -42,6 +43,10 @@ class Terminal:
         columns, lines = size
         self.screen = pyte.HistoryScreen(columns, lines, history=5000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
+        self._scrolled: list[str] = []
+        """The text of the rows of the scrollback, which no longer change."""
+        self._last_scrolled: Mapping[int, Char] | None = None
+        """The last of these rows."""
         self.raw = b""
         self.descriptor, theirs = os.openpty()
         try:
@@ -71,7 +76,13 @@ class Terminal:
     @property
     def text(self) -> str:
         """Scrollback and screen, without the blanks at the right."""
-        return "\n".join([*map(row, self.screen.history.top), self.shown])
+        history = self.screen.history.top
+        n_known = len(self._scrolled)
+        if n_known and (len(history) < n_known or history[n_known - 1] is not self._last_scrolled):
+            self._scrolled.clear()  # it was cleared, or its oldest rows have gone
+        self._scrolled += [row(cells) for cells in islice(history, len(self._scrolled), None)]
+        self._last_scrolled = history[-1] if history else None
+        return "\n".join([*self._scrolled, self.shown])
 
     @property
     def shown(self) -> str:
