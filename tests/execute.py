@@ -5,5 +5,8 @@ python -m tests.execute TEXT
 
 import sys
 
+EXECUTE = [sys.executable, "-m", "tests.execute"]
+"""The command, less the text."""
+
 if __name__ == "__main__":
     exec(sys.argv[1])

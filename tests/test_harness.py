@@ -19,8 +19,7 @@ from harness.process import Process, cold
 from harness.program import Program, environment
 from harness.terminal import Terminal
 from tests.conftest import ROOT
-
-EXECUTE = [sys.executable, "-m", "tests.execute"]
+from tests.execute import EXECUTE
 
 LOOK = """
 import gc, json, os, resource, signal, subprocess, sys, threading
