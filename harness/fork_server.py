@@ -216,9 +216,18 @@ def run_module(request: Request) -> None:
         stream = open_stream(descriptor, getattr(sys, name))
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    reseed()
     end_with_python()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def reseed() -> None:
+    """Seed the generators of libraries anew, as at import; Python does so with its own."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
 
 
 def end_with_python() -> None:

@@ -21,6 +21,16 @@ KILLED_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@cache
+def inherited() -> dict[str, str]:
+    """The environment of the shell, less what is about the program; asked for before it changes.
+
+    Importing torch and transformers in this process adds to its own.
+    """
+    ours = ("LLAMA_CHAT_", "XDG_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 class _Server:
     """The fork server of this process, which ends with it."""
 
@@ -32,6 +42,7 @@ class _Server:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
+                env=inherited(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -51,10 +62,7 @@ class _Server:
 
 @cache
 def fork_server() -> _Server:
-    """Start the server, unless it runs.
-
-    Its environment is that of this process when this is first called.
-    """
+    """Start the server, unless it runs."""
     server = _Server()
     atexit.register(server.stop)
     return server

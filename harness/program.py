@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from harness.process import Process
+from harness.process import Process, inherited
 from harness.request import COMMAND
 
 __all__ = [
@@ -39,7 +39,7 @@ class Result:
 
 def environment(home: Path, **changes: str) -> dict[str, str]:
     """A clean environment whose folders are all below ``home``."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_CHAT_", "XDG_"))}
+    kept = dict(inherited())
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         kept.pop(name, None)
     return kept | {"HOME": str(home), "TERM": "xterm-256color"} | changes
