@@ -16,7 +16,7 @@ chat: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.process import cold
+from harness.program import run
+from harness.terminal import CTRL_D, READY, Terminal
 from llama_chat.library import find_model
-from tests.program import run
-from tests.terminal import CTRL_D, READY, Terminal
 
 N_TOKENS = 256
 QUESTION = "Write a long tutorial about sorting in Python, with headings, lists and code."
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = find_model(options.model)
-    with tempfile.TemporaryDirectory() as folder:
+    with cold(), tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         rounds = []
         for _ in range(options.rounds):

@@ -18,8 +18,9 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from harness.process import cold  # noqa: E402
+from harness.terminal import READY, Terminal  # noqa: E402
 from llama_chat.library import find_model  # noqa: E402
-from tests.terminal import READY, Terminal  # noqa: E402
 
 WIDTH, HEIGHT = 92, 44
 LINES = (
@@ -39,6 +40,7 @@ def main() -> None:
     flags = ("-m", find_model(""), "--temperature", "0", "--max-tokens", "200")
     console = Console(width=WIDTH, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     with (
+        cold(),
         tempfile.TemporaryDirectory() as home,
         Terminal(*flags, home=Path(home), size=(WIDTH, HEIGHT)) as terminal,
     ):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import READY, Terminal
+from harness.process import cold, fork_server
+from harness.terminal import READY, Terminal
 
 # Several tests run at a time: two that each want all cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs_are_forks() -> None:
+    """Start the fork server before a test changes the environment that it gets."""
+    fork_server()
+
+
+@pytest.fixture(autouse=True)
+def runs_are_cold(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start a new interpreter for each run of the program in a test that is marked ``cold``."""
+    everywhere = "LLAMA_CHAT_TEST_COLD" in os.environ
+    if everywhere or request.node.get_closest_marker("cold"):
+        with cold():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,16 @@
-"""Random models, and the same weights in transformers."""
+"""Random models, and the same weights in transformers, which takes a second to import."""
+
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import LlamaConfig as HuggingFaceConfig
-from transformers import LlamaForCausalLM
 
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling
 from llama_chat.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 TINY = LlamaConfig(
     dim=64,
@@ -61,8 +64,11 @@ def _rope_parameters(config: LlamaConfig) -> dict[str, object]:
             raise AssertionError(other)
 
 
-def to_hugging_face(model: Transformer) -> LlamaForCausalLM:
+def to_hugging_face(model: Transformer) -> "LlamaForCausalLM":
     """The same model, computed by transformers in float32."""
+    from transformers import LlamaConfig as HuggingFaceConfig
+    from transformers import LlamaForCausalLM
+
     config = model.config
     scaling = config.rope_scaling
     reference = LlamaForCausalLM(
@@ -120,7 +126,7 @@ def logits_of(model: Transformer, ids: list[int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def reference_logits(reference: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+def reference_logits(reference: "LlamaForCausalLM", ids: list[int]) -> torch.Tensor:
     """What transformers computes for every position, ``(len(ids), vocab_size)``."""
     logits: torch.Tensor = reference(torch.tensor([ids])).logits[0]
     return logits

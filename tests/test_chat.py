@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 from llama_chat.terminal.commands import COMMANDS
-from tests.terminal import CTRL_C, CTRL_D, READY, Terminal
 
 TOOLBAR = r"context (\d+)/(\d+)"
 
@@ -136,9 +136,9 @@ def test_the_toolbar_counts_the_message_being_typed(chat: Terminal) -> None:
 
 def test_exit_leaves_the_terminal_as_it_was(starter_model: Path, tmp_path: Path) -> None:
     with Terminal("-m", starter_model, home=tmp_path) as terminal:
-        before = termios.tcgetattr(terminal.child.child_fd)
+        before = termios.tcgetattr(terminal.descriptor)
         terminal.wait_for(READY)
-        assert termios.tcgetattr(terminal.child.child_fd) != before
+        assert termios.tcgetattr(terminal.descriptor) != before
         terminal.line("/exit")
         assert terminal.wait_for_end() == 0
         assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h")
@@ -218,7 +218,7 @@ def test_a_long_message_shows_how_far_its_reading_is(starter_model: Path, tmp_pa
     flags = ("-m", starter_model, "--max-tokens", "4", "--dtype", "float32", "--threads", "1")
     with Terminal(*flags, home=tmp_path, size=(200, 40)) as terminal:
         terminal.wait_for(READY)
-        terminal.paste("What a long text this is. " * 900 + "Why?")
+        terminal.paste("What a long text this is. " * 300 + "Why?")
         terminal.type("\r")
         terminal.wait_for(r"cut off after 4 tokens")
     bar = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", terminal.raw)

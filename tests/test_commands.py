@@ -9,11 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from harness.terminal import CTRL_C, READY, Terminal
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Setting
 from llama_chat.terminal.commands import COMMANDS
 from tests.model_files import SMALL, write_hollow_gguf
-from tests.terminal import CTRL_C, READY, Terminal
 
 ENDED = r"(cut off after \d+ tokens.*|the model ended it at once)\n"
 

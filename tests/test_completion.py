@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from harness.program import COMMAND, environment, run
+from harness.terminal import Terminal
 from llama_chat.cli.app import COMMANDS
 from llama_chat.library import starter
 from llama_chat.settings.definitions import SETTINGS
 from tests.conftest import ROOT
-from tests.program import COMMAND, environment
-from tests.terminal import Terminal
 
 PROTOCOLS = ("bash", "zsh", "fish")
 SHELLS = [
@@ -68,17 +68,15 @@ def in_shell(home: Path) -> dict[str, str]:
 
 def suggestions(shell: str, line: str, home: Path, **env: str) -> dict[str, str]:
     """What is offered at the end of ``line``, asked as the script of ``shell`` asks."""
-    env = in_shell(home) | {"_LLAMA_CHAT_COMPLETE": f"complete_{shell}"} | env
+    env = {"_LLAMA_CHAT_COMPLETE": f"complete_{shell}"} | env
     if shell == "bash":
         words = line.split(" ")
         env |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
     else:
         env |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = subprocess.run(
-        COMMAND, capture_output=True, env=environment(home, **env), cwd=home / "work", check=False
-    )
-    assert (done.returncode, done.stderr) == (0, b""), done
-    out = done.stdout.decode().strip("\n")
+    done = run(home=home, folder=str(home / "work"), stdin=None, **env)
+    assert (done.status, done.err) == (0, ""), done
+    out = done.out.strip("\n")
     if shell == "zsh":
         return dict(
             re.findall(r'^(?:_arguments \'\*: :\(\()?"(.*?)"(?::"(.*?)")?(?:$|\))', out, re.M)

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from harness.program import Result, assert_clean_error, environment, run
 from llama_chat.cli.app import run as run_here
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value
 from llama_chat.settings.sources import read_config
 from tests.conftest import ROOT
-from tests.program import Result, assert_clean_error, environment, run
 
 DEFAULTS = {name: s.default for name, s in SETTINGS.items() if s.default is not None}
 

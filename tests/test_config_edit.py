@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import COMMAND, Result, assert_clean_error, run
+from harness.terminal import Terminal
 from tests.conftest import ROOT
-from tests.program import COMMAND, Result, assert_clean_error, run
-from tests.terminal import Terminal
 
 WIDE = (500, 40)
 """A terminal that breaks no line."""
@@ -266,7 +266,7 @@ def test_a_killed_editor_leaves_the_terminal_as_it_was(home: Path, file: Path) -
         home=home, command=["/bin/sh"], VISUAL=editor,
     ) as terminal:  # fmt: skip
         terminal.wait_for("ready")
-        raw = termios.tcgetattr(terminal.child.fileno())[3]
+        raw = termios.tcgetattr(terminal.descriptor)[3]
         terminal.type("\n")
         terminal.wait_for_end()
     assert not raw & termios.ECHO

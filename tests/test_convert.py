@@ -3,14 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import pytest
 import sentencepiece
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llama_chat import load
 from llama_chat.checkpoints.base import (
@@ -35,6 +34,9 @@ from llama_chat.model.rope import (
 from llama_chat.model.transformer import Transformer
 from tests.model_files import CHATML, META, SMALL, gguf_name, write_gguf
 from tests.models import logits_of, reference_logits
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 Q = gguf.GGMLQuantizationType
 IDS = [1, 5, 300, 7, 42, 42, 399, 11]
@@ -109,6 +111,12 @@ def test_a_gguf_file_of_a_meta_model_holds_its_weights_and_vocabulary(
     assert found["tokenizer.ggml.add_space_prefix"] is True
 
 
+def by_transformers(folder: Path) -> "LlamaForCausalLM":
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("type_name", ["F32", "BF16"])
 def test_transformers_computes_the_same_of_a_meta_model(
     type_name: str, meta_model: Path, tmp_path: Path
@@ -116,7 +124,7 @@ def test_transformers_computes_the_same_of_a_meta_model(
     out = tmp_path / "hf"
     assert convert(meta_model, out, "--type", type_name, "--shard-size", "200KB") == 0
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 1
-    reference = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    reference = by_transformers(out)
     ours = logits(open_checkpoint(meta_model), IDS)
     error = (reference_logits(reference, IDS) - ours).abs().max() / (ours.max() - ours.min())
     assert error < (2e-4 if type_name == "F32" else 2e-2)
@@ -141,7 +149,7 @@ def test_rotary_scaling_goes_with_the_model(
     if isinstance(scaling, DynamicScaling):
         length = scaling.original_context
         checkpoint.config = dataclasses.replace(checkpoint.config, context_length=length)
-    reference = LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    reference = by_transformers(tmp_path / "hf")
     ours = logits(checkpoint, IDS)
     error = (reference_logits(reference, IDS) - ours).abs().max() / (ours.max() - ours.min())
     assert error < 2e-4
@@ -243,6 +251,8 @@ def test_a_round_trip_keeps_logits_ids_and_template(
 
 def same_ids(folder: Path, checkpoint: Checkpoint) -> None:
     """The tokenizer in ``folder`` gives the ids that ours gives."""
+    from transformers import AutoTokenizer
+
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(checkpoint)
     bos = [ours.bos_id] if ours.add_bos else []
     for text in TEXTS:

@@ -3,20 +3,20 @@
 import os
 import resource
 import signal
-import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from harness.program import Program
 from llama_chat import load
 from llama_chat.cli.app import run
 from llama_chat.conversion.output import appearing, check_space
 from llama_chat.conversion.target import choose_target
 from llama_chat.errors import SaveError, UsageError
 from tests.model_files import write_meta
-from tests.program import COMMAND, environment
 
 
 def convert(*arguments: str | Path) -> int:
@@ -159,12 +159,13 @@ def test_a_full_disk_leaves_what_was_there(
 def test_an_interrupt_leaves_nothing(name: str, starter_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    command = [*COMMAND, "convert", str(starter_model), str(out / name), "--type", "F32"]
-    child = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE)
-    while not names(out):  # until it writes
-        assert child.poll() is None
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    command = ("convert", starter_model, out / name, "--type", "F32")
+    with Program(*command, home=tmp_path) as child:
+        while not names(out):  # until it writes
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.kill(signal.SIGINT)
+        _, errors = child.communicate()
     assert child.returncode == 130, errors
     assert b"Traceback" not in errors
     assert names(out) == []

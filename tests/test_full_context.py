@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.terminal import READY, Terminal
+from harness.terminal import READY, Terminal
 
 CAPITALS = {
     "France": "Paris",

@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM
 
 from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
 from llama_chat.checkpoints.huggingface import HuggingFaceCheckpoint
@@ -41,6 +40,8 @@ def logits(path: Path) -> torch.Tensor:
 
 def transformers_logits(folder: Path) -> torch.Tensor:
     """What transformers computes, from the same files."""
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return reference_logits(model.eval(), IDS)
 
@@ -166,6 +167,8 @@ def test_a_mistral_that_sees_all_has_all_of_its_context(
 def test_the_window_of_a_mistral_that_does_not_say_is_that_of_transformers(tmp_path: Path) -> None:
     write_huggingface(tmp_path, replace(META, context_length=8192))
     edit_json(tmp_path / "config.json", **MISTRAL)
+    from transformers import AutoModelForCausalLM
+
     window = AutoModelForCausalLM.from_pretrained(tmp_path).config.sliding_window
     assert open_checkpoint(tmp_path).config.context_length == window
 

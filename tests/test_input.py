@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import (
+from harness.terminal import (
     CTRL_C,
     CTRL_D,
     CTRL_G,
@@ -46,7 +46,7 @@ def test_ctrl_c_clears_the_line_and_twice_on_an_empty_one_leaves(chat: Terminal)
 
 def test_a_second_ctrl_c_leaves_before_the_input_is_open_again(chat: Terminal) -> None:
     chat.type(CTRL_C)
-    chat.child.expect_exact("Ctrl-C again or Ctrl-D leaves")
+    chat.take_until(b"Ctrl-C again or Ctrl-D leaves")
     chat.type(CTRL_C)  # before what was written is even drawn
     assert chat.wait_for_end() == 0
 

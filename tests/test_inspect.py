@@ -11,6 +11,8 @@ import gguf
 import pytest
 from rich.cells import cell_len
 
+from harness.program import run
+from harness.terminal import Terminal
 from llama_chat.cli import app
 from llama_chat.cli.inspect import describe
 from llama_chat.loading.plan import plan
@@ -24,8 +26,6 @@ from llama_chat.model.rope import (
 )
 from llama_chat.terminal.model_picture import draw_model
 from tests.model_files import SMALL, TOKENS, gguf_name, write_gguf
-from tests.program import run
-from tests.terminal import Terminal
 
 _STYLE = re.compile(r"\x1b\[[\d;]*m")
 

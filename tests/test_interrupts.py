@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import CTRL_C, CTRL_D, READY, Terminal
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 
 STOPPED = r"stopped after \d+ tokens; what was said is kept; /continue goes on\n\n›"
 

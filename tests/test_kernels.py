@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import FORBIDDEN, environment
 from hatch_build import KERNELS, build_library
 from llama_chat.errors import LlamaChatError
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import STRUCTS
-from tests.program import FORBIDDEN, environment
 
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is here")
 needs_library = pytest.mark.skipif(

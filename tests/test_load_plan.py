@@ -1,7 +1,6 @@
 """Plans of loads: weight formats, the memory they take, refusals before a weight is read."""
 
 import gc
-import subprocess
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import gguf
 import pytest
 import torch
 
+from harness.program import run
 from llama_chat.cli.loading import plan_load
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.files import readable_size
@@ -19,7 +19,6 @@ from llama_chat.loading.plan import LoadPlan, load, plan
 from llama_chat.loading.weights import WEIGHT_FORMATS, choose_weight_format
 from llama_chat.settings.definitions import Settings
 from tests.model_files import SMALL, write_gguf
-from tests.program import COMMAND, environment
 
 LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)
 OTHER_BYTES = 2**29 + LARGE.kv_cache_bytes(512, 2)
@@ -122,17 +121,12 @@ def test_a_name_is_as_good_as_a_path(
 def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
     path = tmp_path / "endless.gguf"
     write_gguf(path, metadata={"llama.context_length": 2**31 - 1})
-    answer = subprocess.run(
-        [*COMMAND, "complete", "-", "-m", str(path), "--context", "2000000000"],
-        input="in",
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 3
-    assert answer.stderr.count("\n") == 1
-    assert "needs 1.0 TB, " in answer.stderr
-    assert "take a shorter --context" in answer.stderr
+    flags = ("-m", path, "--context", "2000000000")
+    answer = run("complete", "-", *flags, home=tmp_path, stdin=b"in")
+    assert answer.status == 3
+    assert answer.err.count("\n") == 1
+    assert "needs 1.0 TB, " in answer.err
+    assert "take a shorter --context" in answer.err
 
 
 @pytest.mark.parametrize("template", ["auto", "chatml", "plain"])

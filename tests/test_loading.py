@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import environment
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 from tests.model_files import SMALL, write_hollow_gguf
-from tests.program import environment
-from tests.terminal import CTRL_C, CTRL_D, READY, Terminal
+
+pytestmark = pytest.mark.cold  # that torch is being imported is what most of these are about
 
 
 def test_the_input_is_open_before_torch_is_imported(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.program import run
 from llama_chat.generation.engine import Engine, choose_backend
 from llama_chat.generation.events import Finish, Hooks, Timings, Token
 from llama_chat.generation.lookup import (
@@ -29,7 +30,6 @@ from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
-from tests.program import run
 from tests.test_native_forward import packed_model
 
 needs_native = pytest.mark.skipif(

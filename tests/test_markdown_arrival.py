@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.color import ColorSystem
 
+from harness.terminal import Terminal
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.inline import HELD_MAX
 from tests.markdown_output import formatted, styled, visible
-from tests.terminal import Terminal
 
 DATA = Path(__file__).parent / "data"
 REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())
@@ -89,7 +89,7 @@ def test_a_terminal_holds_the_whole_reply_once(
     with Terminal(BETWEEN_TABLES, command=player, size=(width, 3), home=tmp_path) as terminal:
         terminal.wait_for(BETWEEN_TABLES.replace(" ", r"\s+"))
         terminal.resize(later_width, 3)
-        terminal.child.setecho(False)
+        terminal.no_echo()
         terminal.type("\r")
         assert terminal.wait_for_end() == 0
     screen = terminal.screen

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from tests.program import CONTROLS, assert_clean_error, run
-from tests.terminal import Terminal
+from harness.program import CONTROLS, assert_clean_error, run
+from harness.terminal import Terminal
 
 HOSTILE = "\x1b]52;c;ZXZpbA==\x07 \x9b31m\n\u202egpj"
 TIME = 10**9

@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 import torch
 
+from harness.program import environment
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.native import NativeBackend
@@ -24,7 +25,6 @@ from llama_chat.quantization.linear import place
 from llama_chat.quantization.quantize import quantize
 from tests.conftest import ROOT
 from tests.models import TINY, random_model
-from tests.program import environment
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(), reason="no C compiler was there at installation"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import COMMAND, Program, assert_clean_error, environment, run
 from llama_chat.generation.events import Token
 from llama_chat.library import starter
 from llama_chat.loading.plan import load
 from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT
 from tests.model_files import write_gguf
-from tests.program import COMMAND, assert_clean_error, environment, run
 
 
 @pytest.fixture
@@ -203,17 +203,11 @@ def test_control_bytes_of_a_model_reach_a_pipe_only_under_raw(home: Path, gguf_m
 def test_signals_while_answering_end_at_once_with_their_status(
     number: int, status: int, home: Path, starter_env: dict[str, str]
 ) -> None:
-    child = subprocess.Popen(
-        [*COMMAND, "complete", "quantum_entanglement", "--max-tokens", "100000"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(home, **starter_env),
-    )
-    assert child.stdout is not None
-    first = os.read(child.stdout.fileno(), 1)
-    child.send_signal(number)
-    out, err = child.communicate(timeout=20)
+    arguments = ("complete", "quantum_entanglement", "--max-tokens", "100000")
+    with Program(*arguments, home=home, **starter_env) as child:
+        first = os.read(child.stdout.fileno(), 1)
+        child.kill(number)
+        out, err = child.communicate(seconds=20)
     assert child.returncode == status
     assert (first + out).endswith(b"\n")
     assert err == b""
@@ -259,16 +253,10 @@ def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> Non
 def test_a_terminal_where_a_text_is_needed_is_an_error_not_a_wait(home: Path) -> None:
     ours, theirs = pty.openpty()
     for arguments in (["ask"], ["complete", "-"], ["tokenize"]):
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            stdin=theirs,
-            capture_output=True,
-            env=environment(home),
-            timeout=30,
-            check=False,
-        )
-        assert done.returncode == 2
-        assert done.stderr.decode().count("\n") == 1
+        with Program(*arguments, home=home, stdin=os.ttyname(theirs)) as child:
+            _, err = child.communicate(seconds=30)
+        assert child.returncode == 2
+        assert err.decode().count("\n") == 1
     os.close(ours)
     os.close(theirs)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import CTRL_C, CTRL_D, Terminal
+from harness.terminal import CTRL_C, CTRL_D, Terminal
 
 READY = r"template \w+\n\n?> ?"
 MODES: list[tuple[tuple[str, ...], dict[str, str]]] = [

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.program import assert_clean_error, run
 from llama_chat.chat.conversation import Example
 from llama_chat.chat.prompt_files import list_prompts, load_prompt, raw_prompt
 from llama_chat.errors import UsageError
 from llama_chat.files import resource
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import parse
-from tests.program import assert_clean_error, run
 
 
 @pytest.fixture(autouse=True)

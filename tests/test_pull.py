@@ -1,5 +1,6 @@
 """``llama-chat pull`` from a hub: only what is needed, whole, resumable, errors in one line."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -13,13 +14,13 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.program import COMMAND, Program, Result, assert_clean_error, environment, run
+from harness.terminal import CTRL_C, Terminal
 from llama_chat.errors import LlamaChatError
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import look_up, parse
 from llama_chat.library import installed_models
 from tests.hub import COMMIT, Hub, environment_for, files_below, serving
-from tests.program import COMMAND, Result, assert_clean_error, environment, run
-from tests.terminal import CTRL_C, Terminal
 
 WEIGHTS = bytes(range(256)) * 2000
 
@@ -209,15 +210,16 @@ def test_ctrl_c_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
 
 def test_two_at_once_do_not_disturb_each_other(hub: Hub, tmp_path: Path) -> None:
     hub.files, hub.stall = {"a.gguf": WEIGHTS}, threading.Event()
-    env = environment(tmp_path, **environment_for(hub, tmp_path))
-    first = subprocess.Popen([*COMMAND, "pull", "org/name"], env=env, stderr=subprocess.PIPE)
-    end = time.monotonic() + 30
-    while not models(tmp_path):
-        assert time.monotonic() < end
-    assert_clean_error(pull(hub, tmp_path, "org/name"), 1, "another pull is fetching it")
-    first.send_signal(signal.SIGTERM)
-    assert b"Traceback" not in first.communicate(timeout=20)[1]
-    assert first.returncode == 143
+    env = environment_for(hub, tmp_path)
+    with Program("pull", "org/name", home=tmp_path, stdin=os.devnull, **env) as first:
+        end = time.monotonic() + 30
+        while not models(tmp_path):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert_clean_error(pull(hub, tmp_path, "org/name"), 1, "another pull is fetching it")
+        first.kill(signal.SIGTERM)
+        assert b"Traceback" not in first.communicate(seconds=20)[1]
+        assert first.returncode == 143
 
 
 GATED = (403, {"X-Error-Code": "GatedRepo"})

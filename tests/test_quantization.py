@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.program import COMMAND, environment
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
@@ -17,7 +18,6 @@ from llama_chat.quantization.linear import packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.definitions import Sampling
-from tests.program import COMMAND, environment
 
 Layout = tuple[Literal[4, 6, 8], int, bool, bool]
 EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))

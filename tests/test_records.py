@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 import time
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.records import MAX_LINE_BYTES
 from llama_chat.errors import SaveError, UsageError
 from tests.conversations import TAG, conversation_of, facts, home_at, names_in, saved
+from tests.memory_use import peak_and_error
 
 
 @pytest.fixture(autouse=True)
@@ -200,25 +200,23 @@ def test_a_branch_cannot_leave_out_turns_of_another(tmp_path: Path) -> None:
     assert store.read(path).conversation.all[4].n_dropped == 1
 
 
-BOMBS = {
-    "one line": (b'{"a":[' + b"[]," * 2**26, "line 1: it is longer than 8 MiB"),
-    "just fitting": (b'{"a":[' + b"[]," * (MAX_LINE_BYTES // 3 - 9) + b"[]]}\n", "line 1: it is"),
-    "of newlines": (b"\n" * 2**27, "line 1: it is not JSON"),
-    "of zeros": (bytes(2**27), "line 1: it is longer than 8 MiB"),
+BOMBS: dict[str, tuple[bytes, bytes, int, bytes, str]] = {
+    "one line": (b'{"a":[', b"[],", 2**26, b"", "line 1: it is longer than 8 MiB"),
+    "just fitting": (b'{"a":[', b"[],", MAX_LINE_BYTES // 3 - 9, b"[]]}\n", "line 1: it is"),
+    "of newlines": (b"", b"\n", 2**27, b"", "line 1: it is not JSON"),
+    "of zeros": (b"", b"\0", 2**27, b"", "line 1: it is longer than 8 MiB"),
 }
+"""The beginning of a file, what follows how many times, its end, and why it is refused."""
 
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_a_bomb_costs_little(case: str, tmp_path: Path) -> None:
-    data, why = BOMBS[case]
+    begin, repeated, times, end, why = BOMBS[case]
     path = tmp_path / "bomb.jsonl"
-    path.write_bytes(data)
-    del data
-    tracemalloc.start()
-    with pytest.raises(UsageError, match=why):
-        store.read(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    path.write_bytes(begin + repeated * times + end)
+    imports = "from pathlib import Path; from llama_chat.chat import store"
+    peak, error = peak_and_error(imports, f"store.read(Path({str(path)!r}))", tmp_path)
+    assert why in error
     assert peak < 300e6
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import run
-from tests.terminal import CTRL_D, READY, Terminal
+from harness.program import run
+from harness.terminal import CTRL_D, READY, Terminal
 
 ENDED = r"cut off after \d+ tokens"
 
@@ -150,7 +150,7 @@ def test_another_model_reads_the_conversation_as_text(
         leave(first)
     with Terminal(*flags(starter_model), "--continue", home=tmp_path) as second:
         second.wait_for(r"it was held with random: all of it is read again as text")
-        second.wait_for(r"template chatml")
+        second.wait_for(READY)
         second.ask("And of Italy?", r"\n\n(?=›)")
         second.ask("/context", r"What is the capital of France\?")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from harness.program import COMMAND, CONTROLS, assert_clean_error, environment, run
+from harness.terminal import Terminal
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.conversation_file import ConversationFile
@@ -18,8 +20,6 @@ from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.records import ModelTag
 from tests.conftest import ROOT
 from tests.conversations import TAG, conversation_of, names_in, saved
-from tests.program import COMMAND, CONTROLS, assert_clean_error, environment, run
-from tests.terminal import Terminal
 
 HOSTILE = "\x1b]52;c;ZXZpbA==\x07 \x9b31m \x7f \u202egpj.exe \u2028 tab\t."
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.program import Program, run
 from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.library import starter
 from llama_chat.library.starter import Starter
 from tests.conftest import ROOT
-from tests.program import COMMAND, environment, run
 
 MODEL = bytes(range(256)) * 4000
 TINY = Starter(
@@ -178,18 +178,17 @@ def stalled_index() -> Iterator[str]:
 def test_an_interrupt_leaves_no_child_and_no_file(
     number: int, status: int, stalled_index: str, tmp_path: Path
 ) -> None:
-    env = environment(tmp_path, PIP_INDEX_URL=stalled_index, PIP_CONFIG_FILE=os.devnull)
+    env = {"PIP_INDEX_URL": stalled_index, "PIP_CONFIG_FILE": os.devnull}
     env |= {"PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1", "PIP_EXTRA_INDEX_URL": ""}
-    child = subprocess.Popen(
-        [*COMMAND, "pull"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
     models = tmp_path / ".local/share/llama-chat/models"
-    end = time.monotonic() + 30
-    while not list(models.glob(".smollm2-135m-*/pip.log")):
-        assert time.monotonic() < end
-        assert child.poll() is None, child.communicate()
-    child.send_signal(number)
-    out, err = child.communicate(timeout=20)
+    with Program("pull", home=tmp_path, stdin=os.devnull, **env) as child:
+        end = time.monotonic() + 30
+        while not list(models.glob(".smollm2-135m-*/pip.log")):
+            assert time.monotonic() < end
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.01)
+        child.kill(number)
+        out, err = child.communicate(seconds=20)
     assert child.returncode == status
     assert out == b""
     assert b"Traceback" not in err

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sentencepiece
@@ -12,8 +13,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import generate_merges
 
 from llama_chat.chat.conversation import Conversation, Message, Role
 from llama_chat.chat.session import ChatSession
@@ -36,6 +35,9 @@ from tests.model_files import (
 from tests.models import random_model
 from tests.published_templates import JINJA
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 NAMES = list(JINJA)
 _LLAMA_3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
@@ -53,8 +55,10 @@ def llama_3_tokenizer() -> BytePairTokenizer:
     )
 
 
-def fast_bytes(tokenizer: Tokenizer, bos: str | None, eos: str) -> PreTrainedTokenizerFast:
+def fast_bytes(tokenizer: Tokenizer, bos: str | None, eos: str) -> "PreTrainedTokenizerFast":
     """The byte-level tokenizer as transformers has it."""
+    from transformers import PreTrainedTokenizerFast
+
     pieces = map(tokenizer.piece, range(tokenizer.vocab_size))
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     merges = [merge.partition(" ") for merge in MERGES]
@@ -65,12 +69,15 @@ def fast_bytes(tokenizer: Tokenizer, bos: str | None, eos: str) -> PreTrainedTok
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
 
 
-def fast_pieces(path: Path, *, legacy: bool) -> PreTrainedTokenizerFast:
+def fast_pieces(path: Path, *, legacy: bool) -> "PreTrainedTokenizerFast":
     """A SentencePiece vocabulary as the published ``tokenizer.json`` of a model has it.
 
     A ``legacy`` one puts a space in front of every text between control tokens; the others only in
     front of all.
     """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_base import generate_merges
+
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     n_pieces = model.vocab_size()
     vocabulary = {model.id_to_piece(i): i for i in range(n_pieces)}
@@ -98,7 +105,7 @@ def fast_pieces(path: Path, *, legacy: bool) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def kit(
     shared_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Tokenizer, PreTrainedTokenizerFast]]:
+) -> Callable[[str], tuple[Tokenizer, "PreTrainedTokenizerFast"]]:
     """Our tokenizer for a published template, and that of transformers."""
     meta = shared_data / "llama2" / "tokenizer.model"
     v3 = tmp_path_factory.mktemp("v3") / "tokenizer.model"
@@ -117,7 +124,7 @@ def kit(
     return made.__getitem__
 
 
-Kit = Callable[[str], tuple[Tokenizer, PreTrainedTokenizerFast]]
+Kit = Callable[[str], tuple[Tokenizer, "PreTrainedTokenizerFast"]]
 
 SYSTEMS = ["You are terse.", "Répondez « oui ».\n", "Two\nlines, 日本語", " padded "]
 CONTENTS = [
@@ -151,7 +158,9 @@ def dialogs() -> list[list[Message]]:
     return found
 
 
-def reference(name: str, tokenizer: PreTrainedTokenizerFast, messages: list[Message]) -> list[int]:
+def reference(
+    name: str, tokenizer: "PreTrainedTokenizerFast", messages: list[Message]
+) -> list[int]:
     """What transformers gives for the published template."""
     text: str = tokenizer.apply_chat_template(
         [{"role": message.role, "content": message.content} for message in messages],

@@ -1,17 +1,26 @@
 """A real pseudo-terminal with a screen that can be read."""
 
+import os
 import re
+import select
+import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-import pexpect
 import pyte
+from pyte.screens import Char
 
-from tests.program import COMMAND, environment
+from harness.process import Process
+from harness.program import COMMAND, environment
 
 PATIENCE_S = 60.0
+
+LEAVING_S = 10.0
+"""How long a program may take to end once its window is closed."""
 
 READY = r"template \w+\n›"
 """The model is there, and the input open."""
@@ -34,15 +43,22 @@ class Terminal:
         columns, lines = size
         self.screen = pyte.HistoryScreen(columns, lines, history=5000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
+        self._scrolled: list[str] = []
+        """The text of the rows of the scrollback, which no longer change."""
+        self._last_scrolled: Mapping[int, Char] | None = None
+        """The last of these rows."""
         self.raw = b""
-        self.child = pexpect.spawn(
-            command[0],
-            [*command[1:], *map(str, arguments)],
-            env=environment(home, **env),
-            dimensions=(lines, columns),
-            timeout=PATIENCE_S,
-        )
-        self.child.delaybeforesend = None
+        self.descriptor, theirs = os.openpty()
+        try:
+            termios.tcsetwinsize(theirs, (lines, columns))
+            self.child = Process(
+                [*command, *map(str, arguments)],
+                environment(home, **env),
+                {0: theirs},
+                terminal=True,
+            )
+        finally:
+            os.close(theirs)
 
     def __enter__(self) -> "Terminal":
         return self
@@ -53,26 +69,31 @@ class Terminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.child.close(force=True)
+        with suppress(TimeoutError):
+            self.vanish()
+        self.child.end()
 
     @property
     def text(self) -> str:
         """Scrollback and screen, without the blanks at the right."""
-        gone = [
-            "".join(line[x].data for x in range(self.screen.columns))
-            for line in self.screen.history.top
-        ]
-        return "\n".join(line.rstrip() for line in [*gone, *self.screen.display])
+        history = self.screen.history.top
+        n_known = len(self._scrolled)
+        if n_known and (len(history) < n_known or history[n_known - 1] is not self._last_scrolled):
+            self._scrolled.clear()  # it was cleared, or its oldest rows have gone
+        self._scrolled += [row(cells) for cells in islice(history, len(self._scrolled), None)]
+        self._last_scrolled = history[-1] if history else None
+        return "\n".join([*self._scrolled, self.shown])
 
     @property
     def shown(self) -> str:
         """The screen alone."""
-        return "\n".join(line.rstrip() for line in self.screen.display)
+        buffer = self.screen.buffer
+        return "\n".join(row(buffer[y]) for y in range(self.screen.lines))
 
     def resize(self, columns: int, lines: int) -> None:
         """Make the window larger or smaller."""
         self.screen.resize(lines, columns)
-        self.child.setwinsize(lines, columns)
+        termios.tcsetwinsize(self.descriptor, (lines, columns))
 
     def paste(self, text: str) -> None:
         """Paste, as terminals do where the program asked them to tell."""
@@ -80,7 +101,9 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         """Press keys."""
-        self.child.send(keys)
+        data = keys.encode()
+        while data:
+            data = data[os.write(self.descriptor, data) :]
 
     def line(self, text: str) -> None:
         """Type a line and press Enter."""
@@ -93,15 +116,25 @@ class Terminal:
         self.line(text)
         self._wait(lambda: not toolbar.search(self.shown), "end of the input")
 
+    def no_echo(self) -> None:
+        """Do not show what is typed, as for a password."""
+        modes = termios.tcgetattr(self.descriptor)
+        modes[3] &= ~termios.ECHO
+        termios.tcsetattr(self.descriptor, termios.TCSANOW, modes)
+
     def skim(self) -> None:
         """Take what arrives until the input opens, and draw it only then.
 
         Drawing takes as much of a processor as a small model does.
         """
+        self._draw(self.take_until(b"\x1b[?2004h"))
+
+    def take_until(self, end: bytes) -> bytes:
+        """Take what arrives up to ``end``, and perhaps more, without drawing it."""
         data = b""
-        while b"\x1b[?2004h" not in data:
-            data += self.child.read_nonblocking(65536, timeout=PATIENCE_S)
-        self._draw(data)
+        while end not in data:
+            data += self._take(PATIENCE_S) or b""
+        return data
 
     def wait_for(self, pattern: str) -> str:
         """Wait until the text matches ``pattern``, and return the text."""
@@ -154,31 +187,38 @@ class Terminal:
         return error
 
     def vanish(self) -> None:
-        """Close the window while the program runs, and wait until that has ended."""
-        process = self.child.ptyproc
-        process.fileobj.close()
-        process.wait()
-        process.closed = True
+        """Close the window while the program runs, and wait until that has ended.
+
+        Raises:
+            TimeoutError: if it does not end.
+        """
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+        self.child.wait(LEAVING_S)
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its status as a shell tells it."""
         while self._read():
             pass
-        self.child.wait()
-        if self.child.signalstatus is not None:
-            return 128 + int(self.child.signalstatus)
-        return int(self.child.exitstatus)
+        status = self.child.wait(PATIENCE_S)
+        return status if status >= 0 else 128 - status
 
     def _read(self, patience_s: float = 0.2) -> bool:
-        """Take what has arrived, waiting a moment; False at the end."""
+        """Take what has arrived, waiting a moment, and draw it; False at the end."""
+        data = self._take(patience_s)
+        if data:
+            self._draw(data)
+        return data is not None
+
+    def _take(self, patience_s: float) -> bytes | None:
+        """Take what has arrived, waiting a moment; None at the end."""
+        if not select.select([self.descriptor], [], [], patience_s)[0]:
+            return b""
         try:
-            data = self.child.read_nonblocking(65536, timeout=patience_s)
-        except pexpect.TIMEOUT:
-            return True
-        except pexpect.EOF:
-            return False
-        self._draw(data)
-        return True
+            return os.read(self.descriptor, 65536) or None
+        except OSError:  # EIO: no program holds the terminal open any more
+            return None
 
     def _draw(self, data: bytes) -> None:
         self.raw += data
@@ -186,4 +226,12 @@ class Terminal:
         # The prompt asks where the cursor is; a terminal answers.
         if b"\x1b[6n" in data:
             cursor = self.screen.cursor
-            self.child.send(f"\x1b[{cursor.y + 1};{cursor.x + 1}R")
+            self.type(f"\x1b[{cursor.y + 1};{cursor.x + 1}R")
+
+
+def row(cells: Mapping[int, Char]) -> str:
+    """The text of a row, without the blanks at the right.
+
+    Not ``screen.display``, which takes longer than the model: this is asked after every read.
+    """
+    return "".join([cells[x].data for x in range(max(cells, default=-1) + 1)]).rstrip()
