@@ -1,6 +1,6 @@
-"""llama-chat: talk with a Llama-2 model in the terminal.
+"""llama-chat: chat with a Llama-2 model in the terminal.
 
-The Python API. Its parts are imported when they are first used, since torch takes a second.
+The Python API. Its parts are imported at first use, since importing torch takes a second.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = ["ChatSession", "Llama", "Sampling", "__version__", "load"]
 
-_HOMES = {
+_MODULES = {
     "ChatSession": "llama_chat.chat.session",
     "Llama": "llama_chat.llama",
     "Sampling": "llama_chat.settings.definitions",
@@ -25,6 +25,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

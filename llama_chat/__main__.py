@@ -1,4 +1,4 @@
-"""The program. Everything it needs is imported inside, so that Ctrl-C is quiet from the start."""
+"""Entry point; imports inside ``main``, so that Ctrl-C while importing prints no traceback."""
 
 import gc
 import os
@@ -9,12 +9,12 @@ from llama_chat.errors import INTERRUPTED_STATUS
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    # Threads that wait for each other sleep after some microseconds, not milliseconds: else a busy
-    # core, where one of them waits for its turn, slows all of them down many times. OpenMP reads
-    # this when torch is imported.
+    # Waiting OpenMP threads sleep after microseconds of spinning, not milliseconds: otherwise one
+    # thread that waits for a busy core slows all of them down many times. OpenMP reads this when
+    # torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        # What lasts as long as the program need not be looked through for garbage.
+        # Imported objects live as long as the program: a collection would find little to free.
         gc.disable()
         from llama_chat.cli.app import run
 

@@ -1,4 +1,4 @@
-"""One answer to stdout: what ``ask``, ``complete`` and piped stdin share."""
+"""Writing of one answer to stdout, shared by ``ask``, ``complete`` and piped stdin."""
 
 import itertools
 import json
@@ -27,15 +27,15 @@ def write_answer(
 
     Args:
         generate: starts the generation.
-        settings: for ``quiet`` and ``verbose``.
+        settings: the settings, for ``plain``, ``quiet`` and ``verbose``.
         model: the name for the JSON.
-        as_json: write one line of JSON at the end, instead of the text as it comes.
-        raw: pass every character on as it is.
+        as_json: write one line of JSON at the end, instead of the text as it is generated.
+        raw: write every character unchanged.
         echo: text to write first.
         fail_on_length: whether an answer cut off by a limit is an error.
 
     Raises:
-        LengthLimitError: if it is, under ``fail_on_length``.
+        LengthLimitError: if the answer is cut off, and ``fail_on_length`` is set.
     """
     writer = AnswerWriter(raw=raw or as_json)
     plain = settings.plain
@@ -56,7 +56,7 @@ def write_answer(
     if isinstance(event, Finish):  # as the last one always is
         if as_json:
             writer.write(json.dumps(_answer_json(text, event, model), ensure_ascii=False) + "\n")
-        _tell_end(event, settings, fail_on_length)
+        _report_end(event, settings, fail_on_length)
 
 
 def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
     }
 
 
-def _tell_end(finish: Finish, settings: Settings, fail_on_length: bool) -> None:
-    """Say on stderr what the text alone does not show: that it is cut off, and how fast it was."""
+def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> None:
+    """Report on stderr what the text does not show: an empty or cut-off answer, and the speed."""
     if settings.verbose:
         streams.say(finish.summary())
     n = finish.usage.completion_tokens

@@ -1,4 +1,4 @@
-"""The command line as a whole: its commands, its errors and its exit status."""
+"""Command line of the program: its commands, errors and exit status."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError
 from llama_chat.terminal import streams
 
 COMMANDS = ("chat", "ask", "complete", "tokenize", "inspect", "convert", "pull", "bench")
-"""Each a function in the module of its name."""
+"""Commands; each is a function in the module of its name."""
 
 GROUPS = ("models", "sessions", "config")
-"""Each the ``app`` of the module of its name."""
+"""Command groups; each is the ``app`` of the module of its name."""
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """The command line that understands ``arguments``.
+    """Build the command line for ``arguments``.
 
-    If they begin with a command, that is all of it: to make the options of the others would take
-    longer than to read a small model.
+    If they begin with a command, only that one is built: the options of all would take longer to
+    make than a small model takes to load.
     """
     app = typer.Typer(
         name="llama-chat",
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     streams.prepare()
     completing.prepare()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: keep that
             signal.signal(number, _leave)
     try:
         command = typer.main.get_command(build(arguments))
@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED_STATUS
     except Exception as error:
-        # A mistake of ours: still one line, the terminal as it was, and a way to tell us where.
+        # A bug: still one line on stderr, with advice on reporting it.
         if os.environ.get("LLAMA_CHAT_TRACEBACK"):
             raise
         streams.fail(f"unexpected: {error}: report it with LLAMA_CHAT_TRACEBACK=1 set")
@@ -88,5 +88,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End the program as a signal asks, by way of every ``finally``."""
+    """Exit on a signal, so that every ``finally`` runs."""
     sys.exit(128 + number)

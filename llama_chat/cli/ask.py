@@ -31,7 +31,7 @@ def ask(
 
 
 def message_of(question: str | None) -> str:
-    """The message that a question and a piped stdin make together.
+    """Combine a question and a piped stdin into a message.
 
     Raises:
         UsageError: if there is neither.
@@ -50,7 +50,7 @@ def message_of(question: str | None) -> str:
         return document if question is None else f"{document}\n\n{question}"
     if question is None:
         raise UsageError("stdin", "it is empty", "pipe a text to it")
-    return question  # cron and CI give an empty stdin with every question
+    return question  # cron and CI run programs with an empty stdin
 
 
 def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""``llama-chat bench``: how fast this model runs on this machine."""
+"""``llama-chat bench``: speed of a model on this machine."""
 
 import json
 import sys

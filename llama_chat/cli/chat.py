@@ -1,4 +1,4 @@
-"""``llama-chat chat``: the conversation on a terminal."""
+"""``llama-chat chat``: the chat on a terminal."""
 
 import os
 import sys
@@ -41,12 +41,12 @@ def chat(settings: Settings, go_on: GoOn = False, resume: Resume = None) -> None
 
 
 def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = None) -> None:
-    """Talk, while the model loads.
+    """Run the chat; the model loads in the background.
 
     Args:
         settings: the settings.
-        go_on: whether to go on with the latest conversation.
-        resume: the name of another one to go on with.
+        go_on: whether to continue the latest conversation.
+        resume: the name of a saved conversation to continue.
 
     Raises:
         UsageError: if stdout is not a terminal, or there is no such conversation.
@@ -58,18 +58,18 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
             "stdout", "the chat needs a terminal", "use llama-chat ask or complete in a pipe"
         )
     saved = store.latest() if go_on else None if resume is None else store.find(resume)
-    attachments = [] if streams.is_terminal(sys.stdin) else [_piped()]
+    attachments = [] if streams.is_terminal(sys.stdin) else [_read_piped()]
     if not settings.model and not starter.is_installed(starter.DEFAULT):
         _offer_starter(settings)
     model_path(settings)  # a wrong name is an error before anything is drawn
     from llama_chat.terminal.keyboard import hold_keys
 
     with hold_keys():
-        _talk(settings, attachments, saved)
+        _run_chat(settings, attachments, saved)
 
 
-def _piped() -> Attachment:
-    """The document on stdin, which is then opened anew as the keyboard."""
+def _read_piped() -> Attachment:
+    """Read the document on stdin, then reopen stdin as the terminal."""
     text = streams.read_stdin()
     if not text.strip():
         raise UsageError("stdin", "it is empty", "pipe a text to it, or call it on a terminal")
@@ -85,8 +85,8 @@ def _piped() -> Attachment:
     return Attachment(text)
 
 
-def _talk(settings: Settings, attachments: list[Attachment], saved: Path | None) -> None:
-    """Show what there is, and run the chat."""
+def _run_chat(settings: Settings, attachments: list[Attachment], saved: Path | None) -> None:
+    """Show the attachments and the saved conversation, and run the chat."""
     from llama_chat.terminal.app import ChatApp
     from llama_chat.terminal.chat import Chat
 
@@ -109,7 +109,7 @@ def _offer_starter(settings: Settings) -> None:
     """Ask whether to fetch the starter model.
 
     Raises:
-        ModelError: if the person declines, or it cannot be fetched offline.
+        ModelError: if the user declines, or it cannot be fetched offline.
     """
     if is_offline(settings):
         raise ModelError("model", "none is configured", "give --model PATH")

@@ -68,7 +68,7 @@ def complete(
 def _generation(
     llama: "Llama", settings: Settings, text: str, through_template: bool
 ) -> Callable[[Hooks], Iterator[Event]]:
-    """What continues ``text``: raw, or as the message of a new conversation."""
+    """Make a generation that continues ``text``, raw or as a message of a new conversation."""
     if through_template:
         session = new_session(llama, settings, None, streams.warn)
         return lambda hooks: session.send(text, hooks)

@@ -1,7 +1,7 @@
-"""What Tab offers in a shell: names and values, each with what it means.
+"""Shell completion of names and values, each with its meaning.
 
-Typer asks these functions in a process of its own each time a person presses Tab. So they import
-nothing that takes long, and where something is wrong they offer nothing and say nothing.
+Typer calls these functions in a new process at each Tab. So they import nothing slow, and in case
+of an error they return no suggestions and print nothing.
 """
 
 import os
@@ -18,35 +18,37 @@ from llama_chat.settings.sources import load_settings
 from llama_chat.terminal.sanitizer import sanitize
 
 Suggestion = tuple[str, str]
-"""A word, and what it means."""
+"""Word, and its meaning."""
 
 _WORD = re.compile(r"[\w.][\w.,+@%/-]*")
-"""What every shell takes for one word as it is. Bash puts in unquoted what it is given."""
+"""Words that need no quotes in any shell: bash inserts suggestions unquoted."""
 
 _NAME = re.compile(r"[\w.][\w.,+@%/:-]*")
-"""The same with colons, which names of models have: bash completes up to one."""
+"""The same with colons, which names of models contain: bash completes up to one."""
 
-_HARMLESS = str.maketrans({"'": "’", '"': "”", "`": "’", "\\": "/", "$": "＄", "[": "(", "]": ")"})
-"""Replaces what zsh would run, and what Rich takes for markup, in a text that is not ours."""
+_REPLACEMENTS = str.maketrans(
+    {"'": "’", '"': "”", "`": "’", "\\": "/", "$": "＄", "[": "(", "]": ")"}
+)
+"""Replacements for characters that zsh would evaluate or Rich take for markup."""
 
 
 def prepare() -> None:
-    """Make Typer keep a suggestion on one line where a shell asks for some.
+    """Make Typer write each suggestion on one line, if the program runs for shell completion.
 
-    It breaks lines where the terminal ends, and fish takes each line for another suggestion.
+    Typer wraps lines at the width of the terminal, and fish takes each line for a suggestion.
     """
     if "_LLAMA_CHAT_COMPLETE" in os.environ:
         os.environ["TERMINAL_WIDTH"] = "9999"
 
 
 def completer(setting: Setting) -> Callable[[str], list[Suggestion]] | None:
-    """What completes the value of a setting, if anything does."""
+    """Return the function that completes the value of a setting, if there is one."""
     if setting.name == "model":
         return models
     if setting.name == "prompt":
         return prompts
     values = setting.values
-    return (lambda incomplete: _fitting(incomplete, values.items())) if values else None
+    return (lambda incomplete: _matching(incomplete, values.items())) if values else None
 
 
 def models(incomplete: str) -> list[Suggestion]:
@@ -56,7 +58,7 @@ def models(incomplete: str) -> list[Suggestion]:
 
 def own_models(incomplete: str) -> list[Suggestion]:
     """Models in our own folder."""
-    return _fitting(incomplete, _own_models(), _NAME)
+    return _matching(incomplete, _own_models(), _NAME)
 
 
 def prompts(incomplete: str) -> list[Suggestion]:
@@ -66,12 +68,12 @@ def prompts(incomplete: str) -> list[Suggestion]:
 
 def conversations(incomplete: str) -> list[Suggestion]:
     """Names of saved conversations, the latest first."""
-    return _fitting(incomplete, _conversations())
+    return _matching(incomplete, _conversations())
 
 
 def starters(incomplete: str) -> list[Suggestion]:
     """Models that can be fetched."""
-    return _fitting(
+    return _matching(
         incomplete,
         [
             (name, f"{model.title}, {model.size / 1e6:.0f} MB, {model.licence}")
@@ -103,20 +105,20 @@ def _prompts(incomplete: str) -> Iterator[Suggestion]:
 
 
 def _paths(incomplete: str) -> Iterator[Suggestion]:
-    """What lies in the folder that ``incomplete`` begins to name."""
+    """Yield the visible entries of the folder of the path ``incomplete``."""
     folder = incomplete.rpartition("/")[0]
     for path in sorted(Path(folder or ".").iterdir()):
         if not path.name.startswith("."):
             yield (f"{path}/" if path.is_dir() else str(path)), ""
 
 
-def _fitting(
+def _matching(
     incomplete: str, found: Iterable[Suggestion], shape: re.Pattern[str] = _WORD
 ) -> list[Suggestion]:
-    """Those that begin so, with what they mean made harmless; none where they cannot be listed."""
+    """Return the suggestions that begin with ``incomplete``, made safe; none if listing fails."""
     try:
         return [
-            (word, sanitize(meaning).translate(_HARMLESS))
+            (word, sanitize(meaning).translate(_REPLACEMENTS))
             for word, meaning in found
             if word.startswith(incomplete) and shape.fullmatch(word)
         ]
@@ -127,6 +129,6 @@ def _fitting(
 def _with_paths(
     incomplete: str, found: Iterable[Suggestion], shape: re.Pattern[str] = _WORD
 ) -> list[Suggestion]:
-    """Names and paths that begin so; none where only paths do, which the shell shows better."""
-    names = _fitting(incomplete, found, shape)
-    return names + _fitting(incomplete, _paths(incomplete)) if names else []
+    """Return matching names and paths; none if only paths match: the shell shows these better."""
+    names = _matching(incomplete, found, shape)
+    return names + _matching(incomplete, _paths(incomplete)) if names else []

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 _COLUMN = 28
-"""Where comments begin, unless a value is longer."""
+"""Column of the comments, unless a value is longer."""
 
 _ConfigOption = Annotated[
     str | None, typer.Option("--config", metavar="PATH", help="Settings file.")
@@ -98,7 +98,7 @@ def edit(ctx: typer.Context, config: _ConfigOption = None) -> None:
 
 
 def as_toml(settings: Settings, *, with_origin: bool = False) -> str:
-    """All settings in the order and groups of ``SETTINGS``; what is unset is a comment."""
+    """Format all settings in the order and groups of ``SETTINGS``; an unset one is a comment."""
     lines: list[str] = []
     for group, members in itertools.groupby(SETTINGS.values(), lambda setting: setting.group):
         lines += ["", f"# --- {group} ---"]
@@ -111,15 +111,15 @@ def as_toml(settings: Settings, *, with_origin: bool = False) -> str:
 
 
 def _toml(value: Value) -> str:
-    """A value on one line of TOML."""
+    """Format a value on one line of TOML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # A JSON value is one of TOML, too, but for DEL, which ``escaped`` replaces.
+    # JSON values are valid TOML, except for DEL, which ``escaped`` replaces.
     return json.dumps(value, ensure_ascii=False)
 
 
 def _file(ctx: typer.Context, config: str | None) -> Path:
-    """The settings file in force, or its usual place if there is none."""
+    """Return the path of the settings file in force, or the usual path if there is none."""
     flags: Flags = ctx.obj | ({"config": config} if config else {})
     return config_path(config_flag(flags), os.environ) or usual_config_path()
 

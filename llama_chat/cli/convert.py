@@ -74,7 +74,7 @@ def convert(
 def _plan(
     checkpoint: "Checkpoint", target: Target, stored_as: str
 ) -> "GGUFFile | HuggingFaceFolder":
-    """What is to be written."""
+    """Plan the file or folder to write."""
     from llama_chat.conversion.gguf import GGUFFile
     from llama_chat.conversion.huggingface import HuggingFaceFolder
     from llama_chat.loading.formats import load_tokenizer

@@ -1,4 +1,4 @@
-"""Editing a settings file in a person's editor, without ever losing what they wrote."""
+"""Editing of a settings file in the user's editor, without losing what was typed there."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ _ADVICE = "name an editor in VISUAL or EDITOR"
 
 
 def editor() -> list[str]:
-    """The command that opens an editor: ``$VISUAL``, ``$EDITOR``, else nano or vi.
+    """Return the command that opens an editor: ``$VISUAL``, ``$EDITOR``, else nano or vi.
 
     Raises:
         UsageError: if there is none that could work.
@@ -35,27 +35,27 @@ def editor() -> list[str]:
     found = shutil.which("nano") or shutil.which("vi")
     if found is None:
         raise UsageError("editor", "none is named, and neither nano nor vi is here", _ADVICE)
-    # An editor that a person names may need no terminal; these do.
+    # An editor that the user names may need no terminal; these do.
     if not streams.is_terminal(sys.stdin) or not streams.is_terminal(sys.stdout):
         raise UsageError("editor", f"none is named, and {found} needs a terminal", _ADVICE)
     return [found]
 
 
 def edit(path: Path, command: Sequence[str], check: Callable[[Path], object]) -> bool:
-    """Let a person edit a copy of ``path``, which takes its place only once ``check`` accepts it.
+    """Let the user edit a copy of ``path``, which replaces it only once ``check`` accepts it.
 
     A symbolic link stays one: the file it points to is replaced.
 
     Args:
         path: the file.
-        command: what opens an editor; the path of the copy is put behind it.
-        check: raises a UsageError if the copy is not right.
+        command: opens an editor; the path of the copy is appended.
+        check: raises a UsageError if the copy is invalid.
 
     Returns:
-        Whether anything was changed.
+        True if anything was changed.
 
     Raises:
-        UsageError: if ``path`` cannot be read, or the copy is not right.
+        UsageError: if ``path`` cannot be read, or the copy is invalid.
         LlamaChatError: if the editor fails.
         SaveError: if the copy cannot be stored.
     """
@@ -69,7 +69,7 @@ def edit(path: Path, command: Sequence[str], check: Callable[[Path], object]) ->
                 check(copy if after != before else path)
                 break
             except UsageError as error:
-                if not _again(error):
+                if not _ask_again(error):
                     raise
         if after == before:
             return False
@@ -80,7 +80,7 @@ def edit(path: Path, command: Sequence[str], check: Callable[[Path], object]) ->
 
 
 def _read(path: Path) -> tuple[bytes, int]:
-    """The bytes of a file, and its mode."""
+    """Read the bytes and the mode of a file."""
     what = f"file {str(path)!r}"
     try:
         mode = path.stat().st_mode
@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[bytes, int]:
 
 @contextmanager
 def _copy_of(path: Path, data: bytes) -> Iterator[Path]:
-    """A private copy beside ``path``; after a failure it is kept if it was changed."""
+    """Make a private copy beside ``path``; after a failure it is kept if it was changed."""
     copy = path.with_name(f"edited-{os.urandom(4).hex()}.toml")
     write_new(copy, data)
     try:
@@ -111,7 +111,7 @@ def _run(command: Sequence[str], path: Path) -> None:
     """Run the editor to its end."""
     what = f"editor {command[0]!r}"
     try:
-        with _in_front():
+        with _yielded_terminal():
             status = subprocess.run([*command, str(path)], check=False).returncode
     except OSError as error:
         raise UsageError(what, reason(error), _ADVICE) from None
@@ -121,8 +121,8 @@ def _run(command: Sequence[str], path: Path) -> None:
 
 
 @contextmanager
-def _in_front() -> Iterator[None]:
-    """While another program has the terminal: leave Ctrl-C to it, and put the mode back after."""
+def _yielded_terminal() -> Iterator[None]:
+    """Leave Ctrl-C to another program in the terminal, and restore the terminal's mode after it."""
     terminal = sys.stdin if streams.is_terminal(sys.stdin) else None
     mode = termios.tcgetattr(terminal) if terminal else None
     handler = signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -135,8 +135,8 @@ def _in_front() -> Iterator[None]:
                 termios.tcsetattr(terminal, termios.TCSADRAIN, mode)
 
 
-def _again(error: UsageError) -> bool:
-    """Ask whether to correct what is wrong, where there is somebody to ask."""
+def _ask_again(error: UsageError) -> bool:
+    """Report an error and ask to edit again; returns False if there is no terminal."""
     if not streams.is_terminal(sys.stdin) or not streams.is_terminal(sys.stderr):
         return False
     streams.say(str(error))

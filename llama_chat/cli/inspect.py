@@ -1,4 +1,4 @@
-"""``llama-chat inspect``: what a model is, without reading its weights."""
+"""``llama-chat inspect``: description of a model, without reading its weights."""
 
 import json
 import math
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from llama_chat.model.config import LlamaConfig
     from llama_chat.tokenizers.base import Tokenizer
 
-_TEXTS = ("Hello, world!", " naïve café", "1234 + 5678", "你好", "🦙")
-"""What shows how a vocabulary divides words, accents, digits, other scripts and symbols."""
+_SAMPLES = ("Hello, world!", " naïve café", "1234 + 5678", "你好", "🦙")
+"""Sample texts, with words, accents, digits, another script and a symbol."""
 
 _PARTS = ("embedding", "attention", "feed_forward", "norms", "output")
 
-_LENGTHS = (1024, 4096)
-"""Tokens for which memory is told, beside the full context."""
+_CONTEXT_LENGTHS = (1024, 4096)
+"""Context lengths in tokens for which memory is reported, beside the full context."""
 
 
 @takes_settings
@@ -62,10 +62,10 @@ def inspect(
 
 
 def describe(plan: "LoadPlan") -> dict[str, Any]:
-    """Report of a model as a JSON object, with the memory it would take when loaded as planned."""
+    """Describe a model as a JSON object, with the memory it would take when loaded as planned."""
     checkpoint, tokenizer, config = plan.checkpoint, plan.tokenizer, plan.checkpoint.config
     context = plan.config.context_length
-    lengths = [*(n for n in _LENGTHS if n < context), context]
+    lengths = [*(n for n in _CONTEXT_LENGTHS if n < context), context]
     cache = {length: plan.cache_bytes(length) for length in lengths}
     weights = plan.weight_bytes
     fitting = max(0, plan.bytes_free - weights) // plan.cache_bytes(1)
@@ -103,14 +103,14 @@ def describe(plan: "LoadPlan") -> dict[str, Any]:
             "control_tokens": dict(tokenizer.control_ids),
         },
         "samples": {
-            "texts": [_split(tokenizer, text) for text in _TEXTS],
+            "texts": [_split(tokenizer, text) for text in _SAMPLES],
             "chat": _rendered(checkpoint, tokenizer, template),
         },
     }
 
 
 def _part(name: str) -> str:
-    """The part of the model that a weight belongs to."""
+    """Return the part of the model that a weight belongs to."""
     if name.endswith("norm.weight"):
         return "norms"
     if "." not in name.removesuffix(".weight"):
@@ -133,7 +133,7 @@ def _types_by_part(checkpoint: "Checkpoint") -> dict[str, dict[str, int]]:
 
 
 def _rope(config: "LlamaConfig") -> str:
-    """The rotary embedding in words."""
+    """Describe the rotary embedding."""
     from llama_chat.model.rope import (
         DynamicScaling,
         FrequencyDivisors,
@@ -158,7 +158,7 @@ def _rope(config: "LlamaConfig") -> str:
 
 
 def _split(tokenizer: "Tokenizer", text: str) -> dict[str, Any]:
-    """A text with its ids, its pieces, and these as people can read them."""
+    """Tokenize a text: its ids, its pieces, and these as readable text."""
     ids = tokenizer.encode(text)
     return {
         "text": text,
@@ -169,7 +169,7 @@ def _split(tokenizer: "Tokenizer", text: str) -> dict[str, Any]:
 
 
 def _visible(data: bytes) -> str:
-    """What a token writes, with spaces to be seen; a part of a character as its bytes."""
+    """Decode the bytes of a token with visible blanks; a partial character as its bytes."""
     try:
         return data.decode().replace(" ", "␣").replace("\n", "⏎")
     except UnicodeDecodeError:
@@ -179,12 +179,12 @@ def _visible(data: bytes) -> str:
 def _rendered(
     checkpoint: "Checkpoint", tokenizer: "Tokenizer", template: str | None
 ) -> list[dict[str, Any]]:
-    """A question and an answer through the template, divided into text and control tokens."""
+    """Render a question and an answer by the template, split into text and control tokens."""
     if template is None:
         return []
     try:
         chosen = choose_template(template, checkpoint.chat_template, tokenizer)
-    except UsageError:  # the vocabulary lacks a token of it
+    except UsageError:  # the vocabulary lacks a token of the template
         return []
     control = set(tokenizer.control_ids.values())
     decoder = StreamingDecoder(tokenizer)

@@ -1,4 +1,4 @@
-"""What lists have in common: a table for people, tabs and JSON for programs."""
+"""Writing of lists: a table for people, tabs and JSON for programs."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def write_rows(
     Args:
         columns: headings, for terminals.
         rows: a cell for each column.
-        yielding: columns in the order in which a narrow terminal cuts them, with their least width.
+        yielding: minimum widths by column, in the order in which a narrow terminal cuts them.
         right: columns aligned at the right.
     """
     rows = [[sanitize(streams.one_line(cell)) for cell in row] for row in rows]

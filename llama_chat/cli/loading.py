@@ -1,4 +1,4 @@
-"""From settings to a loaded model."""
+"""Loading of the model, prompt file and session that the settings describe."""
 
 import gc
 import sys
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def model_path(settings: Settings, wanted: str | None = None) -> Path:
-    """Where the model is that was named for this command, or else in the settings.
+    """Find the model ``wanted``, or else the one in the settings.
 
     Raises:
-        ModelError: if it is nowhere.
+        ModelError: if there is none.
     """
     return find_model(wanted or settings.model or "", settings.model_paths)
 
@@ -84,7 +84,7 @@ def load_model(settings: Settings) -> "Llama":
 
 
 def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
-    """Let a prompt file set what neither flag nor environment does."""
+    """Apply the settings of a prompt file that neither flag nor environment sets."""
     if prompt is None:
         return settings
     for line in prompt.warnings:
@@ -93,7 +93,7 @@ def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
 
 
 def open_prompt(settings: Settings) -> PromptFile | None:
-    """The prompt file named in the settings, if one is."""
+    """Load the prompt file named in the settings, if one is."""
     name = settings.prompt
     return load_prompt(name) if name else None
 
@@ -101,7 +101,7 @@ def open_prompt(settings: Settings) -> PromptFile | None:
 def new_session(
     llama: "Llama", settings: Settings, prompt: PromptFile | None, notify: Callable[[str], None]
 ) -> "ChatSession":
-    """Begin a conversation as the settings and the prompt file say."""
+    """Begin a conversation with the settings and the examples of the prompt file."""
     session = llama.chat(
         template=settings.template,
         examples=() if prompt is None else prompt.examples,

@@ -1,4 +1,4 @@
-"""``llama-chat models``: what is already on this machine."""
+"""``llama-chat models``: models on this machine."""
 
 import sys
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ _COLUMNS = ("name", "size", "format", "from", "changed", "path")
 _NAME, _SIZE, _FORMAT, _FROM, _CHANGED, _PATH = range(len(_COLUMNS))
 
 _YIELDING = {_PATH: 20, _NAME: 24, _FORMAT: 8}
-"""Columns in the order in which a narrow terminal cuts them, with their least width."""
+"""Minimum widths by column, in the order in which a narrow terminal cuts them."""
 
 
 @app.callback(invoke_without_command=True)
@@ -75,7 +75,7 @@ def rm(
 
 
 def _describe(model: Model) -> dict[str, Any]:
-    """A model for programs."""
+    """Describe a model for programs."""
     return {
         "name": model.name,
         "path": str(model.path),
@@ -88,6 +88,6 @@ def _describe(model: Model) -> dict[str, Any]:
 
 
 def _row(model: Model) -> list[str]:
-    """A model for people, a cell for each column."""
+    """Describe a model for people, a cell for each column."""
     size, when = readable_size(model.n_bytes), readable_time(model.changed)
     return [model.name, size, model.kind, model.source, when, str(model.path)]

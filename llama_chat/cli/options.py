@@ -1,4 +1,4 @@
-"""One command-line option for each setting, given to a command by a decorator."""
+"""Command-line options of the settings, added to a command by a decorator."""
 
 import functools
 import inspect
@@ -21,9 +21,9 @@ _METAVARS = {"integer": "N", "number": "X", "path": "PATH", "list": "TEXT", "tex
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
-    """The parameter by which Typer learns of a setting.
+    """Make the function parameter from which Typer builds the option of a setting.
 
-    Values arrive as text: the range is checked in one place, for flags and files alike.
+    Values arrive as text, since ranges are checked in one place for flags and files alike.
     """
     default = "" if setting.default in (None, "", (), False) else f" [default: {setting.default}]"
     names = [setting.flag] + ([setting.short] if setting.short else [])
@@ -63,13 +63,13 @@ _CONFIG = inspect.Parameter(
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command options for these settings, and call it with the ``settings`` in force.
 
-    Flags given before the name of a subcommand count for it too; those behind it win.
+    Flags before the name of a subcommand apply to it too; those after it take precedence.
     """
     return lambda command: _with_options(command, [SETTINGS[name] for name in names])
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The same for a command that all settings are for."""
+    """Give a command options for all settings; see ``takes``."""
     return _with_options(command, list(SETTINGS.values()))
 
 
@@ -94,11 +94,11 @@ def _with_options(command: Callable[..., None], settings: Sequence[Setting]) -> 
             command(settings=load_settings(flags, config_flag(flags)), **arguments)
 
     parameters = [context, *own, *options]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # how decorators tell
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # read by Typer
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return wrapper
 
 
 def config_flag(flags: Flags) -> Path | None:
-    """The settings file that ``--config`` names."""
+    """Return the settings file that ``--config`` names."""
     return expand_user(flags["config"]) if flags.get("config") else None

@@ -50,13 +50,13 @@ def pull(
 
 
 def is_offline(settings: Settings) -> bool:
-    """Whether the network must not be used."""
-    said = os.environ.get("HF_HUB_OFFLINE", "").lower()
-    return settings.offline or said in ("1", "on", "yes", "true")
+    """True if the network must not be used."""
+    value = os.environ.get("HF_HUB_OFFLINE", "").lower()
+    return settings.offline or value in ("1", "on", "yes", "true")
 
 
 def fetch(name: str, settings: Settings) -> None:
-    """Fetch the starter model ``name`` unless it is here already."""
+    """Fetch the starter model ``name`` unless it is installed already."""
     if starter.is_installed(name):
         _say(settings, f"{name} is already here: {starter.installed_path(name)}")
         return
@@ -68,7 +68,7 @@ def fetch(name: str, settings: Settings) -> None:
 
 def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
     _refuse_offline(wanted.name, settings)
-    # What the library of the hub has to say comes as our errors.
+    # Problems are reported as our errors, not as the log messages of the hub's library.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     try:

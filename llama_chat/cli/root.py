@@ -1,4 +1,4 @@
-"""``llama-chat`` without a command: the chat on a terminal, or an answer to what is piped in."""
+"""``llama-chat`` without a command: the chat on a terminal, or an answer to piped stdin."""
 
 import sys
 from typing import Annotated

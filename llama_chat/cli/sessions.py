@@ -17,7 +17,7 @@ _COLUMNS = ("name", "saved", "messages", "model", "title")
 _NAME, _, _MESSAGES, _MODEL, _TITLE = range(len(_COLUMNS))
 
 _YIELDING = {_TITLE: 20, _MODEL: 8, _NAME: 24}
-"""Columns in the order in which a narrow terminal cuts them, with their least width."""
+"""Minimum widths by column, in the order in which a narrow terminal cuts them."""
 
 _JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 _Name = Annotated[
@@ -72,7 +72,7 @@ def rm(names: _Names) -> None:
 
 
 def _wants_json(ctx: typer.Context, as_json: bool) -> bool:
-    """Whether ``--json`` was given, be it before the name of the subcommand."""
+    """True if ``--json`` was given, before or after the name of the subcommand."""
     return as_json or bool(ctx.parent and ctx.parent.params["as_json"])
 
 
@@ -87,7 +87,7 @@ def _write_list(*, as_json: bool) -> None:
 
 
 def _describe(entry: store.Entry) -> dict[str, Any]:
-    """A conversation for programs."""
+    """Describe a conversation for programs."""
     return {
         "name": entry.name,
         "changed": local_time(entry.changed).isoformat(timespec="seconds"),
@@ -99,9 +99,9 @@ def _describe(entry: store.Entry) -> dict[str, Any]:
 
 
 def _row(entry: store.Entry) -> list[str]:
-    """A conversation for people, a cell for each column."""
+    """Describe a conversation for people, a cell for each column."""
     when = readable_time(entry.changed)
-    said = (str(entry.n_messages), entry.model, entry.title)
+    cells = (str(entry.n_messages), entry.model, entry.title)
     if entry.problem:
-        said = ("", "", f"unreadable: {entry.problem}")
-    return [entry.name, when, *said]
+        cells = ("", "", f"unreadable: {entry.problem}")
+    return [entry.name, when, *cells]

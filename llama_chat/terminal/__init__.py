@@ -1,1 +1,1 @@
-"""The chat on a terminal."""
+"""The terminal: streams, drawing and the interactive chat."""

@@ -1,4 +1,4 @@
-"""The chat: read a line, obey it or answer it, again."""
+"""Input loop of the chat: read a line, then run it as a command or send it as a message."""
 
 import shlex
 
@@ -19,26 +19,26 @@ from llama_chat.terminal.toolbar import toolbar
 
 
 class ChatApp:
-    """A conversation on a terminal."""
+    """The chat on a terminal: its input, and the loop that reads it."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._input = self._open_input()
         self._asked_to_leave = False
-        """Whether Ctrl-C was pressed with nothing typed, and nothing was sent since."""
+        """True if another Ctrl-C leaves the chat; reset when a line is sent."""
         chat.on_change = self._on_change
 
     def run(self) -> None:
-        """Talk until the person leaves; the model loads meanwhile.
+        """Run the chat until the user leaves; the model loads in the background.
 
         Raises:
-            LlamaChatError: if it cannot be loaded.
+            LlamaChatError: if the model cannot be loaded.
             SaveError: if the conversation could not be saved, also at the end.
         """
         chat = self._chat
         try:
             with chat.interrupts:
-                self._talk()
+                self._read_loop()
         finally:
             chat.loader.stop()
         if chat.unsaved is not None:
@@ -49,14 +49,14 @@ class ChatApp:
             name = shlex.quote(chat.file.name)
             chat.renderer.note(f"saved: llama-chat --resume {name}")
 
-    def _talk(self) -> None:
+    def _read_loop(self) -> None:
         chat = self._chat
         typed = ""
         while not chat.leaving:
-            if self._made_for != self._wishes():
+            if self._input_options != self._wanted_options():
                 self._input = self._open_input()
             if chat.renderer.plain:
-                self._load_first()
+                self._wait_for_model()
             if chat.interrupts.take():  # pressed when there was nothing left to stop
                 if self._asked_to_leave:
                     return
@@ -79,7 +79,7 @@ class ChatApp:
                 typed = chat.editing.text
             chat.prefill_next()
 
-    def _load_first(self) -> None:
+    def _wait_for_model(self) -> None:
         """Wait for the model: in a plain terminal nothing may be written while a line is read."""
         try:
             self._chat.wait_for_session()
@@ -88,14 +88,14 @@ class ChatApp:
             self._chat.renderer.note("still loading; Ctrl-C again or Ctrl-D leaves")
 
     def _handle(self, line: str) -> str:
-        """Obey a line; returns what is to stay in the input, because it could not be."""
+        """Run a command or send a message; returns the line if it failed, to stay in the input."""
         chat = self._chat
         if not line.strip() and not chat.attachments:
             return ""
         try:
             parsed = parse_command(line)
             if parsed is None:
-                self._say(line[1:] if line.startswith("//") else line)
+                self._send(line[1:] if line.startswith("//") else line)
             else:
                 name, argument = parsed
                 find_command(name).run(chat, argument)
@@ -109,20 +109,20 @@ class ChatApp:
             return line
         return ""
 
-    def _say(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         if self._chat.editing is None:
             self._chat.send(text)
         else:
             self._chat.finish_editing(self._chat.editing, text)
 
-    def _wishes(self) -> tuple[bool, bool, bool]:
-        """What an input is made for: whether it is plain, coloured, and keeps a history."""
+    def _wanted_options(self) -> tuple[bool, bool, bool]:
+        """Options that the input is created with: plain, coloured, history kept."""
         renderer = self._chat.renderer
         return renderer.plain, renderer.colored, not self._chat.settings.no_save
 
     def _open_input(self) -> Input:
         chat = self._chat
-        self._made_for = plain, colored, keep = self._wishes()
+        self._input_options = plain, colored, keep = self._wanted_options()
         history = open_history(chat.renderer.note, keep=keep)
         if plain:
             return PlainInput(history)
@@ -140,7 +140,7 @@ class ChatApp:
             on_open=on_open,
             on_shown=self._on_shown,
             on_clear=chat.stop_editing,
-            # Only what comes from then on is meant for what was sent.
+            # A Ctrl-C from before Enter must not stop the reply.
             on_send=chat.interrupts.take,
         )
 
@@ -151,7 +151,7 @@ class ChatApp:
                 self._input.end(KeyboardInterrupt())
             self._input.clear()
             chat.stop_editing()
-        # Not before the input can be seen: importing torch would hold that up for a second.
+        # Only once the input is visible: importing torch would delay it by a second.
         if chat.session is None and not chat.loader.is_loading:
             chat.load()
 
@@ -161,11 +161,11 @@ class ChatApp:
         return toolbar(self._chat, message, self._chat.renderer.console.width)
 
     def _on_change(self) -> None:
-        """Follow a background job; called in any thread."""
+        """Schedule ``_update`` in the thread of the input; called in any thread."""
         self._input.call(self._update)
 
     def _update(self) -> None:
-        """Take what a background job has made, while the input is open."""
+        """Adopt a loaded model, and show notes or errors, while the input is open."""
         chat = self._chat
         try:
             chat.adopt_loaded()

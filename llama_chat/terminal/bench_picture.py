@@ -1,4 +1,4 @@
-"""What ``bench`` has measured, drawn for people."""
+"""Terminal view of the ``bench`` report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _PARTS = {
     "sampling": "sampling",
     "other": "other",
 }
-"""How the parts of a token's time are called."""
+"""Displayed names of the parts of a token's time."""
 
 
 def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored: bool) -> str:

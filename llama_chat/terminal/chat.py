@@ -28,20 +28,20 @@ _POLL_S = 0.05
 
 
 class PlanLoad(Protocol):
-    """A function that plans a load."""
+    """Function that plans a load."""
 
     def __call__(self, settings: Settings, *, reclaimable: int = 0) -> "LoadPlan":
         """Plan to load the model that ``settings`` name; see ``llama_chat.loading.plan.plan``."""
 
 
 class Chat:
-    """What the commands work on."""
+    """State of the chat, and the operations of the commands on it."""
 
     def __init__(self, settings: Settings, plan_load: PlanLoad, prompt: PromptFile | None) -> None:
         """Begin a conversation; the model is loaded by ``load``.
 
         Args:
-            settings: as they are without the prompt file.
+            settings: the settings in force without the prompt file.
             plan_load: plans to load the model that the settings name.
             prompt: a prompt file to begin with.
         """
@@ -50,7 +50,7 @@ class Chat:
         self.conversation = Conversation(settings.system)
         self.file = ConversationFile()
         self.tag = ModelTag()
-        """The model that the ids in the conversation come from."""
+        """Model that the token ids in the conversation come from."""
         self.llama: Llama | None = None
         self.session: ChatSession | None = None
         self.interrupts = Interrupts()
@@ -58,21 +58,22 @@ class Chat:
         self.on_change: Callable[[], None] = lambda: None
         """Called, in any thread, when a background job made progress or has ended."""
         self.attachments: list[Attachment] = []
-        """Texts to stand in front of the next message."""
+        """Texts to put in front of the next message."""
         self.reply_prefix = ""
-        """Words with which the next reply is to begin."""
+        """Text with which the next reply begins."""
         self.editing: Message | None = None
-        """The message that what is typed next replaces."""
+        """Message that the next input replaces."""
         self._before_editing: Message | None = None
+        """Head of the conversation before the edit."""
         self.previous: Message | None = None
-        """Where the conversation stood before the last change of branches."""
+        """Head of the conversation before the last change of branches."""
         self.notes: list[str] = []
-        """What is still to be said, from behind the input."""
+        """Notes of background jobs that are not written yet."""
         self.last: Finish | None = None
-        """The end of the last reply."""
+        """Last event of the last reply."""
         self.leaving = False
         self.unsaved: SaveError | None = None
-        """Why the last change is not on disk, if so."""
+        """Error of the last save, if it failed."""
         self._plan_load = plan_load
         if prompt is not None:
             self.use_prompt(prompt, above_flags=False)
@@ -81,22 +82,22 @@ class Chat:
 
     @property
     def model_name(self) -> str:
-        """The model in use, or that is being loaded."""
+        """Name of the model in use or being loaded."""
         return self.llama.name if self.llama else Path(self.settings.model or "").stem or "model"
 
     def load(self) -> None:
-        """Start to load the model that the settings name, in the background."""
+        """Start loading the model that the settings name, in the background."""
         settings = self.settings
         self.loader.load(lambda: self._plan_load(settings))
 
     def adopt_loaded(self) -> None:
-        """If a model was loaded in the background, make its session, and prefill its next message.
+        """Make a session of a model loaded in the background, and prefill its next message.
 
-        The session is made of conversation, template and settings as they are now, not as they
-        were when the load began.
+        Does nothing if no load has ended. The session takes conversation, template and settings as
+        they are now, not as they were when the load began.
 
         Raises:
-            UsageError: if the model has no template that is known.
+            UsageError: if the model has no known chat template.
         """
         llama = self.loader.take_loaded()
         if llama is None:
@@ -114,7 +115,7 @@ class Chat:
         self.prefill_next()
 
     def _new_session(self, llama: "Llama") -> "ChatSession":
-        """A session with the template in force; one chosen in the chat is dropped if unsuitable."""
+        """Make a session; a template chosen in the chat that does not fit becomes ``auto``."""
         try:
             return llama.chat(
                 conversation=self.conversation,
@@ -129,11 +130,11 @@ class Chat:
             return self._new_session(llama)
 
     def wait_for_session(self) -> "ChatSession":
-        """The session, once the model is loaded; a background prefill goes on.
+        """Return the session, once the model is loaded; a background prefill continues.
 
         Raises:
             LlamaChatError: if the model cannot be loaded.
-            Interrupted: on Ctrl-C while waiting; the load goes on.
+            Interrupted: on Ctrl-C while waiting; the load continues.
         """
         loader = self.loader
         if self.session is None and not loader.is_loading and loader.error is None:
@@ -158,7 +159,7 @@ class Chat:
         self.loader.stop()
 
     def _wait(self, doing: str, patience_s: float) -> None:
-        """Wait for the background job, with a bar, until Ctrl-C."""
+        """Wait for the background job, with a progress bar, until it ends or Ctrl-C is pressed."""
         with progress(doing, patience_s, hidden=self.renderer.plain) as report:
             while not (self.interrupts.pending or self.loader.wait(_POLL_S)):
                 done, total = self.loader.progress
@@ -166,22 +167,22 @@ class Chat:
                     report(done, total)
 
     def tell_notes(self) -> None:
-        """Write the notes of background jobs."""
+        """Write and clear the notes of background jobs; with ``quiet`` only clear them."""
         notes, self.notes = self.notes, []
         if not self.settings.quiet:
             for line in notes:
                 self.renderer.note(line)
 
     def prefill_next(self) -> None:
-        """Prefill, in the background, what the next message will follow."""
+        """Prefill the prefix of the next message in the background."""
         if self.session is not None:
             self.loader.prefill(self.session, self.session.next_prefix(self.attachments))
 
     def reload(self, settings: Settings) -> None:
-        """Load another model, or the same one in another way.
+        """Load another model, or the same one with other settings.
 
         Raises:
-            LlamaChatError: if that is not possible; the old one is then loaded again if need be.
+            LlamaChatError: if it cannot be loaded; the old one is loaded again if it was dropped.
             Interrupted: on Ctrl-C; likewise.
         """
         plan = self._plan_load(settings, reclaimable=self._loaded_bytes())
@@ -196,13 +197,13 @@ class Chat:
             raise
 
     def _loaded_bytes(self) -> int:
-        """Bytes of the loaded model and its cache."""
+        """Bytes of the loaded model and its KV cache."""
         if self.llama is None or self.session is None:
             return 0
         return self.llama.model.n_bytes + self.session.engine.cache.n_bytes
 
     def _adopt(self, llama: "Llama") -> None:
-        """Let the conversation go on with this model."""
+        """Continue the conversation with this model; token ids of another model are dropped."""
         same = keep_valid_ids(self.conversation, self.tag, llama.tokenizer)
         if self.conversation.all and not same:
             before = self.tag.name or "another model"
@@ -217,10 +218,10 @@ class Chat:
         return self._settings.now
 
     def change(self, name: str, value: Value, source: str) -> None:
-        """Give a setting another value.
+        """Change a setting.
 
         Raises:
-            LlamaChatError: if the model cannot follow; nothing is changed then.
+            LlamaChatError: if the model cannot be used with the value; nothing is changed then.
         """
         scope = SETTINGS[name].scope
         if scope == "load":
@@ -233,19 +234,19 @@ class Chat:
         self.configure()
 
     def configure(self) -> None:
-        """Let the conversation and the session follow the settings."""
+        """Apply the settings to the conversation and the session."""
         self.conversation.system = self.settings.system
         if self.session is not None:
             self.session.configure(self.settings)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool = True) -> None:
-        """Head the conversation by a prompt file; see ``PromptedSettings.use_prompt``."""
+        """Apply a prompt file to the conversation; see ``PromptedSettings.use_prompt``."""
         self._settings.use_prompt(prompt, above_flags=above_flags)
         self.conversation.examples = prompt.examples
         self.configure()
 
     def end_prompt(self) -> None:
-        """Undo what the prompt file in use has changed; what was changed by hand since stays."""
+        """Undo the changes of the prompt file in use; the user's changes since then stay."""
         self._settings.end_prompt()
         self.conversation.examples = ()
         self.configure()
@@ -257,7 +258,7 @@ class Chat:
     # The conversation
 
     def send(self, text: str) -> None:
-        """Say something, with the attachments in front, and show the reply."""
+        """Send a message, with the attachments in front, and show the reply."""
         session, attachments = self.wait_for_session(), tuple(self.attachments)
         self.finish_prefill()
         self._reply(
@@ -277,7 +278,7 @@ class Chat:
         )
 
     def resume(self) -> None:
-        """Go on with the last reply, and show how it goes on."""
+        """Continue the last reply, and show the continuation."""
         session = self.wait_for_session()
         self.stop_prefill()
         begun = session.conversation.head
@@ -286,21 +287,21 @@ class Chat:
     def _reply(
         self, generate: Callable[[Hooks], Iterator[Event]], *, begun: str = "", shown: str = ""
     ) -> None:
-        """Show a reply as it comes. Ctrl-C stops it, in prefill too, and keeps what was said.
+        """Show a reply as it is generated; Ctrl-C stops it, in prefill too, and keeps its text.
 
         Args:
-            generate: starts it.
-            begun: what of it stands on the screen already.
-            shown: what of it is to be shown first.
+            generate: starts the generation.
+            begun: the part of the reply that is on the screen already.
+            shown: the part of the reply to show first.
         """
         watching = self.interrupts
         plain = self.renderer.plain
         with progress("Reading", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
             events = generate(Hooks(lambda: watching.pending, on_prefill))
             first = next(events)
-        # The message is in the conversation now: from here on nothing may leave it in the input.
+        # The message is in the conversation now: an error raised from here would offer it again.
         self.attachments, self.reply_prefix = [], ""
-        self.save(durable=False)  # worth keeping, whatever becomes of the reply
+        self.save(durable=False)  # kept even if the reply fails
         writer, failure, event = self.renderer.reply(begun), None, first
         try:
             writer.push(shown)
@@ -321,20 +322,20 @@ class Chat:
                 self.renderer.note(event.summary())
 
     def start_editing(self, message: Message) -> None:
-        """Let what is typed next stand in the place of ``message``, on a branch of its own."""
+        """Let the next input replace ``message``, on a new branch."""
         self.stop_editing()
         self.editing = message
         self._before_editing, self.conversation.head = self.conversation.head, message.parent
 
     def stop_editing(self) -> None:
-        """Let what is typed next be a new message."""
+        """Cancel the edit, so that the next input is a new message."""
         if self.editing is not None:
             self.editing, self.conversation.head = None, self._before_editing
 
     def finish_editing(self, message: Message, text: str) -> None:
-        """Put ``text`` in the place of ``message``.
+        """Replace ``message`` by ``text``, on a new branch.
 
-        A message of the person is answered; a reply of the model is taken as it is.
+        A message of the user is answered; a reply of the model is stored unchanged.
         """
         attachments = self.attachments
         if message.role == "user":
@@ -350,18 +351,18 @@ class Chat:
         self.editing, self.previous = None, self._before_editing
 
     def go_to(self, message: Message | None) -> None:
-        """Go on behind another message of the conversation."""
+        """Continue after another message of the conversation."""
         self.stop_editing()
         self.previous, self.conversation.head = self.conversation.head, message
 
     def begin_anew(self) -> None:
-        """Begin a new conversation, saved for itself; system message and examples stay."""
+        """Begin a new conversation, saved in a new file; system message and examples stay."""
         self.file.close()
         self.conversation.clear()
         self.last = self.previous = self.editing = None
 
     def open(self, path: Path) -> None:
-        """Go on with a saved conversation.
+        """Continue a saved conversation.
 
         Raises:
             UsageError: if it cannot be read.
@@ -374,7 +375,7 @@ class Chat:
         self.take(loaded.conversation, loaded.tag)
 
     def take(self, conversation: Conversation, tag: ModelTag) -> None:
-        """Go on with ``conversation``, held so far with the model ``tag``."""
+        """Continue ``conversation``, whose token ids come from the model ``tag``."""
         self.end_prompt()
         self.conversation, self.tag = conversation, tag
         self.previous = self.editing = None
@@ -386,7 +387,7 @@ class Chat:
         self.configure()
 
     def save(self, *, durable: bool = True) -> None:
-        """Write what has changed to the disk; if that fails it is said once, and tried again."""
+        """Save what has changed; a failure is reported once, and the next save tries again."""
         if self.settings.no_save:
             return
         try:

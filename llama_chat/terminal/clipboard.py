@@ -1,4 +1,4 @@
-"""Copying to the clipboard, because a person asked for it."""
+"""Copying to the clipboard."""
 
 import base64
 import os
@@ -13,19 +13,19 @@ _TOOLS = (
     ("DISPLAY", ["xsel", "--clipboard", "--input"]),
     (None, ["pbcopy"]),
 )
-"""The environment variable without which a tool has no clipboard, and its command."""
+"""Environment variable that a tool needs, and its command."""
 
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 
 
 def copy(text: str, renderer: Renderer) -> str:
-    """Copy ``text``, and return how: by a tool of this machine, else through the terminal.
+    """Copy ``text`` with a tool of this machine, else through the terminal; returns which.
 
-    Over SSH the terminal is the only way to the clipboard that the person sees.
+    Over SSH only the terminal reaches the user's clipboard.
     """
     for variable, command in () if os.environ.get("SSH_TTY") else _TOOLS:
-        there = variable is None or os.environ.get(variable)
-        if there and shutil.which(command[0]) and _run(command, text):
+        available = variable is None or os.environ.get(variable)
+        if available and shutil.which(command[0]) and _run(command, text):
             return f"by {command[0]}"
     # OSC 52; nothing tells whether the terminal allows it.
     data = base64.b64encode(text.encode("utf-8", "replace")).decode()
@@ -34,15 +34,15 @@ def copy(text: str, renderer: Renderer) -> str:
 
 
 def _run(command: list[str], text: str) -> bool:
-    """Give ``text`` to a tool; whether that went well."""
+    """Pipe ``text`` to a tool; returns True if it succeeded."""
     try:
-        # Its output is not awaited: such tools stay in the background to serve the clipboard.
+        # No pipe for its output: these tools stay in the background, and would keep it open.
         done = subprocess.run(
             command,
             input=text.encode("utf-8", "replace"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_PATIENCE_S,
+            timeout=_TIMEOUT_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Completion of slash commands and of what may stand behind them."""
+"""Completion of slash commands and their arguments."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 class ChatCompleter(Completer):
-    """Completes the name of a command, then its values and paths, each with what it means."""
+    """Completer of command names, then of their values and paths, each with its meaning."""
 
     def __init__(self, chat: "Chat") -> None:
         self._chat = chat
         self._paths = PathCompleter(expanduser=True)
         self._values: tuple[tuple[str, str], list[Value]] | None = None
-        """The last values that were looked up, and for what: they cost a look at many files."""
+        """Last values, and the command and words they are for; listing them may read many files."""
 
     def forget(self) -> None:
-        """Look up values again when they are next wanted."""
+        """List values anew at the next completion."""
         self._values = None
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
-        """Yield what fits before the cursor."""
+        """Yield completions of the text before the cursor."""
         text = document.text_before_cursor
         if not text.startswith("/") or "\n" in text:
             return
@@ -59,7 +59,7 @@ class ChatCompleter(Completer):
             yield from self._paths.get_completions(Document(last), complete_event)
 
     def _values_of(self, command: Command, argument: str) -> list[Value]:
-        """Values that the whole words of ``argument`` allow; looked up once for each of these."""
+        """List the values for the complete words of ``argument``; cached until these change."""
         asked = command.name, argument.rpartition(" ")[0]
         if self._values is None or self._values[0] != asked:
             self._values = asked, list(command.values(self._chat, argument))

@@ -1,4 +1,4 @@
-"""Ctrl-C while no key is being read."""
+"""Handling of Ctrl-C while the input is closed."""
 
 import signal
 from types import FrameType, TracebackType
@@ -6,23 +6,23 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Ctrl-C, while something was waited for."""
+    """Raised when Ctrl-C ends a wait."""
 
 
 class Interrupts:
-    """Turns Ctrl-C into a question that can be asked, so that it never strikes half-way.
+    """SIGINT handler that sets a flag to poll, so that Ctrl-C never raises at an arbitrary point.
 
-    It counts from when a line is sent until the next one can be typed, whatever goes on meanwhile.
+    The flag covers the time from sending a line until the next one can be typed.
     """
 
     def __init__(self) -> None:
         self.pending = False
-        """Whether it was pressed since it was last taken."""
-        self._before: Any = None
+        """True if Ctrl-C was pressed since the last ``take``."""
+        self._previous_handler: Any = None
 
     def __enter__(self) -> None:
-        """Ask from now on."""
-        self._before = signal.signal(signal.SIGINT, self._note)
+        """Install the handler."""
+        self._previous_handler = signal.signal(signal.SIGINT, self._on_sigint)
 
     def __exit__(
         self,
@@ -30,12 +30,12 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        signal.signal(signal.SIGINT, self._previous_handler)
 
     def take(self) -> bool:
-        """Whether it was pressed; asked once more, it was not."""
+        """Return ``pending`` and reset it."""
         pending, self.pending = self.pending, False
         return pending
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         self.pending = True

@@ -1,4 +1,4 @@
-"""The input: keys, history, completion; and a plain one for terminals that only print."""
+"""Input with keys, history and completion, and a plain one for terminals that only print."""
 
 import readline
 import signal
@@ -38,14 +38,14 @@ PROMPT = "› "
 
 
 class Input(Protocol):
-    """Where a person types."""
+    """Input of commands and messages."""
 
     @property
     def text(self) -> str:
-        """What stands in it now."""
+        """Text typed so far."""
 
     def read(self, default: str = "") -> str:
-        """Let the person type, with ``default`` to begin with, and return what was sent.
+        """Let the user edit ``default``, and return the text that was sent.
 
         Raises:
             EOFError: on Ctrl-D.
@@ -53,28 +53,28 @@ class Input(Protocol):
         """
 
     def clear(self) -> None:
-        """Take back all that is typed."""
+        """Delete the typed text."""
 
     def call(self, act: Callable[[], object]) -> None:
         """Call ``act`` in the thread of ``read``, if that runs; may be called from any thread."""
 
     def redraw(self) -> None:
-        """Redraw the surroundings of the input."""
+        """Redraw the input and its toolbar."""
 
     def write_above(self, write: Callable[[], None]) -> None:
-        """Call ``write``, which may write above the open input."""
+        """Call ``write``, which prints above the open input."""
 
     def end(self, error: BaseException) -> None:
-        """Let ``read`` raise ``error``, if it runs."""
+        """Make ``read`` raise ``error``, if it runs."""
 
 
 @contextmanager
 def hold_keys() -> Iterator[None]:
-    """Keep what is typed while no input is open for the next one.
+    """Keep keys that are typed while no input is open, for the next one.
 
-    It is not echoed into a reply, and Enter stays Enter: the terminal would make it the newline
-    that Ctrl-J types. Ctrl-C still interrupts. To be held around a whole chat: an input restores
-    the mode it found.
+    Turns off echo, line buffering, and the translation of Enter to the newline that Ctrl-J types.
+    Ctrl-C still sends SIGINT. Enter this once around a whole chat: an input restores the mode that
+    it found.
     """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
@@ -86,7 +86,7 @@ def hold_keys() -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSANOW, held)
 
     hold()
-    # A shell gives the terminal back in its own mode after Ctrl-Z and fg.
+    # After Ctrl-Z and fg the terminal is in the shell's mode.
     on_continue = signal.signal(signal.SIGCONT, hold)
     try:
         yield
@@ -96,8 +96,8 @@ def hold_keys() -> Iterator[None]:
 
 
 @contextmanager
-def _released_keys() -> Iterator[None]:
-    """The terminal in its usual mode, for an input that leaves echo and editing to it."""
+def _canonical_mode() -> Iterator[None]:
+    """Set the terminal to echo and line buffering, for an input that relies on these."""
     descriptor = sys.stdin.fileno()
     held = termios.tcgetattr(descriptor)
     usual = termios.tcgetattr(descriptor)
@@ -111,9 +111,9 @@ def _released_keys() -> Iterator[None]:
 
 
 def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
-    """The history of earlier sessions, in a file that nobody else may read.
+    """Open the history of earlier sessions, a file that only the user may read.
 
-    Where it cannot be had, or nothing is to be kept, this session still has one of its own.
+    Without ``keep``, or if the file cannot be created, the history is in memory only.
     """
     if not keep:
         return InMemoryHistory()
@@ -127,7 +127,7 @@ def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
 
 
 class PromptInput:
-    """An input of many lines that Enter sends, with a toolbar below."""
+    """Multi-line input that Enter sends, with a toolbar below."""
 
     def __init__(
         self,
@@ -141,17 +141,17 @@ class PromptInput:
         on_clear: Callable[[], None],
         on_send: Callable[[], object],
     ) -> None:
-        """Make it.
+        """Create the input, closed.
 
         Args:
-            history: what was typed before.
+            history: earlier inputs.
             completer: for Tab, and while a command is typed.
-            toolbar: what stands below; asked at every key and ``redraw``.
+            toolbar: returns the text of the toolbar; called at every key and ``redraw``.
             colored: whether to use colour.
-            on_open: told whenever it opens.
-            on_shown: told whenever it can be seen, and takes keys.
-            on_clear: told when Ctrl-C clears it.
-            on_send: told when Enter sends it, before anything else happens.
+            on_open: called whenever the input opens.
+            on_shown: called whenever it is visible and takes keys.
+            on_clear: called when Ctrl-C clears it.
+            on_send: called when Enter sends it, before anything else happens.
         """
         self._on_open = on_open
         self._session: PromptSession[str] = PromptSession(
@@ -248,7 +248,7 @@ def _keys(
         if buffer.complete_state:
             buffer.complete_next()
             return
-        # Asked here: prompt-toolkit passes over a Tab while it still looks for what fits.
+        # Completed here: prompt-toolkit ignores a Tab while its own completion still runs.
         asked = CompleteEvent(completion_requested=True)
         fitting = list(completer.get_completions(buffer.document, asked))
         if len(fitting) == 1:
@@ -265,7 +265,7 @@ def _keys(
 
 
 class PlainInput:
-    """A line of the terminal's own: nothing is drawn that a screen reader would read again."""
+    """Input by readline: nothing is drawn that a screen reader would read again."""
 
     def __init__(self, history: History) -> None:
         readline.clear_history()
@@ -277,7 +277,7 @@ class PlainInput:
 
     @property
     def text(self) -> str:
-        """Not known before it is sent."""
+        """Empty text: the line is not known before it is sent."""
         return ""
 
     def read(self, default: str = "") -> str:
@@ -285,10 +285,10 @@ class PlainInput:
         readline.set_startup_hook(lambda: readline.insert_text(default))
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with _released_keys():
+            with _canonical_mode():
                 line = input("> ")
         except (EOFError, KeyboardInterrupt):
-            sys.stdout.write("\n")  # the cursor still stands behind what was typed
+            sys.stdout.write("\n")  # the cursor is still at the end of the typed line
             raise
         finally:
             signal.signal(signal.SIGINT, before)
@@ -298,16 +298,16 @@ class PlainInput:
         return line
 
     def clear(self) -> None:
-        """Nothing can be taken back before it is sent."""
+        """Do nothing: a line cannot be changed before it is sent."""
 
     def redraw(self) -> None:
-        """Nothing is drawn around it."""
+        """Do nothing: there is no toolbar."""
 
     def call(self, act: Callable[[], object]) -> None:
-        """Do nothing: background jobs are followed before the next line is read."""
+        """Do nothing: background jobs are handled before the next line is read."""
 
     def write_above(self, write: Callable[[], None]) -> None:
         """Do nothing: a line that is being read must not be disturbed."""
 
     def end(self, error: BaseException) -> None:
-        """Nothing ends it but a line."""
+        """Do nothing: ``read`` cannot be ended from outside."""

@@ -1,7 +1,8 @@
 """Loading and prefilling in the background, while the input is open.
 
-The worker thread only computes: a model from a plan, rows of the KV cache from ids. Conversation,
-settings and session belong to the main thread, which takes a loaded model when it is ready for it.
+The worker thread only computes: a model from a plan, rows of the KV cache from token ids.
+Conversation, settings and session belong to the main thread, which takes a loaded model when it is
+ready for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ModelLoader:
-    """One background job at a time: a load or a prefill."""
+    """Runner of one background job at a time: a load or a prefill."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         """Begin idle.
@@ -30,7 +31,7 @@ class ModelLoader:
         self._worker = Worker(on_change)
         self._loaded: Llama | None = None
         self._prefix: Sequence[int] = ()
-        """Ids of the prefill that runs or ran last."""
+        """Token ids of the last prefill."""
         self.is_loading = False
         """True from the start of a load until its model is taken, or it failed."""
 
@@ -41,7 +42,7 @@ class ModelLoader:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Progress of the job, done and total; total is 0 while nothing is known."""
+        """Progress of the job, done and total; total is 0 while unknown."""
         return self._worker.done, self._worker.total
 
     @property
@@ -50,7 +51,7 @@ class ModelLoader:
         return self._worker.error
 
     def load(self, plan: "Callable[[], LoadPlan]") -> None:
-        """Start to load a model; whatever runs is stopped first.
+        """Start loading a model, after stopping the running job.
 
         Args:
             plan: makes the plan, in the background.
@@ -70,14 +71,14 @@ class ModelLoader:
         self._worker.start(job)
 
     def take_loaded(self) -> "Llama | None":
-        """The model that was loaded, once; None if there is none to take."""
+        """Return the loaded model, once; None if there is none."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None or not self.busy:
             self.is_loading = False
         return loaded
 
     def prefill(self, session: "ChatSession", prefix: Sequence[int]) -> None:
-        """Start to prefill ``prefix``, unless that runs already; whatever else runs is stopped."""
+        """Start to prefill ``prefix``, unless that runs already; any other job is stopped."""
         if self.busy and prefix == self._prefix:
             return
 
@@ -91,7 +92,7 @@ class ModelLoader:
         self._worker.start(job)
 
     def stop(self) -> None:
-        """Stop whatever runs, and wait until it has."""
+        """Stop the running job, wait until it has ended, and discard a loaded model."""
         self._worker.stop()
         self._loaded, self.is_loading = None, False
 

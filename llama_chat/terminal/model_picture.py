@@ -1,4 +1,4 @@
-"""What ``inspect`` tells of a model, drawn for people."""
+"""Terminal view of the ``inspect`` report."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.tables import FittedTable
 
 _MAX_CONTROL_TOKENS = 8
-"""Shown by name; a vocabulary may have hundreds, most of them reserved."""
+"""Number of tokens listed; a vocabulary may have hundreds, most of them reserved."""
 
 _LAYER = (
     ("├ ", "attention_norm", ""),
@@ -28,17 +28,17 @@ _LAYER = (
     ("  ├ ", "w3", "up"),
     ("  └ ", "w2", "down"),
 )
-"""A layer as a tree: branches, name, and what it is."""
+"""Tree of a layer: branch characters, name, and meaning."""
 
 Report = Mapping[str, Any]
-"""What ``cli.inspect.describe`` returns."""
+"""Report of ``cli.inspect.describe``."""
 
 
 def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> str:
-    """Draw a model, as wide as the terminal at most.
+    """Draw a model, at most as wide as the terminal.
 
     Args:
-        report: what is known of the model; nothing in it reaches the terminal as a control.
+        report: description of the model; its control characters are replaced.
         colored: whether to use colours; without them it is plain text.
         with_tensors: whether to list every tensor.
     """
@@ -46,7 +46,7 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
         "Architecture": _architecture(report),
         "Parameters": _parameters(report),
         "Stored as": _types(report),
-        f"Memory, {_held(report)}": _memory(report),
+        f"Memory, {_weight_format(report)}": _memory(report),
         "Tokenizer": _tokenizer(report),
         "Template": _template(report),
     }
@@ -105,13 +105,13 @@ def _types(report: Report) -> RenderableType:
     return FittedTable(rows)
 
 
-def _held(report: Report) -> str:
-    """How the weights lie in memory."""
-    quantised = any(kind not in FLOATS for kind in report["types"])
+def _weight_format(report: Report) -> str:
+    """Describe the format of the weights in memory."""
+    quantized = any(kind not in FLOATS for kind in report["types"])
     match report["quantize"]:
         case "int8" | "int4" as packed:
             return f"packed to {packed}"
-        case "stored" if quantised:
+        case "stored" if quantized:
             return "packed as stored"
         case _:
             return f"in {report['dtype']}"
@@ -163,7 +163,7 @@ def _tokenizer(report: Report) -> RenderableType:
 
 
 def _sample(sample: Report) -> tuple[Text, Text]:
-    """How a text is split: the number of its tokens, and each of them."""
+    """Draw the tokens of a text: their number, and each of them."""
     line = Text(overflow="fold")
     for piece in sample["visible"]:
         line.append("│" if line else "", "cyan")
@@ -178,7 +178,7 @@ def _template(report: Report) -> RenderableType:
 
 
 def _exchange(segments: Iterable[Report]) -> Text:
-    """A question and an answer as the model is shown them, with line ends and control tokens."""
+    """Draw a question and an answer in the chat template, with line ends and control tokens."""
     shown = Text(overflow="fold")
     for segment in segments:
         if segment["control"]:

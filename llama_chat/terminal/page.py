@@ -1,4 +1,4 @@
-"""Pictures of text for people: sections with tables and bars, as wide as the terminal at most."""
+"""Pages of text for the terminal: sections with tables and bars."""
 
 import io
 import shutil
@@ -14,7 +14,7 @@ from llama_chat.terminal.streams import one_line
 from llama_chat.terminal.tables import FittedTable
 
 _LEAST_WIDTH, _GREATEST_WIDTH = 40, 100
-"""Columns between which a page follows the terminal; wider bars say no more."""
+"""Limits of the page's width, which otherwise is that of the terminal."""
 
 
 def draw_page(
@@ -39,12 +39,12 @@ def draw_page(
 
 
 def safe_text(value: object, style: str = "") -> Text:
-    """One line without control characters, folded where it does not fit."""
+    """Return ``value`` as one line without control characters, folded where it does not fit."""
     return Text(sanitize(one_line(str(value))), style, overflow="fold")
 
 
 def shares(parts: Iterable[tuple[str, str, float]]) -> FittedTable:
-    """What a whole is made of: label, amount as text, and amount; each with its share as a bar."""
+    """Tabulate parts (label, amount as text, amount), each with its share and a bar."""
     known = [part for part in parts if part[2] > 0]
     total = sum(amount for _, _, amount in known)
     rows = [

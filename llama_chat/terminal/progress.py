@@ -1,4 +1,4 @@
-"""A progress bar on stderr, for what takes long."""
+"""Progress bar on stderr for long jobs."""
 
 import sys
 import time
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Report = Callable[[int, int], None]
-"""Told how much of how much is done."""
+"""Called with the amount done and the total."""
 
 PATIENCE_S = 0.3
-"""A job that is done by then shows nothing."""
+"""Seconds until a job shows a bar."""
 
 PREFILL_PATIENCE_S = 1.0
-"""The same for reading a prompt, which nearly every reply begins with."""
+"""The same for prefill, with which nearly every reply begins."""
 
 
 @contextmanager
 def progress(
     description: str, patience_s: float = PATIENCE_S, *, hidden: bool = False
 ) -> Iterator[Report]:
-    """Show how far a job is, with percentage and time left, and remove that at its end.
+    """Show a progress bar with percentage and time left, and remove it at the end.
 
-    Nothing is written where stderr is no terminal, or if it is to be ``hidden``.
+    Nothing is written if stderr is no terminal, or with ``hidden``.
     """
     bar: Progress | None = None
     task: TaskID | None = None
@@ -73,9 +73,9 @@ def _open_bar() -> "Progress":
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Rich would send what is written to stdout meanwhile to stderr.
+        # Otherwise Rich redirects stdout to stderr while the bar is shown.
         redirect_stdout=False,
-        # Without cursor movement only the empty line at its end would be left of it.
+        # A dumb terminal cannot redraw the bar: only its empty last line would be left.
         disable=console.is_dumb_terminal,
     )
     bar.start()

@@ -1,4 +1,4 @@
-"""What the chat shows on the terminal."""
+"""Output of the chat on the terminal."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ from llama_chat.terminal.tables import FittedTable
 
 
 class Renderer:
-    """Writes replies as they stream, and notes between them.
+    """Writer of replies as they stream, and of notes between them.
 
-    Append-only: nothing that was written is touched again, and the terminal does the wrapping, so
-    that copying a long line gives one line.
+    Append-only: written text is never redrawn, except for a status at the end. The terminal wraps
+    lines, so that copying a long line gives one line.
     """
 
     def __init__(self, color: str = "auto", markdown: str = "auto", *, plain: bool = False) -> None:
@@ -47,18 +47,18 @@ class Renderer:
         self._status = ""
 
     def reply(self, begun: str = "") -> "ReplyWriter":
-        """Begin a reply, or go on with one of which ``begun`` was written before."""
+        """Begin a reply, or continue one whose part ``begun`` was written before."""
         writer = ReplyWriter(self, self._painter(), formatted=self._formatted)
         writer.skip(begun)
         return writer
 
     def write(self, text: str, *, status: str = "") -> None:
-        """Write text that is harmless already.
+        """Write text that is sanitized already.
 
         Args:
-            text: what stays.
-            status: a few words on what goes on unseen; they stand at the end until more is
-                written. Where the cursor cannot move back they are left out.
+            text: the text.
+            status: a few words about held text, shown at the end until more is written; left out
+                if the cursor cannot move back.
         """
         status = "" if self.plain else status
         if not text and status == self._status:
@@ -77,30 +77,30 @@ class Renderer:
         self.write("" if self._at_line_start else "\n")
 
     def space(self) -> None:
-        """Leave a line free."""
+        """Write a newline, to leave an empty line between exchanges."""
         self.write("\n")
 
     def line(self, text: Text) -> None:
-        """Write a line in its own styles; its text is harmless already."""
+        """Write a line that has styles and is sanitized already."""
         self.end_line()
         self.console.print(text)
 
     def note(self, line: str, style: str = "dim") -> None:
-        """Write a line that is ours, in dim letters."""
+        """Write a line of the program, dim unless another style is given."""
         self.end_line()
         self.console.print(Text(sanitize(line), style=style))
 
     def error(self, line: str) -> None:
-        """Write what went wrong."""
+        """Write an error message."""
         self.note(line, "red")
 
     def echo_user(self, text: str) -> None:
-        """Write what a person said, as it stood in the input."""
+        """Write a message of the user as it looked in the input."""
         self.end_line()
         self.console.print(Text(f"› {sanitize(text)}", style="bold"))
 
     def show(self, message: Message | None) -> None:
-        """Write a message as it stood on the screen, with the question before a reply."""
+        """Write a message as it looked at first, a reply after its question."""
         if message is None:
             return
         if message.role == "user":
@@ -112,11 +112,11 @@ class Renderer:
         writer.finish()
 
     def ended(self, finish: Finish, *, begun: bool) -> None:
-        """Say how a reply ended, unless it did as it should.
+        """Write a note if a reply was empty or did not end by itself.
 
         Args:
-            finish: its end.
-            begun: whether it went on with an earlier one.
+            finish: the last event of the reply.
+            begun: whether it continued an earlier one.
         """
         n = finish.usage.completion_tokens
         match finish.reason:
@@ -138,14 +138,14 @@ class Renderer:
         long: Sequence[str] = (),
         fold: bool = False,
     ) -> None:
-        """Write a table without lines, as wide as the terminal at most.
+        """Write a table without borders, at most as wide as the terminal.
 
         Args:
             columns: their headings.
             rows: cells.
             right: the columns of numbers.
-            long: the columns that give way where it is too wide; the last one if none is named.
-            fold: whether they take more lines then, or are cut.
+            long: the columns that shrink first if it is too wide; the last one if none is named.
+            fold: whether cells that do not fit take more lines, or are cut.
         """
         table = FittedTable(
             list(rows),
@@ -163,7 +163,7 @@ class Renderer:
 
 
 class ReplyWriter:
-    """One reply, written as it comes."""
+    """Writer of one reply, piece by piece."""
 
     def __init__(self, renderer: Renderer, painter: Painter, *, formatted: bool) -> None:
         self._renderer = renderer
@@ -172,7 +172,7 @@ class ReplyWriter:
         )
 
     def skip(self, text: str) -> None:
-        """Go on behind ``text`` without writing it: a code block that it opens is open."""
+        """Continue after ``text`` without writing it: a code block that it opens is open."""
         if self._markdown is not None:
             self._markdown.push(text[: text.rfind("\n") + 1])
 
@@ -184,7 +184,7 @@ class ReplyWriter:
             self._renderer.write(self._markdown.push(text), status=self._markdown.waiting)
 
     def finish(self) -> None:
-        """Write what was held back, and end the last line."""
+        """Write the held text, and end the last line."""
         if self._markdown is not None:
             self._renderer.write(self._markdown.finish())
         self._renderer.end_line()

@@ -1,9 +1,9 @@
-"""Text from models and files, made harmless to a terminal."""
+"""Sanitizing of text from models and files before it reaches a terminal."""
 
 import re
 
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that reorder the text around them."""
+"""Unicode characters that reorder the text around them."""
 
 _TABLE: dict[int, str] = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
@@ -14,18 +14,18 @@ _TABLE: dict[int, str] = {
 }
 
 _UNESCAPED = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}]")
-"""Characters among these that JSON and TOML let through."""
+"""Characters of ``_TABLE`` that JSON and TOML do not escape."""
 
 
 def escaped(text: str) -> str:
-    """JSON or TOML that says the same, with no character that ``sanitize`` would replace."""
+    """Escape the characters of JSON or TOML that ``sanitize`` would replace."""
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def sanitize(text: str) -> str:
-    """Replace every character that could begin a control sequence by a visible one.
+    """Replace control, reordering and surrogate characters by visible ones.
 
-    Character by character, with no state: a sequence split over tokens is harmless too, since its
-    introducer never gets through. Newline and tab stay.
+    Stateless: an escape sequence split over tokens is harmless too, since its first character is
+    replaced. Newline and tab stay.
     """
     return text.translate(_TABLE)

@@ -1,7 +1,4 @@
-"""stdin, stdout and stderr: what each is, and how it is written to.
-
-Each stream is looked at here and nowhere else.
-"""
+"""stdin, stdout and stderr: terminal checks, reading and writing."""
 
 import os
 import sys
@@ -13,7 +10,7 @@ from llama_chat.terminal.sanitizer import sanitize
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether ``stream`` is open and a terminal."""
+    """True if ``stream`` is open and a terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -21,21 +18,21 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def prepare() -> None:
-    """Make all streams UTF-8, whatever the locale, and stdout fit for bytes as they are."""
+    """Make all streams UTF-8 in every locale, without newline translation."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")
 
 
 def _discard_stdout() -> None:
-    """Point stdout at nothing, so that Python's last flush does not fail once more."""
+    """Redirect stdout to the null device, so that Python's flush at exit does not fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
 
 
 def use_color(choice: str, stream: TextIO | None) -> bool:
-    """Whether to colour ``stream``: the flag, ``NO_COLOR``, ``FORCE_COLOR``, then the terminal."""
+    """Decide on colours by the flag, ``NO_COLOR``, ``FORCE_COLOR``, then the terminal."""
     if choice != "auto":
         return choice == "always"
     if os.environ.get("NO_COLOR"):
@@ -46,7 +43,7 @@ def use_color(choice: str, stream: TextIO | None) -> bool:
 
 
 def read_stdin() -> str:
-    """All of stdin as text, every byte of it.
+    """Read all of stdin as text.
 
     Raises:
         UsageError: if it is closed, binary, not UTF-8 or too large.
@@ -57,7 +54,7 @@ def read_stdin() -> str:
 
 
 def say(line: str) -> None:
-    """Write one line to stderr; if that is closed there is nobody to tell."""
+    """Write one line to stderr; do nothing if that is closed."""
     try:
         print(sanitize(line), file=sys.stderr, flush=True)  # noqa: T201 - the one place
     except (OSError, ValueError):
@@ -75,7 +72,7 @@ def fail(line: str) -> None:
 
 
 def confirm(question: str, *, by_enter: bool = True) -> bool:
-    """Ask on stderr: yes agrees, and Enter if it may; all else, and the end of input, does not."""
+    """Ask a yes-or-no question on stderr; Enter is yes if ``by_enter``, the end of input is no."""
     sys.stderr.write(f"{sanitize(question)} [{'Y/n' if by_enter else 'y/N'}] ")
     sys.stderr.flush()
     reply = sys.stdin.readline()
@@ -84,12 +81,12 @@ def confirm(question: str, *, by_enter: bool = True) -> bool:
 
 
 def one_line(text: str) -> str:
-    """``text`` with every run of white space made one space."""
+    """Return ``text`` with every run of white space made one space."""
     return " ".join(text.split())
 
 
 class AnswerWriter:
-    """Writes an answer to stdout as it comes, ending it with exactly one newline.
+    """Writer of an answer to stdout as it is generated, ended with exactly one newline.
 
     Raises:
         LlamaChatError: if stdout is closed or cannot be written.
@@ -97,7 +94,7 @@ class AnswerWriter:
     """
 
     def __init__(self, *, raw: bool = False) -> None:
-        """Write to stdout; ``raw`` passes every character on as it is and adds none."""
+        """Write to stdout; with ``raw`` every character unchanged, and none added."""
         if sys.stdout is None:
             raise LlamaChatError("stdout", "closed", "the answer would be lost: open it")
         self._stream = sys.stdout
@@ -106,7 +103,7 @@ class AnswerWriter:
         self._empty = True
 
     def write(self, text: str) -> None:
-        """Write a piece of the answer; newlines at its end wait for what follows."""
+        """Write a piece of the answer; newlines at its end are held until more text follows."""
         if not text:
             return
         if not self._raw:

@@ -1,4 +1,4 @@
-"""Tables without lines, no wider than what they are drawn in."""
+"""Tables without borders that fit the width they are drawn in."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,24 +11,24 @@ from rich.text import Text
 from llama_chat.terminal.sanitizer import sanitize
 
 _GAP = 2
-"""Columns of the terminal between two columns of a table."""
+"""Terminal columns between two columns of a table."""
 
 
 @dataclass(frozen=True, slots=True)
 class FittedTable:
-    """Rows whose cells are cut, or folded, where the terminal is narrow."""
+    """Table whose cells are cut or folded if the terminal is narrow."""
 
     rows: Sequence[Sequence[RenderableType]]
-    """Texts are sanitized before they are drawn."""
+    """Cells; strings are sanitized before they are drawn."""
     headings: Sequence[str] = ()
-    """None of them: the table begins with its first row."""
+    """Column headings; without any there is no header row."""
     right: Collection[int] = ()
     """Columns aligned at the right."""
     yielding: Mapping[int, int] = field(default_factory=dict)
-    """Columns in the order in which they give way, and the width at which each stops; the others
-    follow, the last first."""
+    """Minimum widths by column, in the order in which columns shrink; then all shrink to 1, the
+    last first."""
     fold: bool = False
-    """Cells that do not fit take more lines."""
+    """True if cells that do not fit take more lines, instead of being cut."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = [list(map(self._cell, row)) for row in self.rows]
@@ -49,7 +49,7 @@ class FittedTable:
             table.add_column(head, justify="right" if i in self.right else "left", width=width)
         for row in rows:
             table.add_row(*row)
-        # What is narrower than the gaps gets its left edge: the console crops, Rich would drop all.
+        # If not even the gaps fit, the console crops the lines: Rich would drop all columns.
         needed = sum(widths) + _GAP * (len(widths) - 1)
         yield from console.render(table, options.update(max_width=max(needed, options.max_width)))
 
@@ -61,7 +61,7 @@ class FittedTable:
         )
 
     def _fit(self, natural: Sequence[int], available: int) -> list[int]:
-        """Widths of the columns, in columns of the terminal; the sum with gaps fits if it can."""
+        """Compute column widths in terminal columns; their sum with the gaps fits if possible."""
         widths = list(natural)
         rest = dict.fromkeys(reversed(range(len(widths))), 1)
         excess = sum(widths) + _GAP * (len(widths) - 1) - available

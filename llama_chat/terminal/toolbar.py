@@ -1,4 +1,4 @@
-"""The line below the input."""
+"""Toolbar below the input."""
 
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,11 @@ SEPARATOR = " · "
 
 
 def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
-    """Model, context used with all that would be sent now, sampling, and the last reply's speed.
+    """Draw model, context use with the unsent message, sampling, and the last reply's speed.
 
     Args:
         chat: the conversation.
-        typed: the message that stands in the input; empty if it is a command.
+        typed: the message typed so far; empty if it is a command.
         width: columns of the terminal; what does not fit is left out, the model's name first.
     """
     settings = chat.settings
@@ -48,7 +48,7 @@ def _context(n_tokens: int, context: int, n_files: int) -> str:
 
 
 def _warning(n_dropped: int | None) -> str:
-    """Cost of sending the message to the conversation, before it is sent."""
+    """Describe how much of the conversation sending the message would drop."""
     if n_dropped is None:
         return "does not fit"
     if not n_dropped:
@@ -57,7 +57,7 @@ def _warning(n_dropped: int | None) -> str:
 
 
 def _work(chat: "Chat") -> str:
-    """What goes on behind the input."""
+    """Describe the background job and its progress."""
     if not chat.loader.busy:
         return ""
     what = "loading" if chat.loader.is_loading else "reading"

@@ -1,4 +1,4 @@
-"""A conversation with all its branches, drawn."""
+"""Drawing of a conversation with all its branches."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,9 @@ _NAMES = {"user": "you", "assistant": "model", "system": "system"}
 
 
 def draw_tree(conversation: Conversation) -> list[Text]:
-    """A line for each message; what follows without a fork stands below, not further right.
+    """Draw a line for each message, indented only at forks.
 
-    For two answers to one question, and a turn behind the second::
+    For two answers to one question, and a turn after the second::
 
         1 you    Why is the sky blue?
         ├ 2 model  Because …
@@ -41,7 +41,7 @@ def draw_tree(conversation: Conversation) -> list[Text]:
 
 
 def _forks(messages: list[Message], indent: str) -> Iterator[tuple[Message, str, str]]:
-    """Each message with what stands before it, and before what follows it; the last one first."""
+    """Yield each message with its indent and that of its descendants; the last message first."""
     if len(messages) == 1:
         yield messages[0], indent, indent
         return

@@ -1,4 +1,4 @@
-"""A background thread for one job at a time."""
+"""Background thread for one job at a time."""
 
 from collections.abc import Callable
 from threading import Thread
@@ -6,15 +6,15 @@ from threading import Thread
 from llama_chat.generation.events import Hooks
 
 _STEPS = 20
-"""Number of progress reports of a job: each costs a redraw of the toolbar."""
+"""Progress steps reported per job: each report redraws the toolbar."""
 
 
 class Stopped(Exception):
-    """A job gave up because it was asked to stop."""
+    """Raised by a job that was asked to stop."""
 
 
 class Worker:
-    """Runs jobs in threads of their own, one after another."""
+    """Runner of jobs in background threads, one after another."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         """Begin idle.

@@ -6,13 +6,13 @@ from llama_chat.terminal.commands import conversation, files, inspection, settin
 from llama_chat.terminal.commands.command import Command, Value
 
 ALIASES = {"quit": "exit", "bye": "exit", "q": "exit", "?": "help", "new": "clear"}
-"""What people type who come from other programs."""
+"""Names that these commands have in similar programs."""
 
 
 def parse_command(line: str) -> tuple[str, str] | None:
     """Split a line into the name of a command and its argument; None if it is a message.
 
-    ``//`` in front escapes; a path such as ``/etc/hosts`` is a message.
+    A line that begins with ``//`` is a message, and so is a path such as ``/etc/hosts``.
     """
     if not line.startswith("/") or line.startswith("//"):
         return None
@@ -22,7 +22,7 @@ def parse_command(line: str) -> tuple[str, str] | None:
 
 
 def find_command(name: str) -> Command:
-    """The command called ``name``, or the only one that begins so.
+    """Find the command ``name``, or the only one whose name begins with it.
 
     Raises:
         UsageError: if there is none or more than one; with a suggestion.

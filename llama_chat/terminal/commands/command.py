@@ -1,4 +1,4 @@
-"""What a slash command is."""
+"""Slash commands, and the parsing of their arguments."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -9,40 +9,45 @@ from llama_chat.errors import UsageError
 from llama_chat.terminal.chat import Chat
 
 Value = tuple[str, str]
-"""A value that an argument may take, and what it means."""
+"""Possible value of an argument, and its meaning."""
 
 
 def no_values(chat: Chat, argument: str) -> Iterable[Value]:
-    """For a command that has nothing to complete."""
+    """Return no values, for a command without completion."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One slash command."""
+    """Slash command."""
 
     name: str
     argument: str
-    """How its argument is written; empty if it takes none."""
+    """Syntax of its argument; empty if it takes none."""
     help: str
     example: str
     run: Callable[[Chat, str], None]
     values: Callable[[Chat, str], Iterable[Value]] = no_values
-    """What may stand behind it; told what stands there now."""
+    """Lister of the values that complete the argument typed so far."""
     paths: bool = False
-    """Whether a path may stand there too."""
+    """True if the argument may be a path too."""
 
     @property
     def usage(self) -> str:
-        """How it is typed."""
+        """Syntax of the command, such as ``/undo [n]``."""
         return f"/{self.name} {self.argument}".rstrip()
 
 
 def whole_number(typed: str, what: str, of: str) -> int:
-    """Read a number from 1 that somebody typed behind a command.
+    """Parse an argument that is a number from 1.
+
+    Args:
+        typed: the argument.
+        what: the command, for the error message.
+        of: the numbered thing, such as ``a version``, for the error message.
 
     Raises:
-        UsageError: if it is none, naming ``what`` command wants the number ``of`` what.
+        UsageError: if it is not a number from 1.
     """
     if not re.fullmatch(r"[1-9]\d{0,8}", typed):
         raise UsageError(what, f"{typed[:40]!r} is not the number of {of}", "give 1 or more")
@@ -50,7 +55,7 @@ def whole_number(typed: str, what: str, of: str) -> int:
 
 
 def message_of(chat: Chat, typed: str, what: str) -> Message:
-    """The message whose number somebody typed behind a command.
+    """Find the message whose number is the argument of the command ``what``.
 
     Raises:
         UsageError: if there is none.

@@ -1,4 +1,4 @@
-"""Commands that move about in the conversation: again, back, aside, on."""
+"""Commands that retry, undo, edit and continue, and that switch branches."""
 
 from collections.abc import Iterable
 
@@ -34,7 +34,7 @@ def _versions(chat: Chat, argument: str) -> None:
     number = whole_number(argument, "/versions", "a version")
     if number > len(versions):
         raise UsageError("/versions", f"there are {len(versions)}", "/versions lists them")
-    _turn_to(chat, _latest_below(chat, versions[number - 1]))
+    _switch_to(chat, _latest_leaf(chat, versions[number - 1]))
 
 
 def _version_values(chat: Chat, argument: str) -> Iterable[Value]:
@@ -98,13 +98,13 @@ def _branch(chat: Chat, argument: str) -> None:
     if argument == "-":
         if chat.previous is None:
             raise UsageError("/branch -", "there was no other yet", "/branch lists them")
-        _turn_to(chat, chat.previous)
+        _switch_to(chat, chat.previous)
         return
     message = message_of(chat, argument, "/branch")
-    if message.role == "user":  # a conversation goes on behind replies
+    if message.role == "user":  # a conversation continues after a reply
         replies = conversation.children(message)
         message = replies[-1] if replies else message
-    _turn_to(chat, message)
+    _switch_to(chat, message)
     if conversation.children(message):
         chat.renderer.note("what you say next begins a new branch")
 
@@ -126,14 +126,14 @@ def _clear(chat: Chat, argument: str) -> None:
     chat.renderer.note("a new conversation; the system message and the examples stay")
 
 
-def _turn_to(chat: Chat, message: Message) -> None:
-    """Go on behind ``message``, and show where that is."""
+def _switch_to(chat: Chat, message: Message) -> None:
+    """Continue after ``message``, and show it."""
     chat.go_to(message)
     chat.renderer.show(message)
 
 
-def _latest_below(chat: Chat, message: Message) -> Message:
-    """The end of the latest branch that goes through ``message``."""
+def _latest_leaf(chat: Chat, message: Message) -> Message:
+    """Return the end of the latest branch through ``message``."""
     while children := chat.conversation.children(message):
         message = children[-1]
     return message

@@ -1,4 +1,4 @@
-"""Commands that bring texts in, and take conversations out."""
+"""Commands for attachments, saved conversations, exports and the clipboard."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def _load(chat: Chat, argument: str) -> None:
 
 
 def _dialog(path: Path) -> Conversation:
-    """A conversation from a list of messages in JSON."""
+    """Read a conversation from a JSON list of messages."""
     messages = parse_dialog(read_prompt_text(path), path.name)
     conversation = Conversation()
     if messages[0].role == "system":
@@ -140,7 +140,7 @@ def _copy(chat: Chat, argument: str) -> None:
 
 
 def _last_code(text: str) -> str:
-    """The last fenced code block of a Markdown text; empty if there is none."""
+    """Return the last fenced code block of a Markdown text; empty if there is none."""
     from markdown_it import MarkdownIt
 
     blocks = [token.content for token in MarkdownIt().parse(text) if token.type == "fence"]

@@ -1,4 +1,4 @@
-"""Commands that look inside: tokens, the cache, and what else the model might have said."""
+"""Commands that show tokens, the KV cache, speeds, and alternatives to generated tokens."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession, ContextRow
 
 N_UNCERTAIN = 8
-"""How many of the least certain tokens ``/why`` lists."""
+"""Number of least certain tokens that ``/why`` lists."""
 
 
 def _context(chat: Chat, argument: str) -> None:
@@ -37,7 +37,7 @@ def _context(chat: Chat, argument: str) -> None:
                 row.message.role,
                 str(len(row.ids)),
                 str(row.cached),
-                _fate(row),
+                _if_full(row),
                 row.message.preview,
             )
             for row in rows
@@ -51,8 +51,8 @@ def _context(chat: Chat, argument: str) -> None:
     chat.renderer.note(f"{used} of {total} tokens, {total - used} free")
 
 
-def _fate(row: "ContextRow") -> str:
-    """What becomes of a message when the context is full."""
+def _if_full(row: "ContextRow") -> str:
+    """Describe what happens to a message when the context is full."""
     if not row.message.number:
         return "stays"
     return "goes next" if row.goes_next else ""
@@ -120,12 +120,12 @@ def _why(chat: Chat, argument: str) -> None:
     if not argument:
         _show_certainty(chat, session, logprobs)
     else:
-        for index in _places(session, logprobs, argument):
+        for index in _token_indices(session, logprobs, argument):
             _show_alternatives(chat, session, logprobs, index)
 
 
-def _places(session: "ChatSession", logprobs: TokenLogprobs, argument: str) -> list[int]:
-    """Which tokens are meant: by number from 1, or all in which a word begins."""
+def _token_indices(session: "ChatSession", logprobs: TokenLogprobs, argument: str) -> list[int]:
+    """Find a token by its number from 1, or the first three in which the given text begins."""
     if argument.isdecimal():
         number = whole_number(argument, "/why", "a token")
         if number > len(logprobs):
@@ -144,11 +144,11 @@ def _places(session: "ChatSession", logprobs: TokenLogprobs, argument: str) -> l
 
 
 def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs) -> None:
-    """The reply, coloured by how sure the model was, and where it was least so."""
+    """Write the reply coloured by token probability, and a table of its least certain tokens."""
     text = Text()
     for index in range(len(logprobs)):
         token_id, logprob = logprobs.token(index)
-        text.append(sanitize(_piece(session, token_id)), _shade(math.exp(logprob)))
+        text.append(sanitize(_piece(session, token_id)), _probability_style(math.exp(logprob)))
     chat.renderer.line(text)
     order = sorted(range(len(logprobs)), key=lambda index: logprobs.token(index)[1])
     rows = []
@@ -171,15 +171,15 @@ def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs)
     chat.renderer.note(f"the least certain of {len(logprobs)} tokens; /why N tells all of token N")
 
 
-def _shade(probability: float) -> str:
-    """Sure tokens are plain; the less so, the louder."""
+def _probability_style(probability: float) -> str:
+    """Choose the style of a token: plain if probable, more visible the less it is."""
     return "" if probability > 0.7 else "yellow" if probability > 0.3 else "bold red"
 
 
 def _show_alternatives(
     chat: Chat, session: "ChatSession", logprobs: TokenLogprobs, index: int
 ) -> None:
-    """The likeliest tokens in one place, as bars."""
+    """Write the likeliest tokens at one position, with bars."""
     written, logprob = logprobs.token(index)
     before = "".join(
         _piece(session, logprobs.token(i)[0]) for i in range(max(index - 12, 0), index)
@@ -209,7 +209,7 @@ def _piece(session: "ChatSession", token_id: int) -> str:
 
 
 def _quoted(session: "ChatSession", token_id: int) -> str:
-    """A token as it is read, or by its name if it is a control token."""
+    """Quote the text of a token, or the name of a control token."""
     tokenizer = session.engine.tokenizer
     return repr(_piece(session, token_id) or tokenizer.piece(token_id))
 

@@ -1,4 +1,4 @@
-"""Commands that show and change settings: one for each, and those that do more than that."""
+"""Commands that show and change settings: one for each, and some that do more."""
 
 import shlex
 from collections.abc import Callable, Iterable
@@ -14,26 +14,26 @@ from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import one_line
 
 DEFAULT = "default"
-"""The word that brings the default back."""
+"""Argument that restores the default value."""
 
 
 def set_value(chat: Chat, setting: Setting, typed: str, source: str) -> None:
-    """Change a setting as typed behind a command.
+    """Change a setting to a typed value.
 
     Raises:
-        UsageError: if it does not fit; nothing is changed then.
+        UsageError: if the value is invalid; nothing is changed then.
     """
     value = setting.default if typed == DEFAULT else parse(setting, typed, source)
     chat.change(setting.name, value, source)
 
 
 def show_value(chat: Chat, setting: Setting) -> None:
-    """Say what a setting is, and since when."""
+    """Write the value of a setting, and its source."""
     source = chat.settings.source(setting.name)
-    chat.renderer.note(f"{setting.command[1:]} is {_written(chat, setting)} ({source})")
+    chat.renderer.note(f"{setting.command[1:]} is {_value_text(chat, setting)} ({source})")
 
 
-def _written(chat: Chat, setting: Setting) -> str:
+def _value_text(chat: Chat, setting: Setting) -> str:
     value = chat.settings.value(setting.name)
     if setting.name == "seed" and value is None and chat.session is not None:
         return f"{chat.session.sampler.seed}, drawn"
@@ -71,7 +71,7 @@ def _set(chat: Chat, argument: str) -> None:
         names = [known.replace("_", "-") for known in SETTINGS]
         raise UsageError("/set", f"no setting {name[:40]!r}", did_you_mean(name, names))
     if typed.strip():
-        # Some have a command that does more than to set them.
+        # Some settings have a command that does more.
         command = next((c for c in COMMANDS if c.name == setting.command[1:]), None)
         if command is not None:
             command.run(chat, typed.strip())
@@ -92,7 +92,7 @@ def _settings(chat: Chat, argument: str) -> None:
     chat.renderer.table(
         ("setting", "value", "from"),
         (
-            (setting.command[1:], one_line(_written(chat, setting)), source)
+            (setting.command[1:], one_line(_value_text(chat, setting)), source)
             for setting in SETTINGS.values()
             for source in [chat.settings.source(setting.name)]
         ),
@@ -107,7 +107,7 @@ def _stop(chat: Chat, argument: str) -> None:
 
 
 def _texts(argument: str) -> tuple[str, ...]:
-    r"""Texts as a shell divides them; ``\n`` is a new line, ``\t`` a tab."""
+    r"""Split an argument into texts as a shell does; ``\n`` is a new line, ``\t`` a tab."""
     words = shlex.shlex(argument, posix=True)
     words.whitespace_split, words.commenters, words.escape = True, "", ""
     try:
@@ -234,7 +234,7 @@ _SPECIAL = (
 )
 
 _ELSEWHERE = ("context",)
-"""Settings whose command does something else when nothing stands behind it."""
+"""Settings whose command is defined in another module."""
 
 COMMANDS: tuple[Command, ...] = (
     *_SPECIAL,

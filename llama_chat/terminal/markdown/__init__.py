@@ -1,9 +1,9 @@
-"""Markdown for the terminal, as it streams: nothing that was written is ever touched again.
+"""Streaming Markdown for the terminal: written text is never redrawn.
 
-``stream.py`` follows the lines: ``line_starts.py`` tells what kind each is, ``table.py`` and
-``highlighting.py`` do tables and code. Prose goes through ``inline.py``, which finds where a piece
-of it is certain, and ``parsing.py``, which has it parsed by markdown-it. All of it becomes spans,
-which ``painting.py`` makes harmless and gives their colours.
+``stream.py`` processes the lines: ``line_starts.py`` recognises the kind of each, ``table.py`` and
+``highlighting.py`` format tables and code. ``inline.py`` splits prose into pieces that later text
+cannot change, and ``parsing.py`` parses these with markdown-it. The results are spans, which
+``painting.py`` sanitizes and colours.
 """
 
 from llama_chat.terminal.markdown.painting import Painter

@@ -1,4 +1,4 @@
-"""What can be open from one line to the next."""
+"""State of the line being read, and of the blocks that are open across lines."""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -10,68 +10,68 @@ from llama_chat.terminal.markdown.table import Table
 
 
 class Mode(Enum):
-    """What becomes of the rest of a line."""
+    """Treatment of the rest of a line."""
 
     START = auto()
-    """Its kind is not known yet."""
+    """Undecided: the kind of the line is not known yet."""
     BLANK = auto()
     PROSE = auto()
     VERBATIM = auto()
-    """Written as it comes."""
+    """Written as it arrives."""
     WHOLE = auto()
-    """A line of code or the row of a table: dealt with when all of it is there."""
+    """Line of code or row of a table, processed once it is complete."""
     DROPPED = auto()
-    """A fence, or the line below the header of a table."""
+    """Fence, or delimiter row of a table; not written."""
 
 
 @dataclass(slots=True)
 class Line:
-    """The line being read."""
+    """Line being read."""
 
     mode: Mode = Mode.START
     held: str = ""
-    """What of its beginning is not dealt with yet."""
+    """Part of its beginning that is not processed yet."""
     pieces: list[str] = field(default_factory=list)
-    """A line that is needed as a whole."""
+    """Pieces of a line that is processed once it is complete."""
     length: int = 0
-    """Characters of the pieces."""
+    """Number of characters in the pieces."""
     margin: list[Span] = field(default_factory=list)
-    """What is written at its left: indentation, bars of quotes, signs of list items."""
+    """Left margin: indentation, bars of quotes, signs of list items."""
     hanging: list[Span] = field(default_factory=list)
-    """The same for further lines of the same block: blanks instead of signs."""
+    """The same for further lines of the block, with blanks instead of the signs."""
     depth: int = 0
-    """Quotes it is in."""
+    """Number of quotes it is in."""
     column: int = 0
-    """Where the held text begins in the innermost quote."""
+    """Column in the innermost quote where the held text begins."""
     n_markers: int = 0
     has_item: bool = False
-    """Whether a list item begins in it."""
+    """True if a list item begins in it."""
 
 
 @dataclass(slots=True)
 class Level:
-    """What is open in a quote, or outside of all."""
+    """State of the list items and the paragraph in one quote, or outside of all quotes."""
 
     items: list[int] = field(default_factory=list)
     """Columns in which the text of the open list items begins."""
     is_paragraph: bool = False
-    """Whether the next line may go on with a paragraph."""
+    """True if the next line may continue a paragraph."""
     is_code: bool = False
-    """Whether the last line that is not empty is code by its indentation."""
+    """True if the last line that is not empty is indented code."""
 
     def leave_items(self, indent: int) -> None:
-        """Close the items that a line with this indentation is not in."""
+        """Close the list items that a line with this indentation is not in."""
         while self.items and self.items[-1] > indent:
             self.items.pop()
 
     def start_of(self, indent: int) -> int:
-        """The column in which the text of the item begins that such a line is in; 0 if in none."""
+        """Return the text column of the list item that such a line is in; 0 if in none."""
         return max((column for column in self.items if column <= indent), default=0)
 
 
 @dataclass(slots=True)
 class Fence:
-    """Code between fences."""
+    """Fenced code block."""
 
     depth: int
     indent: int
@@ -79,27 +79,27 @@ class Fence:
     marker: str
     highlighter: Highlighter | None
     code_indent: int = field(init=False)
-    """How much of the indentation of the code is that of the fence.
+    """Columns of indentation removed from the code: at first those of the fence.
 
-    Models often forget the indentation inside a list. From the first line that has less than the
-    fence, the code keeps what it has more than that line.
+    Models often forget the indentation inside a list. A line that has less lowers the number for
+    itself and all later lines.
     """
 
     def __post_init__(self) -> None:
         self.code_indent = self.indent
 
     def is_closed_by(self, line: str) -> bool:
-        """Whether ``line`` is the closing fence."""
+        """True if ``line`` is the closing fence."""
         marker = without_indent(line, self.indent + 3).rstrip(" \t")
         return len(marker) >= len(self.marker) and not marker.strip(self.marker[0])
 
     def spans(self, line: str) -> list[Span]:
-        """A line of the code, coloured."""
+        """Highlight a line of the code."""
         code = self._code(line)
         return self.highlighter.line(code) if self.highlighter else [Span(code)]
 
     def uncoloured(self, line: str) -> str:
-        """The code of a line that is too long for colours."""
+        """Return the code of a line that is too long to highlight."""
         if self.highlighter:
             self.highlighter.forget()
         return self._code(line)
@@ -113,20 +113,20 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Verbatim:
-    """HTML or LaTeX: lines as they are."""
+    """HTML or LaTeX block, written unchanged."""
 
     depth: int
     end: str
-    """What its last line ends with; nothing if only an empty line ends it."""
+    """End of its last line; empty if only an empty line ends the block."""
 
     def uncoloured(self, line: str) -> str:
-        """A line as it is."""
+        """Return the line unchanged."""
         return line
 
 
 @dataclass(slots=True)
 class PendingTable:
-    """A table, or a line that would be the header of one."""
+    """Table, or a line that may be the header of one."""
 
     depth: int
     margin: list[Span]
@@ -134,4 +134,4 @@ class PendingTable:
     header: str
     table: Table
     is_certain: bool = False
-    """Whether there is a delimiter row below the header."""
+    """True if there is a delimiter row below the header."""

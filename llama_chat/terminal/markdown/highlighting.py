@@ -1,4 +1,4 @@
-"""Colours for code, line by line, by Pygments."""
+"""Syntax highlighting line by line, by Pygments."""
 
 import re
 from functools import cache
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 _WINDOW_LINES = 100
 _WINDOW_CHARACTERS = 4_000
-"""How much of the code before a line is read again for it at most."""
+"""Limits of the earlier code that is lexed again for each line."""
 
 _LINE_MAX = 500
-"""Characters of a line beyond which it stays plain: some lexers take quadratic time."""
+"""Length beyond which a line stays plain: some lexers take quadratic time."""
 
 _STYLES = {
     "Token.Comment": Style(dim=True),
@@ -34,13 +34,13 @@ _STYLES = {
     "Token.Generic.Heading": Style(bold=True),
     "Token.Generic.Subheading": Style(bold=True),
 }
-"""Colours of the palette, so that they are those the user has chosen; other tokens are plain.
+"""Styles by token kind, in palette colours, which the user has chosen; others are plain.
 
 Bright blue, since plain blue is hard to read on black.
 """
 
 _COMMENTS = (("/*", "*/"), ("<!--", "-->"))
-"""Many lexers know these comments only as a whole, so an open one is closed for them."""
+"""Comments that many lexers recognise only once closed: an open one is closed for them."""
 
 LANGUAGES = frozenset(
     """
@@ -54,46 +54,46 @@ LANGUAGES = frozenset(
     toml ts tsx typescript udiff vb.net verilog vhdl vim vue xml yaml yml zig zsh
     """.split()  # noqa: SIM905 - a list would take a hundred lines
 )
-"""Names of languages that are coloured.
+"""Names of languages that are highlighted.
 
-Pygments knows many more, but some of its lexers never come back from certain lines (mcschema and
-easytrieve do not). No such line was found for these by feeding them thousands of hostile ones.
+Pygments knows many more, but some of its lexers never return on certain lines (mcschema and
+easytrieve, for example). Fuzzing the lexers of these with thousands of lines found none.
 """
 
 _OPTIONS = {"php": {"startinline": True}}
-"""Code in an answer often lacks ``<?php``."""
+"""Lexer options by language; PHP code in an answer often lacks ``<?php``."""
 
 _LANGUAGE = re.compile(r"[^\s{}:,]+")
 
 _Tokens = list[tuple[str, str]]
-"""Kinds and texts."""
+"""Token kinds and texts."""
 
 
 class Highlighter:
-    """One block of code.
+    """Highlighter of one block of code.
 
-    A lexer reads from the beginning of a text and cannot be asked for its state at the end. So
-    every new line is read again with the lines before it that matter: those since the last line
-    that reads the same on its own. Mostly that is one line; inside a string or a comment it is all
-    of them, but no more than the window: the cost of a line is bounded, however long the code.
+    A lexer starts at the beginning of a text and does not expose its state at the end. So each
+    new line is lexed with the lines before it that matter: those since the last line that gives
+    the same tokens on its own. Mostly that is one line; inside a string or a comment it is all of
+    its lines, up to the limits of the window, which bound the cost of a line.
     """
 
     def __init__(self, lexer: "Lexer") -> None:
-        """Colour code by ``lexer``."""
+        """Highlight code with ``lexer``."""
         self._lexer = lexer
         self._window: list[str] = []
         self._n_characters = 0
 
     def line(self, text: str) -> list[Span]:
-        """Colour the next line, given without its newline."""
+        """Highlight the next line, given without its newline."""
         if len(text) > _LINE_MAX:
             self.forget()
             return [Span(text)]
         if len(self._window) == _WINDOW_LINES or self._n_characters > _WINDOW_CHARACTERS:
             self.forget()
         line = text + "\n"
-        alone = self._read([line])
-        tokens = self._read([*self._window, line]) if self._window else alone
+        alone = self._lex([line])
+        tokens = self._lex([*self._window, line]) if self._window else alone
         if tokens == alone:
             self.forget()
         self._window.append(line)
@@ -101,26 +101,26 @@ class Highlighter:
         return [Span(piece.rstrip("\n"), _style(kind)) for kind, piece in tokens]
 
     def forget(self) -> None:
-        """Read the next line as if it were the first."""
+        """Reset, so that the next line is lexed as if it were the first."""
         self._window.clear()
         self._n_characters = 0
 
-    def _read(self, lines: list[str]) -> _Tokens:
-        """The tokens of the last line."""
+    def _lex(self, lines: list[str]) -> _Tokens:
+        """Return the tokens of the last line."""
         code = "".join(lines)
         comment = (end for begin, end in _COMMENTS if code.rfind(begin) > code.rfind(end))
         whole = code + next(comment, "")
         try:
             tokens = [(str(kind), t) for _, kind, t in self._lexer.get_tokens_unprocessed(whole)]
-        except Exception:  # many lexers by many authors: the code is worth more than its colours
+        except Exception:  # a bug of a lexer: the code is written plain
             tokens = []
         if "".join(piece for _, piece in tokens) != whole:
             return [("Token", lines[-1])]
-        return _between(tokens, len(code) - len(lines[-1]), len(code))
+        return _slice(tokens, len(code) - len(lines[-1]), len(code))
 
 
-def _between(tokens: _Tokens, start: int, end: int) -> _Tokens:
-    """The tokens between two places of their text; those across an edge are cut."""
+def _slice(tokens: _Tokens, start: int, end: int) -> _Tokens:
+    """Return the tokens between two offsets in their text; those across an edge are cut."""
     found: _Tokens = []
     position = 0
     for kind, piece in tokens:
@@ -133,18 +133,18 @@ def _between(tokens: _Tokens, start: int, end: int) -> _Tokens:
 
 @cache
 def _style(kind: str) -> Style:
-    """The style of a kind of token: its own, or that of the nearest kind it belongs to."""
+    """Return the style of a token kind, or of its nearest ancestor that has one."""
     while kind and kind not in _STYLES:
         kind = kind.rpartition(".")[0]
     return _STYLES.get(kind, PLAIN)
 
 
 def highlighter(info: str) -> Highlighter | None:
-    """Colours for the language that the ``info`` beside a fence names; None if it is unknown."""
+    """Return a highlighter for the info string of a fence; None if its language is unknown."""
     found = _LANGUAGE.search(info.lower())
     if not found or found[0] not in LANGUAGES:
         return None
-    # Only now: not every conversation has code in it.
+    # Imported late: not every conversation has code in it.
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
 

@@ -1,4 +1,4 @@
-"""Inline Markdown as it streams: what is certain is released, what is open is held."""
+"""Streaming inline Markdown: text that is final is released, the rest is held."""
 
 import re
 from typing import NamedTuple
@@ -18,19 +18,19 @@ from llama_chat.terminal.markdown.parsing import (
 )
 
 HELD_MAX = 300
-"""Characters after which an opening marker is taken literally: nobody waits longer for text."""
+"""Maximum number of characters held; then an open marker is taken literally."""
 
 _PARSES_MAX = 20
-"""Attempts to find a piece settled, before it waits for the end of the line."""
+"""Maximum number of parses that test if all markers in a held piece are closed."""
 
 
 class _Unit(NamedTuple):
-    """Something whose inside no other marker reaches, such as a code span."""
+    """Construct in which no other marker has a meaning, such as a code span."""
 
     complete: re.Pattern[str]
-    """All of it, looking at the next character if that could make it longer."""
+    """Matches all of it, with a lookahead if the next character could make it longer."""
     partial: re.Pattern[str]
-    """All the rest of the text, if more text could make it complete."""
+    """Matches all the rest of the text, if more text could make it complete."""
 
 
 def _unit(complete: str, partial: str) -> _Unit:
@@ -73,10 +73,10 @@ _UNITS = {
 }
 
 _SPACE = _unit(r"[ \t]+(?=[^ \t])", r"[ \t]+")
-"""Blanks at the end of a line are dropped, so they wait for what follows."""
+"""Blanks, held until text follows: at the end of a line they are dropped."""
 
 _HEADING_SPACE = _unit(r"[ \t]+(?:#+[ \t]*)?(?=[^ \t#])", r"[ \t]+#*[ \t]*")
-"""So are the hashes that may close a heading."""
+"""The same with the hashes that may close a heading."""
 
 _DESTINATION = r"(?:[^\x00-\x20()\\]|\\.|\((?:[^\x00-\x20()\\]|\\.|\([^\x00-\x20()]*\))*\))*"
 _LINK_END = _unit(
@@ -90,11 +90,11 @@ _LINK_END = _unit(
 
 _RUN = re.compile(r"(.)\1*", re.DOTALL)
 _LITERAL = re.compile(r"`+|\*+|_+|~+|\\[(\[]|!\[|.", re.DOTALL)
-"""What is given up on at once."""
+"""Marker or character that is taken literally if a piece is held for too long."""
 
 _WORD_BEFORE = r"(?<![A-Za-z0-9])"
 _STOP = re.compile(rf"[\\`*_~\[!<&]|{_WORD_BEFORE}https?://|{_WORD_BEFORE}{_URL_START}\Z|[ \t]+\Z")
-"""The first character that needs a closer look."""
+"""First character that may be, or begin, a marker or unit; or blanks at the end."""
 
 _HEADING_STOP = re.compile(rf"{_STOP.pattern}|[ \t]+#")
 
@@ -102,42 +102,42 @@ _NEEDS_PARSING = re.compile(r"[\\`*_~\[!<&:]")
 
 
 class InlineStream:
-    """One line of prose.
+    """Formatter of one line of prose.
 
-    Here is only decided where a piece ends that nothing to its right can change: no marker is open
-    in it. markdown-it then parses the piece between its neighbours, so that all pieces together
-    are what the whole line would be, as long as no marker is open for too long.
+    It only finds the end of a piece that later text cannot change, since no marker is open in it.
+    markdown-it then parses the piece with the characters before and after it, so that all pieces
+    together equal the whole line, unless a marker is open for too long.
 
-    What is released depends on the text alone, never on how it was cut.
+    The released pieces depend on the text alone, not on how it is split between calls of ``push``.
     """
 
     def __init__(self, base: Style = PLAIN, *, heading: bool = False) -> None:
-        """Begin a line in the style ``base``; the hashes at the end of a ``heading`` go."""
+        """Begin a line in the style ``base``; hashes at the end of a ``heading`` are dropped."""
         self._base = base
         self._heading = heading
         self._space = _HEADING_SPACE if heading else _SPACE
         self._stop = _HEADING_STOP if heading else _STOP
         self._released: list[Span] = []
         self._before = self._last = ""
-        """The last characters released and taken."""
+        """Last character released, and last one pushed."""
         self._hold("")
 
     def _hold(self, text: str) -> None:
         """Begin a piece with ``text``."""
         self._held = text
-        self._at = 0
-        """What lies before this is looked through."""
+        self._position = 0
+        """Index of the next held character to scan."""
         self._openers: list[int] = []
         self._has_delimiters = False
-        """Whether ``*``, ``_`` or ``~~`` may be open."""
+        """True if ``*``, ``_`` or ``~~`` may be open."""
         self._n_brackets = 0
-        self._may_be_settled = False
-        """Whether a marker since the last attempt may have closed them."""
+        self._may_be_closed = False
+        """True if a marker since the last parse may have closed them."""
         self._n_parses = 0
 
     def push(self, text: str) -> list[Span]:
-        """Take more of the line, without a newline; returns what is certain now."""
-        # The character before decides whether an address can begin at the first one.
+        """Take more of the line, without a newline; returns the spans that are final now."""
+        # Searched with the last character, which decides if an address can begin after it.
         line = self._last + text
         position = len(self._last)
         while position < len(line):
@@ -155,7 +155,7 @@ class InlineStream:
         return self._take()
 
     def finish(self) -> list[Span]:
-        """End the line; returns the rest, markers that are still open taken literally."""
+        """End the line; returns the rest, with open markers taken literally."""
         rest = self._held.rstrip(" \t")
         if self._heading:
             text = rest.rstrip("#")
@@ -169,23 +169,25 @@ class InlineStream:
         return released
 
     def _advance(self) -> None:
-        """Look through the held text, and release what is settled."""
+        """Scan the held text, and release what later text cannot change."""
         while True:
-            while self._at < len(self._held) and self._step():
-                self._release_if_settled()
+            while self._position < len(self._held) and self._step():
+                self._release_if_closed()
             if len(self._held) <= HELD_MAX:
                 return
             self._give_up()
 
     def _step(self) -> bool:
-        """Pass one unit, marker or character; False if that needs more text."""
-        character = self._held[self._at]
+        """Scan one unit, marker or character; returns False if that needs more text."""
+        character = self._held[self._position]
         if character in "*_~":
             return self._pass_delimiters()
         if character == "!":
-            if self._at + 1 == len(self._held):
+            if self._position + 1 == len(self._held):
                 return False
-            return self._open_bracket("![") if self._held[self._at + 1] == "[" else self._pass(1)
+            return (
+                self._open_bracket("![") if self._held[self._position + 1] == "[" else self._pass(1)
+            )
         if character == "[":
             return self._open_bracket("[")
         if character == "]" and self._n_brackets:
@@ -198,62 +200,62 @@ class InlineStream:
         return self._pass_unit(unit) if unit else self._pass(1)
 
     def _pass(self, n_characters: int) -> bool:
-        self._at += n_characters
+        self._position += n_characters
         return True
 
     def _pass_unit(self, unit: _Unit) -> bool:
-        if found := unit.complete.match(self._held, self._at):
-            self._at = found.end()
+        if found := unit.complete.match(self._held, self._position):
+            self._position = found.end()
             return True
-        return not unit.partial.fullmatch(self._held, self._at) and self._pass(1)
+        return not unit.partial.fullmatch(self._held, self._position) and self._pass(1)
 
     def _open_bracket(self, bracket: str) -> bool:
-        self._openers.append(self._at)
+        self._openers.append(self._position)
         self._n_brackets += 1
         return self._pass(len(bracket))
 
     def _close_bracket(self) -> bool:
         self._n_brackets -= 1
-        self._may_be_settled = True
+        self._may_be_closed = True
         return True
 
     def _is_in_word(self) -> bool:
-        before = self._held[self._at - 1] if self._at else self._before
+        before = self._held[self._position - 1] if self._position else self._before
         return before.isascii() and before.isalnum()
 
     def _pass_delimiters(self) -> bool:
-        run = _RUN.match(self._held, self._at)
+        run = _RUN.match(self._held, self._position)
         if not run or run.end() == len(self._held):
             return False
         if run[0] != "~":
             state = StateInline(self._before + self._held, PARSER, {}, [])
-            scanned = state.scanDelims(len(self._before) + self._at, run[1] != "_")
-            self._may_be_settled = scanned.can_close
+            scanned = state.scanDelims(len(self._before) + self._position, run[1] != "_")
+            self._may_be_closed = scanned.can_close
             if scanned.can_open:
-                self._openers.append(self._at)
+                self._openers.append(self._position)
                 self._has_delimiters = True
         return self._pass(len(run[0]))
 
-    def _release_if_settled(self) -> None:
-        """Release the text looked through if no marker is open in it."""
+    def _release_if_closed(self) -> None:
+        """Release the scanned text if no marker is open in it."""
         if self._n_brackets:
             return
         if not self._has_delimiters:
-            self._release(self._at)
-        elif self._may_be_settled and self._n_parses < _PARSES_MAX:
+            self._release(self._position)
+        elif self._may_be_closed and self._n_parses < _PARSES_MAX:
             self._n_parses += 1
-            self._may_be_settled = False
-            parsed = self._parse(self._at)
+            self._may_be_closed = False
+            parsed = self._parse(self._position)
             if parsed.settled:
-                self._release(self._at, parsed)
+                self._release(self._position, parsed)
 
     def _give_up(self) -> None:
         """Release text whose first marker has been open for too long.
 
         A marker in the second half may still be closed in time: it begins the next piece. One in
-        the first half could too, but looking through the same text ever again would cost too much.
+        the first half could too, but scanning the same text again and again would cost too much.
         """
-        end = next((at for at in self._openers if at > HELD_MAX // 2), self._at)
+        end = next((at for at in self._openers if at > HELD_MAX // 2), self._position)
         if not end and (literal := _LITERAL.match(self._held)):
             end = literal.end()
         self._release(end)
@@ -276,6 +278,6 @@ class InlineStream:
 
 
 def format_line(text: str, base: Style = PLAIN) -> list[Span]:
-    """A whole line or table cell at once."""
+    """Format a whole line or table cell."""
     line = InlineStream(base)
     return line.push(text) + line.finish()

@@ -1,4 +1,4 @@
-"""What the beginning of a line says about its kind."""
+"""Recognition of the kind of a line by its beginning."""
 
 import re
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from markdown_it.common.html_blocks import block_names
 
 
 class Kind(Enum):
-    """The kinds of lines, and the markers that contain other kinds."""
+    """Kind of a line, or of a marker after which another kind may begin."""
 
     QUOTE = auto()
     BULLET = auto()
@@ -25,7 +25,7 @@ class Kind(Enum):
 
 
 class Start(NamedTuple):
-    """A kind, and the marker that says so."""
+    """Kind of a line, and the match of its marker."""
 
     kind: Kind
     marker: re.Match[str] | None = None
@@ -34,9 +34,9 @@ class Start(NamedTuple):
 class _Rule(NamedTuple):
     kind: Kind
     certain: re.Pattern[str]
-    """Matches as soon as a line can be nothing else."""
+    """Matches as soon as the line can be of no other kind."""
     possible: re.Pattern[str]
-    """Matches the whole of what is known of a line that may yet be of this kind."""
+    """Matches all of the text so far, if the line may still be of this kind."""
 
 
 def _rule(kind: Kind, certain: str, possible: str) -> _Rule:
@@ -86,16 +86,16 @@ _RULES = {
     "$": (_MATH,),
     **dict.fromkeys("0123456789", (_NUMBER,)),
 }
-"""By the first character that is no blank."""
+"""Rules by the first character that is no blank."""
 
 
 def recognise(text: str, kinds: Collection[Kind]) -> Start | None:
-    """The kind of a line among ``kinds``; prose if it is none of them.
+    """Recognise the kind of a line among ``kinds``; prose if it is none of them.
 
     Args:
-        text: the line from its first character that is no blank, with its newline if all of it is
-            known.
-        kinds: those that are possible here.
+        text: the line from its first character that is no blank, with its newline if it is
+            complete.
+        kinds: the kinds that are possible here.
 
     Returns:
         None while it is undecided.
@@ -111,12 +111,12 @@ def recognise(text: str, kinds: Collection[Kind]) -> Start | None:
 
 
 def columns(blanks: str, start: int = 0) -> int:
-    """The column after ``blanks`` that begin in column ``start``; tabs stop at every fourth."""
+    """Return the column after ``blanks`` that begin in column ``start``; tab stops are every 4."""
     return len((" " * start + blanks).expandtabs(4))
 
 
 def without_indent(line: str, width: int) -> str:
-    """``line`` without its first ``width`` columns, as far as they are whole blanks."""
+    """Remove the blanks in the first ``width`` columns of ``line``; a tab across the edge stays."""
     column = 0
     for index, character in enumerate(line):
         column = columns(character, column)

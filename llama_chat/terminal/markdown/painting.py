@@ -1,4 +1,4 @@
-"""Pieces of text with a style, and their way to the terminal."""
+"""Styled spans of text, and their conversion to escape sequences."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -22,35 +22,34 @@ HEADINGS = (
     Style(bold=True, color="green"),
     BOLD,
 )
-"""By level; deeper ones are like the last. Palette colours: they follow the user's theme."""
+"""Styles by level, the last for deeper ones too; palette colours follow the user's theme."""
 
 
 class Span(NamedTuple):
-    """A piece of one line, all in one style."""
+    """Piece of a line in one style."""
 
     text: str
     style: Style = PLAIN
 
 
 class Painter:
-    """Makes spans fit to be written: harmless characters, and colours if there are any.
+    """Converter of spans to text for the terminal: sanitized, with escape sequences for styles.
 
-    The one place where escape sequences are made. Every span ends in the default style, since
-    whoever writes it may be interrupted at any instant.
+    Every span ends in the default style, since writing may be interrupted at any point.
     """
 
     def __init__(self, color_system: ColorSystem | None, *, colored: bool = True) -> None:
         """Paint for a terminal.
 
         Args:
-            color_system: what it can do; None adds nothing to the text.
-            colored: whether to use colours, or only bold letters and the like.
+            color_system: colours that it supports; None adds no escape sequences.
+            colored: whether to use colours, or only bold, italic and the like.
         """
         self._color_system = color_system
         self._colored = colored
 
     def paint(self, spans: Iterable[Span]) -> str:
-        """The spans of a line as text."""
+        """Convert the spans of a line to text."""
         system = self._color_system
         return "".join(
             (style if self._colored else style.without_color).render(
@@ -62,12 +61,12 @@ class Painter:
 
 
 def width_of(spans: Iterable[Span]) -> int:
-    """Columns that ``spans`` take."""
+    """Compute the terminal columns that ``spans`` take."""
     return sum(cell_len(sanitize(text)) for text, _ in spans)
 
 
 def stripped(spans: list[Span]) -> list[Span]:
-    """``spans`` without blanks at their end, which would be copied."""
+    """Return ``spans`` without blanks at their end, which would be copied."""
     spans = spans.copy()
     while spans and not (text := spans[-1].text.rstrip(" \t")):
         spans.pop()

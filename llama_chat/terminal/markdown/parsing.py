@@ -1,8 +1,8 @@
-r"""Inline Markdown to spans, by markdown-it, with four changes.
+r"""Parsing of inline Markdown to spans, by markdown-it with four changes.
 
 - A backslash is an escape only before a character that means something in Markdown. Before others
   it stays, as paths and LaTeX need it: ``C:\temp``, ``\{x\}``, ``a \\ b``.
-- LaTeX between ``\(`` and ``\)``, or ``\[`` and ``\]``, is taken as it is.
+- LaTeX between ``\(`` and ``\)``, or ``\[`` and ``\]``, is kept unchanged.
 - An ``https://…`` without brackets around it is a link.
 - Addresses are shown as they are written, not percent-encoded.
 """
@@ -18,19 +18,19 @@ from rich.style import Style
 from llama_chat.terminal.markdown.painting import BOLD, CODE, DIM, ITALIC, STRIKE, UNDERLINE, Span
 
 ESCAPABLE = r"[*_`~#+\-.!|<>&$]"
-"""What a backslash takes the meaning from."""
+"""Characters that a backslash escapes."""
 
 MATH = r"\\\(.*?\\\)|\\\[.*?\\\]"
 """LaTeX on one line."""
 
 URL_CHARACTERS = r"A-Za-z0-9\-._~:/?#@!$&'+,;=%"
-"""Those of RFC 3986 but ``[]*``, which are more likely Markdown around an address."""
+"""Characters of RFC 3986 without parentheses and ``[]*``, which more likely are Markdown."""
 
 URL = (
     rf"https?://(?:[{URL_CHARACTERS}]|\([{URL_CHARACTERS}]*\))*"
     rf"(?:[A-Za-z0-9\-/#@$+=%]|\([{URL_CHARACTERS}]*\))"
 )
-"""A bare address: parentheses only in pairs, and no punctuation at its end."""
+"""Bare address: parentheses only in pairs, and no punctuation at its end."""
 
 _ESCAPE = re.compile(rf"({MATH})|\\({ESCAPABLE})|(\\[\\()\[\]])")
 _BARE_URL = re.compile(URL)
@@ -38,12 +38,12 @@ _STYLES = {"em": ITALIC, "strong": BOLD, "s": STRIKE}
 
 
 def _escape(state: StateInline, silent: bool) -> bool:
-    """The rule for backslashes."""
+    """Inline rule for backslashes: escapes and LaTeX."""
     found = _ESCAPE.match(state.src, state.pos, state.posMax)
     if not found:
         return False
     if not silent:
-        # A token of its own: as part of the text it could take part in other rules.
+        # A separate token: as part of the text it could match other rules.
         token = state.push("text_special", "", 0)
         token.content = found[2] or found[0]
     state.pos = found.end()
@@ -51,7 +51,7 @@ def _escape(state: StateInline, silent: bool) -> bool:
 
 
 def _bare_url(state: StateInline, silent: bool) -> bool:
-    """The rule for bare addresses, tried at the colon since letters begin no rule."""
+    """Inline rule for bare addresses, tried at the colon since letters begin no rule."""
     if state.src[state.pos] != ":":
         return False
     scheme = next((s for s in ("https", "http") if state.src.endswith(s, 0, state.pos)), "")
@@ -71,7 +71,7 @@ def _bare_url(state: StateInline, silent: bool) -> bool:
 
 
 class _Parser(MarkdownIt):
-    """markdown-it for inline Markdown only."""
+    """Parser of inline Markdown only."""
 
     def __init__(self) -> None:
         super().__init__("zero", {"html": True})
@@ -91,16 +91,16 @@ PARSER = _Parser()
 
 
 class Parsed:
-    """A piece of a line, parsed; the characters around it only decide what its edges mean.
+    """Parsed piece of a line, with the characters before and after it as context.
 
-    Whether ``*`` or ``_`` opens or closes depends on its neighbours, so that a piece alone would
-    be read otherwise than in its line.
+    ``*`` and ``_`` open or close depending on their neighbours, so that a piece alone would be
+    parsed differently than in its line.
     """
 
     def __init__(self, before: str, text: str, after: str = "") -> None:
-        """Parse ``text`` between its neighbours, one character each or none."""
+        """Parse ``text`` between ``before`` and ``after``, one character each or none."""
         if after in string.punctuation:
-            after = after and ","  # all punctuation counts the same, and this begins nothing
+            after = after and ","  # all punctuation acts alike, and a comma begins no markup
         self._n_after = len(after)
         state = StateInline(before + text + after, PARSER, {}, [])
         state.pos = len(before)
@@ -111,19 +111,19 @@ class Parsed:
 
     @property
     def settled(self) -> bool:
-        """Whether no marker in it waits for another one to its right."""
+        """True if no open marker in it can be closed by later text."""
         delimiters = self._state.delimiters
         index = 0
         while index < len(delimiters):
             if delimiters[index].end >= 0:
-                index = delimiters[index].end  # whatever lies between the two is settled
+                index = delimiters[index].end  # nothing between the two can match outside
             elif delimiters[index].open:
                 return False
             index += 1
         return True
 
     def spans(self, base: Style) -> list[Span]:
-        """The text without its markers, on top of the style ``base``."""
+        """Return the text without its markers, styled on top of ``base``."""
         spans = _spans(self._state.tokens, base)
         if self._n_after:
             text, style = spans[-1]
@@ -160,12 +160,12 @@ def _spans(tokens: list[Token], base: Style) -> list[Span]:
 
 
 def _span(text: str, style: Style) -> Span:
-    """``text`` on one line: an entity can be a line break, and is a blank then, as in HTML."""
+    """Make a one-line span: a line break from an entity becomes a blank, as in HTML."""
     return Span(text.replace("\n", " "), style)
 
 
 def _link(inside: list[Span], url: str, token: Token, style: Style) -> list[Span]:
-    """``text (address "title")``; the address alone if there is no text, once if they are equal."""
+    """Format ``text (address "title")``; an address equal to the text is not repeated."""
     text = "".join(span.text for span in inside)
     title = f'"{token.attrs["title"]}"' if "title" in token.attrs else ""
     if not text:

@@ -1,4 +1,4 @@
-"""The lines of a Markdown text as they stream."""
+"""Streaming formatter of Markdown, line by line."""
 
 import re
 from collections.abc import Callable, Collection
@@ -18,41 +18,41 @@ from llama_chat.terminal.markdown.painting import DIM, HEADINGS, Painter, Span, 
 from llama_chat.terminal.markdown.table import Table
 
 CODE_MAX = 2_000
-"""Characters of a line of code beyond which it is written as it comes, without colours."""
+"""Length beyond which a line of code is written as it arrives, without colours."""
 
 ROW_MAX = 10_000
-"""Characters of a line beyond which it begins no table."""
+"""Length beyond which a line begins no table."""
 
 MARKERS_MAX = 32
 """Quotes and list items that may begin in one line; further markers are text."""
 
 BAR = Span("│ ", DIM)
 RULE = Span("─" * 8, DIM)
-"""So short that no terminal breaks it."""
+"""Horizontal rule, short enough that no terminal wraps it."""
 
 _ALL = frozenset(Kind) - {Kind.TASK}
 _ANYWHERE = frozenset({Kind.BULLET, Kind.NUMBER, Kind.FENCE, Kind.ROW})
-"""Recognised at any indentation, since models often indent them too far."""
+"""Kinds recognised at any indentation, since models often indent them too far."""
 _ITEMS = frozenset({Kind.BULLET, Kind.NUMBER})
 _CLOSING = {"\\[": "\\]", "$$": "$$"}
 
 
 class MarkdownStream:
-    """Formats a text while it arrives, for a terminal that is only ever appended to.
+    """Streaming formatter for a terminal that is only appended to.
 
-    What is returned is certain: it is never taken back, whatever follows. The terminal does the
-    wrapping, so that copying a long line gives one line.
+    Returned text is final: later text never changes it. The terminal wraps lines, so that copying
+    a long line gives one line.
 
     Unlike in CommonMark, emphasis and links end in the line they begin in, a table begins with a
-    pipe, and lines are never joined: what the text has on two lines is shown on two.
+    pipe, and lines are never joined.
     """
 
     def __init__(self, painter: Painter, width: Callable[[], int]) -> None:
-        """Format for one answer.
+        """Begin the text of one answer.
 
         Args:
-            painter: makes what is written fit for the terminal.
-            width: the columns of the terminal at the moment, asked for each table.
+            painter: converts spans to text for the terminal.
+            width: returns the current columns of the terminal; called for each table.
         """
         self._painter = painter
         self._width = width
@@ -63,15 +63,15 @@ class MarkdownStream:
         self._block: Fence | Verbatim | PendingTable | None = None
         self._is_after_blank = False
         self._n_more_blanks = 0
-        """Empty lines left out, which only lines of code around them would bring back."""
+        """Number of empty lines left out, and written only if indented code surrounds them."""
         self._has_return = False
-        """Whether a carriage return waits for its newline."""
+        """True if a carriage return is held, since its newline may follow."""
 
     @property
     def waiting(self) -> str:
-        """What is held back for long, such as ``table, 5 rows``; empty if nothing is.
+        """Description of a held table, such as ``table, 5 rows``; empty if none is held.
 
-        While it is not empty, all that was returned ends with a newline or is empty.
+        While it is not empty, the text returned so far is empty or ends with a newline.
         """
         block = self._block
         if not isinstance(block, PendingTable) or not block.is_certain:
@@ -80,7 +80,7 @@ class MarkdownStream:
         return f"table, {n_rows} {'row' if n_rows == 1 else 'rows'}"
 
     def push(self, text: str) -> str:
-        """Take more of the text; returns what is certain now, ending in the default style."""
+        """Take more of the text; returns what is final now, ending in the default style."""
         if self._has_return:
             text = "\r" + text
         self._has_return = text.endswith("\r")
@@ -119,7 +119,7 @@ class MarkdownStream:
                 position = end + 1
                 self._end_line("\n")
                 continue
-            # Character by character until the kind is certain, however the text was cut.
+            # Character by character until the kind is known, so that splits do not matter.
             if text[position] == "\n":
                 self._decide(complete=True)
                 self._end_line("\n")
@@ -131,7 +131,7 @@ class MarkdownStream:
     # The beginning of a line
 
     def _decide(self, *, complete: bool) -> None:
-        """Find out what kind of line begins, as far as that is certain."""
+        """Process the beginning of the line, as far as its kind is certain."""
         line = self._line
         while line.mode is Mode.START and self._decide_next(complete):
             pass
@@ -141,11 +141,11 @@ class MarkdownStream:
             self._begin_prose(line.held)
 
     def _decide_next(self, complete: bool) -> bool:
-        """Deal with the next marker; False if all is decided or more text is needed."""
+        """Process the next marker; returns False if the kind is known or more text is needed."""
         line, block = self._line, self._block
         body = line.held.lstrip(" \t")
         if block and line.depth == block.depth:
-            return self._go_on_with(block, body, complete)
+            return self._continue_block(block, body, complete)
         if not body:
             if complete:
                 self._close_block()
@@ -169,13 +169,13 @@ class MarkdownStream:
             self._begin(start, body, indent)
         return True
 
-    def _go_on_with(
+    def _continue_block(
         self, block: Fence | Verbatim | PendingTable, body: str, complete: bool
     ) -> bool:
-        """Begin a line if it belongs to the block before it; otherwise end the block.
+        """Begin a line if it continues the open block; otherwise end the block.
 
         Returns:
-            Whether the block has ended.
+            True if the block has ended.
         """
         belongs = True
         if isinstance(block, Fence):
@@ -194,13 +194,13 @@ class MarkdownStream:
             if belongs:
                 self._line.mode = Mode.DROPPED
         else:
-            belongs = body[-1] in "|:- \t"  # those before it have been looked at
+            belongs = body[-1] in "|:- \t"  # earlier ones are checked already
         if not belongs:
             self._close_block()
         return not belongs
 
     def _possible_kinds(self, indent: int) -> Collection[Kind]:
-        """The kinds of lines that can begin here, ``indent`` columns into their surroundings."""
+        """Return the kinds of lines that can begin ``indent`` columns into the open container."""
         line = self._line
         kinds = _ALL if indent < 4 else _ANYWHERE
         if line.has_item:
@@ -208,7 +208,7 @@ class MarkdownStream:
         return kinds if line.n_markers < MARKERS_MAX else kinds - _ITEMS - {Kind.QUOTE}
 
     def _begin(self, start: Start, body: str, indent: int) -> None:
-        """Begin a line of a known kind, or go into the quote or list item it begins with."""
+        """Begin a line of a known kind, or enter the quote or list item it begins with."""
         line, level = self._line, self._levels[self._line.depth]
         blanks = Span(line.held.removesuffix(body))
         line.margin.append(blanks)
@@ -353,7 +353,7 @@ class MarkdownStream:
                 self._block = PendingTable(line.depth, line.margin, line.hanging, text, Table(text))
 
     def _close_block(self, newline: str = "\n") -> None:
-        """End what is open; ``newline`` is what follows if that is a table."""
+        """End the open block; ``newline`` ends its last line if it is a table."""
         block, self._block = self._block, None
         if not isinstance(block, PendingTable):
             return

@@ -1,4 +1,4 @@
-"""GFM pipe tables: read, and laid out for a terminal."""
+"""Parsing of GFM pipe tables, and their layout for a terminal."""
 
 import re
 from typing import Literal
@@ -12,7 +12,7 @@ Line = list[Span]
 Alignment = Literal["left", "center", "right"]
 
 CELL_MAX = 2_000
-"""Characters of a cell beyond which it is shown as it is: its markers are not worth the time."""
+"""Length beyond which a cell is shown unformatted, to bound the time."""
 
 _GAP = "  "
 _PIPE = re.compile(r"(?<!\\)\|")
@@ -20,7 +20,7 @@ _DELIMITER = re.compile(r":?-+:?")
 
 
 def split_row(line: str) -> list[str]:
-    """The cells of a row, without the blanks and pipes around them."""
+    """Split a row into its cells, without the blanks and pipes around them."""
     inner = line.strip(" \t").removeprefix("|")
     cells = _PIPE.split(inner)
     if len(cells) > 1 and not cells[-1].strip(" \t"):
@@ -29,16 +29,16 @@ def split_row(line: str) -> list[str]:
 
 
 class Table:
-    """The rows so far; it is only laid out when all are known."""
+    """Rows of a table, laid out once all are known."""
 
     def __init__(self, header: str) -> None:
-        """Begin with the line that may be the header of a table."""
+        """Begin a table with the line that may be its header."""
         self.header = split_row(header)
         self.alignments: list[Alignment] = []
         self.rows: list[list[str]] = []
 
     def delimit(self, line: str) -> bool:
-        """Take the line below the header; False if that makes it no table."""
+        """Take the line below the header; returns False if that is no delimiter row for it."""
         cells = split_row(line)
         if len(cells) != len(self.header) or not all(map(_DELIMITER.fullmatch, cells)):
             return False
@@ -50,10 +50,10 @@ class Table:
         self.rows.append(split_row(line))
 
     def lay_out(self, columns: int) -> list[Line]:
-        """The lines of the table, at most ``columns`` wide.
+        """Lay out the lines of the table, at most ``columns`` wide.
 
-        If that cannot be, every row becomes a record of ``header: value`` lines of any length, so
-        that no cell is broken or cut.
+        If that is impossible, every row becomes a record of ``header: value`` lines of any length,
+        so that no cell is broken or cut.
         """
         n_cells = max(map(len, [self.header, *self.rows]))
         header, *rows = (
@@ -82,7 +82,7 @@ class Table:
 
 
 def format_cell(cell: str, base: Style = PLAIN) -> Line:
-    """A cell with its inline Markdown formatted."""
+    """Format the inline Markdown of a cell."""
     return format_line(cell, base) if len(cell) <= CELL_MAX else [Span(cell, base)]
 
 
@@ -93,7 +93,7 @@ def _alignment(cell: str) -> Alignment:
 
 
 def _records(header: list[Line], rows: list[list[Line]]) -> list[Line]:
-    """Every row as lines, with an empty one between rows."""
+    """Format every row as ``header: value`` lines, with an empty line between rows."""
     if not rows:
         return [cell for cell in header if cell]
     lines: list[Line] = []
