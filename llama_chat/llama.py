@@ -61,10 +61,10 @@ class Llama:
         return self.model.config.context_length
 
     def use_threads(self) -> None:
-        """Set the number of CPU threads of torch, if one was given.
+        """Let torch compute in as many threads as were asked for.
 
-        OpenMP keeps that number for each calling thread: a thread other than the one that loaded
-        the model must call this first.
+        OpenMP keeps that number for each thread that calls it: a thread other than the one that
+        loaded the model calls this first.
         """
         if self._threads is not None:
             torch.set_num_threads(self._threads)
