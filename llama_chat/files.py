@@ -1,4 +1,4 @@
-"""Folders of the program, and safe and private reading and writing of files."""
+"""Folders of the program; reading of text files, and atomic and private writing."""
 
 import codecs
 import os

@@ -123,7 +123,7 @@ class HuggingFaceFolder:
 
 
 def _split(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
-    """Split names into shards of at most ``shard_bytes``, or of one larger weight."""
+    """Split weight names into shards of at most ``shard_bytes``, or of one larger weight."""
     shards: list[list[str]] = [[]]
     bytes_left = shard_bytes
     for name, size in sizes.items():
@@ -179,7 +179,7 @@ def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str
 
 
 def _rope(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the rotary scaling; ``type`` is an older name of ``rope_type``."""
+    """Return the rotary scaling for ``config.json``; ``type`` is an older name of ``rope_type``."""
     scaling = checkpoint.config.rope_scaling
     if isinstance(scaling, FrequencyDivisors):
         scaling = _llama3_scaling(checkpoint, scaling)

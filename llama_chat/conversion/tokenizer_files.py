@@ -84,7 +84,7 @@ def _byte_level(vocabulary: Vocabulary) -> Backend:
 
 
 def _pieces(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
-    """Return a vocabulary with scores as BPE: a merge has the priority of its result."""
+    """Return a BPE tokenizer of a vocabulary with scores: a merge ranks by that of its result."""
     unknown = [
         t
         for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)

@@ -50,7 +50,7 @@ class Vocabulary:
 
 
 def vocabulary_of(source: TokenizerSource) -> Vocabulary:
-    """Return the tables of ``source``, of which a tokenizer was loaded before.
+    """Return the tables of ``source``, which was checked when its tokenizer was loaded.
 
     Raises:
         ModelError: if GGUF has no tables for it.
@@ -91,7 +91,7 @@ def _of_model(path: Path) -> Vocabulary:
 
 
 def _of_json(path: Path) -> Vocabulary:
-    """Return the tables of a ``tokenizer.json`` that the library has read before."""
+    """Return the tables of a ``tokenizer.json`` that the library has already read."""
     document = json.loads(path.read_text(encoding="utf-8"))
     model = document["model"]
     if model.get("type", "BPE") != "BPE":

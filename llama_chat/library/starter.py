@@ -163,7 +163,7 @@ def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
         return LlamaChatError(what, "pip is missing", f"run {sys.executable} -m ensurepip")
     if any(number in log for number in _NO_SPACE):
         return SaveError.at(models, "no space left", _ADVICE)
-    # In both cases the last line of the output says that there is no such package.
+    # In the next two cases pip ends by saying only that there is no such package.
     if "CERTIFICATE_VERIFY_FAILED" in log:
         reason = "the certificate of the package index is not trusted"
         return LlamaChatError(what, reason, "check the cert setting of pip: pip config list")

@@ -206,7 +206,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """Reply length, stop strings, system message, chat template and full contexts."""
+    """Reply length, stop strings, system message, examples, chat template, and full contexts."""
 
     max_tokens: int = define(
         "integer",
@@ -256,7 +256,7 @@ class ReplySettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Terminal output, and saving of conversations."""
+    """Terminal output, and saving of conversations and history."""
 
     color: str = define(
         "choice",

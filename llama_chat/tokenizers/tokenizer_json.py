@@ -1,7 +1,7 @@
 """Reader of the ``tokenizer.json`` files of the ``tokenizers`` library.
 
-Only the model, the normalizer, the pre-tokenizer and the added tokens are used. The library itself
-reads them, after the control tokens were removed.
+Encoding uses only the model, the normalizer, the pre-tokenizer and the added tokens. The library
+itself reads them, after the control tokens were removed.
 """
 
 import json
