@@ -12,8 +12,8 @@ from llama_chat.errors import SaveError, UsageError
 def check_free(target: Path, source: Path, *, force: bool) -> None:
     """Check that ``target`` is free, or with ``force`` that it may be replaced.
 
-    A file may be replaced; a folder only if it is empty or a model, since a mistyped name must not
-    delete the user's other files.
+    A file may be replaced; a folder only if it is empty or has a ``config.json``, so that a
+    mistyped name deletes no folder of other files.
 
     Raises:
         UsageError: if it is taken.
