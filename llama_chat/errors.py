@@ -1,7 +1,7 @@
-"""What can go wrong, one exception class per exit status.
+"""Exceptions, one class per exit status.
 
-Every error a person can cause ends as one line on stderr,
-``llama-chat: error: WHAT: WHY: WHAT TO DO``, so each exception is made of these three parts.
+Every error that a user can cause is reported as one line on stderr,
+``llama-chat: error: WHAT: WHY: WHAT TO DO``, so each exception has these three parts.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 
 class LlamaChatError(Exception):
-    """A failure with a next step; the base of all others. Exit status 1."""
+    """A failure with a next step; base class of all others. Exit status 1."""
 
     status = 1
 
@@ -59,12 +59,12 @@ class SaveError(LlamaChatError):
         cause: Exception | str,
         advice: str = "free space there or choose another place",
     ) -> "SaveError":
-        """The error for a path that cannot be written, with the reason of ``cause``."""
+        """Return the error for a path that cannot be written, with the reason of ``cause``."""
         return cls(repr(str(path)), cause if isinstance(cause, str) else reason(cause), advice)
 
 
 class ClosedPipe(Exception):
-    """The reader of stdout has gone: nothing is wrong, and nothing is left to do."""
+    """The reader of stdout has closed the pipe, which is no error. Exit status 141."""
 
     status = 141
 
@@ -74,10 +74,10 @@ INTERRUPTED_STATUS = 130
 
 
 def reason(error: Exception, unnamed: str = "it cannot be used") -> str:
-    """Reason of an error of the operating system, for an error line.
+    """Return the reason of an operating system error, for an error line.
 
     Args:
-        error: an OSError; or a ValueError, which ``open`` raises for a path that holds a NUL.
+        error: an OSError; or a ValueError, which ``open`` raises for a path with a NUL.
         unnamed: reason of an OSError that has none.
     """
     if not isinstance(error, OSError):
@@ -86,10 +86,10 @@ def reason(error: Exception, unnamed: str = "it cannot be used") -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """True for every way in which Python, the system and torch say that memory ran out."""
+    """True for all out-of-memory errors of Python, the operating system and torch."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # On a CPU torch has no class for it.
+    # On a CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and re.search("out of memory|not enough memory|allocate memory", str(error)) is not None
@@ -104,14 +104,14 @@ def did_you_mean(
     prefix: str = "",
     cutoff: float = 0.6,
 ) -> str:
-    """Advice that names the known word nearest to ``wrong``.
+    """Return advice that names the known word most similar to ``wrong``.
 
     Args:
         wrong: the word that is not known.
-        known: the words that are.
-        otherwise: advice if none is near; None for a list of all known words.
+        known: all known words.
+        otherwise: advice if none is similar; None for a list of all known words.
         prefix: written before the word.
-        cutoff: similarity from 0 to 1 below which no word is near; see ``difflib``.
+        cutoff: minimum similarity, from 0 to 1; see ``difflib``.
     """
     known = sorted(known)
     if near := difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff):

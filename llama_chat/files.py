@@ -1,4 +1,4 @@
-"""Where things are on disk; reading and writing them so that nothing is lost or seen."""
+"""Folders of the program; reading of text files, and atomic and private writing."""
 
 import codecs
 import os
@@ -13,14 +13,14 @@ from llama_chat.errors import SaveError, UsageError, reason
 _PACKAGE = Path(__file__).resolve().parent
 
 MAX_PROMPT_BYTES = 64 * 2**20
-"""More than any context holds; a larger text is a mistake, and an endless one never ends."""
+"""Size limit of a prompt, longer than any context; it also ends an endless input."""
 
 _LATEST = 253_400_000_000
-"""In seconds since 1970; in the year 10000 dates end, but the time of a file may be later."""
+"""Latest time in seconds since 1970: ``datetime`` ends at the year 9999, file times do not."""
 
 
 def _xdg(variable: str, below_home: str) -> Path:
-    """A folder of ours below an XDG base folder; relative values are ignored, as XDG says."""
+    """Return our folder below an XDG base folder; relative values are ignored, as XDG requires."""
     base = Path(os.environ.get(variable, ""))
     if base.is_absolute():
         return base / "llama-chat"
@@ -34,22 +34,22 @@ def _xdg(variable: str, below_home: str) -> Path:
 
 
 def config_home() -> Path:
-    """Settings and a person's own prompt files."""
+    """Return the folder of settings and the user's own prompt files."""
     return _xdg("XDG_CONFIG_HOME", ".config")
 
 
 def data_home() -> Path:
-    """Models and conversations."""
+    """Return the folder of models and conversations."""
     return _xdg("XDG_DATA_HOME", ".local/share")
 
 
 def state_home() -> Path:
-    """History."""
+    """Return the folder of the input history."""
     return _xdg("XDG_STATE_HOME", ".local/state")
 
 
 def expand_user(path: str) -> Path:
-    """``path`` with ``~`` and ``~name`` as home folders; that of nobody stays as it is."""
+    """Expand ``~`` and ``~name`` in ``path``; an unknown name stays as it is."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -57,18 +57,18 @@ def expand_user(path: str) -> Path:
 
 
 def resource(name: str) -> Path:
-    """A file or folder that comes with the program: ``prompts`` or ``config.toml``.
+    """Return the path of a file or folder of the program: ``prompts`` or ``config.toml``.
 
-    It lies in the installed package, or at the top of the source tree.
+    It is in the installed package, or at the top of the source tree.
     """
     installed = _PACKAGE / name
     return installed if installed.exists() else _PACKAGE.parent / name
 
 
 def read_start(path: Path, n_bytes: int) -> bytes:
-    """First bytes of a file; none if it is no regular one or cannot be read."""
+    """Read the first bytes of a file; none if it is no regular one or cannot be read."""
     try:
-        # Opening a named pipe would wait for its writer for ever.
+        # O_NONBLOCK: opening a named pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -78,7 +78,7 @@ def read_start(path: Path, n_bytes: int) -> bytes:
 
 
 def read_text(path: Path, what: str, advice: str, max_bytes: int) -> str:
-    """Text of a file or pipe, without a byte-order mark; line ends stay as they are.
+    """Read a text file or pipe, without a byte-order mark; line ends stay as they are.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
@@ -94,7 +94,7 @@ def read_text(path: Path, what: str, advice: str, max_bytes: int) -> str:
 
 
 def decode_text(stream: BinaryIO, what: str, max_bytes: int) -> str:
-    """Read ``stream`` to its end as UTF-8 text.
+    """Read ``stream`` to its end as UTF-8 text, without a byte-order mark.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
@@ -117,17 +117,17 @@ def decode_text(stream: BinaryIO, what: str, max_bytes: int) -> str:
 
 
 def without_final_newline(text: str) -> str:
-    """``text`` without the one line end that editors and ``echo`` append."""
+    """Return ``text`` without the one line end that editors and ``echo`` append."""
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder that nobody else may look into, and its parents likewise.
+    """Create a folder and its missing parents, with access for the user only, and return it.
 
-    One that is there keeps its mode.
+    Existing folders keep their mode.
 
     Raises:
-        SaveError: if that cannot be done.
+        SaveError: if it cannot be created.
     """
     try:
         # Not mkdir(parents=True): that gives the mode to the last folder only.
@@ -140,19 +140,19 @@ def private_folder(path: Path) -> Path:
 
 
 def create_private_file(path: Path) -> None:
-    """Create an empty file that nobody else may read, unless it is there.
+    """Create an empty file with access for the user only, unless it exists.
 
     Raises:
-        SaveError: if that cannot be done, or what is there is no file that can be written.
+        SaveError: if it cannot be created, or is not a writable regular file.
     """
     private_folder(path.parent)
-    # A pipe of that name is to be refused, not waited for.
+    # O_NONBLOCK: opening a named pipe must not block; it is refused below.
     flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         try:
             descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            # Without O_CREAT, so that a link to nowhere makes no file elsewhere.
+            # Without O_CREAT, so that a dangling link creates no file elsewhere.
             descriptor = os.open(path, flags)
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         os.close(descriptor)
@@ -163,10 +163,10 @@ def create_private_file(path: Path) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet, and that nobody else may read.
+    """Write a new file with access for the user only.
 
     Raises:
-        UsageError: if something of that name is there, be it a link to nowhere.
+        UsageError: if the name is taken, even by a dangling link.
         SaveError: if it cannot be written.
     """
     private_folder(path.parent)
@@ -186,12 +186,12 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path`` by a file of ``data``: readers see the old file or the new one, whole.
+    """Write ``data`` to ``path`` by an atomic rename: readers see the old or the new content.
 
     Raises:
-        SaveError: if that cannot be done; the old file is then as it was.
+        SaveError: if it cannot be written; the old file is then unchanged.
     """
-    # Not made from the name of the file, which may be as long as a name can be.
+    # Not derived from the name of the file, which may have the maximum length.
     temporary = path.parent / f".{os.urandom(8).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -209,7 +209,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def readable_size(n_bytes: int) -> str:
-    """Bytes in the unit that people read."""
+    """Return a number of bytes with a decimal unit, such as ``4.1 GB``."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
@@ -217,10 +217,10 @@ def readable_size(n_bytes: int) -> str:
 
 
 def local_time(seconds: float) -> datetime:
-    """A time in seconds since 1970, with the time zone of this machine."""
+    """Convert seconds since 1970 to a time in the time zone of this machine."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LATEST)).astimezone()
 
 
 def readable_time(seconds: float) -> str:
-    """A time in seconds since 1970, to the minute, in local time."""
+    """Format seconds since 1970 to the minute, in local time."""
     return f"{local_time(seconds):%Y-%m-%d %H:%M}"

@@ -1,4 +1,4 @@
-"""A loaded model, and what can be asked of it."""
+"""A loaded model: generation, logits, chat sessions."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,7 +30,7 @@ class Llama:
         max_saved_bytes: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """Join the parts of a model.
+        """Combine the parts of a model.
 
         Args:
             checkpoint: the files it came from.
@@ -50,20 +50,20 @@ class Llama:
 
     @property
     def name(self) -> str:
-        """What to call it on screen."""
+        """Name for display."""
         return self.checkpoint.name
 
     @property
     def context(self) -> int:
-        """How many tokens fit."""
+        """Context length in tokens."""
         return self.model.config.context_length
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits behind every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""
+        """Return the logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""
         return self._engine.logits(ids)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a raw prompt: BOS where the model was trained with it, then ``text``."""
+        """Encode a raw prompt, after BOS if the model was trained with it or ``text`` is empty."""
         bos = self.tokenizer.bos_id
         ids = self.tokenizer.encode(text)
         return [bos, *ids] if bos is not None and (self.tokenizer.add_bos or not ids) else ids
@@ -78,7 +78,7 @@ class Llama:
         lookup: bool = True,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
-        """Continue ``ids``; see ``Engine.generate``. Shared beginnings are read once."""
+        """Continue ``ids``; see ``Engine.generate``. A cached prefix is not prefilled again."""
         empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
         return self._engine.generate(
             ids,
@@ -91,11 +91,11 @@ class Llama:
         )
 
     def template(self, name: str = "auto") -> ChatTemplate:
-        """The chat template ``name``, or the one the checkpoint means; see ``choose_template``."""
+        """Return the chat template ``name``, or that of the checkpoint; see ``choose_template``."""
         return choose_template(name, self.checkpoint.chat_template, self.tokenizer)
 
     def engine(self) -> Engine:
-        """A new engine on this model, with a cache of its own."""
+        """Return a new engine on this model, with a new KV cache."""
         cache = self.backend.new_cache(self._cache_dtype, self._max_saved_bytes)
         return Engine(self.backend, self.tokenizer, cache)
 
@@ -113,7 +113,7 @@ class Llama:
         lookup: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> ChatSession:
-        """Begin a conversation, or go on with one, with a cache of its own; see ``ChatSession``."""
+        """Begin or continue a conversation, with a new KV cache; see ``ChatSession``."""
         return ChatSession(
             self.engine(),
             self.template(template),

@@ -1,1 +1,1 @@
-"""Conversations: messages, templates, prompt files and the session that holds the cache."""
+"""Conversations: messages, templates, prompt files, saving, and the chat session."""

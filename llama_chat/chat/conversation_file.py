@@ -1,9 +1,9 @@
-"""A conversation that is saved as it grows: one file, a line of JSON for every change.
+"""Append-only file of a conversation, with a line of JSON for every change.
 
-Lines are only ever added, so that a kill at any instant costs at most the line being written. The
-first line says what the file is. After it, ``{"number": …}`` lines are messages, of which a later
-one replaces an earlier one of the same number, and ``{"head": …}`` lines give the head of the
-current path, the system message and the examples.
+Lines are only appended, so that a kill at any time loses at most the line being written. The first
+line is a header. After it, ``{"number": …}`` lines are messages, of which a later one replaces an
+earlier one of the same number, and ``{"head": …}`` lines give the head of the current path, the
+system message, the examples and the model.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from llama_chat.files import private_folder, write_atomically
 
 
 class ConversationFile:
-    """A file that follows a conversation.
+    """The file that a conversation is saved to.
 
-    It is made when there is something to save, and locked while it is followed, so that two
-    programs never write into one.
+    It is created at the first save, and locked while it is open, so that two programs never write
+    to the same file.
     """
 
     def __init__(self) -> None:
@@ -37,33 +37,33 @@ class ConversationFile:
 
     @property
     def name(self) -> str:
-        """Its name for people; empty while there is no file."""
+        """Name of the conversation; empty while there is no file."""
         return "" if self.path is None else self.path.stem
 
     def open(self, path: Path) -> Loaded:
-        """Read a saved conversation, and follow it from now on.
+        """Read a saved conversation, and save to its file from now on.
 
-        A last line that was cut off is dropped, once a copy of the file is kept beside it. If
-        another program follows it already, it is read, and saved to a file of its own.
+        A last line that was cut off is removed, after the file is copied. If another program has
+        the file open, it is only read, and the next save creates a new file.
 
         Raises:
             UsageError: if it cannot be read.
-            SaveError: if it cannot be written to, or the damaged file cannot be copied. Then, as
-                when it cannot be read, what was followed before still is.
+            SaveError: if it cannot be written to, or the damaged file cannot be copied. After
+                either error the file that was open before stays open.
         """
         file = self._file
         if file is None or not file.is_at(path):
             try:
                 file = LockedFile(path)
             except BlockingIOError:
-                loaded = replace(read(path), cut=False)  # a line is being written
+                loaded = replace(read(path), cut=False)  # the last line is being written
                 self.close()
                 return loaded
             except OSError as error:
-                read(path)  # what cannot be read either says so
+                read(path)  # raises UsageError if it cannot be read either
                 raise SaveError.at(path, error, "check the file") from None
         try:
-            loaded = _load_and_mend(file, path)
+            loaded = _load_and_repair(file, path)
         except BaseException:
             if file is not self._file:
                 file.close()
@@ -72,18 +72,18 @@ class ConversationFile:
         return loaded
 
     def save(self, conversation: Conversation, tag: ModelTag, *, durable: bool = True) -> None:
-        """Write what has changed since the last time.
+        """Append the changes since the last save.
 
-        If the file is gone, all is written anew. A conversation with another first message is
-        another one, and gets a file of its own.
+        If the file is gone, everything is written to a new one. A conversation with another first
+        message is a different one, and gets a new file.
 
         Args:
-            conversation: what to save; one in which nothing was said makes no file.
-            tag: with which model it is held.
-            durable: whether to wait until it is on the disk itself.
+            conversation: the conversation; no file is created while it has no messages.
+            tag: the model it is held with.
+            durable: True to wait until the data is on the disk (``fsync``).
 
         Raises:
-            SaveError: if that cannot be done; the file is then as it was before.
+            SaveError: if it cannot be written; the file is then unchanged.
         """
         if not conversation.all:
             return
@@ -110,7 +110,7 @@ class ConversationFile:
         """Give the conversation a name.
 
         Raises:
-            UsageError: if it is no possible name, or there is another conversation of that name.
+            UsageError: if the name is not allowed, or another conversation has it.
             SaveError: if nothing was saved yet, or the file cannot be renamed.
         """
         target = path_of(name)
@@ -122,7 +122,7 @@ class ConversationFile:
             gone = repr(str(self.path))
             raise SaveError(gone, "it is no longer there", "the next turn saves it anew")
         try:
-            os.link(self.path, target)  # unlike a rename, never over another
+            os.link(self.path, target)  # unlike a rename, never overwrites
             self.path.unlink()
         except FileExistsError:
             raise UsageError(
@@ -133,19 +133,19 @@ class ConversationFile:
         self.path = target
 
     def close(self) -> None:
-        """Follow the conversation no longer."""
+        """Close the file; the conversation is no longer saved to it."""
         if self._file is not None:
             self._file.close()
         self.path = self._file = self._saved = self._first = None
 
     def _current(self) -> LockedFile | None:
-        """The file; None if somebody has removed or replaced it, or there was none yet."""
+        """Return the open file; None if it was removed or replaced, or there is none yet."""
         if self._file is None or self.path is None or not self._file.is_at(self.path):
             return None
         return self._file
 
     def _create(self, stem: str, data: bytes, *, durable: bool) -> tuple[Path, LockedFile]:
-        """Make a file that begins with ``data``, of the name it had if nothing has that now."""
+        """Create a file of ``data``, under the previous name if there is one and it is free."""
         numbered = (path_of(f"{stem}-{number}") for number in itertools.count(2))
         for path in itertools.chain([self.path] if self.path else [], [path_of(stem)], numbered):
             private_folder(path.parent)
@@ -166,17 +166,17 @@ class ConversationFile:
         if file is not self._file:
             self.close()
         self._saved, self._first = saved, next(iter(conversation.all), None)
-        self.path, self._file = path, file  # last, lest an interrupt leaves a file without the rest
+        self.path, self._file = path, file  # last: never set without the rest
 
 
 def _stem_for(conversation: Conversation) -> str:
-    """The name of a new conversation: the time, and the first words that were said."""
+    """Return the name of a new conversation: the time, and the first words of its first message."""
     words = re.findall(r"[a-z0-9]+", conversation.all[0].text.lower())[:5]
     return "-".join([time.strftime("%Y-%m-%d-%H%M%S"), *words])[:80]
 
 
-def _load_and_mend(file: LockedFile, path: Path) -> Loaded:
-    """Read a file that nobody else adds to, and drop half a line at its end."""
+def _load_and_repair(file: LockedFile, path: Path) -> Loaded:
+    """Read a locked file; if its last line was cut off, copy the file and remove that line."""
     with file.reader() as reader:
         loaded = read_open(reader, path)
         if loaded.cut:

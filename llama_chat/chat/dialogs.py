@@ -1,4 +1,4 @@
-"""Conversations as other programs know them: a list of messages in JSON, or a text in Markdown."""
+"""Exchange formats of conversations: a list of messages in JSON, and Markdown."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from llama_chat.errors import UsageError
 
 
 def parse_dialog(text: str, where: str) -> list[Message]:
-    """Read a dialog as Meta writes it: ``[{"role": "user", "content": "Hello"}, …]``.
+    """Parse a dialog in Meta's format: ``[{"role": "user", "content": "Hello"}, …]``.
 
     Raises:
         UsageError: if it is not JSON of that shape, or the roles do not alternate.
@@ -45,12 +45,12 @@ def parse_dialog(text: str, where: str) -> list[Message]:
 
 
 def to_dialog(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    """Messages as ``parse_dialog`` reads them."""
+    """Return messages as the list that ``parse_dialog`` reads from JSON."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def to_markdown(messages: Iterable[Message], title: str) -> str:
-    """Messages as a Markdown document, a heading for each."""
+    """Return messages as a Markdown document, with a heading for each."""
     names = {"system": "System", "user": "You", "assistant": "Model"}
     parts = [f"# {title}"]
     for message in messages:

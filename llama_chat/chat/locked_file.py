@@ -1,4 +1,4 @@
-"""A file that one program at a time adds to."""
+"""Append-only file that only one program at a time may open."""
 
 import errno
 import fcntl
@@ -9,20 +9,22 @@ from typing import BinaryIO
 
 
 class LockedFile:
-    """A file that is locked while it is open, and only ever added to.
+    """Append-only file that is locked while it is open.
 
-    The lock goes with the process, whatever ends it.
+    The system releases the lock when the process ends, whatever ends it. File systems without
+    locks are accepted.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Open a file, or with ``create`` make one that nobody else may read.
+        """Open a file, or with ``create`` create one that only its owner may read.
 
         Raises:
             BlockingIOError: if another program has locked it.
-            FileExistsError: if it is to be made and something of that name is there.
-            OSError: if it cannot be opened to read and write; a link is not followed.
+            FileExistsError: with ``create``, if the name is taken.
+            OSError: if it cannot be opened for reading and writing, or is a link or no regular
+                file.
         """
-        # A pipe of that name is not waited for.
+        # O_NONBLOCK: opening a named pipe must not block.
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -37,28 +39,28 @@ class LockedFile:
             pass
 
     def is_at(self, path: Path) -> bool:
-        """Whether it is open, and ``path`` is this file: somebody may have put another there."""
+        """True if the file is open and still the one at ``path``."""
         try:
             return os.path.samestat(path.stat(), os.fstat(self._descriptor))
         except OSError:
             return False
 
     def reader(self) -> BinaryIO:
-        """The same file for reading, from its beginning."""
+        """Return a reader at the beginning of the file."""
         reader = open(self._descriptor, "rb", closefd=False)  # noqa: SIM115 - the caller closes it
         reader.seek(0)
         return reader
 
     def append(self, data: bytes, *, durable: bool) -> None:
-        """Add ``data``, all of it or nothing.
+        """Append ``data`` completely or not at all.
 
         Args:
-            data: what to add.
-            durable: whether to wait until it is on the disk itself.
+            data: bytes to append.
+            durable: True to wait until they are on the disk (``fsync``).
 
         Raises:
-            OSError: if that cannot be done. If a part of it is there and cannot be taken back,
-                the file is closed, so that nothing follows it.
+            OSError: if it cannot be written. If a partial write cannot be truncated either, the
+                file is closed, so that nothing is appended after it.
         """
         size = os.fstat(self._descriptor).st_size
         try:
@@ -75,11 +77,11 @@ class LockedFile:
             raise
 
     def truncate(self, size: int) -> None:
-        """Keep the first ``size`` bytes."""
+        """Truncate the file to ``size`` bytes."""
         os.ftruncate(self._descriptor, size)
 
     def close(self) -> None:
-        """Close and unlock it; once more does nothing."""
+        """Close and unlock the file; does nothing if it is closed."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1

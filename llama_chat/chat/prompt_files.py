@@ -1,4 +1,4 @@
-"""Prompt files: raw text to continue, or a structured head for a conversation."""
+"""Prompt files: raw text to continue, or TOML with a system message and examples."""
 
 import tomllib
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ SETTING_KEYS = tuple(
     for name, setting in SETTINGS.items()
     if setting.scope == "sampling" or name == "max_tokens"
 )
-"""Settings that a structured file may hold."""
+"""Settings that a structured (TOML) file may contain."""
 
 DEFAULT_PATTERN = "{user} => {assistant}"
 
 _SUFFIXES = (".toml", ".txt")
-"""Of structured and raw prompts; where a name fits both, the structured one is meant."""
+"""Suffixes of structured and raw prompts; of two with the same name the structured one is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class PromptFile:
     system: str = ""
     examples: tuple[Example, ...] = ()
     queries: tuple[str, ...] = ()
-    """User texts behind the examples that are still to be answered."""
+    """User texts after the examples, for the model to answer."""
     pattern: str = DEFAULT_PATTERN
-    """How an example is written for a model that only continues text."""
+    """Format of an example for a model that only continues text."""
     stop: tuple[str, ...] = ()
     settings: dict[str, Value] = field(default_factory=dict)
     """Sampling settings, and ``max_tokens``."""
@@ -51,7 +51,7 @@ class PromptFile:
 
     @property
     def values(self) -> dict[str, Value]:
-        """All settings that it changes, by name."""
+        """All settings that the file changes, by name."""
         values = dict(self.settings)
         if self.system:
             values["system"] = self.system
@@ -60,10 +60,10 @@ class PromptFile:
         return values
 
     def renders(self) -> list[str]:
-        """The texts to continue: the raw text, or one for each query.
+        """Return the texts to continue: the raw text, or one for each query.
 
-        Each shows the system message, the examples through the pattern, and the pattern of one
-        query up to where the model is to go on.
+        Each consists of the system message, the examples in the pattern, and a query in the
+        pattern up to ``{assistant}``. Without queries, one text ends after the examples.
         """
         if self.text is not None:
             return [self.text]
@@ -80,7 +80,7 @@ class PromptFile:
 
 @dataclass(frozen=True, slots=True)
 class PromptEntry:
-    """A prompt file that can be had by name."""
+    """A prompt file that can be loaded by name."""
 
     name: str
     path: Path
@@ -88,10 +88,10 @@ class PromptEntry:
 
 
 def load_prompt(wanted: str) -> PromptFile:
-    """Read a prompt file: a path, else one of a person's own, else one of the bundled.
+    """Read a prompt file: by path, else by name from the user's own, else from the bundled ones.
 
     Raises:
-        UsageError: if there is none, or it is not usable.
+        UsageError: if there is none, or it is invalid.
     """
     path = _find(wanted)
     text = read_prompt_text(path)
@@ -99,9 +99,9 @@ def load_prompt(wanted: str) -> PromptFile:
 
 
 def raw_prompt(text: str, path: Path) -> PromptFile:
-    """A prompt of raw text, less one final newline.
+    """Return a prompt of raw text, without one final newline.
 
-    An empty one is possible: the model then begins a text of its own.
+    An empty text is allowed, with a warning.
     """
     what = f"prompt {str(path)!r}"
     text = without_final_newline(text)
@@ -114,12 +114,12 @@ def raw_prompt(text: str, path: Path) -> PromptFile:
 
 
 def read_prompt_text(path: Path) -> str:
-    """Every byte of a text file that a person names, as text; see ``files.read_text``."""
+    """Read a text file named by the user; see ``files.read_text``."""
     return read_text(path, f"file {str(path)!r}", "check the path", MAX_PROMPT_BYTES)
 
 
 def list_prompts() -> list[PromptEntry]:
-    """All prompt files that can be had by name; a person's own hide bundled ones."""
+    """List the prompt files that can be loaded by name; the user's own hide bundled ones."""
     found: dict[str, Path] = {}
     for folder in _folders():
         for path in _files_below(folder):
@@ -128,12 +128,12 @@ def list_prompts() -> list[PromptEntry]:
 
 
 def _folders() -> tuple[Path, Path]:
-    """Where named prompts lie: a person's own, then the bundled ones."""
+    """Return the folders of named prompts: the user's own, then the bundled ones."""
     return config_home() / "prompts", resource("prompts")
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All prompt files below ``folder``, structured ones first; nothing that only looks so."""
+    """List the prompt files below ``folder``, structured ones first."""
     return [
         path
         for suffix in _SUFFIXES
@@ -143,7 +143,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _describe(path: Path) -> str:
-    """One line about a prompt file, for lists."""
+    """Return a one-line description of a prompt file, for lists."""
     try:
         text = read_prompt_text(path)
         if path.suffix != ".toml":
@@ -164,7 +164,7 @@ def _find(wanted: str) -> Path:
         for folder in _folders():
             if found := _named(folder, path, what):
                 return found
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: unknown ~name
         raise UsageError(what, reason(error), "check the path") from None
     names = [entry.name for entry in list_prompts()]
     advice = did_you_mean(wanted, names, cutoff=0.4)
@@ -172,7 +172,7 @@ def _find(wanted: str) -> Path:
 
 
 def _named(folder: Path, wanted: Path, what: str) -> Path | None:
-    """The file that ``wanted`` names in ``folder``: by its path there, else by its name alone."""
+    """Find ``wanted`` in ``folder``: by its path there, else by its file name, else None."""
     if wanted.is_absolute() or ".." in wanted.parts:
         return None
     for suffix in ("",) if wanted.suffix in _SUFFIXES else _SUFFIXES:
@@ -237,7 +237,7 @@ def _structured(name: str, path: Path, text: str) -> PromptFile:
 
 
 def _examples(what: str, entries: object) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-    """The complete examples, and the queries behind them that have no answer."""
+    """Return the complete examples, and the user texts after them that have no answer."""
     shape = 'write [[examples]] with user = "…" and assistant = "…"'
     if not isinstance(entries, list):
         raise UsageError(what, "examples is not a list", shape)

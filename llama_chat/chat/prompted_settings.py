@@ -1,4 +1,4 @@
-"""Settings over which a prompt file may lie for a while."""
+"""Settings of a chat, which a prompt file can change temporarily."""
 
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.settings.definitions import Settings
@@ -6,29 +6,29 @@ from llama_chat.settings.setting import Value
 
 
 class PromptedSettings:
-    """The settings of a chat.
+    """Settings of a chat.
 
-    What is changed by hand stays when the prompt file goes; what the prompt file changed goes too.
+    Ending a prompt file reverts its changes; changes made by the user meanwhile stay.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Begin without a prompt file."""
+        """Start without a prompt file."""
         self.now = settings
         """All settings in force."""
         self._without_prompt: Settings | None = None
 
     def change(self, name: str, value: Value, source: str) -> None:
-        """Give a setting another value."""
+        """Set the value of a setting."""
         self.now = self.now.change(name, value, source)
         if self._without_prompt is not None:
             self._without_prompt = self._without_prompt.change(name, value, source)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool) -> None:
-        """Let a prompt file change settings, in the place of the one in use.
+        """Apply the settings of a prompt file, instead of those of the one in use.
 
         Args:
             prompt: the file.
-            above_flags: whether it changes also what a flag or the environment says.
+            above_flags: True to override flags and environment variables too.
         """
         self.end_prompt()
         self._without_prompt, source = self.now, str(prompt.path)
@@ -39,6 +39,6 @@ class PromptedSettings:
             self.now = self.now.overlay(prompt.values, source)
 
     def end_prompt(self) -> None:
-        """Undo what the prompt file in use has changed."""
+        """Revert the changes of the prompt file in use."""
         if self._without_prompt is not None:
             self.now, self._without_prompt = self._without_prompt, None

@@ -1,4 +1,4 @@
-"""The lines of a saved conversation, written and checked."""
+"""Records of a saved conversation, one per line: serialization and validation."""
 
 import itertools
 import json
@@ -15,32 +15,33 @@ FORMAT = "llama-chat conversation"
 VERSION = 1
 
 MAX_LINE_BYTES = 8 * 2**20
-"""More than fits in a context; a longer line could stand for a hundred times its size in memory."""
+"""Longer than any message that fits in a context; parsing a longer line could take a hundred times
+its size in memory."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTag:
-    """With which model a conversation is held."""
+    """Model that a conversation is held with."""
 
     name: str = ""
     vocabulary: str = ""
-    """Fingerprint of its tokenizer: with another, the ids in the file mean nothing."""
+    """Fingerprint of its tokenizer; the ids in the file are valid for that one only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that is saved of a conversation."""
+    """Content of a conversation file, as records."""
 
     messages: dict[int, Record]
-    """By their numbers."""
+    """Message records by number."""
     state: Record
-    """Where it stands, what stands before it, and which model it is held with."""
+    """Head of the path, system message, examples, and model."""
 
 
 def snapshot(conversation: Conversation, tag: ModelTag) -> Snapshot:
-    """What is to be saved now."""
+    """Return the present content to save."""
     state = {
         "head": conversation.head.number if conversation.head else 0,
         "system": conversation.system,
@@ -52,10 +53,10 @@ def snapshot(conversation: Conversation, tag: ModelTag) -> Snapshot:
 
 
 def to_lines(before: Snapshot | None, now: Snapshot) -> list[bytes]:
-    """The lines that lead from what a file says to what is now; for None those of a new file.
+    """Return the lines that update a file from ``before`` to ``now``; None is a new file.
 
     Raises:
-        ValueError: if a message is too large to be read again.
+        ValueError: if a line is longer than ``MAX_LINE_BYTES``.
     """
     records: list[Record] = []
     if before is None:
@@ -64,14 +65,14 @@ def to_lines(before: Snapshot | None, now: Snapshot) -> list[bytes]:
         before = Snapshot({}, {})
     changed = {n: record for n, record in now.messages.items() if record != before.messages.get(n)}
     records += changed.values()
-    # A message says by itself that the conversation stands at it.
+    # Reading a message makes it the head, which alone needs no state record.
     if now.state != (before.state | {"head": max(changed)} if changed else before.state):
         records.append(now.state)
     return list(map(_to_line, records))
 
 
 def _to_line(record: Record) -> bytes:
-    """A record as one line; a lone surrogate is written as a tokenizer reads it."""
+    """Serialize a record as one line; lone surrogates become U+FFFD, as in a tokenizer."""
     line = without_surrogates(json.dumps(record, ensure_ascii=False)).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"a message is larger than {MAX_LINE_BYTES >> 20} MiB")
@@ -79,7 +80,7 @@ def _to_line(record: Record) -> bytes:
 
 
 def _message_record(message: Message) -> Record:
-    """A message as it is saved, without what is as usual."""
+    """Return the record of a message, without fields that have their default value."""
     record: Record = {
         "number": message.number,
         "parent": message.parent.number if message.parent else 0,
@@ -98,14 +99,14 @@ def _message_record(message: Message) -> Record:
 
 
 def read_records(file: BinaryIO) -> tuple[Conversation, ModelTag, int]:
-    """Read a file of records; nothing in it is believed before it is checked.
+    """Read and validate a file of records.
 
     Returns:
-        The conversation, the model it was held with, and the length of all complete lines. A last
-        line without an end is not read: a crash may have cut it off.
+        The conversation, the model it was held with, and the bytes of all complete lines. A last
+        line without a newline is ignored: a crash may have cut it off.
 
     Raises:
-        ValueError: naming the line that is wrong, and why.
+        ValueError: if a line is invalid; the message gives its number and the reason.
         OSError: if the file cannot be read.
     """
     conversation, tag, n_bytes = Conversation(), ModelTag(), 0
@@ -130,7 +131,7 @@ def read_records(file: BinaryIO) -> tuple[Conversation, ModelTag, int]:
 
 
 def _complete_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file that have an end, one at a time, so that none is read past a bad one."""
+    """Yield the lines that end with a newline; lazily, so that none is read after a bad one."""
     for number in itertools.count(1):
         line = file.readline(MAX_LINE_BYTES)
         if line.endswith(b"\n"):
@@ -143,7 +144,7 @@ def _complete_lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _parse(line: bytes) -> Record:
     try:
-        # Not the bytes: of those the parser would guess the encoding.
+        # Not the bytes: the parser would guess their encoding.
         record = json.loads(line.decode())
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
@@ -155,14 +156,14 @@ def _parse(line: bytes) -> Record:
 def _check_header(record: Record) -> None:
     if record.get("format") != FORMAT:
         raise ValueError("it is not a saved conversation")
-    if _whole(record.get("version")) != VERSION:
+    if _integer(record.get("version")) != VERSION:
         raise ValueError(
             f"it is of version {record['version']}, and this program knows version {VERSION}"
         )
 
 
 def _read_message(record: Record, conversation: Conversation) -> None:
-    number, parent = _whole(record["number"]), _whole(record["parent"])
+    number, parent = _integer(record["number"]), _integer(record["parent"])
     role = record["role"]
     before = conversation.find(parent)
     if parent >= number or (parent and before is None):
@@ -176,12 +177,12 @@ def _read_message(record: Record, conversation: Conversation) -> None:
     message = Message(
         role,
         _text(record["text"]),
-        None if ids is None else tuple(map(_whole, _list(ids))),
+        None if ids is None else tuple(map(_integer, _list(ids))),
         interrupted=record.get("interrupted") is True,
         attachments=tuple(
             Attachment(text, name) for name, text in _pairs(record.get("attachments", []))
         ),
-        n_dropped=_whole(record.get("dropped", 0)),
+        n_dropped=_integer(record.get("dropped", 0)),
     )
     known = conversation.find(number)
     if known is None and number != len(conversation.all) + 1:
@@ -198,7 +199,7 @@ def _read_message(record: Record, conversation: Conversation) -> None:
 
 
 def _read_state(record: Record, conversation: Conversation) -> None:
-    head = _whole(record["head"])
+    head = _integer(record["head"])
     if head > len(conversation.all):
         raise ValueError(f"it stands at message {head}, which there is not")
     conversation.head = conversation.find(head)
@@ -207,7 +208,7 @@ def _read_state(record: Record, conversation: Conversation) -> None:
 
 
 def _check_dropped(conversation: Conversation) -> None:
-    """Make sure that at every message the model is shown at least the turn it belongs to."""
+    """Check that no message drops the turn it belongs to from the context."""
     depths: dict[Message | None, int] = {None: 0}
     for message in conversation.all:
         depth = depths[message] = depths[message.parent] + 1
@@ -234,33 +235,33 @@ def _text(value: object) -> str:
     return without_surrogates(value)
 
 
-def _whole(value: object) -> int:
+def _integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise ValueError("a number is not a whole number from 0")
     return value
 
 
 def keep_valid_ids(conversation: Conversation, tag: ModelTag, tokenizer: Tokenizer) -> bool:
-    """Forget the ids of replies that do not mean what the text says.
+    """Remove the ids of replies that are not valid for this vocabulary and their text.
 
-    They were written with another vocabulary, or by a hostile hand.
+    The file may come from another vocabulary, or be manipulated.
 
     Returns:
-        Whether the conversation was held with this vocabulary.
+        True if the conversation was held with this vocabulary.
     """
     same = tag.vocabulary == tokenizer.fingerprint
     for message in conversation.all:
-        if message.ids is not None and not (same and _mean(message.ids, message.text, tokenizer)):
+        if message.ids is not None and not (same and _match(message.ids, message.text, tokenizer)):
             message.ids = message.logprobs = None
     return same
 
 
-def _mean(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether ``ids`` are ordinary tokens of a reply that reads ``text``."""
+def _match(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
+    """True if ``ids`` are ordinary tokens, and decode to the reply ``text``."""
     control = set(tokenizer.control_ids.values())
     if any(token_id >= tokenizer.vocab_size or token_id in control for token_id in ids):
         return False
     decoder = StreamingDecoder(tokenizer, "strip")
-    certain = decoder.decode(ids)
-    # A reply that was interrupted in the middle of a character lacks it.
-    return text in (certain, certain + decoder.flush())
+    complete = decoder.decode(ids)
+    # The text of a reply interrupted within a character lacks that character.
+    return text in (complete, complete + decoder.flush())

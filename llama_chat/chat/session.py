@@ -1,4 +1,4 @@
-"""One conversation with one model, and the cache that follows it."""
+"""Chat session: a conversation, and the engine that generates its replies."""
 
 import itertools
 from bisect import bisect_left
@@ -21,30 +21,30 @@ from llama_chat.tokenizers.streaming import StreamingDecoder
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """What one message takes of the context."""
+    """Context usage of one message."""
 
     message: Message
     ids: Sequence[int]
-    """Its tokens with those of the template around it."""
+    """Tokens of the message, with those of the template around it."""
     cached: int
-    """How many of them are in the cache."""
+    """Number of these tokens that are in the KV cache."""
     goes_next: bool
-    """Whether it is of the oldest turn, which is dropped first when the context is full."""
+    """True if it belongs to the turn that is dropped next when the context is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextUse:
-    """Part of the context that a conversation takes, with a message that may be sent next."""
+    """Context usage of a conversation with the message that is being typed."""
 
     n_tokens: int
     n_dropped: int | None
-    """Turns that sending the message would drop; None if it does not fit at all."""
+    """Number of turns that sending the message would drop; None if it does not fit at all."""
 
 
 class ChatSession:
-    """A conversation is a list of ids, and the cache follows it.
+    """A conversation, and the engine whose KV cache holds its tokens.
 
-    Every command edits the conversation and nothing else; the engine prefills what differs.
+    Every command edits only the conversation; the engine then prefills the tokens that differ.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class ChatSession:
         lookup: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        """Begin or go on with a conversation.
+        """Begin or continue a conversation.
 
         Args:
             engine: the model; its cache is this session's from now on.
-            template: how messages become ids.
-            sampling: how tokens are chosen.
-            conversation: what has been said; a new one if None.
-            max_tokens: end a reply after so many tokens.
-            stop: end a reply before any of these texts.
-            drop_oldest: whether a full context drops the oldest turns, or raises.
-            lookup: whether drafts make replies faster; see ``Engine.generate``.
-            notify: told, in one line, what the session does that a person should know.
+            template: the chat template, which encodes messages.
+            sampling: the sampling settings.
+            conversation: the conversation to continue; a new one if None.
+            max_tokens: length limit of a reply in tokens.
+            stop: stop strings; a reply ends before any of them.
+            drop_oldest: True to drop the oldest turns when the context is full, False to raise.
+            lookup: True to draft tokens from earlier text; see ``Engine.generate``.
+            notify: called with one-line notices for the user.
         """
         self.engine = engine
         self.template = template
@@ -85,7 +85,7 @@ class ChatSession:
         self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
     def configure(self, settings: Settings) -> None:
-        """Follow the settings; earlier messages stay as they are."""
+        """Apply the settings; earlier turns stay as they are."""
         self.sampler.sampling = settings.sampling
         self.max_tokens = settings.max_tokens
         self.stop = settings.stop
@@ -95,25 +95,25 @@ class ChatSession:
 
     @property
     def ids(self) -> list[int]:
-        """The conversation as the model is shown it."""
+        """Token ids of the conversation, without dropped turns."""
         return self.template.render(self.conversation.messages())
 
     def count(self, typed: str = "", attachments: Sequence[Attachment] = ()) -> int:
-        """How many tokens the conversation takes, with what is typed as the next message if any."""
+        """Return the number of tokens of the conversation, including the message being typed."""
         messages = self.conversation.messages()
         if typed or attachments:
             messages.append(Message("user", typed, attachments=tuple(attachments)))
         return len(self.template.render(messages))
 
     def context_use(self, typed: str, attachments: Sequence[Attachment] = ()) -> ContextUse:
-        """Part of the context that the conversation takes with ``typed`` as its next message.
+        """Return the context usage with ``typed`` as the next message.
 
-        The last answer is kept: a toolbar asks again whenever it is drawn.
+        The last result is cached, since the toolbar asks at every redraw.
         """
         attachments = tuple(attachments)
-        question = (typed, attachments, self._fit_key())
-        if self._last_use is None or self._last_use[0] != question:
-            self._last_use = question, self._context_use(typed, attachments)
+        key = (typed, attachments, self._fit_key())
+        if self._last_use is None or self._last_use[0] != key:
+            self._last_use = key, self._context_use(typed, attachments)
         return self._last_use[1]
 
     def _context_use(self, typed: str, attachments: tuple[Attachment, ...]) -> ContextUse:
@@ -125,16 +125,16 @@ class ChatSession:
         return ContextUse(n_tokens, fit.n_turns)
 
     def _fit_key(self) -> tuple[object, ...]:
-        """All that decides which turns fit, by value: messages change in place."""
+        """Return all that decides which turns fit, by value, since messages change in place."""
         conversation = self.conversation
         messages = conversation.messages()
         shown = tuple((each.role, each.text, each.ids, each.attachments) for each in messages)
         return (shown, conversation.n_dropped, self.template, self.max_tokens, self.drop_oldest)
 
     def context_rows(self) -> list[ContextRow]:
-        """What each message takes of the context, and how much of that is cached.
+        """Return the context usage of each message.
 
-        A template may fold the system message into a user message, which then has both.
+        A template may put the system message into a user message, whose row then counts both.
         """
         messages = self.conversation.messages()
         ids = self.ids
@@ -142,7 +142,7 @@ class ChatSession:
         turns = [message for message in messages if message.number]
         rows, start = [], 0
         for i, message in enumerate(messages, 1):
-            # Not all that stands there: a template may move the system message to the last turn.
+            # Common prefix, since a template may move the system message to the last turn.
             end = common_prefix(self.template.render(messages[:i]), ids)
             known = max(min(cached, end) - start, 0)
             # The last turn is never dropped.
@@ -159,27 +159,27 @@ class ChatSession:
         attachments: Sequence[Attachment] = (),
         reply_prefix: str = "",
     ) -> Iterator[Event]:
-        """Say ``text`` and yield the reply as it comes.
+        """Send a user message, and yield the reply as it is generated.
 
-        The reply is recorded however the generation ends; if the caller closes the generator it
-        is marked as interrupted. Whatever fails before the first token leaves the conversation as
-        it was.
+        The reply is recorded however the generation ends; if the caller closes the generator, it
+        is marked as interrupted. A failure before the first token leaves the conversation
+        unchanged.
 
         Args:
             text: the message.
-            hooks: how to follow and stop it.
-            attachments: texts in front of it.
+            hooks: hooks to follow and stop the generation.
+            attachments: documents that precede the text.
             reply_prefix: text that the reply begins with; it is not yielded.
 
         Raises:
-            PromptTooLongError: if it does not fit; the conversation is then as before.
+            PromptTooLongError: if it does not fit; the conversation is then unchanged.
         """
         conversation = self.conversation
         message = Message("user", text, attachments=tuple(attachments))
         reply = self._open_reply(reply_prefix)
         new = [message, reply]
         if conversation.head is not None and conversation.head.role == "user":
-            # One that was never answered: roles alternate all the same.
+            # That message was never answered: an empty reply keeps the roles alternating.
             n_dropped = conversation.n_dropped
             new.insert(0, Message("assistant", "", (), interrupted=True, n_dropped=n_dropped))
         fit = self._fit(*new)
@@ -193,11 +193,11 @@ class ChatSession:
         yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
 
     def retry(self, hooks: Hooks | None = None, *, reply_prefix: str = "") -> Iterator[Event]:
-        """Answer the last message once more; the earlier answer stays as a version.
+        """Generate another reply to the last user message; the earlier one stays as a version.
 
         Raises:
-            UsageError: if nothing was said yet.
-            PromptTooLongError: if it does not fit; the conversation is then as before.
+            UsageError: if there is no message yet.
+            PromptTooLongError: if it does not fit; the conversation is then unchanged.
         """
         conversation = self.conversation
         mark, question = conversation.mark(), conversation.question()
@@ -216,10 +216,10 @@ class ChatSession:
         yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
 
     def resume(self, hooks: Hooks | None = None) -> Iterator[Event]:
-        """Go on with the last reply where it ended, from the very same cache.
+        """Continue the last reply where it ended, or reply to a message that has no reply.
 
         Raises:
-            UsageError: if nothing was said yet.
+            UsageError: if there is no message yet.
             PromptTooLongError: if it does not fit.
         """
         reply = self.conversation.head
@@ -242,7 +242,7 @@ class ChatSession:
         messages = self.conversation.messages()
         if messages and messages[-1].role == "assistant" and not attachments:
             return self.template.render(messages)
-        # Whatever a template puts around a message, it is the same around any two of them.
+        # Two messages without a common beginning share only what the template puts before them.
         probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
         one, other = (self.template.render([*messages, probe]) for probe in probes)
         return one[: common_prefix(one, other)]
@@ -251,7 +251,7 @@ class ChatSession:
         """Prefill the prefix of the next message; if stopped, that message prefills the rest.
 
         Args:
-            prefix: what ``next_prefix`` returned; None for that without attachments.
+            prefix: result of ``next_prefix``; None for that without attachments.
             hooks: hooks to follow and stop it.
         """
         prefix = self.next_prefix() if prefix is None else prefix
@@ -260,19 +260,19 @@ class ChatSession:
                 self.engine.prefill_cached(prefix, hooks)
 
     def _open_reply(self, reply_prefix: str) -> Message:
-        """A reply that is still to be written, but for the words it begins with."""
+        """Return a new reply, which holds only ``reply_prefix`` so far."""
         ids = self.template.encode_reply(reply_prefix) if reply_prefix else ()
         return Message("assistant", reply_prefix, ids, interrupted=True)
 
     def _reply(
         self, ids: list[int], reply: Message, hooks: Hooks | None, undo: Callable[[], None]
     ) -> Iterator[Event]:
-        """Generate what follows ``ids`` into ``reply``, and prefill the end of the turn.
+        """Generate after ``ids`` into ``reply``, and prefill the end of the turn.
 
-        At every instant ``reply`` holds what was yielded, and is interrupted until it is complete.
+        ``reply`` always holds what was yielded so far, and is interrupted until it is complete.
 
         Args:
-            ids: the conversation, up to the words that the reply begins with.
+            ids: the conversation, including what ``reply`` begins with.
             reply: the message to fill.
             hooks: hooks to follow and stop the generation.
             undo: restores the conversation, if anything fails before the first event.
@@ -280,7 +280,7 @@ class ChatSession:
         reply.interrupted = True
         reply.logprobs = reply.logprobs or TokenLogprobs()
         if reply.ids is not None:
-            # Less what stood for a character that was cut in half.
+            # Without the U+FFFD of a character that was cut off.
             reply.text = StreamingDecoder(self.engine.tokenizer, "strip").decode(reply.ids)
         events = self.engine.generate(
             ids,
@@ -288,7 +288,7 @@ class ChatSession:
             max_tokens=self.max_tokens,
             stop=self.stop,
             n_begun=len(reply.ids or ()),
-            # One known only as text goes on behind its last character.
+            # A reply known only as text continues directly after its last character.
             leading="keep" if reply.ids is None else "strip",
             lookup=self.lookup,
             hooks=hooks,
@@ -308,18 +308,18 @@ class ChatSession:
             yield event
 
     def _end(self, reply: Message, finish: Finish) -> None:
-        """Record how a reply ended, and read the end of the turn."""
+        """Record how a reply ended, and prefill the end of the turn."""
         reply.interrupted = finish.reason == "interrupted"
         if finish.stopped_at is not None:
-            reply.ids = None  # they say more than was shown: the text counts
+            reply.ids = None  # they reach into the stop string, the text does not
         if finish.usage.completion_tokens or not reply.interrupted:
             self.prefill_next()
 
     def _fit(self, *new: Message) -> "_Fit":
-        """Path with ``new`` at its end, less the oldest turns if a reply would not fit after it.
+        """Encode the path with ``new`` at its end, dropping oldest turns so that a reply fits.
 
         Raises:
-            PromptTooLongError: with the exact counts, if the policy or the last message forbids.
+            PromptTooLongError: if the last turn alone does not fit, or no turn may be dropped.
         """
         context, conversation = self.engine.context, self.conversation
         reply_budget = min(self.max_tokens or context, context // 4)
@@ -361,12 +361,12 @@ class ChatSession:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """A conversation that fits, and what was left out for that."""
+    """An encoded conversation that fits, and the turns dropped for that."""
 
     ids: list[int]
     n_dropped: int
-    """Turns left out of the path, now and earlier."""
+    """Number of turns dropped from the path, now and earlier."""
     n_turns: int
-    """Turns left out now."""
+    """Number of turns dropped now."""
     n_tokens: int
-    """Their tokens."""
+    """Number of tokens of the turns dropped now."""

@@ -1,4 +1,4 @@
-"""The folder of saved conversations: their names, and reading, listing and removing them."""
+"""Folder of saved conversations: finding, reading, listing and removing them."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import data_home
 
 MAX_BYTES = 256 * 2**20
-"""More than any conversation takes; a larger file is a mistake."""
+"""Larger than any conversation; larger files are refused."""
 
 SUFFIX = ".jsonl"
 
@@ -26,9 +26,9 @@ class Loaded:
     conversation: Conversation
     tag: ModelTag
     n_bytes: int
-    """Length of what could be read."""
+    """Bytes of all complete lines."""
     cut: bool
-    """Whether a last line behind that was cut off, as a crash leaves it."""
+    """True if an incomplete last line follows, as after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +43,21 @@ class Entry:
     n_messages: int
     model: str
     problem: str = ""
-    """Why it cannot be read, if so."""
+    """Reason if it cannot be read, else empty."""
 
 
 def folder() -> Path:
-    """Where conversations are saved."""
+    """Return the folder of saved conversations."""
     return data_home() / "conversations"
 
 
 def path_of(name: str) -> Path:
-    """Where the conversation ``name`` is, or would be saved.
+    """Return the path of the conversation ``name``, which need not exist.
 
     Raises:
-        UsageError: if it is no possible name.
+        UsageError: if the name is not allowed.
     """
-    if not _is_possible(name):
+    if not _is_valid_name(name):
         raise UsageError(
             f"name {name[:40]!r}",
             "not a possible name",
@@ -66,36 +66,36 @@ def path_of(name: str) -> Path:
     return folder() / f"{name}{SUFFIX}"
 
 
-def _is_possible(name: str) -> bool:
-    """Whether ``name`` stays in the folder, on one line, and as it is typed."""
+def _is_valid_name(name: str) -> bool:
+    """True for a printable file name of at most 100 bytes that does not begin with . or -."""
     safe = name.isprintable() and "/" not in name and not name.startswith((".", "-"))
     return safe and name == name.strip() and 0 < len(name.encode()) <= 100
 
 
 def names() -> list[str]:
-    """The names of all saved conversations, the latest first.
+    """Return the names of all saved conversations, the latest first.
 
     Raises:
-        UsageError: if the folder cannot be looked into.
+        UsageError: if the folder cannot be read.
     """
     return [name for name, _ in dated_names()]
 
 
 def dated_names() -> list[tuple[str, float]]:
-    """The names of all saved conversations with their times in seconds since 1970, latest first.
+    """Return name and time in seconds since 1970 of all saved conversations, the latest first.
 
     No file is opened.
 
     Raises:
-        UsageError: if the folder cannot be looked into.
+        UsageError: if the folder cannot be read.
     """
-    return [(path.stem, changed) for changed, path in _files() if _is_possible(path.stem)]
+    return [(path.stem, changed) for changed, path in _files() if _is_valid_name(path.stem)]
 
 
 def find(wanted: str, *, whole: bool = False) -> Path:
-    """The saved conversation of that name, or the only one whose name begins so.
+    """Return the path of the conversation ``wanted``, or of the only one with that prefix.
 
-    With ``whole`` only the whole name counts.
+    With ``whole`` only the exact name counts.
 
     Raises:
         UsageError: if there is none or more than one.
@@ -113,7 +113,7 @@ def find(wanted: str, *, whole: bool = False) -> Path:
 
 
 def latest() -> Path:
-    """The conversation that was saved last.
+    """Return the path of the conversation that was saved last.
 
     Raises:
         UsageError: if none is saved.
@@ -125,10 +125,10 @@ def latest() -> Path:
 
 
 def entries() -> list[Entry]:
-    """All saved conversations, the latest first; what cannot be read is among them.
+    """List all saved conversations, the latest first, including unreadable ones.
 
     Raises:
-        UsageError: if the folder cannot be looked into.
+        UsageError: if the folder cannot be read.
     """
     found = []
     for changed, path in _files():
@@ -144,17 +144,17 @@ def entries() -> list[Entry]:
 
 
 def refuse_if_open(path: Path) -> None:
-    """Make sure that no program follows the conversation.
+    """Check that no program has the conversation open.
 
     Raises:
-        UsageError: if one does.
+        UsageError: if one has.
     """
     try:
         LockedFile(path).close()
     except BlockingIOError:
         what = f"conversation {path.stem[:40]!r}"
         raise UsageError(what, "a program has it open", "leave that first") from None
-    except OSError:  # what cannot be opened is followed by nobody
+    except OSError:  # no program can have opened it
         pass
 
 
@@ -173,13 +173,13 @@ def remove(path: Path) -> None:
 
 
 def read(path: Path) -> Loaded:
-    """Read a saved conversation; nothing in the file is believed before it is checked.
+    """Read and validate a saved conversation.
 
     Raises:
-        UsageError: if it cannot be read, naming the line.
+        UsageError: if it cannot be read or is invalid; the message names the line.
     """
     try:
-        # A pipe of that name is not waited for.
+        # O_NONBLOCK: opening a named pipe must not block.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
             return read_open(file, path)
     except OSError as error:
@@ -203,10 +203,10 @@ def read_open(file: BinaryIO, path: Path) -> Loaded:
 
 
 def _files() -> list[tuple[float, Path]]:
-    """When each file of the folder was changed, and where it is; the latest first.
+    """Return modification time and path of each conversation file, the latest first.
 
     Raises:
-        UsageError: if the folder cannot be looked into.
+        UsageError: if the folder cannot be read.
     """
     found = []
     try:
@@ -216,7 +216,7 @@ def _files() -> list[tuple[float, Path]]:
     except OSError as error:
         raise UsageError(repr(str(folder())), reason(error), "check the folder") from None
     for path in paths:
-        with suppress(OSError):  # it is just going away
+        with suppress(OSError):  # removed meanwhile
             status = path.stat()
             if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
                 found.append((status.st_mtime, path))

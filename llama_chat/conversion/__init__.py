@@ -1,1 +1,1 @@
-"""One writer per checkpoint format; each takes any ``Checkpoint``."""
+"""Writers of checkpoint formats, each for any ``Checkpoint``."""

@@ -1,4 +1,4 @@
-"""A model as one GGUF file, through the gguf library."""
+"""Writer of GGUF files, through the gguf library."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ _FILE_TYPES = {
 
 
 class GGUFFile:
-    """What is to be written, known before it is."""
+    """A GGUF file, planned before it is written."""
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> None:
         """Plan a file with matrices of the type ``kind``.
@@ -66,11 +66,11 @@ class GGUFFile:
 
         Args:
             path: the new file.
-            report: told the bytes written, of how many.
+            report: called with the bytes written and their total.
 
         Raises:
             OSError: if it cannot be written.
-            UsageError: if the type cannot hold the numbers of a weight.
+            UsageError: if the type cannot represent the values of a weight.
         """
         writer, config = self._writer, self._checkpoint.config
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.n_layers)
@@ -105,7 +105,7 @@ class GGUFFile:
                 writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
                 writer.add_rope_scaling_factor(factor)
             case DynamicScaling(_, original):
-                # Up to that length nothing is scaled.
+                # Up to that length no scaling applies.
                 context = min(context, original)
                 self.warnings.append(
                     f"GGUF has no dynamic rotary scaling: the new model is one of {context} tokens"
@@ -140,7 +140,7 @@ class GGUFFile:
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Write the tables of a vocabulary."""
+    """Add the tables of a vocabulary to ``writer``."""
     writer.add_tokenizer_model("llama" if vocabulary.merges is None else "gpt2")
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
@@ -152,7 +152,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def _divisors(config: LlamaConfig) -> Tensor | None:
-    """The divisor of each rotary frequency, ``(head_dim // 2,)``, where GGUF wants them ready."""
+    """Return the divisor of each rotary frequency, ``(head_dim // 2,)``, if GGUF stores them."""
     if not isinstance(config.rope_scaling, Llama3Scaling | FrequencyDivisors):
         return None
     return rotary_frequencies(config.head_dim, config.rope_theta) / config.rope_frequencies()

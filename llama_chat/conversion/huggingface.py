@@ -1,4 +1,4 @@
-"""A model as a folder in the layout of the Hugging Face Hub."""
+"""Writer of model folders in the layout of the Hugging Face Hub."""
 
 import json
 import math
@@ -34,7 +34,7 @@ _LLAMA_3 = (1.0, 4.0, 8192)
 
 
 class HuggingFaceFolder:
-    """What is to be written, known before it is."""
+    """A Hugging Face folder, planned before it is written."""
 
     def __init__(
         self, checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str, shard_bytes: int
@@ -42,14 +42,14 @@ class HuggingFaceFolder:
         """Plan a folder with weights of the type ``kind``.
 
         Raises:
-            ModelError: if ``config.json`` has no words for the rotary scaling.
+            ModelError: if ``config.json`` cannot express the rotary scaling.
         """
         self._checkpoint, self._tokenizer, self._kind = checkpoint, tokenizer, kind
         shapes = checkpoint.config.tensor_shapes()
         self.sizes = {name: weights.n_bytes(shape, kind) for name, shape in shapes.items()}
         """Bytes of each weight."""
         self.warnings: list[str] = []
-        self._shards = _divide(self.sizes, shard_bytes)
+        self._shards = _split(self.sizes, shard_bytes)
         self._config = _config(checkpoint, tokenizer, kind)
 
     def write(self, path: Path, report: Callable[[int, int], None]) -> None:
@@ -57,11 +57,11 @@ class HuggingFaceFolder:
 
         Args:
             path: the new folder.
-            report: told the bytes written, of how many.
+            report: called with the bytes written and their total.
 
         Raises:
             OSError: if it cannot be written.
-            UsageError: if the type cannot hold the numbers of a weight.
+            UsageError: if the type cannot represent the values of a weight.
         """
         path.mkdir()
         _write_json(path / "config.json", self._config)
@@ -88,9 +88,9 @@ class HuggingFaceFolder:
     def _write_shard(
         self, file: BinaryIO, names: list[str], written: Callable[[int], None]
     ) -> None:
-        """Write a safetensors file: the length of a header, the header, and the weights.
+        """Write a safetensors file: the length of the header, the header, and the weights.
 
-        Not through its library, which wants all weights of a file in memory at once. The format:
+        The safetensors library would need all weights of a file in memory at once. Format:
         https://github.com/huggingface/safetensors#format.
         """
         shapes = self._checkpoint.config.tensor_shapes()
@@ -112,7 +112,7 @@ class HuggingFaceFolder:
             written(self.sizes[name])
 
     def _read(self, name: str) -> Tensor:
-        """A weight in Hugging Face's order, where a pair of numbers stands half a head apart."""
+        """Read a weight in Hugging Face's order, where rotary pairs are half a head apart."""
         weight = weights.read_float(self._checkpoint, name, self._kind)
         config = self._checkpoint.config
         heads = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])
@@ -122,21 +122,21 @@ class HuggingFaceFolder:
         return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _divide(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
-    """Names in runs of ``shard_bytes`` at most, or of a single weight that is larger."""
+def _split(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
+    """Split weight names into shards of at most ``shard_bytes``, or of one larger weight."""
     shards: list[list[str]] = [[]]
-    room = shard_bytes
+    bytes_left = shard_bytes
     for name, size in sizes.items():
-        if size > room and shards[-1]:
+        if size > bytes_left and shards[-1]:
             shards.append([])
-            room = shard_bytes
+            bytes_left = shard_bytes
         shards[-1].append(name)
-        room -= size
+        bytes_left -= size
     return shards
 
 
 def _name(name: str) -> str:
-    """What Hugging Face calls the weight that Meta calls ``name``."""
+    """Return Hugging Face's name of the weight that Meta calls ``name``."""
     if name in _TOP:
         return _TOP[name]
     _, layer, part = name.removesuffix(".weight").split(".", 2)
@@ -144,7 +144,7 @@ def _name(name: str) -> str:
 
 
 def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str, Any]:
-    """``config.json`` in the words of transformers 4 and 5 both."""
+    """Return ``config.json`` with the keys of both transformers 4 and 5."""
     config = checkpoint.config
     rope = _rope(checkpoint)
     scaling = config.rope_scaling
@@ -179,10 +179,10 @@ def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str
 
 
 def _rope(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The rotary scaling; ``type`` is an older name of ``rope_type``."""
+    """Return the rotary scaling for ``config.json``; ``type`` is an older name of ``rope_type``."""
     scaling = checkpoint.config.rope_scaling
     if isinstance(scaling, FrequencyDivisors):
-        scaling = _named(checkpoint, scaling)
+        scaling = _llama3_scaling(checkpoint, scaling)
     match scaling:
         case LinearScaling(factor):
             return {"rope_type": "linear", "type": "linear", "factor": factor}
@@ -200,11 +200,15 @@ def _rope(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"rope_type": "default"}
 
 
-def _named(checkpoint: Checkpoint, scaling: FrequencyDivisors) -> RopeScaling:
-    """The scaling of Llama 3 that a table of divisors was made by."""
+def _llama3_scaling(checkpoint: Checkpoint, scaling: FrequencyDivisors) -> RopeScaling:
+    """Return the scaling of Llama 3 that gives the divisors of ``scaling``.
+
+    Raises:
+        ModelError: if there is none.
+    """
     config = checkpoint.config
     found = Llama3Scaling(max(scaling.divisors), *_LLAMA_3)
-    if not _alike(config, found, scaling):
+    if not _same_frequencies(config, found, scaling):
         raise ModelError(
             f"model {str(checkpoint.path)!r}",
             "config.json has no words for its rotary scaling",
@@ -213,8 +217,8 @@ def _named(checkpoint: Checkpoint, scaling: FrequencyDivisors) -> RopeScaling:
     return found
 
 
-def _alike(config: LlamaConfig, one: RopeScaling, other: RopeScaling) -> bool:
-    """Whether two scalings give the same frequencies, to rounding."""
+def _same_frequencies(config: LlamaConfig, one: RopeScaling, other: RopeScaling) -> bool:
+    """True if two scalings give the same frequencies, up to rounding."""
     plain = rotary_frequencies(config.head_dim, config.rope_theta)
     a, b = (
         scaling.apply(plain, config.rope_theta, config.context_length).tolist()

@@ -1,4 +1,4 @@
-"""A file or folder that appears whole, or not at all."""
+"""Atomic creation of a file or folder."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ from llama_chat.errors import SaveError, UsageError
 
 
 def check_free(target: Path, source: Path, *, force: bool) -> None:
-    """Refuse a name that is taken.
+    """Check that ``target`` is free, or with ``force`` that it may be replaced.
 
-    With ``force`` a file may be taken by a file, and a folder by a folder if that is empty or a
-    model too: a mistyped name must not cost a person their own files.
+    A file may be replaced; a folder only if it is empty or has a ``config.json``, so that a
+    mistyped name deletes no folder of other files.
 
     Raises:
-        UsageError: if it is.
+        UsageError: if it is taken.
     """
     what = repr(str(target))
     if not os.path.lexists(target):
@@ -32,10 +32,10 @@ def check_free(target: Path, source: Path, *, force: bool) -> None:
 
 
 def check_space(target: Path, n_bytes: int) -> None:
-    """Refuse what does not fit on the disk.
+    """Check that ``n_bytes`` fit on the disk.
 
     Raises:
-        SaveError: if so many bytes do not, or there is no such folder.
+        SaveError: if they do not, or the folder does not exist.
     """
     try:
         free = shutil.disk_usage(target.parent).free
@@ -47,9 +47,9 @@ def check_space(target: Path, n_bytes: int) -> None:
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to make a file or folder at, which gets its name at the end.
+    """Yield a temporary path beside ``target``, and rename it to ``target`` at the end.
 
-    If anything goes wrong, what was made is removed, and what had the name still has it.
+    After an error the temporary file or folder is removed, and ``target`` is unchanged.
 
     Raises:
         SaveError: if it cannot be written.
@@ -58,7 +58,7 @@ def appearing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        _take_place(temporary, target)
+        _replace(temporary, target)
         _sync(target.parent, deep=False)
     except OSError as error:
         raise SaveError.at(target, _cause(error)) from None
@@ -66,8 +66,8 @@ def appearing(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _take_place(made: Path, target: Path) -> None:
-    """Give what was made its name; only a file replaces another in one step."""
+def _replace(made: Path, target: Path) -> None:
+    """Rename ``made`` to ``target``; a folder cannot be replaced in one step."""
     if not target.is_dir():
         made.replace(target)
         return
@@ -82,12 +82,12 @@ def _take_place(made: Path, target: Path) -> None:
 
 
 def _beside(target: Path) -> Path:
-    # Not made from the name of the target, which may be as long as a name can be.
+    # Not derived from the name of the target, which may have the maximum length.
     return target.parent / f".{os.urandom(8).hex()}"
 
 
 def _sync(path: Path, *, deep: bool = True) -> None:
-    """Let a file, or a folder and all in it, reach the disk."""
+    """Flush a file, or with ``deep`` a folder and all in it, to the disk (``fsync``)."""
     if deep and path.is_dir():
         for entry in path.iterdir():
             _sync(entry)
@@ -102,10 +102,10 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):  # where nothing can be made, there is nothing to remove
+        with suppress(OSError):  # if it could not be created, there is nothing to remove
             path.unlink(missing_ok=True)
 
 
 def _cause(error: OSError) -> OSError | str:
-    # NumPy gives no number when a file takes less than all.
+    # NumPy sets no errno after a short write.
     return error if error.strerror else "no space left for all of it"

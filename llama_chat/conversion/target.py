@@ -1,4 +1,4 @@
-"""What a conversion is to make, known before anything large is imported or opened."""
+"""Target of a conversion, checked before anything large is imported or opened."""
 
 import re
 from dataclasses import dataclass
@@ -12,33 +12,33 @@ FORMATS = (SAFETENSORS, GGUF)
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1")
 TYPES = (*FLOATS, *QUANTIZED)
-"""How matrices may be stored; only GGUF has the quantised ones."""
+"""Storage types of matrices; only GGUF has the quantized ones."""
 
 SHARD_SIZE = "5GB"
-"""Bytes of a safetensors file at most, as the Hugging Face libraries write them."""
+"""Default size limit of a safetensors file, as in the Hugging Face libraries."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a model goes, and how it is stored there."""
+    """Path and format of a converted model."""
 
     path: Path
     format: str
     type: str | None
-    """One of ``TYPES``; None keeps that of the source, and makes F16 of quantised weights."""
+    """One of ``TYPES``; None for that of the source, or F16 if it is quantized."""
     shard_bytes: int
-    """Bytes of weights in a safetensors file at most, unless a single one has more."""
+    """Limit on the bytes of weights in a safetensors file, unless a single one has more."""
 
 
 def choose_target(
     path: Path, wanted_format: str | None, wanted_type: str | None, shard_size: str | None
 ) -> Target:
-    """Read what a person asked for; without a format the suffix of ``path`` tells.
+    """Parse the options of a conversion; by default the suffix of ``path`` gives the format.
 
     Raises:
-        UsageError: if it cannot be made.
+        UsageError: if an option is invalid, or the format does not support it.
     """
     chosen = wanted_format or (GGUF if path.suffix.lower() == ".gguf" else SAFETENSORS)
     if chosen not in FORMATS:
@@ -52,11 +52,11 @@ def choose_target(
         )
     if chosen == GGUF and shard_size is not None:
         raise UsageError("--shard-size", "a GGUF file is one file", "leave it out")
-    return Target(path, chosen, kind, _bytes(shard_size or SHARD_SIZE))
+    return Target(path, chosen, kind, _parse_size(shard_size or SHARD_SIZE))
 
 
-def _bytes(size: str) -> int:
-    """Bytes of a size such as ``500MB``."""
+def _parse_size(size: str) -> int:
+    """Return the bytes of a size such as ``500MB``."""
     found = re.fullmatch(r"([1-9]\d{0,14})\s*([KMG]?)B?", size.strip().upper())
     if found is None:
         raise UsageError(f"--shard-size {size[:40]!r}", "not a size", "give one such as 500MB")

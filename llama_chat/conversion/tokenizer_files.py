@@ -1,4 +1,4 @@
-"""A vocabulary as the files that Hugging Face's libraries read."""
+"""Writer of the tokenizer files that Hugging Face's libraries read."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) 
 
 
 def _backend(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
-    """The vocabulary in the ``tokenizers`` library."""
+    """Return the vocabulary as a tokenizer of the ``tokenizers`` library."""
     backend = (
         _byte_level(vocabulary) if vocabulary.scores is None else _pieces(vocabulary, tokenizer)
     )
@@ -84,7 +84,7 @@ def _byte_level(vocabulary: Vocabulary) -> Backend:
 
 
 def _pieces(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
-    """A vocabulary of scores as one of merges: two pieces are joined as early as what they make."""
+    """Return a BPE tokenizer of a vocabulary with scores: a merge ranks by that of its result."""
     unknown = [
         t
         for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
@@ -109,7 +109,7 @@ def _pieces(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Backend:
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the one of the highest score first."""
+    """Return all pairs of pieces that join to a piece, that of the highest score first."""
     whole = set(vocabulary.tokens)
     scored = [
         (score, token)

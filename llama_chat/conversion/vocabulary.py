@@ -1,4 +1,4 @@
-"""Any vocabulary as the tables that GGUF has for it."""
+"""Conversion of any vocabulary to the tables of GGUF."""
 
 import json
 import re
@@ -21,24 +21,24 @@ from llama_chat.tokenizers.base import TokenType
 from llama_chat.tokenizers.bpe import DIGIT_SPLIT, GPT_2_SPLIT, pre_tokenizer_name
 
 _MAX_TOKENS = 2**22
-"""A single high id must not become a list up to it; the largest vocabularies have 262,144."""
+"""Limit on ids, which are list indices here; the largest vocabularies have 262,144 tokens."""
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by their ids, with what joins them: scores, or merges in order of priority."""
+    """Tokens by their ids, with scores, or with merges in order of priority."""
 
     tokens: list[str]
     types: Sequence[int]
     scores: list[float] | None = None
     merges: list[str] | None = None
     pre_tokenizer: str | None = None
-    """How text is divided before merging, by GGUF's names; None beside scores."""
+    """GGUF's name of the pre-tokenizer; None with scores."""
 
     def padded(self, size: int) -> "Vocabulary":
-        """With unused tokens behind, so that each row of the embedding has one."""
+        """Return a copy with unused tokens at the end, so that each embedding row has a token."""
         missing = range(len(self.tokens), size)
         return Vocabulary(
             [*self.tokens, *(f"[PAD{i}]" for i in missing)],
@@ -50,7 +50,7 @@ class Vocabulary:
 
 
 def vocabulary_of(source: TokenizerSource) -> Vocabulary:
-    """The tables of a vocabulary that its tokenizer was made of before.
+    """Return the tables of ``source``, which was checked when its tokenizer was loaded.
 
     Raises:
         ModelError: if GGUF has no tables for it.
@@ -74,7 +74,7 @@ def vocabulary_of(source: TokenizerSource) -> Vocabulary:
 
 
 def _of_model(path: Path) -> Vocabulary:
-    """The tables of a SentencePiece model."""
+    """Return the tables of a SentencePiece model."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     ids = list(range(model.vocab_size()))
 
@@ -91,7 +91,7 @@ def _of_model(path: Path) -> Vocabulary:
 
 
 def _of_json(path: Path) -> Vocabulary:
-    """The tables of a ``tokenizer.json`` that its library has read before."""
+    """Return the tables of a ``tokenizer.json`` that the library has already read."""
     document = json.loads(path.read_text(encoding="utf-8"))
     model = document["model"]
     if model.get("type", "BPE") != "BPE":
@@ -106,12 +106,12 @@ def _of_json(path: Path) -> Vocabulary:
     types = [TokenType.UNUSED] * len(tokens)
     for token, i in ids.items():
         tokens[i], types[i] = token, TokenType.NORMAL
-    # Older files hold "left right", newer ones pairs.
+    # Older files contain "left right", newer ones pairs.
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     for token in added:
         types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     if not model.get("byte_fallback"):
-        return Vocabulary(tokens, types, merges=merges, pre_tokenizer=_rule(path, document))
+        return Vocabulary(tokens, types, merges=merges, pre_tokenizer=_gguf_name(path, document))
     for token, i in ids.items():
         if _BYTE_TOKEN.fullmatch(token):
             types[i] = TokenType.BYTE
@@ -122,15 +122,19 @@ def _of_json(path: Path) -> Vocabulary:
 
 
 def _scores(tokens: Sequence[str], merges: Sequence[str]) -> list[float]:
-    """Scores by which SentencePiece joins the same tokens first: the earlier merge has more."""
+    """Return scores that give SentencePiece the order of ``merges``: earlier ones score higher."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
     return [-float(ranks.get(token, len(merges))) for token in tokens]
 
 
-def _rule(path: Path, document: Mapping[str, Any]) -> str:
-    """GGUF's name for how the text is divided before merging."""
+def _gguf_name(path: Path, document: Mapping[str, Any]) -> str:
+    """Return GGUF's name of the pre-tokenizer.
+
+    Raises:
+        ModelError: if it has none.
+    """
     rule = document.get("pre_tokenizer") or {}
     splits: list[str] = []
     for part in rule.get("pretokenizers", [rule]):
@@ -142,7 +146,7 @@ def _rule(path: Path, document: Mapping[str, Any]) -> str:
             case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": words}:
                 splits += [GPT_2_SPLIT] if words else []
             case _:
-                splits.append(str(part))  # which no name stands for
+                splits.append(str(part))  # matches no name
     whole_words = bool(document["model"].get("ignore_merges"))
     name = pre_tokenizer_name(splits, whole_words=whole_words)
     if name is None:

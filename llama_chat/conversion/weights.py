@@ -1,4 +1,4 @@
-"""Weights as the bytes of a type."""
+"""Conversion of weights to the bytes of a storage type."""
 
 import math
 
@@ -16,29 +16,29 @@ Bytes = NDArray[np.uint8]
 
 
 def choose_type(checkpoint: Checkpoint, wanted: str | None) -> str:
-    """The type to store matrices in: that of the source if none is ``wanted``.
+    """Return the type to store matrices in: ``wanted``, or else that of the source.
 
-    Quantised matrices become F16, whose precision is that of their scales.
+    Quantized matrices become F16, which has the precision of their scales.
     """
     return wanted or FLOAT_NAMES.get(checkpoint.dtype or torch.float16, "F16")
 
 
 def quantised_types(checkpoint: Checkpoint) -> list[str]:
-    """The types of the source that are not floats."""
+    """Return the types of the source that are not floats."""
     return sorted({info.type for info in checkpoint.tensors.values()} - FLOAT_TYPES.keys())
 
 
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
-    """Bytes of a weight of type ``kind``."""
+    """Return the bytes of a weight of type ``kind``."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     return math.prod(shape) // int(block) * int(size)
 
 
 def fitting_type(shape: tuple[int, ...], kind: str) -> str:
-    """The type to store a weight in where matrices are to be of ``kind``.
+    """Return the type of a weight in a file with matrices of ``kind``.
 
-    Vectors stay F32, as every reader of GGUF expects; a matrix whose rows cannot be cut into
-    blocks becomes F16.
+    Vectors are F32, as every reader of GGUF expects; a matrix whose rows cannot be divided into
+    blocks is F16.
     """
     if len(shape) == 1:
         return "F32"
@@ -50,7 +50,7 @@ def read_float(checkpoint: Checkpoint, name: str, kind: str) -> Tensor:
     """Read a weight as a float type.
 
     Raises:
-        UsageError: if the type cannot hold its numbers.
+        UsageError: if the type cannot represent its values.
     """
     weight = checkpoint.read(name, FLOAT_TYPES[kind])
     if kind == "F16" and weight.isinf().any():
@@ -61,10 +61,10 @@ def read_float(checkpoint: Checkpoint, name: str, kind: str) -> Tensor:
 
 
 def read_bytes(checkpoint: Checkpoint, name: str, kind: str) -> Bytes:
-    """Read a weight as the bytes of any type; quantised as the gguf library does.
+    """Read a weight as the bytes of any type, quantized by the gguf library.
 
     Raises:
-        UsageError: if the type cannot hold its numbers.
+        UsageError: if the type cannot represent its values.
     """
     if kind not in QUANTIZED:
         return as_bytes(read_float(checkpoint, name, kind))
@@ -74,6 +74,6 @@ def read_bytes(checkpoint: Checkpoint, name: str, kind: str) -> Bytes:
 
 
 def as_bytes(weight: Tensor) -> Bytes:
-    """The bytes of a weight, row by row."""
+    """Return the bytes of a weight, row by row."""
     data: Bytes = weight.contiguous().view(torch.uint8).numpy()
     return data

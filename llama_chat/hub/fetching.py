@@ -1,4 +1,4 @@
-"""Fetching files of a repository: whole, verified, and going on where an earlier try stopped."""
+"""Download of the files of a repository, with verification and resumption."""
 
 import fcntl
 import hashlib
@@ -19,18 +19,18 @@ _ADVICE = "free space there, or set XDG_DATA_HOME"
 
 
 def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], None]) -> Path:
-    """Fetch what is not here yet, verify it, and return where the model lies.
+    """Fetch and verify the missing files, and return the path of the model.
 
-    A file that was fetched in part goes on from there.
+    A partially fetched file is resumed.
 
     Args:
-        wanted: what was asked for.
+        wanted: the model that the user named.
         found: its files, from ``look_up``.
-        report: told the bytes that are here, of all.
+        report: called with the bytes present and their total.
 
     Raises:
-        LlamaChatError: if the hub cannot be reached any more, or refuses.
-        ModelError: if what came is not what the hub said.
+        LlamaChatError: if the hub cannot be reached, or refuses.
+        ModelError: if a file differs from what the hub announced.
         SaveError: if it cannot be stored.
     """
     folder = wanted.folder
@@ -53,7 +53,7 @@ def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], No
 
 
 def _check_space(folder: Path, files: Sequence[RemoteFile]) -> None:
-    """See that what is missing fits on the disk."""
+    """Check that the missing bytes fit on the disk."""
     missing = 0
     for file in files:
         here = [p for p in (folder / file.path, _part(folder / file.path, file)) if p.is_file()]
@@ -65,12 +65,12 @@ def _check_space(folder: Path, files: Sequence[RemoteFile]) -> None:
 
 
 def _part(target: Path, file: RemoteFile) -> Path:
-    """Where ``file`` is while it is not whole; another content of the same name goes elsewhere."""
+    """Return the path of an incomplete ``file``, which depends on its digest too."""
     return target.with_name(f".{target.name}.{file.digest[:8]}.part")
 
 
 def _parts(target: Path) -> list[Path]:
-    """What is left of earlier contents of ``target`` that never became whole."""
+    """Return the incomplete files of ``target``, with any digest."""
     return [
         path
         for path in target.parent.iterdir()
@@ -85,7 +85,7 @@ def _fetch(
     target: Path,
     advance: Callable[[int], None],
 ) -> None:
-    """Make ``target`` the whole and verified ``file``."""
+    """Fetch ``file`` to ``target`` and verify it, unless it is there."""
     if target.is_file() and target.stat().st_size == file.size:
         with target.open("rb") as present:
             if _digest_of(present, file).hexdigest() == file.digest:
@@ -112,7 +112,7 @@ def _fetch(
 
 
 class _Partial:
-    """A file of which the beginning is here."""
+    """A file of which the beginning is stored."""
 
     def __init__(self, file: RemoteFile, output: BinaryIO, advance: Callable[[int], None]) -> None:
         self.file = file
@@ -123,7 +123,7 @@ class _Partial:
         advance(self.size)
 
     def restart(self) -> None:
-        """Forget what is here."""
+        """Discard the stored bytes."""
         self._output.seek(0)
         self._output.truncate()
         self._digest = self.file.hasher()
@@ -131,7 +131,7 @@ class _Partial:
         self.size = 0
 
     def write(self, chunk: bytes) -> None:
-        """Append what came; more than the hub said is no part of the file."""
+        """Append received bytes; those beyond the announced size are ignored."""
         chunk = chunk[: self.file.size - self.size]
         self._output.write(chunk)
         self._digest.update(chunk)
@@ -139,14 +139,14 @@ class _Partial:
         self.size += len(chunk)
 
     def is_right(self) -> bool:
-        """Whether the whole of it is stored, and what it should be."""
+        """True if all bytes are stored on the disk, and the digest is correct."""
         self._output.flush()
         os.fsync(self._output.fileno())
         return self.size == self.file.size and self._digest.hexdigest() == self.file.digest
 
 
 def _digest_of(stored: BinaryIO, file: RemoteFile) -> "hashlib._Hash":
-    """The digest so far of what is stored of ``file``, which is left at its end."""
+    """Return the digest of the stored bytes of ``file``, and leave ``stored`` at its end."""
     digest = file.hasher()
     while chunk := stored.read(_CHUNK):
         digest.update(chunk)
@@ -154,18 +154,18 @@ def _digest_of(stored: BinaryIO, file: RemoteFile) -> "hashlib._Hash":
 
 
 def _receive(wanted: Reference, commit: str, partial: _Partial) -> None:
-    """Let the hub send what is missing, up to where the connection breaks.
+    """Download the missing bytes until the file is complete or the connection breaks.
 
     Raises:
-        LlamaChatError: if nothing came at all, or the hub refuses.
+        LlamaChatError: if no bytes were received, or the hub refuses.
     """
     import httpx2
     from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # it is, when asked for
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # loaded lazily
 
     had = partial.size
     url = hf_hub_url(wanted.repository, partial.file.path, revision=commit)
-    # What is compressed on the way could not be gone on with.
+    # A compressed transfer could not be resumed.
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
     if had:
         headers["Range"] = f"bytes={had}-"
@@ -182,7 +182,7 @@ def _receive(wanted: Reference, commit: str, partial: _Partial) -> None:
                     if partial.size == partial.file.size:
                         return
         except httpx2.TransportError:
-            # As long as something comes, the rest can be asked for.
+            # After any progress the caller requests the rest.
             if partial.size <= had:
                 raise
     if partial.size <= had:

@@ -1,4 +1,4 @@
-"""Why a hub gave no answer, in one line with a next step."""
+"""Errors of a hub, as one line with a next step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 @contextmanager
 def explained(what: str, repository: str) -> Iterator[None]:
-    """Say in one line what keeps the hub from answering."""
+    """Convert exceptions of ``huggingface_hub`` and the network to ``LlamaChatError``."""
     import httpx2
     from huggingface_hub import constants, errors
 
@@ -46,7 +46,7 @@ def explained(what: str, repository: str) -> Iterator[None]:
 
 
 def _refusal(what: str, error: "HfHubHTTPError") -> LlamaChatError:
-    """The error for a status that is none of those which the hub explains."""
+    """Return the error for an HTTP status that ``huggingface_hub`` does not explain."""
     status = error.response.status_code
     match status:
         case 401:
@@ -64,6 +64,6 @@ def _refusal(what: str, error: "HfHubHTTPError") -> LlamaChatError:
 
 
 def unreadable(what: str) -> LlamaChatError:
-    """The error for an answer of another form than a hub gives."""
+    """Return the error for a malformed answer of a hub."""
     why = "the hub gave an answer that cannot be read"
     return LlamaChatError(what, why, "check HF_ENDPOINT")

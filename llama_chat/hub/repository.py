@@ -1,4 +1,4 @@
-"""What a person wants from a hub, and which files of the repository that means."""
+"""References to models on a hub, and the choice of the files to fetch."""
 
 import hashlib
 import re
@@ -18,28 +18,28 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a person wants from the hub."""
+    """A model on the hub, as the user names it."""
 
     repository: str
     """``ORGANISATION/NAME``."""
     choice: str
-    """A quantisation, or the path of a GGUF file; empty for whatever suits."""
+    """Quantization or path of a GGUF file; empty for the default."""
     revision: str
-    """A branch, tag or commit; empty for the main one."""
+    """Branch, tag or commit; empty for the main branch."""
 
     @property
     def name(self) -> str:
-        """What the model is called once it is here, less its quantisation."""
+        """Name of the model once it is fetched, without its quantization."""
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
     @property
     def title(self) -> str:
-        """What an error calls it."""
+        """Name in error messages."""
         return f"repository {self.name!r}"
 
     @property
     def folder(self) -> Path:
-        """Where it goes: each revision has a folder of its own."""
+        """Folder to store it in, one for each revision."""
         revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
         return own_folder() / f"{self.repository}{revision}"
 
@@ -54,7 +54,7 @@ class RemoteFile:
     """SHA-256 of its content, or the SHA-1 by which git knows it."""
 
     def hasher(self) -> "hashlib._Hash":
-        """Computes ``digest`` from the content."""
+        """Return a new hash object that computes ``digest`` from the content."""
         if len(self.digest) == 64:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
@@ -62,12 +62,12 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The files of a repository that are to be fetched."""
+    """Files of a repository to fetch."""
 
     commit: str
     files: tuple[RemoteFile, ...]
     quantizations: tuple[str, ...] = ()
-    """What could be chosen instead, if several fit; the one taken is the first."""
+    """Labels of the models if several fit, the chosen one first; else empty."""
 
     @property
     def size(self) -> int:
@@ -76,19 +76,19 @@ class Found:
 
 
 def parse(name: str, revision: str = "") -> Reference | None:
-    """Read ``ORG/NAME``, ``ORG/NAME:Q4_K_M`` or ``ORG/NAME/FILE.gguf``; None if it is none."""
+    """Parse ``ORG/NAME``, ``ORG/NAME:Q4_K_M`` or ``ORG/NAME/FILE.gguf``; None for other names."""
     if not (found := _NAME.fullmatch(name)) or ".." in name:
         return None
     return Reference(found[1], found[2] or found[3] or "", revision)
 
 
 def look_up(wanted: Reference) -> Found:
-    """Ask the hub what there is, and choose the files that are needed.
+    """List the files of a repository on the hub, and choose those to fetch.
 
     Raises:
         UsageError: if there is no such repository, revision or choice.
-        ModelError: if the repository holds no model that could be used here.
-        LlamaChatError: if the hub cannot be asked, or refuses.
+        ModelError: if the repository holds no usable model.
+        LlamaChatError: if the hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi, constants
 
@@ -110,7 +110,7 @@ def look_up(wanted: Reference) -> Found:
 
 
 def _remote(sibling: object) -> RemoteFile | None:
-    """A file as the hub lists it; None for one that cannot be asked for or stored."""
+    """Return a file listed by the hub; None if it is hidden, or cannot be fetched or stored."""
     path, size = getattr(sibling, "rfilename", None), getattr(sibling, "size", None)
     lfs = getattr(sibling, "lfs", None)
     digest = getattr(lfs, "sha256", None) if lfs else getattr(sibling, "blob_id", None)
@@ -125,7 +125,7 @@ def _remote(sibling: object) -> RemoteFile | None:
 
 
 def _choose(wanted: Reference, commit: str, files: dict[str, RemoteFile]) -> Found:
-    """The files of the model that is wanted."""
+    """Choose the files of the model ``wanted``."""
     models = group_gguf(files)
     names = labels(models)
     if wanted.choice:
@@ -155,7 +155,7 @@ def _choose(wanted: Reference, commit: str, files: dict[str, RemoteFile]) -> Fou
 
 
 def cached(wanted: Reference, found: Found) -> Path | None:
-    """Where the model lies in the Hugging Face cache, if another program fetched this very one."""
+    """Return the path of the model in the Hugging Face cache; None unless it is complete there."""
     from huggingface_hub import try_to_load_from_cache
 
     places = [

@@ -1,4 +1,4 @@
-"""The models on this machine: from what a person calls a model to where it lies."""
+"""Models on this machine: listing them, and finding one by name or path."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +16,13 @@ NO_MODEL_ADVICE = f"give --model PATH, or fetch one with: llama-chat pull {start
 
 
 def installed_models(search_paths: Sequence[str] = ()) -> list[Model]:
-    """All models on this machine, each under a name of its own.
+    """List all models on this machine, each under a unique name.
 
-    A name that means two things is that of the first; others are called ``SOURCE:NAME``, or by
+    Of several with the same name the first keeps it; the others are named ``SOURCE:NAME``, or by
     their paths.
 
     Args:
-        search_paths: further folders to look in.
+        search_paths: further folders to search.
     """
     named: dict[str, Model] = {}
     for model in all_models(search_paths):
@@ -35,10 +35,10 @@ def installed_models(search_paths: Sequence[str] = ()) -> list[Model]:
 
 
 def find_model(wanted: str, search_paths: Sequence[str] = ()) -> Path:
-    """Where the model ``wanted`` is: a path, the name of an installed one, or if empty the starter.
+    """Return the path of the model ``wanted``: a path, a name, or if empty the starter model.
 
     Raises:
-        ModelError: if it is nowhere; with the next step.
+        ModelError: if it is not found.
     """
     if not wanted:
         if starter.is_installed(starter.DEFAULT):
@@ -64,7 +64,7 @@ def find_model(wanted: str, search_paths: Sequence[str] = ()) -> Path:
 
 
 def _advice(wanted: str, names: Sequence[str]) -> str:
-    """The next step for one who wants a model that is not here."""
+    """Return the next step after a model was not found."""
     if wanted in starter.STARTERS:
         return f"fetch it with: llama-chat pull {wanted}"
     others = "llama-chat models lists what is here, and llama-chat pull fetches others"

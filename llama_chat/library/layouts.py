@@ -1,6 +1,6 @@
-"""Files that make up a model of each format: on a disk and on a hub, for loading and for listing.
+"""Files of a model in each format: on disk and on a hub, for loading and for listing.
 
-Names decide, and the first bytes of a single file; nothing else is read.
+A format is recognised by file names, and by the first bytes of a single file; nothing else is read.
 """
 
 import re
@@ -17,10 +17,10 @@ _QUANTIZATION = re.compile(
 )
 
 PREFERENCE = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0", "F16")
-"""Which quantisation to take where several fit and none was named; then the first there is."""
+"""Quantizations in order of preference, where several fit and none was named."""
 
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.ASCII | re.DOTALL)
-"""Stem of a file that is one part of several: name, number and count."""
+"""Stem of a file that is one of several parts: name, number and count."""
 
 GGUF_MAGIC = b"GGUF"
 """First bytes of a GGUF file."""
@@ -49,7 +49,7 @@ _HUGGING_FACE_FILES = frozenset(
         "chat_template.json",
     }
 )
-"""Files of a Hugging Face model beside its weights."""
+"""Files of a Hugging Face model other than its weights."""
 
 HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of Hugging Face weights in one file, in order of preference; parts have numbers before the
@@ -57,11 +57,11 @@ suffix, and an index with ``.index.json`` after it."""
 
 _CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth", re.ASCII)
 
-_BESIDES = {"mmproj", "imatrix"}
-"""Words in the names of GGUF files that belong to a model and are none."""
+_AUXILIARY = {"mmproj", "imatrix"}
+"""Words in the names of GGUF files that accompany a model."""
 
 _ADAPTERS = {"adapter", "lora"}
-"""The same at the beginning or the end of a name."""
+"""Words at the beginning or end of the names of GGUF files that are adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +69,32 @@ class GGUFFiles:
     """A GGUF model: one file, or all the parts of a split one."""
 
     stem: str
-    """Path of the file less ``.gguf`` and the number of the part."""
+    """Path of the file without ``.gguf`` and the number of the part."""
     files: tuple[str, ...]
     """Paths, the first part first."""
 
     @property
     def quantization(self) -> str:
-        """Such as ``Q4_K_M``; empty where the name does not tell."""
-        found = _QUANTIZATION.findall(_base(self.stem).upper())
+        """Quantization in the file name, such as ``Q4_K_M``; empty if there is none."""
+        found = _QUANTIZATION.findall(_basename(self.stem).upper())
         return found[-1] if found else ""
 
     @property
     def repository(self) -> str:
-        """The folder it is of: where one is named after the quantisation, that around it."""
+        """Folder of the file, or its parent if the folder is named after the quantization."""
         folder, _, last = self.stem.rpartition("/")[0].rpartition("/")
         whole = f"{folder}/{last}" if folder else last
         return folder if last and last.upper() == self.quantization else whole
 
 
 def group_gguf(paths: Iterable[str]) -> list[GGUFFiles]:
-    """The GGUF models among files, in order of their names.
+    """Return the GGUF models among files, sorted by name.
 
-    Split ones of which a part is missing, projectors and adapters are left out.
+    Split models with missing parts, auxiliary files and adapters are left out.
     """
     groups: dict[tuple[str, int], list[tuple[int, str]]] = {}
     for path in sorted(paths):
-        if not path.lower().endswith(".gguf") or _is_beside(path):
+        if not path.lower().endswith(".gguf") or _is_auxiliary(path):
             continue
         stem = path[: -len(".gguf")]
         if part := PART_NAME.fullmatch(stem):
@@ -109,16 +109,16 @@ def group_gguf(paths: Iterable[str]) -> list[GGUFFiles]:
 
 
 def labels(models: Sequence[GGUFFiles]) -> list[str]:
-    """What to call each of several models of a folder: its quantisation, or else its file."""
+    """Return a label for each model of a folder: its quantization if unique, else its file name."""
     known = [model.quantization for model in models]
     return [
-        quantization if quantization and known.count(quantization) == 1 else _base(model.stem)
+        quantization if quantization and known.count(quantization) == 1 else _basename(model.stem)
         for model, quantization in zip(models, known, strict=True)
     ]
 
 
 def preferred(models: Sequence[GGUFFiles]) -> GGUFFiles:
-    """The one to take if nobody said which; the first of those that rank alike."""
+    """Return the model to take by default; the first of those with the same rank."""
     rank = {quantization: place for place, quantization in enumerate(PREFERENCE)}
     return min(models, key=lambda model: rank.get(model.quantization, len(rank)))
 
@@ -128,7 +128,7 @@ class ModelFiles:
     """Files of a model in one folder, by name."""
 
     config: tuple[str, ...]
-    """Files beside the weights."""
+    """Files other than the weights."""
     weights: tuple[str, ...]
     """Files of weights, in order."""
     is_complete: bool
@@ -137,13 +137,13 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelFormat:
-    """A checkpoint format: how its files are recognised, and what reads them."""
+    """A checkpoint format: the recognition of its files, and the module that reads them."""
 
     name: str
     reader: str
     """Module of ``llama_chat.checkpoints`` that has ``open_checkpoint``."""
     in_folder: Callable[[Collection[str]], ModelFiles | None] = lambda names: None
-    """Files of a model among the names in a folder; None without any sign of one."""
+    """Files of a model among the names in a folder; None if nothing indicates a model."""
     is_file: Callable[[str, bytes], bool] = lambda name, head: False
     """True for the name and the first bytes of a file that is a model by itself."""
 
@@ -200,10 +200,10 @@ FORMATS = (
 
 
 def identify_folder(names: Collection[str]) -> tuple[ModelFormat, ModelFiles] | None:
-    """Format of the model among the names in a folder, and its files.
+    """Return the format of the model among the names in a folder, and its files.
 
-    A complete model comes first. Without one, signs of a model count, so that loading can say what
-    is missing. None without any sign.
+    A complete model has precedence. Without one, an incomplete model is returned, so that loading
+    can report what is missing; None if nothing indicates a model.
     """
     found = [(each, files) for each in FORMATS if (files := each.in_folder(names))]
     for each, files in found:
@@ -213,7 +213,7 @@ def identify_folder(names: Collection[str]) -> tuple[ModelFormat, ModelFiles] | 
 
 
 def identify(path: Path) -> ModelFormat | None:
-    """Format of the model at ``path``, a folder or a file; None if it is of none.
+    """Return the format of the model at ``path``, a folder or a file; None if it is unknown.
 
     Raises:
         OSError: if the path cannot be read.
@@ -221,23 +221,23 @@ def identify(path: Path) -> ModelFormat | None:
     if path.is_dir():
         found = identify_folder([entry.name for entry in path.iterdir()])
         return found[0] if found else None
-    if not path.is_file():  # a named pipe would be waited for
+    if not path.is_file():  # opening a named pipe would block
         return None
     head = read_start(path, _HEAD_BYTES)
     return next((each for each in FORMATS if each.is_file(path.name, head)), None)
 
 
 def select_llama2c(names: Collection[str]) -> list[str]:
-    """Models of llama2.c in a folder: ``.bin`` files with a tokenizer beside them."""
+    """Return the llama2.c models in a folder: ``.bin`` files with a tokenizer beside them."""
     if "config.json" in names or not {"tokenizer.bin", "tokenizer.model"} & set(names):
         return []
     return [n for n in sorted(names) if n.endswith(".bin") and not n.startswith("tokenizer")]
 
 
-def _is_beside(path: str) -> bool:
-    words = re.split(r"[-_.]", _base(path).lower().removesuffix(".gguf"))
-    return bool(_BESIDES.intersection(words) or _ADAPTERS.intersection((words[0], words[-1])))
+def _is_auxiliary(path: str) -> bool:
+    words = re.split(r"[-_.]", _basename(path).lower().removesuffix(".gguf"))
+    return bool(_AUXILIARY.intersection(words) or _ADAPTERS.intersection((words[0], words[-1])))
 
 
-def _base(path: str) -> str:
+def _basename(path: str) -> str:
     return path.rpartition("/")[2]

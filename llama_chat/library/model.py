@@ -1,4 +1,4 @@
-"""A model that lies on this machine, and finding those in a tree of folders."""
+"""A model on this machine, and the search for models in a folder tree."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +17,18 @@ from llama_chat.library.layouts import (
 )
 
 _DEPTH = 6
-"""Folders within folders that are looked into."""
+"""Depth of subfolders to search."""
 
 _ENTRIES = 20_000
-"""Files and folders of one tree that are looked at: more is no collection of models."""
+"""Limit on the files and folders of a tree: one with more is no collection of models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and what can be told of it without opening it."""
+    """A model, as far as it is known without opening it."""
 
     name: str
-    """What ``-m`` takes."""
+    """Name that ``-m`` takes."""
     path: Path
     """A folder, or the first file."""
     format: str
@@ -39,36 +39,36 @@ class Model:
     source: str
     """``own``, ``hub``, ``ollama``, ``lm-studio`` or ``path``."""
     changed: float
-    """In seconds since 1970."""
+    """Time of the last change in seconds since 1970."""
     files: tuple[Path, ...]
     aliases: tuple[str, ...] = ()
-    """Other names that ``-m`` takes unless they are those of another model."""
+    """Other names that ``-m`` takes, unless another model has them."""
 
     @property
     def kind(self) -> str:
-        """Its format, with the quantisation where that is known."""
+        """Format, with the quantization if known."""
         return f"{self.format} {self.quantization}".rstrip()
 
     @property
     def summary(self) -> str:
-        """What it is, in a few words."""
+        """Size, kind and source."""
         return f"{readable_size(self.n_bytes)}, {self.kind}, {self.source}"
 
 
 class Folder(NamedTuple):
-    """A folder below another one."""
+    """A folder in a tree."""
 
     name: str
-    """Its path from there, with ``/``; empty for that folder itself."""
+    """Path relative to the root, with ``/``; empty for the root itself."""
     path: Path
     files: list[str]
-    """Names of the files in it, be they links; not hidden ones."""
+    """Names of the files and links to files in it, without hidden ones."""
 
 
 def folders(root: Path) -> Iterator[Folder]:
-    """``root`` and the folders below it, in order of their names; each once, whatever links say.
+    """Yield ``root`` and the folders below it, sorted by name; each once, even with cyclic links.
 
-    What cannot be read is passed over.
+    Unreadable folders are skipped.
     """
     seen: set[tuple[int, int]] = set()
     left = _ENTRIES
@@ -103,7 +103,7 @@ def folders(root: Path) -> Iterator[Folder]:
 
 
 def _is(question: Callable[[], bool]) -> bool:
-    """The answer of a directory entry; no where a link leads in a circle or out of sight."""
+    """Return the answer of a directory entry; False for a cyclic or inaccessible link."""
     try:
         return question()
     except OSError:
@@ -111,7 +111,7 @@ def _is(question: Callable[[], bool]) -> bool:
 
 
 def measure(files: Sequence[Path]) -> tuple[int, float]:
-    """Bytes of files together, and when the latest was changed."""
+    """Return the total bytes of files, and the time of the last change in seconds since 1970."""
     n_bytes, changed = 0, 0.0
     for file in files:
         try:
@@ -123,10 +123,10 @@ def measure(files: Sequence[Path]) -> tuple[int, float]:
 
 
 def models_by_folder(root: Path, source: str, prefix: str = "") -> Iterator[Model]:
-    """The models below ``root``, named after their folders: ``NAME``, or ``NAME:Q4_K_M``.
+    """Yield the models below ``root``, named after their folders: ``NAME``, or ``NAME:Q4_K_M``.
 
     Args:
-        root: where to look.
+        root: the folder to search.
         source: for ``Model.source``.
         prefix: the name of ``root`` itself; if empty, files in it are named after themselves.
     """
@@ -152,7 +152,7 @@ def models_by_folder(root: Path, source: str, prefix: str = "") -> Iterator[Mode
 
 
 def models_by_file(root: Path, source: str) -> Iterator[Model]:
-    """The models below ``root``, each named after its path from there, without a suffix."""
+    """Yield the models below ``root``, named after their relative paths without suffix."""
     for folder in folders(root):
         yield from _other_models(folder, source, folder.name or root.name)
         for model in group_gguf(folder.files):
@@ -161,7 +161,7 @@ def models_by_file(root: Path, source: str) -> Iterator[Model]:
 
 
 def _other_models(folder: Folder, source: str, name: str) -> Iterator[Model]:
-    """Those in a folder that are no GGUF files."""
+    """Yield the models in a folder that are no GGUF files."""
     if not name:
         return
     found = identify_folder(folder.files)
@@ -183,6 +183,6 @@ def _gguf(root: Path, model: GGUFFiles, source: str, name: str, *aliases: str) -
 
 
 def _measured(files: tuple[Path, ...], source: str) -> tuple[int, str, float, tuple[Path, ...]]:
-    """The fields of a ``Model`` that its files tell."""
+    """Return the fields ``n_bytes``, ``source``, ``changed`` and ``files`` of a ``Model``."""
     n_bytes, changed = measure(files)
     return n_bytes, source, changed, files

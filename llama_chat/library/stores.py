@@ -1,6 +1,6 @@
-"""Where models lie on a machine: our own folder, and those of other programs.
+"""Model stores on this machine: our own folder, and those of other programs.
 
-Only names of files and small JSON files are read, and the first four bytes of a blob.
+Only file names, small text files and the first four bytes of a blob are read.
 """
 
 import itertools
@@ -16,26 +16,26 @@ from llama_chat.library.layouts import GGUF_MAGIC
 from llama_chat.library.model import Model, folders, measure, models_by_file, models_by_folder
 
 _SMALL_BYTES = 2**20
-"""Larger than any manifest."""
+"""Limit on the bytes read of a small file; manifests are smaller."""
 
-_REPOSITORIES = 10_000
-"""So many in a cache are looked at."""
+_MAX_ENTRIES = 10_000
+"""Limit on the entries read of a folder."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _OLLAMA_SERVICE = "/usr/share/ollama/.ollama/models"
-"""Where ollama keeps models if it runs as a service of the system."""
+"""Model store of ollama if it runs as a system service."""
 
 
 def own_folder() -> Path:
-    """Where ``pull`` puts models."""
+    """Return the folder where ``pull`` stores models."""
     return data_home() / "models"
 
 
 def all_models(search_paths: Sequence[str]) -> Iterator[Model]:
-    """Every model of every store; where names are the same the first one counts."""
+    """Yield the models of all stores; of those with the same name the first has precedence."""
     yield from models_by_folder(own_folder(), "own")
     yield from _hub_models(_hub_cache())
     for store in (os.environ.get("OLLAMA_MODELS") or "~/.ollama/models", _OLLAMA_SERVICE):
@@ -47,7 +47,7 @@ def all_models(search_paths: Sequence[str]) -> Iterator[Model]:
 
 
 def remove(model: Model) -> None:
-    """Remove a model in our own folder. If it is linked to from there, only the link goes.
+    """Remove a model from our own folder; if it is linked there, remove only the link.
 
     Raises:
         SaveError: if it cannot be removed.
@@ -66,7 +66,7 @@ def remove(model: Model) -> None:
 
 
 def _first_link(home: Path, file: Path) -> Path:
-    """The first symbolic link on the way from ``home`` to ``file``, or else the file."""
+    """Return the first symbolic link on the path from ``home`` to ``file``, or else the file."""
     path = home
     for part in file.relative_to(home).parts:
         path /= part
@@ -76,7 +76,7 @@ def _first_link(home: Path, file: Path) -> Path:
 
 
 def _hub_cache() -> Path:
-    """The Hugging Face cache, found as ``huggingface_hub`` does; that is slower to import."""
+    """Return the Hugging Face cache as ``huggingface_hub`` finds it, without its slow import."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if path := os.environ.get(variable):
             return expand_user(os.path.expandvars(path))
@@ -86,7 +86,7 @@ def _hub_cache() -> Path:
 
 
 def _hub_models(cache: Path) -> Iterator[Model]:
-    """The models in a Hugging Face cache; other revisions as ``NAME@REVISION``."""
+    """Yield the models in a Hugging Face cache; further revisions as ``NAME@REVISION``."""
     for folder in _children(cache):
         kind, _, name = folder.partition("--")
         if kind != "models" or not name:
@@ -97,7 +97,7 @@ def _hub_models(cache: Path) -> Iterator[Model]:
             cache / folder / "snapshots" / commit
             for commit in _children(cache / folder / "snapshots")
         ]
-        # The main one first, or else the latest.
+        # The main revision first, or else the latest.
         snapshots.sort(key=lambda path: (names.get(path.name) != "main", -measure([path])[1]))
         for n_before, snapshot in enumerate(snapshots):
             revision = names.get(snapshot.name) or snapshot.name[:8]
@@ -106,7 +106,7 @@ def _hub_models(cache: Path) -> Iterator[Model]:
 
 
 def _revisions(refs: Path) -> dict[str, str]:
-    """The name of each commit that has one."""
+    """Return the branch or tag of each commit that has one."""
     found = {}
     for name in sorted(_children(refs), key=lambda name: (name != "main", name), reverse=True):
         commit = read_start(refs / name, _SMALL_BYTES).decode("ascii", "replace").strip()
@@ -116,7 +116,7 @@ def _revisions(refs: Path) -> dict[str, str]:
 
 
 def _ollama_models(store: Path) -> Iterator[Model]:
-    """The models in a store of ollama: ``MODEL:TAG``, of which ``latest`` is left out."""
+    """Yield the models in an ollama store: ``MODEL:TAG``, or ``MODEL`` for the tag ``latest``."""
     for folder in folders(store / "manifests"):
         parts = folder.name.split("/")
         if len(parts) != 3:
@@ -143,7 +143,7 @@ def _ollama_models(store: Path) -> Iterator[Model]:
 
 
 def _ollama_layers(manifest: Path) -> list[tuple[str, str]]:
-    """What a manifest names: media types, and file names of blobs."""
+    """Return media type and file name of the blobs in a manifest."""
     table = _read_json(manifest)
     layers = table.get("layers")
     found = []
@@ -165,16 +165,16 @@ def _ollama_quantization(store: Path, layers: list[tuple[str, str]]) -> str:
 
 
 def _children(folder: Path) -> list[str]:
-    """Names in a folder; none if it cannot be read."""
+    """Return the sorted names in a folder; empty if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in itertools.islice(entries, _REPOSITORIES))
+            return sorted(entry.name for entry in itertools.islice(entries, _MAX_ENTRIES))
     except (OSError, ValueError):
         return []
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """The object in a small JSON file; empty if there is none."""
+    """Read the object in a small JSON file; empty if there is none."""
     try:
         value = json.loads(read_start(path, _SMALL_BYTES))
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """All settings.
 
-A new one is a field here and a line in ``config.toml``: flag, environment variable, command in the
-chat, completion and documentation of ``--help`` follow from it.
+A new setting is a field here and a line in ``config.toml``; flag, environment variable, chat
+command, completion and ``--help`` text are derived from it.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Model, and its place and format in memory."""
+    """Model, device, and formats in memory."""
 
     model: str | None = define(
         "path",
@@ -131,7 +131,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Choice of the next token, with Meta's defaults.
+    """Sampling of the next token, with Meta's defaults.
 
     The filters apply in this order: repetition penalty on the logits, then temperature, top-k,
     top-p and min-p on the probabilities.
@@ -206,7 +206,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """Limits and beginnings of replies."""
+    """Reply length, stop strings, system message, examples, chat template, and full contexts."""
 
     max_tokens: int = define(
         "integer",
@@ -256,7 +256,7 @@ class ReplySettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """The screen, and files on disk."""
+    """Terminal output, and saving of conversations and history."""
 
     color: str = define(
         "choice",
@@ -326,7 +326,7 @@ SETTINGS: Mapping[str, Setting] = {
     for heading, group in _GROUPS.items()
     for each in fields(group)
 }
-"""All settings by name, in their groups."""
+"""All settings by name, ordered by group."""
 
 
 @dataclass(frozen=True)
@@ -339,15 +339,15 @@ class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
 
     @property
     def sampling(self) -> Sampling:
-        """The choice of tokens alone."""
+        """Sampling settings alone."""
         return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
 
     def value(self, name: str) -> Value:
-        """Value of the setting ``name``."""
+        """Return the value of the setting ``name``."""
         return cast("Value", getattr(self, name))
 
     def source(self, name: str) -> str:
-        """Source of the value of ``name``, as in ``sources``, or ``default``."""
+        """Return the source of the value of ``name``, as in ``sources``, or ``default``."""
         return self.sources.get(name, DEFAULT_SOURCE)
 
     def is_given(self, name: str) -> bool:
@@ -355,12 +355,12 @@ class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
         return self.source(name).startswith(("--", "LLAMA_CHAT_"))
 
     def change(self, name: str, value: Value, source: str) -> "Settings":
-        """A copy with another value of ``name``, which came from ``source``."""
+        """Return a copy with another value of ``name``, set by ``source``."""
         changes: dict[str, Any] = {name: value}
         return replace(self, **changes, sources={**self.sources, name: source})
 
     def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
-        """A copy with the values of a prompt file, which override a settings file, but no flag."""
+        """Return a copy with the values of a prompt file; flags and environment keep precedence."""
         changed = self
         for name, value in values.items():
             if not self.is_given(name):

@@ -1,4 +1,4 @@
-"""One setting: type, range and spellings, parsing and checking of its values."""
+"""One setting: type, range, names, and parsing and validation of its values."""
 
 import math
 import os
@@ -11,8 +11,8 @@ from llama_chat.errors import UsageError
 Value = str | int | float | bool | tuple[str, ...] | None
 Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch"]
 Scope = Literal["load", "sampling", "reply", "display", "program"]
-"""Part of the program that follows a change: the loaded model (which is loaded again), the choice
-of tokens, the next reply, the screen, or nothing but the program as a whole."""
+"""Part of the program that a change affects: the model (which is loaded again), sampling, the next
+reply, the display, or only the program as a whole."""
 
 _WORDS = {"true": True, "1": True, "yes": True, "on": True}
 _WORDS |= {"false": False, "0": False, "no": False, "off": False}
@@ -35,18 +35,18 @@ class Setting:
     above: bool = False
     """Exclude ``low`` itself."""
     values: Mapping[str, str] = field(default_factory=dict)
-    """Possible values with their meanings: all of a choice, some of a text."""
+    """Values with their meanings: all those of a choice, examples of a text."""
     short: str | None = None
     """One-letter flag."""
     is_paths: bool = False
-    """List of paths, which the environment separates by ``:``."""
+    """True for a list of paths, which are separated by ``:`` in text."""
     name: str = ""
     group: str = ""
     """Heading in ``--help`` and in the settings file."""
 
     @property
     def flag(self) -> str:
-        """Spelling on the command line."""
+        """Name on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -56,12 +56,12 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """Spelling in the environment."""
+        """Name in the environment."""
         return "LLAMA_CHAT_" + self.name.upper()
 
     @property
     def command(self) -> str:
-        """Spelling in the chat."""
+        """Name in the chat."""
         return "/" + self.name.replace("_", "-")
 
     @property
@@ -170,12 +170,12 @@ def _quoted(value: object) -> str:
 def define(
     kind: Kind, default: Value, meaning: str, *, scope: Scope, example: str, **more: Any
 ) -> Any:
-    """A dataclass field that is a setting; for the arguments see ``Setting``."""
+    """Return a dataclass field that defines a setting; see ``Setting`` for the arguments."""
     setting = Setting(kind, default, meaning, example, scope, **more)
     return field(default=default, metadata={_KEY: setting})
 
 
 def setting_of(metadata: Mapping[str, Any]) -> Setting:
-    """The setting in the metadata of a field that ``define`` made."""
+    """Return the setting in the metadata of a field made by ``define``."""
     setting: Setting = metadata[_KEY]
     return setting

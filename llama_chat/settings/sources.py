@@ -1,4 +1,4 @@
-"""The settings in force: defaults, settings file, environment and flags."""
+"""Settings in force: defaults, settings file, environment and flags combined."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from llama_chat.settings.definitions import SETTINGS, Settings
 from llama_chat.settings.setting import Value, check, parse
 
 _MAX_BYTES = 2**20
-"""Bytes of a settings file: more than anyone writes by hand."""
+"""Size limit of a settings file."""
 
 
 def load_settings(
@@ -49,12 +49,12 @@ def load_settings(
 
 
 def usual_config_path() -> Path:
-    """Path of the settings file if nobody names one."""
+    """Return the default path of the settings file."""
     return config_home() / "config.toml"
 
 
 def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """The settings file to read: never one that merely is in the current folder."""
+    """Return the settings file to read, or None; the current folder is not searched."""
     if given is not None:
         return given
     if named := environment.get("LLAMA_CHAT_CONFIG"):
@@ -62,7 +62,7 @@ def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | No
     usual = usual_config_path()
     try:
         return usual if usual.exists() else None
-    except OSError:  # no permission to look there: reading it says so
+    except OSError:  # no permission: reading it reports that
         return usual
 
 
@@ -72,7 +72,7 @@ def read_config(path: Path) -> dict[str, Value]:
     A relative path of a model, or of a folder of models, is relative to the folder of the file.
 
     Raises:
-        UsageError: naming the file, the line and what is wrong in it.
+        UsageError: if it is invalid; the message names the file, the line and the reason.
     """
     where = f"settings file {str(path)!r}"
     text = read_text(path, where, "check --config and LLAMA_CHAT_CONFIG", _MAX_BYTES)
@@ -97,7 +97,7 @@ def read_config(path: Path) -> dict[str, Value]:
 
 
 def _line(text: str, key: str) -> str:
-    """Line number of ``key`` in a settings file, for an error; empty if it is not certain."""
+    """Return the line number of ``key`` in a settings file, for an error; empty if uncertain."""
     pattern = rf"^[ \t\[]*[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]"
     found = list(re.finditer(pattern, text, re.MULTILINE))
     if len(found) != 1:  # more: one may be within a text of several lines
@@ -107,7 +107,7 @@ def _line(text: str, key: str) -> str:
 
 
 def _beside(config: Path, wanted: str) -> str:
-    """The path ``wanted`` relative to a settings file if it exists there, else unchanged."""
+    """Return ``wanted`` relative to a settings file if that path exists, else unchanged."""
     path = config.parent / expand_user(wanted)
     try:
         return str(path) if path.exists() else wanted

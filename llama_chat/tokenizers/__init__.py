@@ -1,1 +1,1 @@
-"""Text to ids, and ids back to text as they arrive."""
+"""Tokenizers: text to ids, and ids to text incrementally."""

@@ -1,4 +1,4 @@
-"""What every tokenizer offers, whatever its algorithm."""
+"""Base class of all tokenizers."""
 
 import codecs
 import hashlib
@@ -27,31 +27,31 @@ Span = tuple[int, int]
 """Start and end of a run of characters in a text."""
 
 SPACE = "\u2581"
-"""How the pieces of SentencePiece write a space."""
+"""Space in the pieces of SentencePiece."""
 MAX_BYTES = 64 * 2**20
-"""Of a tokenizer's file; that of Llama 3 has 17 MB."""
+"""Size limit of a tokenizer file; that of Llama 3 has 17 MB."""
 
 OF_THE_MODEL = "tokenizer of the model"
-"""What errors call a vocabulary that stands in the file of the model."""
+"""Name in errors of a vocabulary that is stored in the file of the model."""
 DAMAGED = "the file is damaged or of another kind"
 
 
 class Tokenizer(ABC):
-    """Text to ids and back.
+    """Conversion of text to token ids and back.
 
-    ``encode`` never adds BOS or EOS and never yields a control id, whatever the text says:
+    ``encode`` never adds BOS or EOS and never returns a control id, whatever the text is:
     control ids come from ``control_ids`` alone, so only a template can use them.
     """
 
     kind: str
-    """The algorithm, for people."""
+    """Name of the algorithm, for display."""
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     add_bos: bool
-    """Whether a raw prompt begins with BOS."""
+    """True if a raw prompt begins with BOS."""
     dummy_prefix: bool
-    """Whether each ``encode`` puts a space in front that is no part of the text."""
+    """True if ``encode`` prepends a space that is not part of the text."""
     control_ids: Mapping[str, int]
     """Ids of the control tokens by their text."""
 
@@ -60,28 +60,28 @@ class Tokenizer(ABC):
         """Encode ``text``.
 
         The characters in a span of ``spell`` are encoded one by one: the text stays the same and
-        the ids differ, so that a tag typed by a person is not the tag of a template.
+        the ids differ, so that a tag typed by the user does not act as a tag of the template.
         """
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that ``token_id`` stands for; empty for a control token.
+        """Return the UTF-8 bytes of ``token_id``; empty for a control token.
 
-        A single token may hold a part of a character.
+        A token may contain only a part of a character.
         """
 
     @abstractmethod
     def piece(self, token_id: int) -> str:
-        """How the vocabulary itself writes ``token_id``."""
+        """Return ``token_id`` as written in the vocabulary."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells vocabularies apart: with the same one, ids mean the same."""
+        """Hash of the vocabulary: if it is the same, ids mean the same."""
         pieces = "\0".join(map(self.piece, range(self.vocab_size)))
         return hashlib.sha256(pieces.encode("utf-8", "replace")).hexdigest()[:16]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, as a whole text: a dummy prefix in front is dropped.
+        """Decode ``ids`` as a complete text: a leading dummy prefix is removed.
 
         Invalid bytes become U+FFFD.
         """
@@ -95,11 +95,10 @@ _MARKER = re.compile(rf"{SPACE}*(<\S+>|\[\S+\]){SPACE}*")
 
 
 def is_marker(token: str) -> bool:
-    """Whether a token that was added to a vocabulary marks a place: ``<…>`` or ``[…]``, no spaces.
+    """True if a token added to a vocabulary has the pattern ``<…>`` or ``[…]``, without spaces.
 
-    One file calls its ``<|im_start|>`` a control token, and the next an ordinary added one. Here
-    all added tokens of that look are control tokens, whatever their file calls them; the others,
-    such as a run of spaces, are text.
+    Some files declare ``<|im_start|>`` a control token, others an ordinary added token. Here all
+    added tokens of that pattern are control tokens; the others, such as a run of spaces, are text.
     """
     return _MARKER.fullmatch(token) is not None
 
@@ -108,15 +107,15 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def without_surrogates(text: str) -> str:
-    """``text`` with lone surrogates, which have no UTF-8, replaced by U+FFFD."""
+    """Replace lone surrogates, which have no UTF-8 encoding, by U+FFFD."""
     return _SURROGATES.sub("\ufffd", text)
 
 
 def read_file(path: Path, what: str) -> bytes:
-    """The bytes of a tokenizer's file.
+    """Read a tokenizer file.
 
     Raises:
-        ModelError: about ``what``, if it cannot be read or is larger than any such file.
+        ModelError: about ``what``, if it cannot be read, is empty, or exceeds ``MAX_BYTES``.
     """
     advice = f"take the {path.name[:60]!r} that came with the model"
     try:

@@ -28,15 +28,15 @@ _TEKKEN_SPLIT = (
 
 @dataclass(frozen=True, slots=True)
 class _PreTokenizer:
-    """How text is divided into words, within which tokens are merged."""
+    """Division of text into words, within which tokens are merged."""
 
     splits: tuple[str, ...]
-    """Patterns as published with each tokenizer: every match is a word, and so is what is between.
-    A later one divides the words of those before."""
+    """Patterns as published with each tokenizer: every match is a word, and so is the text between
+    matches. Each pattern further divides the words of the previous one."""
     whole_words: bool = False
-    """Whether a word that is a token is that token, even if no merges lead to it."""
+    """True if a word that is in the vocabulary is one token, even if no merges lead to it."""
     adds_bos: bool = False
-    """Whether a prompt begins with BOS where the checkpoint does not say."""
+    """True if a prompt begins with BOS unless the checkpoint says otherwise."""
 
 
 _GPT_2 = _PreTokenizer((GPT_2_SPLIT,))
@@ -52,13 +52,14 @@ _PRE_TOKENIZERS = {
     **dict.fromkeys(("qwen2", "megrez"), _PreTokenizer((_QWEN_2_SPLIT,))),
     "tekken": _PreTokenizer((_TEKKEN_SPLIT,), whole_words=True, adds_bos=True),
 }
-"""By the names that GGUF files give them."""
+"""Pre-tokenizers by their names in GGUF files."""
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level vocabularies write bytes.
+    """Return the characters that encode bytes in byte-level vocabularies, with those bytes.
 
-    Printable bytes stand for themselves; all others, in order, for the characters from U+0100 on.
+    A printable byte is the character of that code; all others, in order, are the characters from
+    U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -70,16 +71,16 @@ def byte_alphabet() -> dict[str, int]:
 _BYTES = byte_alphabet()
 
 
-_NOTHING = "\uffff"
-"""No byte: what stands for itself in Latin-1 but not in the alphabet."""
+_NOT_LATIN1 = "\uffff"
+"""Replacement for Latin-1 characters outside the byte alphabet, so that encoding them fails."""
 
-_TO_LATIN1 = dict.fromkeys(range(256), _NOTHING) | {
+_TO_LATIN1 = dict.fromkeys(range(256), _NOT_LATIN1) | {
     ord(character): chr(byte) for character, byte in _BYTES.items()
 }
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes that a byte-level token writes; one outside the alphabet stands for its text."""
+    """Return the bytes of a byte-level token, or the UTF-8 of one outside the alphabet."""
     try:
         return token.translate(_TO_LATIN1).encode("latin-1")
     except UnicodeEncodeError:
@@ -87,12 +88,12 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 def missing_bytes(vocabulary: Mapping[str, int]) -> bytes:
-    """The bytes that no token of a byte-level vocabulary writes alone."""
+    """Return the bytes without a single-byte token in a byte-level vocabulary."""
     return bytes(byte for character, byte in _BYTES.items() if character not in vocabulary)
 
 
 class BytePairTokenizer(LibraryTokenizer):
-    """A byte-level vocabulary with its merges."""
+    """Byte-level BPE from a vocabulary and its merges."""
 
     kind = "byte-level BPE"
 
@@ -108,7 +109,7 @@ class BytePairTokenizer(LibraryTokenizer):
         add_bos: bool | None,
         added_ids: AbstractSet[int] = frozenset(),
     ) -> None:
-        """Build it from the tables of a checkpoint; see ``BytePairSource``.
+        """Build the tokenizer from the tables of a checkpoint; see ``BytePairSource``.
 
         Raises:
             ModelError: if the tables contradict each other, or the pre-tokenizer is not known.
@@ -143,7 +144,7 @@ class BytePairTokenizer(LibraryTokenizer):
 
 
 def divide(name: str) -> pre_tokenizers.PreTokenizer:
-    """The library's part for the pre-tokenizer ``name``.
+    """Return the library's object for the pre-tokenizer ``name``.
 
     Raises:
         ModelError: if it is not known.
@@ -154,12 +155,12 @@ def divide(name: str) -> pre_tokenizers.PreTokenizer:
 
 
 def takes_whole_words(name: str) -> bool:
-    """Whether a word that is a token is that token, by the pre-tokenizer ``name``."""
+    """True if a word that is in the vocabulary is one token for the pre-tokenizer ``name``."""
     return _rule(name).whole_words
 
 
 def pre_tokenizer_name(splits: Sequence[str], *, whole_words: bool) -> str | None:
-    """The name of the pre-tokenizer that splits text so, if it has one."""
+    """Return the name of the pre-tokenizer with these splits; None if there is none."""
     for name, rule in _PRE_TOKENIZERS.items():
         if rule.splits == tuple(splits) and rule.whole_words == whole_words:
             return name

@@ -1,4 +1,4 @@
-"""What runs on the ``tokenizers`` library."""
+"""Base class of tokenizers that run on the ``tokenizers`` library."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ from llama_chat.tokenizers.pieces import PieceTokenizer
 
 
 class LibraryTokenizer(PieceTokenizer):
-    """A BPE of the library.
+    """BPE tokenizer of the library.
 
-    The control tokens are kept from it, so that no text can produce one.
+    The library is not given the control tokens, so that no text can produce one.
     """
 
     def __init__(
@@ -27,32 +27,32 @@ class LibraryTokenizer(PieceTokenizer):
         control_ids: Mapping[str, int],
         missing: bytes = b"",
     ) -> None:
-        """Take the library's tokenizer and the tables; see ``PieceTokenizer``.
+        """Store the library's tokenizer and the tables; see ``PieceTokenizer``.
 
-        ``backend`` must know no control token. ``what`` is what errors are about. ``missing`` are
-        bytes that no token writes.
+        ``backend`` must have no control tokens. ``what`` names the tokenizer in errors.
+        ``missing`` are bytes that no token encodes.
 
         Raises:
-            ModelError: if the vocabulary cannot write even U+FFFD.
+            ModelError: if the vocabulary cannot encode even U+FFFD.
         """
         super().__init__(pieces, table, control_ids)
         self._backend = backend
         self._what = what
         if not set(missing).isdisjoint("\ufffd".encode()):
             raise ModelError(what, "it lacks tokens for single bytes", DAMAGED)
-        self._unwritable = re.compile(b"[" + re.escape(missing) + b"]") if missing else None
+        self._unencodable = re.compile(b"[" + re.escape(missing) + b"]") if missing else None
         self.dummy_prefix = b"".join(map(self.token_bytes, self._encode("a"))).startswith(b" ")
 
-    def _writable(self, text: str) -> str:
-        """``text`` with U+FFFD for characters of bytes that no token writes.
+    def _encodable(self, text: str) -> str:
+        """Replace characters with bytes that no token encodes by U+FFFD.
 
-        Vocabularies lack bytes that their training text never held, and the algorithm would drop
-        such characters without a word.
+        Vocabularies lack bytes that do not occur in their training text, and the algorithm would
+        silently drop such characters.
         """
-        unwritable = self._unwritable
-        if unwritable is None or not unwritable.search(text.encode()):
+        unencodable = self._unencodable
+        if unencodable is None or not unencodable.search(text.encode()):
             return text
-        return "".join("\ufffd" if unwritable.search(c.encode()) else c for c in text)
+        return "".join("\ufffd" if unencodable.search(c.encode()) else c for c in text)
 
     def _encode(self, text: str) -> list[int]:
         with library_errors(self._what):
@@ -62,10 +62,10 @@ class LibraryTokenizer(PieceTokenizer):
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Turn what the library raises about ``what`` into ``ModelError``.
+    """Convert exceptions of the library to ``ModelError`` about ``what``.
 
-    For its errors it raises ``Exception`` itself, and for its panics a class of its own that
-    cannot be imported and derives from ``BaseException``.
+    For errors it raises ``Exception`` itself, and for panics a subclass of ``BaseException`` that
+    cannot be imported.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What tokenizers share that know every piece of their vocabulary and its bytes."""
+"""Base class of tokenizers with a table of all pieces and their bytes."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from llama_chat.tokenizers.base import Span, Tokenizer, without_surrogates
 
 
 class PieceTokenizer(Tokenizer):
-    """A table of pieces, and an algorithm that a library runs."""
+    """Tokenizer with a table of pieces, whose algorithm is run by a library."""
 
     def __init__(
         self, pieces: Sequence[str], table: Sequence[bytes], control_ids: Mapping[str, int]
     ) -> None:
-        """Take the tables; ``table[i]`` are the bytes of ``pieces[i]``."""
+        """Store the tables; ``table[i]`` are the bytes of ``pieces[i]``."""
         self.vocab_size = len(pieces)
         self.control_ids = control_ids
         self._pieces = pieces
@@ -21,17 +21,17 @@ class PieceTokenizer(Tokenizer):
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
-        """Encode a text without lone surrogates by the algorithm alone."""
+        """Run the algorithm on a text without lone surrogates."""
 
     def encode(self, text: str, *, spell: Iterable[Span] = ()) -> list[int]:
         """See the base class."""
-        text = self._writable(without_surrogates(text))
+        text = self._encodable(without_surrogates(text))
         ids = self._encode(text)
         spans = list(spell)
         return self._spell_spans(ids, text, spans) if spans else ids
 
-    def _writable(self, text: str) -> str:
-        """``text``, each character that the vocabulary cannot write replaced by another."""
+    def _encodable(self, text: str) -> str:
+        """Replace the characters that the vocabulary cannot encode; none by default."""
         return text
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -43,15 +43,15 @@ class PieceTokenizer(Tokenizer):
         return self._pieces[token_id] if 0 <= token_id < self.vocab_size else f"<{token_id}>"
 
     def _spell_spans(self, ids: list[int], text: str, spans: list[Span]) -> list[int]:
-        """Replace the ids that touch a span of ``text`` by those of their single characters."""
+        """Replace the ids that overlap a span of ``text`` by those of their single characters."""
         lengths = [len(self._bytes[token_id]) for token_id in ids]
-        shift = sum(lengths) - len(text.encode())  # of a dummy prefix
+        shift = sum(lengths) - len(text.encode())  # bytes of a dummy prefix
         places = [
             (shift + len(text[:start].encode()), shift + len(text[:end].encode()))
             for start, end in spans
         ]
         if shift not in (0, int(self.dummy_prefix)):
-            # The vocabulary rewrites text, so nothing can be located: spell all of it.
+            # The vocabulary normalizes text, so no span can be located: spell all of it.
             places = [(0, sum(lengths))]
         spelled: list[int] = []
         begin = 0
@@ -62,11 +62,11 @@ class PieceTokenizer(Tokenizer):
         return spelled
 
     def _spell(self, token_id: int) -> list[int]:
-        """The ids of the single characters of a piece; the piece itself if some have none."""
+        """Return the ids of the single characters of a token; the token itself if one has none."""
         data = self._bytes[token_id]
         try:
             characters = [character.encode() for character in data.decode()]
-        except UnicodeDecodeError:  # it holds a part of a character
+        except UnicodeDecodeError:  # it contains a part of a character
             characters = [data]
         known = self._characters
         ids: list[int] = []
@@ -79,12 +79,12 @@ class PieceTokenizer(Tokenizer):
 
     @cached_property
     def _characters(self) -> dict[bytes, int]:
-        """Ids of the pieces of one character, and of the tokens of single bytes."""
+        """Ids of one-character pieces and of single-byte tokens, by their bytes."""
         control = set(self.control_ids.values())
         found: dict[bytes, int] = {}
         for i, data in enumerate(self._bytes):
             single = 1 <= len(data) <= 4 and len(data.decode("utf-8", "replace")) == 1
-            # Where a character has a piece and a byte too, text comes out as the piece.
+            # A character with both a piece and a byte token is encoded as the piece.
             if single and i not in control and (len(self._pieces[i]) == 1 or data not in found):
                 found[data] = i
         return found

@@ -12,7 +12,7 @@ from llama_chat.tokenizers.pieces import PieceTokenizer
 
 
 class SentencePieceTokenizer(PieceTokenizer):
-    """The vocabulary of a ``tokenizer.model`` file, or of what stands in one."""
+    """Tokenizer of a ``tokenizer.model`` file, or of the bytes of one."""
 
     kind = "SentencePiece"
 
@@ -68,7 +68,7 @@ def _open(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def _parse(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
-    """The library's processor; None if ``data`` is not a usable model."""
+    """Return the library's processor; None if ``data`` is not a usable model."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)
@@ -79,7 +79,7 @@ def _parse(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
 
 
 def _is_llama_3(data: bytes) -> bool:
-    """Whether the first line is a token in base64 and its rank, as Llama 3 writes them."""
+    """True if the first line is a base64 token and its rank, the format of Llama 3."""
     token, _, rank = data.partition(b"\n")[0].partition(b" ")
     try:
         return bool(base64.b64decode(token, validate=True)) and rank.isdigit()

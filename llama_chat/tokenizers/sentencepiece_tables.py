@@ -1,7 +1,7 @@
-"""A SentencePiece model file made of its tables, as other formats keep them.
+"""SentencePiece model file, made from the tables that other formats store.
 
 The file is a protobuf message: https://github.com/google/sentencepiece, sentencepiece_model.proto.
-Written here are its few fields that matter, so that the library itself does all encoding.
+Only the fields that matter are written here, so that the library itself does all encoding.
 """
 
 import struct
@@ -13,7 +13,7 @@ from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, TokenType, is_mark
 _TYPES = frozenset(TokenType)
 _BPE = 2
 _MAX_SCORE = 3.4e38
-"""The largest of float32, in which the file keeps scores."""
+"""Largest score, since the file stores float32."""
 
 
 def serialize_model(
@@ -25,12 +25,12 @@ def serialize_model(
     eos_id: int | None,
     add_dummy_prefix: bool,
 ) -> bytes:
-    """Make a model file of BPE that rewrites no text; see ``SentencePieceTables``.
+    """Serialize a BPE model that does not normalize text; see ``SentencePieceTables``.
 
     BOS, EOS and the added tokens that look like markers become control tokens.
 
     Raises:
-        ModelError: if the tables are of different lengths, or hold what no file can.
+        ModelError: if the tables are of different lengths, or have a type or score out of range.
     """
     if not len(tokens) == len(scores) == len(types):
         raise _error(f"it has {len(tokens)} tokens, {len(scores)} scores and {len(types)} types")
@@ -39,7 +39,7 @@ def serialize_model(
     for i, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
         if kind not in _TYPES:
             raise _error(f"token {i} is of the unknown type {kind}")
-        if not abs(score) <= _MAX_SCORE:  # which NaN is not, either
+        if not abs(score) <= _MAX_SCORE:  # true for NaN too
             raise _error(f"the score of token {i} is {score}")
         if (i in named and kind != TokenType.UNKNOWN) or (
             kind == TokenType.USER_DEFINED and is_marker(token)
@@ -49,7 +49,7 @@ def serialize_model(
         model += _field(1, piece + _float(2, score) + _number(3, kind))
     trainer = _number(3, _BPE) + _number(35, TokenType.BYTE in types)
     unknown = types.index(TokenType.UNKNOWN) if TokenType.UNKNOWN in types else None
-    # The file names the three by their pieces; BOS and EOS are "<s>" and "</s>" where it does not.
+    # The file names these by their pieces; by default BOS and EOS are "<s>" and "</s>".
     for number, token_id in ((45, unknown), (46, bos_id), (47, eos_id)):
         if token_id is not None:
             trainer += _field(number, tokens[token_id].encode("utf-8", "replace"))
@@ -68,12 +68,12 @@ def _float(number: int, value: float) -> bytes:
 
 
 def _field(number: int, data: bytes) -> bytes:
-    """A field of a text, or of another message."""
+    """Encode a field that is a string or a message."""
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits to a byte, the lowest first; the highest bit says that more follow."""
+    """Encode an integer, seven bits per byte, lowest first; the high bit says that more follow."""
     if value <= 0x7F:
         return bytes((value,))
     found = bytearray()

@@ -1,4 +1,4 @@
-"""Ids to text as they arrive, never breaking a character."""
+"""Incremental decoding of ids to text, in complete characters."""
 
 import codecs
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ from typing import Literal
 from llama_chat.tokenizers.base import Tokenizer
 
 Leading = Literal["keep", "dummy", "strip"]
-"""What to do with white space at the very beginning: ``keep`` it, as in the continuation of a
-prompt; drop the ``dummy`` prefix of a whole text; or ``strip`` all of it, as in a chat reply."""
+"""Treatment of leading white space: ``keep`` it, as in the continuation of a prompt; remove the
+``dummy`` prefix of a complete text; or ``strip`` all of it, as in a chat reply."""
 
 
 class StreamingDecoder:
-    """Turns ids into text one by one.
+    """Incremental decoder of ids.
 
-    All pieces together are the text of all ids, however they come. Bytes that are no UTF-8 become
-    U+FFFD; the bytes of an unfinished character wait, at most three of them.
+    The returned texts together are the text of all ids. Invalid UTF-8 becomes U+FFFD; the bytes of
+    an incomplete character, at most three, are buffered.
     """
 
     def __init__(self, tokenizer: Tokenizer, leading: Leading = "keep") -> None:
@@ -25,15 +25,15 @@ class StreamingDecoder:
         self._began = False
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Take several ids; returns the text that is certain now."""
+        """Decode several ids; return the text that is complete now."""
         return "".join(map(self.push, ids))
 
     def push(self, token_id: int) -> str:
-        """Take an id; returns the text that is certain now."""
+        """Decode one id; return the text that is complete now."""
         return self._trim(self._utf8.decode(self._tokenizer.token_bytes(token_id)))
 
     def flush(self) -> str:
-        """End the text; an unfinished character becomes U+FFFD."""
+        """Return the rest of the text; an incomplete character becomes U+FFFD."""
         return self._trim(self._utf8.decode(b"", final=True))
 
     def _trim(self, text: str) -> str:

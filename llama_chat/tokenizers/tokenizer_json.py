@@ -1,7 +1,7 @@
-"""The ``tokenizer.json`` files of the ``tokenizers`` library.
+"""Reader of the ``tokenizer.json`` files of the ``tokenizers`` library.
 
-Only the model, the normaliser, the pre-tokenizer and the added tokens matter here. The library
-itself reads them; what it would do for control tokens is taken out before.
+Encoding uses only the model, the normalizer, the pre-tokenizer and the added tokens. The library
+itself reads them, after the control tokens were removed.
 """
 
 import json
@@ -21,15 +21,15 @@ _MAX_TOKENS = 2**20
 
 _NORMALIZERS = {"Sequence", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD"}
 _PRE_TOKENIZERS = {"Sequence", "ByteLevel", "Metaspace", "Split", "Digits"}
-"""The parts that files of the llama family are made of; hostile values in some others make the
-library panic."""
+"""Components in the files of Llama models; malicious values in some others make the library
+panic."""
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-"""How the pieces of SentencePiece write a byte."""
+"""Byte token in the pieces of SentencePiece."""
 
 
 class JsonTokenizer(LibraryTokenizer):
-    """A BPE of bytes, or of SentencePiece's pieces, as the file describes it."""
+    """BPE tokenizer of a ``tokenizer.json``, byte-level or of SentencePiece pieces."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class JsonTokenizer(LibraryTokenizer):
         eos_token: str | None = None,
         add_bos: bool | None = None,
     ) -> None:
-        """Read ``path``; for the rest see ``TokenizerJsonSource``.
+        """Read ``path``; for the other arguments see ``TokenizerJsonSource``.
 
-        Where no ``bos_token`` is named, BOS is what the file's post-processor puts in front.
+        Without ``bos_token``, BOS is the token that the file's post-processor prepends.
 
         Raises:
-            ModelError: if it is no such file, or its vocabulary is of another kind.
+            ModelError: if the file is invalid, or not of a BPE tokenizer.
         """
         file = _File(path)
         first = file.first_token()
@@ -74,7 +74,7 @@ class JsonTokenizer(LibraryTokenizer):
 
 
 class _File:
-    """One file, each part checked as far as the library would not."""
+    """Content of a ``tokenizer.json``, with the checks that the library does not make."""
 
     def __init__(self, path: Path) -> None:
         self.what = f"tokenizer {str(path)!r}"
@@ -94,7 +94,7 @@ class _File:
         self._vocab = self._table(self._model.get("vocab"), "vocab")
         self._added = {token["content"]: token for token in self._added_tokens()}
         self.ids = self._all_ids()
-        # Where every character is made of bytes, none is unknown.
+        # Byte-level vocabularies encode every character, so none is unknown.
         self.unknown = None if self.byte_level else self._model.get("unk_token")
         self._byte_fallback = self._model.get("byte_fallback") is True
         self._check_coverage()
@@ -103,7 +103,7 @@ class _File:
         return ModelError(self.what, why, DAMAGED)
 
     def id_of(self, text: str | None) -> int | None:
-        """The id of a token that another file names."""
+        """Return the id of a token that another file names."""
         if text is None:
             return None
         if text not in self.ids:
@@ -111,7 +111,7 @@ class _File:
         return self.ids[text]
 
     def control_ids(self, *named: str | None) -> dict[str, int]:
-        """The tokens that text may never produce, in the order of their ids."""
+        """Return the tokens that text must never produce, in the order of their ids."""
         texts = {
             text for text, token in self._added.items() if token.get("special") or is_marker(text)
         }
@@ -119,7 +119,7 @@ class _File:
         return {text: self.ids[text] for text in sorted(texts, key=self.ids.__getitem__)}
 
     def first_token(self) -> str | None:
-        """The control token that the post-processor puts in front of a text, if any."""
+        """Return the control token that the post-processor prepends to a text, if any."""
         for part in self._parts(self._document.get("post_processor")):
             single = part.get("single")
             if part["type"] == "TemplateProcessing" and isinstance(single, list) and single:
@@ -129,7 +129,7 @@ class _File:
         return None
 
     def bytes_of(self, text: str) -> bytes:
-        """What a token that is no control token stands for."""
+        """Return the bytes of a token that is no control token."""
         if text in self._added:
             return text.encode()
         if self.byte_level:
@@ -138,9 +138,9 @@ class _File:
         return bytes.fromhex(found[1]) if found else text.replace(SPACE, " ").encode()
 
     def backend(self, control: Mapping[str, int]) -> Backend:
-        """The library's tokenizer without ``control``, and without all that is not the text's.
+        """Return the library's tokenizer, without ``control`` and all that adds to or cuts a text.
 
-        Added tokens that are no control tokens join the vocabulary, which keeps their ids.
+        The other added tokens are put into the vocabulary, which keeps their ids.
         """
         vocab = {
             text: i for text, i in self.ids.items() if text not in control or text == self.unknown
@@ -163,7 +163,7 @@ class _File:
         return value
 
     def _parts(self, node: object) -> Iterator[dict[str, Any]]:
-        """The parts of a normalizer, a pre-tokenizer or a post-processor, sequences among them."""
+        """Yield the components of a normalizer, pre-tokenizer or post-processor, also nested."""
         if node is None:
             return
         part = self._table(node, "a part")
@@ -195,7 +195,7 @@ class _File:
         return added
 
     def _all_ids(self) -> dict[str, int]:
-        """The ids of all tokens by their text."""
+        """Return the ids of all tokens by their text."""
         ids = dict(self._vocab)
         for text, token in self._added.items():
             if ids.setdefault(text, token.get("id")) != token.get("id"):
@@ -207,7 +207,7 @@ class _File:
         return ids
 
     def _check_coverage(self) -> None:
-        """Refuse a vocabulary that would drop characters without a word."""
+        """Refuse a vocabulary that would silently drop characters."""
         if self.byte_level:
             return
         if self.unknown is not None:

@@ -1,7 +1,7 @@
-"""Chat templates: from messages to ids.
+"""Chat templates: from messages to token ids.
 
-A closed list, rendered here; ``settings.definitions.TEMPLATES`` names the modules. A template text
-found in a file is recognised, and never executed.
+The templates are implemented here, one module for each; ``settings.definitions.TEMPLATES`` lists
+them. A template text found in a checkpoint is only recognised, never executed.
 """
 
 import re
@@ -19,7 +19,7 @@ TEMPLATE_NAMES = tuple(name for name in TEMPLATES if name != "auto")
 
 
 def template_class(name: str) -> type[ChatTemplate]:
-    """The template of that name, which is the module of that name."""
+    """Return the template ``name`` from the module of that name."""
     template: type[ChatTemplate] = import_module(f"{__name__}.{name}").TEMPLATE
     return template
 
@@ -29,10 +29,10 @@ def _all_templates() -> Iterator[type[ChatTemplate]]:
 
 
 def recognise(template_text: str | None, tokenizer: Tokenizer) -> str | None:
-    """Name of the template that a checkpoint means, by its template text or its control tokens.
+    """Recognise the template of a checkpoint by its template text, or else its control tokens.
 
     Returns:
-        One of ``TEMPLATE_NAMES``, or None if it is none of them.
+        One of ``TEMPLATE_NAMES``, or None if it is not known.
     """
     if template_text is not None:
         found = (each.name for each in _all_templates() if each.is_text(template_text))
@@ -43,11 +43,11 @@ def recognise(template_text: str | None, tokenizer: Tokenizer) -> str | None:
 
 
 def choose_template(name: str, template_text: str | None, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template called ``name``, or for ``auto`` the one that the checkpoint means.
+    """Return the template ``name``, or for ``auto`` that of the checkpoint.
 
     Raises:
-        UsageError: if there is none of that name, the checkpoint means none that is known, or the
-            tokenizer lacks its tokens.
+        UsageError: if there is none of that name, that of the checkpoint is not known, or the
+            tokenizer lacks its control tokens.
     """
     if name == "auto":
         found = recognise(template_text, tokenizer)

@@ -1,9 +1,9 @@
-"""How a template becomes ids, whatever it says.
+"""Base class of chat templates, which encodes what a template writes.
 
-A template writes text, as its published form does, and marks which of it was typed by a person.
-Control tokens are found in the template's own text alone. Where its tags are ordinary text to the
-tokenizer, as those of Llama 2 are, the same tags in a message are spelled character by character,
-so that they open and close nothing.
+A template writes the published format as text, and marks the parts that come from messages.
+Control tokens are recognised only in the template's own text. Where its tags are ordinary text to
+the tokenizer, as in Llama 2, the same tags in a message are encoded character by character, so
+that they do not act as tags.
 """
 
 import re
@@ -21,37 +21,37 @@ from llama_chat.tokenizers.base import Span, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """Text of a person, or of a reply that is known only as text."""
+    """Text of a message, in which tags and control tokens are plain text."""
 
     text: str
 
 
 Part = str | Typed | tuple[int, ...]
-"""Text of the template, text of a person, or ids that the model wrote."""
+"""Text of the template, text of a message, or token ids."""
 
 
 class ChatTemplate(ABC):
-    """How a model was taught to tell who says what."""
+    """Chat template: the format of turns and roles that a model was trained with."""
 
     name: str
     tags: tuple[str, ...] = ()
-    """What marks turns; in a message these are plain text."""
+    """Tags that mark turns; in a message they are plain text."""
     controls: tuple[str, ...] = ()
-    """The control tokens that it cannot do without."""
+    """Control tokens that the tokenizer must have."""
     before_reply: str = ""
-    """What stands between the beginning of the model's turn and its first word."""
+    """Text between the beginning of the model's turn and its first word."""
     stripped: tuple[Role, ...] = ()
-    """Around whose messages white space is dropped."""
+    """Roles whose messages are stripped of white space at both ends."""
     dummy_prefix: Literal["every", "first", "never"] = "every"
-    """Which texts begin with the dummy prefix of a SentencePiece vocabulary.
+    """Texts that begin with the dummy prefix (a space) of a SentencePiece vocabulary.
 
-    Control tokens divide a conversation into texts. Published fast tokenizers put a space in front
-    of every one of them; those published with ``legacy: false`` only at the very beginning, which
-    is never where the template itself begins with BOS.
+    Control tokens divide a conversation into texts. Published fast tokenizers put the prefix before
+    every one of them; those published with ``legacy: false`` only at the very beginning, so never
+    if the published template itself begins with BOS.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Make it for a vocabulary.
+        """Create the template for a tokenizer.
 
         Raises:
             UsageError: if the tokenizer lacks a control token of the template.
@@ -67,8 +67,8 @@ class ChatTemplate(ABC):
         names = [name for name in {*self.controls, *self.tags} if name in tokenizer.control_ids]
         self._control = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         tag = re.compile("|".join(map(re.escape, self.tags)) or "(?!)")
-        # A conversation is rendered again at every turn, and at every key for the context meter.
-        # The cache must not refer to the template: a cycle would outlive a reload.
+        # A conversation is rendered at every turn, and at every key press for the context meter.
+        # The cache must not refer to the template: the reference cycle would outlive a reload.
         self._encode_once = lru_cache(maxsize=1024)(partial(_encode_text, tokenizer, tag))
 
     @classmethod
@@ -78,31 +78,31 @@ class ChatTemplate(ABC):
 
     @classmethod
     def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
-        """True if the control tokens of a checkpoint without template text mean this template."""
+        """True if the control tokens of a checkpoint without template text are this template's."""
         return False
 
     @abstractmethod
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
-        """What ``render`` gives the ids of."""
+        """Yield the parts that ``render`` encodes; see there for the arguments."""
 
     def render(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[int]:
-        """The ids of ``messages``: an optional system message, then user and assistant in turn.
+        """Encode ``messages``: an optional system message, then user and assistant alternating.
 
-        Behind a user message the ids end where the model's reply begins. Behind a reply they end
-        where the next message begins; or with ``open_reply`` where that reply goes on.
+        After a user message the ids end where the model's reply begins. After a reply they end
+        where the next message begins, or with ``open_reply`` where that reply continues.
         """
         return self._encode(self.write(messages, open_reply), self.dummy_prefix)
 
     def encode_reply(self, text: str) -> tuple[int, ...]:
-        """The ids of words that a reply is to begin with; tags among them are spelled out."""
+        """Encode the text that a reply begins with; tags in it are plain text."""
         return tuple(self._encode([self.before_reply, Typed(text)], "never"))
 
     def find_tags(self, text: str) -> list[str]:
-        """The tags of this template that occur in ``text``, each once."""
+        """Return the tags of this template that occur in ``text``, each once."""
         return [tag for tag in self.tags if tag in text]
 
     def words(self, message: Message) -> Iterator[Part]:
-        """What a message says: as the model wrote it, else as the reference writes it."""
+        """Yield the ids of a message if known, else its text as in the published format."""
         if message.ids is not None:
             yield message.ids
             return
@@ -111,11 +111,11 @@ class ChatTemplate(ABC):
         yield Typed(message.content.strip() if message.role in self.stripped else message.content)
 
     def _encode(self, parts: Iterable[Part], prefix: str) -> list[int]:
-        """Encode each text between ids as a whole."""
+        """Encode parts, each run of texts between ids as a whole."""
         ids: list[int] = []
         text: list[str | Typed] = []
         prefixed = prefix != "never"
-        for piece in (*self._pieces(parts), ()):  # no ids end the last text
+        for piece in (*self._pieces(parts), ()):  # empty ids end the last text
             if not isinstance(piece, tuple):
                 text.append(piece)
                 continue
@@ -127,7 +127,7 @@ class ChatTemplate(ABC):
         return ids
 
     def _pieces(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Parts, with an id for each control token in the template's own text."""
+        """Yield the parts, with ids for the control tokens in the template's own text."""
         for part in parts:
             if isinstance(part, str):
                 for i, piece in enumerate(self._control.split(part)):
@@ -142,8 +142,8 @@ class ChatTemplate(ABC):
 def _encode_text(
     tokenizer: Tokenizer, tag: re.Pattern[str], parts: tuple[str | Typed, ...], prefixed: bool
 ) -> list[int]:
-    """Encode parts as one text, with the tags in typed parts spelled out."""
-    # Nothing merges with a newline in front, so what follows it has no dummy prefix.
+    """Encode parts as one text, and the tags in typed parts character by character."""
+    # A leading newline takes the dummy prefix and merges with nothing; its ids are cut off again.
     text = "" if prefixed or not tokenizer.dummy_prefix else "\n"
     n_extra = len(tokenizer.encode(text))
     spans: list[Span] = []
@@ -160,12 +160,12 @@ def _encode_text(
 
 
 def is_open(messages: Sequence[Message], i: int, open_reply: bool) -> bool:
-    """Whether message ``i`` is a reply that goes on."""
+    """True if message ``i`` is a last reply that ``open_reply`` keeps open."""
     return open_reply and i + 1 == len(messages) and messages[i].role == "assistant"
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
-    """The text of the system message if there is one, and the turns behind it."""
+    """Return the text of the system message, or None without one, and the turns after it."""
     if messages and messages[0].role == "system":
         return messages[0].content, messages[1:]
     return None, messages

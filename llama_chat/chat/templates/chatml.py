@@ -6,7 +6,7 @@ from llama_chat.chat.templates.headed import HeadedTemplate
 
 
 class ChatMLTemplate(HeadedTemplate):
-    """ChatML, without a system message that nobody asked for."""
+    """ChatML, without a default system message."""
 
     name = "chatml"
     tags = controls = ("<|im_start|>", "<|im_end|>")

@@ -1,4 +1,4 @@
-"""Base of templates that write every message under a header with its role."""
+"""Base class of templates that write every message after a header with its role."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from llama_chat.chat.templates.base import ChatTemplate, Part, is_open
 
 
 class HeadedTemplate(ChatTemplate):
-    """Header, message, end; the system message too."""
+    """Template of header, message and end, for the system message too."""
 
     start = ""
     """Text before all messages."""

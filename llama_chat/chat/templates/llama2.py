@@ -30,7 +30,7 @@ class Llama2Template(ChatTemplate):
                 yield "</s>" if message.ids is not None else " </s>"
 
     def _instruction(self, user: str, system: str | None) -> Iterator[Part]:
-        """What stands in the tags. White space is stripped around the whole of it."""
+        """Yield the text between the tags, stripped of white space at both ends as a whole."""
         if system is None:
             yield Typed(user.strip())
             return
@@ -46,7 +46,7 @@ class Llama2Template(ChatTemplate):
 
     @classmethod
     def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
-        """True for the control tokens of Meta's own release, which has no template text."""
+        """True for the control tokens of Meta's release, which has no template text."""
         return controls <= {"<unk>", "<s>", "</s>"}
 
 

@@ -4,11 +4,11 @@ from collections.abc import Set as AbstractSet
 
 from llama_chat.chat.templates.headed import HeadedTemplate
 
-_SIGNS = {"<|start_header_id|>", "<|eot_id|>"}
+_TYPICAL_TAGS = {"<|start_header_id|>", "<|eot_id|>"}
 
 
 class Llama3Template(HeadedTemplate):
-    """Llama 3, without the dates that later versions put into the system message."""
+    """Llama 3, without the dates that later versions add to the system message."""
 
     name = "llama3"
     tags = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -21,12 +21,12 @@ class Llama3Template(HeadedTemplate):
     @classmethod
     def is_text(cls, text: str) -> bool:
         """See the base class."""
-        return all(sign in text for sign in _SIGNS)
+        return all(tag in text for tag in _TYPICAL_TAGS)
 
     @classmethod
     def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
         """See the base class."""
-        return controls >= _SIGNS
+        return controls >= _TYPICAL_TAGS
 
 
 TEMPLATE = Llama3Template

@@ -1,4 +1,4 @@
-"""No roles: messages one per line, for models that only continue text."""
+"""Plain text without roles, one message per line, for models that only continue text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from llama_chat.chat.templates.base import ChatTemplate, Part
 
 
 class PlainTemplate(ChatTemplate):
-    """No roles: the texts one under another, for models that only continue text."""
+    """Plain text without roles, one message per line, for models that only continue text."""
 
     name = "plain"
     dummy_prefix = "first"

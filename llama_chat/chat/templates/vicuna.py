@@ -7,10 +7,10 @@ from llama_chat.chat.templates.base import ChatTemplate, Part, Typed, is_open, s
 
 
 class VicunaTemplate(ChatTemplate):
-    """``USER: … ASSISTANT: …``, as Vicuna v1.5 was taught.
+    """``USER: … ASSISTANT: …``, as Vicuna v1.5 was trained.
 
-    Both names are ordinary writing. In a message they are spelled all the same: it reads as it was
-    typed, and opens no turn.
+    Both tags are ordinary text. In a message they are encoded character by character: the text
+    stays the same, and no turn begins.
     """
 
     name = "vicuna"
