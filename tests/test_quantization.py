@@ -148,7 +148,7 @@ def test_misshapen_layouts_are_refused() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_a_quantised_model_says_what_the_floats_say(quantization: str, starter_model: Path) -> None:
+def test_a_quantized_model_says_what_the_floats_say(quantization: str, starter_model: Path) -> None:
     llama = load(starter_model, quantize=quantization, dtype="float32")
     ids = llama.tokenizer.encode("The capital of France is")
     words = llama.generate(ids, Sampling(temperature=0), max_tokens=2)
