@@ -4,7 +4,7 @@ Prompt lookup (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decodin
 of a text are searched for in the text before them, and the tokens that followed them there become
 the draft. One forward pass evaluates the last chosen token and the draft, for little more than the
 cost of the token alone, since most of a pass is spent reading the weights. Each token is then
-sampled from the logits of its own position, as without drafts; if it equals the drafted one, a pass
+sampled from the logits at its position, as without drafts; if it equals the drafted one, a pass
 is saved. So drafts change the speed of a text, and not one token of it.
 """
 

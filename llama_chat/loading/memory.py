@@ -29,7 +29,7 @@ def _bytes_left(cgroups: Path, membership: Path) -> Iterator[int]:
     """Yield the bytes left in each group with a limit that contains this process."""
     try:
         lines = membership.read_text().splitlines()
-    except OSError:  # not on this system
+    except OSError:  # the system has no control groups
         return
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
