@@ -1,5 +1,6 @@
 """``llama-chat config edit``: only what is right takes effect, and no edit is ever lost."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -7,12 +8,13 @@ import signal
 import stat
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.program import COMMAND, Result, assert_clean_error, run
-from harness.terminal import Terminal
+from harness.terminal import PATIENCE_S, Terminal
 from tests.conftest import ROOT
 
 WIDE = (500, 40)
@@ -245,6 +247,18 @@ def test_ctrl_c_belongs_to_the_editor(home: Path, file: Path) -> None:
     assert file.read_text() == "top_k = 6\n"
 
 
+def wait_for_end_of(pid: int) -> None:
+    """Wait until a process has ended that is no child of this one.
+
+    The system hangs up an editor whose terminal has lost its program.
+    """
+    end = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.kill(pid, 0)
+        raise AssertionError(f"process {pid} still runs")
+
+
 def test_a_killed_edit_loses_nothing_and_leaves_no_editor(home: Path, file: Path) -> None:
     editor = script(home, 'echo "top_k = 6" > "$1"; echo ready $$; read line')
     with Terminal("config", "edit", home=home, size=WIDE, VISUAL=editor) as terminal:
@@ -253,8 +267,7 @@ def test_a_killed_edit_loses_nothing_and_leaves_no_editor(home: Path, file: Path
         assert terminal.wait_for_end() == 128 + signal.SIGTERM
         assert "is kept in" in terminal.text
     assert found
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(found[1]), 0)
+    wait_for_end_of(int(found[1]))
     assert file.read_text() == "top_k = 5\n"
     assert [copy.read_text() for copy in left_beside(file)] == ["top_k = 6\n"]
 

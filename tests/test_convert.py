@@ -202,7 +202,7 @@ def test_a_table_of_divisors_gets_the_name_it_has_in_config_json(meta_model: Pat
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q4_1"])
-def test_quantised_bytes_are_those_of_the_gguf_library(
+def test_quantized_bytes_are_those_of_the_gguf_library(
     type_name: str, gguf_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m.gguf"

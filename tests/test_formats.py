@@ -66,7 +66,7 @@ def test_one_model_gives_the_same_logits_in_every_format(tmp_path: Path) -> None
 
 
 def write_blocks(path: Path, kind: BlockType) -> dict[str, torch.Tensor]:
-    """Write a model of random blocks; returns its weights as the gguf library dequantises them."""
+    """Write a model of random blocks; returns its weights as the gguf library dequantizes them."""
     number = gguf.GGMLQuantizationType[kind.name]
     writer = gguf.GGUFWriter(path, "llama")
     write_gguf(path.with_suffix(".floats"), WIDE)

@@ -131,7 +131,7 @@ def test_scales_that_are_no_float16_are_not_packed(name: str) -> None:
             assert not dequantize(data, kind, torch.float32).isfinite().all()
 
 
-def test_a_checkpoint_packs_its_quantised_matrices(tmp_path: Path) -> None:
+def test_a_checkpoint_packs_its_quantized_matrices(tmp_path: Path) -> None:
     stored = write_gguf(tmp_path / "m.gguf", quantization=gguf.GGMLQuantizationType.Q4_0)
     checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")
     for name, weight in stored.items():

@@ -1,6 +1,7 @@
 """Typing: lines, pastes, keys, history, completion, the editor."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,15 @@ def test_typed_keys_of_an_unfinished_paste_end_marker_do_no_harm(babble: Termina
     babble.type("\r")
     babble.wait_for(r"cut off")
     assert b"\x1b]" not in babble.raw
+
+
+def test_keys_typed_while_text_is_written_above_are_typed_after_it(tmp_path: Path) -> None:
+    released = tmp_path / "released"
+    command = [sys.executable, "-m", "tests.play_input"]
+    with Terminal(released, home=tmp_path, command=command) as terminal:
+        terminal.wait_for("writing")
+        terminal.line("hello")
+        released.touch()
+        assert terminal.wait_for_end() == 0
+        assert "sent: 'hello'" in terminal.text
+        assert terminal.text.count("hello") == 2  # in the input, and as printed

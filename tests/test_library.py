@@ -252,7 +252,7 @@ def test_whatever_files_are_called_each_is_of_one_model_at_most(files: list[str]
         ("BQ4_0X", ""),
     ],
 )
-def test_quantisations_are_read_from_names(name: str, quantization: str) -> None:
+def test_quantizations_are_read_from_names(name: str, quantization: str) -> None:
     assert [model.quantization for model in group_gguf([f"{name}.gguf"])] == [quantization]
 
 

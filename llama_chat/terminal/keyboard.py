@@ -5,7 +5,7 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.filters import Condition, has_completions, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
@@ -96,14 +97,16 @@ def hold_keys() -> Iterator[None]:
 
 
 @contextmanager
-def _canonical_mode() -> Iterator[None]:
-    """Set the terminal to echo and line buffering, for an input that relies on these."""
+def _echo() -> Iterator[None]:
+    """Set the terminal to echo, which readline does only where it finds that.
+
+    All else stays: readline changes it itself, and Enter typed before it does must stay Enter.
+    """
     descriptor = sys.stdin.fileno()
     held = termios.tcgetattr(descriptor)
-    usual = termios.tcgetattr(descriptor)
-    usual[0] |= termios.ICRNL
-    usual[3] |= termios.ECHO | termios.ICANON
-    termios.tcsetattr(descriptor, termios.TCSANOW, usual)
+    echoing = termios.tcgetattr(descriptor)
+    echoing[3] |= termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSANOW, echoing)
     try:
         yield
     finally:
@@ -124,6 +127,20 @@ def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
         warn(f"{error.what}: {error.why}: what you type is not remembered")
         return InMemoryHistory()
     return FileHistory(str(path))
+
+
+class _RawInput(Vt100Input):
+    """Input of prompt-toolkit that may stay in raw mode while text is written above the prompt.
+
+    In the mode that prompt-toolkit sets meanwhile, keys would be echoed, and Enter would become the
+    newline of Ctrl-J.
+    """
+
+    stays_raw = False
+
+    def cooked_mode(self) -> AbstractContextManager[None]:
+        """Return the context in which another program has the terminal, or text is written."""
+        return nullcontext() if self.stays_raw else super().cooked_mode()
 
 
 class PromptInput:
@@ -154,8 +171,10 @@ class PromptInput:
             on_send: called when Enter sends it, before anything else happens.
         """
         self._on_open = on_open
+        self._input = _RawInput(sys.stdin)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
+            input=self._input,
             multiline=True,
             prompt_continuation=" " * len(PROMPT),
             history=history,
@@ -200,7 +219,15 @@ class PromptInput:
 
     def write_above(self, write: Callable[[], None]) -> None:
         """See ``Input``."""
-        self.call(lambda: run_in_terminal(write))
+
+        async def act() -> None:
+            self._input.stays_raw = True
+            try:
+                await run_in_terminal(write)
+            finally:
+                self._input.stays_raw = False
+
+        self.call(lambda: self._session.app.create_background_task(act()))
 
     def end(self, error: BaseException) -> None:
         """See ``Input``."""
@@ -285,7 +312,7 @@ class PlainInput:
         readline.set_startup_hook(lambda: readline.insert_text(default))
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with _canonical_mode():
+            with _echo():
                 line = input("> ")
         except (EOFError, KeyboardInterrupt):
             sys.stdout.write("\n")  # the cursor is still at the end of the typed line
