@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from llama_chat.errors import LlamaChatError, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.model.attention import causal_mask
 from llama_chat.model.transformer import Transformer
@@ -62,15 +63,39 @@ class Backend(ABC):
 
         Raises:
             InterruptedForward: if ``should_stop`` returned True.
+            LlamaChatError: if memory runs out, even without the suffixes that the cache saved.
             ValueError: if the tokens exceed the context.
         """
         # OpenMP keeps a thread count for each calling thread.
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        self._reserve(cache, cache.length + len(ids))
-        logits = self._run(ids, cache, len(ids) if all_logits else 1, should_stop)
+        n_logits = len(ids) if all_logits else 1
+        logits = self._run_within_memory(ids, cache, n_logits, should_stop)
         cache.commit(ids)
         return logits if all_logits else logits[-1]
+
+    def _run_within_memory(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        n_logits: int,
+        should_stop: Callable[[], bool] | None,
+    ) -> Tensor:
+        """Grow the cache, and run; if memory runs out, once more without its saved suffixes."""
+        n_tokens = cache.length + len(ids)
+        while True:
+            try:
+                self._reserve(cache, n_tokens)
+                return self._run(ids, cache, n_logits, should_stop)
+            except (MemoryError, RuntimeError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not cache.drop_suffixes():
+                    raise LlamaChatError(
+                        f"{n_tokens} tokens of context",
+                        "not enough memory",
+                        "use a smaller model or --context",
+                    ) from None
 
     def _reserve(self, cache: KVCache, length: int) -> None:
         """Grow the buffers of the cache until ``length`` tokens fit."""

@@ -1,15 +1,13 @@
 """Prefill and decode: ids in, tokens out, through one cache."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from llama_chat.errors import LlamaChatError, PromptTooLongError, is_out_of_memory
+from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import Backend, TorchBackend
 from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.events import (
@@ -29,8 +27,6 @@ from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
-
-_Result = TypeVar("_Result")
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
@@ -147,16 +143,13 @@ class Engine:
                 f"{len(ids)} tokens do not fit in the context of {self.context}",
                 "shorten it, or raise --context if the model allows",
             )
-        return self._retry_without_suffixes(len(ids), lambda: self.cache.seek(ids))
+        return self.cache.seek(ids)
 
     def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:
         """Evaluate ``ids`` in chunks, and return the logits that follow the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            logits = self._retry_without_suffixes(
-                self.cache.length + len(chunk),
-                partial(self.backend.forward, chunk, self.cache, should_stop=hooks.should_stop),
-            )
+            logits = self.backend.forward(chunk, self.cache, should_stop=hooks.should_stop)
             self.n_evaluated += len(chunk)
             if hooks.on_prefill is not None and len(ids) > 1:
                 hooks.on_prefill(start + len(chunk), len(ids))
@@ -168,35 +161,9 @@ class Engine:
         """Append one sampled token, which may have been evaluated with a draft already."""
         if verifier is None:
             return self._append([token_id], hooks)
-        logits = self._retry_without_suffixes(
-            self.cache.length + 1,
-            lambda: verifier.evaluate(token_id, max_draft, hooks.should_stop),
-        )
+        logits = verifier.evaluate(token_id, max_draft, hooks.should_stop)
         self.n_evaluated += 1
         return logits
-
-    def _retry_without_suffixes(self, n_tokens: int, compute: Callable[[], _Result]) -> _Result:
-        """Call ``compute``; if memory runs out, drop the saved suffixes and call it again.
-
-        Args:
-            n_tokens: tokens that the cache should hold afterwards, for the message.
-            compute: must leave the cache unchanged if it raises.
-
-        Raises:
-            LlamaChatError: if memory runs out again.
-        """
-        while True:
-            try:
-                return compute()
-            except (MemoryError, RuntimeError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if not self.cache.drop_suffixes():
-                    raise LlamaChatError(
-                        f"{n_tokens} tokens of context",
-                        "not enough memory",
-                        "use a smaller model or --context",
-                    ) from None
 
     def generate(
         self,

@@ -229,9 +229,12 @@ class KVCache:
         if shared < self.length:
             self._save_suffix(shared)
             self.trim(shared)
-        # A suffix may continue another one, where branches have branches.
-        while suffix := self._continuation(ids):
-            self._restore_suffix(suffix, common_prefix(suffix.ids, ids))
+        try:
+            # A suffix may continue another one, where branches have branches.
+            while suffix := self._continuation(ids):
+                self._restore_suffix(suffix, common_prefix(suffix.ids, ids))
+        except (MemoryError, RuntimeError, OSError) as error:
+            self._drop_suffixes_after(error)
         return self.length
 
     def _save_suffix(self, start: int) -> None:
@@ -259,11 +262,15 @@ class KVCache:
             # A copy, since new tokens will overwrite the buffers.
             rows = [[buffer[:, :, start:end].clone() for buffer in each] for each in self._buffers]
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self.drop_suffixes()
+            self._drop_suffixes_after(error)
         else:
             self._suffixes.append(SavedSuffix(ids, start, rows))
+
+    def _drop_suffixes_after(self, error: Exception) -> None:
+        """Drop the saved suffixes if memory ran out; they only save time. Raise other errors."""
+        if not is_out_of_memory(error):
+            raise error
+        self.drop_suffixes()
 
     @property
     def saved_bytes(self) -> int:
