@@ -115,9 +115,9 @@ def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
 
 def test_commands_in_an_empty_conversation_are_refused(babble: Terminal) -> None:
     for command in ("/versions", "/retry", "/undo", "/edit", "/continue", "/branch", "/tree"):
-        babble.refuse(command, r"(nothing was said|no reply) yet")
+        babble.refuse(command, r"(no message|no reply) yet")
     for command in ("/stats", "/tokens", "/why", "/copy", "/save x"):
-        babble.refuse(command, r"nothing was said|no reply yet|there is no reply|nothing is kn")
+        babble.refuse(command, r"no message yet|no reply yet|there is no reply|nothing is kn")
 
 
 def tokens_read(chat: Terminal) -> int:
@@ -188,7 +188,7 @@ def test_continue_reads_only_the_last_token_again(babble: Terminal) -> None:
 
 def test_prefill_begins_the_next_reply_and_only_that(babble: Terminal) -> None:
     babble.ask("/prefill Of course!", r"the next reply begins: Of course!")
-    babble.wait_for(r"opening set")
+    babble.wait_for(r"reply prefix set")
     babble.ask("hello", r"Of course!.*\n.*cut off")
     babble.ask("/prefill", r"replies begin as the model likes")
     text = babble.ask("again", ENDED)
@@ -260,13 +260,13 @@ def test_why_shows_the_alternatives_of_a_token(chat: Terminal) -> None:
     assert re.search(r"(?m)^The capital of France is Paris\.$", text)
     assert re.search(r"(?m)^ +1  'The' +\d+%", text)
     text = chat.ask("/why 6", r"(?s:●.*\n\n)")
-    assert re.search(r"token 6, behind …The capital of France is\n", text)
+    assert re.search(r"token 6, after …The capital of France is\n", text)
     bars = re.findall(r"(?m)^(●?) +(\d+)  ('.*?') +([\d.]+)% +(█*|▏)$", text)
     assert len(bars) == 10
     assert bars[0][0] == "●"
     assert bars[0][2] == "' Paris'"
     assert [float(bar[3]) for bar in bars] == sorted((float(b[3]) for b in bars), reverse=True)
-    chat.ask("/why Paris", r"token 6, behind")
+    chat.ask("/why Paris", r"token 6, after")
     chat.refuse("/why London", r"the reply does not say 'London'")
     chat.ask("/why 8", r"the reply has 7 tokens")
 

@@ -72,7 +72,7 @@ def test_it_finds_a_model_by_name_in_the_folders_of_the_settings(
     [
         (["--to", "onnx"], "no such format"),
         (["--type", "Q2_K"], "no such type"),
-        (["--type", "Q8_0"], "safetensors holds none"),
+        (["--type", "Q8_0"], "safetensors has no such type"),
         (["--to", "gguf", "--shard-size", "1GB"], "a GGUF file is one file"),
         (["--shard-size", "0"], "not a size"),
     ],
@@ -112,7 +112,7 @@ def test_force_replaces_neither_other_files_nor_the_source(
     (tmp_path / "letters" / "mine.txt").touch()
     for flags in ((), ("--to", "gguf")):
         out = tmp_path / "letters"
-        refused(capsys, 2, "a folder of other things", gguf_model, out, "--force", *flags)
+        refused(capsys, 2, "a folder of other files", gguf_model, out, "--force", *flags)
     assert (tmp_path / "letters" / "mine.txt").exists()
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model, "--force")
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model.parent, "--force")

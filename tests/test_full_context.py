@@ -82,6 +82,6 @@ def test_overflow_stop_refuses_with_the_counts_and_keeps_the_text(
         terminal.wait_for(r"does not fit")
         terminal.type("\r")
         terminal.wait_for(
-            r"conversation: \d+ tokens leave no room for a reply in the context of 96"
+            r"conversation: \d+ tokens leave no space for a reply in the context of 96"
         )
         terminal.wait_for(r"(?s)conversation: .*› m{40}")

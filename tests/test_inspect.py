@@ -15,6 +15,7 @@ from harness.program import run
 from harness.terminal import Terminal
 from llama_chat.cli import app
 from llama_chat.cli.inspect import describe
+from llama_chat.kernels import native
 from llama_chat.loading.plan import plan
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
@@ -79,7 +80,7 @@ def test_memory_is_weights_and_cache_and_is_compared_with_what_is_free(meta_mode
 def test_memory_depends_on_the_weight_format(starter_model: Path) -> None:
     packed, floats = report_of(starter_model, quantize="stored"), report_of(starter_model)
     assert packed["weights_memory"] < floats["weights_memory"] / 5
-    assert "Memory, packed as stored\n" in picture_of(packed)
+    assert "Memory, packed as stored, computed by " in picture_of(packed)
     assert "Memory, in float32\n" in picture_of(floats)
     anew = report_of(starter_model, quantize="int8")
     assert "Memory, packed to int8\n" in picture_of(anew)
@@ -216,3 +217,12 @@ def test_a_model_is_described_without_its_weights_being_read(tmp_path: Path) -> 
     assert f"{_LARGE.n_parameters:,} parameters" in done.out
     assert re.search(r"  fits up to [\d,]+ tokens: [\d.]+ [GM]B free\n", done.out)
     assert model.stat().st_blocks * 512 < 2**20
+
+
+@pytest.mark.parametrize(("quantize", "packed"), [("none", False), ("int8", True)])
+def test_the_code_that_multiplies_the_matrices_is_named(
+    gguf_model: Path, quantize: str, packed: bool
+) -> None:
+    report = report_of(gguf_model, quantize=quantize)
+    assert report["kernel"] == (native.level_name() if packed else "torch")
+    assert f", computed by {report['kernel']}\n" in picture_of(report)

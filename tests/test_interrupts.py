@@ -10,7 +10,7 @@ import pytest
 
 from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 
-STOPPED = r"stopped after \d+ tokens; what was said is kept; /continue goes on\n\n›"
+STOPPED = r"stopped after \d+ tokens; the text is kept; /continue goes on\n\n›"
 
 
 def numbers(table: str) -> dict[str, int]:

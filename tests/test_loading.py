@@ -92,7 +92,7 @@ def test_a_template_chosen_while_it_loads_is_that_of_the_session(
         terminal.wait_for(r"template plain\n")
         terminal.wait_for(r"template is plain")
         terminal.line("/tokens")
-        terminal.wait_for(r"nothing was said yet")
+        terminal.wait_for(r"there is no message yet")
 
 
 def test_a_template_that_does_not_suit_the_model_is_dropped_and_reported(
@@ -141,7 +141,7 @@ def test_control_c_while_waiting_puts_the_message_back_into_the_input(
         terminal.type(CTRL_C)
         terminal.wait_for(READY)
         terminal.line("/tree")
-        terminal.wait_for(r"/tree: nothing was said yet")
+        terminal.wait_for(r"/tree: there is no message yet")
         terminal.type(CTRL_C + CTRL_D)
         assert terminal.wait_for_end() == 0
 

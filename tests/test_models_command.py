@@ -106,7 +106,7 @@ def test_folders_of_the_settings_are_searched(tmp_path: Path) -> None:
 def test_only_our_models_are_removed(models: Path, tmp_path: Path) -> None:
     write(tmp_path / ".lmstudio/models/pub/repo/b.gguf")
     done = run("models", "rm", "pub/repo/b", "--yes", home=tmp_path)
-    assert_clean_error(done, 2, "it is no model of ours but from lm-studio: it lies at ")
+    assert_clean_error(done, 2, "it is no model of ours but from lm-studio: it is at ")
     assert_clean_error(run("models", "rm", "org/tin", home=tmp_path), 2, "did you mean org/tiny?")
     done = run("models", "rm", "org/tiny", home=tmp_path)
     assert_clean_error(done, 2, "nobody can be asked: give --yes")

@@ -350,7 +350,7 @@ def test_bench_draws_the_parts_of_the_time_of_a_token(
     [
         (["complete", "-", "--context", "999999999"], 2, ["made for 512 tokens"]),
         (["complete", "-", "--context", "16"], 4, ["103 tokens", "context of 16"]),
-        (["ask", "-", "--context", "64"], 4, ["tokens leave no room", "context of 64"]),
+        (["ask", "-", "--context", "64"], 4, ["tokens leave no space", "context of 64"]),
         (["complete", "-", "--device", "cuda:7"], 2, ["--device 'cuda:7'", "none"]),
         (["complete", "-", "--device", "abacus"], 2, ["no such device"]),
         (["complete", "-", "--quantize", "int3"], 2, ["one of auto, none, stored, int8, int4"]),

@@ -45,7 +45,7 @@ def test_a_reply_is_stopped_and_goes_on(starter_model: Path, tmp_path: Path) -> 
         terminal.line("Write a long story about a river.")
         terminal.wait_for(r"about a river\.\n\S.{40}")
         terminal.type(CTRL_C)
-        terminal.wait_for(r"stopped after \d+ tokens; what was said is kept; /continue goes on")
+        terminal.wait_for(r"stopped after \d+ tokens; the text is kept; /continue goes on")
         terminal.line("/max-tokens 8")
         terminal.wait_for(r"max-tokens is 8")
         terminal.line("/continue")

@@ -162,7 +162,7 @@ BAD_TOML = {
     "example keys": ('[[examples]]\nuser = "x"\nanswer = "y"', "example 1 has other keys"),
     "order": (
         '[[examples]]\nuser = "x"\n[[examples]]\nuser = "y"\nassistant = "z"',
-        "example 2 stands behind one with no answer",
+        "example 2 follows one without an answer",
     ),
     "deep": ("x = " + "[" * 100_000, "not TOML"),
 }

@@ -235,7 +235,7 @@ MISSING = (401, {"X-Error-Code": "RepoNotFound"})
     [
         (GATED, 1, ["its licence must be accepted first", "/org/name, then log in", "HF_TOKEN"]),
         (MISSING, 2, ["there is no such repository, or it is not open to all"]),
-        ((401, {}), 1, ["it is open only to those whom the hub knows", "hf auth login"]),
+        ((401, {}), 1, ["it requires a login", "hf auth login"]),
         ((403, {}), 1, ["the access token may not read it"]),
         ((429, {"Retry-After": "7"}), 1, ["asked too often", "wait 7 seconds"]),
         ((500, {}), 1, ["the hub answered with status 500: try again later"]),
@@ -303,7 +303,11 @@ def listed(path: str, **fields: object) -> dict[str, object]:
         ({"siblings": [listed("\x1b[31m\n.onnx")]}, 3, "it holds files .onnx"),
         ({"siblings": [listed("a.gguf", blobId="../x")]}, 3, "it holds nothing"),
         ({"siblings": [listed("a.gguf", size=2**62)]}, 6, "are needed and"),
-        ({"siblings": [listed("a.gguf")]}, 3, "'a.gguf' is not what the hub said: fetch it again"),
+        (
+            {"siblings": [listed("a.gguf")]},
+            3,
+            "'a.gguf' is not what the hub announced: fetch it again",
+        ),
         ({"siblings": "x"}, 1, "cannot be read"),
         ({"siblings": [7]}, 1, "cannot be read"),
         ({"siblings": [{}]}, 1, "cannot be read"),

@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from llama_chat.quantization.linear import packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.definitions import Sampling
+from tests.conftest import ROOT
 
 Layout = tuple[Literal[4, 6, 8], int, bool, bool]
 EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
@@ -195,3 +197,42 @@ def test_a_cache_in_8_bits_takes_half_and_answers_as_well(
         sizes.append(session.engine.cache.n_bytes)
     assert all("Paris" in text for text in texts)
     assert sizes[1] / sizes[0] == (64 + 4) / (2 * 64)  # a scale for each head of a token
+
+
+@pytest.mark.skipif(not native.supported_levels(), reason="no C compiler was there")
+@pytest.mark.parametrize("level", native.supported_levels())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prompts_take_the_faster_path_where_only_portable_c_runs(
+    level: str, dtype: str, tmp_path: Path
+) -> None:
+    """Both are measured there, once; elsewhere nothing is."""
+    code = f"""
+import timeit, torch
+from llama_chat.quantization.linear import prefers_unpacked
+from tests.models import TINY
+from tests.test_native_forward import native_backend, packed_model
+measured, repeat = [], timeit.repeat
+def record(*arguments, **options):
+    measured.append(repeat(*arguments, **options))
+    return measured[-1]
+timeit.repeat = record
+backend = native_backend(packed_model(TINY, (8, 4), torch.{dtype}))
+faster = prefers_unpacked(torch.{dtype})
+through_torch = []
+run = backend._torch._run
+backend._torch._run = lambda *arguments: through_torch.append(arguments) or run(*arguments)
+backend.forward(list(range(40)), backend.new_cache())
+backend.forward(list(range(2)), backend.new_cache())
+assert bool(through_torch) == faster and len(through_torch) <= 1
+if measured:
+    unpacked, packed = map(min, measured)
+    assert faster == (unpacked < packed)
+print(len(measured))
+"""
+    env = environment(tmp_path, LLAMA_CHAT_KERNEL=level, PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    expected = 2 if level == "portable" else 0
+    assert int(done.stdout) in {expected, 0 if dtype == "bfloat16" else expected}

@@ -145,7 +145,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "no text": (changed(2, text=...), "line 2: it is no record of a message"),
     "two user turns": (changed(3, role="user"), "line 3: user and assistant do not alternate"),
     "a reply first": (changed(2, role="assistant"), "line 2: user and assistant do not alternate"),
-    "number 0": (changed(2, number=0), "line 2: it stands behind message 0"),
+    "number 0": (changed(2, number=0), "line 2: its parent is message 0"),
     "number -1": (changed(2, number=-1), "line 2: a number is not a whole number from 0"),
     "number true": (changed(2, number=True), "line 2: a number is not a whole number"),
     "number 1.0": (changed(2, number=1.0), "line 2: a number is not a whole number"),
@@ -153,8 +153,8 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "number null": (changed(2, number=None), "line 2: a number is not a whole number"),
     "number 2^63": (changed(3, number=2**63), "line 3: a number is not a whole number"),
     "number 9": (changed(3, number=9), "line 3: message 9 is out of order"),
-    "parent 7": (changed(3, parent=7), "line 3: it stands behind message 7"),
-    "parent itself": (changed(3, parent=2), "line 3: it stands behind message 2"),
+    "parent 7": (changed(3, parent=7), "line 3: its parent is message 7"),
+    "parent itself": (changed(3, parent=2), "line 3: its parent is message 2"),
     "no parent": (changed(3, parent=...), "line 3: it is no record of a message"),
     "moved": (lines_of(*RECORDS, USER | {"number": 3, "parent": 2}, USER | {"number": 3}),
               "line 6: message 3 moves to another place"),
@@ -171,7 +171,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "dropped -1": (changed(3, dropped=-1), "line 3: a number is not a whole number"),
     "dropped true": (changed(3, dropped=True), "line 3: a number is not a whole number"),
     "all dropped": (changed(3, dropped=1), "message 2 leaves out more turns than it follows"),
-    "head 3": (changed(4, head=3), "line 4: it stands at message 3, which there is not"),
+    "head 3": (changed(4, head=3), "line 4: its head is message 3, which does not exist"),
     "head null": (changed(4, head=None), "line 4: a number is not a whole number"),
     "no head": (changed(4, head=...), "line 4: it is no record of a message"),
     "system a list": (changed(4, system=[]), "line 4: a text is missing"),
@@ -187,7 +187,7 @@ def test_a_bad_file_is_refused_naming_the_line(case: str, tmp_path: Path) -> Non
     data, why = BAD_FILES[case]
     path = tmp_path / "bad.jsonl"
     path.write_bytes(data)
-    refused(path, why, f"mend or remove {str(path)!r}")
+    refused(path, why, f"repair or remove {str(path)!r}")
     assert path.read_bytes() == data
 
 

@@ -33,7 +33,7 @@ def test_every_turn_is_saved_at_its_end_for_its_owner_alone(
 ) -> None:
     with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
         terminal.wait_for(READY)
-        assert not folder(tmp_path).exists()  # nothing was said yet
+        assert not folder(tmp_path).exists()  # there is no message yet
         terminal.ask("hello there", ENDED)
         (file,) = folder(tmp_path).iterdir()
         assert re.fullmatch(r"\d{4}-\d\d-\d\d-\d{6}-hello-there\.jsonl", file.name)
@@ -185,7 +185,7 @@ def test_saved_text_cannot_reach_the_terminal_with_control_sequences(
         terminal.wait_for(READY)
         terminal.ask(f"/load {tmp_path}/evil.json", r"ZXZpbA==")
         terminal.ask("/tree", r"● here")
-        terminal.ask("/save evil", r"nothing was said|saved as evil")
+        terminal.ask("/save evil", r"no message yet|saved as evil")
         terminal.ask("/sessions", r"/load NAME")
         for sequence in (b"\x1b]52", b"\x1b[2J", b"\xc2\x9b", "\u202e".encode()):
             assert sequence not in terminal.raw

@@ -200,7 +200,7 @@ def test_what_is_not_saved_cannot_be_shown_or_removed(tmp_path: Path, folder: Pa
     before = names_in(folder)
     cases: list[tuple[Sequence[str], str]] = [
         (["show", "ap"], "more than one begins so: apples, apricots"),
-        (["show", "bad"], "line 1: it is not JSON: mend or remove"),
+        (["show", "bad"], "line 1: it is not JSON: repair or remove"),
         (["show"], "Missing argument"),
         (["rm"], "Missing argument"),
         (["rm", "apples", "apri"], "'apri': none is saved by that name"),

@@ -172,7 +172,7 @@ def test_an_empty_conversation_has_no_file(home: Path) -> None:
     file = ConversationFile()
     file.save(Conversation("Be brief."), TAG)
     assert (file.path, file.name, home.exists()) == (None, "", False)
-    with pytest.raises(SaveError, match="nothing was said yet"):
+    with pytest.raises(SaveError, match="there is no message yet"):
         file.rename("name")
 
 

@@ -115,7 +115,7 @@ class ConversationFile:
         """
         target = path_of(name)
         if self.path is None:
-            raise SaveError(repr(name), "nothing was said yet", "type a message first")
+            raise SaveError(repr(name), "there is no message yet", "type a message first")
         if target == self.path:
             return
         if self._current() is None:

@@ -253,7 +253,7 @@ def _examples(what: str, entries: object) -> tuple[tuple[Example, ...], tuple[st
             queries.append(user)
         elif queries:
             raise UsageError(
-                what, f"example {number} stands behind one with no answer", "put the open ones last"
+                what, f"example {number} follows one without an answer", "put the open ones last"
             )
         else:
             examples.append(Example(user, assistant))

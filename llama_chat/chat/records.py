@@ -167,7 +167,7 @@ def _read_message(record: Record, conversation: Conversation) -> None:
     role = record["role"]
     before = conversation.find(parent)
     if parent >= number or (parent and before is None):
-        raise ValueError(f"it stands behind message {parent}, which there is not")
+        raise ValueError(f"its parent is message {parent}, which does not exist")
     if role not in ("user", "assistant"):
         raise ValueError("unknown role")
     expected = "assistant" if before is not None and before.role == "user" else "user"
@@ -201,7 +201,7 @@ def _read_message(record: Record, conversation: Conversation) -> None:
 def _read_state(record: Record, conversation: Conversation) -> None:
     head = _integer(record["head"])
     if head > len(conversation.all):
-        raise ValueError(f"it stands at message {head}, which there is not")
+        raise ValueError(f"its head is message {head}, which does not exist")
     conversation.head = conversation.find(head)
     conversation.system = _text(record["system"])
     conversation.examples = tuple(Example(*pair) for pair in _pairs(record["examples"]))

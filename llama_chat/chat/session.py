@@ -202,7 +202,7 @@ class ChatSession:
         conversation = self.conversation
         mark, question = conversation.mark(), conversation.question()
         if question is None:
-            raise UsageError("retry", "nothing was said yet", "type a message first")
+            raise UsageError("retry", "there is no message yet", "type a message first")
         reply = self._open_reply(reply_prefix)
         conversation.head = question
         try:
@@ -341,7 +341,7 @@ class ChatSession:
         if len(ids) >= context:
             raise PromptTooLongError(
                 "conversation",
-                f"{len(ids)} tokens leave no room for a reply in the context of {context}",
+                f"{len(ids)} tokens leave no space for a reply in the context of {context}",
                 "shorten the message, or begin anew",
             )
         return _Fit(ids, n_dropped, n_dropped - conversation.n_dropped, len(all_ids) - len(ids))

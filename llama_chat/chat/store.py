@@ -224,4 +224,4 @@ def _files() -> list[tuple[float, Path]]:
 
 
 def _unreadable(path: Path, why: str) -> UsageError:
-    return UsageError(f"conversation {path.stem[:40]!r}", why, f"mend or remove {str(path)!r}")
+    return UsageError(f"conversation {path.stem[:40]!r}", why, f"repair or remove {str(path)!r}")

@@ -121,7 +121,7 @@ class Checkpoint(ABC):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Float type in which the matrices are stored; None if they are quantised."""
+        """Float type in which the matrices are stored; None if they are quantized."""
         stored = {info.type for info in self.tensors.values() if len(info.shape) == 2}
         return FLOAT_TYPES.get(stored.pop()) if len(stored) == 1 else None
 
@@ -142,7 +142,7 @@ class Checkpoint(ABC):
         """Read the matrix ``name`` packed, as near to how it is stored as a layout comes.
 
         Returns:
-            None if it is not quantised, or not with numbers that a layout can hold. Views of the
+            None if it is not quantized, or not with numbers that a layout can hold. Views of the
             mapped file where that holds them.
         """
         return None

@@ -1,6 +1,6 @@
 """The number formats of GGUF tensors: splitting, dequantizing and packing their blocks.
 
-A quantised row is a run of blocks of 32 or 256 weights. Each format has a function that splits
+A quantized row is a run of blocks of 32 or 256 weights. Each format has a function that splits
 blocks into what all of them are made of: a small integer for each weight, and for each group of 16
 or 32 weights a scale and, in some, a minimum. The fields of a block are named as in the
 reference, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
@@ -196,7 +196,7 @@ class BlockType:
 
 @dataclass(frozen=True, slots=True)
 class FloatType:
-    """How weights are stored that are not quantised."""
+    """How weights are stored that are not quantized."""
 
     name: str
     dtype: torch.dtype
@@ -303,7 +303,7 @@ def _in_chunks(data: Bytes, kind: BlockType) -> Iterator[tuple[slice, BlockParts
 
 
 def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor:
-    """Turn quantised weights into floats.
+    """Turn quantized weights into floats.
 
     Args:
         data: the stored bytes, ``(n_blocks * kind.n_bytes,)``.
@@ -320,7 +320,7 @@ def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor
 
 
 def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
-    """Pack a quantised matrix, each weight under the number that it has in the file.
+    """Pack a quantized matrix, each weight under the number that it has in the file.
 
     Args:
         data: the stored bytes.

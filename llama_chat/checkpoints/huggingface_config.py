@@ -30,7 +30,7 @@ def read_config(folder: Path) -> JsonObject:
     if config.values.get("quantization_config") is not None:
         method = config.object("quantization_config").text("quant_method") or "an unknown method"
         raise config.error(
-            f"its weights are quantised by {method[:60]!r}", "take a GGUF file of the same model"
+            f"its weights are quantized by {method[:60]!r}", "take a GGUF file of the same model"
         )
     if config.flag("attention_bias") or config.flag("mlp_bias"):
         raise config.error("its layers add a bias", "take a model without")

@@ -86,7 +86,7 @@ def init(ctx: typer.Context, config: _ConfigOption = None) -> None:
 def edit(ctx: typer.Context, config: _ConfigOption = None) -> None:
     """Edit the settings file, made if there is none, in $VISUAL or $EDITOR.
 
-    What you write takes its place only if it can be used. An editor with a window of its own must
+    What you write takes its place only if it can be used. A graphical editor must
     wait until it is closed: EDITOR="code --wait".
     """
     file = _file(ctx, config)

@@ -46,18 +46,18 @@ def convert(
 ) -> None:
     """Write a model as a GGUF file, or as a folder that Hugging Face's libraries read.
 
-    Without --type floats stay of the type they are, and quantised weights become F16.
+    Without --type floats stay of the type they are, and quantized weights become F16.
     """
     target = choose_target(Path(expand_user(out)), to, kind, shard_size)
     path = model_path(load_settings({}, None), model)
     check_free(target.path, path, force=force)
-    from llama_chat.conversion.weights import choose_type, quantised_types
+    from llama_chat.conversion.weights import choose_type, quantized_types
     from llama_chat.loading.formats import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     stored_as = choose_type(checkpoint, target.type)
     plan = _plan(checkpoint, target, stored_as)
-    losses = quantised_types(checkpoint) if stored_as != "F32" else []
+    losses = quantized_types(checkpoint) if stored_as != "F32" else []
     again = f"the weights are {', '.join(losses)}: what these give is rounded again to {stored_as}"
     for line in (*checkpoint.warnings, *plan.warnings, *([again] if losses else [])):
         streams.warn(line)

@@ -81,6 +81,7 @@ def describe(plan: "LoadPlan") -> dict[str, Any]:
         "stored_bytes": checkpoint.n_bytes,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "quantize": plan.weight_format,
+        "kernel": plan.kernel,
         "weights_memory": weights,
         "cache_memory": {str(length): size for length, size in cache.items()},
         "memory": {str(length): weights + size for length, size in cache.items()},

@@ -27,12 +27,12 @@ _YIELDING = {_PATH: 20, _NAME: 24, _FORMAT: 8}
 @takes("model_paths")
 def models(
     settings: Settings,
-    paths: Annotated[bool, typer.Option("--paths", help="Show where each lies.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Show their paths.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Models on this machine; alone, it lists them by the names that -m takes.
 
-    They lie in our own folder, the Hugging Face cache, the stores of ollama and LM Studio, and
+    They are in our own folder, the Hugging Face cache, the stores of ollama and LM Studio, and
     wherever the setting model_paths says.
     """
     found = installed_models(settings.model_paths)
@@ -59,7 +59,7 @@ def rm(
         theirs = [model for model in found if name in (model.name, *model.aliases)]
         if theirs:
             why = f"it is no model of ours but from {theirs[0].source}"
-            raise UsageError(f"model {name[:80]!r}", why, f"it lies at {theirs[0].path}")
+            raise UsageError(f"model {name[:80]!r}", why, f"it is at {theirs[0].path}")
         advice = did_you_mean(name, own) if own else f"there is none in {own_folder()}"
         raise UsageError(f"model {name[:80]!r}", "there is none of that name", advice)
     model = own[name]

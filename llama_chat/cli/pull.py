@@ -25,7 +25,7 @@ def pull(
     name: Annotated[
         str,
         typer.Argument(
-            help="A starter model, or ORGANISATION/NAME of a Hugging Face hub; behind it, "
+            help="A starter model, or ORGANISATION/NAME of a Hugging Face hub; after it, "
             ":Q4_K_M or /FILE.gguf chooses one of several.",
             autocompletion=starters,
         ),

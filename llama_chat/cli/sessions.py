@@ -52,7 +52,9 @@ def show(ctx: typer.Context, name: _Name, as_json: _JsonOption = False) -> None:
     path = store.find(name)
     loaded = store.read(path)
     if loaded.cut:
-        streams.warn(f"conversation {path.stem!r}: its last line is cut off: to mend it, resume it")
+        streams.warn(
+            f"conversation {path.stem!r}: its last line is cut off: resume it to repair it"
+        )
     messages = loaded.conversation.preface() + loaded.conversation.path()
     if _wants_json(ctx, as_json):
         write_json(to_dialog(messages))

@@ -211,7 +211,7 @@ def _llama3_scaling(checkpoint: Checkpoint, scaling: FrequencyDivisors) -> RopeS
     if not _same_frequencies(config, found, scaling):
         raise ModelError(
             f"model {str(checkpoint.path)!r}",
-            "config.json has no words for its rotary scaling",
+            "config.json cannot express its rotary scaling",
             "convert to GGUF",
         )
     return found

@@ -28,7 +28,7 @@ def check_free(target: Path, source: Path, *, force: bool) -> None:
     if target.is_dir():
         ours = (target / "config.json").is_file() or not any(target.iterdir())
         if target.is_symlink() or not ours:
-            raise UsageError(what, "it is a folder of other things", "choose another name")
+            raise UsageError(what, "it is a folder of other files", "choose another name")
 
 
 def check_space(target: Path, n_bytes: int) -> None:

@@ -48,7 +48,9 @@ def choose_target(
         raise UsageError(f"--type {kind[:40]!r}", "no such type", f"give {', '.join(TYPES)}")
     if chosen == SAFETENSORS and kind in QUANTIZED:
         raise UsageError(
-            f"--type {kind}", "safetensors holds none", f"give {', '.join(FLOATS)}, or --to gguf"
+            f"--type {kind}",
+            "safetensors has no such type",
+            f"give {', '.join(FLOATS)}, or --to gguf",
         )
     if chosen == GGUF and shard_size is not None:
         raise UsageError("--shard-size", "a GGUF file is one file", "leave it out")

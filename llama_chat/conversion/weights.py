@@ -23,7 +23,7 @@ def choose_type(checkpoint: Checkpoint, wanted: str | None) -> str:
     return wanted or FLOAT_NAMES.get(checkpoint.dtype or torch.float16, "F16")
 
 
-def quantised_types(checkpoint: Checkpoint) -> list[str]:
+def quantized_types(checkpoint: Checkpoint) -> list[str]:
     """Return the types of the source that are not floats."""
     return sorted({info.type for info in checkpoint.tensors.values()} - FLOAT_TYPES.keys())
 

@@ -75,10 +75,10 @@ class Finish:
     def summary(self) -> str:
         """Counts and speeds in one line."""
         usage = self.usage
-        foretold = f" ({usage.accepted_tokens} foretold)" if usage.accepted_tokens else ""
+        drafted = f" ({usage.accepted_tokens} from drafts)" if usage.accepted_tokens else ""
         return (
             f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
-            f"{usage.completion_tokens} written{foretold} · "
+            f"{usage.completion_tokens} written{drafted} · "
             f"first after {self.timings.ttft_s:.2f} s · {self.decode_tok_s:.1f} tokens/s"
         )
 

@@ -24,6 +24,7 @@ class NativeBackend(Backend):
         """Use ``create``."""
         super().__init__(model, threads)
         self.kernels = kernels
+        self._unpacks_prompts = prefers_unpacked(model.dtype)
         self._torch = TorchBackend(model)
 
     @classmethod
@@ -40,7 +41,7 @@ class NativeBackend(Backend):
         should_stop: Callable[[], bool] | None,
     ) -> Tensor:
         is_small = len(ids) <= MAX_EXACT_BATCH
-        if not is_small and prefers_unpacked(self.model.dtype):
+        if not is_small and self._unpacks_prompts:
             return self._torch._run(ids, cache, n_logits, should_stop)
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         start, end = cache.length, cache.length + len(ids)

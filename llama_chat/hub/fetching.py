@@ -104,7 +104,7 @@ def _fetch(
             _receive(wanted, commit, partial)
         if not partial.is_right():
             part.unlink()
-            why = f"what came as {file.path!r} is not what the hub said"
+            why = f"{file.path!r} is not what the hub announced"
             raise ModelError(wanted.title, why, "fetch it again with the same command")
         part.replace(target)
     for stale in _parts(target):
@@ -188,4 +188,4 @@ def _receive(wanted: Reference, commit: str, partial: _Partial) -> None:
     if partial.size <= had:
         size = readable_size(partial.file.size)
         why = f"the connection broke after {readable_size(partial.size)} of {size}"
-        raise LlamaChatError(wanted.title, why, "the same command goes on from there")
+        raise LlamaChatError(wanted.title, why, "the same command resumes it")

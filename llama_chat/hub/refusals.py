@@ -50,7 +50,7 @@ def _refusal(what: str, error: "HfHubHTTPError") -> LlamaChatError:
     status = error.response.status_code
     match status:
         case 401:
-            why, advice = "it is open only to those whom the hub knows", _LOG_IN
+            why, advice = "it requires a login", _LOG_IN
         case 403:
             why, advice = "the access token may not read it", f"{_LOG_IN} to one that may"
         case 429:

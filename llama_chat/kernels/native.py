@@ -117,6 +117,12 @@ def has_openmp() -> bool:
     return bool(describe()["has_openmp"])
 
 
+def path_name() -> str:
+    """Name the code that multiplies packed weights: a level, or ``torch``."""
+    name = level_name()
+    return name if name == TORCH or has_openmp() else f"{name} (one thread: built without OpenMP)"
+
+
 def _check(loaded: ctypes.CDLL) -> None:
     """Compare what a library says about itself with what it is about to be called with.
 

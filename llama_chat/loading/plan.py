@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.files import readable_size
+from llama_chat.kernels import native
 from llama_chat.library import find_model
 from llama_chat.llama import Llama
 from llama_chat.loading.devices import free_memory, pick_devices, pick_dtype
@@ -61,6 +63,15 @@ class LoadPlan:
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
         return weight_bytes(self.checkpoint, self.weight_format, self.dtype)
+
+    @property
+    def kernel(self) -> str:
+        """Name of the code that multiplies the matrices: a level of the C kernels, or ``torch``."""
+        stored = {info.type for info in self.checkpoint.tensors.values()}
+        packed = self.weight_format in ("int8", "int4") or (
+            self.weight_format == "stored" and not stored <= FLOATS.keys()
+        )
+        return native.path_name() if packed and self.devices[0].type == "cpu" else native.TORCH
 
     @property
     def bytes_needed(self) -> int:

@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Iterator
+import timeit
+from collections.abc import Callable, Iterator
 from functools import cache
 from operator import itemgetter
 
@@ -14,6 +15,7 @@ from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.quantization.packed import PackedWeight
+from llama_chat.quantization.quantize import quantize
 
 Packed = PackedWeight | NativeMatrix
 """A packed matrix in use: laid out for the kernels, or its twin in torch."""
@@ -126,24 +128,48 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     rows = x.reshape(-1, width)
     is_small = len(rows) <= MAX_EXACT_BATCH
     if isinstance(weight, NativeMatrix) and (is_small or not prefers_unpacked(x.dtype)):
-        native_dtype = x.dtype if x.dtype in _NATIVE_DTYPES else torch.float32
-        product = weight.multiply(rows.to(native_dtype)).to(x.dtype)
+        product = _multiply_packed(rows, weight)
     else:
-        product = x.new_empty(len(rows), out)
-        start = 0
-        for part in _unpack_in_parts(weight, x.dtype):
-            torch.mm(rows, part.T, out=product[:, start : start + len(part)])
-            start += len(part)
+        product = _multiply_unpacked(rows, weight)
     return product.view(*x.shape[:-1], out)
+
+
+def _multiply_packed(rows: Tensor, weight: NativeMatrix) -> Tensor:
+    native_dtype = rows.dtype if rows.dtype in _NATIVE_DTYPES else torch.float32
+    return weight.multiply(rows.to(native_dtype)).to(rows.dtype)
+
+
+def _multiply_unpacked(rows: Tensor, weight: Packed) -> Tensor:
+    product = rows.new_empty(len(rows), weight.shape[0])
+    start = 0
+    for part in _unpack_in_parts(weight, rows.dtype):
+        torch.mm(rows, part.T, out=product[:, start : start + len(part)])
+        start += len(part)
+    return product
 
 
 @cache
 def prefers_unpacked(dtype: torch.dtype) -> bool:
     """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
 
-    That is so on processors with matrix units for bfloat16 (AMX).
+    That is so on processors with matrix units for bfloat16 (AMX). Where only portable C runs, both
+    are measured, at the first call.
     """
-    return dtype == torch.bfloat16 and bool(torch.cpu._is_amx_tile_supported())
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return True
+    return native.level_name() == native.supported_levels()[0] and _is_unpacked_faster(dtype)
+
+
+@torch.inference_mode()
+def _is_unpacked_faster(dtype: torch.dtype) -> bool:
+    """Multiply rows of a prompt in both ways, three times each, and compare the best times."""
+    weight = NativeMatrix(8, *quantize(torch.ones(1024, 1024), 8).tensors)
+    rows = torch.ones(64, 1024, dtype=dtype)
+
+    def best_seconds(multiply: Callable[[Tensor, NativeMatrix], Tensor]) -> float:
+        return min(timeit.repeat(lambda: multiply(rows, weight), number=1, repeat=3))
+
+    return best_seconds(_multiply_unpacked) < best_seconds(_multiply_packed)
 
 
 class _Scratch(threading.local):

@@ -48,7 +48,7 @@ class ModelSettings:
     device: str = define(
         "text",
         "auto",
-        "Where to compute: auto, cpu, cuda, mps, or cuda:0,cuda:1.",
+        "Device to compute on: auto, cpu, cuda, mps, or cuda:0,cuda:1.",
         scope="load",
         values={
             "auto": "CUDA, else MPS, else CPU",
@@ -74,7 +74,7 @@ class ModelSettings:
     quantize: str = define(
         "choice",
         "auto",
-        "How weights are packed in memory.",
+        "Packing of the weights in memory.",
         scope="load",
         values={
             "auto": "a quantized file stays packed, any other stays as it is",
@@ -99,7 +99,7 @@ class ModelSettings:
     context: int | None = define(
         "integer",
         None,
-        "Context length in tokens; else the model's.",
+        "Context length in tokens; by default the model's.",
         scope="load",
         low=2,
         example="2048",
@@ -114,7 +114,7 @@ class ModelSettings:
     threads: int | None = define(
         "integer",
         None,
-        "CPU threads; else one per core.",
+        "CPU threads; one per core by default.",
         scope="load",
         low=1,
         high=1024,
@@ -123,7 +123,7 @@ class ModelSettings:
     lookup: bool = define(
         "switch",
         True,
-        "Draft tokens that followed the same words before; the text stays the same.",
+        "Prompt-lookup speculative decoding: faster, with the same text.",
         scope="reply",
         example="false",
     )
@@ -143,7 +143,7 @@ class Sampling:
     temperature: float = define(
         "number",
         0.6,
-        "Randomness; 0 takes the likeliest token.",
+        "Randomness; 0 takes the most likely token.",
         scope="sampling",
         low=0,
         high=10,
@@ -152,7 +152,7 @@ class Sampling:
     top_p: float = define(
         "number",
         0.9,
-        "Keep the likeliest tokens of this total probability; 1 is off.",
+        "Keep the most likely tokens of this total probability; 1 is off.",
         scope="sampling",
         low=0,
         high=1,
@@ -162,7 +162,7 @@ class Sampling:
     top_k: int = define(
         "integer",
         0,
-        "Keep so many likeliest tokens; 0 is off.",
+        "Keep so many of the most likely tokens; 0 is off.",
         scope="sampling",
         low=0,
         high=10**6,
@@ -171,7 +171,7 @@ class Sampling:
     min_p: float = define(
         "number",
         0.0,
-        "Drop tokens below this fraction of the likeliest; 0 is off.",
+        "Drop tokens below this fraction of the highest probability; 0 is off.",
         scope="sampling",
         low=0,
         high=1,
@@ -190,7 +190,7 @@ class Sampling:
     seed: int | None = define(
         "integer",
         None,
-        "For the same answer again.",
+        "Seed of the random numbers, for the same answer again.",
         scope="sampling",
         low=0,
         high=2**63 - 1,
@@ -211,7 +211,7 @@ class ReplySettings:
     max_tokens: int = define(
         "integer",
         1024,
-        "End a reply after so many tokens.",
+        "Length limit of a reply in tokens.",
         scope="reply",
         low=1,
         high=10**9,
@@ -227,7 +227,7 @@ class ReplySettings:
     system: str = define(
         "text",
         "",
-        "System message: who the model is to be.",
+        "System message: instructions for the model.",
         scope="reply",
         example="Be brief.",
     )

@@ -31,7 +31,7 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
     used, bandwidth = report["bandwidth_used"], report["bandwidth_gb_s"]
     rows = [
         ("prefill", f"{report['prefill_tok_s']:,.0f} tokens/s", f"{n_prompt} tokens"),
-        ("decode", f"{report['decode_tok_s']:,.1f} tokens/s", f"{n_new} tokens behind them"),
+        ("decode", f"{report['decode_tok_s']:,.1f} tokens/s", f"{n_new} tokens after them"),
         ("loading", f"{report['load_s']:.2f} s", ""),
         ("first token", f"{report['ttft_s']:.3f} s", "after the prompt"),
         ("bandwidth", f"{used:.0%}", f"of {bandwidth:.1f} GB/s, read by decode"),

@@ -46,7 +46,7 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
         "Architecture": _architecture(report),
         "Parameters": _parameters(report),
         "Stored as": _types(report),
-        f"Memory, {_weight_format(report)}": _memory(report),
+        f"Memory, {_weight_format(report)}, computed by {report['kernel']}": _memory(report),
         "Tokenizer": _tokenizer(report),
         "Template": _template(report),
     }

@@ -123,7 +123,7 @@ class Renderer:
             case "stop" if not n:
                 self.note("the model has nothing to add" if begun else "the model ended it at once")
             case "interrupted":
-                self.note(f"stopped after {n} tokens; what was said is kept; /continue goes on")
+                self.note(f"stopped after {n} tokens; the text is kept; /continue goes on")
             case "length":
                 self.note(f"cut off after {n} tokens; /continue goes on, /max-tokens allows more")
             case "context":

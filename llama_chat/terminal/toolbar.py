@@ -32,7 +32,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     elif (last := chat.last) is not None and last.usage.completion_tokens:
         parts.append(f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s")
     if chat.reply_prefix:
-        parts.append("opening set")
+        parts.append("reply prefix set")
     for spare in (model, sampling):
         if len(SEPARATOR.join([*parts, *filter(None, [warning])])) >= width - 1:
             parts.remove(spare)

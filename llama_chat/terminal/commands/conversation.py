@@ -47,7 +47,7 @@ def _undo(chat: Chat, argument: str) -> None:
     chat.previous = chat.conversation.head
     undone = chat.conversation.undo(turns)
     if not undone:
-        raise UsageError("/undo", "nothing was said yet", "type a message first")
+        raise UsageError("/undo", "there is no message yet", "type a message first")
     for message in undone:
         chat.renderer.note(f"undone: {message.preview}")
 
@@ -55,7 +55,7 @@ def _undo(chat: Chat, argument: str) -> None:
 def _edit(chat: Chat, argument: str) -> None:
     message = message_of(chat, argument, "/edit") if argument else chat.conversation.question()
     if message is None:
-        raise UsageError("/edit", "nothing was said yet", "type a message first")
+        raise UsageError("/edit", "there is no message yet", "type a message first")
     chat.start_editing(message)
     sends = "sends it anew" if message.role == "user" else "puts it in place of the reply"
     chat.renderer.note(f"message {message.number}: Enter {sends}, on a branch; Ctrl-C leaves it")
@@ -79,7 +79,7 @@ def _prefill(chat: Chat, argument: str) -> None:
 def _branch(chat: Chat, argument: str) -> None:
     conversation = chat.conversation
     if not conversation.all:
-        raise UsageError("/branch", "nothing was said yet", "type a message first")
+        raise UsageError("/branch", "there is no message yet", "type a message first")
     if not argument:
         chat.renderer.table(
             ("", "branch", "messages", "ends with"),
@@ -116,7 +116,7 @@ def _branch_values(chat: Chat, argument: str) -> Iterable[Value]:
 
 def _tree(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
-        raise UsageError("/tree", "nothing was said yet", "type a message first")
+        raise UsageError("/tree", "there is no message yet", "type a message first")
     for line in draw_tree(chat.conversation):
         chat.renderer.line(line)
 
@@ -172,7 +172,7 @@ COMMANDS = (
     Command(
         "edit",
         "[n]",
-        "Change the last message of yours, or message n, on a branch of its own.",
+        "Change the last message of yours, or message n, on a new branch.",
         "/edit 3",
         _edit,
         _numbers,
@@ -180,7 +180,7 @@ COMMANDS = (
     Command(
         "branch",
         "[n|-]",
-        "List the branches, go on behind message n, or back to the one before.",
+        "List the branches, continue after message n, or go back to the previous branch.",
         "/branch 4",
         _branch,
         _branch_values,

@@ -44,7 +44,7 @@ def _paths(argument: str) -> list[str]:
 
 def _save(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
-        raise UsageError("/save", "nothing was said yet", "type a message first")
+        raise UsageError("/save", "there is no message yet", "type a message first")
     chat.file.save(chat.conversation, chat.tag)
     if argument:
         chat.file.rename(argument)

@@ -84,7 +84,7 @@ def _tokens(chat: Chat, argument: str) -> None:
     session = chat.wait_for_session()
     message = message_of(chat, argument, "/tokens") if argument else chat.conversation.head
     if message is None:
-        raise UsageError("/tokens", "nothing was said yet", "type a message first")
+        raise UsageError("/tokens", "there is no message yet", "type a message first")
     row = next((row for row in session.context_rows() if row.message is message), None)
     if row is None:
         raise UsageError(
@@ -184,7 +184,7 @@ def _show_alternatives(
     before = "".join(
         _piece(session, logprobs.token(i)[0]) for i in range(max(index - 12, 0), index)
     )
-    chat.renderer.note(f"token {index + 1}, behind …{before[-40:]}".replace("\n", "⏎"))
+    chat.renderer.note(f"token {index + 1}, after …{before[-40:]}".replace("\n", "⏎"))
     entries = list(logprobs.alternatives(index))
     if written not in [token_id for token_id, _ in entries]:
         entries.append((written, logprob))
@@ -222,7 +222,7 @@ COMMANDS = (
     Command(
         "context",
         "[n]",
-        "Tokens of each message, what is cached and what would go next; or set the length.",
+        "Tokens of each message, cached and next to be dropped; or set the context length.",
         "/context",
         _context,
     ),
@@ -238,7 +238,7 @@ COMMANDS = (
     Command(
         "why",
         "[n|word]",
-        "How sure the model was, and what else it might have said at token n, or at a word.",
+        "Probabilities of the last reply, and the alternatives at token n or at a word.",
         "/why 7",
         _why,
     ),

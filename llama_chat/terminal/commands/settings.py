@@ -217,7 +217,7 @@ _SPECIAL = (
     Command(
         "template",
         f"[{'|'.join(SETTINGS['template'].values)}]",
-        "Show or choose how messages become tokens.",
+        "Show or choose the chat template.",
         "/template llama2",
         _template,
         lambda chat, argument: _values_of(SETTINGS["template"]),
@@ -225,7 +225,7 @@ _SPECIAL = (
     Command(
         "model",
         "[name|path]",
-        "Show the models here, or go on with another.",
+        "Show the models here, or load another.",
         "/model smollm2-135m",
         _model,
         _model_values,
