@@ -151,7 +151,7 @@ def test_rotary_scaling_is_kept(scaling: RopeScaling, meta_model: Path, tmp_path
     ours = logits(checkpoint, IDS)
     error = (reference_logits(reference, IDS) - ours).abs().max() / (ours.max() - ours.min())
     assert error < 2e-4
-    # The key of transformers 4.
+    # ``rope_scaling`` is the key of transformers 4.
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["rope_scaling"]["rope_type"] == config["rope_parameters"]["rope_type"]
 

@@ -25,7 +25,7 @@ def write_parts(folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def rewrite(path: Path, tensors: dict[str, np.ndarray], **split: int) -> None:
-    """Write a later part: its metadata ``split`` and its tensors."""
+    """Write a later part: its ``split.*`` metadata and its tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.kv_data[0].clear()
     writer.add_uint16("split.no", split["no"])

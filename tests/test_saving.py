@@ -207,7 +207,9 @@ def disk(request: pytest.FixtureRequest, home: Path) -> Iterator[Disk]:
     disk.close()
 
 
-def test_a_first_save_on_a_full_disk_leaves_nothing_and_is_repeated(disk: Disk, home: Path) -> None:
+def test_a_first_save_on_a_full_disk_leaves_nothing_and_succeeds_later(
+    disk: Disk, home: Path
+) -> None:
     disk.fill()
     before = names_in(home) if home.exists() else []
     file, conversation = ConversationFile(), conversation_of(3, "x" * 2000)
@@ -223,7 +225,7 @@ def test_a_first_save_on_a_full_disk_leaves_nothing_and_is_repeated(disk: Disk, 
     assert facts(store.read(file.path).conversation) == facts(conversation)
 
 
-def test_a_save_on_a_full_disk_leaves_the_file_whole_and_is_repeated(disk: Disk) -> None:
+def test_a_save_on_a_full_disk_leaves_the_file_whole_and_succeeds_later(disk: Disk) -> None:
     file, conversation, path = followed()
     whole = path.read_bytes()
     disk.fill()
