@@ -15,9 +15,9 @@ from harness.program import run
 from llama_chat.generation.engine import Engine, choose_backend
 from llama_chat.generation.events import Finish, Hooks, Timings, Token
 from llama_chat.generation.lookup import (
-    DRAFTS,
-    LONGEST,
-    SIZES,
+    DRAFT_LENGTHS,
+    MAX_MATCH_LENGTH,
+    NGRAM_SIZES,
     Drafter,
     Match,
     NGramIndex,
@@ -60,7 +60,7 @@ def model() -> Transformer:
 @pytest.fixture
 def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make rows of a draft cost nothing, so that drafting does not depend on measured times."""
-    monkeypatch.setattr(PassCost, "of", lambda self, n_rows: 1.0)
+    monkeypatch.setattr(PassCost, "estimate", lambda self, n_rows: 1.0)
 
 
 def new_engine(
@@ -104,7 +104,7 @@ def assert_alike(
     assert tokens == expected  # ids, text, log probabilities and alternatives
     assert without_times(end) == without_times(expected_end)
     assert fast.cache.ids == slow.cache.ids
-    assert fast.n_read == slow.n_read
+    assert fast.n_evaluated == slow.n_evaluated
     assert expected_end.usage.drafted_tokens == 0
     return end
 
@@ -253,11 +253,11 @@ TEXTS = st.lists(st.integers(0, 3), max_size=60)
 
 def found_by_looking(ids: Sequence[int]) -> Match | None:
     """Find the match that ``NGramIndex.find`` should find, by a search of all places."""
-    for n in SIZES:
+    for n in NGRAM_SIZES:
         places = [j for j in range(n, len(ids)) if ids[j - n : j] == ids[len(ids) - n :]]
         if places:
             start = places[-1]
-            lengths = range(1, min(start, LONGEST) + 1)
+            lengths = range(1, min(start, MAX_MATCH_LENGTH) + 1)
             same = [k for k in lengths if ids[start - k : start] == ids[len(ids) - k :]]
             return Match(start, max(same))
     return None
@@ -267,7 +267,7 @@ def found_by_looking(ids: Sequence[int]) -> Match | None:
 def test_a_match_is_the_last_place_of_the_longest_n_gram(texts: list[list[int]]) -> None:
     index = NGramIndex()
     for text in texts:
-        index.follow(text)
+        index.set_ids(text)
         assert index.ids == text
         assert index.find() == found_by_looking(text)
         index.append(1)
@@ -278,10 +278,10 @@ def test_a_match_is_the_last_place_of_the_longest_n_gram(texts: list[list[int]])
 @given(TEXTS, st.integers(0, 10))
 def test_a_draft_is_the_text_after_the_match(ids: list[int], limit: int) -> None:
     drafter = Drafter()
-    drafter.follow(ids)
+    drafter.set_ids(ids)
     draft = drafter.draft(limit)
     match = found_by_looking(ids)
-    assert len(draft) == (max((n for n in DRAFTS if n <= limit), default=0) if match else 0)
+    assert len(draft) == (max((n for n in DRAFT_LENGTHS if n <= limit), default=0) if match else 0)
     if match:
         # The draft continues with itself where it goes past the end of the ids.
         assert draft == [*ids, *draft][match.start : match.start + len(draft)]
@@ -294,7 +294,7 @@ def teach(drafter: Drafter, ids: Sequence[int]) -> None:
 
 def test_drafting_stops_when_drafts_fail_and_resumes_when_they_would_not() -> None:
     drafter = Drafter()
-    drafter.follow([1, 2, 3, 4, 1, 2])
+    drafter.set_ids([1, 2, 3, 4, 1, 2])
     assert drafter.draft(7)
     for i in range(50):  # something new follows each time
         teach(drafter, [100 + i, 1, 2])
@@ -306,7 +306,7 @@ def test_drafting_stops_when_drafts_fail_and_resumes_when_they_would_not() -> No
 
 def test_drafts_are_longer_the_cheaper_their_rows_are() -> None:
     drafter, lengths = Drafter(), []
-    drafter.follow([*range(30)] * 2)
+    drafter.set_ids([*range(30)] * 2)
     for row in (1.0, 0.9, 0.3, 0.0):
         for _ in range(300):
             for n in (1, 2, 4, 8):
@@ -324,15 +324,15 @@ def test_one_delayed_pass_changes_the_cost_little() -> None:
     for _ in range(100):
         cost.observe(1, 1.0)
         cost.observe(4, 1.6)
-    before = cost.of(4)
+    before = cost.estimate(4)
     cost.observe(4, 1000.0)
-    assert cost.of(4) < before + 0.5
+    assert cost.estimate(4) < before + 0.5
     for _ in range(100):
         cost.observe(4, 1000.0)
-    assert cost.of(4) > 3.9
+    assert cost.estimate(4) > 3.9
     for _ in range(1000):  # without passes of 4 rows, their estimated cost falls again
         cost.observe(1, 1.0)
-    assert cost.of(4) < 2
+    assert cost.estimate(4) < 2
 
 
 # On the starter model

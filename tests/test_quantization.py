@@ -39,10 +39,10 @@ def random_packed(layout: Layout, rows: int, n_spans: int, seed: int = 0) -> Pac
     numbers = torch.randint(-128, 128, (2, rows, n_groups), generator=generator).to(torch.int8)
     steps = torch.randn(2, rows, n_spans, generator=generator).mul(2e-4).half()
     tensors = zip(numbers, steps, strict=True)
-    (scales, scale_steps), (mins, min_steps) = tensors
+    (scales, super_scales), (mins, super_mins) = tensors
     if not has_mins:
-        return PackedWeight(bits, quants, scales, None, scale_steps)
-    return PackedWeight(bits, quants, scales, mins, scale_steps, min_steps)
+        return PackedWeight(bits, quants, scales, None, super_scales)
+    return PackedWeight(bits, quants, scales, mins, super_scales, super_mins)
 
 
 def rounded(x: torch.Tensor, group: int) -> torch.Tensor:

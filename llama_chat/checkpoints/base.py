@@ -1,4 +1,4 @@
-"""What every checkpoint reader returns."""
+"""Common interface of the checkpoint readers."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,11 +23,11 @@ FLOAT_NAMES = {dtype: stored for stored, dtype in FLOAT_TYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One stored weight, known before a byte of it is read."""
+    """Description of a stored weight, from the header."""
 
     shape: tuple[int, ...]
     type: str
-    """How it is stored: ``F32``, ``F16``, ``BF16``, ``Q8_0``, ``Q4_1``, …"""
+    """Storage type: ``F32``, ``F16``, ``BF16``, ``Q8_0``, ``Q4_1``, …"""
     n_bytes: int
 
     @property
@@ -38,16 +38,16 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceSource:
-    """The vocabulary is a SentencePiece model file."""
+    """Vocabulary in a SentencePiece model file."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceTables:
-    """The vocabulary is of the kind of SentencePiece's BPE, given by its tables.
+    """Vocabulary of SentencePiece's BPE, given by its tables.
 
-    ``types`` are SentencePiece's own: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
+    ``types`` are those of SentencePiece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
     6 byte.
     """
 
@@ -62,27 +62,26 @@ class SentencePieceTables:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerJsonSource:
-    """The vocabulary is a ``tokenizer.json`` of the ``tokenizers`` library.
+    """Vocabulary in a ``tokenizer.json`` of the ``tokenizers`` library.
 
-    The names of BOS and EOS, and whether a prompt begins with BOS, stand beside it in
-    ``tokenizer_config.json``.
+    The other fields are from ``tokenizer_config.json`` in the same folder.
     """
 
     path: Path
     bos_token: str | None
     eos_token: str | None
     add_bos: bool | None
-    """None where it is not said: the file's own post-processor tells."""
+    """None if not given: then the post-processor in the file decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class BytePairSource:
-    """The vocabulary is a byte-level BPE given by its tables.
+    """Vocabulary of a byte-level BPE, given by its tables.
 
-    ``tokens[i]`` is the text of id ``i`` in the byte-level alphabet; a control token or one that
-    was added holds its own text. ``merges`` are ``"left right"`` pairs in order of priority.
-    ``control_ids`` are the ids that text may never produce. ``added_ids`` are those that were added
-    beside the algorithm. ``pre_tokenizer`` names how text is split before merging.
+    ``tokens[i]`` is the text of id ``i`` in the byte-level alphabet, or literally for control
+    tokens and added tokens. ``merges`` are ``"left right"`` pairs in order of priority.
+    ``control_ids`` are the ids that text may never produce. ``added_ids`` are the ids of tokens
+    matched before BPE. ``pre_tokenizer`` names the rule that splits text before merging.
     """
 
     tokens: list[str]
@@ -93,14 +92,14 @@ class BytePairSource:
     bos_id: int | None
     eos_id: int | None
     add_bos: bool | None
-    """None where it is not said: the pre-tokenizer tells."""
+    """None if not given: then the pre-tokenizer decides."""
 
 
 TokenizerSource = SentencePieceSource | SentencePieceTables | TokenizerJsonSource | BytePairSource
 
 
 class Checkpoint(ABC):
-    """An opened checkpoint: its description, and its weights one at a time.
+    """An open checkpoint: its description, and its weights one at a time.
 
     Opening reads headers only. ``tensors`` holds exactly the names and shapes of
     ``config.tensor_shapes()``; a reader whose file differs raises while opening it.
@@ -108,16 +107,16 @@ class Checkpoint(ABC):
 
     path: Path
     format: str
-    """The name of the layout: ``Meta``, ``Hugging Face``, ``GGUF`` or ``llama2.c``."""
+    """Name of the format: ``Meta``, ``Hugging Face``, ``GGUF`` or ``llama2.c``."""
     name: str
-    """What to call the model on screen."""
+    """Name of the model for display."""
     config: LlamaConfig
     tensors: Mapping[str, TensorInfo]
     tokenizer_source: TokenizerSource
     chat_template: str | None = None
-    """Template text found in the file: to be recognised, never to be executed."""
+    """Template text in the file: compared with known templates, never executed."""
     warnings: tuple[str, ...] = ()
-    """Oddities that a person should hear of, one line each."""
+    """Warnings for the user, one line each."""
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -134,35 +133,35 @@ class Checkpoint(ABC):
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Read the weight ``name`` as a CPU tensor of ``dtype``.
 
-        Where the file already holds that type the result is a read-only view of the mapped file,
-        and no byte is copied.
+        If the file holds that type, the result is a read-only view of the mapped file, without a
+        copy.
         """
 
     def read_packed(self, name: str) -> PackedWeight | None:
-        """Read the matrix ``name`` packed, as near to how it is stored as a layout comes.
+        """Read the matrix ``name`` packed, without quantizing it again.
 
         Returns:
-            None if it is not quantized, or not with numbers that a layout can hold. Views of the
-            mapped file where that holds them.
+            The matrix, with views of the mapped file where possible; None if it is not quantized,
+            or has scales that are not finite.
         """
         return None
 
     def forget(self, name: str) -> None:  # noqa: B027 - most read without a copy
-        """Give back the memory that reading the weight ``name`` took; its bytes were copied."""
+        """Release the pages of the weight ``name``, once its bytes have been copied."""
 
     def packed_bytes(self, name: str) -> int | None:
-        """Bytes that ``read_packed`` gives; None if it gives None."""
+        """Compute the bytes that ``read_packed`` returns; None if the weight is not quantized."""
         return None
 
 
 def check_tensors(what: str, config: LlamaConfig, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the shapes found in a file with those that ``config`` asks for.
+    """Check the shapes found in a file against those that ``config`` requires.
 
     Raises:
         ModelError: naming the first missing, unknown or misshapen tensor.
     """
     advice = "the file is damaged or of another architecture: fetch it again"
-    # A hostile n_layers of 10^9 must not build a table of 10^9 names.
+    # Checked first: a malicious n_layers of 10^9 must not build a table of 10^9 names.
     if config.n_layers > len(found):
         raise ModelError(
             what, f"it says {config.n_layers} layers but holds {len(found)} tensors", advice

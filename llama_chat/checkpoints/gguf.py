@@ -35,25 +35,25 @@ _TOP = {
 }
 
 _ROPE_DIVISORS = "rope_freqs.weight"
-"""No weight: a divisor for each rotary frequency."""
+"""Tensor with a divisor for each rotary frequency, which is no weight."""
 
 
 class GGUFCheckpoint(Checkpoint):
-    """A GGUF model, its files mapped into memory.
+    """GGUF model, its files mapped into memory.
 
-    Files of the llama family hold Q and K in Meta's interleaved rotary order already.
+    Q and K are in Meta's interleaved rotary order already.
     """
 
     format = "GGUF"
 
     def __init__(self, model: GGUFModel) -> None:
-        """Use ``open``."""
+        """Use ``open`` instead."""
         metadata = model.metadata
-        _check_kind(metadata)
+        _check_architecture(metadata)
         self.path = model.path
-        # The store of ollama calls files by their contents.
-        said = metadata.text("general.name") if model.name.startswith("sha256-") else ""
-        self.name = said or model.name
+        # Ollama names files by the hash of their contents.
+        stored_name = metadata.text("general.name") if model.name.startswith("sha256-") else ""
+        self.name = stored_name or model.name
         stored = dict(model.tensors)
         divisors = stored.pop(_ROPE_DIVISORS, None)
         self._stored = {_meta_name(metadata, name): tensor for name, tensor in stored.items()}
@@ -69,10 +69,10 @@ class GGUFCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, path: Path) -> "GGUFCheckpoint":
-        """Open the file ``path``, and the other parts if it is one of several; headers only.
+        """Open the file ``path``, and all other parts if it is one of several; reads headers only.
 
         Raises:
-            ModelError: if it is damaged, or of a kind that is not supported.
+            ModelError: if it is damaged or not supported.
         """
         return cls(open_files(path))
 
@@ -103,7 +103,7 @@ open_checkpoint = GGUFCheckpoint.open
 
 
 def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as floats: a view of the mapped file where that holds them, else a copy."""
+    """Read a tensor as floats: a view of the mapped file if it holds that type, else a copy."""
     data, kind = tensor.data(), tensor.kind
     if isinstance(kind, BlockType):
         weight = dequantize(data, kind, dtype)
@@ -115,7 +115,7 @@ def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
 
 
 def _meta_name(metadata: Metadata, name: str) -> str:
-    """The name Meta gives to the tensor ``name``."""
+    """Translate the name of a tensor to Meta's."""
     if name in _TOP:
         return _TOP[name]
     found = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.weight", name)
@@ -129,8 +129,8 @@ def _meta_name(metadata: Metadata, name: str) -> str:
     raise metadata.error(f"{shown} belongs to no part of a Llama model")
 
 
-def _check_kind(metadata: Metadata) -> None:
-    """Refuse other architectures before what their tensors are called is looked at."""
+def _check_architecture(metadata: Metadata) -> None:
+    """Refuse other architectures, before the names of tensors are checked."""
     architecture = metadata.text("general.architecture")
     if architecture != "llama":
         raise metadata.error(
@@ -143,7 +143,7 @@ def _check_kind(metadata: Metadata) -> None:
 def _config(
     metadata: Metadata, shapes: dict[str, tuple[int, ...]], divisors: StoredTensor | None
 ) -> LlamaConfig:
-    """The shape of the model, checked for what is not supported."""
+    """Read the config of the model, refusing unsupported features."""
     embedding = shapes.get("tok_embeddings.weight")
     if embedding is None or len(embedding) != 2:
         raise metadata.error("tensor token_embd.weight is missing")
@@ -177,13 +177,13 @@ def _config(
 def _rope_scaling(
     metadata: Metadata, divisors: StoredTensor | None, head_dim: int
 ) -> RopeScaling | None:
-    """How positions are scaled: by one factor, by ready-made divisors, or both.
+    """Read the rotary scaling: one factor, precomputed divisors, or both.
 
-    A factor without a type means linear scaling, ``scale_linear`` is its older name, and 0 says
+    A factor without a type means linear scaling; ``scale_linear`` is its older name, and 0 means
     that it is not set.
 
     Raises:
-        ValueError: if the numbers cannot be meant.
+        ValueError: if a number is out of range.
     """
     kind = metadata.text("llama.rope.scaling.type") or "linear"
     if kind not in ("linear", "none"):

@@ -1,9 +1,9 @@
 """The number formats of GGUF tensors: splitting, dequantizing and packing their blocks.
 
 A quantized row is a run of blocks of 32 or 256 weights. Each format has a function that splits
-blocks into what all of them are made of: a small integer for each weight, and for each group of 16
-or 32 weights a scale and, in some, a minimum. The fields of a block are named as in the
-reference, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
+blocks into a small integer for each weight and, for each group of 16 or 32 weights, a scale and in
+some formats a minimum. The fields of a block are named as in the reference,
+https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ Numbers = NDArray[np.float16] | NDArray[np.int8]
 class BlockParts(NamedTuple):
     """Blocks split into the tensors of a ``PackedWeight``, each ``(n_blocks, n_groups, …)``.
 
-    All are views of the blocks if the scales of a format are stored as they are.
+    They are views of the blocks where these hold them unchanged.
     """
 
     quants: NDArray[Any]
@@ -38,40 +38,40 @@ class BlockParts(NamedTuple):
     super_mins: Halves | None = None
 
 
-def _items(numbers: NDArray[Any], n_bytes: int) -> NDArray[np.void]:
-    """Runs of ``n_bytes`` as one item each: NumPy copies them whole, and much faster than bytes."""
+def _as_items(numbers: NDArray[Any], n_bytes: int) -> NDArray[np.void]:
+    """View runs of ``n_bytes`` as one item each, which NumPy copies much faster than bytes."""
     return numbers.view(np.dtype((np.void, n_bytes)))
 
 
-def _fields(packed: Bytes, width: int) -> Bytes:
-    """The numbers of ``width`` bits in each byte, lowest first: ``(…, n)`` to ``(…, k, n)``."""
+def _bit_fields(packed: Bytes, width: int) -> Bytes:
+    """Unpack fields of ``width`` bits of each byte, lowest first: ``(…, n)`` to ``(…, k, n)``."""
     n = packed.shape[-1]
     packed = np.ascontiguousarray(packed)
-    each = [_items(packed >> at & 2**width - 1, n) for at in range(0, 8, width)]
+    each = [_as_items(packed >> at & 2**width - 1, n) for at in range(0, 8, width)]
     return np.stack(each, axis=-2).view(np.uint8)
 
 
-def _pieces(numbers: Bytes, n: int) -> Iterator[Bytes]:
-    """The last axis, cut into ``n`` pieces."""
-    pieces = _items(numbers, numbers.shape[-1] // n)
+def _split_last_axis(numbers: Bytes, n: int) -> Iterator[Bytes]:
+    """Split the last axis into ``n`` parts."""
+    pieces = _as_items(numbers, numbers.shape[-1] // n)
     return (np.ascontiguousarray(pieces[..., i, None]).view(np.uint8) for i in range(n))
 
 
-def _pairs(numbers: Bytes) -> Bytes:
-    """Two numbers of 4 bits to a byte, as W4 has them: ``(…, group)`` to ``(…, group / 2)``."""
-    low, high = _pieces(numbers, 2)
+def _pack_nibbles(numbers: Bytes) -> Bytes:
+    """Pack two numbers of 4 bits to a byte, as in W4: ``(…, group)`` to ``(…, group / 2)``."""
+    low, high = _split_last_axis(numbers, 2)
     return low | high * 16  # NumPy multiplies ten times as fast as it shifts to the left
 
 
-def _fours(numbers: Bytes) -> Bytes:
-    """Four numbers of 2 bits to a byte, as W6 has its upper bits: ``(…, group / 4)``."""
-    a, b, c, d = _pieces(numbers, 4)
+def _pack_two_bits(numbers: Bytes) -> Bytes:
+    """Pack four numbers of 2 bits to a byte, as the upper bits of W6: ``(…, group / 4)``."""
+    a, b, c, d = _split_last_axis(numbers, 4)
     return a | b * 4 | c * 16 | d * 64
 
 
-def _six_bits(low: Bytes, upper: Bytes) -> Bytes:
-    """W6 from the low four bits of its numbers and the two above, both ``(…, group)``."""
-    return np.concatenate((_pairs(low), _fours(upper)), axis=-1)
+def _pack_w6(low: Bytes, upper: Bytes) -> Bytes:
+    """Pack W6 from the low four bits of its numbers and the upper two, both ``(…, group)``."""
+    return np.concatenate((_pack_nibbles(low), _pack_two_bits(upper)), axis=-1)
 
 
 def _q4_0(blocks: Blocks) -> BlockParts:
@@ -82,19 +82,19 @@ def _q4_1(blocks: Blocks) -> BlockParts:
     return BlockParts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
 
 
-def _five_bits(blocks: Blocks, added: int) -> Bytes:
-    """The quants of Q5_0 and Q5_1: bit ``i`` of ``qh`` is the fifth of weight ``i``."""
+def _q5_quants(blocks: Blocks, added: int) -> Bytes:
+    """Compute the quants of Q5_0 and Q5_1: bit ``i`` of ``qh`` is the fifth bit of weight ``i``."""
     fifth = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")[:, None]
-    return np.concatenate((blocks["qs"], _fours(fifth + added)), axis=-1)
+    return np.concatenate((blocks["qs"], _pack_two_bits(fifth + added)), axis=-1)
 
 
 def _q5_0(blocks: Blocks) -> BlockParts:
-    """Quants of -16 to 15: W6 takes 32 away."""
-    return BlockParts(_five_bits(blocks, 1), blocks["d"][:, None])
+    """Split blocks with quants of -16 to 15; W6 subtracts 32."""
+    return BlockParts(_q5_quants(blocks, 1), blocks["d"][:, None])
 
 
 def _q5_1(blocks: Blocks) -> BlockParts:
-    return BlockParts(_five_bits(blocks, 0), blocks["d"][:, None], blocks["m"][:, None])
+    return BlockParts(_q5_quants(blocks, 0), blocks["d"][:, None], blocks["m"][:, None])
 
 
 def _q8_0(blocks: Blocks) -> BlockParts:
@@ -102,32 +102,34 @@ def _q8_0(blocks: Blocks) -> BlockParts:
 
 
 def _super_scales(blocks: Blocks) -> tuple[Halves, Halves]:
-    """Super-block scales of scales and of minima; the formats subtract what they call minima."""
+    """Compute the super-block scales of scales and of minima, which the formats subtract."""
     return blocks["d"][:, None], -blocks["dmin"][:, None]
 
 
 def _q2_k(blocks: Blocks) -> BlockParts:
-    quants = _fields(blocks["qs"], 2).reshape(-1, 16, 16)
+    quants = _bit_fields(blocks["qs"], 2).reshape(-1, 16, 16)
     numbers = blocks["scales"].view(np.int8)
-    return BlockParts(_pairs(quants), numbers & 15, numbers >> 4 & 15, *_super_scales(blocks))
+    return BlockParts(
+        _pack_nibbles(quants), numbers & 15, numbers >> 4 & 15, *_super_scales(blocks)
+    )
 
 
 def _q3_k(blocks: Blocks) -> BlockParts:
-    """Quants of -4 to 3 and scales of -32 to 31, both in two pieces."""
-    low = _fields(blocks["qs"], 2).reshape(-1, 16, 16)
-    high = _fields(blocks["hmask"], 1).reshape(-1, 16, 16)
-    quants = (low | high * 4) + 4  # W4 takes 8 away again
-    scales = _fields(blocks["scales"], 4).reshape(-1, 16)
-    scales |= _fields(blocks["scales_h"], 2).reshape(-1, 16) * 16
-    return BlockParts(_pairs(quants), scales.view(np.int8) - 32, None, blocks["d"][:, None])
+    """Split blocks with quants of -4 to 3 and scales of -32 to 31, both in two fields."""
+    low = _bit_fields(blocks["qs"], 2).reshape(-1, 16, 16)
+    high = _bit_fields(blocks["hmask"], 1).reshape(-1, 16, 16)
+    quants = (low | high * 4) + 4  # W4 subtracts 8
+    scales = _bit_fields(blocks["scales"], 4).reshape(-1, 16)
+    scales |= _bit_fields(blocks["scales_h"], 2).reshape(-1, 16) * 16
+    return BlockParts(_pack_nibbles(quants), scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 
 def _k_scales(blocks: Blocks) -> tuple[Numbers, Numbers, Halves, Halves]:
-    """Scales and minima of the 8 groups of Q4_K and Q5_K, and the super-block scales of both.
+    """Unpack scales and minima of the 8 groups of Q4_K and Q5_K, and their super-block scales.
 
-    They have 6 bits each, and four of either are in the four bytes of one integer. Those of the
-    first groups are the low bits of ``scales`` and ``mins``; the two bits above them belong on top
-    of the four bits that the last groups have in ``rest``.
+    Each has 6 bits. Four scales or minima are processed at once, as the bytes of one integer. The
+    first four groups have theirs in the low six bits of ``scales`` and ``mins``; the two bits above
+    are the upper bits of the last four groups, whose low four bits are in ``rest``.
     """
     scales, mins, rest = blocks["scales"], blocks["mins"], blocks["rest"]
     last_scales = rest & 0x0F0F0F0F | scales >> 2 & 0x30303030
@@ -138,72 +140,76 @@ def _k_scales(blocks: Blocks) -> tuple[Numbers, Numbers, Halves, Halves]:
 
 
 def _q4_k(blocks: Blocks) -> BlockParts:
-    return BlockParts(_pairs(_fields(blocks["qs"], 4).reshape(-1, 8, 32)), *_k_scales(blocks))
+    return BlockParts(
+        _pack_nibbles(_bit_fields(blocks["qs"], 4).reshape(-1, 8, 32)), *_k_scales(blocks)
+    )
 
 
 def _q5_k(blocks: Blocks) -> BlockParts:
-    low = _fields(blocks["qs"], 4).reshape(-1, 8, 32)
-    return BlockParts(_six_bits(low, _fields(blocks["qh"], 1)), *_k_scales(blocks))
+    low = _bit_fields(blocks["qs"], 4).reshape(-1, 8, 32)
+    return BlockParts(_pack_w6(low, _bit_fields(blocks["qh"], 1)), *_k_scales(blocks))
 
 
 def _q6_k(blocks: Blocks) -> BlockParts:
-    """Quants of -32 to 31: W6 takes 32 away."""
-    low = _fields(blocks["ql"], 4).reshape(-1, 16, 16)
-    upper = _fields(blocks["qh"], 2).reshape(-1, 16, 16)
-    return BlockParts(_six_bits(low, upper), blocks["scales"], None, blocks["d"][:, None])
+    """Split blocks with quants of -32 to 31; W6 subtracts 32."""
+    low = _bit_fields(blocks["ql"], 4).reshape(-1, 16, 16)
+    upper = _bit_fields(blocks["qh"], 2).reshape(-1, 16, 16)
+    return BlockParts(_pack_w6(low, upper), blocks["scales"], None, blocks["d"][:, None])
 
 
 _IQ4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
 )
-"""What the 4-bit numbers of IQ4_NL and IQ4_XS stand for."""
+"""Values of the 4-bit numbers of IQ4_NL and IQ4_XS."""
 
 
 def _iq4_nl(blocks: Blocks) -> BlockParts:
-    return BlockParts(_IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None])
+    return BlockParts(
+        _IQ4.take(_bit_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None]
+    )
 
 
 def _iq4_xs(blocks: Blocks) -> BlockParts:
-    quants = _IQ4.take(_fields(blocks["qs"], 4).reshape(-1, 8, 32))
-    # Neighbours in a byte are neighbours among the scales here, hence the axis of 1.
-    scales = _fields(blocks["scales_l"][..., None], 4).reshape(-1, 8)
-    scales |= _fields(blocks["scales_h"][..., None], 2).reshape(-1, 8) * 16
+    quants = _IQ4.take(_bit_fields(blocks["qs"], 4).reshape(-1, 8, 32))
+    # The fields of a byte are neighbouring scales here, hence the axis of length 1.
+    scales = _bit_fields(blocks["scales_l"][..., None], 4).reshape(-1, 8)
+    scales |= _bit_fields(blocks["scales_h"][..., None], 2).reshape(-1, 8) * 16
     return BlockParts(quants, scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """How weights are stored."""
+    """Block format of quantized weights."""
 
     name: str
     n_weights: int
-    """Weights in a block."""
+    """Weights per block."""
     layout: np.dtype[np.void]
-    """The fields of a block, which follow each other without a gap."""
+    """Fields of a block, without gaps."""
     split: Callable[[Blocks], BlockParts]
 
     @property
     def n_bytes(self) -> int:
-        """Bytes in a block."""
+        """Bytes per block."""
         return self.layout.itemsize
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes that the weights of a block take when they are packed."""
+        """Bytes of the weights of a block in a ``PackedWeight``."""
         parts = self.split(np.zeros(1, self.layout))
         return sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class FloatType:
-    """How weights are stored that are not quantized."""
+    """Float format of weights that are not quantized."""
 
     name: str
     dtype: torch.dtype
 
     @property
     def n_weights(self) -> int:
-        """Each weight is a block of its own."""
+        """Weights per block: 1."""
         return 1
 
     @property
@@ -265,7 +271,7 @@ SUPPORTED: dict[int, FloatType | BlockType] = {
         _iq4_xs,
     ),
 }
-"""The types that can be read, by their number in the file."""
+"""Supported types, by their number in the file."""
 
 KNOWN_NAMES = {
     9: "Q8_1",
@@ -287,23 +293,23 @@ KNOWN_NAMES = {
     39: "MXFP4",
     40: "NVFP4",
 }
-"""The types that exist and cannot be read."""
+"""Names of types that are not supported, by their number in the file."""
 
-_WEIGHTS_AT_A_TIME = 2**18
-"""Few enough that what is made of them on the way stays in a processor's second cache."""
+_CHUNK_WEIGHTS = 2**18
+"""Weights per chunk: few enough that intermediate results stay in the L2 cache."""
 
 
 def _in_chunks(data: Bytes, kind: BlockType) -> Iterator[tuple[slice, BlockParts]]:
-    """Split the blocks of ``data``, some at a time; yields their place among all blocks, too."""
+    """Split the blocks of ``data`` in chunks; yields the slice of the blocks and their parts."""
     blocks = data.view(kind.layout)
-    step = _WEIGHTS_AT_A_TIME // kind.n_weights
+    step = _CHUNK_WEIGHTS // kind.n_weights
     for start in range(0, len(blocks), step):
         chunk = slice(start, start + step)
         yield chunk, kind.split(blocks[chunk])
 
 
 def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor:
-    """Turn quantized weights into floats.
+    """Dequantize weights to floats.
 
     Args:
         data: the stored bytes, ``(n_blocks * kind.n_bytes,)``.
@@ -315,40 +321,40 @@ def dequantize(data: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor
     """
     out = torch.empty(len(data) // kind.n_bytes, kind.n_weights, dtype=dtype)
     for chunk, parts in _in_chunks(data, kind):
-        out[chunk] = _packed(parts, kind, len(out[chunk])).unpack(dtype)
+        out[chunk] = _to_packed_weight(parts, kind, len(out[chunk])).unpack(dtype)
     return out.flatten()
 
 
 def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
-    """Pack a quantized matrix, each weight under the number that it has in the file.
+    """Pack a quantized matrix, without quantizing it again.
 
     Args:
         data: the stored bytes.
         kind: their format.
-        n_rows: into how many rows they are cut.
+        n_rows: number of rows of the matrix.
 
     Returns:
-        The matrix, with views of ``data`` where that holds its parts; None if one of its scales or
-        minima is infinite, or no number.
+        The matrix, with views of ``data`` where possible; None if a scale or minimum is infinite
+        or NaN.
     """
-    sample = kind.split(np.zeros(1, kind.layout))  # tells which parts there are
+    sample = kind.split(np.zeros(1, kind.layout))  # for the shapes and types of the parts
     if sample.scales.dtype == np.float16:
         parts = kind.split(data.view(kind.layout))
     else:
         parts = _split_all(data, kind, sample)
     if not all(part is None or _is_finite(part) for part in parts[1:]):
         return None
-    return _packed(parts, kind, n_rows)
+    return _to_packed_weight(parts, kind, n_rows)
 
 
 def _is_finite(numbers: Numbers) -> bool:
-    """Whether all are; by the exponents of float16, in a third of the time that NumPy takes."""
+    """True if all are finite; comparing exponents takes a third of the time of ``np.isfinite``."""
     if numbers.dtype == np.int8:
         return True
     return bool(((numbers.view(np.uint16) & 0x7C00) < 0x7C00).all())
 
 
-def _packed(parts: BlockParts, kind: BlockType, n_rows: int) -> PackedWeight:
+def _to_packed_weight(parts: BlockParts, kind: BlockType, n_rows: int) -> PackedWeight:
     _, n_groups, n_bytes = parts.quants.shape
     bits: Any = 8 * n_groups * n_bytes // kind.n_weights
     quants = torch.from_numpy(parts.quants).reshape(n_rows, -1, n_bytes)
@@ -359,7 +365,7 @@ def _packed(parts: BlockParts, kind: BlockType, n_rows: int) -> PackedWeight:
 
 
 def _split_all(data: Bytes, kind: BlockType, sample: BlockParts) -> BlockParts:
-    """Split all blocks of ``data``."""
+    """Split all blocks of ``data``, in C if possible."""
     blocks = data.view(kind.layout)
     buffers: Any = (
         None if part is None else np.empty((len(blocks), *part.shape[1:]), part.dtype)
@@ -373,7 +379,7 @@ def _split_all(data: Bytes, kind: BlockType, sample: BlockParts) -> BlockParts:
     whole = BlockParts(*buffers)
     n_bytes = whole.quants.shape[-1]
     for chunk, parts in _in_chunks(data, kind):
-        _items(whole.quants, n_bytes)[chunk] = _items(parts.quants, n_bytes)
+        _as_items(whole.quants, n_bytes)[chunk] = _as_items(parts.quants, n_bytes)
         for to, part in zip(whole[1:], parts[1:], strict=True):
             if to is not None and part is not None:
                 to[chunk] = part

@@ -1,4 +1,4 @@
-"""The files that a GGUF model lies in: one, or several parts that are named alike."""
+"""Files of a GGUF model: one, or several parts."""
 
 import math
 import mmap
@@ -22,30 +22,30 @@ _ALL_PARTS = "fetch all parts of one model into one folder, under the names they
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file that is mapped into memory."""
+    """Tensor in a mapped file."""
 
     shape: tuple[int, ...]
     kind: BlockType | FloatType
     begin: int
-    """Bytes from the beginning of the file."""
+    """Offset in bytes from the beginning of the file."""
     mapped: mmap.mmap
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that it takes in the file."""
+        """Size in bytes in the file."""
         return math.prod(self.shape) // self.kind.n_weights * self.kind.n_bytes
 
     @property
     def end(self) -> int:
-        """Where the next one may begin."""
+        """Offset in bytes of its end."""
         return self.begin + self.n_bytes
 
     def data(self) -> NDArray[np.uint8]:
-        """Its bytes, without a copy."""
+        """View its bytes, without a copy."""
         return np.frombuffer(self.mapped, np.uint8, self.n_bytes, self.begin)
 
     def forget(self) -> None:
-        """Give back the memory that reading it took; what reads it again takes it again."""
+        """Release its pages; they are read from the file again if needed."""
         if hasattr(mmap, "MADV_DONTNEED"):
             first_page = self.begin // mmap.PAGESIZE * mmap.PAGESIZE
             self.mapped.madvise(mmap.MADV_DONTNEED, first_page, self.end - first_page)
@@ -53,24 +53,24 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
-    """What a model's files hold."""
+    """Metadata and tensors of all files of a model."""
 
     path: Path
-    """The first of them."""
+    """Path of the first file."""
     name: str
     metadata: Metadata
     tensors: Mapping[str, StoredTensor]
 
 
 def open_files(path: Path) -> GGUFModel:
-    """Open the file ``path``, or if it is a part of a model, that and all the others.
+    """Open the file ``path``, and all other parts if it is one of several.
 
-    Only headers are read. The parts of a model are named ``NAME-00001-of-00003.gguf``, and only the
-    first tells more of it than which part it is.
+    Only headers are read. Parts are named ``NAME-00001-of-00003.gguf``; the first one has the
+    metadata of the model, the others little more than their number.
 
     Raises:
-        ModelError: if a file is damaged or holds what is not supported, or if parts are missing,
-            double or of different models.
+        ModelError: if a file is damaged or not supported, or if parts are missing, duplicate or of
+            different models.
     """
     opened = _open(path)
     metadata = opened.metadata
@@ -82,7 +82,7 @@ def open_files(path: Path) -> GGUFModel:
         raise metadata.error(f"it is one of {n_parts} parts, but not named as one", _ALL_PARTS)
     names = [f"{found[1]}-{number:05}-of-{found[3]}.gguf" for number in range(1, n_parts + 1)]
     absent = (name for name in names if not path.with_name(name).is_file())
-    if missing := list(islice(absent, 4)):  # a hostile number of parts is not counted to its end
+    if missing := list(islice(absent, 4)):  # a malicious number of parts is not counted to its end
         shown = ", ".join(map(repr, missing[:3])) + (" and more" if missing[3:] else "")
         raise metadata.error(f"beside it there is no {shown}", _ALL_PARTS)
     first = opened if path.name == names[0] else _open(path.with_name(names[0]))
@@ -105,10 +105,12 @@ def open_files(path: Path) -> GGUFModel:
 
 
 def _check_part(part: Metadata, first: Mapping[str, Any], number: int) -> None:
-    """Whether a file is part ``number`` from 0 of the model that begins in ``first``."""
-    says = part.integer("split.no")
-    if says != number:
-        raise part.error(f"it is part {says + 1} under the name of part {number + 1}", _ALL_PARTS)
+    """Check that a file is part ``number``, from 0, of the model whose first part is ``first``."""
+    stored_number = part.integer("split.no")
+    if stored_number != number:
+        raise part.error(
+            f"it is part {stored_number + 1} under the name of part {number + 1}", _ALL_PARTS
+        )
     for key, value in part.values.items():
         if key != "split.no" and first.get(key, value) != value:
             raise part.error(
@@ -133,7 +135,7 @@ def _open(path: Path) -> GGUFModel:
 
 
 def _stored(metadata: Metadata, name: str, tensor: GGUFTensor, mapped: mmap.mmap) -> StoredTensor:
-    """A tensor of a known format, all of which lies in the file."""
+    """Locate a tensor, checking its type and that the file contains all of it."""
     shown = f"tensor {name[:60]!r}"
     kind = SUPPORTED.get(tensor.type)
     if kind is None:

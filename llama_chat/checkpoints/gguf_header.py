@@ -1,8 +1,8 @@
-"""The header of a GGUF file: metadata and where each tensor lies.
+"""The header of a GGUF file: metadata, and the position of each tensor.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. No length in the file is
-believed before it is compared with the bytes that remain, and what a header may hold is bounded, so
-that a hostile one is refused in little time and memory, however large its file.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every length is checked
+against the remaining bytes before use, and the size of a header is limited, so that a malicious one
+is refused in little time and memory, however large its file.
 """
 
 import struct
@@ -29,35 +29,35 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4
 _MAX_HEADER = 32 * 2**20
-"""Bytes of a header; one with a vocabulary of 262,144 tokens and their merges takes 16 MB."""
+"""Limit on bytes of a header; one with 262,144 tokens and their merges takes 16 MB."""
 MAX_ENTRIES = 2**16
-"""Metadata values, and tensors; the largest models have some thousand."""
+"""Limit on metadata values, and on tensors; the largest models have some thousand."""
 _MAX_ITEMS = 2**22
-"""Elements of all lists together; the same vocabulary with scores and types has 1.3 million."""
+"""Limit on elements of all lists; those 262,144 tokens, with scores and types, have 1.3 million."""
 _DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor, as the header describes it."""
+    """Description of one tensor in the header."""
 
     shape: tuple[int, ...]
-    """``(out, in)``: the header's dimensions, which begin with the fastest, turned round."""
+    """``(out, in)``; the header has the dimensions in reverse order."""
     type: int
     offset: int
-    """Bytes from the beginning of the file."""
+    """Offset in bytes from the beginning of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What stands before the data."""
+    """Contents of the header."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
 
 
 class _Reader:
-    """Reads values one behind the other, never past the end of the header."""
+    """Sequential reader of values, never past the end of the header."""
 
     def __init__(self, data: memoryview, what: str) -> None:
         self.data = data[:_MAX_HEADER]
@@ -70,21 +70,21 @@ class _Reader:
         return ModelError(self._what, why, "the file is cut off or damaged: fetch it again")
 
     def cut_off(self, at: int) -> ModelError:
-        """The error for a value that reaches past the end."""
+        """Make the error for a value that extends past the end."""
         if self._bounded:
             return self.error("its header is longer than that of any model")
         return self.error(f"it ends in the middle of something, at byte {at}")
 
     def take(self, n_bytes: int) -> int:
-        """Step over ``n_bytes`` and return where they begin."""
+        """Skip ``n_bytes``, and return the offset of their beginning."""
         begin = self.at
         if n_bytes > len(self.data) - begin:
             raise self.cut_off(begin)
         self.at = begin + n_bytes
         return begin
 
-    def claim(self, n_items: int) -> None:
-        """Count the elements of a list before they are made into objects."""
+    def count_items(self, n_items: int) -> None:
+        """Count the elements of a list against the limit, before they become objects."""
         self._items_left -= n_items
         if self._items_left < 0:
             raise self.error("its lists are longer than those of any model")
@@ -97,10 +97,10 @@ class _Reader:
         return str(self.data[begin : self.at], "utf-8", "replace")
 
     def strings(self, count: int) -> list[str]:
-        """Many strings: a vocabulary has a hundred thousand, so the loop is spelled out."""
+        """Read strings, in an inlined loop, since a vocabulary has a hundred thousand."""
         if count * 8 > len(self.data) - self.at:
             raise self.error(f"a list of {count} texts does not fit in it")
-        self.claim(count)
+        self.count_items(count)
         data, at, end = self.data, self.at, len(self.data)
         length_of = struct.Struct("<Q").unpack_from
         found = []
@@ -127,9 +127,9 @@ class _Reader:
         if element in _SCALARS:
             kind_of_one = _SCALARS[element][1]
             begin = self.take(count * struct.calcsize("<" + kind_of_one))
-            self.claim(count)
+            self.count_items(count)
             return list(struct.unpack_from(f"<{count}{kind_of_one}", self.data, begin))
-        # The format allows lists of lists; llama.cpp reads none, so no model has one.
+        # The format allows nested lists, but llama.cpp does not read them, so no model has any.
         raise self.error(
             "nested lists" if element == _ARRAY else f"unknown type of value {element}"
         )

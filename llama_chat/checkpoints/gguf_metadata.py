@@ -9,9 +9,9 @@ DAMAGED = "the file is damaged or of another kind: fetch it again"
 
 
 class Metadata:
-    """Metadata of one file, each value checked as it is asked for.
+    """Metadata of one file, with each value type-checked when it is read.
 
-    What asks for a value raises ``ModelError`` if that is of another type.
+    Methods that read a value raise ``ModelError`` if it has another type.
     """
 
     def __init__(self, what: str, values: dict[str, Any]) -> None:
@@ -19,18 +19,18 @@ class Metadata:
         self.values = values
 
     def error(self, why: str, advice: str = DAMAGED) -> ModelError:
-        """The error to raise for this file."""
+        """Make the error for this file."""
         return ModelError(self.what, why, advice)
 
     def text(self, key: str) -> str:
-        """A text; empty where there is none."""
+        """Return a text; empty if it is missing."""
         value = self.values.get(key, "")
         if not isinstance(value, str):
             raise self.error(f"{key} is {reprlib.repr(value)}, not a text")
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number; without a default it must be there. A list of equal ones will do."""
+        """Return a whole number, also from a list of equal ones; required without ``default``."""
         value = self.values.get(key, default)
         if isinstance(value, list):  # one number for each layer
             if len(set(value)) != 1:
@@ -45,28 +45,28 @@ class Metadata:
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A number."""
+        """Return a number."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(f"{key} is {reprlib.repr(value)}, not a number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return a boolean."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             raise self.error(f"{key} is {reprlib.repr(value)}, neither true nor false")
         return value
 
     def array(self, key: str, kind: type) -> list[Any]:
-        """A list of ``kind``, which must be there."""
+        """Return a list of ``kind``, which is required."""
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
             raise self.error(f"{key} is missing or of another type")
         return value
 
     def token_id(self, key: str, n_tokens: int) -> int | None:
-        """An id of a vocabulary of ``n_tokens``; None where there is none."""
+        """Return an id below ``n_tokens``; None if it is missing."""
         if key not in self.values:
             return None
         token_id = self.integer(key)

@@ -8,10 +8,10 @@ from llama_chat.tokenizers.base import TokenType
 
 
 def read_vocabulary(metadata: Metadata, vocab_size: int) -> BytePairSource | SentencePieceTables:
-    """The vocabulary of a model with embeddings of ``vocab_size`` tokens.
+    """Read the vocabulary of a model with embeddings of ``vocab_size`` tokens.
 
     Raises:
-        ModelError: if it is of a kind that is not supported, or its tables do not fit together.
+        ModelError: if it is not supported, or its tables do not match.
     """
     model = metadata.text("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
@@ -33,7 +33,10 @@ def read_vocabulary(metadata: Metadata, vocab_size: int) -> BytePairSource | Sen
 
 
 def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int]) -> SentencePieceTables:
-    """What is not said is as in Llama 2; some converters call its unknown token a control token."""
+    """Read a SentencePiece vocabulary; missing values default to those of Llama 2.
+
+    Some converters give its unknown token the type of a control token.
+    """
     unknown = metadata.token_id("tokenizer.ggml.unknown_token_id", len(tokens))
     if unknown is not None and TokenType.UNKNOWN not in types:
         types = [*types[:unknown], TokenType.UNKNOWN, *types[unknown + 1 :]]

@@ -22,7 +22,7 @@ from llama_chat.errors import ModelError
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
 
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
-"""What is computed here, in float32."""
+"""Tensors to ignore: they are computed here, in float32."""
 
 PARTS = {
     "input_layernorm": "attention_norm",
@@ -35,23 +35,23 @@ PARTS = {
     "mlp.down_proj": "feed_forward.w2",
     "mlp.up_proj": "feed_forward.w3",
 }
-"""The weights of a layer: what they are called on the Hub, and by Meta."""
+"""Names of the weights of a layer on the Hub, with those of Meta."""
 
 TOP = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "output.weight",
 }
-"""All other weights."""
+"""Names of all other weights."""
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A folder with ``config.json`` and weights as safetensors or as torch saves them."""
+    """Folder with ``config.json`` and weights in safetensors or torch files."""
 
     format = "Hugging Face"
 
     def __init__(self, path: Path, config: JsonObject, weights: dict[str, Tensor]) -> None:
-        """Use ``open``."""
+        """Use ``open`` instead."""
         self.path = path
         self.name = _model_name(path)
         self._weights = {_meta_name(path, name): weight for name, weight in weights.items()}
@@ -61,19 +61,18 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.config, warning = model_config(config, stored_output=stored_output)
         self.tensors = {name: describe(weight) for name, weight in self._weights.items()}
         shapes = {name: info.shape for name, info in self.tensors.items()}
-        check_tensors(_called(path), self.config, shapes)
-        beside = read_tokenizer_config(path)
-        self.tokenizer_source, other_warning = find_tokenizer(path, beside)
-        self.chat_template = find_chat_template(path, beside)
-        self.warnings = tuple(f"{_called(path)}: {why}" for why in (warning, other_warning) if why)
+        check_tensors(_label(path), self.config, shapes)
+        tokenizer_config = read_tokenizer_config(path)
+        self.tokenizer_source, other_warning = find_tokenizer(path, tokenizer_config)
+        self.chat_template = find_chat_template(path, tokenizer_config)
+        self.warnings = tuple(f"{_label(path)}: {why}" for why in (warning, other_warning) if why)
 
     @classmethod
     def open(cls, path: Path) -> "HuggingFaceCheckpoint":
         """Open the folder ``path``, mapping its weights without reading them.
 
         Raises:
-            ModelError: if a file is missing or damaged, or the model is of a kind that is not
-                supported.
+            ModelError: if a file is missing or damaged, or the model is not supported.
         """
         config = read_config(path)
         return cls(path, config, _open_weights(path))
@@ -83,7 +82,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         weight = self._weights[name]
         if name.endswith(("wq.weight", "wk.weight")):
             return _interleave(weight, self.config.head_dim, dtype)
-        if weight.data_ptr() % weight.element_size():  # the oldest files align nothing
+        if weight.data_ptr() % weight.element_size():  # the oldest files are not aligned
             weight = weight.clone()
         return weight.to(dtype)
 
@@ -92,25 +91,25 @@ open_checkpoint = HuggingFaceCheckpoint.open
 
 
 def _model_name(path: Path) -> str:
-    """What a folder is called; one in the cache of the Hub lies in ``models--WHOSE--NAME``."""
+    """Return the name of the folder, or ``NAME`` of ``models--OWNER--NAME`` in the Hub's cache."""
     folder = path.absolute()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.rpartition("--")[2]
     return path.resolve().name
 
 
-def _called(path: Path) -> str:
+def _label(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
 def _meta_name(path: Path, name: str) -> str:
-    """The name Meta gives to the tensor ``name``."""
+    """Translate the name of a tensor to Meta's."""
     if name in TOP:
         return TOP[name]
     found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.([\w.]+)\.weight", name)
     if found is None or found[2] not in PARTS:
         raise ModelError(
-            _called(path),
+            _label(path),
             f"tensor {name[:60]!r} belongs to no part of a Llama model",
             "the file is damaged or of another architecture: fetch it again",
         )
@@ -118,14 +117,14 @@ def _meta_name(path: Path, name: str) -> str:
 
 
 def _drop_tied_output(weights: dict[str, Tensor]) -> None:
-    """Forget the output matrix if it is the very bytes of the embedding, as torch saves it."""
+    """Drop the output matrix if it shares the memory of the embedding, as in torch files."""
     output, embedding = weights.get("output.weight"), weights.get("tok_embeddings.weight")
     if output is not None and embedding is not None and output.is_set_to(embedding):
         del weights["output.weight"]
 
 
 def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Rows of a Q or K projection from halves to neighbours, the order of ``apply_rotary``.
+    """Reorder the rows of a Q or K projection from halves to neighbours, as in ``apply_rotary``.
 
     Hugging Face rotates row ``i`` of a head with row ``i + head_dim / 2``: rows 0 1 2 3 of a head
     of 4 become 0 2 1 3.
@@ -133,7 +132,7 @@ def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
     Args:
         weight: ``(n_heads * head_dim, dim)``, with ``n_kv_heads`` for K.
         head_dim: rows of a head.
-        dtype: of the result, which has the shape of ``weight``.
+        dtype: type of the result, which has the shape of ``weight``.
     """
     halves = weight.view(-1, 2, head_dim // 2, weight.shape[1])  # (n_heads, 2, head_dim / 2, dim)
     pairs = halves.transpose(1, 2)  # (n_heads, head_dim / 2, 2, dim)
@@ -141,7 +140,7 @@ def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
-    """Map all weights, by the names that they have in the files."""
+    """Map all weights, by their names in the files."""
     for name in HUGGING_FACE_WEIGHTS:
         if (folder / name).exists():
             return _open_file(folder / name)
@@ -151,11 +150,11 @@ def _open_weights(folder: Path) -> dict[str, Tensor]:
     advice = (
         f"fetch {HUGGING_FACE_WEIGHTS[0]}, or its shards and {HUGGING_FACE_WEIGHTS[0]}.index.json"
     )
-    raise ModelError(_called(folder), "no weights in it", advice)
+    raise ModelError(_label(folder), "no weights in it", advice)
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    """Map the shards that ``index`` names; each must hold what the index says, and nothing else."""
+    """Map the shards that ``index`` names; each must hold exactly the tensors listed for it."""
     places = read_object(index, FETCH_AGAIN).object("weight_map")
     files = places.values
     names = sorted({_shard_name(places, value) for value in files.values()})
@@ -163,19 +162,19 @@ def _open_shards(folder: Path, index: Path) -> dict[str, Tensor]:
         raise places.error("it names no shard")
     missing = [file for file in names if not (folder / file).exists()]
     if missing:
-        raise ModelError(_called(folder), f"{missing[0]!r} is missing", "fetch all shards")
+        raise ModelError(_label(folder), f"{missing[0]!r} is missing", "fetch all shards")
     weights: dict[str, Tensor] = {}
     for file in names:
         shard = _open_file(folder / file)
-        said = {name for name in files if files[name] == file and not _COMPUTED.search(name)}
-        if odd := sorted(said ^ shard.keys()):
+        listed = {name for name in files if files[name] == file and not _COMPUTED.search(name)}
+        if odd := sorted(listed ^ shard.keys()):
             raise places.error(f"{file!r} and it differ in tensor {odd[0][:60]!r}")
         weights |= shard
     return weights
 
 
 def _shard_name(places: JsonObject, value: object) -> str:
-    """A value of the index, which must name a file in the same folder."""
+    """Check that a value of the index names a file in the same folder, and return it."""
     if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", value):
         return value
     raise places.error(f"{reprlib.repr(value)} is not the name of a shard")

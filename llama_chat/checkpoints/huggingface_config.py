@@ -1,6 +1,6 @@
-"""The shape of a model from the ``config.json`` of the Hugging Face Hub.
+"""The config of a model from the ``config.json`` of the Hugging Face Hub.
 
-A value that is not there is what transformers takes it to be.
+Missing values have the defaults of transformers.
 """
 
 from pathlib import Path
@@ -12,14 +12,14 @@ from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling, 
 _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
 _MISTRAL_WINDOW = 4096
-"""Of a Mistral model that does not say; one without a window says null."""
+"""Default attention window of Mistral models; those without a window have null."""
 
 
 def read_config(folder: Path) -> JsonObject:
-    """The ``config.json`` in ``folder``, of a model that is supported.
+    """Read the ``config.json`` in ``folder``, refusing models that are not supported.
 
     Raises:
-        ModelError: if it cannot be read or is of another architecture, with what is not supported.
+        ModelError: if it cannot be read, or the model has an unsupported feature.
     """
     config = read_object(folder / "config.json", "it belongs beside the weights: fetch it")
     architecture = _architecture(config)
@@ -41,24 +41,24 @@ def read_config(folder: Path) -> JsonObject:
 
 
 def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfig, str]:
-    """The shape that ``config`` says.
+    """Translate ``config`` to a ``LlamaConfig``.
 
     Args:
-        config: what ``read_config`` returned.
-        stored_output: whether ``lm_head.weight`` is among the weights. If it is, it is used, even
-            if the embedding is said to be used in its place.
+        config: result of ``read_config``.
+        stored_output: True if ``lm_head.weight`` is among the weights. Then it is used, even if
+            ``tie_word_embeddings`` is true.
 
     Returns:
-        The shape, and a warning or nothing.
+        The config, and a warning, which may be empty.
 
     Raises:
-        ModelError: if a number is missing or cannot be meant.
+        ModelError: if a number is missing or out of range.
     """
     dim, n_heads = config.size("hidden_size"), config.size("num_attention_heads")
     if config.values.get("head_dim") is None and dim % n_heads:
         raise config.error(f"hidden_size {dim} is no multiple of num_attention_heads {n_heads}")
     positions = config.size("max_position_embeddings", 2048)
-    # Models that were fine-tuned for more tokens than their base say so beside it.
+    # Models fine-tuned for more tokens than their base give these separately.
     length = max(positions, config.size("max_sequence_length", positions))
     window, warning = _attention_window(config), ""
     if window is not None and window < length:
@@ -86,7 +86,7 @@ def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfi
 
 
 def _attention_window(config: JsonObject) -> int | None:
-    """How many tokens the attention sees, the newest included; None if all."""
+    """Return the number of last tokens that a token attends to, itself included; None for all."""
     if _architecture(config) != "mistral":
         return None
     window = config.values.get("sliding_window", _MISTRAL_WINDOW)
@@ -94,7 +94,7 @@ def _attention_window(config: JsonObject) -> int | None:
 
 
 def _architecture(config: JsonObject) -> str:
-    """A key of ``_FAMILY``, or the name of what is not in it."""
+    """Return a key of ``_FAMILY``, or the name of an unsupported architecture."""
     if kind := config.text("model_type"):
         return kind
     names = config.values.get("architectures")
@@ -105,7 +105,7 @@ def _architecture(config: JsonObject) -> str:
 
 
 def _rotary(config: JsonObject, positions: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling; transformers 5 writes both into ``rope_parameters``."""
+    """Read base and scaling; transformers 5 writes both into ``rope_parameters``."""
     older = config.values.get("rope_scaling")
     rope = config.object("rope_scaling" if older else "rope_parameters")
     theta = rope.number("rope_theta", config.number("rope_theta", 10_000.0))

@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face folder hold the vocabulary, and the chat template beside them."""
+"""Vocabulary and chat template files of a Hugging Face folder."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from llama_chat.errors import ModelError
 _FETCH = "fetch it from the same release"
 
 _MAX_PIECES_BYTES = 64 * 2**20
-"""Of a SentencePiece model; the largest take 4 MiB."""
+"""Limit on the bytes of a SentencePiece model; the largest take 4 MiB."""
 
 
 def read_tokenizer_config(folder: Path) -> JsonObject:
-    """``tokenizer_config.json`` in ``folder``; empty if there is none.
+    """Read ``tokenizer_config.json`` in ``folder``; empty if there is none.
 
     Raises:
         ModelError: if it is damaged.
@@ -29,14 +29,14 @@ def find_tokenizer(
 ) -> tuple[SentencePieceSource | TokenizerJsonSource, str]:
     """Choose the file that holds the vocabulary.
 
-    A SentencePiece model is the original, so it comes first, unless a model was given tokens
-    beyond it.
+    A SentencePiece model is preferred as the original, unless the model has added tokens that are
+    not in it.
 
     Returns:
-        The file, and a warning or nothing.
+        The file, and a warning, which may be empty.
 
     Raises:
-        ModelError: if there is none, or what stands beside it is damaged.
+        ModelError: if there is none, or a file that describes it is damaged.
     """
     model, tables = folder / "tokenizer.model", folder / "tokenizer.json"
     n_pieces = _count_pieces(model)
@@ -54,10 +54,10 @@ def find_tokenizer(
 
 
 def find_chat_template(folder: Path, config: JsonObject) -> str | None:
-    """The text of the chat template; a file of its own wins, as in transformers.
+    """Find the text of the chat template; a separate file takes precedence, as in transformers.
 
     Raises:
-        ModelError: if it is damaged or larger than any.
+        ModelError: if it is damaged or too large.
     """
     path = folder / "chat_template.jinja"
     if path.exists():
@@ -72,7 +72,7 @@ def find_chat_template(folder: Path, config: JsonObject) -> str | None:
 
 
 def _count_pieces(path: Path) -> int:
-    """How many pieces a SentencePiece model has; 0 if it is none, as that of Llama 3."""
+    """Count the pieces of a SentencePiece model; 0 if it is none, as in Llama 3."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_PIECES_BYTES:
             return 0
@@ -82,7 +82,7 @@ def _count_pieces(path: Path) -> int:
 
 
 def _added_ids(folder: Path, config: JsonObject) -> list[int]:
-    """The ids of tokens that were added to the vocabulary."""
+    """List the ids of tokens that were added to the vocabulary."""
     decoder = config.object("added_tokens_decoder").values
     path = folder / "added_tokens.json"
     added = read_object(path, _FETCH).values if path.exists() else {}
@@ -91,7 +91,7 @@ def _added_ids(folder: Path, config: JsonObject) -> list[int]:
 
 
 def _token(config: JsonObject, name: str) -> str | None:
-    """A special token: a text, or an object that describes one."""
+    """Read a special token: a text, or an object that describes one."""
     if isinstance(config.values.get(name), dict):
         return config.object(name).text("content")
     return config.text(name)

@@ -1,4 +1,4 @@
-"""Models of llama2.c: a ``.bin`` of float32 in Meta's order behind seven numbers.
+"""Models of llama2.c: a ``.bin`` of seven integers, then float32 weights in Meta's order.
 
 The format: ``legacy_export`` in https://github.com/karpathy/llama2.c/blob/master/export.py.
 """
@@ -30,12 +30,12 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 class Llama2cCheckpoint(Checkpoint):
-    """A ``.bin`` of llama2.c, mapped into memory."""
+    """``.bin`` file of llama2.c, mapped into memory."""
 
     format = "llama2.c"
 
     def __init__(self, path: Path, config: LlamaConfig, weights: dict[str, Tensor]) -> None:
-        """Use ``open``."""
+        """Use ``open`` instead."""
         self.path = path
         self.name = path.stem
         self.config = config
@@ -54,14 +54,14 @@ class Llama2cCheckpoint(Checkpoint):
         if data[:4].tobytes() == LLAMA2C_MAGIC:
             version = int.from_bytes(data[4:8].tobytes(), "little")
             raise ModelError(
-                _called(path), f"version {version} of llama2.c's format", "export it as version 0"
+                _label(path), f"version {version} of llama2.c's format", "export it as version 0"
             )
         config = _config(path, LLAMA2C_HEADER.unpack_from(data.data))
         sizes = list(_sections(config))
         n_bytes = LLAMA2C_HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
         if len(data) != n_bytes:
             why = f"{len(data)} bytes, where its header speaks of {n_bytes}"
-            raise ModelError(_called(path), why, FETCH_AGAIN)
+            raise ModelError(_label(path), why, FETCH_AGAIN)
         weights: dict[str, Tensor] = {}
         at = LLAMA2C_HEADER.size
         for name, shape in sizes:
@@ -82,12 +82,12 @@ class Llama2cCheckpoint(Checkpoint):
 open_checkpoint = Llama2cCheckpoint.open
 
 
-def _called(path: Path) -> str:
+def _label(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
 def _config(path: Path, header: tuple[int, ...]) -> LlamaConfig:
-    """The shape that the header says; a classifier of its own makes the vocabulary negative."""
+    """Read the config; a negative vocabulary size means that the output matrix is not tied."""
     dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, length = header
     try:
         if n_heads < 1 or dim % n_heads:
@@ -104,15 +104,15 @@ def _config(path: Path, header: tuple[int, ...]) -> LlamaConfig:
             tie_embeddings=vocab_size > 0,
         )
     except ValueError as error:
-        raise ModelError(_called(path), str(error), FETCH_AGAIN) from None
+        raise ModelError(_label(path), str(error), FETCH_AGAIN) from None
 
 
 def _sections(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What follows the header: a name and a shape each, all layers of a kind together.
+    """Yield name and shape of each section after the header: a weight, of all layers together.
 
-    What has no name are rotary tables, which are computed here.
+    The section without a name holds rotary tables, which are not used.
     """
-    one = replace(config, n_layers=1).tensor_shapes()  # the number of layers may be a lie
+    one = replace(config, n_layers=1).tensor_shapes()  # n_layers is not checked yet
     yield "tok_embeddings.weight", one["tok_embeddings.weight"]
     for part in (
         "attention_norm",
@@ -136,14 +136,14 @@ def _sections(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _find_tokenizer(path: Path) -> SentencePieceSource | SentencePieceTables:
-    """``tokenizer.model`` beside the model, or llama2.c's own ``tokenizer.bin``."""
+    """Find ``tokenizer.model`` beside the model, or ``tokenizer.bin`` of llama2.c."""
     model, tables = path.with_name("tokenizer.model"), path.with_name("tokenizer.bin")
     if model.exists():
         return SentencePieceSource(model)
     if tables.is_file():
         return _read_tables(tables)
     raise ModelError(
-        _called(path),
+        _label(path),
         "no tokenizer.model or tokenizer.bin beside it",
         "fetch it from the same place",
     )
@@ -153,7 +153,7 @@ def _read_tables(path: Path) -> SentencePieceTables:
     """Read a ``tokenizer.bin``: for each token a score, a length and that many bytes.
 
     Raises:
-        ModelError: if it is damaged, or its vocabulary is not of the kind of Llama 2.
+        ModelError: if it is damaged, or its vocabulary is not like that of Llama 2.
     """
     what = f"tokenizer {str(path)!r}"
     damaged = ModelError(what, "it is cut off or damaged", FETCH_AGAIN)
@@ -183,7 +183,7 @@ def _read_tables(path: Path) -> SentencePieceTables:
         raise ModelError(
             what, "its tokens 3 to 258 are not the 256 bytes", "take that of the model"
         )
-    # BOS and EOS stand there between line breaks, to be seen when they are printed.
+    # In the file, BOS and EOS are surrounded by line breaks, for printing.
     tokens[:n_special] = _SPECIAL
     return SentencePieceTables(
         tokens=tokens,

@@ -20,10 +20,10 @@ from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 
 _CONTEXT_LENGTH = 4096
-"""Context of Llama 2; ``params.json`` does not say."""
+"""Context length of Llama 2, which ``params.json`` does not contain."""
 
 _CODE_LLAMA_THETA, _CODE_LLAMA_LENGTH = 1e6, 16_384
-"""Code Llama is told by its rotary base."""
+"""Rotary base and context length of Code Llama; the base identifies it."""
 
 _SPLIT_ROWS = re.compile(r"attention\.w[qkv]|feed_forward\.w[13]|^output")
 """Weights whose shards are stacked along dim 0."""
@@ -32,12 +32,12 @@ _SPLIT_COLUMNS = re.compile(r"attention\.wo|feed_forward\.w2|^tok_embeddings")
 """Weights whose shards are stacked along dim 1. All others are the same in every shard."""
 
 _COMPUTED = re.compile(r"^rope\.freqs$")
-"""What is computed here, in float32."""
+"""Tensors to ignore: they are computed here, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """One weight: its shards in order, and the dimension they are stacked along."""
+    """One weight: its shards in order, and the dimension that they are stacked along."""
 
     shards: tuple[Tensor, ...]
     dim: int | None
@@ -51,7 +51,7 @@ class _Stored:
 
 
 class MetaCheckpoint(Checkpoint):
-    """A folder as Meta releases it, with any number of shards."""
+    """Folder in Meta's release layout, with any number of shards."""
 
     format = "Meta"
 
@@ -63,7 +63,7 @@ class MetaCheckpoint(Checkpoint):
         tokenizer: Path,
         warnings: tuple[str, ...],
     ) -> None:
-        """Use ``open``."""
+        """Use ``open`` instead."""
         self.path = path
         self.name = path.resolve().name
         self.config = config
@@ -84,18 +84,18 @@ class MetaCheckpoint(Checkpoint):
         """Open the folder ``path``, mapping its shards without reading them.
 
         Raises:
-            ModelError: if a file is missing or damaged, or the files do not fit together.
+            ModelError: if a file is missing or damaged, or the files do not match.
         """
         params = read_object(path / "params.json", "it belongs beside the weights: fetch it")
         files = _shard_files(path)
         shards = [open_archive(file, _COMPUTED) for file in files]
         stored = _merge(path, shards)
         config = _config(path, params, stored)
-        check_tensors(_called(path), config, {name: w.shape for name, w in stored.items()})
+        check_tensors(_label(path), config, {name: w.shape for name, w in stored.items()})
         warnings: tuple[str, ...] = ()
         if config.norm_eps == 1e-6 and "n_kv_heads" not in params.values:
             warnings = (
-                f"{_called(path)}: params.json says norm_eps 1e-06; most of Llama 2 is 1e-05",
+                f"{_label(path)}: params.json says norm_eps 1e-06; most of Llama 2 is 1e-05",
             )
         return cls(path, config, stored, _find_tokenizer(path), warnings)
 
@@ -116,34 +116,34 @@ class MetaCheckpoint(Checkpoint):
 open_checkpoint = MetaCheckpoint.open
 
 
-def _called(path: Path) -> str:
+def _label(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
 def _shard_files(folder: Path) -> list[Path]:
-    """The shards in order; their numbers must have no gap."""
+    """List the shards in order; their numbers must have no gap."""
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
-        raise ModelError(_called(folder), "no consolidated.*.pth in it", "fetch the weights")
+        raise ModelError(_label(folder), "no consolidated.*.pth in it", "fetch the weights")
     for number, file in enumerate(files):
         if file.name != f"consolidated.{number:02}.pth":
             raise ModelError(
-                _called(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
+                _label(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
             )
     return files
 
 
 def _merge(path: Path, shards: list[dict[str, Tensor]]) -> dict[str, _Stored]:
-    """Put the shards of each weight together, without copying any."""
+    """Collect the shards of each weight, without copying any."""
     first = shards[0]
     for number, shard in enumerate(shards):
         if shard.keys() == first.keys():
-            odd = [name for name in first if not _alike(shard[name], first[name])]
+            odd = [name for name in first if not _same_layout(shard[name], first[name])]
         else:
             odd = sorted(shard.keys() ^ first.keys())
         if odd:
             raise ModelError(
-                _called(path),
+                _label(path),
                 f"shards 0 and {number} differ in tensor {odd[0][:60]!r}",
                 "take all shards from one release",
             )
@@ -155,29 +155,29 @@ def _merge(path: Path, shards: list[dict[str, Tensor]]) -> dict[str, _Stored]:
     return stored
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def _same_layout(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _split_dim(name: str) -> int | None:
-    """The dimension along which Meta divides a weight among shards."""
+    """Return the dimension along which Meta divides a weight among shards."""
     if _SPLIT_ROWS.search(name):
         return 0
     return 1 if _SPLIT_COLUMNS.search(name) else None
 
 
 def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> LlamaConfig:
-    """The shape that ``params.json`` says, with the vocabulary of the embedding."""
+    """Read the config from ``params.json``, with the vocabulary size of the embedding."""
     embedding = stored.get("tok_embeddings.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise ModelError(_called(path), "tensor tok_embeddings.weight is missing", FETCH_AGAIN)
+        raise ModelError(_label(path), "tensor tok_embeddings.weight is missing", FETCH_AGAIN)
     dim, n_heads = params.size("dim"), params.size("n_heads")
     theta = params.number("rope_theta", 10_000.0)
     width, n_shards = embedding.shape[1], len(embedding.shards)
     if width and dim > width and dim % width == 0:
         total = n_shards * dim // width
         raise ModelError(
-            _called(path), f"{n_shards} of {total} shards are there", "fetch the missing ones"
+            _label(path), f"{n_shards} of {total} shards are there", "fetch the missing ones"
         )
     if dim % n_heads:
         raise params.error(f"dim {dim} is no multiple of n_heads {n_heads}")
@@ -201,16 +201,16 @@ def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> Llama
 
 
 def _hidden_dim(dim: int, multiple_of: int, multiplier: float) -> int:
-    """Width of the feed-forward layer, as Meta computes it from ``params.json``."""
+    """Compute the width of the feed-forward layer as Meta's code does from ``params.json``."""
     hidden = int(multiplier * int(2 * 4 * dim / 3))
     return -(-hidden // multiple_of) * multiple_of
 
 
 def _find_tokenizer(path: Path) -> Path:
-    """``tokenizer.model`` in the folder, or beside it as Meta's download script puts it."""
+    """Find ``tokenizer.model`` in the folder, or beside it as with Meta's download script."""
     for folder in (path, path.resolve().parent):
         if (folder / "tokenizer.model").exists():
             return folder / "tokenizer.model"
     raise ModelError(
-        _called(path), "no tokenizer.model in it or beside it", "fetch it from the same release"
+        _label(path), "no tokenizer.model in it or beside it", "fetch it from the same release"
     )

@@ -1,7 +1,7 @@
 """Files of safetensors, read by its library; see https://github.com/huggingface/safetensors.
 
-Checked here is what the library lets pass: names that occur twice, headers of a hundred megabytes,
-and types and dimensions that no weight of a Llama model has.
+Checks that the library does not make are added here: for duplicate names, headers of a hundred
+megabytes, and types and dimensions that no weight of a Llama model has.
 """
 
 import json
@@ -18,7 +18,7 @@ from llama_chat.checkpoints.weight_files import check_tensor, read_head
 from llama_chat.errors import ModelError
 
 _MAX_HEADER = 4 * 2**20
-"""Bytes of a header; that of the largest model takes 0.1 MB."""
+"""Limit on the bytes of a header; that of the largest model takes 0.1 MB."""
 
 
 def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path, what: str) -> None:
-    """Look for names that occur twice; whatever else is wrong with a header the library reports."""
+    """Check the header for size and duplicate names; the library reports all other errors."""
     head = read_head(path)
     n_bytes = int.from_bytes(head[:8], "little")
     if n_bytes > min(_MAX_HEADER, path.stat().st_size - 8):

@@ -1,4 +1,4 @@
-"""The small files beside the weights: read whole, bounded, each value checked when asked for."""
+"""Small files beside the weights: read whole, limited in size, with each value type-checked."""
 
 import json
 import reprlib
@@ -8,19 +8,19 @@ from typing import Any
 from llama_chat.errors import ModelError, reason
 
 MAX_BYTES = 2**20
-"""Of one file; those of the largest models take a fifth of that."""
+"""Limit on the bytes of one file; those of the largest models take a fifth of it."""
 
 FETCH_AGAIN = "fetch the file again"
 
 _LARGEST = 10**12
-"""No number that describes a model is larger."""
+"""Limit on a number; those that describe a model are smaller."""
 
 
 class JsonObject:
-    """A JSON object of a file. A value of null counts as one that is not there.
+    """A JSON object in a file; a value of null counts as missing.
 
     Raises:
-        ModelError: from each method, if the value is of another type than asked for.
+        ModelError: from each method, if the value has another type.
     """
 
     def __init__(self, what: str, values: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ class JsonObject:
         self.values = values
 
     def error(self, why: str, advice: str = FETCH_AGAIN) -> ModelError:
-        """The error for a value that cannot be used."""
+        """Make the error for a value that cannot be used."""
         return ModelError(self.what, why, advice)
 
     def _typed(self, name: str, kind: type, called: str) -> Any:
@@ -38,49 +38,48 @@ class JsonObject:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number that fits; without ``default`` it must be there."""
+        """Return a number of limited size; without ``default`` it is required."""
         value = self.values.get(name)
         if value is None:
             value = default
         if value is None:
             raise self.error(f"{name} is missing")
-        # NaN is larger than nothing, so that it is refused where it matters and by its name.
+        # NaN passes this comparison, and is refused where the number is used.
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
             raise self.error(f"{name} is {reprlib.repr(value)}, not a number that fits")
         return value
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0; without ``default`` it must be there."""
+        """Return a whole number above 0; without ``default`` it is required."""
         value = self.number(name, default)
         if not isinstance(value, int) or value < 1:
             raise self.error(f"{name} is {value}, not a whole number above 0")
         return value
 
     def flag(self, name: str) -> bool | None:
-        """True, false, or None if it is not said."""
+        """Return a boolean, or None if it is missing."""
         value: bool | None = self._typed(name, bool, "true or false")
         return value
 
     def text(self, name: str) -> str | None:
-        """A text, or None if there is none."""
+        """Return a text, or None if it is missing."""
         value: str | None = self._typed(name, str, "a text")
         return value
 
     def object(self, name: str) -> "JsonObject":
-        """An object inside this one; an empty one if there is none."""
+        """Return a nested object; an empty one if it is missing."""
         return JsonObject(self.what, self._typed(name, dict, "an object") or {})
 
 
 def read_bytes(path: Path, advice: str) -> bytes:
-    """All of a small file.
+    """Read a small file.
 
     Raises:
-        ModelError: if it cannot be read or is larger than ``MAX_BYTES``; ``advice`` says what to
-            do if it is missing.
+        ModelError: if it cannot be read, with ``advice``; or if it exceeds ``MAX_BYTES``.
     """
     what = repr(str(path))
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block
             raise ModelError(what, "it is not a file", advice)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -93,7 +92,7 @@ def read_bytes(path: Path, advice: str) -> bytes:
 
 
 def read_object(path: Path, advice: str) -> JsonObject:
-    """The JSON object that a small file holds.
+    """Read the JSON object in a small file.
 
     Raises:
         ModelError: as ``read_bytes`` does, or if the file is not a JSON object.

@@ -1,4 +1,4 @@
-"""Files that ``torch.save`` has written since 2020: a zip archive of a pickle and plain numbers."""
+"""Files of ``torch.save`` since 2020: a zip archive of a pickle and plain numbers."""
 
 import pickle
 import re
@@ -14,11 +14,11 @@ from llama_chat.errors import ModelError
 
 
 def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
-    """Map the weights of a file into memory, running nothing that it may hold.
+    """Map the weights of a file into memory, without running code from its pickle.
 
     Args:
         path: the file.
-        skip: pattern of the names of tensors to leave out, of whatever type they are.
+        skip: pattern of the names of tensors to leave out, of any type.
 
     Raises:
         ModelError: if it is damaged, or holds anything but named weights.
@@ -31,7 +31,7 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
         raise ModelError(
             what, "it holds more than weights, which may be harmful", "fetch it from its source"
         ) from None
-    # What torch raises on an archive whose parts contradict each other.
+    # Raised by torch for archives whose parts contradict each other.
     except (
         RuntimeError,
         ValueError,
@@ -60,7 +60,7 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
 
 
 def _check_archive(path: Path, what: str) -> None:
-    """Look at the parts of a file before torch does."""
+    """Check the entries of the zip archive before torch opens it."""
     head = read_head(path)
     if not head.startswith(b"PK\x03\x04"):
         raise ModelError(what, "not a checkpoint that torch has written since 2020", FETCH_AGAIN)

@@ -1,4 +1,4 @@
-"""What all files of weights have in common: types, mapping into memory, mistakes of fetching."""
+"""Common code of all weight files: types, memory mapping, and failed downloads."""
 
 import mmap
 import sys
@@ -14,13 +14,13 @@ from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError, reason
 
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
-"""``MAP_NORESERVE``, which Python names only since 3.13."""
+"""``MAP_NORESERVE``, which Python defines only since 3.13."""
 
 _MAX_DIMS = 4
 
 
 def describe(weight: Tensor) -> TensorInfo:
-    """What is known of a mapped weight."""
+    """Describe a mapped weight."""
     return TensorInfo(tuple(weight.shape), FLOAT_NAMES[weight.dtype], weight.nbytes)
 
 
@@ -43,14 +43,14 @@ def check_tensor(what: str, name: str, weight: Tensor) -> None:
 
 
 def read_head(path: Path) -> bytes:
-    """The first 64 bytes, looked at for mistakes with a better name than "damaged".
+    """Read the first 64 bytes, checked for errors more specific than "damaged".
 
     Raises:
         ModelError: if the file is unreadable, empty, a git-lfs pointer or a web page.
     """
     what = repr(str(path))
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block
             raise ModelError(what, "it is not a file", "check it")
         with path.open("rb") as file:
             head = file.read(64)
@@ -60,26 +60,26 @@ def read_head(path: Path) -> bytes:
         raise ModelError(what, "it is empty", FETCH_AGAIN)
     if head.startswith(b"version https://git-lfs"):
         raise ModelError(what, "it is a git-lfs pointer, not the weights", "run git lfs pull")
-    # The length at the beginning of a safetensors file may look like a tag; its brace tells.
+    # The length at the beginning of a safetensors file may look like a tag, but a brace follows.
     if head.lstrip()[:1] == b"<" and head[8:9] != b"{":
         raise ModelError(what, "it is a web page, not the weights", FETCH_AGAIN)
     return head
 
 
 def map_file(path: Path, what: str = "") -> mmap.mmap:
-    """A file that is not empty, mapped into memory.
+    """Map a file that is not empty into memory.
 
     Args:
         path: the file.
-        what: how to call it; its path if that is left out.
+        what: its name in errors; its path if empty.
 
     Raises:
         ModelError: if it cannot be mapped.
     """
     try:
         with path.open("rb") as file:
-            # Copy on write, because torch warns of memory it may not write. Nothing ever does, so
-            # nothing is set aside for it: a file may be larger than the memory that is free.
+            # Copy on write, because torch warns of read-only memory. Nothing is ever written, so
+            # no memory is reserved for copies: a file may be larger than the free memory.
             return mmap.mmap(
                 file.fileno(),
                 0,
@@ -92,10 +92,10 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
 
 
 def mapped_bytes(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file; see ``map_file``."""
+    """Map the bytes of a file; see ``map_file``."""
     return np.frombuffer(map_file(path), np.uint8)
 
 
 def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """``data`` seen as a tensor, without a copy."""
+    """View ``data`` as a tensor, without a copy."""
     return torch.from_numpy(data).view(dtype).view(shape)

@@ -15,11 +15,11 @@ class Backend(ABC):
     """Forward passes of one model over the tokens of one sequence."""
 
     max_exact_batch: int = 1
-    """Tokens that one pass may take while logits and rows stay, bit for bit, those of passes over
-    one token each."""
+    """Tokens of one pass up to which its logits and cache rows equal, bit for bit, those of passes
+    over one token each."""
 
     def __init__(self, model: Transformer, threads: int | None = None) -> None:
-        """Compute ``model`` in so many ``threads`` of the CPU; None for as many as torch uses."""
+        """Compute ``model`` with ``threads`` CPU threads; None for as many as torch uses."""
         self.model = model
         self.threads = threads
 
@@ -49,7 +49,7 @@ class Backend(ABC):
         all_logits: bool = False,
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
-        """Compute the logits that follow ``ids``, and append these to the cache.
+        """Append ``ids`` to the cache, and compute the logits that follow them.
 
         Args:
             ids: one or more token ids that follow those of the cache.
@@ -64,7 +64,7 @@ class Backend(ABC):
             InterruptedForward: if ``should_stop`` returned True.
             ValueError: if the tokens exceed the context.
         """
-        # OpenMP keeps that number for each thread that calls it.
+        # OpenMP keeps a thread count for each calling thread.
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         self._reserve(cache, cache.length + len(ids))
@@ -92,7 +92,7 @@ class Backend(ABC):
 
 
 class TorchBackend(Backend):
-    """The model as written in torch."""
+    """Forward passes of the torch modules."""
 
     def _run(
         self,

@@ -1,4 +1,4 @@
-"""Where the time of one token goes."""
+"""Time of decoding one token, split by the parts of a forward pass."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ Seconds = dict[str, float]
 
 
 def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
-    """Seconds that each part of decoding one token takes, averaged over ``n`` behind the cache.
+    """Measure the seconds of each part of decoding a token, averaged over ``n`` tokens.
 
-    The parts are those of ``PARTS``, ``sampling``, and ``other``: looking up the embedding, and
-    what Python does around it all.
+    The tokens follow those of the cache. The parts are those of ``PARTS``, ``sampling``, and
+    ``other``: the embedding lookup and the overhead of Python.
     """
     ids = list(engine.cache.ids)
     with timed_parts(engine.backend) as take:
-        logits = engine.prefill(ids)  # the last one is read again
+        logits = engine.prefill(ids)  # evaluates the last one again
         take()
         sampled, began = 0.0, time.perf_counter()
         for _ in range(n):
@@ -42,7 +42,7 @@ def seconds_of_a_token(engine: Engine, sampler: Sampler, n: int) -> Seconds:
 
 @contextmanager
 def timed_parts(backend: Backend) -> Iterator[Callable[[], Seconds]]:
-    """Time forward passes; yields a function that takes the seconds of each part so far."""
+    """Time forward passes; yields a function that returns and resets the seconds of each part."""
     if isinstance(backend, NativeBackend):
         kernels = backend.kernels
         yield lambda: kernels.take_times().seconds
@@ -55,7 +55,7 @@ def timed_parts(backend: Backend) -> Iterator[Callable[[], Seconds]]:
 
 
 class _Stopwatch:
-    """Times the modules of a model in torch."""
+    """Timer of the torch modules of a model, by forward hooks."""
 
     def __init__(self, model: Transformer) -> None:
         self._device = model.device
@@ -68,7 +68,7 @@ class _Stopwatch:
                 self._time(linear, ("projections", 1), ("attention", -1))
             self._time(attention, ("attention", 1))
             self._time(block.feed_forward, ("feed_forward", 1))
-        # The logits are what is made behind the last layer.
+        # The time after the last layer is that of the logits.
         self._hooks.append(model.blocks[-1].register_forward_hook(self._end_layers))
         self._hooks.append(model.register_forward_hook(self._end_pass))
 
@@ -78,7 +78,7 @@ class _Stopwatch:
         return spent
 
     def remove(self) -> None:
-        """Stop timing."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 

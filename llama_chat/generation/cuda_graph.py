@@ -2,7 +2,7 @@
 
 A GPU computes one token faster than Python can launch its kernels. Captured once as a graph
 (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/), the hundreds of kernels of a
-forward pass are launched together. Shapes must never change: token id and position are read from
+forward pass are launched together. Shapes in a graph are fixed: token id and position are read from
 memory, and attention covers a bucket of rows, masked past the last one, with a graph per bucket.
 """
 
@@ -18,16 +18,16 @@ from llama_chat.generation.kv_cache import BLOCK, KVCache
 from llama_chat.model.transformer import Transformer
 
 _WARM_UPS = 3
-"""Passes before the capture, in which libraries allocate their workspaces."""
+"""Passes before the capture, during which libraries allocate their workspaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class _BucketCache:
-    """The cache as a pass of fixed shape sees it."""
+    """View of the cache for passes of fixed shape."""
 
     cache: KVCache
     position: Tensor
-    """``(1,)`` int64: the row to be written."""
+    """Row to write, ``(1,)`` int64."""
     bucket: int
     """Number of rows attended to."""
 
@@ -41,7 +41,7 @@ class _BucketCache:
 
 
 class GraphBackend(TorchBackend):
-    """A model on one GPU: single tokens by graphs, prompts as written in torch."""
+    """Model on one GPU: decode by CUDA graphs, prefill by the torch modules."""
 
     def __init__(self, model: Transformer, threads: int | None = None) -> None:
         super().__init__(model, threads)
@@ -50,7 +50,7 @@ class GraphBackend(TorchBackend):
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._rows = torch.arange(model.config.context_length, device=device)
         self._graphs: dict[int, Callable[[], Tensor]] = {}
-        """A function for each bucket that runs the pass."""
+        """Function that runs the pass, for each bucket."""
         self._captured: tuple[int, ...] = ()
         """Data pointers of the buffers that the graphs use."""
 
@@ -62,7 +62,7 @@ class GraphBackend(TorchBackend):
         return on_gpu and cache_dtype == model.dtype
 
     def _reserve(self, cache: KVCache, length: int) -> None:
-        """Grow the buffers once, to the whole context if there is memory: graphs stay valid."""
+        """Grow the buffers to the whole context if memory allows, so that graphs stay valid."""
         if length <= cache.capacity or length > self.context:
             cache.reserve(length)
             return
@@ -85,7 +85,7 @@ class GraphBackend(TorchBackend):
         return self._decode(ids[0], cache)
 
     def _decode(self, token_id: int, cache: KVCache) -> Tensor:
-        """Logits ``(1, vocab_size)`` of one token, valid until the next call."""
+        """Compute the logits ``(1, vocab_size)`` of one token, valid until the next call."""
         length = cache.length
         if cache.data_pointers != self._captured:  # the cache has grown, or is another one
             self._graphs.clear()

@@ -22,7 +22,7 @@ from llama_chat.generation.events import (
     Usage,
 )
 from llama_chat.generation.kv_cache import KVCache
-from llama_chat.generation.lookup import Drafter, Lookahead
+from llama_chat.generation.lookup import Drafter, DraftVerifier
 from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.stopping import StopStrings
@@ -33,7 +33,7 @@ from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
 _Result = TypeVar("_Result")
 
 PREFILL_CHUNK = 512
-"""Tokens read in one forward pass: enough to keep matrix units busy, few enough for progress."""
+"""Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
 
 END_TOKENS = (
     "</s>",
@@ -43,12 +43,12 @@ END_TOKENS = (
     "<|eom_id|>",
     "<|end_of_text|>",
 )
-"""Control tokens by which models of the family end a turn or a text."""
+"""Control tokens with which models of the family end a turn or a text."""
 
 
 @dataclass(slots=True)
 class _Clock:
-    """When the parts of one generation happened."""
+    """Timestamps of one generation, in seconds of ``time.perf_counter``."""
 
     began: float = field(default_factory=time.perf_counter)
     prefilled: float | None = None
@@ -68,7 +68,7 @@ class _Clock:
 def choose_backend(
     model: Transformer, cache_dtype: torch.dtype | None = None, threads: int | None = None
 ) -> Backend:
-    """The fastest backend that can compute ``model`` with a cache of ``cache_dtype``.
+    """Choose the fastest backend that supports ``model`` with a cache of ``cache_dtype``.
 
     ``threads`` is the number of CPU threads; None for as many as torch uses.
     """
@@ -93,8 +93,8 @@ class Engine:
         self.backend = backend
         self.tokenizer = tokenizer
         self.cache = backend.new_cache() if cache is None else cache
-        self.n_read = 0
-        """Tokens that went through the model so far, sampled ones included."""
+        self.n_evaluated = 0
+        """Tokens evaluated so far, sampled ones included, rejected drafts not."""
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
         self._drafter = Drafter()
@@ -103,18 +103,18 @@ class Engine:
 
     @property
     def context(self) -> int:
-        """How many tokens fit."""
+        """Context length in tokens."""
         return self.backend.context
 
     def prefill(self, ids: Sequence[int], hooks: Hooks | None = None) -> Tensor:
         """Make the cache hold exactly ``ids``, and compute the logits that follow them.
 
-        The cache seeks to the longest prefix it has or saved; the rest goes through the model. At
-        least the last token does, for its logits.
+        The longest prefix that the cache holds or has saved is reused; the rest is evaluated, at
+        least the last token, for its logits.
 
         Args:
             ids: at least one token.
-            hooks: hooks to follow and stop it.
+            hooks: to observe and to stop it.
 
         Returns:
             Logits ``(vocab_size,)`` in float32.
@@ -133,60 +133,61 @@ class Engine:
     def prefill_cached(self, ids: Sequence[int], hooks: Hooks | None = None) -> None:
         """Make the cache hold exactly ``ids``, as ``prefill`` does, without logits.
 
-        Nothing goes through the model if the cache has all of them.
+        Nothing is evaluated if the cache has all of them.
         """
         self.n_reused = self._seek(ids)
         if self.n_reused < len(ids):
             self._append(ids[self.n_reused :], hooks or Hooks())
 
     def _seek(self, ids: Sequence[int]) -> int:
-        """Let the cache hold what it can of ``ids`` without the model; see ``KVCache.seek``."""
+        """Reuse the longest cached prefix of ``ids``, and return its length."""
         if len(ids) > self.context:
             raise PromptTooLongError(
                 "prompt",
                 f"{len(ids)} tokens do not fit in the context of {self.context}",
                 "shorten it, or raise --context if the model allows",
             )
-        return self._within_memory(len(ids), lambda: self.cache.seek(ids))
+        return self._retry_without_suffixes(len(ids), lambda: self.cache.seek(ids))
 
     def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:
-        """Put ``ids`` through the model in chunks, and return the logits that follow the last."""
+        """Evaluate ``ids`` in chunks, and return the logits that follow the last."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            logits = self._within_memory(
+            logits = self._retry_without_suffixes(
                 self.cache.length + len(chunk),
                 partial(self.backend.forward, chunk, self.cache, should_stop=hooks.should_stop),
             )
-            self.n_read += len(chunk)
+            self.n_evaluated += len(chunk)
             if hooks.on_prefill is not None and len(ids) > 1:
                 hooks.on_prefill(start + len(chunk), len(ids))
         return logits
 
     def _append_sampled(
-        self, token_id: int, ahead: Lookahead | None, max_draft: int, hooks: Hooks
+        self, token_id: int, verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
     ) -> Tensor:
-        """Append one sampled token, which a pass over a draft may have computed already."""
-        if ahead is None:
+        """Append one sampled token, which may have been evaluated with a draft already."""
+        if verifier is None:
             return self._append([token_id], hooks)
-        logits = self._within_memory(
-            self.cache.length + 1, lambda: ahead.read(token_id, max_draft, hooks.should_stop)
+        logits = self._retry_without_suffixes(
+            self.cache.length + 1,
+            lambda: verifier.evaluate(token_id, max_draft, hooks.should_stop),
         )
-        self.n_read += 1
+        self.n_evaluated += 1
         return logits
 
-    def _within_memory(self, n_tokens: int, act: Callable[[], _Result]) -> _Result:
-        """Call ``act``; if memory runs out, once more without the suffixes that the cache saved.
+    def _retry_without_suffixes(self, n_tokens: int, compute: Callable[[], _Result]) -> _Result:
+        """Call ``compute``; if memory runs out, drop the saved suffixes and call it again.
 
         Args:
-            n_tokens: tokens that the cache is to hold then.
-            act: leaves the cache as it was if it raises.
+            n_tokens: tokens that the cache should hold afterwards, for the message.
+            compute: must leave the cache unchanged if it raises.
 
         Raises:
-            LlamaChatError: if memory runs out all the same.
+            LlamaChatError: if memory runs out again.
         """
         while True:
             try:
-                return act()
+                return compute()
             except (MemoryError, RuntimeError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -216,16 +217,15 @@ class Engine:
             sampler: chooses each token.
             max_tokens: end after so many; None leaves the context as the only limit.
             stop: end before any of these texts.
-            n_begun: how many tokens at the end of ``ids`` begin the text that is continued. It is
-                not yielded again; a character that they leave unfinished is.
-            leading: what to do with white space in front, see ``StreamingDecoder``.
-            lookup: whether a pass may read ahead what followed the same words before; the tokens
-                are the same either way.
-            hooks: how to follow and stop it.
+            n_begun: number of tokens at the end of ``ids`` that begin the text to continue. Their
+                text is not yielded again, except for a character that they leave incomplete.
+            leading: treatment of leading white space, see ``StreamingDecoder``.
+            lookup: use drafts, see ``lookup.py``; the tokens are the same either way.
+            hooks: to observe and to stop it.
 
         Yields:
-            A ``Token`` for each sampled id but an end token, and one ``Finish``. The caller may
-            stop by closing the generator; the cache is valid at every instant.
+            A ``Token`` for each sampled id except an end token, then one ``Finish``. The caller
+            may stop by closing the generator; the cache is valid at every instant.
 
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
@@ -238,10 +238,10 @@ class Engine:
         decoder = StreamingDecoder(self.tokenizer, leading)
         decoder.decode(ids[n_prompt - n_begun :])
         stops = StopStrings(stop)
-        ahead = None
+        verifier = None
         if lookup and self.backend.max_exact_batch > 1:
-            self._drafter.follow(ids)
-            ahead = Lookahead(self.backend, self.cache, self._drafter)
+            self._drafter.set_ids(ids)
+            verifier = DraftVerifier(self.backend, self.cache, self._drafter)
         end = self.context if max_tokens is None else min(self.context, n_prompt + max_tokens)
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
@@ -266,7 +266,7 @@ class Engine:
                 if len(ids) >= self.context:
                     reason = "context"
                     break
-                logits = self._append_sampled(token_id, ahead, end - len(ids) - 1, hooks)
+                logits = self._append_sampled(token_id, verifier, end - len(ids) - 1, hooks)
         except InterruptedForward:
             pass
         held = ""
@@ -280,7 +280,7 @@ class Engine:
                 n_prompt,
                 self.n_reused,
                 len(ids) - n_prompt,
-                *(ahead.counts if ahead else (0, 0)),
+                *(verifier.counts if verifier else (0, 0)),
             ),
             clock.timings(),
             sampler.seed,
@@ -289,9 +289,9 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32.
+        """Compute the logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32.
 
-        Reads them into a cache of its own, so the conversation is not disturbed.
+        They are evaluated in a new cache; the one of the conversation is not changed.
         """
         cache = self.backend.new_cache(self.cache.dtype)
         chunks = [

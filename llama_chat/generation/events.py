@@ -1,4 +1,4 @@
-"""What a generation tells its caller, piece by piece, and how the caller follows it."""
+"""Events that a generation yields, and hooks to observe and stop it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Token:
 
     id: int
     text: str
-    """Text that became certain with it: empty while a character or a possible stop is open."""
+    """Text completed by it; empty while a character or a possible stop string is incomplete."""
     logprob: float
     """Natural logarithm of its probability under the model, before any sampling setting."""
     alternatives: Alternatives = ()
@@ -24,16 +24,16 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a generation read and wrote."""
+    """Token counts of a generation."""
 
     prompt_tokens: int
     cached_tokens: int
-    """How many of the prompt's were in the cache already."""
+    """Prompt tokens that were in the cache already."""
     completion_tokens: int
     drafted_tokens: int = 0
-    """Tokens that were read before they were chosen; see ``lookup``."""
+    """Tokens evaluated as drafts; see ``lookup.py``."""
     accepted_tokens: int = 0
-    """How many of those were chosen then."""
+    """Drafted tokens that were then sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Timings:
 
     prefill_s: float
     decode_s: float
-    """From the first sampled token to the last."""
+    """Seconds from the first sampled token to the last."""
     ttft_s: float
-    """From the call to the first sampled token."""
+    """Seconds from the call to the first sampled token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Finish:
 
     reason: FinishReason
     text: str
-    """The text that was still held back."""
+    """Text that was still held back."""
     usage: Usage
     timings: Timings
     seed: int
     stopped_at: str | None = None
-    """The stop string that ended it, if one did."""
+    """Stop string that ended it, if one did."""
 
     @property
     def prefill_tok_s(self) -> float:
@@ -68,12 +68,12 @@ class Finish:
 
     @property
     def decode_tok_s(self) -> float:
-        """Tokens per second behind the first one."""
+        """Tokens per second after the first one."""
         steps = self.usage.completion_tokens - 1
         return steps / self.timings.decode_s if steps > 0 and self.timings.decode_s else 0.0
 
     def summary(self) -> str:
-        """Counts and speeds in one line."""
+        """Format counts and speeds in one line."""
         usage = self.usage
         drafted = f" ({usage.accepted_tokens} from drafts)" if usage.accepted_tokens else ""
         return (
@@ -88,9 +88,9 @@ Event = Token | Finish
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """How a caller follows a generation from outside."""
+    """Callbacks to observe and stop a generation."""
 
     should_stop: Callable[[], bool] | None = None
-    """Asked often, between the layers of a forward pass too: True ends the generation."""
+    """Polled for each token and between layers; True ends the generation."""
     on_prefill: Callable[[int, int], None] | None = None
-    """Told how many prompt tokens of how many have been read."""
+    """Called with the number of prompt tokens evaluated so far, and to evaluate in all."""

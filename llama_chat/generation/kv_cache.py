@@ -16,10 +16,10 @@ BLOCK = 256
 """Rows by which the cache grows: memory follows the sequence, not the context length."""
 
 _MIN_SCALE = 1e-30
-"""Scale of a head of zeros, since 0 cannot divide."""
+"""Least divisor: the scale of a head of zeros is 0."""
 
 MAX_SUFFIXES = 16
-"""Suffixes kept after they were cut off, so that returning to them costs no forward pass."""
+"""Limit on the number of saved suffixes."""
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -31,7 +31,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _allocate(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialised buffer of the type and on the device of ``like``."""
+    """Allocate an uninitialised buffer of the type and on the device of ``like``."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
     return allocate(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
@@ -56,12 +56,12 @@ class KVCache:
     """Keys and values of the tokens ``ids``, in buffers that grow by blocks.
 
     Invariant: ``ids`` are exactly the tokens whose rows are stored, in order. A forward pass writes
-    rows past the end, which nobody reads until ``commit`` has named their tokens, in one step that
-    an interrupt cannot divide.
+    rows past the end, which are not read until ``commit`` has added their tokens; an interrupt
+    cannot divide that step.
 
-    A conversation that turns to another branch leaves a suffix: ``seek`` saves the rows it cuts
-    off, and restores them when their tokens come back. Saved suffixes save time and no more: they
-    stay within ``max_saved_bytes``, and are dropped when memory runs out.
+    When a conversation switches to another branch, ``seek`` saves the suffix that it cuts off, and
+    restores it if its tokens return, so that no forward pass is needed. Saved suffixes are only an
+    optimization: they stay within ``max_saved_bytes``, and are dropped when memory runs out.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class KVCache:
             config: shape of the model.
             dtype: float32, bfloat16 or float16; or int8, with a scale for each head of a token.
             devices: device of each layer.
-            max_saved_bytes: limit on the bytes of saved suffixes; None for that alone which always
-                holds, half of a full cache.
+            max_saved_bytes: limit on the bytes of saved suffixes, which never exceed half of a
+                full cache; None for no further limit.
         """
         self._row_bytes = config.kv_cache_bytes(1, dtype.itemsize)
         self._max_saved_bytes = config.context_length // 2 * self._row_bytes
@@ -89,7 +89,7 @@ class KVCache:
         self._limit = config.context_length
         self._n_heads = config.n_heads
         self._trimmed: list[int] = []
-        """Tokens that were trimmed and whose rows are still intact past the end."""
+        """Trimmed tokens whose rows are still intact past the end."""
         self._suffixes: list[SavedSuffix] = []
         """Least recently used first."""
         # (B, n_kv_heads, capacity, head_dim) for each layer
@@ -131,7 +131,7 @@ class KVCache:
 
     @property
     def native(self) -> NativeCache:
-        """The buffers for the kernels, which write the rows of new tokens there."""
+        """Buffers for the kernels, which write the rows of new tokens there."""
         if self._native is None:
             self._native = NativeCache(*self._buffers, n_heads=self._n_heads)
         return self._native
@@ -158,7 +158,7 @@ class KVCache:
                 buffers[layer] = grown
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store rows past the ``length`` known ones, and return all rows with them.
+        """Store rows past the end, without committing them, and return all rows with them.
 
         Args:
             layer: number of the layer.
@@ -180,7 +180,7 @@ class KVCache:
         return self.read(layer, end, keys.dtype)
 
     def read(self, layer: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first ``end`` rows of a layer.
+        """Read the keys and values of the first ``end`` rows of a layer.
 
         Returns:
             Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``; views of the buffers if these
@@ -192,11 +192,11 @@ class KVCache:
         return keys.to(dtype), values.to(dtype)
 
     def layer(self, layer: int) -> Sequence[Tensor]:
-        """Whole buffers of one layer: keys, values, and for int8 their scales."""
+        """Return the whole buffers of one layer: keys, values, and for int8 their scales."""
         return [each[layer] for each in self._buffers]
 
     def commit(self, ids: Sequence[int]) -> None:
-        """Name the tokens of the rows just written: the forward pass has returned."""
+        """Add the tokens of the rows that a completed forward pass wrote."""
         self._ids.extend(ids)
 
     def trim(self, length: int) -> None:
@@ -206,7 +206,7 @@ class KVCache:
         self._trimmed = trimmed
 
     def restore(self, token_id: int) -> bool:
-        """Append ``token_id`` if its row is still intact past the end; returns False if not."""
+        """Append ``token_id`` if its row is still intact past the end; return False if not."""
         # An interrupt between any two of these statements loses trimmed rows at worst.
         trimmed, self._trimmed = self._trimmed, []
         found = trimmed[:1] == [token_id]
@@ -217,7 +217,7 @@ class KVCache:
 
     @torch.inference_mode()  # the rows are inference tensors
     def seek(self, ids: Sequence[int]) -> int:
-        """Hold the longest prefix of ``ids`` that needs no forward pass, and nothing else.
+        """Make the cache hold the longest prefix of ``ids`` that needs no forward pass.
 
         Tokens past the longest common prefix are cut off and their rows saved; saved suffixes that
         continue the prefix are restored.
@@ -229,15 +229,15 @@ class KVCache:
         if shared < self.length:
             self._save_suffix(shared)
             self.trim(shared)
-        # One suffix may continue another, when branches have branches.
+        # A suffix may continue another one, where branches have branches.
         while suffix := self._continuation(ids):
             self._restore_suffix(suffix, common_prefix(suffix.ids, ids))
         return self.length
 
     def _save_suffix(self, start: int) -> None:
-        """Keep a copy of the rows from ``start`` on, if there is memory for it.
+        """Copy the rows from ``start`` on, if there is memory for it.
 
-        The least recently used suffixes give way.
+        The least recently used suffixes are dropped for it.
         """
         end, ids = self.length, list(self._ids)
         for suffix in self._suffixes:
@@ -271,13 +271,13 @@ class KVCache:
         return sum(suffix.n_bytes for suffix in self._suffixes)
 
     def drop_suffixes(self) -> bool:
-        """Free the memory of the saved suffixes; returns False if there are none."""
+        """Free the memory of the saved suffixes; return False if there are none."""
         found = bool(self._suffixes)
         self._suffixes = []
         return found
 
     def _continuation(self, ids: Sequence[int]) -> SavedSuffix | None:
-        """The saved suffix that extends the stored prefix of ``ids`` furthest, if any does."""
+        """Find the saved suffix that extends the stored prefix of ``ids`` furthest."""
         candidates = [
             (common_prefix(suffix.ids, ids), suffix)
             for suffix in self._suffixes

@@ -1,4 +1,4 @@
-"""Measuring a model's speed, and the memory bandwidth that bounds it."""
+"""Measurement of a model's speed, and of the memory bandwidth that limits it."""
 
 import resource
 import statistics
@@ -18,7 +18,7 @@ from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
 
 _READ_BYTES = 2**30
-"""What is summed to measure bandwidth: far more than any cache holds."""
+"""Bytes summed to measure bandwidth: far more than any CPU cache holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +29,17 @@ class Measurement:
     decode_tok_s: float
     ttft_s: float
     bandwidth_gb_s: float
-    """Read bandwidth of the memory the weights lie in."""
+    """Read bandwidth of the memory that holds the weights."""
     bandwidth_used: float
-    """The part of it that decode reaches, counting each weight and cached row read once."""
+    """Fraction of it that decode reaches, if each weight and cached row is read once a token."""
     kernel: str
     threads: int
     peak_rss_mb: int
     token_ms: dict[str, float]
-    """Milliseconds of one token by what they go into, see ``seconds_of_a_token``."""
+    """Milliseconds of each part of decoding one token; see ``seconds_of_a_token``."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The measurement, rounded for people."""
+        """Return the fields, rounded for reading."""
         return {
             key: round(value, 4) if isinstance(value, float) else value
             for key, value in asdict(self).items()
@@ -49,21 +49,21 @@ class Measurement:
 def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measurement:
     """Prefill ``n_prompt`` random tokens and decode ``n_new`` greedily, ``rounds`` times.
 
-    A first round warms up and does not count.
+    A further round before these warms up.
     """
     generator = torch.Generator().manual_seed(0)
     vocab_size = engine.backend.model.config.vocab_size
     ids = torch.randint(vocab_size, (n_prompt,), generator=generator).tolist()
-    engine.end_ids = frozenset()  # nothing may end it early: speed is asked for, not sense
+    engine.end_ids = frozenset()  # so that each round decodes ``n_new`` tokens
     ends: list[Finish] = []
     for _ in range(rounds + 1):
         engine.cache.trim(0)
         sampler = Sampler(Sampling(temperature=0))
-        # One token in each pass: otherwise the bandwidth would say nothing.
+        # Without drafts: the bandwidth is computed for passes over one token.
         events = engine.generate(ids, sampler, max_tokens=n_new, lookup=False)
         ends += [event for event in events if isinstance(event, Finish)]
     counted = ends[1:]
-    peak = peak_rss()  # before bandwidth is measured, which takes much memory itself
+    peak = peak_rss()  # before the bandwidth is measured, which takes much memory itself
     token = seconds_of_a_token(engine, Sampler(Sampling(temperature=0)), n_new)
     decode_tok_s = statistics.median(end.decode_tok_s for end in counted)
     bandwidth = read_bandwidth(engine.backend.model.device)
@@ -82,7 +82,7 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
 
 
 def _kernel(model: Transformer) -> str:
-    """What multiplies the matrices."""
+    """Name the code that multiplies the matrices."""
     floats = f"torch {str(model.dtype).removeprefix('torch.')} on {model.device}"
     layouts = model.packed_layouts
     if not layouts:
@@ -92,7 +92,7 @@ def _kernel(model: Transformer) -> str:
 
 
 def _bytes_per_token(engine: Engine, length: int) -> int:
-    """Bytes that decoding one token behind ``length`` others must read."""
+    """Compute the bytes that decoding one token after ``length`` others must read."""
     model = engine.backend.model
     weights = model.n_bytes
     if not model.config.tie_embeddings:  # one row of the embedding is read, not all
@@ -101,7 +101,7 @@ def _bytes_per_token(engine: Engine, length: int) -> int:
 
 
 def read_bandwidth(device: torch.device | str = "cpu") -> float:
-    """Bytes per second of summing a large float32 array: the best of five."""
+    """Measure the bytes per second of summing a large float32 array: the best of six."""
     data = torch.ones(_READ_BYTES // 4, device=device)
     best = float("inf")
     for _ in range(6):
@@ -112,6 +112,6 @@ def read_bandwidth(device: torch.device | str = "cpu") -> float:
 
 
 def peak_rss() -> int:
-    """The most memory this process has had, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""Forward passes in C, through all layers in one call."""
+"""Forward passes in C."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,14 +14,14 @@ from llama_chat.quantization.linear import prefers_unpacked
 
 
 class NativeBackend(Backend):
-    """A model whose matrices are all packed, computed by the kernels."""
+    """Model whose matrices are all packed, computed by the C kernels."""
 
     max_exact_batch = MAX_EXACT_BATCH
 
     def __init__(
         self, model: Transformer, kernels: NativeModel, threads: int | None = None
     ) -> None:
-        """Use ``create``."""
+        """Use ``create`` instead."""
         super().__init__(model, threads)
         self.kernels = kernels
         self._unpacks_prompts = prefers_unpacked(model.dtype)
@@ -46,7 +46,7 @@ class NativeBackend(Backend):
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         start, end = cache.length, cache.length + len(ids)
         cos, sin = (table[start:end] for table in self.model.rotary(self.model.device))
-        # A few tokens take all layers in one call; many may be stopped between layers.
+        # All layers in one call for a few tokens; for many, a call per layer, to allow a stop.
         n_layers = self.kernels.n_layers
         step = n_layers if is_small else 1
         for first in range(0, n_layers, step):
@@ -69,7 +69,7 @@ class NativeBackend(Backend):
 
 
 def _native_model(model: Transformer) -> NativeModel | None:
-    """The weights for the kernels; None unless every matrix is laid out for them."""
+    """Collect the weights for the kernels; None unless every matrix is packed for them."""
     output = model.unembedding.native
     if output is None or model.dtype not in (torch.float32, torch.bfloat16):
         return None

@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Sampling of the next token from logits."""
 
 import secrets
 from collections.abc import Sequence
@@ -12,31 +12,31 @@ from llama_chat.generation.logprobs import N_ALTERNATIVES, Alternatives
 from llama_chat.settings.definitions import Sampling
 
 REPEAT_WINDOW = 64
-"""How many of the last tokens the repetition penalty looks at."""
+"""Number of last tokens that the repetition penalty applies to."""
 
 RANKED_FIRST = 256
-"""How many likely tokens are looked at before the whole vocabulary is sorted."""
+"""Number of most likely tokens tried before the whole vocabulary is sorted."""
 
 
 def keep_top_p(probs: Tensor, p: float) -> Tensor:
     """Keep each token for which the probability of all before it is at most ``p``.
 
-    Meta's nucleus sampling (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751): the token
-    that crosses ``p`` is kept.
+    Nucleus sampling (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751) as in Meta's code: the
+    token that crosses ``p`` is kept.
 
     Args:
         probs: probabilities sorted from high to low.
         p: above 0, at most 1.
 
     Returns:
-        The same with 0 for what is dropped; not normalised again.
+        The same with 0 for dropped tokens; not normalised again.
     """
     before = probs.cumsum(-1) - probs
     return probs.masked_fill(before > p, 0.0)
 
 
 def keep_min_p(probs: Tensor, p: float) -> Tensor:
-    """Keep what is at least ``p`` times as likely as the first of the sorted ``probs``."""
+    """Keep tokens at least ``p`` times as likely as the first of the sorted ``probs``."""
     return probs.masked_fill(probs < p * probs[0], 0.0)
 
 
@@ -56,22 +56,22 @@ def penalise_repeats(logits: Tensor, recent: Sequence[int], penalty: float) -> T
 
 
 class Choice(NamedTuple):
-    """A token that was chosen; log probabilities are those of the unchanged logits."""
+    """Chosen token; log-probabilities are those of the unchanged logits."""
 
     id: int
     logprob: float
     alternatives: Alternatives = ()
-    """The most likely tokens at that position; empty without ``with_logprobs``."""
+    """Most likely tokens at that position; empty without ``with_logprobs``."""
 
 
 class Sampler:
-    """Draws tokens under a ``Sampling``, with random numbers of its own."""
+    """Sampler of tokens under a ``Sampling``, with its own random generator."""
 
     def __init__(self, sampling: Sampling, *, with_logprobs: bool = False) -> None:
         """Seed from ``sampling.seed``, or from the system if it is None.
 
         Args:
-            sampling: how tokens are chosen.
+            sampling: the sampling settings.
             with_logprobs: add the most likely tokens to each choice.
         """
         self._with_logprobs = with_logprobs
@@ -86,7 +86,7 @@ class Sampler:
 
     @sampling.setter
     def sampling(self, sampling: Sampling) -> None:
-        """Change the settings; the random numbers go on unless the seed changes."""
+        """Change the settings; the generator is reseeded only if the seed changes."""
         before, self._sampling = self._sampling, sampling
         if sampling.seed != before.seed:
             self._reseed()
@@ -97,7 +97,7 @@ class Sampler:
         return self._generator.initial_seed()
 
     def _reseed(self) -> None:
-        # A drawn seed is short enough to be typed again.
+        # A random seed of 32 bits is short enough to type.
         seed = secrets.randbelow(2**32) if self._sampling.seed is None else self._sampling.seed
         self._generator.manual_seed(seed)
 
@@ -133,7 +133,7 @@ class Sampler:
 
     def _draw(self, scores: Tensor) -> int:
         settings = self._sampling
-        # In float64 and below 0, so that no temperature above 0 overflows.
+        # In float64 and at most 0, so that no temperature above 0 overflows.
         probs = ((scores - scores.max()).double() / settings.temperature).softmax(-1)
         ranked, ids = self._rank(probs)
         if settings.top_p < 1:
@@ -143,13 +143,13 @@ class Sampler:
         return int(ids[torch.multinomial(ranked, 1, generator=self._generator)])
 
     def _rank(self, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Sort ``probs`` ``(vocab_size,)`` from high to low, as far as any may be kept."""
+        """Sort ``probs`` ``(vocab_size,)`` from high to low, as far as tokens may be kept."""
         settings = self._sampling
         if settings.top_k:
             ranked, ids = probs.topk(min(settings.top_k, len(probs)))
             return ranked / ranked.sum(), ids
-        # Sorting a vocabulary costs as much as several layers of a small model. Tokens behind the
-        # first that add up to more than top-p are cut off anyway.
+        # Sorting a vocabulary costs as much as several layers of a small model. Tokens after those
+        # that add up to more than top-p are dropped anyway.
         ranked, ids = probs.topk(min(RANKED_FIRST, len(probs)))
         if ranked.sum() > settings.top_p:
             return ranked, ids

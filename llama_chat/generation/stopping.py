@@ -1,10 +1,10 @@
-"""Stop strings, found in text that arrives in pieces."""
+"""Detection of stop strings in streamed text."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on, but holds back an end that may yet become a stop string."""
+    """Filter of streamed text that holds back an end which may become a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Look for any of ``stops``; empty strings are ignored."""
@@ -12,16 +12,16 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """Take more text.
+        """Add text.
 
         Returns:
-            The text that is certain now, and the stop string if one is complete: then the text
-            ends right before it, and whatever follows it is dropped.
+            The text that can be passed on, and the stop string if one is complete: then the text
+            ends right before it, and the text after it is dropped.
         """
         self._held += text
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            # The earliest wins; at the same place the longest, so that nothing of it is left.
+            # The earliest wins; at the same position the longest.
             at, stop = min(found, key=lambda hit: (hit[0], -len(hit[1])))
             certain, self._held = self._held[:at], ""
             return certain, stop
@@ -31,12 +31,12 @@ class StopStrings:
         return certain, None
 
     def flush(self) -> str:
-        """Give up what is held: no more text will come."""
+        """Return the text held back, at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop`` without completing it."""
+    """Compute the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

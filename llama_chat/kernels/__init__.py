@@ -1,1 +1,1 @@
-"""Packed weights at work: C for the processor, where it was built."""
+"""C kernels for packed weights, and their Python bindings."""

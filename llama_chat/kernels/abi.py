@@ -5,16 +5,16 @@ import ctypes
 from torch import Tensor
 
 ABI = 2
-"""Raised with every change of what is called that shows in no size; ``library.c``."""
+"""Version of the interface, raised by changes that alter no struct size; ``library.c``."""
 
 PANEL = 16
-"""Rows of a matrix that are interleaved; ``packed.h``."""
+"""Rows of a matrix that are interleaved in memory; ``packed.h``."""
 
 MAX_EXACT_BATCH = 8
-"""Tokens of one pass whose results are bit for bit those of one at a time; ``attention.h``."""
+"""Tokens of one pass up to which results equal those of one at a time; ``attention.h``."""
 
 PARTS = ("projections", "attention", "feed_forward", "output")
-"""Parts of a forward pass: matrices of attention, attention itself, feed-forward, and logits."""
+"""Timed parts of a forward pass; ``projections`` are the matrix products of attention."""
 
 
 class PackedLayout(ctypes.Structure):
@@ -124,4 +124,4 @@ STRUCTS = {
     "kv_cache": KVCache,
     "pass_record": PassRecord,
 }
-"""All mirrors by their names in C."""
+"""Structs by their names in C."""

@@ -1,10 +1,10 @@
-/* The layout of tiles of activations that were quantized to 8 bits.
+/* The layout of tiles of activations, quantized to 8 bits.
  *
- * A few rows of activations make a tile: each weight that is loaded is multiplied with all of them
- * while it is in a register, sixteen rows of weights in the lanes of a vector. A tile is a run of
- * groups, as a panel is, in the order in which it is read: the quants, four columns of each row at
- * a time; the scales of the rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value
- * of the integer sum of W4 without minima, whose weights are stored as q + 8.
+ * A few rows of activations make a tile: each loaded weight is multiplied with all of them while it
+ * is in a register, with sixteen rows of weights in the lanes of a vector. Like a panel, a tile is
+ * a run of groups, each in the order of reading: the quants, four columns of each row at a time;
+ * the scales of the rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the
+ * integer sum of W4 without minima, whose weights are stored as q + 8.
  */
 
 #ifndef ACTIVATION_TILE_H
@@ -12,7 +12,7 @@
 
 #include "packed.h"
 
-enum { MAX_TILE = 16 }; /* rows; levels choose their own sizes up to it */
+enum { MAX_TILE = 16 }; /* rows; levels choose tile sizes up to it */
 
 /* Bytes of one group of one row. */
 INLINE int64_t tile_group_bytes(int group) { return group + 3 * (int64_t)sizeof(float); }
@@ -37,8 +37,8 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
     return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
 }
 
-/* The initial value of the integer sum of a group, from that of W4. Quants are stored without a
- * sign; in layouts without minima, what was added to them (8, 32 or 128) is subtracted again. */
+/* Compute the initial value of the integer sum of a group from that of W4. Quants are stored as
+ * unsigned numbers; in layouts without minima it subtracts their offset (8, 32 or 128). */
 INLINE int32_t initial_sum(int32_t w4_offset, packed_layout layout)
 {
     return layout.has_mins    ? 0
@@ -47,7 +47,7 @@ INLINE int32_t initial_sum(int32_t w4_offset, packed_layout layout)
                               : w4_offset;
 }
 
-/* Four neighbouring quants, as an integer to be broadcast to all lanes. */
+/* Load four neighbouring quants as one integer, to broadcast to all lanes. */
 INLINE int32_t load_four_quants(const int8_t *x)
 {
     int32_t four;

@@ -1,4 +1,4 @@
-/* Between the matrix products: RMSNorm, SwiGLU and residual sums, for any instruction set. */
+/* RMSNorm, SwiGLU and residual sums, for any instruction set. */
 
 #ifndef ACTIVATIONS_H
 #define ACTIVATIONS_H

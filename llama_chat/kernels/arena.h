@@ -9,7 +9,7 @@
 
 enum { CACHE_LINE = 64 };
 
-/* An arena without memory only counts: the same code computes sizes and allocates. */
+/* An arena without memory only counts bytes, so the same code computes sizes and allocates. */
 typedef struct {
     char *memory;
     int64_t used;

@@ -1,14 +1,14 @@
-/* Attention of new tokens to a cache, each head of keys and values serving a group of query heads.
+/* Grouped-query attention of new tokens to a cache.
  *
- * Decode attention, of a few tokens, is bound by reading the cache. That is cut into splits, which
- * threads share; each split is read once for all queries of its head, and the partial results are
- * merged (Flash-Decoding, Dao et al. 2023,
+ * Decode attention, of a few tokens, is limited by reading the cache. The cache is cut into splits,
+ * which are distributed over the threads; each split is read once for all queries of its head, and
+ * the partial results are merged (Flash-Decoding, Dao et al. 2023,
  * https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Splits begin at fixed rows, whatever
- * the number of tokens or threads, so that each of up to MAX_EXACT_BATCH tokens gets bit for bit
- * what it gets alone.
+ * the number of tokens or threads, so that results of up to MAX_EXACT_BATCH tokens equal, bit for
+ * bit, those of passes over one token.
  *
- * Prefill attention, of more tokens, is bound by arithmetic: threads share blocks of queries, which
- * meet blocks of keys in registers.
+ * Prefill attention, of more tokens, is limited by arithmetic: blocks of queries are distributed
+ * over the threads, and multiplied with blocks of keys.
  */
 
 #include "attention.h"
@@ -17,7 +17,7 @@
 
 /* ---- decode --------------------------------------------------------------------------------- */
 
-/* Rows of a split: so few that the heads of a small model give every thread enough to do. */
+/* Rows of a split: few if there are few heads, so that every thread has enough work. */
 INLINE int64_t split_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_SPLIT; }
 
 INLINE int64_t n_splits(const kv_cache *cache, int n_x)
@@ -55,7 +55,7 @@ static void attend_splits(const kernel_set *kernels, const kv_cache *cache, int6
 
 /* ---- prefill -------------------------------------------------------------------------------- */
 
-/* Tokens whose queries of one head of keys make a block. */
+/* Tokens in a block of queries of one head of keys. */
 INLINE int64_t block_tokens(const kv_cache *cache)
 {
     int64_t tokens = QUERY_BLOCK * cache->n_kv_heads / cache->n_heads;
@@ -68,7 +68,7 @@ static void attend_blocks(const kernel_set *kernels, const kv_cache *cache, int6
     const int64_t step = block_tokens(cache), blocks = round_up(n_x, step) / step;
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < cache->n_kv_heads * blocks; item++) {
-        /* The last tokens see the most keys: they go first. */
+        /* The last tokens, which attend to the most keys, go first. */
         int64_t first = (blocks - 1 - item / cache->n_kv_heads) * step;
         range tokens = {first, first + step < n_x ? first + step : n_x};
         kernels->attend_block(cache, layer, q, item % cache->n_kv_heads, tokens, out, buffers);

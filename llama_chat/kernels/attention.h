@@ -1,4 +1,4 @@
-/* The cache of keys and values, and attention to it. */
+/* The KV cache, and attention to it. */
 
 #ifndef ATTENTION_H
 #define ATTENTION_H
@@ -7,7 +7,8 @@
 #include "numbers.h"
 #include "threads.h"
 
-/* Up to this number of new tokens, each gets bit for bit what it gets alone; see attention.c. */
+/* New tokens of a pass up to which results equal, bit for bit, those of passes over one token;
+ * see attention.c. */
 enum { MAX_EXACT_BATCH = 8 };
 
 /* Types of cached keys and values. */
@@ -38,7 +39,7 @@ INLINE int64_t queries_per_kv_head(const kv_cache *cache)
 
 /* ---- decode attention ----------------------------------------------------------------------- */
 
-/* Queries that meet a row of the cache while it is in registers, and rows of a split at most. */
+/* Queries multiplied with a row of the cache while it is in registers; most rows of a split. */
 enum { QUERY_BATCH = 4, MAX_SPLIT = 256 };
 
 /* Scratch memory of a thread; `width` is padded_head(). */
@@ -48,13 +49,13 @@ typedef struct {
     float *rows;    /* (2, MAX_SPLIT, width): keys and values, if head_dim is not `width` */
 } decode_buffers;
 
-/* A query's result for one split: the maximum score, the sum of the exponentials, and the sum of
- * the values weighted by them. */
+/* Floats of a query's partial result for one split: the maximum score, the sum of the exponentials,
+ * and the sum of the values weighted by them. */
 INLINE int64_t partial_floats(const kv_cache *cache) { return padded_head(cache) + 2; }
 
 /* ---- prefill attention ---------------------------------------------------------------------- */
 
-/* A block of queries meets blocks of keys; products are computed in tiles of TILE_ROWS queries. */
+/* Sizes of blocks of queries and of keys, and queries in a tile of their products. */
 enum { QUERY_BLOCK = 128, KEY_BLOCK = 64, TILE_ROWS = 4 };
 
 /* Scratch memory of a thread; `n_rows` is the number of queries of a block. */
@@ -73,7 +74,7 @@ typedef struct {
 
 typedef struct kernel_set kernel_set;
 
-/* Memory for attention of `n_x` tokens: shared by all threads, and of each thread. */
+/* Memory for attention: shared by all threads, and of each thread. */
 typedef struct {
     float *partials;
     decode_buffers decode;
@@ -85,8 +86,8 @@ void allocate_shared_attention(const kv_cache *cache, int n_x, arena *memory,
 void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
                                attention_buffers *buffers);
 
-/* Attend with rotated queries q to all rows of the cache, and to the new tokens up to each; out
- * (n_x, n_heads * head_dim). Called by all threads of a team, which wait for each other inside. */
+/* Attend causally with the rotated queries q of the new tokens to the cache, which has their rows
+ * already; out (n_x, n_heads * head_dim). Called by all threads of a team; contains barriers. */
 void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
             int n_x, float *out, const attention_buffers *buffers, team_member me);
 

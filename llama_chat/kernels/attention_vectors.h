@@ -1,7 +1,7 @@
 /* Vectors of the width of a register, LANES floats, for the inner loops of attention.
  *
- * The level defines LANES before. A vector that is wider than a register of the machine would be
- * split by the compiler in memory, and a narrower one leaves half of the register empty.
+ * The level defines LANES before including this. Compilers split vectors that are wider than a
+ * register in memory, and a narrower vector leaves a part of the register unused.
  */
 
 #ifndef ATTENTION_VECTORS_H
@@ -14,13 +14,13 @@ typedef uint16_t bf16_vector __attribute__((vector_size(2 * LANES), aligned(2), 
 typedef uint32_t bits_vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t integer_vector __attribute__((vector_size(4 * LANES)));
 
-/* Registers for the sums of a tile, about half of those that there are. */
+/* Accumulator registers of a tile, about half of all registers. */
 enum { N_SUMS = LANES == 16 ? 16 : 8 };
 
-/* LANES numbers of a row, from number `at` on; of INT8 without their scale.
+/* Load LANES numbers of a row, from number `at` on; those of INT8 without their scale.
  *
- * Loops to integers become one widening instruction; vector types, or loops to floats, many. But
- * the narrowest registers are better served by a vector type.
+ * Compilers turn a loop that widens to integers into one instruction, but a vector type or a loop
+ * to floats into many. For the narrowest registers a vector type is faster.
  */
 INLINE vector load(const char *row, int64_t at, int kind)
 {
@@ -39,7 +39,7 @@ INLINE vector load(const char *row, int64_t at, int kind)
                             : __builtin_convertvector((integer_vector)numbers, vector);
 }
 
-/* The sum of all lanes, by halves. */
+/* Sum all lanes, by halves. */
 INLINE float horizontal_sum(vector v)
 {
     typedef float vector_4 __attribute__((vector_size(16), aligned(4), may_alias));

@@ -17,7 +17,7 @@ static int is_supported(void)
 
 BEGIN_TARGET("avx2,fma,f16c")
 
-/* Sums of four neighbouring products, each of at most 128 * 127. */
+/* Add four neighbouring products, each of at most 128 * 127. */
 INLINE __m256i sum_of_four_products(__m256i unsigned_a, __m256i signed_b)
 {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_a, signed_b), _mm256_set1_epi16(1));
@@ -28,7 +28,7 @@ INLINE __m256 load_halves(const uint8_t *from)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
 }
 
-/* Scales or minima of eight rows. */
+/* Load the scales or minima of eight rows. */
 INLINE __m256 load_scales(const uint8_t *from, int side, __m256 super_scales, packed_layout layout)
 {
     if (!layout.groups_per_super_block)
@@ -37,7 +37,7 @@ INLINE __m256 load_scales(const uint8_t *from, int side, __m256 super_scales, pa
     return _mm256_mul_ps(super_scales, _mm256_cvtepi32_ps(whole));
 }
 
-/* Eight rows of a panel at a time; the formula is in portable.c. */
+/* Multiply eight rows of a panel; the formula is in portable.c. */
 INLINE void multiply_half_panel(const uint8_t *block, int side, int64_t n_groups,
                                 const uint8_t *tile, float *out, int64_t out_stride,
                                 packed_layout layout, int n)
@@ -57,7 +57,7 @@ INLINE void multiply_half_panel(const uint8_t *block, int side, int64_t n_groups
                 super_mins = load_halves(block + 2 * PANEL + 16 * side);
             block += super_scale_bytes(layout);
         }
-        for (int m = 0; m < n; m++) /* bytes of W8 are made signed again */
+        for (int m = 0; m < n; m++) /* W8 is converted back to signed below */
             dots[m] = _mm256_set1_epi32(bits == 8 ? 0 : initial_sum(x.w4_offsets[m], layout));
         for (int c = 0; c < chunks; c++) {
             const uint8_t *at = block + 32 * side;

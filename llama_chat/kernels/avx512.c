@@ -7,7 +7,7 @@
 
 #define LANES 16
 
-/* Twelve rows fit in 32 registers, with the weights that they are multiplied with. */
+/* Sums of twelve rows fit in 32 registers, together with the weights. */
 #define FOR_TILE_SIZES(DO, ...)                                                                    \
     DO(1, __VA_ARGS__)                                                                             \
     DO(2, __VA_ARGS__)                                                                             \
@@ -28,7 +28,7 @@ INLINE __m512 load_halves(const uint8_t *from)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 }
 
-/* Scales or minima of a block. */
+/* Load the scales or minima of a block. */
 INLINE __m512 load_scales(const uint8_t *from, __m512 super_scales, packed_layout layout)
 {
     if (!layout.groups_per_super_block)
@@ -37,7 +37,7 @@ INLINE __m512 load_scales(const uint8_t *from, __m512 super_scales, packed_layou
     return _mm512_mul_ps(super_scales, _mm512_cvtepi32_ps(whole));
 }
 
-/* The formula is in portable.c. */
+/* Multiply a panel; the formula is in portable.c. */
 INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t *tile, float *out,
                            int64_t out_stride, packed_layout layout, int n)
 {
@@ -102,7 +102,7 @@ INLINE __m512i rounded_integers(__m512 shifted)
     return _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(ROUNDING_BITS));
 }
 
-/* quantize_row() of float32 in groups of 32, where compilers take four times as long. */
+/* Quantize a row as quantize_row() does, four times as fast: float32, in groups of 32. */
 static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, uint8_t *tile)
 {
     const __m512 infinity = _mm512_set1_ps(INFINITY), shift = _mm512_set1_ps(ROUNDING);

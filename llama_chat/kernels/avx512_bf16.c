@@ -1,9 +1,9 @@
 /* x86-64 processors with AVX-512 and products of bfloat16 (Intel since Cooper Lake, AMD since
- * Zen 4): twice as many in an instruction as of floats, for prompts with a cache in bfloat16. */
+ * Zen 4): twice as many per instruction as of floats, for prefill with a cache in bfloat16. */
 
 #include "kernel_set.h"
 
-/* GCC 10 was the first to know them. */
+/* GCC supports these since version 10. */
 #if X86 && (defined(__clang__) || __GNUC__ >= 10)
 #define HAS_AVX512_BF16 1
 #else

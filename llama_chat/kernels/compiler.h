@@ -3,8 +3,8 @@
 #ifndef COMPILER_H
 #define COMPILER_H
 
-/* Kernels get their layout, tile size and type as arguments that are constant where they are
- * called: everything depends on their being inlined there. */
+/* Kernels take layout, tile size and type as arguments that are constant at each call; they are
+ * only fast if they are inlined there. */
 #define INLINE static inline __attribute__((always_inline))
 
 /* All other functions are hidden: see -fvisibility in hatch_build.py. */
@@ -28,7 +28,7 @@
 #define END_TARGET PRAGMA(GCC pop_options)
 #endif
 
-/* Clang vectorizes no maximum of floats, because of NaN, and would say so at each of them. */
+/* Clang does not vectorize maxima of floats, because of NaN, and would warn at each of them. */
 #ifdef __clang__
 #pragma clang diagnostic ignored "-Wpass-failed"
 #endif

@@ -1,4 +1,4 @@
-/* The table of levels. */
+/* Table of levels. */
 
 #include "cpu.h"
 
@@ -23,7 +23,7 @@ int level_is_supported(int level)
     return LEVELS[level]->is_supported && LEVELS[level]->is_supported();
 }
 
-/* Take over the functions of `base` that `set` has none of. */
+/* Copy the functions of `base` that `set` lacks. */
 static void inherit(kernel_set *set, const kernel_set *base)
 {
     if (!set->dot_products) {

@@ -1,4 +1,4 @@
-/* The levels: instruction sets that the kernels are compiled for, and which this processor has. */
+/* Levels: instruction sets that the kernels are compiled for. */
 
 #ifndef CPU_H
 #define CPU_H
@@ -9,7 +9,7 @@ int n_levels(void);
 
 int level_is_supported(int level);
 
-/* The functions of a level, completed from its base. */
+/* Return the functions of a level, completed from its base. */
 kernel_set kernels_of(int level);
 
 #endif

@@ -13,10 +13,10 @@ typedef struct {
     int64_t row_bytes;
 } row_view;
 
-/* scores (n_queries, MAX_SPLIT) = queries (n_queries, width) * row, for `n` rows.
+/* Compute scores (n_queries, MAX_SPLIT) = queries (n_queries, width) * row, for `n` rows.
  *
- * A row is widened once for all queries, which is most of the work. The loops over queries are
- * unrolled by force, or else GCC keeps the sums in memory.
+ * A row is widened once for all queries, since that is most of the work. The loops over queries are
+ * unrolled explicitly: otherwise GCC keeps the sums in memory.
  */
 INLINE void score_rows(const float *queries, int n_queries, const row_view *keys, int64_t n,
                        float *scores, int64_t width, int kind)
@@ -36,8 +36,8 @@ INLINE void score_rows(const float *queries, int n_queries, const row_view *keys
     }
 }
 
-/* to (n_queries, stride) = the sums of `n` rows, each times its weights (n_queries, MAX_SPLIT); of
- * their numbers `n_vectors` vectors, from number `first` on. */
+/* Compute to (n_queries, stride) = the sums of `n` rows, weighted by (n_queries, MAX_SPLIT); only
+ * `n_vectors` vectors of their columns, from column `first` on. */
 INLINE void sum_numbers(const float *weights, int n_queries, const row_view *values, int64_t n,
                         float *to, int64_t stride, int64_t first, int n_vectors, int kind)
 {
@@ -58,7 +58,7 @@ INLINE void sum_numbers(const float *weights, int n_queries, const row_view *val
             *(vector *)(to + i * stride + first + j * LANES) = sums[i][j];
 }
 
-/* The same of all `width` numbers. */
+/* Compute the same for all `width` columns. */
 INLINE void sum_rows(const float *weights, int n_queries, const row_view *values, int64_t n,
                      float *to, int64_t stride, int64_t width, int kind)
 {
@@ -77,7 +77,7 @@ INLINE void sum_rows(const float *weights, int n_queries, const row_view *values
 INLINE void softmax_partial(float *scores, int64_t n_visible, int64_t n_padded, float *partial)
 {
     float max = -INFINITY, sum = 0;
-    vector sums = {0}; /* explicit, since the order of a reduction may depend on n_padded */
+    vector sums = {0}; /* explicit: the order of a reduction might depend on n_padded */
     for (int64_t r = n_visible; r < n_padded; r++)
         scores[r] = -INFINITY;
 #pragma omp simd reduction(max : max)
@@ -93,7 +93,7 @@ INLINE void softmax_partial(float *scores, int64_t n_visible, int64_t n_padded, 
     partial[1] = sum;
 }
 
-/* Attend with `n_queries`, of which the last one sees the most rows. */
+/* Attend with `n_queries`, of which the last one attends to the most rows. */
 INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const row_view *keys,
                          const row_view *values, const int64_t *n_visible, int64_t width,
                          float *partials, int64_t stride, int kind)
@@ -106,7 +106,7 @@ INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const row
     sum_rows(buffers->scores, n_queries, values, n, partials + 2, stride, width, kind);
 }
 
-/* Rows of a head: where they are in the cache, or, if they are not whole vectors, a copy. */
+/* View the rows of a head in the cache, or in a padded copy if they are not whole vectors. */
 INLINE row_view view_rows(const kv_cache *cache, void *const *buffers, float *const *scales,
                           int64_t layer, int64_t head, range rows, float *copy, int kind)
 {
@@ -124,8 +124,8 @@ INLINE row_view view_rows(const kv_cache *cache, void *const *buffers, float *co
 
 /* Attend with all queries of one head of keys to the rows of one split.
  *
- * Batches of 1, 3 and QUERY_BATCH queries are compiled: those of the usual groups of query heads.
- * Rows of floats, which need not be widened, are read by one query at a time.
+ * Batches of 1, 3 and QUERY_BATCH queries are compiled, for the usual groups of query heads. Rows
+ * of floats need no widening, so they are read by one query at a time.
  */
 INLINE void attend_queries(const kv_cache *cache, int64_t layer, const float *q, int n_x,
                            int64_t head, range rows, const decode_buffers *buffers,
@@ -177,7 +177,7 @@ static void attend_to_split(const kv_cache *cache, int64_t layer, const float *q
         attend_queries(cache, layer, q, n_x, head, rows, buffers, partials, INT8);
 }
 
-/* Rescale partial results to their common maximum, and add them up. */
+/* Rescale partial results to their common maximum, and add them. */
 static void merge_partials(const float *partials, int64_t n_partials, int64_t stride, int64_t n,
                            float *to)
 {

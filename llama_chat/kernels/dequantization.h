@@ -1,11 +1,11 @@
-/* Packed weights as floats, for any instruction set. */
+/* Dequantization of packed weights, for any instruction set. */
 
 #ifndef DEQUANTIZATION_H
 #define DEQUANTIZATION_H
 
 #include "packed.h"
 
-/* The quants of one row of a block, whose bytes are `stored`. */
+/* Unpack the quants of one row of a block from its `stored` bytes. */
 INLINE void unpack_quants(const uint8_t *stored, packed_layout layout, uint8_t *quants)
 {
     const int half = layout.group / 2, quarter = layout.group / 4;

@@ -1,6 +1,7 @@
-/* A level's multiply_panel() for each layout and tile size, as constants.
+/* Instances of a level's multiply_panel() for each layout and tile size.
  *
- * The level defines it before, and FOR_TILE_SIZES(DO, ...) as DO(n, ...) for each of its sizes.
+ * Before including this, the level defines that function, and FOR_TILE_SIZES(DO, ...) as DO(n, ...)
+ * for each of its sizes.
  */
 
 #ifndef DOT_PRODUCTS_H

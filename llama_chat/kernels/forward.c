@@ -1,9 +1,8 @@
 /* A forward pass of a Llama model with packed weights.
  *
- * The same arithmetic as model/transformer.py, with activations in float32, and without a call per
- * operation: one team of threads goes through the layers. Each computes its share of the rows of
- * every matrix, and what can be done with them at once; they wait for each other where one needs
- * what others have computed.
+ * It computes the same as model/transformer.py, with activations in float32, in one parallel region
+ * for all layers. Each thread computes its share of the rows of every matrix, and the operations
+ * that need no other rows; the threads wait for each other where one needs the results of others.
  *
  * For a few tokens, every thread normalizes and quantizes all activations by itself, which takes
  * less time than waiting for another thread. For many, the threads share that work, too.
@@ -15,7 +14,7 @@
 
 #include "cpu.h"
 
-/* One thread's view of a pass. */
+/* State of one thread in a pass. */
 typedef struct {
     const kernel_set *kernels;
     const model_weights *w;
@@ -24,7 +23,7 @@ typedef struct {
     const thread_buffers *local;
     int n_x;
     team_member me;
-    const quantized_rows *quantized; /* the activations to multiply next, shared or local */
+    const quantized_rows *quantized; /* input of the next products, shared or local */
 } worker;
 
 static double now(void)
@@ -36,7 +35,7 @@ static double now(void)
 
 /* ---- products ------------------------------------------------------------------------------- */
 
-/* Quantize x (n_x, n), normalized if there is a `norm`, for the matrices that come next. */
+/* Quantize x (n_x, n), normalized if `norm` is given, as input of the `matrices`. */
 static void quantize_input(worker *t, const float *x, int64_t n, const float *norm,
                            const packed_matrix *const *matrices, int n_matrices)
 {
@@ -69,7 +68,7 @@ static void quantize_input(worker *t, const float *x, int64_t n, const float *no
         wait_for_team();
 }
 
-/* This thread's share of a product, in rows of the weights: whole panels, and a multiple of `unit`
+/* Rows of the weights in this thread's share of a product: whole panels, and a multiple of `unit`
  * rows. */
 static range rows_of_share(const worker *t, const packed_matrix *w, int64_t unit)
 {
@@ -88,7 +87,7 @@ INLINE range panels_of(range rows)
     return (range){rows.start / PANEL, (rows.end + PANEL - 1) / PANEL};
 }
 
-/* Compute it, in y (n_x, rows of w), and return its rows. */
+/* Compute this thread's share of a product, in y (n_x, rows of w), and return its rows. */
 static range multiply_share(const worker *t, const packed_matrix *w, int64_t unit, float *y,
                             int store_mode)
 {
@@ -100,14 +99,14 @@ static range multiply_share(const worker *t, const packed_matrix *w, int64_t uni
 
 /* ---- a layer -------------------------------------------------------------------------------- */
 
-/* Columns of keys or values that one thread must compute together: a whole head, where all of its
- * numbers share a scale. */
+/* Columns of keys or values that one thread must compute together: a whole head if its numbers
+ * share a scale. */
 static int64_t store_unit(const kv_cache *cache)
 {
     return cache->kind == INT8 ? cache->head_dim : 1;
 }
 
-/* Queries, keys and values of the new tokens; queries are scaled by 1 / sqrt(head_dim). */
+/* Compute queries, scaled by 1 / sqrt(head_dim), keys and values of the new tokens. */
 static void run_projections(worker *t, int64_t l)
 {
     const layer_weights *layer = t->w->layers + l;
@@ -178,10 +177,10 @@ static void run_layer(worker *t, int64_t l, pass_record *record)
 
 /* ---- logits --------------------------------------------------------------------------------- */
 
-/* Logits (n_x, vocab_size) of the tokens whose residual stream is in x.
+/* Compute the logits (n_x, vocab_size) of the tokens with the residual stream x.
  *
- * Quantized activations cost more accuracy here than in any other product, and this matrix is read
- * from memory anyway: the error of each activation is quantized to 8 bits too, as another row.
+ * Quantized activations cost more accuracy here than in any other product, and reading the matrix
+ * takes most of the time anyway: so their errors are quantized to 8 bits too, as further rows.
  */
 static void run_output(worker *t, const float *x, int n_x, float *logits, pass_record *record)
 {
@@ -231,14 +230,14 @@ EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cac
     return shared_memory.used + thread_memory.used * n_threads;
 }
 
-/* Take tokens through the layers `first` to `end`: x (n_x, dim) holds the input of the first, which
- * are embeddings, and afterwards the output of the last.
+/* Run tokens through the layers `first` to `end`, exclusive: x (n_x, dim) holds the input of the
+ * first layer, and afterwards the output of the last.
  *
  * Keys and values are stored after `length` rows of the cache. If `logits` (n_logits, vocab_size)
- * is not NULL, those of the last n_logits tokens are computed from the output. `scratch` holds
- * forward_scratch_bytes() bytes; `record` may be NULL, and is added to. Computed by `n_threads`
- * threads, or by fewer if the system gives fewer: OpenMP keeps a number of its own for each thread
- * that calls, which says nothing about this model.
+ * is not NULL, those of the last n_logits tokens are computed from the output. `scratch` has
+ * forward_scratch_bytes() bytes; `record` may be NULL, and is added to. Uses `n_threads` threads,
+ * or fewer if the system provides fewer, and not the default of OpenMP, which depends on the
+ * calling thread.
  */
 EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int n_x,
                     int64_t first, int64_t end, float *logits, int n_logits, char *scratch,

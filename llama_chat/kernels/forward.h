@@ -1,4 +1,4 @@
-/* A model with packed weights, and the memory that a forward pass works in. */
+/* A model with packed weights, and the working memory of a forward pass. */
 
 #ifndef FORWARD_H
 #define FORWARD_H
@@ -18,7 +18,7 @@ typedef struct {
     packed_matrix output;
 } model_weights;
 
-/* Seconds that each part of a pass took, and how many threads took part in it. */
+/* Seconds of each part of forward passes, and the number of threads of the latest one. */
 typedef struct {
     double projections, attention, feed_forward, output;
     int32_t n_threads;
@@ -34,19 +34,19 @@ INLINE uint8_t *rows_for(const quantized_rows *rows, const packed_matrix *w)
     return rows->by_group[w->layout.group == 32];
 }
 
-/* Shared by all threads. */
+/* Buffers shared by all threads. */
 typedef struct {
     float *x;                     /* (n_x, dim), the residual stream */
     float *q, *k, *v, *attention; /* (n_x, heads * head_dim) */
     float *gate, *up;             /* (n_x, hidden_dim) */
-    quantized_rows quantized;     /* of more tokens than a tile holds */
+    quantized_rows quantized;     /* if there are more tokens than a tile holds */
     float *products;              /* (tile, vocab_size), see run_output() */
 } shared_buffers;
 
-/* Of each thread. */
+/* Buffers of each thread. */
 typedef struct {
     float *normed;            /* (tile, dim) */
-    quantized_rows quantized; /* of a tile at most */
+    quantized_rows quantized; /* one tile at most */
     attention_buffers attention;
 } thread_buffers;
 

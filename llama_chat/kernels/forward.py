@@ -18,11 +18,11 @@ _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class NativeCache:
-    """The buffers of a cache, as C sees them.
+    """Pointers to the buffers of a cache, for C.
 
     The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16
-    or int8, and of int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
-    contiguous and outlive this.
+    or int8, and for int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
+    contiguous and outlive this object.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class PassTimes:
 
 
 class _Recording(threading.local):
-    """The record of the passes that each Python thread runs."""
+    """Record of the passes of each Python thread."""
 
     def __init__(self) -> None:
         self.record = PassRecord()
 
 
 class NativeModel:
-    """All layers of a model whose matrices are packed, as C sees them.
+    """Pointers to the weights of a model whose matrices are all packed, for C.
 
-    Several Python threads may call it at a time, each with a cache of its own. Args are as in
-    ``LlamaConfig``; all tensors must outlive this.
+    Several Python threads may call it concurrently, each with its own cache. Args are as in
+    ``LlamaConfig``; all tensors must outlive this object.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class NativeModel:
     ) -> None:
         self._library = native.library()
         self.level = native.level_name()
-        """One of ``supported_levels()``, to compute with."""
+        """Level to compute with, one of ``supported_levels()``."""
         self.n_layers = len(layers)
         self._kept = layers, norm, output
         self._layers = (LayerWeights * len(layers))(
@@ -134,7 +134,7 @@ class NativeModel:
         n_logits: int,
         n_threads: int | None = None,
     ) -> Tensor | None:
-        """Take tokens through some layers, storing their keys and values in the cache.
+        """Run tokens through some layers, storing their keys and values in the cache.
 
         Args:
             x: the input of the first of these layers, ``(n, dim)`` in float32; overwritten by the
@@ -144,9 +144,9 @@ class NativeModel:
             cos: ``(n, head_dim // 2)`` in float32, contiguous.
             sin: the same.
             layers: the layers to run, in order.
-            n_logits: the number of tokens, the last ones, to compute logits of; 0 unless these are
-                the last layers.
-            n_threads: threads to compute with; None for as many as torch uses.
+            n_logits: number of last tokens to compute logits of; 0 unless the last layer is
+                included.
+            n_threads: number of threads; None for as many as torch uses.
 
         Returns:
             Logits ``(n_logits, vocab_size)`` in float32, or None if ``n_logits`` is 0.
@@ -174,6 +174,6 @@ class NativeModel:
         return logits
 
     def take_times(self) -> PassTimes:
-        """Return the times of the passes that this Python thread ran since it last asked."""
+        """Return and reset the times of the passes of this Python thread."""
         record, self._recording.record = self._recording.record, PassRecord()
         return PassTimes({name: getattr(record, name) for name in PARTS}, record.n_threads)

@@ -1,11 +1,11 @@
-/* The memory that a forward pass works in. */
+/* Working memory of a forward pass. */
 
 #include "cpu.h"
 #include "forward.h"
 
 INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Columns of the widest activations that are quantized. */
+/* Columns of the widest quantized activations. */
 static int64_t max_columns(const model_weights *w)
 {
     return max(w->dim, max(w->hidden_dim, w->layers ? w->layers->wo.n_columns : 0));

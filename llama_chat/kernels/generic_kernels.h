@@ -1,8 +1,8 @@
-/* The kernels that compilers make good code of by themselves, for the instructions that are being
- * compiled for where this is included.
+/* Kernels for which compilers generate good code, compiled for the instructions of the level that
+ * includes this.
  *
- * The level defines before: multiply_panel() and FOR_TILE_SIZES (see dot_products.h), and LANES
- * (see attention_vectors.h).
+ * Before including this, the level defines multiply_panel() and FOR_TILE_SIZES (see
+ * dot_products.h), and LANES (see attention_vectors.h).
  */
 
 #ifndef GENERIC_KERNELS_H

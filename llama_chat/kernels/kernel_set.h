@@ -1,31 +1,30 @@
-/* The functions that each instruction set has a version of.
+/* Functions with a version for each instruction set ("level").
  *
- * An instruction set is one file. It names the instructions to compile for, has its own code where
- * compilers do not do well (dot products above all), includes generic_kernels.h for the rest, and
- * ends in a constant kernel_set, which has a row in the table of cpu.c. Kernels know nothing of
- * threads.
+ * A level is one file. It names the instructions to compile for, has hand-written code where
+ * compilers generate slow code (mostly dot products), includes generic_kernels.h for the rest, and
+ * defines a constant kernel_set, which is listed in cpu.c. Kernels do not use threads.
  */
 
 #ifndef KERNEL_SET_H
 #define KERNEL_SET_H
 
-#include <math.h> /* here, before a level chooses its instructions */
+#include <math.h> /* here, before a level selects its instructions */
 
 #include "activation_tile.h"
 #include "attention.h"
 
-/* A panel of `n_groups` blocks times a tile, into out (n, PANEL), whose rows are `out_stride`
- * floats apart. */
+/* Multiply a panel of `n_groups` blocks with a tile, into out (n, PANEL), whose rows are
+ * `out_stride` floats apart. */
 typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
                          int64_t out_stride);
 
 struct kernel_set {
     const char *name;
     int (*is_supported)(void); /* NULL on other architectures */
-    const kernel_set *base;    /* has the functions that are NULL below; or NULL */
+    const kernel_set *base;    /* provides the functions that are NULL below; or NULL */
 
-    /* Matrix products: the sizes of tiles, ascending, among them 1 and 2, and dot_products (layouts,
-     * sizes); see dot_products.h. */
+    /* Matrix products: the sizes of tiles, ascending, with 1 and 2 among them, and dot_products
+     * (layouts, sizes); see dot_products.h. */
     int n_tile_sizes;
     const int *tile_sizes;
     dot_product *const *dot_products;
@@ -34,13 +33,13 @@ struct kernel_set {
     void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                          uint8_t *tile);
 
-    /* The error of quantization: x less the row that quantize_row() makes of it. */
+    /* Compute the error of quantization: x minus the row that quantize_row() makes of it. */
     void (*quantization_error)(const float *x, int64_t n_columns, int group, float *error);
 
     /* Write one row of weights as bfloat16 or float32. */
     void (*dequantize_row)(const packed_matrix *w, int64_t row, void *to, int is_bf16);
 
-    /* Between the products. */
+    /* Operations between the matrix products. */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *to);
     void (*swiglu)(float *gate, const float *up, int64_t n);
     void (*add)(float *x, const float *y, int64_t n);
@@ -62,7 +61,7 @@ struct kernel_set {
     void (*merge_partials)(const float *partials, int64_t n_partials, int64_t stride, int64_t n,
                            float *to);
 
-    /* Attend with all queries of one head of keys of the `tokens` to all that they may see. */
+    /* Attend causally with all queries of one head of keys of the `tokens`. */
     void (*attend_block)(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
                          range tokens, float *out, const prefill_buffers *buffers);
 };

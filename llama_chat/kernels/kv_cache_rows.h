@@ -1,4 +1,4 @@
-/* Reading rows of the cache, whatever type they are stored in. */
+/* Reading of rows of the cache, of any type. */
 
 #ifndef KV_CACHE_ROWS_H
 #define KV_CACHE_ROWS_H
@@ -7,7 +7,7 @@
 
 INLINE int64_t kind_bytes(int kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
 
-/* The rows of one head, and their scales. */
+/* Pointers to the rows of one head, and to their scales. */
 INLINE char *rows_of_head(const kv_cache *cache, void *const *buffers, int64_t layer, int64_t head,
                           int kind)
 {
@@ -20,7 +20,7 @@ INLINE const float *scales_of_head(const kv_cache *cache, float *const *scales, 
     return kind == INT8 ? scales[layer] + head * cache->capacity : NULL;
 }
 
-/* One row of a head as floats. */
+/* Load one row of a head as floats. */
 INLINE void load_row(const void *rows, const float *scales, int64_t row, int64_t n, int kind,
                      float *to)
 {

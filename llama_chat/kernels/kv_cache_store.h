@@ -1,4 +1,4 @@
-/* Rotary embedding, and storing keys and values of new tokens, for any instruction set. */
+/* Rotary embedding, and storage of keys and values of new tokens, for any instruction set. */
 
 #ifndef KV_CACHE_STORE_H
 #define KV_CACHE_STORE_H

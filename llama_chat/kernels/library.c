@@ -1,4 +1,4 @@
-/* The library's description of itself, by which Python finds out whether it fits. */
+/* Description of the library, with which Python checks its compatibility. */
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,10 +7,10 @@
 #include "forward.h"
 #include "panels.h"
 
-/* Raised with every change of what Python calls that shows in no size; ABI in abi.py. */
+/* Version of the interface, raised by changes that alter no struct size; ABI in abi.py. */
 enum { ABI = 2 };
 
-/* The structs that Python has mirrors of. */
+/* Structs that are mirrored in Python. */
 #define FOR_STRUCTS(STRUCT)                                                                        \
     STRUCT(packed_layout)                                                                          \
     STRUCT(packed_matrix)                                                                          \
@@ -58,7 +58,7 @@ static void append_level(text_buffer *to, const char *separator, int level)
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
-/* Write a JSON object into `text`: the number of this interface, constants, the sizes of structs,
+/* Write a JSON object into `text`: the version of the interface, constants, the sizes of structs,
  * and all levels in the order of their numbers. */
 EXPORT void describe_library(char *text, int64_t size)
 {

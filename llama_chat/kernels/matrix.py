@@ -1,4 +1,4 @@
-"""Packed matrices as the C functions have them."""
+"""Packed matrices in the layout of the C kernels."""
 
 import ctypes
 
@@ -19,7 +19,7 @@ from llama_chat.kernels.pages import allocate
 class NativeMatrix:
     """A packed matrix ``(out, in)`` in the layout of the C kernels.
 
-    It holds the weights of a ``PackedWeight`` in panels of sixteen rows; see ``packed.h``.
+    The weights of a ``PackedWeight``, in panels of sixteen rows; see ``packed.h``.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class NativeMatrix:
     ) -> None:
         """Copy the tensors of a ``PackedWeight``.
 
-        ``level`` is one of ``supported_levels()``; None takes the one in use.
+        ``level`` is one of ``supported_levels()``; None for the one in use.
         """
         self._library = native.library()
         self._level = native.level_number(level)
@@ -59,9 +59,15 @@ class NativeMatrix:
         self._library.pack_panels(self._address, ctypes.byref(source), self._panels.data_ptr())
 
     def multiply(self, x: Tensor) -> Tensor:
-        """``x @ weights.T``: ``(n, in)`` in float32 or bfloat16 to ``(n, out)`` in the same type.
+        """Compute ``x @ weights.T``, with ``x`` quantized to 8 bits per group.
 
-        ``x`` is quantized to 8 bits per group. Computed by as many threads as torch uses.
+        Uses as many threads as torch.
+
+        Args:
+            x: ``(n, in)`` in float32 or bfloat16.
+
+        Returns:
+            ``(n, out)`` in the same type.
         """
         is_bf16, n = _is_bf16(x.dtype), len(x)
         x = x.contiguous()

@@ -4,7 +4,7 @@
 
 #include "cpu.h"
 
-/* Bytes of quantized rows that stay in a core's own cache while all panels are read. */
+/* Bytes of quantized rows that stay in the private cache of a core while all panels are read. */
 enum { CACHED_ROWS = 1 << 19 };
 
 INLINE void store(const float *values, int n, void *y, int64_t at, int store_mode)
@@ -29,7 +29,7 @@ static dot_product *const *dot_products_of(const kernel_set *kernels, const pack
     return NULL;
 }
 
-/* Rows that are multiplied with all panels before the next ones are: whole tiles. */
+/* Rows that are multiplied with all panels before the next rows: whole tiles. */
 INLINE int block_rows(const kernel_set *kernels, const packed_matrix *w)
 {
     const int tile = max_tile(kernels);
@@ -71,7 +71,7 @@ void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const ui
                 for (int i = 0; i < n; i++)
                     if (n_rows >= PANEL) /* a constant for the compiler */
                         store(out + i * PANEL, PANEL, y, at + i * w->n_rows, store_mode);
-                    else /* the last panel is padded: its padding is not stored */
+                    else /* the padding of the last panel is not stored */
                         store(out + i * PANEL, (int)n_rows, y, at + i * w->n_rows, store_mode);
             }
         }
@@ -85,8 +85,8 @@ EXPORT int64_t multiply_scratch_bytes(const packed_matrix *w, int64_t n_x)
     return n_x * quantized_row_bytes(w->n_columns, w->layout.group);
 }
 
-/* y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or float32.
- * Computed by `n_threads` threads, unless there is too little to do for more than one. */
+/* Compute y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or
+ * float32. Uses `n_threads` threads, or one if there is too little work for more. */
 EXPORT void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int is_bf16,
                      uint8_t *scratch, int level, int n_threads)
 {

@@ -5,7 +5,7 @@
 
 #include "kernel_set.h"
 
-/* The ways to store a product: as float32, as bfloat16, or added to float32. */
+/* Modes of storing a product: as float32, as bfloat16, or added to float32. */
 enum { STORE_FLOAT = 0, STORE_BF16 = 1, ACCUMULATE = 2 };
 
 /* Rows of the largest tile of a level. */
@@ -14,7 +14,7 @@ INLINE int max_tile(const kernel_set *kernels)
     return kernels->tile_sizes[kernels->n_tile_sizes - 1];
 }
 
-/* Which of the level's sizes the next tile has, when `n_left` rows are left. */
+/* Index of the largest tile size of a level that is not larger than `n_left` rows. */
 INLINE int next_tile(const kernel_set *kernels, int n_left)
 {
     int index = kernels->n_tile_sizes - 1;
@@ -32,7 +32,7 @@ INLINE int next_tile_size(const kernel_set *kernels, int n_left)
 void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
                    int group, int n, uint8_t *tile);
 
-/* The `panels` times `n_x` quantized rows, to y (n_x, n_rows). */
+/* Multiply the `panels` with `n_x` quantized rows, into y (n_x, n_rows). */
 void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels);
 

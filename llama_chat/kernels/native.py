@@ -1,6 +1,6 @@
-"""The C library: loading it, checking that it fits, and choosing the level to run.
+"""The C library: loading, compatibility check, and choice of the instruction set ("level").
 
-Importing this does nothing: the library is loaded, and the environment read, at first use.
+The library is loaded, and the environment read, at first use, not at import.
 """
 
 import ctypes
@@ -17,16 +17,16 @@ from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.kernels.abi import ABI, MAX_EXACT_BATCH, PANEL, STRUCTS
 
 LIBRARY = Path(__file__).with_name("_packed.so")
-"""The file that the build writes."""
+"""Shared library that the build writes."""
 
 VARIABLE = "LLAMA_CHAT_KERNEL"
 """Environment variable that forces a level, or ``torch``."""
 
 TORCH = "torch"
-"""The name of the path without C."""
+"""Name of the fallback without C."""
 
 _MAX_DESCRIPTION = 4096
-"""Bytes for ``describe_library`` of ``library.c``."""
+"""Size in bytes of the buffer for ``describe_library`` of ``library.c``."""
 
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
@@ -45,12 +45,12 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
         ),
     ),
 }
-"""Results and arguments of the functions in C."""
+"""Result and argument types of the functions in C."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Give the library, loaded and checked.
+    """Load and check the library.
 
     Raises:
         LlamaChatError: if it cannot be loaded, or was built from other sources.
@@ -72,22 +72,22 @@ def library() -> ctypes.CDLL:
 
 @cache
 def describe() -> dict[str, Any]:
-    """Ask the library what it is; the answer is that of ``describe_library`` in ``library.c``."""
+    """Return the description of the library; see ``describe_library`` in ``library.c``."""
     description: dict[str, Any] = _describe(library())
     return description
 
 
 def is_available() -> bool:
-    """True if packed weights are multiplied in C: it was built, and nobody asked for torch."""
+    """True if packed weights are multiplied in C: it was built, and torch is not forced."""
     return level_name() != TORCH
 
 
 @cache
 def level_name() -> str:
-    """Name the level in use: the one that the environment asks for, or the best; or ``torch``.
+    """Return the level in use: the one that the environment forces, or the best; or ``torch``.
 
     Raises:
-        UsageError: if the environment asks for one that this processor does not support.
+        UsageError: if the environment forces one that this processor does not support.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted == TORCH:
@@ -108,7 +108,7 @@ def supported_levels() -> tuple[str, ...]:
 
 
 def level_number(name: str | None = None) -> int:
-    """Look up the number that C knows a level by; None means the one in use."""
+    """Return the number of a level in C; None for the one in use."""
     return list(describe()["levels"]).index(level_name() if name is None else name)
 
 
@@ -124,10 +124,10 @@ def path_name() -> str:
 
 
 def _check(loaded: ctypes.CDLL) -> None:
-    """Compare what a library says about itself with what it is about to be called with.
+    """Check that a library has the structs and constants of ``abi.py``.
 
     Raises:
-        LlamaChatError: if they differ. Nothing but ``describe_library`` has been called.
+        LlamaChatError: if they differ. Only ``describe_library`` is called before.
     """
     try:
         description = _describe(loaded)
@@ -145,7 +145,7 @@ def _check(loaded: ctypes.CDLL) -> None:
 
 
 def _describe(loaded: ctypes.CDLL) -> Any:
-    """Read the description of a library, whatever it is."""
+    """Read the description of a library, without checking it."""
     function = loaded.describe_library
     function.restype, function.argtypes = None, (ctypes.c_char_p, _INT64)
     text = ctypes.create_string_buffer(_MAX_DESCRIPTION)

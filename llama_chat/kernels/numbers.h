@@ -1,4 +1,4 @@
-/* Float16, bfloat16, rounding and exp, without branches where compilers are to vectorize them. */
+/* Float16, bfloat16, rounding and exp, without branches where compilers should vectorize. */
 
 #ifndef NUMBERS_H
 #define NUMBERS_H
@@ -60,7 +60,7 @@ INLINE float bf16_to_float(uint16_t half)
 #define ROUNDING 0x1.8p23f
 #define ROUNDING_BITS 0x4b400000
 
-/* The integer in a float to which ROUNDING was added. */
+/* Extract the integer from a float to which ROUNDING was added. */
 INLINE int32_t rounded_integer(float shifted)
 {
     int32_t bits;
@@ -75,9 +75,9 @@ INLINE int64_t round_up(int64_t n, int64_t multiple)
 
 /* ---- exp ------------------------------------------------------------------------------------ */
 
-/* exp(x) with a relative error of about 1e-7: 2**n times the Taylor series of the rest, from which
- * ln 2 is subtracted in two parts (Cody and Waite 1980, Software Manual for the Elementary
- * Functions). */
+/* Compute exp(x) with a relative error of about 1e-7: 2**n times the Taylor series of the
+ * remainder x - n * ln 2, with ln 2 in two parts (Cody and Waite 1980, Software Manual for the
+ * Elementary Functions). */
 INLINE float fast_exp(float x)
 {
     x = x < -87.0f ? -87.0f : x;

@@ -62,15 +62,15 @@ INLINE int64_t n_panels(const packed_matrix *w) { return (w->n_rows + PANEL - 1)
 /* Bytes of all quants of a block. */
 INLINE int64_t quant_bytes(packed_layout layout) { return PANEL * layout.group * layout.bits / 8; }
 
-/* Chunks with the low four bits of W4 and W6, or with all of W8. */
+/* Number of chunks with the low four bits of W4 and W6, or with all of W8. */
 INLINE int low_chunks(packed_layout layout) { return layout.group / (layout.bits == 8 ? 4 : 8); }
 
-/* The chunk with the upper two bits of chunk `c` of W6, and the shift of those that belong to its
- * low nibbles; those of its high nibbles are four bits above. */
+/* Chunk with the upper two bits of chunk `c` of W6, and shift to the bits of its low nibbles; those
+ * of its high nibbles are four bits above. */
 INLINE int upper_chunk(int c, int group) { return group / 8 + c % (group / 16); }
 INLINE int upper_shift(int c, int group) { return c / (group / 16) * 2; }
 
-/* Bytes of sixteen scales, or as many minima. */
+/* Bytes of sixteen scales, or of sixteen minima. */
 INLINE int64_t scale_bytes(packed_layout layout)
 {
     return PANEL * (layout.groups_per_super_block ? 1 : (int64_t)sizeof(uint16_t));

@@ -1,6 +1,6 @@
 """Memory for weights, keys and values, all of which is read for every token.
 
-In pages of the usual size, translating addresses would take a good part of the time.
+In large pages if possible: with small ones, address translation takes a good part of the time.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def allocate(n_bytes: int) -> Tensor:
         mapped = mmap.mmap(-1, n_bytes + _LARGE_PAGE, flags=private)
         memory = torch.frombuffer(mapped, dtype=torch.uint8)
         start = -memory.data_ptr() % _LARGE_PAGE
-        with contextlib.suppress(OSError):  # a system may have been built without
+        with contextlib.suppress(OSError):  # the operating system may lack large pages
             whole = n_bytes // _LARGE_PAGE * _LARGE_PAGE
             mapped.madvise(mmap.MADV_HUGEPAGE, start, whole)
     return memory[start : start + n_bytes]

@@ -1,10 +1,10 @@
-/* Packed matrices from rows into panels, and back to floats. */
+/* Packing of matrices into panels, and dequantization of their rows. */
 
 #include "panels.h"
 
 #include "cpu.h"
 
-/* `size` bytes of each row of a panel, side by side; zeros for the padding of the last one. */
+/* Copy `size` bytes of each row of a panel side by side; the padding of the last one is zeros. */
 INLINE uint8_t *gather(const packed_matrix *w, const tensor_view *from, int64_t panel, int64_t g,
                        int64_t offset, size_t size, uint8_t *to)
 {
@@ -32,7 +32,7 @@ INLINE uint8_t *gather_scales(const packed_matrix *w, const tensor_view *scales,
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
-/* Write the panels of `w`, of which the rest is set, from rows. */
+/* Write the panels of `w`, whose other fields are set, from the tensors `from`. */
 EXPORT void pack_panels(const packed_matrix *w, const unpacked_matrix *from, uint8_t *to)
 {
     const packed_layout layout = w->layout;
@@ -55,8 +55,8 @@ EXPORT void pack_panels(const packed_matrix *w, const unpacked_matrix *from, uin
         }
 }
 
-/* The `n` rows `ids` of the weights, to (n, n_columns) in bfloat16 or float32. Computed by
- * `n_threads` threads, unless there is too little to do for more than one. */
+/* Dequantize the `n` rows `ids`, to (n, n_columns) in bfloat16 or float32. Uses `n_threads`
+ * threads, or one if there is too little work for more. */
 EXPORT void dequantize_rows(const packed_matrix *w, const int64_t *ids, int64_t n, void *to,
                             int is_bf16, int level, int n_threads)
 {

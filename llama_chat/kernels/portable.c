@@ -9,7 +9,7 @@
 
 static int is_supported(void) { return 1; }
 
-/* Scales or minima of a block as floats. */
+/* Load the scales or minima of a block as floats. */
 INLINE void load_scales(const uint8_t *from, const float *super_scales, packed_layout layout,
                         float *to)
 {
@@ -40,13 +40,14 @@ INLINE void multiply_chunk(const uint8_t *block, int c, const int8_t *low, const
         }
 }
 
-/* Activations are quantized to 8 bits per group with a float scale, so that for a group
+/* Multiply a panel. Activations are quantized to 8 bits per group with a float scale, so that for a
+ * group
  *
  *     sum(w * x)  ~  scale * x_scale * sum(q * x_q)  +  min * x_scale * sum(x_q)
  *
- * where both sums are of integers. The second is that of the quantized activations: their errors
- * are then weighted by the weights, which are centred on zero, and not by the quants, which need
- * not be.
+ * where both sums are of integers. The second is over quantized activations, not the original ones:
+ * so their errors are multiplied by the weights, which are centred on zero, and not by the quants,
+ * which need not be.
  */
 INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t *tile, float *out,
                            int64_t out_stride, packed_layout layout, int n)

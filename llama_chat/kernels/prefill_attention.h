@@ -1,8 +1,8 @@
-/* Attention of a block of queries to all keys that they may see, for any instruction set.
+/* Causal attention of a block of queries, for any instruction set.
  *
- * Blocks of queries meet blocks of keys in registers, and the softmax is rescaled along with them
+ * Blocks of queries are multiplied with blocks of keys, and the softmax is rescaled after each
  * (Dao et al. 2022, https://arxiv.org/abs/2205.14135). The products, and the format of their
- * operands, come from prefill_float.h or prefill_bf16.h, either of which includes this.
+ * operands, are defined in prefill_float.h or prefill_bf16.h, which include this.
  */
 
 #ifndef PREFILL_ATTENTION_H
@@ -10,8 +10,8 @@
 
 #include "attention.h"
 
-/* Turn the scores of one query for `n_keys` keys, of which it sees the first `n_visible`, into
- * exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
+/* Turn the scores of one query for `n_keys` keys, of which the first `n_visible` are not masked,
+ * into exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
  * online softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. */
 INLINE void online_softmax(float *scores, int64_t n_keys, int64_t n_visible, float *max,
                            float *total, float *sums, int64_t width)
@@ -57,7 +57,7 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
     const int64_t total = cache->length + tokens.end;
     for (int64_t start = 0; start < total; start += KEY_BLOCK) {
         const range keys = {start, start + KEY_BLOCK < total ? start + KEY_BLOCK : total};
-        /* Queries of tokens before all of these keys see none of them, and are skipped. */
+        /* Queries of tokens before all of these keys are skipped: they attend to none of them. */
         int64_t skipped = start - cache->length - tokens.start;
         skipped = skipped > 0 ? skipped * group / TILE_ROWS * TILE_ROWS : 0;
         const int64_t n_keys = round_up(keys.end - keys.start, PADDING);

@@ -1,15 +1,15 @@
 /* Blocks of queries, keys and values in pairs of bfloat16, for prefill_attention.h.
  *
- * Instructions that multiply bfloat16 add the products of two neighbours. Rows on the left hold
- * such pairs, in the front half of what were rows of floats; a matrix on the right holds pairs of
- * two of its rows, side by side. Numbers are counted as if they were floats.
+ * Instructions for bfloat16 add the products of two neighbouring numbers. A left operand holds such
+ * pairs in the first half of its former rows of floats; a right operand holds pairs of numbers from
+ * two of its rows. Strides are counted in units of 4 bytes, as those of floats.
  *
- * The level defines before: convert_rows(), as in prefill_float.h; and
+ * Before including this, the level defines convert_rows(), as in prefill_float.h, and
  *
  *     multiply_pairs(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride,
  *                    float *c, int64_t c_stride, int64_t rows, int64_t n_pairs, int64_t n)
  *
- * which is c (rows, n) += a (rows, 2 * n_pairs) b (2 * n_pairs, n).
+ * which computes c (rows, n) += a (rows, 2 * n_pairs) b (2 * n_pairs, n).
  */
 
 #ifndef PREFILL_BF16_H
@@ -17,7 +17,8 @@
 
 #include "kv_cache_rows.h"
 
-/* Keys (width / 2, KEY_BLOCK) and values (KEY_BLOCK / 2, width) of some rows, padded with zeros. */
+/* Load pairs of keys (width / 2, KEY_BLOCK) and of values (KEY_BLOCK / 2, width) of some rows,
+ * padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
                        const prefill_buffers *b, int kind)
 {

@@ -5,13 +5,13 @@
 
 #include "attention_vectors.h"
 
-/* Convert rows (n_rows, width) in place, `stride` floats apart: floats are used as they are. */
+/* Convert rows (n_rows, width), `stride` floats apart, to operands in place: a no-op for floats. */
 INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t stride)
 {
     (void)rows, (void)n_rows, (void)width, (void)stride;
 }
 
-/* Keys, transposed, and values of some rows, padded with zeros. */
+/* Load keys, transposed, and values of some rows, padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
                        const prefill_buffers *b, int kind)
 {
@@ -33,7 +33,7 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
     }
 }
 
-/* Part of c (rows, n) += a (rows, k) b (k, n): TILE_ROWS rows, and `n_vectors` vectors. */
+/* Compute a tile of c (rows, n) += a (rows, k) b (k, n): TILE_ROWS rows, `n_vectors` vectors. */
 INLINE void multiply_tile(const float *a, int64_t a_stride, const float *b, int64_t b_stride,
                           float *c, int64_t c_stride, int64_t k, int n_vectors)
 {
@@ -54,7 +54,8 @@ INLINE void multiply_tile(const float *a, int64_t a_stride, const float *b, int6
             *(vector *)(c + i * c_stride + j * LANES) = sums[i][j];
 }
 
-/* c (rows, n) += a (rows, k) b (k, n), with rows a multiple of TILE_ROWS and n one of PADDING. */
+/* Compute c (rows, n) += a (rows, k) b (k, n), for multiples of TILE_ROWS rows and PADDING
+ * columns. */
 INLINE void multiply_block(const float *a, int64_t a_stride, const float *b, int64_t b_stride,
                            float *c, int64_t c_stride, int64_t rows, int64_t k, int64_t n)
 {

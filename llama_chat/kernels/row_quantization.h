@@ -7,7 +7,7 @@
 
 #include "activation_tile.h"
 
-/* The scale of a group, and 1 over it; the scale is NaN if a value is NaN or infinite. */
+/* The scale of a group, and its inverse; the scale is NaN if a value is NaN or infinite. */
 typedef struct {
     float scale, inverse;
 } group_scale;
@@ -60,7 +60,7 @@ INLINE void errors_of_groups(const float *x, int64_t n_columns, int group, float
     }
 }
 
-/* Both for every group and type that there is, as constants. */
+/* Instances of both for every group and type. */
 
 static void quantize_row(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                          uint8_t *tile)

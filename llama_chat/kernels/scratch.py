@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class ScratchPool:
-    """Buffers that calls in flight borrow, so that no two of them share one.
+    """Buffers for concurrent calls, each of which borrows one.
 
-    Fresh memory would cost as much time as using it, since the system hands it out page by page. So
-    buffers are kept: as many as there have been calls at one time, however many there were in all.
+    Newly allocated memory would cost as much time as using it, since the system maps it page by
+    page. So buffers are kept, as many as there were calls at one time.
     """
 
     def __init__(self) -> None:
@@ -33,5 +33,5 @@ class ScratchPool:
 
     @property
     def n_idle(self) -> int:
-        """Buffers that nobody borrows at the moment."""
+        """Number of buffers that are not borrowed."""
         return len(self._idle)

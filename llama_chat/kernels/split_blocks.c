@@ -1,12 +1,12 @@
-/* Blocks of the K-quants of GGUF, split into the tensors of a PackedWeight.
+/* Splitting of K-quant blocks of GGUF into the tensors of a PackedWeight.
  *
- * The same as checkpoints/gguf_blocks.py does for every format, for those that most files have.
- * Super-block scales are left in the blocks: they are read from there.
+ * It does the same as checkpoints/gguf_blocks.py, for the most common formats. Super-block scales
+ * are not split off: they are read from the blocks.
  */
 
 #include "packed.h"
 
-/* Fields and their order as in https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h */
+/* Blocks as in https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h */
 typedef struct {
     uint16_t d, dmin;
     uint8_t scales[12], qs[128];
@@ -23,7 +23,7 @@ typedef struct {
     uint16_t d;
 } q6_k_block;
 
-/* Two groups, in the low and the high nibbles of `n` bytes, as W4 has them. */
+/* Pack two groups, the low and the high nibbles of `n` bytes, as W4. */
 INLINE void pack_two_groups(const uint8_t *from, int n, uint8_t *low, uint8_t *high)
 {
     const uint8_t *second = from + n / 2;
@@ -33,8 +33,8 @@ INLINE void pack_two_groups(const uint8_t *from, int n, uint8_t *low, uint8_t *h
     }
 }
 
-/* The upper bits of a group of `n`, which are `mask` of as many bytes after a shift, as W6 has
- * them. */
+/* Pack the upper bits of a group of `n` weights as in W6; they are those of `mask` in `n` bytes
+ * after a shift. */
 INLINE void pack_upper_bits(const uint8_t *from, int n, int shift, uint8_t mask, uint8_t *to)
 {
     const int quarter = n / 4;
@@ -46,7 +46,7 @@ INLINE void pack_upper_bits(const uint8_t *from, int n, int shift, uint8_t mask,
     }
 }
 
-/* The scales and minima of eight groups, six bits each. */
+/* Unpack the scales and minima of eight groups, six bits each. */
 INLINE void unpack_six_bits(const uint8_t *from, int8_t *scales, int8_t *mins)
 {
     for (int i = 0; i < 4; i++) {
@@ -96,7 +96,7 @@ static void split_q6_k(const q6_k_block *blocks, int64_t n, uint8_t *quants, int
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
-/* Quants, scales and minima of `n` blocks of Q4_K, Q5_K or Q6_K, by the bits of their weights. */
+/* Split `n` blocks of Q4_K, Q5_K or Q6_K, chosen by `bits`, into quants, scales and minima. */
 EXPORT void split_blocks(int bits, const void *blocks, int64_t n, uint8_t *quants, int8_t *scales,
                          int8_t *mins)
 {

@@ -1,4 +1,4 @@
-"""Splitting blocks of K-quants in C."""
+"""Splitting of K-quant blocks in C."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from llama_chat.kernels import native
 
 BITS = {"Q4_K": 4, "Q5_K": 5, "Q6_K": 6}
-"""Bits of a weight in each of the GGUF types that C can split."""
+"""Bits per weight of the GGUF types that C can split."""
 
 
 def split_blocks(

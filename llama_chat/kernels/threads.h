@@ -11,8 +11,8 @@
 #include <omp.h>
 #endif
 
-/* The calling thread in its team. A team may be smaller than was asked for: shares of work are
- * computed from `n_threads` here, and nothing else. */
+/* The calling thread in its team. A team may be smaller than requested, so shares of work are
+ * computed from `n_threads` here alone. */
 typedef struct {
     int index, n_threads;
 } team_member;
@@ -26,7 +26,7 @@ INLINE team_member this_thread(void)
 #endif
 }
 
-/* Wait until all threads of the team are here. */
+/* Wait for all threads of the team (barrier). */
 INLINE void wait_for_team(void)
 {
 #ifdef _OPENMP

@@ -1,1 +1,1 @@
-"""From a path or a name to a loaded model."""
+"""Loading of a model by path or name."""

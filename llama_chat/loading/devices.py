@@ -1,4 +1,4 @@
-"""Devices and float types that torch has on this machine."""
+"""Devices and float types that torch supports on this machine."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ DTYPES = {name: FLOAT_TYPES[stored] for stored, name in FLOATS.items()}
 
 
 def pick_devices(wanted: str) -> tuple[torch.device, ...]:
-    """Devices of this machine that ``--device`` names.
+    """Find the devices that ``--device`` names.
 
     Raises:
         UsageError: if one of them is not available.
@@ -43,7 +43,7 @@ def _pick_device(name: str) -> torch.device:
 
 
 def free_memory(devices: Sequence[torch.device]) -> int:
-    """Bytes free for weights: memory of the GPUs among ``devices``, else of the machine."""
+    """Return the free bytes of the GPUs among ``devices``, or of the machine if there are none."""
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
         return available_memory()
@@ -51,7 +51,7 @@ def free_memory(devices: Sequence[torch.device]) -> int:
 
 
 def pick_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Type of the weights in memory.
+    """Choose the type of the weights in memory.
 
     ``auto`` keeps float32 as stored. Everything else becomes bfloat16 if the device computes it
     fast, else float16 on a GPU and float32 on a CPU.

@@ -1,4 +1,4 @@
-"""The readers of model files: from a path to a checkpoint, and to its tokenizer."""
+"""Checkpoints and tokenizers, opened by path with the reader of their format."""
 
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +45,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
-    """The tokenizer at ``path``, and the chat template text of the model that it belongs to.
+    """Open the tokenizer at ``path``, and the chat template text of the model that it belongs to.
 
     ``path`` is a model, a ``tokenizer.model`` or ``tokenizer.json``, or a folder that holds one.
 

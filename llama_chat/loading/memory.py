@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Memory available to this process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,41 +10,43 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_memory(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Bytes that are free: those of the machine, or those left in a control group if fewer.
+    """Return the free bytes of the machine, or the bytes left in a control group if fewer.
 
-    A container has all the memory of its machine on paper, and is killed at the limit of its group
-    or of a group around it. Both versions of the interface are looked at
+    A container is shown all the memory of its machine, but is killed at the limit of its group or
+    of a parent group. Both versions of control groups are supported
     (https://docs.kernel.org/admin-guide/cgroup-v2.html). The inactive part of a group's file cache
-    counts as free, since the kernel gives it up first.
+    counts as free, since the kernel reclaims it first.
 
     Args:
-        cgroups: where the kernel shows its control groups.
-        membership: the file that names those of this process.
+        cgroups: mount point of the control groups.
+        membership: file that names the groups of this process.
     """
     machine = int(psutil.virtual_memory().available)
-    return min([machine, *_rooms(cgroups, membership)])
+    return min([machine, *_bytes_left(cgroups, membership)])
 
 
-def _rooms(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Bytes left in each group that has a limit and holds this process."""
+def _bytes_left(cgroups: Path, membership: Path) -> Iterator[int]:
+    """Yield the bytes left in each group with a limit that contains this process."""
     try:
         lines = membership.read_text().splitlines()
-    except OSError:  # not on this system
+    except OSError:  # the system has no control groups
         return
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
             names = ("memory.max", "memory.current", "inactive_file")
-            yield from _rooms_above(cgroups, path, *names)
+            yield from _bytes_left_in_parents(cgroups, path, *names)
         elif "memory" in controllers.split(","):
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _rooms_above(cgroups / "memory", path, *names)
+            yield from _bytes_left_in_parents(cgroups / "memory", path, *names)
 
 
-def _rooms_above(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    """Bytes left in the group ``path`` and in those around it.
+def _bytes_left_in_parents(
+    root: Path, path: str, limit: str, usage: str, reclaimable: str
+) -> Iterator[int]:
+    """Yield the bytes left in the group ``path`` and in its parents, of those with a limit.
 
-    In a container its own group may be the root, whatever ``path`` says.
+    The root is included: in a container it may be the container's own group, whatever ``path`` is.
     """
     parts = [part for part in path.split("/") if part not in ("", "..")]
     for depth in range(len(parts) + 1):
@@ -55,7 +57,7 @@ def _rooms_above(root: Path, path: str, limit: str, usage: str, reclaimable: str
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where there is no such file, or no limit."""
+    """Read the number in a file; None if there is no file, or no limit."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

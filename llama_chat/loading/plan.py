@@ -1,4 +1,4 @@
-"""Decisions about a load, made from headers before a weight is read."""
+"""Plan of a load, made from the headers before any weight is read."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,13 +27,13 @@ from llama_chat.model.transformer import Transformer
 from llama_chat.tokenizers.base import Tokenizer
 
 Report = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all."""
+"""Callback with the bytes read so far and the bytes in all."""
 
 _CACHE_DTYPES = {"int8": torch.int8}
-"""Cache types other than that of the activations, by their names in ``--kv-dtype``."""
+"""Cache types other than that of the activations, by their name in ``--kv-dtype``."""
 
 _SPARE_BYTES = 2**29
-"""Memory for torch, the vocabulary and activations, beside weights and cache."""
+"""Memory for torch, the vocabulary and activations, in addition to weights and cache."""
 
 _MIN_CACHED_TOKENS = 1024
 """Tokens that must fit in the cache if no context length was asked for."""
@@ -41,14 +41,14 @@ _MIN_CACHED_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """A load as it will be done: formats, types and places, and the memory it takes."""
+    """Formats, types, devices and memory of a load."""
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     config: LlamaConfig
-    """Shape of the model, with the context length to be used."""
+    """Hyperparameters, with the context length to use."""
     context_given: bool
-    """True if that context length was asked for: then all of it must fit in memory."""
+    """True if the user gave that context length: then all of it must fit in memory."""
     devices: tuple[torch.device, ...]
     """Devices of the layers, in equal runs."""
     dtype: torch.dtype
@@ -85,20 +85,20 @@ class LoadPlan:
         return _SPARE_BYTES + weights + self.cache_bytes(n_tokens)
 
     def cache_bytes(self, n_tokens: int) -> int:
-        """Bytes of the keys and values of ``n_tokens`` tokens."""
+        """Compute the bytes of the keys and values of ``n_tokens`` tokens."""
         return self.config.kv_cache_bytes(n_tokens, self.cache_dtype.itemsize)
 
     @property
     def max_saved_bytes(self) -> int:
-        """Memory for suffixes that the cache saves: the part that a full cache would leave."""
+        """Bytes for saved suffixes of the cache: those that a full cache would leave free."""
         full_cache = self.cache_bytes(self.config.context_length)
         return max(0, self.bytes_free - _SPARE_BYTES - self.weight_bytes - full_cache)
 
     def check_fit(self) -> None:
-        """Compare the memory needed with the memory free.
+        """Check that the memory needed is free.
 
         Raises:
-            ModelError: if the model does not fit; with the weight formats that would.
+            ModelError: if it is not; the message names a weight format that would fit.
         """
         if self.bytes_needed <= self.bytes_free:
             return
@@ -122,7 +122,7 @@ class LoadPlan:
         """Read the weights.
 
         Args:
-            report: called as bytes are read.
+            report: called after each weight.
 
         Raises:
             ModelError: if the model does not fit in memory, or its weights cannot be read.
@@ -161,7 +161,7 @@ def plan(
 ) -> LoadPlan:
     """Plan a load, with the arguments of ``load``.
 
-    ``reclaimable`` bytes count as free, because another model will be dropped first.
+    ``reclaimable`` bytes count as free: those of a model that will be dropped first.
 
     Raises:
         ModelError: if the model or its tokenizer cannot be opened.
@@ -212,9 +212,9 @@ def load(
     """Load a model.
 
     Args:
-        path: a folder of Meta's or of the Hugging Face Hub, a GGUF file, a file of llama2.c, or
+        path: a folder of Meta or the Hugging Face Hub, a GGUF file, a file of llama2.c, or
             the name of a model on this machine as ``llama-chat models`` lists it.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas, to split the layers.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas to split the layers.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``auto`` (as is None), ``none`` (floats, however the file is stored), ``stored``
             (packed as in the file), ``int8`` or ``int4`` (quantized now).

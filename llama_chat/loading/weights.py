@@ -1,4 +1,4 @@
-"""From the tensors of a checkpoint to the weights of a model: their format and place in memory."""
+"""Weights of a model, read from a checkpoint into their format and device."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ Weights = dict[str, Tensor | Packed]
 
 
 def weight_bytes(checkpoint: Checkpoint, weight_format: WeightFormat, dtype: torch.dtype) -> int:
-    """Bytes that the weights take in memory."""
+    """Compute the bytes that the weights take in memory."""
     return sum(_tensor_bytes(checkpoint, name, weight_format, dtype) for name in checkpoint.tensors)
 
 
@@ -39,9 +39,8 @@ def choose_weight_format(
     """Choose the format of the matrices in memory.
 
     Args:
-        wanted: a ``WeightFormat``, or ``auto``: quantized files stay packed. Where no kernel in C
-            multiplies packed weights, as on a GPU, they are unpacked if that takes no more than
-            half of ``bytes_free``.
+        wanted: a ``WeightFormat``, or ``auto``: quantized files stay packed. Without C kernels, as
+            on a GPU, they are unpacked if the floats take at most half of ``bytes_free``.
         checkpoint: the model.
         dtype: type of weights that are not packed.
         bytes_free: bytes of free memory.
@@ -61,7 +60,7 @@ def read_weights(
     devices: Sequence[torch.device],
     report: Callable[[int, int], None] | None = None,
 ) -> Weights:
-    """Read all weights, several at a time.
+    """Read all weights, several in parallel.
 
     Args:
         checkpoint: the model.
@@ -91,7 +90,7 @@ def read_weights(
 
 
 def device_of(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
-    """Device of a weight: layers in equal runs, embedding and output at the ends."""
+    """Choose the device of a weight: layers in equal runs, embedding and output at the ends."""
     parts = name.split(".")
     if parts[0] == "layers":
         return devices[int(parts[1]) * len(devices) // n_layers]
@@ -99,9 +98,9 @@ def device_of(name: str, n_layers: int, devices: Sequence[torch.device]) -> torc
 
 
 def _bits(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> Literal[4, 8] | None:
-    """Bits per weight of a matrix that is quantized at load; None if it is not.
+    """Return the bits per weight of a matrix that is quantized at load; None if it is not.
 
-    Embedding and output keep 8 bits: that costs little, and their errors show most.
+    Embedding and output keep 8 bits: that costs little memory, and errors matter most there.
     """
     if weight_format not in ("int8", "int4") or len(shape) != 2 or shape[1] % 32:
         return None

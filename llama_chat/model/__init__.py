@@ -1,1 +1,1 @@
-"""The LLaMA 2 architecture and nothing else."""
+"""The LLaMA 2 architecture."""

@@ -12,13 +12,13 @@ from llama_chat.quantization.linear import Linear
 
 
 class LayerCache(Protocol):
-    """Keys and values of earlier tokens, as a layer sees them."""
+    """Interface through which a layer stores and reads keys and values."""
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store rows of new tokens, and return all rows that they may attend to.
+        """Store rows of new tokens, and return all rows with them.
 
         Args:
-            layer: number of the layer.
+            layer: index of the layer.
             keys: ``(B, T, n_kv_heads, head_dim)``.
             values: the same shape.
 
@@ -28,7 +28,7 @@ class LayerCache(Protocol):
 
 
 def causal_mask(n_new: int, n_total: int, device: torch.device) -> Tensor:
-    """Mask of the last ``n_new`` of ``n_total`` tokens: each may attend up to itself.
+    """Make the mask of the last ``n_new`` of ``n_total`` tokens: each attends up to itself.
 
     Returns:
         Boolean ``(n_new, n_total)``, True where attention is allowed. For 2 new of 4::
@@ -41,7 +41,7 @@ def causal_mask(n_new: int, n_total: int, device: torch.device) -> Tensor:
 
 
 def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention in which each head of keys and values serves a group of query heads.
+    """Compute attention in which each head of keys and values serves a group of query heads.
 
     The query heads of a group become further rows of one query, so that keys and values are read
     from the cache as stored and never repeated.
@@ -81,7 +81,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache
     ) -> Tensor:
-        """Attend from ``x`` ``(B, T, dim)`` to the cache, ``x`` included; the same shape."""
+        """Attend from ``x`` ``(B, T, dim)`` to the cache and to ``x``; returns the same shape."""
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))

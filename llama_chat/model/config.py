@@ -1,4 +1,4 @@
-"""The numbers that define one model of the Llama family."""
+"""Hyperparameters of a model of the Llama family."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from llama_chat.model.rope import FrequencyDivisors, RopeScaling, rotary_frequen
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """Shape of a Llama model, under the names of Meta's ``params.json``.
+    """Hyperparameters, mostly under the names of Meta's ``params.json``.
 
     Raises:
         ValueError: if the numbers cannot describe a model; the message names the field.
@@ -62,7 +62,7 @@ class LlamaConfig:
             )
 
     def rope_frequencies(self) -> Tensor:
-        """Radians per position of each rotated pair, scaled: ``(head_dim // 2,)`` in float32."""
+        """Compute the scaled radians per position of each pair, ``(head_dim // 2,)`` in float32."""
         frequencies = rotary_frequencies(self.head_dim, self.rope_theta)
         if self.rope_scaling is None:
             return frequencies
@@ -70,12 +70,12 @@ class LlamaConfig:
 
     @property
     def longest_context(self) -> int:
-        """Tokens up to which ``context_length`` may be raised."""
+        """Largest value that ``context_length`` may be raised to."""
         scaled = 0 if self.rope_scaling is None else self.rope_scaling.longest_context
         return max(self.context_length, scaled)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight of the model by Meta's name, with its shape ``(out, in)``."""
+        """List the shape ``(out, in)`` of every weight by Meta's name."""
         q_dim = self.n_heads * self.head_dim
         kv_dim = self.n_kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (self.vocab_size, self.dim)}
@@ -103,12 +103,12 @@ class LlamaConfig:
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def kv_cache_bytes(self, length: int, element_size: int) -> int:
-        """Bytes that the keys and values of ``length`` tokens take.
+        """Compute the bytes of the keys and values of ``length`` tokens.
 
         Args:
-            length: how many tokens.
-            element_size: bytes of one number. One of 1 byte (int8) shares a scale of 4 with the
-                others of its head.
+            length: number of tokens.
+            element_size: bytes of one number. Numbers of 1 byte (int8) share a scale of 4 bytes per
+                head.
         """
         head = self.head_dim * element_size + (4 if element_size == 1 else 0)
         return 2 * self.n_layers * self.n_kv_heads * head * length

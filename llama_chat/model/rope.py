@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class RopeScaling(ABC):
-    """How a model was made to reach past the context that it was first trained with.
+    """Scaling of the rotary frequencies of a model whose context was extended after pretraining.
 
     Raises:
-        ValueError: if its numbers cannot be meant; the message names the number.
+        ValueError: if a parameter is out of range; the message names it.
     """
 
     @abstractmethod
@@ -21,13 +21,13 @@ class RopeScaling(ABC):
 
         Args:
             frequencies: ``theta ** (-2 i / head_dim)``, ``(head_dim // 2,)`` in float32.
-            theta: the base they were made of.
+            theta: their base.
             length: the context length in tokens.
         """
 
     @property
     def longest_context(self) -> int:
-        """Tokens up to which ``--context`` may go; 0 if the model's own length is all."""
+        """Limit on ``--context`` in tokens; 0 if it is the context length of the model."""
         return 0
 
 
@@ -39,7 +39,7 @@ def _check(**numbers: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LinearScaling(RopeScaling):
-    """Every position divided by ``factor`` (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
+    """Positions divided by ``factor`` (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
 
     factor: float
 
@@ -53,11 +53,11 @@ class LinearScaling(RopeScaling):
 
 @dataclass(frozen=True, slots=True)
 class DynamicScaling(RopeScaling):
-    """A larger base past ``original_context`` tokens, the larger the longer the context is.
+    """Base that grows with the context length beyond ``original_context`` ("dynamic NTK").
 
-    Others raise the base as a conversation grows, which leaves the keys in the cache rotated by
-    another one. Here it depends on the context length alone: up to the original length nothing is
-    scaled, and a longer ``--context`` is scaled for that length from the beginning.
+    Other implementations raise the base as a conversation grows, which leaves the cached keys
+    rotated with an earlier base. Here it depends on the context length alone: nothing is scaled up
+    to the original length, and a longer ``--context`` is scaled for that length from the start.
     """
 
     factor: float
@@ -83,10 +83,10 @@ class DynamicScaling(RopeScaling):
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling(RopeScaling):
-    """That of Llama 3.1: low frequencies divided, high ones kept, a ramp between them.
+    """Scaling of Llama 3.1: low frequencies divided, high ones kept, a ramp between them.
 
-    As published with its reference code: wave lengths over ``original_context / low_freq_factor``
-    are low, those under ``original_context / high_freq_factor`` are high.
+    As in Meta's reference code: frequencies with wavelengths over ``original_context /
+    low_freq_factor`` are low, those under ``original_context / high_freq_factor`` are high.
     """
 
     factor: float
@@ -117,7 +117,7 @@ class Llama3Scaling(RopeScaling):
 
 @dataclass(frozen=True, slots=True)
 class FrequencyDivisors(RopeScaling):
-    """A divisor for each frequency, as GGUF files of Llama 3.1 hold them ready-made."""
+    """Precomputed divisor of each frequency, as in GGUF files of Llama 3.1."""
 
     divisors: tuple[float, ...]
 
@@ -131,13 +131,17 @@ class FrequencyDivisors(RopeScaling):
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
-    """Radians per position, ``theta ** (-2 i / head_dim)``: ``(head_dim // 2,)`` in float32."""
+    """Compute the radians per position, ``theta ** (-2 i / head_dim)``.
+
+    Returns:
+        ``(head_dim // 2,)`` in float32.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     return 1.0 / theta**exponents
 
 
 def rotary_tables(frequencies: Tensor, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle of every position and frequency.
+    """Compute the cosine and sine of the angle of every position and frequency.
 
     Always float32: tables rounded to bfloat16 drift at long positions.
 

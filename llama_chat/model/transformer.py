@@ -14,7 +14,7 @@ from llama_chat.quantization.linear import Embedding, Linear, Packed
 
 
 class InterruptedForward(Exception):
-    """A forward pass was given up between two layers."""
+    """A forward pass was stopped between two layers."""
 
 
 class RMSNorm(nn.Module):
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
     def _inputs(
         self, positions: Tensor, mask: Tensor | None, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Cosines, sines ``(T, head_dim // 2)`` and mask of the layers on ``device``."""
+        """Collect cosines, sines ``(T, head_dim // 2)`` and mask on ``device``."""
         cos, sin = self.rotary(device)
         positions = positions.to(device)
         return (
@@ -144,7 +144,10 @@ class Transformer(nn.Module):
         )
 
     def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of all positions, ``(context_length, head_dim // 2)`` in float32."""
+        """Return the cosines and sines of all positions, ``(context_length, head_dim // 2)``.
+
+        They are in float32, and computed once for each device.
+        """
         tables = self._rotary.get(device)
         if tables is None:
             config = self.config
@@ -154,7 +157,7 @@ class Transformer(nn.Module):
 
     @property
     def blocks(self) -> list[TransformerBlock]:
-        """The layers, typed."""
+        """The layers, with their static type."""
         return cast("list[TransformerBlock]", list(self.layers))
 
     @property
@@ -163,12 +166,12 @@ class Transformer(nn.Module):
 
     @property
     def unembedding(self) -> Linear | Embedding:
-        """The matrix ``(vocab_size, dim)`` that makes logits; the embedding if they are tied."""
+        """Matrix ``(vocab_size, dim)`` of the logits; the embedding if they are tied."""
         return self.tok_embeddings if self.config.tie_embeddings else self.output
 
     @property
     def device(self) -> torch.device:
-        """Device of the embedding, which takes token ids."""
+        """Device of the embedding, and so of token ids."""
         return self.tok_embeddings.device
 
     @property

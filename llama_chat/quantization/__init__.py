@@ -1,1 +1,1 @@
-"""Packed weights: their layouts, quantization, and products with them."""
+"""Packed weights: their layouts, quantization, and matrix products."""

@@ -18,20 +18,20 @@ from llama_chat.quantization.packed import PackedWeight
 from llama_chat.quantization.quantize import quantize
 
 Packed = PackedWeight | NativeMatrix
-"""A packed matrix in use: laid out for the kernels, or its twin in torch."""
+"""A packed matrix: in the layout of the C kernels, or in that of torch."""
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-"""Types to which the kernels unpack."""
+"""Types that the kernels can unpack to."""
 
 UNPACKED_BYTES = 2**25
-"""Bytes of weights unpacked at a time: a product needs that much memory beside the weights."""
+"""Bytes of weights unpacked at a time, which a product needs in addition to the weights."""
 
 
 class _Matrix(nn.Module):
-    """A matrix ``(rows, columns)``, uninitialised until a checkpoint fills it.
+    """A matrix ``(rows, columns)``, uninitialised until weights are loaded.
 
-    Random initialisation would be thrown away. On the meta device it would also import half of
-    torch's compiler, which takes most of a second.
+    Random initialisation would be wasted. On the meta device it would also import half of torch's
+    compiler, which takes most of a second.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -53,14 +53,14 @@ class _Matrix(nn.Module):
         self.weight = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
 
     def project(self, x: Tensor) -> Tensor:
-        """``x @ weight.T``: ``(…, columns)`` to ``(…, rows)``."""
+        """Compute ``x @ weight.T``: ``(…, columns)`` to ``(…, rows)``."""
         if self.packed is None:
             return F.linear(x, self.weight)
         return packed_linear(x, self.packed)
 
     @property
     def native(self) -> NativeMatrix | None:
-        """The weights as laid out for the kernels; None if they are not."""
+        """The weights in the layout of the kernels; None if they have another."""
         return self.packed if isinstance(self.packed, NativeMatrix) else None
 
     @property
@@ -96,14 +96,14 @@ class Embedding(_Matrix):
 
 
 def place(weight: PackedWeight, device: torch.device) -> Packed:
-    """Copy a matrix to ``device``, in the layout that computes fastest there."""
+    """Copy a matrix to ``device``, in the layout that is fastest there."""
     if native.is_available() and device.type == "cpu":
         return NativeMatrix(weight.bits, *weight.tensors)
     return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
 
 
 def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Some rows as floats: ids ``(n,)`` to ``(n, in)``."""
+    """Unpack the rows ``ids`` ``(n,)`` to floats ``(n, in)``."""
     if isinstance(weight, PackedWeight):
         return weight.map(itemgetter(ids)).unpack(dtype)
     native_dtype = dtype if dtype in _NATIVE_DTYPES else torch.float32
@@ -112,10 +112,10 @@ def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def packed_linear(x: Tensor, weight: Packed) -> Tensor:
-    """``x @ weight.T``.
+    """Compute ``x @ weight.T``.
 
     The kernels quantize ``x`` to 8 bits per group. Without them, and for many rows if
-    ``prefers_unpacked``, some of the weights at a time are unpacked and multiplied by torch.
+    ``prefers_unpacked``, torch multiplies the weights, unpacked in parts.
 
     Args:
         x: ``(…, in)``.
@@ -152,8 +152,8 @@ def _multiply_unpacked(rows: Tensor, weight: Packed) -> Tensor:
 def prefers_unpacked(dtype: torch.dtype) -> bool:
     """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
 
-    That is so on processors with matrix units for bfloat16 (AMX). Where only portable C runs, both
-    are measured, at the first call.
+    They are on processors with matrix units for bfloat16 (AMX). If the portable level is in use,
+    both ways are timed, at the first call.
     """
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return True
@@ -162,7 +162,7 @@ def prefers_unpacked(dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def _is_unpacked_faster(dtype: torch.dtype) -> bool:
-    """Multiply rows of a prompt in both ways, three times each, and compare the best times."""
+    """Time the product of many rows both ways, three times each, and compare the best times."""
     weight = NativeMatrix(8, *quantize(torch.ones(1024, 1024), 8).tensors)
     rows = torch.ones(64, 1024, dtype=dtype)
 
@@ -173,15 +173,16 @@ def _is_unpacked_faster(dtype: torch.dtype) -> bool:
 
 
 class _Scratch(threading.local):
-    """Memory of a thread that is reused for one part after another.
+    """Buffer per thread, reused for each part.
 
-    Fresh memory costs as much time as unpacking into it: the system maps it page by page.
+    Newly allocated memory would cost as much time as unpacking into it, since the system maps it
+    page by page.
     """
 
     buffer = torch.empty(0, dtype=torch.uint8)
 
     def allocate(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """A matrix that is valid until the next call."""
+        """Allocate a matrix that is valid until the next call."""
         n_bytes = math.prod(shape) * dtype.itemsize
         if len(self.buffer) < n_bytes:
             self.buffer = torch.empty(n_bytes, dtype=torch.uint8)
@@ -192,7 +193,7 @@ _scratch = _Scratch()
 
 
 def _unpack_in_parts(weight: Packed, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The rows as floats, some at a time; each part is valid until the next one."""
+    """Unpack the rows to floats, in parts; each is valid until the next one."""
     out, width = weight.shape
     step = max(1, UNPACKED_BYTES // (dtype.itemsize * width))
     for start in range(0, out, step):

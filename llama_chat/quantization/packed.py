@@ -1,8 +1,8 @@
 """Packed weights: matrices that keep 4, 6 or 8 bits a weight while the model runs.
 
 A row is cut into groups of 16 or 32 neighbours. Weight ``i`` of a group is ``scale * q + min``,
-where ``q`` is a small integer and every group has a scale of its own. Everything here is plain
-torch: the reference for the kernels in C, and the path where those were not built.
+where ``q`` is a small integer and every group has its own scale. Everything here is plain torch:
+the reference for the C kernels, and the fallback where they were not built.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 SUPER_BLOCK = 256
-"""Weights of a row that share super-block scales, in layouts that have those."""
+"""Weights of a row that share super-block scales, in layouts that have these."""
 
 LAYOUTS = frozenset(
     {
@@ -31,7 +31,7 @@ LAYOUTS = frozenset(
         (8, 32, False, True),  # IQ4_XS
     }
 )
-"""Bits, group, has minima, has super-block scales; ``FOR_LAYOUTS`` of the kernels."""
+"""Bits, group, has minima, has super-block scales; ``FOR_LAYOUTS`` in C."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class PackedWeight:
         return PackedWeight(self.bits, *cast("Any", changed))
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
-        """The weights as floats ``(out, in)``; the arithmetic is float32, rounded once."""
+        """Unpack to floats ``(out, in)``, computed in float32 and rounded once."""
         weights = self._integers()
         scales = _group_scales(self.scales, self.super_scales)
         if self.mins is not None:
@@ -132,7 +132,7 @@ class PackedWeight:
         return weights.view(self.shape).to(dtype)
 
     def _integers(self) -> Tensor:
-        """Each ``q``, in float32 ``(out, in / group, group)``."""
+        """Unpack the quants ``q`` to float32 ``(out, in / group, group)``."""
         if self.bits == 8:
             return self.quants.float()
         half, quarter = self.group // 2, self.group // 4
@@ -148,7 +148,7 @@ class PackedWeight:
 
 
 def _group_scales(numbers: Tensor, super_scales: Tensor | None) -> Tensor:
-    """Scales or minima of the groups as floats ``(out, in / group, 1)``."""
+    """Compute the scales or minima of the groups as floats ``(out, in / group, 1)``."""
     floats = numbers.float()
     if super_scales is not None:
         by_super_block = floats.reshape(*super_scales.shape, -1)
@@ -157,6 +157,6 @@ def _group_scales(numbers: Tensor, super_scales: Tensor | None) -> Tensor:
 
 
 def packed_bytes(shape: tuple[int, ...], bits: Literal[4, 8], group: int, *, mins: bool) -> int:
-    """Bytes of a packed matrix ``(out, in)`` with float16 scales."""
+    """Compute the bytes of a packed matrix ``(out, in)`` with float16 scales."""
     n_weights = math.prod(shape)
     return n_weights * bits // 8 + n_weights // group * (4 if mins else 2)

@@ -13,14 +13,14 @@ _CHUNK_BYTES = 2**25
 """Bytes of weights quantized at a time, in float32."""
 
 _MIN_SCALE = 2**-24
-"""Least positive float16: a group of equal weights has a scale of 0, which cannot divide."""
+"""Smallest positive float16, as the least divisor: a group of equal weights has a scale of 0."""
 
 
 def quantize(weight: Tensor, bits: Literal[4, 8]) -> PackedWeight:
-    """Pack a float matrix in groups of 32, each weight rounded to the nearest number of its group.
+    """Pack a float matrix in groups of 32, with weights rounded to nearest.
 
-    W4 spans each group from its minimum to its maximum (as Q4_1 does); W8 spans its maximum
-    magnitude (as Q8_0).
+    The range of W4 is from the minimum of a group to its maximum, as in Q4_1; that of W8 is its
+    maximum magnitude, as in Q8_0.
 
     Args:
         weight: ``(out, in)``, with ``in`` a multiple of 32.
@@ -49,7 +49,7 @@ def quantize(weight: Tensor, bits: Literal[4, 8]) -> PackedWeight:
 
 
 def _pack4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nibbles, scales and minima of groups ``(rows, n, 32)``."""
+    """Quantize groups ``(rows, n, 32)`` to nibbles, scales and minima."""
     least, greatest = groups.aminmax(dim=-1, keepdim=True)
     scales, mins = ((greatest - least) / 15).half(), least.half()
     quotients = (groups - mins.float()) / scales.float().clamp_min(_MIN_SCALE)
@@ -59,7 +59,7 @@ def _pack4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _pack8(groups: Tensor) -> tuple[Tensor, Tensor, None]:
-    """Bytes and scales of groups ``(rows, n, 32)``."""
+    """Quantize groups ``(rows, n, 32)`` to bytes and scales."""
     scales = (groups.abs().amax(-1, keepdim=True) / 127).half()
     quotients = groups / scales.float().clamp_min(_MIN_SCALE)
     quants = quotients.round().clamp(-127, 127).to(torch.int8)
