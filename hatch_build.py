@@ -1,4 +1,4 @@
-"""Builds the C kernels into the package, where there is a C compiler."""
+"""Build the C kernels into the package, if there is a C compiler."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 KERNELS = Path(__file__).with_name("llama_chat") / "kernels"
 
-# Arithmetic sets no errno and raises no signal here, and need not be kept from vectors for it.
+# The kernels use neither errno nor floating-point traps, which would prevent vectorization.
 FLAGS = (
     *("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
     *("-fPIC", "-fvisibility=hidden"),
 )
 
 THREADS = ("-fopenmp", "-fopenmp-simd")
-"""Flags to try, one after the other: the second leaves only the vectors of OpenMP."""
+"""Flags to try in turn: OpenMP with threads, then only its SIMD directives."""
 
 
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic only since 1.28
-    """Compiles what is in C into the package; without a compiler there is plain torch."""
+    """Hook that compiles the kernels into the wheel; without a compiler the package uses torch."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build before the files of the wheel are chosen."""
@@ -45,7 +45,7 @@ def build_library(sources: Sequence[Path], library: Path) -> bool:
     """Compile and link ``sources``, with threads if the compiler has OpenMP.
 
     Returns:
-        True if it could. If not, one line on stderr has said why.
+        True if the library was built; otherwise one line on stderr says why not.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     reason = "no C compiler"
@@ -75,14 +75,14 @@ def _build(compile_with: Sequence[str], sources: Sequence[Path], library: Path) 
             [*compile_with, "-c", str(source), "-o", str(to)]
             for source, to in zip(sources, objects, strict=True)
         ]
-        # The last ones in the alphabet take longest, the portable kernels: they go first.
+        # The portable kernels take longest and are last in the alphabet: start with them.
         running = [pool.submit(_run, command) for command in reversed(commands)]
         try:
             for done in running:
                 done.result()
         finally:
             pool.shutdown(cancel_futures=True)
-        # A program that has loaded the library keeps the file it loaded.
+        # Replace the file, never overwrite it: a running program has the old one mapped.
         linked = library.with_name(f"{library.name}.{os.getpid()}")
         try:
             _run([*compile_with, "-shared", *map(str, objects), "-o", str(linked), "-lm"])
@@ -103,6 +103,6 @@ def _n_cores() -> int:
 
 
 def _first_error(output: str) -> str:
-    """Pick the line of a compiler's output that says what is wrong."""
+    """Return the first error line of a compiler's output."""
     lines = output.strip().splitlines() or ["the C compiler failed without a word"]
     return next((line for line in lines if "error" in line), lines[-1])[:500]

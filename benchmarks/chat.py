@@ -1,9 +1,9 @@
-"""What the terminal costs: decoding in the chat against ``bench``, and how soon Ctrl-C is obeyed.
+"""Measure what the terminal costs: decode speed against ``bench``, and the delay of Ctrl-C.
 
     python -m benchmarks.chat [--rounds 5] [--interrupts 50] [--json FILE]
 
-Drives the real program in a pseudo-terminal. Each round measures ``llama-chat bench`` and one long
-Markdown reply in the chat in turn, with as many tokens before and in it.
+The real program runs in a pseudo-terminal. Each round measures one long Markdown reply in the chat,
+and ``llama-chat bench`` with a prompt of the same length.
 """
 
 import argparse
@@ -26,16 +26,16 @@ QUESTION = "Write a long tutorial about sorting in Python, with headings, lists 
 
 
 def bench_tok_s(model: Path, home: Path, n_prompt: int) -> float:
-    """Decode speed by ``llama-chat bench``."""
+    """Measure decode speed with ``llama-chat bench``, in tokens per second."""
     counts = ("--prompt-tokens", str(n_prompt), "--new-tokens", str(N_TOKENS), "--rounds", "1")
     result = run("bench", "-m", model, *counts, "--json", home=home)
     return float(json.loads(result.out)["decode_tok_s"])
 
 
 def chat_tok_s(model: Path, home: Path) -> tuple[float, int, int]:
-    """Decode speed in the chat, and the tokens of the prompt and of the reply."""
+    """Measure decode speed in the chat, in tokens/s; returns prompt and reply tokens, too."""
     flags = ("-m", model, "--temperature", "0", "--max-tokens", str(N_TOKENS), "--no-save")
-    # ``bench`` reads one token after the other.
+    # ``bench`` decodes without lookup.
     with Terminal(*flags, "--no-lookup", home=home) as terminal:
         terminal.wait_for(READY)
         terminal.send(QUESTION)
@@ -52,7 +52,7 @@ def chat_tok_s(model: Path, home: Path) -> tuple[float, int, int]:
 
 
 def interrupt_seconds(model: Path, home: Path, n: int) -> list[float]:
-    """Seconds from Ctrl-C to the prompt, at random instants of prefill and decode."""
+    """Measure the seconds from Ctrl-C to the prompt, at random instants of prefill and decode."""
     chance = random.Random(0)  # noqa: S311 - the same instants each time
     found = []
     with Terminal("-m", model, "--max-tokens", "4000", "--no-save", home=home) as terminal:

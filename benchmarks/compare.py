@@ -1,13 +1,13 @@
-"""Speed beside other programs: the same file, machine and threads, in turn.
+"""Compare speed with other programs: the same file, machine and threads, in turn.
 
     python -m benchmarks.compare MODEL --llama-cpp PYTHON [--transformers PYTHON]
         [--prompt 512] [--new 64] [--behind 0] [--rounds 5] [--threads 2] [--json FILE]
 
-``PYTHON`` is explained in ``benchmarks.programs``. Every program loads the model once. Then in each
-round each of them in turn reads a prompt of random tokens into an empty cache, and reads tokens
-one by one behind each number of tokens in ``--behind``, while the others sleep. Nothing is sampled.
-Printed are medians, and the median of the ratios within a round, since a shared machine is slower
-at times. ``benchmarks.plot`` draws what ``--json`` writes.
+``PYTHON`` is explained in ``benchmarks.programs``. Every program loads the model once. In each
+round each program in turn prefills a prompt of random tokens into an empty cache, and then decodes
+after each number of tokens in ``--behind``, while the others sleep. Nothing is sampled. It prints
+medians, and the median of the ratios within a round, since the speed of a shared machine varies.
+``benchmarks.plot`` draws what ``--json`` writes.
 """
 
 import argparse
@@ -27,11 +27,11 @@ Speeds = dict[str, dict[str, list[float]]]
 """Tokens per second by task and program, round by round."""
 
 DECODE = "decode behind "
-"""How a task begins that ends with a number of tokens."""
+"""Start of the name of a decode task; the number of tokens before it follows."""
 
 
-def race(programs: Sequence[Program], n_prompt: int, n_new: int, behind: Sequence[int]) -> Speeds:
-    """Tokens per second of one round."""
+def race(programs: Sequence[Program], n_prompt: int, n_new: int, lengths: Sequence[int]) -> Speeds:
+    """Measure one round, in tokens per second."""
     speeds: Speeds = {}
 
     def take(task: str, program: Program, do: str, n: int, **arguments: int) -> None:
@@ -41,13 +41,13 @@ def race(programs: Sequence[Program], n_prompt: int, n_new: int, behind: Sequenc
     for program in programs:
         if n_prompt:
             take("prefill", program, "prefill", n_prompt)
-        for length in behind:
-            take(f"{DECODE}{length}", program, "decode", n_new, behind=length)
+        for length in lengths:
+            take(f"{DECODE}{length}", program, "decode", n_new, n_before=length)
     return speeds
 
 
 def joined(rounds: Sequence[Speeds]) -> Speeds:
-    """All rounds in one."""
+    """Merge the speeds of all rounds."""
     return {
         task: {name: [speed for found in rounds for speed in found[task][name]] for name in by_name}
         for task, by_name in rounds[0].items()
@@ -55,7 +55,7 @@ def joined(rounds: Sequence[Speeds]) -> Speeds:
 
 
 def ratios(speeds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """How many times as fast as each other program we are, round by round."""
+    """Divide our speed by that of each other program, round by round."""
     return {
         name: [a / b for a, b in zip(speeds[OURS], theirs, strict=True)]
         for name, theirs in speeds.items()
@@ -64,7 +64,7 @@ def ratios(speeds: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def print_table(speeds: Speeds) -> None:
-    """A line for each task."""
+    """Print a line for each task."""
     for task, by_name in speeds.items():
         cells = [f"{name} {statistics.median(s):8.2f} tok/s" for name, s in by_name.items()]
         cells += [f"{statistics.median(r):.2f} x {name}" for name, r in ratios(by_name).items()]
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    context = max([options.prompt, *(behind + options.new for behind in options.behind)]) + 8
+    context = max([options.prompt, *(length + options.new for length in options.behind)]) + 8
     rounds, bandwidths = [], []
     with ExitStack() as stack:
         programs = [

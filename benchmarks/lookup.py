@@ -1,11 +1,11 @@
-"""What lookup gains where a reply repeats what it was told, and what it costs where none does.
+"""Measure the gain of lookup where a reply repeats the prompt, and its cost where none does.
 
     python -m benchmarks.lookup [--model NAME] [--rounds 5] [--new 200] [--json FILE]
 
-Three tasks copy from the message and two do not. In each round each is answered without lookup and
-with it, in turn and in one process, at temperature 0 from an empty cache. Printed are the medians
-over the rounds of the speed of decoding, the median of the ratios within a round, since a shared
-machine is slower at times, and how many tokens were drafted and accepted.
+Three tasks copy from the message and two do not. In each round each task is answered without
+lookup and with it, in one process, at temperature 0 from an empty cache. It prints the median
+decode speeds over the rounds, the median of the ratios within a round, since the speed of a shared
+machine varies, and the numbers of tokens drafted and accepted.
 """
 
 import argparse
@@ -96,7 +96,7 @@ TASKS = {
 
 @dataclass
 class Comparison:
-    """A task without lookup and with it."""
+    """Results of a task without lookup and with it."""
 
     task: str
     without: list[float] = field(default_factory=list)
@@ -109,12 +109,12 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast it is with lookup."""
+        """Speed with lookup divided by that without, the median over the rounds."""
         pairs = zip(self.lookup, self.without, strict=True)
         return statistics.median(fast / slow for fast, slow in pairs)
 
     def row(self) -> str:
-        """The figures, below each other with those of other tasks."""
+        """Format the figures as a row of the table."""
         slow, fast = statistics.median(self.without), statistics.median(self.lookup)
         return (
             f"{self.task:<10} {self.completion_tokens:6} {slow:8.1f} {fast:7.1f} {self.ratio:6.2f}"
@@ -124,7 +124,7 @@ class Comparison:
 
 
 def answer(engine: Engine, ids: list[int], n_new: int, *, lookup: bool) -> tuple[list[int], Finish]:
-    """The ids of a greedy reply and how it ended, beginning with an empty cache."""
+    """Return the ids of a greedy reply, begun with an empty cache, and its last event."""
     engine.cache.trim(0)
     sampler = Sampler(Sampling(temperature=0))
     *tokens, finish = engine.generate(ids, sampler, max_tokens=n_new, lookup=lookup)
@@ -134,7 +134,7 @@ def answer(engine: Engine, ids: list[int], n_new: int, *, lookup: bool) -> tuple
 
 
 def compare(model: str, n_rounds: int, n_new: int) -> list[Comparison]:
-    """Run all tasks in turn, ``n_rounds`` times after one that does not count."""
+    """Run all tasks ``n_rounds`` times, after one round that does not count."""
     llama = load(find_model(model))
     engine, template = llama.engine(), llama.template()
     found = {task: Comparison(task) for task in TASKS}

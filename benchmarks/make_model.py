@@ -3,9 +3,9 @@
     python -m benchmarks.make_model OUT.gguf [--shape 7b] [--type Q4_0] [--layers N]
                                     [--tokenizer tokenizer.model]
 
-It speaks no sense, but takes as long as one that does. ``Q4_K_M`` mixes Q4_K and Q6_K as the files
-of that name do. Without a vocabulary of 32,000 tokens, such as Llama 2's, each byte of a text is a
-token.
+Its replies are nonsense, but take the time of a trained model's. ``Q4_K_M`` mixes Q4_K and Q6_K as
+the files of that name do. Without a vocabulary of 32,000 tokens, such as Llama 2's, each byte of a
+text is a token.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from llama_chat.tokenizers.base import TokenType
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a model's size is made of."""
+    """Dimensions that determine a model's size."""
 
     dim: int
     n_layers: int
@@ -72,16 +72,16 @@ SCALES_AT = {
     Kind.Q4_K: (0, 2),
     Kind.Q6_K: (208,),
 }
-"""Where the float16 numbers of a block stand; all other bytes may be any."""
+"""Byte offsets of the float16 scales and minima in a block; all other bytes are random."""
 
 STEPS = {Kind.Q4_0: 8, Kind.Q4_1: 16, Kind.Q8_0: 128, Kind.Q4_K: 16 * 64, Kind.Q6_K: 32 * 128}
-"""What a scale is multiplied by at most."""
+"""Largest factor of a block's scale."""
 
 
 def random_matrix(
     shape: tuple[int, int], kind: Kind, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Stored bytes of random weights of a size that keeps activations alive."""
+    """Make the stored bytes of random weights, scaled so that activations do not vanish."""
     rows, columns = shape
     largest = 1.7 * columns**-0.5
     if kind == Kind.F16:
@@ -135,7 +135,7 @@ def write(path: Path, shape: Shape, type_name: str, vocabulary: Vocabulary) -> N
 
 
 def bytes_and_words() -> Vocabulary:
-    """The control and byte tokens of Llama 2, and words that stand for nothing."""
+    """Make a vocabulary of Llama 2's control and byte tokens, and words without meaning."""
     control, letters = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
     words = [f"\u2581w{i}" for i in range(VOCAB_SIZE - 259)]
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
@@ -145,7 +145,7 @@ def bytes_and_words() -> Vocabulary:
 
 
 def main() -> None:
-    """See the module."""
+    """Write the model that the options describe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="7b")

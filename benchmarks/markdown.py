@@ -1,9 +1,9 @@
-"""What formatting Markdown costs: microseconds for each token of a reply.
+"""Measure the cost of formatting Markdown, in microseconds for each token of a reply.
 
     python -m benchmarks.markdown [--tokens 20000]
 
-Prints, for each kind of text, the mean time of a push, that of the slowest one in a hundred, and
-how much of one core the mean takes at 100 tokens per second.
+For each kind of text it prints the mean time of a push, the 99th percentile, and the share of one
+core that the mean takes at 100 tokens per second.
 """
 
 import argparse
@@ -47,7 +47,7 @@ TOKEN = re.compile(r" ?[^\W\d_]{1,5}|\d| |\n|[^\w\s]{1,2}|.", re.DOTALL)
 
 
 def measure(text: str, n_tokens: int) -> list[float]:
-    """Microseconds of each push."""
+    """Measure each push, in microseconds."""
     tokens = TOKEN.findall(text)
     stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: 80)
     times = []

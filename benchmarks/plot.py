@@ -1,11 +1,11 @@
-"""Draw decode speed against context, from what ``benchmarks.compare`` wrote.
+"""Draw decode speed against context, from a report of ``benchmarks.compare``.
 
     python -m benchmarks.compare MODEL --llama-cpp PYTHON --prompt 0
         --behind 0 512 1024 2048 3072 4096 --json speeds.json
     python -m benchmarks.plot speeds.json docs/decode-by-context.svg
 
-A line goes through the medians of a program's rounds; the band around it holds the middle half of
-them. The picture brings its background, and follows a viewer that wants it dark.
+Each program has a line through the medians of its rounds, and a band between their quartiles. The
+picture has its own background, and dark colours for viewers that prefer them.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from benchmarks.compare import DECODE
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 148, 76, 56
-"""Room beside the axes, for titles and labels."""
+"""Margins around the axes, for titles and labels."""
 
 LABEL_HEIGHT = 34
-"""Two lines of text: the name of a program, and its speed at the far end."""
+"""Height of two lines of text: the name of a program, and its last speed."""
 
 STYLE = """
 text { font: 13px system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; fill: #59636e }
@@ -44,7 +44,7 @@ text { fill: #9198a1 } .title { fill: #f0f6fc }
 .grid { stroke: #21262d } .axis { stroke: #656c76 }
 """
 COLORS = (("#0969da", "#58a6ff"), ("#c2410c", "#f0883e"), ("#6639ba", "#bc8cff"))
-"""Of each program, on light and on dark."""
+"""Colours of each program, on a light and on a dark background."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Line:
 
     @property
     def medians(self) -> list[tuple[int, float]]:
-        """Context and speed."""
+        """Median speed at each context."""
         return [(context, statistics.median(speeds)) for context, speeds in self.points]
 
     def quartiles(self) -> Iterator[tuple[int, float, float]]:
@@ -69,26 +69,26 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """From contexts and speeds to places in the picture."""
+    """Mapping of contexts and speeds to coordinates of the picture."""
 
     longest: int
     fastest: float
 
     def x(self, context: float) -> float:
-        """Where a context is, from the left."""
+        """Map a context to a distance from the left."""
         return LEFT + (WIDTH - LEFT - RIGHT) * context / self.longest
 
     def y(self, speed: float) -> float:
-        """Where a speed is, from the top."""
+        """Map a speed to a distance from the top."""
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * speed / self.fastest
 
     def places(self, points: Sequence[tuple[float, float]]) -> str:
-        """Points of a line or an area."""
+        """Format the coordinates of a line or an area."""
         return " ".join(f"{self.x(context):.1f},{self.y(speed):.1f}" for context, speed in points)
 
 
 def lines_of(report: dict[str, Any]) -> list[Line]:
-    """The speeds of each program in a report of ``benchmarks.compare``.
+    """Read the speeds of each program from a report of ``benchmarks.compare``.
 
     Raises:
         SystemExit: if it holds fewer than two contexts.
@@ -106,19 +106,19 @@ def lines_of(report: dict[str, Any]) -> list[Line]:
 
 
 def round_step(most: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten of which four to nine make ``most``."""
+    """Return 1, 2 or 5 times a power of ten: the largest that fits four times into ``most``."""
     power = 10.0 ** math.floor(math.log10(most / 4))
     return next(power * n for n in (5, 2, 1) if most / (power * n) >= 4)
 
 
 def text(x: float, y: float, words: str, kind: str = "note", anchor: str = "start") -> str:
-    """Words in the picture."""
+    """Make an element of text."""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text class="{kind}" {place}>{escape(words)}</text>'
 
 
 def axes(frame: Frame, step: float, contexts: Sequence[int]) -> Iterator[str]:
-    """Grid, ticks and what the axes mean."""
+    """Draw the grid, the ticks and their labels."""
     for i in range(round(frame.fastest / step) + 1):
         y, kind = frame.y(i * step), "grid" if i else "axis"
         yield f'<path class="{kind}" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
@@ -132,7 +132,7 @@ def axes(frame: Frame, step: float, contexts: Sequence[int]) -> Iterator[str]:
 
 
 def curve(frame: Frame, line: Line, number: int) -> Iterator[str]:
-    """The line of a program with its band and its points."""
+    """Draw the line of a program with its band and its points."""
     quartiles = list(line.quartiles())
     area = [(x, low) for x, low, _ in quartiles] + [(x, high) for x, _, high in reversed(quartiles)]
     yield f'<polygon class="band of{number}" points="{frame.places(area)}"/>'
@@ -143,7 +143,7 @@ def curve(frame: Frame, line: Line, number: int) -> Iterator[str]:
 
 
 def labels(frame: Frame, lines: Sequence[Line]) -> Iterator[str]:
-    """Beside the end of each line its program and its last speed; none covers another."""
+    """Label the end of each line with its program and last speed; labels do not overlap."""
     ends = sorted((frame.y(line.medians[-1][1]), i) for i, line in enumerate(lines))
     x, lowest = WIDTH - RIGHT + 14, -math.inf
     for end, i in ends:
@@ -153,7 +153,7 @@ def labels(frame: Frame, lines: Sequence[Line]) -> Iterator[str]:
 
 
 def style(n_lines: int) -> str:
-    """Colours on light, and on dark for those who want it."""
+    """Make the style sheet, with dark colours for viewers that prefer them."""
     light, dark = (
         "".join(
             f".of{i} {{ fill: {colors[tone]} }} .to{i} {{ stroke: {colors[tone]} }}\n"
@@ -165,7 +165,7 @@ def style(n_lines: int) -> str:
 
 
 def draw(report: dict[str, Any]) -> str:
-    """The picture as SVG."""
+    """Draw the picture as SVG."""
     lines = lines_of(report)
     contexts = [context for context, _ in lines[0].points]
     most = max(high for line in lines for _, _, high in line.quartiles())

@@ -1,10 +1,10 @@
-"""Where the time of one decoded token goes, operation by operation.
+"""Measure the time of one decoded token, operation by operation.
 
     python -m benchmarks.profile [--model NAME] [--behind 512] [--new 32] [--threads 2]
 
-The first table is measured in the model at work: its parts, with sampling and what Python adds. The
-second runs each kind of matrix by itself, through all layers in turn so that none is found in a
-cache, with the bytes that it reads and the bandwidth that this makes.
+The first table is measured while the model decodes: its parts, sampling, and the overhead of
+Python. The second multiplies by each kind of matrix alone, layer after layer so that none is in a
+cache of the processor, with the bytes read and the resulting bandwidth.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from llama_chat.settings.definitions import Sampling
 
 
 def matrices(model: Transformer) -> dict[str, Sequence[Linear | Embedding]]:
-    """Each kind of matrix, in all layers."""
+    """Collect the matrices of all layers by kind."""
     blocks = model.blocks
     attention = [block.attention for block in blocks]
     feed_forward = [block.feed_forward for block in blocks]
@@ -44,7 +44,7 @@ def matrices(model: Transformer) -> dict[str, Sequence[Linear | Embedding]]:
 
 @torch.inference_mode()
 def seconds_of(kind: Sequence[Linear | Embedding], n_columns: int, dtype: torch.dtype) -> float:
-    """Seconds for one row times every matrix of a kind: the median of nine times."""
+    """Time one row times every matrix of a kind, in seconds: the median of nine runs."""
     x = torch.randn(1, n_columns).to(dtype)
     times = []
     for _ in range(10):

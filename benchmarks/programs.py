@@ -1,4 +1,4 @@
-"""The programs that are compared: each runs in an environment of its own, with a model loaded.
+"""Compared programs: each runs in its own Python environment, with a model loaded.
 
 ``PYTHON`` in the options of a benchmark is the interpreter of an environment that has the program:
 llama-cpp-python for llama.cpp.
@@ -29,7 +29,7 @@ class Program:
     replies: IO[str]
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Let it do something, and wait for its answer; see ``benchmarks.runners.serving``."""
+        """Send a request, and wait for the answer; see ``benchmarks.runners.serving``."""
         self.requests.write(json.dumps({"do": do, **arguments}) + "\n")
         self.requests.flush()
         reply = self.replies.readline()
@@ -43,15 +43,15 @@ class Program:
 def start(
     name: str, python: str, model: Path, *, context: int, threads: int, **options: Any
 ) -> Iterator[Program]:
-    """Run the runner of a program, and wait until it has loaded the model.
+    """Start the runner of a program, and wait until it has loaded the model.
 
     Args:
         name: one of ``RUNNERS``.
         python: the interpreter of its environment.
-        model: what to load.
-        context: tokens that must fit.
+        model: path of the model.
+        context: context length in tokens.
         threads: CPU threads to compute in.
-        options: how else to load it, in the program's own words.
+        options: more options of loading, by the program's own names.
     """
     arguments = [str(model.resolve()), str(context), str(threads), json.dumps(options)]
     with subprocess.Popen(
@@ -70,13 +70,13 @@ def start(
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add what says where the other programs are, and in how many threads all compute."""
+    """Add the options for the interpreters of the other programs, and for the threads of all."""
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--transformers", metavar="PYTHON")
     parser.add_argument("--threads", type=int, default=2)
 
 
 def interpreters(options: Namespace) -> dict[str, str]:
-    """The interpreter of each program that was asked for, ours first."""
+    """Return the interpreter of each requested program, ours first."""
     peers = {"llama.cpp": options.llama_cpp, "transformers": options.transformers}
     return {OURS: sys.executable, **{name: python for name, python in peers.items() if python}}

@@ -1,13 +1,12 @@
-"""How far from the exact model? Its distribution of the next token beside that of the packed path.
+"""Measure the distance from the exact model: how much the next-token distributions differ.
 
     python -m benchmarks.quality [--model NAME] [--llama-cpp PYTHON] [--transformers PYTHON]
         [--text FILE] [--positions 2048] [--threads 2] [--json FILE]
 
-Every program reads the same ids of a real text, in chunks as it reads a prompt and one by one as it
-decodes. The exact model is the same file with its weights unpacked to float32 and computed in it.
-For each position that gives KL(exact || program), the divergence of Kullback and Leibler in nats,
-and whether both find the same token most likely. ``PYTHON`` is explained in
-``benchmarks.programs``.
+Every program reads the same ids of a real text, in chunks as in prefill and one by one as in
+decode. The exact model is the same file with weights unpacked to float32, computed in float32. Each
+position gives KL(exact || program), the Kullback-Leibler divergence in nats, and whether both have
+the same most likely token. ``PYTHON`` is explained in ``benchmarks.programs``.
 """
 
 import argparse
@@ -31,27 +30,27 @@ from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
 
 TEXT = Path(__file__).with_name("reading.txt")
-"""Prose and code: a fixed text, so that figures of two days can be compared."""
+"""Fixed text of prose and code, so that the figures of two days can be compared."""
 
 WINDOW = 2048
-"""Tokens that are read into one cache, if the model's context has room for them."""
+"""Tokens that are read into one cache, unless the model's context is shorter."""
 
 PIECE = 128
-"""Positions that are compared at a time: float64 copies of all logits would take gigabytes."""
+"""Positions compared at a time: float64 copies of all logits would take gigabytes."""
 
 STEPS = {"in chunks": PREFILL_CHUNK, "one by one": 1}
-"""Tokens read in one forward pass."""
+"""Tokens per forward pass, by the name of the mode."""
 
 EXACT: dict[str, Any] = {"quantize": "none", "dtype": "float32"}
 """Options of ``load`` for the exact model."""
 
 OPTIONS: dict[str, dict[str, Any]] = {"llama.cpp": {"logits_all": True}}
-"""What a program must be told so that it gives the logits of every position."""
+"""Options with which a program gives the logits of every position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The ids to be read, in windows that each begin an empty cache."""
+    """Ids of a text, in windows that are each read into an empty cache."""
 
     windows: Sequence[Sequence[int]]
 
@@ -62,22 +61,22 @@ class Text:
 
     @property
     def digest(self) -> str:
-        """By which to see whether two results are of the same ids."""
+        """Hash of the ids, by which results can be matched."""
         return hashlib.sha256(json.dumps(self.windows).encode()).hexdigest()[:12]
 
     @property
     def next_ids(self) -> Tensor:
-        """The token behind each position ``(n_positions,)``; -1 at the end of a window."""
+        """Next id at each position, ``(n_positions,)``; -1 at the end of a window."""
         return torch.tensor([i for window in self.windows for i in (*window[1:], -1)])
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a program is from the exact model, over all positions of a text."""
+    """Distance of a program from the exact model, over all positions of a text."""
 
     program: str
     reads: str
-    """One of ``STEPS``."""
+    """Key of ``STEPS``."""
     kl_mean: float
     kl_median: float
     kl_99: float
@@ -89,15 +88,15 @@ class Distance:
 
 @dataclass(slots=True)
 class _Positions:
-    """What was found at each position so far."""
+    """Results of each position compared so far."""
 
     kl: list[Tensor] = field(default_factory=list)
     same_top: list[Tensor] = field(default_factory=list)
     surprise: list[Tensor] = field(default_factory=list)
-    """Negative logarithm of the probability of the token that the text has next."""
+    """Negative log-probability of the next token of the text."""
 
     def add(self, exact: Tensor, other: Tensor, next_ids: Tensor) -> None:
-        """Compare logits ``(n, vocab_size)``; a next id below 0 is none."""
+        """Compare logits ``(n, vocab_size)``; a next id below 0 means that there is none."""
         p, q = exact.double().log_softmax(-1), other.double().log_softmax(-1)
         self.kl.append((p.exp() * (p - q)).sum(-1))
         self.same_top.append(p.argmax(-1) == q.argmax(-1))
@@ -105,7 +104,7 @@ class _Positions:
         self.surprise.append(-q[known, next_ids[known]])
 
     def distance(self, program: str, reads: str) -> Distance:
-        """The figures of all positions."""
+        """Summarize all positions."""
         kl = torch.cat(self.kl)
         return Distance(
             program,
@@ -119,14 +118,14 @@ class _Positions:
 
 
 def encode(text: str, tokenizer: Tokenizer, window: int, n_positions: int) -> Text:
-    """The first ``n_positions`` ids of ``text``; each window begins with BOS if a prompt does."""
+    """Encode the first ``n_positions`` ids of ``text``; windows begin with BOS if prompts do."""
     head = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
     ids, step = tokenizer.encode(text)[:n_positions], window - len(head)
     return Text([head + ids[start : start + step] for start in range(0, len(ids), step)])
 
 
 def write_logits(program: Program, text: Text, step: int, to: Path) -> None:
-    """Let a program read the text, and leave its logits ``(n_positions, vocab_size)`` in a file."""
+    """Let a program read the text and write its logits ``(n_positions, vocab_size)`` to a file."""
     to.unlink(missing_ok=True)
     for window in text.windows:
         program.ask("logits", ids=window, step=step, to=str(to))

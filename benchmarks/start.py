@@ -1,10 +1,10 @@
-"""From the start of a process to its first token, beside a bare ``import torch``.
+"""Measure the time from the start of a process to its first output, beside ``import torch``.
 
     python -m benchmarks.start [--model NAME] [--rounds 9] [--threads 2]
 
-In each round, in turn: Python imports torch and ends; ``llama-chat complete`` of a prompt of a few
-words writes its first character, and ends; ``llama-chat --version``, which needs no torch, ends.
-Printed are medians, and that of the differences within a round.
+Each round measures in turn: Python that imports torch and ends; ``llama-chat complete`` of a short
+prompt, to its first character and to its end; ``llama-chat --version``, which needs no torch. It
+prints medians, and the median of the differences within a round.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def seconds(command: Sequence[str], text: bytes = b"") -> tuple[float, float]:
 
 
 def one_round(model: str, threads: int) -> dict[str, float]:
-    """Seconds of each."""
+    """Measure each command once, in seconds."""
     options = ["--threads", str(threads), "--max-tokens", "1", "--temperature", "0", "--quiet"]
     _, bare = seconds([sys.executable, "-c", BARE])
     first, whole = seconds([*LLAMA_CHAT, "complete", "-", "--model", model, *options], PROMPT)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     model = str(find_model(options.model))
-    one_round(model, options.threads)  # what is read from a disk is in memory from then on
+    one_round(model, options.threads)  # reads the files into memory
     rounds = [one_round(model, options.threads) for _ in range(options.rounds)]
     for name in rounds[0]:
         print(f"{name:<27}{statistics.median(found[name] for found in rounds):7.3f} s")

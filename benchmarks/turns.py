@@ -1,8 +1,8 @@
-"""Does a turn cost what is new in it? Twenty turns of one chat, and the same prompts read cold.
+"""Measure the time to the first token in a long chat, and with the same prompts read cold.
 
     python -m benchmarks.turns [--model NAME] [--turns 20] [--json FILE]
 
-Prints, for each turn, the tokens before it, how many of them were cached, the time to the first
+For each turn it prints the tokens before it, how many of them were cached, the time to the first
 token, and the time to read the same prompt into an empty cache; at the end the slope of both
 against the length of the history.
 """
@@ -37,7 +37,7 @@ class Turn:
 
 
 def run(model: str, n_turns: int, n_reply: int) -> list[Turn]:
-    """Talk for ``n_turns`` turns with replies of ``n_reply`` tokens."""
+    """Run ``n_turns`` turns with replies of ``n_reply`` tokens."""
     llama = load(find_model(model))
     session = llama.chat(sampling=Sampling(temperature=0), max_tokens=n_reply)
     session.engine.end_ids = frozenset()  # replies of one length

@@ -1,8 +1,8 @@
-"""Records the picture in the README: a first session, as the terminal shows it.
+"""Record the picture in the README: a first session, as the terminal shows it.
 
     python docs/record_session.py
 
-Types into the real program in a pseudo-terminal and writes ``docs/first-session.svg``.
+It types into the real program in a pseudo-terminal and writes ``docs/first-session.svg``.
 """
 
 import re
@@ -32,7 +32,7 @@ LINES = (
     ("/tree", r"● here"),
 )
 COLORS = {"brown": "yellow"}
-"""What pyte calls otherwise than Rich."""
+"""Rich's names of colours that pyte names differently."""
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def styled(row: list[Char]) -> Text:
-    """A row of the screen with its colours."""
+    """Convert a row of the screen to text with its colours."""
     text = Text()
     for cell in row:
         style = Style(
@@ -65,7 +65,7 @@ def styled(row: list[Char]) -> Text:
             bold=cell.bold,
             italic=cell.italics,
             underline=cell.underscore,
-            # Blanks are made a run of their own: some viewers drop them at the start of one.
+            # Makes blanks a separate run: some viewers drop them at the start of a run.
             blink=cell.data == " " or None,
         )
         text.append(cell.data, style)
@@ -73,7 +73,7 @@ def styled(row: list[Char]) -> Text:
 
 
 def color_of(name: str) -> str | None:
-    """A colour of the screen by the name that Rich has for it."""
+    """Return Rich's name of a screen colour; None for the default colour."""
     if name == "default":
         return None
     if re.fullmatch("[0-9a-f]{6}", name):

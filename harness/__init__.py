@@ -1,1 +1,1 @@
-"""Drives the program as a person's shell and terminal do: for tests, benchmarks and pictures."""
+"""Drive the program as a user's shell and terminal do, for tests, benchmarks and pictures."""

@@ -1,13 +1,13 @@
-"""A process that has imported the program and its libraries, and forks for each run of it.
+"""Server that imports the program and its libraries once, and forks for each run.
 
     python -m harness.fork_server SOCKET
 
-Most of the time of a short run is spent importing torch. Here that is paid once: a fork of this
-process goes on as a new interpreter would that was started by ``python -m MODULE``, with its
-arguments, environment, folder, umask, streams, terminal, signals and its way to end. Two things
-differ: modules are imported already, and all forks hash strings alike.
+A short run spends most of its time importing torch; the server does so once. A fork behaves like a
+new interpreter started by ``python -m MODULE``, in its arguments, environment, working directory,
+umask, streams, terminal, signals and exit status. Two things differ: modules are imported already,
+and all forks have the same seed of string hashes.
 
-Where more could differ, a new interpreter is started: see ``can_fork``.
+Where more could differ, a new interpreter is started instead: see ``can_fork``.
 """
 
 import atexit
@@ -31,25 +31,25 @@ from typing import Any, NoReturn, TextIO
 from harness.request import NUMBER, Request, receive
 
 IMPORTED_LATE = ("httpx2", "typer._adapters")
-"""Libraries that our modules do not import when they are imported, but soon after."""
+"""Libraries that our modules import when they run, not when they are imported."""
 
 IMPORTED_BY_RUNS = ("huggingface_hub", "readline", "typer.rich_utils")
-"""Libraries that look at the environment, or at the terminal, when they are imported."""
+"""Libraries that read the environment or the terminal on import, so that a run imports them."""
 
 READ_WHEN_USED = re.compile(
     r"HOME|PATH|TERM|COLUMNS|LINES|(NO|FORCE)_COLOR|DISPLAY|SSH_TTY|VISUAL|EDITOR|PS1"
     r"|(NO_PROXY|no_proxy)|TRANSFORMERS_OFFLINE|LLAMA_CHAT_(?!KERNEL$)\w+|_LLAMA_CHAT_COMPLETE"
     r"|(XDG|HF|PIP|COMP|_TYPER_COMPLETE|PYTEST)_\w+"
 )
-"""Variables that nothing reads before the program runs, so that a fork may be given others."""
+"""Variables that nothing reads before the program runs, so that a fork may have other values."""
 
 
 @cache
 def preload() -> dict[str, str]:
-    """Import what runs import, and return the variables that importing has set.
+    """Import the modules that runs import, and return the variables that importing has set.
 
-    No parallel region may run here: a fork of a process that has OpenMP threads waits for them in
-    its own first one, for ever. Importing starts none.
+    No OpenMP region may run here: a fork does not inherit its threads, and would wait for them
+    forever in its own first region. Importing starts none.
     """
     variables, modules = dict(os.environ), set(sys.modules)
     import llama_chat
@@ -65,33 +65,33 @@ def preload() -> dict[str, str]:
         del sys.modules[name]
     _libraries.extend(name for name in sys.modules.keys() - modules if is_library(name))
     gc.collect()
-    gc.freeze()  # so that no fork copies the pages of these objects by looking through them
+    gc.freeze()  # else the collector of a fork would write to these objects, and copy their pages
     return {name: value for name, value in os.environ.items() if variables.get(name) != value}
 
 
 _libraries: list[str] = []
-"""The modules that ``preload`` has imported and that are neither Python's nor ours."""
+"""Third-party modules that ``preload`` has imported."""
 
 
 def is_library(module: str) -> bool:
-    """Tell whether a module is neither Python's nor ours."""
+    """Return True if a module is third-party: neither Python's nor ours."""
     return module.partition(".")[0] not in sys.stdlib_module_names | {"llama_chat", "harness"}
 
 
 def leave_libraries() -> None:
-    """Keep libraries out of the end of Python, which would take them apart piece by piece.
+    """Keep third-party modules alive at exit, where Python would destroy their objects.
 
-    That, like ``end_with_python``, spares a fork from copying most of the pages that it shares.
+    Like ``end_with_python``, this saves a fork from copying most of the pages that it shares.
     """
     libraries = [sys.modules.pop(name) for name in _libraries]
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(libraries))
 
 
 def can_fork(request: Request) -> bool:
-    """Tell whether a fork of this process can take the place of a new interpreter.
+    """Return True if a fork of this process can replace a new interpreter.
 
-    It cannot if a variable differs that may have been read already, by Python, OpenMP or an import:
-    none may differ but ``READ_WHEN_USED``.
+    No variable may differ that Python, OpenMP or an import may have read already: only those of
+    ``READ_WHEN_USED`` may.
     """
     if request.cold or request.command[:2] != [sys.executable, "-m"]:
         return False
@@ -103,23 +103,23 @@ def can_fork(request: Request) -> bool:
 
 
 class ForkServer:
-    """Starts processes, and tells how they end."""
+    """Server that starts a process for each request, and reports its pid and exit status."""
 
     def __init__(self, requests: socket.socket) -> None:
-        """Serve those who ask at the other end of ``requests``."""
+        """Serve the client at the other end of ``requests``."""
         self._requests = requests
         self._running: dict[int, int] = {}
-        """The pipe for the exit status of each process, by pid."""
+        """Pipe for the exit status of each running process, by pid."""
         self._ended, self._wake_up = os.pipe()
         os.set_blocking(self._wake_up, False)
 
     def serve(self) -> Callable[[], object]:
-        """Fork for each request.
+        """Fork for each request, until the client has gone.
 
         Returns:
-            in each child, and only there, the function that it is to go on with.
+            in a child, and only there, the function to run.
         """
-        # A child is not to miss a signal that comes before it has set its handlers.
+        # A signal to a child stays pending until the child has set its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD})
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_up)
@@ -139,42 +139,42 @@ class ForkServer:
     def _start(
         self, request: Request, status: int, streams: list[int]
     ) -> Callable[[], object] | None:
-        """Fork, and return what the child is to do, in the child."""
+        """Fork; returns the function to run in the child, and None in the server."""
         warm = can_fork(request)
         pid = os.fork()
         if pid == 0:
-            self._leave_to_child()
+            self._clean_up_child()
             enter(request, streams)
             return partial(run_module if warm else execute, request)
         for descriptor in streams:
             os.close(descriptor)
         self._running[pid] = status
-        self._tell(status, pid)
+        self._answer(status, pid)
         return None
 
     def _report(self) -> None:
-        """Tell the exit status of every process that has ended."""
+        """Report the exit status of every process that has ended."""
         while self._running:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             pipe = self._running.pop(pid)
-            self._tell(pipe, os.waitstatus_to_exitcode(status))
+            self._answer(pipe, os.waitstatus_to_exitcode(status))
             os.close(pipe)
 
     @staticmethod
-    def _tell(pipe: int, number: int) -> None:
-        with suppress(BrokenPipeError):  # nobody wants to know any more
+    def _answer(pipe: int, number: int) -> None:
+        with suppress(BrokenPipeError):  # the client has closed its end
             os.write(pipe, NUMBER.pack(number))
 
     def _end(self) -> NoReturn:
-        """End, with all that still runs."""
+        """Kill the processes that still run, and exit."""
         for pid in self._running:
             os.kill(pid, signal.SIGKILL)
         sys.exit()
 
-    def _leave_to_child(self) -> None:
-        """Take the server out of a child: its handlers, and every descriptor that it opened."""
+    def _clean_up_child(self) -> None:
+        """Reset the server's signal handling in a child, and close the server's descriptors."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._requests.close()
@@ -183,7 +183,7 @@ class ForkServer:
 
 
 def enter(request: Request, streams: list[int]) -> None:
-    """Take the streams, the folder and the umask, and have nothing else open."""
+    """Set up streams, working directory and umask, and close all other descriptors."""
     if request.terminal:
         (terminal,) = streams
         os.login_tty(terminal)
@@ -198,7 +198,7 @@ def enter(request: Request, streams: list[int]) -> None:
 
 
 def execute(request: Request) -> NoReturn:
-    """Become another program, as a shell starts one."""
+    """Replace this process by another program, started as a shell would start it."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -206,7 +206,7 @@ def execute(request: Request) -> NoReturn:
 
 
 def run_module(request: Request) -> None:
-    """Go on as ``python -m`` does in an interpreter that has just started."""
+    """Run a module as ``python -m`` does in a new interpreter."""
     module, *arguments = request.command[2:]
     os.environ.clear()
     os.environ.update(preload() | request.environment)
@@ -223,7 +223,7 @@ def run_module(request: Request) -> None:
 
 
 def reseed() -> None:
-    """Seed the generators of libraries anew, as at import; Python does so with its own."""
+    """Reseed the random generators of libraries; Python reseeds its own after a fork."""
     if torch := sys.modules.get("torch"):
         torch.default_generator.seed()
     if numpy_random := sys.modules.get("numpy.random"):
@@ -231,21 +231,21 @@ def reseed() -> None:
 
 
 def end_with_python() -> None:
-    """Let the process end once Python has, with the same status.
+    """Make the process exit as soon as Python has finished, with the same status.
 
-    To run the C++ destructors of torch's static objects takes longer than most runs.
+    The C++ destructors of torch's static objects would take longer than most runs.
     """
     c = ctypes.CDLL(None)
-    if hasattr(c, "on_exit"):  # of glibc: calls a function with the status
+    if hasattr(c, "on_exit"):  # of glibc: registers a function that gets the status
         c.on_exit(ctypes.cast(c._exit, ctypes.c_void_p), None)
 
 
 def open_stream(descriptor: int, like: io.TextIOWrapper) -> TextIO | None:
-    """Open a standard stream as Python does when it starts; None if it is closed.
+    """Open a standard stream as Python does at startup; None if it is closed.
 
     Args:
-        descriptor: its descriptor.
-        like: the same stream of this process, which has the encoding of the same locale.
+        descriptor: 0, 1 or 2.
+        like: the stream that the server has for it, whose encoding and buffering are used.
     """
     try:
         os.fstat(descriptor)
@@ -271,8 +271,8 @@ def open_stream(descriptor: int, like: io.TextIOWrapper) -> TextIO | None:
 
 
 def main() -> None:
-    """Serve; in a child, do what was asked for."""
-    atexit.register(leave_libraries)  # first, and so after what libraries do at exit
+    """Serve; in a child, run what was requested."""
+    atexit.register(leave_libraries)  # first, so that it runs after the exit handlers of libraries
     run = ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
     run()
 

@@ -1,4 +1,4 @@
-"""A process started by the fork server, as ``subprocess`` shows those of its own."""
+"""Processes started by the fork server, with an interface like ``subprocess.Popen``."""
 
 import atexit
 import os
@@ -16,26 +16,26 @@ from threading import Lock
 from harness.request import NUMBER, Request, send
 
 KILLED_S = 10.0
-"""Time that a process takes to end once it is killed, at most."""
+"""Longest time that a killed process may take to end."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @cache
 def inherited() -> dict[str, str]:
-    """The environment of the shell, less what is about the program; asked for before it changes.
+    """Return the environment of the shell without the program's variables.
 
-    Importing torch and transformers in this process adds to its own.
+    The first call counts: importing torch and transformers in this process sets more variables.
     """
     ours = ("LLAMA_CHAT_", "XDG_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 class _Server:
-    """The fork server of this process, which ends with it."""
+    """Fork server of this process, which ends with it."""
 
     def __init__(self) -> None:
-        """Start it; it imports nothing large before it has to."""
+        """Start the server, which imports nothing large before the first request."""
         self._requests, theirs = socket.socketpair()
         command = [sys.executable, "-m", "harness.fork_server", str(theirs.fileno())]
         with theirs:
@@ -50,19 +50,19 @@ class _Server:
         self._lock = Lock()
 
     def ask(self, request: Request, descriptors: Sequence[int]) -> None:
-        """Ask for a process."""
+        """Request a process."""
         with self._lock:
             send(self._requests, request, descriptors)
 
     def stop(self) -> None:
-        """End it, with all that it started."""
+        """Stop the server, which kills all processes that it started."""
         self._requests.close()
         self._process.wait()
 
 
 @cache
 def fork_server() -> _Server:
-    """Start the server, unless it runs."""
+    """Return the server, which the first call starts."""
     server = _Server()
     atexit.register(server.stop)
     return server
@@ -73,7 +73,7 @@ _cold = False
 
 @contextmanager
 def cold() -> Iterator[None]:
-    """Start a new interpreter for each run of the program meanwhile, as a shell does."""
+    """Start a new interpreter, as a shell does, for each run of the program in the block."""
     global _cold
     before, _cold = _cold, True
     try:
@@ -83,7 +83,7 @@ def cold() -> Iterator[None]:
 
 
 class Process:
-    """A process in the background."""
+    """Process in the background."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Process:
         Args:
             command: the program and its arguments.
             environment: all of its environment.
-            streams: the descriptors here that are 0, 1 and 2 there; one that is missing is closed.
-            terminal: whether 0 is a terminal, which is to be all three and to control the process.
+            streams: descriptors of this process by their number there, 0 to 2; others are closed.
+            terminal: True if 0 is a terminal, which becomes all three and controls the process.
             folder: its working directory, if not that of this process.
         """
         umask = os.umask(0o077)
@@ -122,20 +122,20 @@ class Process:
             os.close(theirs)
         self.pid = self._receive()
         self.returncode: int | None = None
-        """Its exit status once it is known to have ended: -N after signal N."""
+        """Exit status, -N after signal N; None until ``poll`` or ``wait`` has learnt it."""
 
     def poll(self) -> int | None:
-        """Look whether it has ended, and return its status if so."""
+        """Return the exit status, or None if the process still runs."""
         if self.returncode is None and self._has_answer(0):
             with self._pipe:
                 self.returncode = self._receive()
         return self.returncode
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end, and return its status.
+        """Wait for the end of the process, and return its exit status.
 
         Raises:
-            TimeoutError: if it has not ended after so long.
+            TimeoutError: if it still runs after ``seconds``.
         """
         if self.returncode is None:
             self._has_answer(seconds)

@@ -1,4 +1,4 @@
-"""Running the program as a person's shell does."""
+"""Run the program as a user's shell does."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of the program left."""
+    """Exit status and output of a run of the program."""
 
     status: int
     out: str
@@ -38,7 +38,7 @@ class Result:
 
 
 def environment(home: Path, **changes: str) -> dict[str, str]:
-    """A clean environment whose folders are all below ``home``."""
+    """Return a clean environment whose folders are all below ``home``."""
     kept = dict(inherited())
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         kept.pop(name, None)
@@ -107,7 +107,7 @@ class Program(Process):
         """Pipe ``stdin`` to it, and return what it writes to stdout and stderr until its end.
 
         Raises:
-            TimeoutError: if it has not ended after so long; it is killed then.
+            TimeoutError: if it still runs after ``seconds``; it is killed then.
         """
         with ThreadPoolExecutor(3) as pool:
             pool.submit(self._feed, stdin)
@@ -115,7 +115,7 @@ class Program(Process):
             try:
                 self.wait(seconds)
             finally:
-                self.kill()  # else its pipes stay open, and those who read them wait
+                self.kill()  # else its pipes stay open, and the reads never return
             return out.result(), err.result()
 
     def _feed(self, data: bytes) -> None:
@@ -130,7 +130,7 @@ def run(
     folder: str = "",
     **env: str,
 ) -> Result:
-    """Run the program to its end; stdin is what is piped to it, None for no pipe at all."""
+    """Run the program to its end; ``stdin`` is piped to it, None gives it ``/dev/null``."""
     file = os.devnull if stdin is None else ""
     with Program(*arguments, home=home, folder=folder, stdin=file, **env) as program:
         out, err = program.communicate(stdin or b"")
@@ -138,7 +138,7 @@ def run(
 
 
 def assert_clean_error(result: Result, status: int, *parts: str) -> None:
-    """One line that says what is wrong, the right status, and nothing else anywhere."""
+    """Check that a run wrote only one error line, with ``parts`` in it, and its ``status``."""
     assert (result.status, result.out) == (status, ""), result
     errors = [line for line in result.err.splitlines() if "error:" in line]
     assert len(errors) == 1, result.err

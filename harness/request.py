@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 COMMAND = [sys.executable, "-m", "llama_chat"]
-"""Starts the program."""
+"""Command that starts the program."""
 
 NUMBER = struct.Struct("i")
-"""The answers: first the pid, and in the end the exit status."""
+"""An answer of the server: first the pid, at the end the exit status."""
 
 _N_DESCRIPTORS = 4
-"""At most: where the status goes, stdin, stdout and stderr."""
+"""Most descriptors that a request sends: the pipe for answers, stdin, stdout and stderr."""
 
 _LENGTH_BYTES = 4
 
@@ -29,22 +29,22 @@ class Request:
     """Its working directory."""
     umask: int
     streams: list[int]
-    """Which of 0, 1 and 2 are open in it; their descriptors are sent in this order."""
+    """Open streams of the process, of 0, 1 and 2; their descriptors are sent in this order."""
     terminal: bool
-    """Stream 0 is a terminal: it is all three streams, and controls a session of its own."""
+    """True if stream 0 is a terminal: it becomes all three, and controls a new session."""
     cold: bool
-    """Start a new interpreter in any case."""
+    """True to start a new interpreter in any case."""
 
 
 def send(requests: socket.socket, request: Request, descriptors: Sequence[int]) -> None:
-    """Ask; the first of ``descriptors`` is the pipe for the pid and the exit status."""
+    """Send a request; the first of ``descriptors`` is the pipe for the answers."""
     body = json.dumps(asdict(request)).encode()
     socket.send_fds(requests, [len(body).to_bytes(_LENGTH_BYTES, "big")], descriptors)
     requests.sendall(body)
 
 
 def receive(requests: socket.socket) -> tuple[Request, list[int]] | None:
-    """Wait for a request and its descriptors; None once nobody can ask any more."""
+    """Wait for a request and its descriptors; None once the client has closed its end."""
     length, descriptors, _, _ = socket.recv_fds(requests, _LENGTH_BYTES, _N_DESCRIPTORS)
     body = requests.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
     return (Request(**json.loads(body)), descriptors) if body else None

@@ -1,4 +1,4 @@
-"""A real pseudo-terminal with a screen that can be read."""
+"""Pseudo-terminal with an emulated screen."""
 
 import os
 import re
@@ -20,17 +20,17 @@ from harness.program import COMMAND, environment
 PATIENCE_S = 60.0
 
 LEAVING_S = 10.0
-"""How long a program may take to end once its window is closed."""
+"""Longest time that a program may take to end once its window is closed."""
 
 READY = r"template \w+\n›"
-"""The model is there, and the input open."""
+"""Pattern of the text once the model is loaded and the input is open."""
 
 ESCAPE, CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R = "\x1b\x03\x04\x07\n\x0c\x12"
 UP = "\x1b[A"
 
 
 class Terminal:
-    """The program, or another one, in a terminal of its own."""
+    """Terminal in which the program, or another one, runs."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class Terminal:
         self.screen = pyte.HistoryScreen(columns, lines, history=5000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self._scrolled: list[str] = []
-        """The text of the rows of the scrollback, which no longer change."""
+        """Text of the rows of the scrollback, which no longer change."""
         self._last_scrolled: Mapping[int, Char] | None = None
-        """The last of these rows."""
+        """Last of these rows, as pyte holds it."""
         self.raw = b""
         self.descriptor, theirs = os.openpty()
         try:
@@ -75,7 +75,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Scrollback and screen, without the blanks at the right."""
+        """Text of scrollback and screen, without trailing blanks."""
         history = self.screen.history.top
         n_known = len(self._scrolled)
         if n_known and (len(history) < n_known or history[n_known - 1] is not self._last_scrolled):
@@ -86,7 +86,7 @@ class Terminal:
 
     @property
     def shown(self) -> str:
-        """The screen alone."""
+        """Text of the screen, without trailing blanks."""
         buffer = self.screen.buffer
         return "\n".join(row(buffer[y]) for y in range(self.screen.lines))
 
@@ -96,7 +96,7 @@ class Terminal:
         termios.tcsetwinsize(self.descriptor, (lines, columns))
 
     def paste(self, text: str) -> None:
-        """Paste, as terminals do where the program asked them to tell."""
+        """Paste, as a terminal does in bracketed paste mode."""
         self.type(f"\x1b[200~{text}\x1b[201~")
 
     def type(self, keys: str) -> None:
@@ -110,27 +110,27 @@ class Terminal:
         self.type(text + "\r")
 
     def send(self, text: str) -> None:
-        """Send a line once the input is open, and wait until it has closed behind it."""
+        """Send a line once the input is open, and wait until the input has closed."""
         toolbar = re.compile(r"context \d+/\d+")
         self._wait(lambda: bool(toolbar.search(self.shown)), "toolbar")
         self.line(text)
         self._wait(lambda: not toolbar.search(self.shown), "end of the input")
 
     def no_echo(self) -> None:
-        """Do not show what is typed, as for a password."""
+        """Turn off echo, as for a password."""
         modes = termios.tcgetattr(self.descriptor)
         modes[3] &= ~termios.ECHO
         termios.tcsetattr(self.descriptor, termios.TCSANOW, modes)
 
     def skim(self) -> None:
-        """Take what arrives until the input opens, and draw it only then.
+        """Read output until the input opens, and draw it only then.
 
-        Drawing takes as much of a processor as a small model does.
+        Drawing takes as much processor time as a small model.
         """
         self._draw(self.take_until(b"\x1b[?2004h"))
 
     def take_until(self, end: bytes) -> bytes:
-        """Take what arrives up to ``end``, and perhaps more, without drawing it."""
+        """Read output up to ``end``, and perhaps more, without drawing it."""
         data = b""
         while end not in data:
             data += self._take(PATIENCE_S) or b""
@@ -149,28 +149,28 @@ class Terminal:
             self._read()
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is true of the text."""
+        """Draw output until ``condition`` holds."""
         self._wait(condition, "change")
 
     def watch_for(self, seconds: float) -> bytes:
-        """Take what arrives in so many seconds, and return it."""
+        """Read and draw output for ``seconds``, and return it."""
         before, end = len(self.raw), time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._read(min(left, 0.2))
         return self.raw[before:]
 
     def wait_until_asleep(self) -> None:
-        """Wait until the program's first thread waits for something, such as a key."""
+        """Wait until the program's main thread sleeps, as while it waits for a key."""
         stat = Path(f"/proc/{self.child.pid}/stat")
         self._wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "rest")
 
     def wait_for_quiet(self) -> None:
-        """Wait until the program does nothing more of its own."""
+        """Wait until the program has written nothing for half a second."""
         while self.watch_for(0.5):
             pass
 
     def ask(self, line: str, answer: str) -> str:
-        """Send a line, and return what is written below it up to and with ``answer``."""
+        """Send a line, and return the text below it up to the end of a match of ``answer``."""
         below = re.compile(rf"^› {re.escape(line)}\n((?:(?!\n› )[\s\S])*?(?:{answer}))", re.M)
         before = len(below.findall(self.text))
         self.line(line)
@@ -179,7 +179,7 @@ class Terminal:
         return last[1]
 
     def refuse(self, line: str, why: str) -> str:
-        """Send a line that is refused: it stays in the input, and Ctrl-C clears it."""
+        """Send a line that is refused, check that it stays in the input, and clear it."""
         error = self.ask(line, why)
         self.wait_for(rf"› {re.escape(line)}\s*\Z|› {re.escape(line)}\n(?=\n* .*temp)")
         self.type(CTRL_C)
@@ -187,7 +187,7 @@ class Terminal:
         return error
 
     def vanish(self) -> None:
-        """Close the window while the program runs, and wait until that has ended.
+        """Close the window while the program runs, and wait until the program has ended.
 
         Raises:
             TimeoutError: if it does not end.
@@ -198,21 +198,21 @@ class Terminal:
         self.child.wait(LEAVING_S)
 
     def wait_for_end(self) -> int:
-        """Wait until the program has ended, and return its status as a shell tells it."""
+        """Wait until the program has ended, and return its exit status as a shell reports it."""
         while self._read():
             pass
         status = self.child.wait(PATIENCE_S)
         return status if status >= 0 else 128 - status
 
     def _read(self, patience_s: float = 0.2) -> bool:
-        """Take what has arrived, waiting a moment, and draw it; False at the end."""
+        """Read and draw output that arrives within ``patience_s``; False at the end."""
         data = self._take(patience_s)
         if data:
             self._draw(data)
         return data is not None
 
     def _take(self, patience_s: float) -> bytes | None:
-        """Take what has arrived, waiting a moment; None at the end."""
+        """Read output that arrives within ``patience_s``; None at the end."""
         if not select.select([self.descriptor], [], [], patience_s)[0]:
             return b""
         try:
@@ -223,15 +223,15 @@ class Terminal:
     def _draw(self, data: bytes) -> None:
         self.raw += data
         self._stream.feed(data)
-        # The prompt asks where the cursor is; a terminal answers.
+        # The input asks for the position of the cursor; a terminal answers.
         if b"\x1b[6n" in data:
             cursor = self.screen.cursor
             self.type(f"\x1b[{cursor.y + 1};{cursor.x + 1}R")
 
 
 def row(cells: Mapping[int, Char]) -> str:
-    """The text of a row, without the blanks at the right.
+    """Return the text of a row, without trailing blanks.
 
-    Not ``screen.display``, which takes longer than the model: this is asked after every read.
+    It is called after every read; ``screen.display`` would take longer than the model.
     """
     return "".join([cells[x].data for x in range(max(cells, default=-1) + 1)]).rstrip()

@@ -1,4 +1,4 @@
-"""Where the tests find models and data."""
+"""Fixtures that tests share: models, test data and chats."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from harness.terminal import READY, Terminal
 # Several tests run at a time: two that each want all cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a shell starts in the background ignores Ctrl-C, and so would all programs started here.
+# Background jobs of a shell ignore Ctrl-C, and so would all programs started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def runs_are_forks() -> None:
-    """Start the fork server before a test changes the environment that it gets."""
+    """Start the fork server before a test changes the environment that it inherits."""
     fork_server()
 
 
@@ -49,7 +49,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def starter_model() -> Path:
-    """The starter model, fetched as a person fetches it if it is not here yet."""
+    """The starter model, fetched as a user fetches it if it is not here yet."""
     from llama_chat.library import starter
 
     return starter.pull(starter.DEFAULT, lambda done, total: None)
@@ -77,7 +77,7 @@ def huggingface_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def huggingface_copy(huggingface_model: Path, tmp_path: Path) -> Path:
-    """A copy of that model, to be changed."""
+    """A copy of that model for a test to change."""
     copy = tmp_path / "model"
     shutil.copytree(huggingface_model, copy)
     return copy
@@ -104,7 +104,7 @@ def chat(starter_model: Path, tmp_path: Path) -> Iterator[Terminal]:
 
 @pytest.fixture
 def babble(gguf_model: Path, tmp_path: Path) -> Iterator[Terminal]:
-    """A chat with a tiny random model, which answers at once and without sense."""
+    """A chat with a tiny random model, which answers at once with nonsense."""
     flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "8")
     with Terminal(*flags, home=tmp_path) as terminal:
         terminal.wait_for(READY)

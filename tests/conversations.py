@@ -1,4 +1,4 @@
-"""Conversations to save, and what is to be the same when they are read."""
+"""Conversations to save, and their contents as comparable values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ many_ids = st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple
 
 
 def conversation_of(turns: int, words: str = "word") -> Conversation:
-    """A conversation with a system message and examples, in which each reply is known by ids."""
+    """Make a conversation with a system message and examples, whose replies have token ids."""
     conversation = Conversation("Be brief.", [Example("in", "out")])
     for turn in range(turns):
         conversation.add(Message("user", f"question {turn}: {words}"))
@@ -36,7 +36,7 @@ Facts = tuple[object, ...]
 
 
 def facts(conversation: Conversation) -> Facts:
-    """All of a conversation that a file must keep, as values that compare."""
+    """Return all that a file must keep of a conversation, as comparable values."""
     messages = [
         (
             message.number,
@@ -61,7 +61,7 @@ def facts(conversation: Conversation) -> Facts:
 
 
 def saved(conversation: Conversation, name: str = "", tag: ModelTag = TAG) -> Path:
-    """Save a conversation and follow it no longer."""
+    """Save a conversation and close its file; returns the path."""
     file = ConversationFile()
     file.save(conversation, tag)
     if name:
@@ -78,14 +78,14 @@ def names_in(folder: Path) -> list[str]:
 
 @contextmanager
 def home_at(path: Path) -> Iterator[None]:
-    """Save conversations below ``path``, where no fixture can."""
+    """Save conversations below ``path``, for code that cannot use a fixture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(path))
         yield
 
 
 def followed(turns: int = 1) -> tuple[ConversationFile, Conversation, Path]:
-    """A conversation with its file, open."""
+    """Save a conversation, and keep its file open."""
     file, conversation = ConversationFile(), conversation_of(turns)
     file.save(conversation, TAG)
     assert file.path is not None
@@ -101,7 +101,7 @@ def is_open(path: Path) -> bool:
 
 
 def one_line(error: pytest.ExceptionInfo[LlamaChatError], status: int) -> str:
-    """The line that an error ends as, with the right status."""
+    """Check the status of an error, and return its message, one printable line."""
     line = str(error.value)
     assert line.isprintable()
     assert line.count(": ") >= 2
@@ -118,4 +118,4 @@ from llama_chat.chat.conversation_file import ConversationFile
 from tests.conversations import TAG, conversation_of
 file = ConversationFile()
 """
-"""How another program begins."""
+"""First lines of another program that uses conversations."""

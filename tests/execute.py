@@ -1,4 +1,4 @@
-"""Runs a program text, as ``python -c`` does, but by a module, for which a process can be forked.
+"""Run a program text like ``python -c``, but as a module, which the fork server can run.
 
 python -m tests.execute TEXT
 """
@@ -6,7 +6,7 @@ python -m tests.execute TEXT
 import sys
 
 EXECUTE = [sys.executable, "-m", "tests.execute"]
-"""The command, less the text."""
+"""Command that runs a text, which follows it."""
 
 if __name__ == "__main__":
     exec(sys.argv[1])

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, as far as fetching a model asks for it."""
+"""A Hugging Face hub on loopback, with the requests that fetching a model needs."""
 
 import hashlib
 import json
@@ -12,31 +12,31 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1000
-"""Files above so many bytes are stored by Git LFS."""
+"""Size in bytes above which a file is stored by Git LFS."""
 
 
 @dataclass
 class Hub:
-    """One repository, ``org/name``, and how the hub treats who asks for it."""
+    """Hub of one repository, ``org/name``."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
     refuse: tuple[int, dict[str, str]] | None = None
-    """Status and headers of every answer."""
+    """Status and headers of every answer, if set."""
     cut: list[int] = field(default_factory=list)
-    """After so many bytes the next answers with large files break off; then they are refused."""
-    lies: dict[str, object] = field(default_factory=dict)
-    """What the listing says instead of the truth."""
+    """Bytes after which the next large files break off; after the last, all requests fail."""
+    overrides: dict[str, object] = field(default_factory=dict)
+    """Entries of the listing that are replaced."""
     ranges: bool = True
     stall: threading.Event | None = None
-    """If there is one, a large file comes slowly, and from the middle on not until this is set."""
+    """Event, if set, for which large files wait after a slow first half; the rest is not sent."""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
-    """Paths of files and the ranges of them."""
+    """Path and range of each request for a file."""
     tokens: set[str | None] = field(default_factory=set)
-    """Who asked for the repository."""
+    """Authorization headers of the requests for the repository."""
 
     def listing(self) -> dict[str, object]:
-        """What the hub says of the repository."""
+        """Return the hub's description of the repository."""
         siblings = []
         for path, data in self.files.items():
             git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -45,7 +45,7 @@ class Hub:
                 digest = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        return {"id": "org/name", "sha": COMMIT, "siblings": siblings} | self.lies
+        return {"id": "org/name", "sha": COMMIT, "siblings": siblings} | self.overrides
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
-        if "org/" in path:  # and not for what the library wants to know itself
+        if "org/" in path:  # the library also sends requests of other kinds
             hub.tokens.add(self.headers.get("Authorization"))
         if hub.refuse is not None:
             self._send(hub.refuse[0], b"{}", hub.refuse[1])
@@ -132,7 +132,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
 
 def environment_for(hub: Hub, home: Path) -> dict[str, str]:
-    """What makes the program ask this hub and no other."""
+    """Return variables with which the program uses only this hub."""
     cache = home / ".cache/huggingface"
     return {
         "HF_ENDPOINT": hub.url,
@@ -147,7 +147,7 @@ def environment_for(hub: Hub, home: Path) -> dict[str, str]:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder``, hidden ones too."""
+    """Read every file below ``folder``, hidden ones too, by relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

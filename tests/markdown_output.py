@@ -1,4 +1,4 @@
-"""Formatting Markdown in tests, and reading what came out."""
+"""Format Markdown in tests, and parse the output."""
 
 import re
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ Styled = list[tuple[str, frozenset[str]]]
 
 
 def formatted(pieces: str | Iterable[str], *, width: int = 200, color: bool = False) -> str:
-    """All that is written for a text that arrives in ``pieces``; a string is one of them."""
+    """Return all output for a text that arrives in ``pieces``; a string is one piece."""
     system = ColorSystem.STANDARD if color else None
     stream = MarkdownStream(Painter(system), lambda: width)
     pieces = [pieces] if isinstance(pieces, str) else pieces
@@ -35,11 +35,11 @@ def formatted(pieces: str | Iterable[str], *, width: int = 200, color: bool = Fa
 
 
 def styled(output: str) -> Styled:
-    """The characters of ``output``.
+    """Parse ``output`` into characters and their styles.
 
     Raises:
-        ValueError: if it has other escape sequences than styles, or a style with no end, or one
-            that goes on into the next line.
+        ValueError: if it has other escape sequences than styles, or a style that does not end in
+            its line.
     """
     characters: Styled = []
     position = 0
@@ -55,18 +55,18 @@ def styled(output: str) -> Styled:
 
 
 def visible(characters: Styled) -> str:
-    """The characters without their styles."""
+    """Join the characters without their styles."""
     return "".join(character for character, _ in characters)
 
 
 def having(source: str, style: str) -> list[str]:
-    """The runs of characters that have ``style`` when ``source`` is formatted."""
+    """Return the runs of characters that have ``style`` when ``source`` is formatted."""
     characters = styled(formatted(source, color=True))
     text = "".join(c if style in styles else "\0" for c, styles in characters)
     return [run for run in text.split("\0") if run]
 
 
 def cut(text: str, places: Iterable[int]) -> list[str]:
-    """``text`` in pieces, cut at ``places``."""
+    """Cut ``text`` into pieces at ``places``, modulo its length."""
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
     return [text[start:end] for start, end in pairwise(edges)]

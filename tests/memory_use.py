@@ -1,4 +1,4 @@
-"""The memory that something takes, measured in a process of its own."""
+"""Peak memory of a statement, measured in a separate process."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ except LlamaChatError as error:
 
 
 def peak_and_error(imports: str, statement: str, home: Path) -> tuple[int, str]:
-    """Bytes that a statement takes at its peak, and the error that it ends with.
+    """Measure the peak memory of a statement in bytes, and the error that it ends with.
 
-    ``tracemalloc`` tells the same, and makes what allocates much ten times slower.
+    ``tracemalloc`` measures the same, but makes code that allocates much ten times slower.
     """
     code = imports + MEASURE.format(statement=statement)
     with Program(code, home=home, command=EXECUTE) as process:

@@ -72,7 +72,7 @@ _GGUF_NAMES = {
 
 
 def gguf_name(name: str) -> str:
-    """What GGUF calls the weight that Meta calls ``name``."""
+    """Return GGUF's name of the weight that Meta calls ``name``."""
     stem = name.removesuffix(".weight")
     if stem.startswith("layers."):
         _, layer, part = stem.split(".", 2)
@@ -117,7 +117,7 @@ def write_gguf(
 
 
 def write_hollow_gguf(path: Path, config: LlamaConfig) -> None:
-    """Write a model of F32 zeros as a sparse file, which takes no space however large it is."""
+    """Write a model of F32 zeros as a sparse file, which takes no disk space."""
     writer = _gguf_writer(path, config, {})
     for name, shape in config.tensor_shapes().items():
         writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), 4 * math.prod(shape))
@@ -135,7 +135,7 @@ def write_hollow_gguf(path: Path, config: LlamaConfig) -> None:
 def _gguf_writer(
     path: Path, config: LlamaConfig, metadata: Mapping[str, object], tensors_a_file: int = 0
 ) -> gguf.GGUFWriter:
-    """A writer that has the metadata of a model and no tensors yet."""
+    """Make a writer that has the metadata of a model, and no tensors yet."""
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_file)
     values: dict[str, object] = {
         "llama.block_count": config.n_layers,
@@ -290,7 +290,7 @@ You are helpful. Always answer with Haiku. I am going to Paris, what should I se
 
 @cache
 def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
-    """A tiny vocabulary of the kind of Llama 2: BPE with byte fallback and a dummy prefix."""
+    """Make a tiny vocabulary like Llama 2's: BPE with byte fallback and a dummy prefix."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_TEXT.splitlines() * 3),
@@ -310,7 +310,7 @@ def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
 
 
 def assert_refused(path: Path, *parts: str) -> None:
-    """Opening ``path`` is refused in one line that holds ``parts``."""
+    """Check that opening ``path`` is refused in one line that has ``parts``."""
     with pytest.raises(ModelError) as caught:
         load_tokenizer(open_checkpoint(path))
     line = str(caught.value)

@@ -25,7 +25,7 @@ TINY = LlamaConfig(
 
 
 def random_model(config: LlamaConfig = TINY, seed: int = 0) -> Transformer:
-    """A model with random weights of a size that keeps activations alive."""
+    """Make a model with random weights, scaled so that activations do not vanish."""
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(config)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def random_model(config: LlamaConfig = TINY, seed: int = 0) -> Transformer:
 
 
 def half_split(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Rows of a Q or K projection from Meta's interleaved order to Hugging Face's halves."""
+    """Reorder the rows of a Q or K projection from Meta's interleaved pairs to two halves."""
     pairs = weight.view(n_heads, -1, 2, weight.shape[-1])  # (n_heads, head_dim / 2, 2, dim)
     return pairs.transpose(1, 2).reshape(weight.shape)
 
@@ -65,7 +65,7 @@ def _rope_parameters(config: LlamaConfig) -> dict[str, object]:
 
 
 def to_hugging_face(model: Transformer) -> "LlamaForCausalLM":
-    """The same model, computed by transformers in float32."""
+    """Make the same model for transformers, in float32."""
     from transformers import LlamaConfig as HuggingFaceConfig
     from transformers import LlamaForCausalLM
 
@@ -120,13 +120,13 @@ def to_hugging_face(model: Transformer) -> "LlamaForCausalLM":
 
 
 def logits_of(model: Transformer, ids: list[int]) -> torch.Tensor:
-    """Logits at every position of ``ids`` in torch, ``(len(ids), vocab_size)``."""
+    """Compute logits at every position of ``ids`` in torch, ``(len(ids), vocab_size)``."""
     backend = TorchBackend(model)
     return backend.forward(ids, backend.new_cache(), all_logits=True)
 
 
 @torch.inference_mode()
 def reference_logits(reference: "LlamaForCausalLM", ids: list[int]) -> torch.Tensor:
-    """What transformers computes for every position, ``(len(ids), vocab_size)``."""
+    """Compute logits at every position with transformers, ``(len(ids), vocab_size)``."""
     logits: torch.Tensor = reference(torch.tensor([ids])).logits[0]
     return logits

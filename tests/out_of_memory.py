@@ -1,7 +1,7 @@
-"""Program that goes back and forth in a conversation until memory runs out; see test_branches.
+"""Program that saves suffixes of a conversation until memory runs out; see test_branches.
 
-It prints the bytes of saved suffixes and the number of cached tokens after each step, and the error
-of the last.
+It prints the bytes of saved suffixes and the number of cached tokens after each step, and the
+error of the last.
 """
 
 import resource
@@ -14,13 +14,13 @@ from llama_chat.generation.engine import Engine
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
 
-# 32 MiB of rows for 4096 tokens.
+# 4096 tokens take 32 MiB of cache.
 CONFIG = replace(SMALL, n_layers=1, dim=128, hidden_dim=64, n_heads=2, n_kv_heads=2, head_dim=512)
 LIMIT = 16 * 2**20
 
 
 def allow(n_bytes: int) -> None:
-    """Let this process take so much more memory."""
+    """Limit this process to ``n_bytes`` more memory than it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + n_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

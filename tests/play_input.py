@@ -1,4 +1,4 @@
-"""Input that is open while text is written above it for as long as a file is missing.
+"""Read a line while text is written above the input, until a file exists.
 
 python -m tests.play_input FILE
 """

@@ -1,9 +1,9 @@
-"""Plays a recorded reply through the program's own renderer, in a process of its own.
+"""Play a recorded reply through the program's renderer, in a separate process.
 
     python -m tests.play_reply TOKENS PAUSE
 
-TOKENS is a JSON array of texts. After the first one that makes the reply end with PAUSE it waits
-for a line on stdin.
+TOKENS is a JSON array of texts. Where the reply so far ends with PAUSE, it waits for a line on
+stdin.
 """
 
 import json
@@ -14,7 +14,7 @@ from llama_chat.terminal.renderer import Renderer
 
 
 def main() -> None:
-    """See the module."""
+    """Play the reply."""
     tokens, pause = sys.argv[1:]
     writer = Renderer().reply()
     text = ""

@@ -1,7 +1,7 @@
 """Chat templates as they were published with the models, for transformers to render.
 
-Those of ChatML put a system message of their own where there is none; that is left out. Vicuna was
-published with a program, whose rule this is.
+The ChatML template is without the default system message that some models add. Vicuna was published
+without a template; this one follows its program.
 """
 
 _ALTERNATE = (

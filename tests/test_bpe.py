@@ -1,4 +1,4 @@
-"""Each pre-tokenizer divides text as the model it belongs to was trained with."""
+"""Pre-tokenizers divide text as in the training of their models."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from llama_chat.tokenizers.bpe import BytePairTokenizer
 from tests.model_files import CONTROL_TOKENS, MERGES, SMALL, TOKENS, write_gguf
 from tests.vocabularies import hard_texts, library_ids
 
-# Words that no merge leads to, as some of Llama 3 are.
+# Tokens that merges do not produce, as some of Llama 3.
 WORDS = ["hello", "Ġhello"]
 DIGITS = ["1 2", "12 3", "123 4"]
 
@@ -145,7 +145,7 @@ def test_models_of_llama_3_begin_with_bos_where_the_file_does_not_say(
     assert load_tokenizer(open_checkpoint(tmp_path / "m.gguf")).add_bos == adds
 
 
-def test_types_of_a_gguf_file_tell_what_is_a_control_token(tmp_path: Path) -> None:
+def test_token_types_of_a_gguf_file_mark_control_tokens(tmp_path: Path) -> None:
     types = [4, 4, 3, *(1 for _ in TOKENS[3:])]
     write_gguf(tmp_path / "m.gguf", metadata={"tokenizer__ggml__token_type": types})
     found: Tokenizer = load_tokenizer(open_checkpoint(tmp_path / "m.gguf"))

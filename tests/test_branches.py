@@ -1,4 +1,4 @@
-"""Branches and their tails: going back costs nothing, and what comes back is exact."""
+"""Branches and their saved suffixes: switching back reads nothing, and restored rows are exact."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ TOKENIZER = byte_tokenizer()
 
 @contextmanager
 def counted_reads() -> Iterator[list[int]]:
-    """The number of tokens of each forward pass."""
+    """Count the tokens of each forward pass."""
     read: list[int] = []
     hook = MODEL.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].shape[1]))
     try:
@@ -56,16 +56,16 @@ def test_going_back_and_forth_between_branches_reads_nothing() -> None:
         torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
 
 
-def test_a_branch_of_a_branch_comes_back_from_two_tails() -> None:
+def test_a_branch_of_a_branch_is_restored_from_two_suffixes() -> None:
     session = new_session()
     conversation = session.conversation
     for text in ("a", "b", "c"):
         finish_of(session.send(text))
     deep = conversation.head
     conversation.undo()
-    finish_of(session.send("C"))  # leaves the tail of c
+    finish_of(session.send("C"))  # saves the suffix of c
     conversation.undo(2)
-    finish_of(session.send("B"))  # leaves the tail from b on
+    finish_of(session.send("B"))  # saves the suffix from b on
     conversation.head = deep
     with counted_reads() as read:
         session.prefill_next()
@@ -73,7 +73,7 @@ def test_a_branch_of_a_branch_comes_back_from_two_tails() -> None:
     assert list(session.engine.cache.ids) == session.ids
 
 
-def test_versions_come_back_for_one_token() -> None:
+def test_switching_versions_reads_one_token() -> None:
     session = new_session()
     finish_of(session.send("question"))
     finish_of(session.retry())
@@ -86,14 +86,14 @@ def test_versions_come_back_for_one_token() -> None:
         assert read == [1]
 
 
-def test_tails_take_at_most_half_of_a_full_cache() -> None:
+def test_saved_suffixes_take_at_most_half_of_a_full_cache() -> None:
     engine = Engine(BACKEND, TOKENIZER)
     for first in range(3, 100):
         engine.prefill([first] * 100)
-    tails = engine.cache._suffixes
-    rows = [len(tail.ids) - tail.start for tail in tails]
+    suffixes = engine.cache._suffixes
+    rows = [len(suffix.ids) - suffix.start for suffix in suffixes]
     assert sum(rows) <= SMALL.context_length // 2
-    assert len(tails) == 2
+    assert len(suffixes) == 2
     for first in range(3, 100):
         engine.prefill([first] * 2)
     assert len(engine.cache._suffixes) <= MAX_SUFFIXES
@@ -112,8 +112,8 @@ def test_a_suffix_over_its_limit_is_not_saved_and_costs_no_other() -> None:
     assert read == []
 
 
-def test_saved_suffixes_give_way_when_memory_runs_out() -> None:
-    # Else glibc keeps what is freed, and the limit on addresses counts it.
+def test_saved_suffixes_are_dropped_when_memory_runs_out() -> None:
+    # Else glibc keeps freed memory, which counts towards the limit.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.out_of_memory"],
@@ -130,7 +130,7 @@ def test_saved_suffixes_give_way_when_memory_runs_out() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=12), min_size=2, max_size=10))
-def test_whatever_comes_back_is_exact(targets: list[list[int]]) -> None:
+def test_restored_suffixes_are_exact(targets: list[list[int]]) -> None:
     engine = Engine(BACKEND, TOKENIZER)
     for ids in targets:
         engine.prefill_cached(ids)
@@ -162,7 +162,7 @@ def test_a_reply_goes_on_where_it_was_interrupted() -> None:
     assert [reply.logprobs.token(i)[0] for i in range(30)] == list(reply.ids or ())
 
 
-def test_a_character_cut_in_half_is_whole_again() -> None:
+def test_a_continued_reply_completes_a_character_that_was_cut() -> None:
     euro = TOKENIZER.encode("€")
     assert len(euro) == 3
     session = new_session()
@@ -174,7 +174,7 @@ def test_a_character_cut_in_half_is_whole_again() -> None:
     assert reply.text == TOKENIZER.decode(reply.ids or ())
 
 
-def test_a_reply_known_only_as_text_goes_on() -> None:
+def test_a_reply_without_ids_can_be_continued() -> None:
     session = new_session()
     session.conversation.add(Message("user", "hello"))
     reply = session.conversation.add(Message("assistant", "I was"))
@@ -184,7 +184,7 @@ def test_a_reply_known_only_as_text_goes_on() -> None:
     assert reply.ids is None
 
 
-def test_an_opening_begins_the_reply_and_keeps_its_ids() -> None:
+def test_a_reply_prefix_begins_the_reply_and_keeps_its_ids() -> None:
     session = new_session()
     shown = "".join(event.text for event in session.send("x", reply_prefix="Sure, "))
     reply = session.conversation.path()[-1]
@@ -194,7 +194,7 @@ def test_an_opening_begins_the_reply_and_keeps_its_ids() -> None:
     assert list(session.engine.cache.ids) == session.ids
 
 
-def test_attachments_stand_before_the_text_and_are_read_ahead() -> None:
+def test_attachments_come_before_the_text_and_are_prefilled() -> None:
     session = new_session()
     files = [Attachment("line one\nline two\n", "a.txt"), Attachment("piped")]
     session.prefill_next(session.next_prefix(files))
@@ -218,7 +218,7 @@ def test_a_refused_retry_changes_nothing() -> None:
     assert session.conversation.head is head
 
 
-def test_a_branch_shows_again_what_it_showed_before() -> None:
+def test_switching_back_shows_dropped_turns_to_the_model_again() -> None:
     session = new_session(max_tokens=12, context=128)
     finish_of(session.send("one"))
     early = session.conversation.head
@@ -244,7 +244,7 @@ def test_a_message_without_an_answer_leaves_roles_alternating() -> None:
     assert [message.role for message in session.conversation.path()] == ["user", "assistant"]
 
 
-def test_a_turn_without_an_answer_that_was_dropped_can_be_gone_back_to() -> None:
+def test_undo_goes_back_to_a_dropped_turn_without_an_answer() -> None:
     session = new_session(max_tokens=20, context=96)
     session.conversation.add(Message("user", "lost " * 5))
     finish_of(session.send("again " * 6))
@@ -254,7 +254,7 @@ def test_a_turn_without_an_answer_that_was_dropped_can_be_gone_back_to() -> None
     assert finish_of(session.resume()).usage.completion_tokens
 
 
-def test_the_trace_tells_the_likeliest_tokens_of_each_place() -> None:
+def test_logprobs_have_the_likeliest_tokens_of_each_position() -> None:
     session = new_session(max_tokens=5)
     prompt = session.count("x")
     finish_of(session.send("x"))

@@ -1,4 +1,4 @@
-"""The chat as a person meets it: a real terminal, a real model, the screen."""
+"""The chat as a user sees it: a real terminal, a real model, the screen."""
 
 import json
 import re
@@ -16,7 +16,7 @@ TOOLBAR = r"context (\d+)/(\d+)"
 
 
 def used(chat: Terminal) -> int:
-    """How many tokens of context the toolbar shows."""
+    """Return the number of tokens that the toolbar shows."""
     found = re.findall(TOOLBAR, chat.wait_for(TOOLBAR))
     return int(found[-1][0])
 
@@ -35,7 +35,7 @@ def test_a_first_conversation(chat: Terminal) -> None:
     assert chat.wait_for_end() == 0
 
 
-def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(chat: Terminal) -> None:
+def test_ctrl_c_stops_a_reply_and_keeps_its_text(chat: Terminal) -> None:
     chat.line("/max-tokens 100000")
     chat.line("Write a long story about a river.")
     chat.wait_for(r"a long story about a river\.\n(\S.*\n)*\S.{40}")
@@ -95,7 +95,7 @@ def test_a_mistyped_command_stays_and_a_path_is_a_message(chat: Terminal) -> Non
     chat.wait_for(r"(?s)/context is a word\n.*cut off after 30")
 
 
-def test_system_and_prompt_files_head_the_conversation(chat: Terminal) -> None:
+def test_system_and_prompt_files_begin_the_conversation(chat: Terminal) -> None:
     chat.line("/system You are a pirate.")
     chat.wait_for(r"system: You are a pirate\.")
     chat.line("/prompt translate_to_french")
@@ -106,7 +106,7 @@ def test_system_and_prompt_files_head_the_conversation(chat: Terminal) -> None:
     text = chat.wait_for(r"(?s)system\s+\d+.*user\s+\d+.*tokens, \d+ free")
     rows = re.findall(r"(?m)^ *\d* *(system|user|assistant) +(\d+) +(\d+)", text)
     assert [row[0] for row in rows] == ["system", "user", "assistant", "user", "assistant"]
-    assert all(tokens == cached for _, tokens, cached in rows)  # read ahead
+    assert all(tokens == cached for _, tokens, cached in rows)  # prefilled in the background
     chat.line("/temperature")
     chat.wait_for(r"temperature is 0\.0")
     chat.line("/prompt off")
@@ -214,7 +214,7 @@ def test_a_resize_in_the_middle_of_a_reply_draws_nothing_twice(
     assert "".join(written.split()).count("".join(reply.split())) == 1
 
 
-def test_a_long_message_shows_how_far_its_reading_is(starter_model: Path, tmp_path: Path) -> None:
+def test_a_long_message_shows_progress_of_its_prefill(starter_model: Path, tmp_path: Path) -> None:
     flags = ("-m", starter_model, "--max-tokens", "4", "--dtype", "float32", "--threads", "1")
     with Terminal(*flags, home=tmp_path, size=(200, 40)) as terminal:
         terminal.wait_for(READY)
@@ -226,7 +226,7 @@ def test_a_long_message_shows_how_far_its_reading_is(starter_model: Path, tmp_pa
     assert b"Reading" not in terminal.shown.encode()
 
 
-def test_leaving_says_how_to_come_back(chat: Terminal) -> None:
+def test_leaving_prints_the_command_that_resumes(chat: Terminal) -> None:
     chat.ask("One fact about cats.", r"cut off")
     chat.type(CTRL_D)
     assert chat.wait_for_end() == 0
@@ -234,7 +234,7 @@ def test_leaving_says_how_to_come_back(chat: Terminal) -> None:
 
 
 @pytest.mark.parametrize("markdown", ["auto", "never"])
-def test_replies_are_formatted_unless_that_is_not_wanted(
+def test_replies_are_formatted_unless_markdown_is_never(
     markdown: str, starter_model: Path, tmp_path: Path
 ) -> None:
     flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "40")
@@ -244,7 +244,7 @@ def test_replies_are_formatted_unless_that_is_not_wanted(
         text = terminal.ask(question, r"cut off after 40 tokens.*\n")
         assert re.search(r"(?m)^def \w+\(\w+\):\n    \S", text)
         assert ("```" in text) == (markdown == "never")
-        # Going on in the middle of a code block, it is still one.
+        # A reply that is continued within a code block stays in it.
         terminal.ask("/continue", r"cut off after 40 tokens|\n\n(?=›)")
         assert ("```" in terminal.text) == (markdown == "never")
     keyword = b"\x1b[35mdef\x1b[0m"

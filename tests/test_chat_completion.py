@@ -1,4 +1,4 @@
-"""Completion in the chat costs the look into a folder, once for each line that is typed."""
+"""Completion in the chat lists a folder once per typed line, and opens no conversation."""
 
 import sys
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ def _record(event: str, arguments: tuple[object, ...]) -> None:
         _recorded.append((event, str(arguments[0])))
 
 
-sys.addaudithook(_record)  # for ever: hooks cannot be removed
+sys.addaudithook(_record)  # for the whole process: hooks cannot be removed
 
 
 @contextmanager
 def file_events() -> Iterator[list[tuple[str, str]]]:
-    """Files opened and folders listed in the meantime."""
+    """Record the files opened and the folders listed in the block."""
     global _recorded
     events: list[tuple[str, str]] = []
     _recorded = events
@@ -68,7 +68,7 @@ def test_conversations_are_offered_without_opening_one(completer: ChatCompleter)
 
 
 @pytest.mark.parametrize("command", ["/load", "/model", "/prompt"])
-def test_each_key_is_answered_from_memory(command: str, completer: ChatCompleter) -> None:
+def test_further_keys_are_answered_from_memory(command: str, completer: ChatCompleter) -> None:
     with file_events() as events:
         completions(completer, f"{command} ")
     assert events
@@ -82,7 +82,7 @@ def test_each_key_is_answered_from_memory(command: str, completer: ChatCompleter
     assert events
 
 
-def test_words_typed_so_far_decide_what_is_offered(completer: ChatCompleter) -> None:
+def test_completion_depends_on_the_words_typed_so_far(completer: ChatCompleter) -> None:
     assert "temperature " in completions(completer, "/set temp")
     assert set(completions(completer, "/set overflow s")) == {"overflow stop"}
     assert set(completions(completer, "/set markdown n")) == {"markdown never"}

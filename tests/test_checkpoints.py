@@ -51,7 +51,7 @@ def test_meta_weights_of_the_wanted_type_are_not_copied(meta_model: Path) -> Non
         assert first.data_ptr() == checkpoint.read(name, torch.float32).data_ptr()
 
 
-def test_code_llama_has_a_context_of_its_own(tmp_path: Path) -> None:
+def test_code_llama_has_a_longer_context(tmp_path: Path) -> None:
     write_meta(tmp_path, dataclasses.replace(META, vocab_size=416))  # padded, too
     assert MetaCheckpoint.open(tmp_path).config.context_length == 4096
     edit_json(tmp_path / "params.json", rope_theta=1e6)
@@ -224,7 +224,7 @@ def test_a_pickle_that_runs_a_program_does_not_run_it(meta_model: Path, tmp_path
     assert not sentinel.exists()
 
 
-def test_missing_and_foreign_shards_are_told(tmp_path: Path) -> None:
+def test_missing_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     two = tmp_path / "two"
     write_meta(two, n_shards=2)
     (two / "consolidated.01.pth").rename(two / "kept")
@@ -239,14 +239,14 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, "400 tokens and the model 300")
 
 
-def test_padded_embeddings_are_fine(tmp_path: Path) -> None:
+def test_padded_embeddings_are_accepted(tmp_path: Path) -> None:
     write_meta(tmp_path, dataclasses.replace(META, vocab_size=416))
     llama = load(tmp_path)
     assert llama.tokenizer.token_bytes(410) == b""
     assert llama.logits([1, 5]).shape == (2, 416)
 
 
-def test_paths_that_are_no_model(tmp_path: Path, meta_model: Path) -> None:
+def test_paths_without_a_model_are_refused(tmp_path: Path, meta_model: Path) -> None:
     assert_refused(tmp_path / "nowhere", "no such file or folder")
     assert_refused(tmp_path, "not a model of a known format")
     assert_refused(meta_model / "params.json", "not a model of a known format")
@@ -254,7 +254,7 @@ def test_paths_that_are_no_model(tmp_path: Path, meta_model: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_flipped_byte_of_an_archive_never_surprises(
+def test_an_archive_with_a_flipped_byte_is_read_or_refused(
     data: st.DataObject, meta_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("flip")
@@ -270,7 +270,7 @@ def test_a_flipped_byte_of_an_archive_never_surprises(
         MetaCheckpoint.open(folder)
 
 
-def test_weights_that_are_no_numbers_give_an_error_not_nonsense(tmp_path: Path) -> None:
+def test_nan_weights_give_an_error_not_nonsense(tmp_path: Path) -> None:
     write_meta(tmp_path)
     _edit_shard(tmp_path, lambda s: s.update({"norm.weight": torch.full((64,), float("nan"))}))
     llama = load(tmp_path)
@@ -279,7 +279,7 @@ def test_weights_that_are_no_numbers_give_an_error_not_nonsense(tmp_path: Path) 
 
 
 def test_memory_stays_near_one_copy_of_the_model(tmp_path: Path) -> None:
-    # Anonymous memory, in a process of its own: mapped files do not count, copies do.
+    # Anonymous memory of a separate process: mapped files do not count, copies do.
     config = dataclasses.replace(META, dim=512, n_heads=8, head_dim=64, hidden_dim=1408, n_layers=8)
     write_meta(tmp_path, config, n_shards=2)
     params = json.loads((tmp_path / "params.json").read_text()) | {"multiple_of": 64}

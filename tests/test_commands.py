@@ -19,7 +19,7 @@ ENDED = r"(cut off after \d+ tokens.*|the model ended it at once)\n"
 
 
 def rows_of(table: str) -> list[list[str]]:
-    """The cells of a table on the screen, which two spaces or more divide."""
+    """Parse a table on the screen, whose cells have two spaces or more between them."""
     return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if line.strip()]
 
 
@@ -35,7 +35,7 @@ def test_help_lists_every_command_and_explains_each_with_an_example(babble: Term
 
 
 def typed_value(setting: Setting) -> str:
-    """A value that is not the default."""
+    """Return a value other than the default."""
     special = {"device": "cpu", "context": "300", "quantize": "none", "template": "plain"}
     kinds = {"integer": "3", "number": "0.5", "switch": "true", "list": "END", "text": "words"}
     if setting.name in special:
@@ -44,7 +44,7 @@ def typed_value(setting: Setting) -> str:
 
 
 def assert_has_a_command(setting: Setting, chat: Terminal) -> None:
-    """Its command changes it, tells where it comes from, and keeps to its range."""
+    """Check that a setting's command changes it, shows its origin, and keeps to its range."""
     spelled, value = setting.command[1:], typed_value(setting)
     chat.ask(f"/{spelled} {value}", rf"({spelled} is |system: )'?{value}")
     text = chat.ask("/settings", r"^verbose .*$")
@@ -70,7 +70,7 @@ def test_settings_of_the_model_load_it_again(babble: Terminal) -> None:
     babble.ask("/context", r"remember me\n")
 
 
-def test_set_changes_any_setting_and_suggests(babble: Terminal) -> None:
+def test_set_changes_any_setting_and_suggests_names(babble: Terminal) -> None:
     babble.ask("/set top-p 0.5", r"top-p is 0\.5 \(/top-p\)")
     babble.ask("/set top_k 5", r"top-k is 5")
     babble.ask("/set top-p default", r"top-p is 0\.9")
@@ -113,7 +113,7 @@ def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
     babble.ask("/versions zero", r"'zero' is not the number of a version")
 
 
-def test_versions_before_anything_was_said(babble: Terminal) -> None:
+def test_commands_in_an_empty_conversation_are_refused(babble: Terminal) -> None:
     for command in ("/versions", "/retry", "/undo", "/edit", "/continue", "/branch", "/tree"):
         babble.refuse(command, r"(no message|no reply) yet")
     for command in ("/stats", "/tokens", "/why", "/copy", "/save x"):
@@ -121,13 +121,13 @@ def test_versions_before_anything_was_said(babble: Terminal) -> None:
 
 
 def tokens_read(chat: Terminal) -> int:
-    """How many tokens the model has read in all."""
+    """Return the number of tokens that the model has read in all."""
     found = re.search(r"tokens read in all +(\d+)", chat.ask("/stats", r"read in all +\d+"))
     assert found is not None
     return int(found[1])
 
 
-def test_branches_are_listed_drawn_and_gone_back_to(babble: Terminal) -> None:
+def test_branches_are_listed_drawn_and_switched(babble: Terminal) -> None:
     babble.ask("one", ENDED)
     babble.ask("two", ENDED)
     babble.ask("/undo", r"undone: two")
@@ -146,7 +146,7 @@ def test_branches_are_listed_drawn_and_gone_back_to(babble: Terminal) -> None:
     babble.ask("/branch -", r"› zwei\n")
     babble.ask("/branch -", r"› two\n")
     babble.ask("/branch -", r"› zwei\n")
-    assert tokens_read(babble) == read  # each branch kept its own tail
+    assert tokens_read(babble) == read  # the suffix of each branch was saved
     babble.ask("/branch 2", r"what you say next begins a new branch")
     babble.ask("drei", ENDED)
     babble.ask("/tree", r"(?s:7 you +drei\n.*● here)")
@@ -163,7 +163,7 @@ def test_editing_an_earlier_message_makes_a_branch(babble: Terminal) -> None:
     text = babble.ask("/tree", r"● here")
     assert re.search(r"├ 1 you +first words\n", text)
     assert re.search(r"└ 5 you +first words changed\n", text)
-    # Of the model's own words too; and Ctrl-C leaves all as it was.
+    # Replies can be edited too, and Ctrl-C cancels.
     babble.line("/edit 6")
     babble.wait_for(r"message 6: Enter puts it in place of the reply[^›]*› \S")
     babble.type(CTRL_C)
@@ -176,7 +176,7 @@ def test_editing_an_earlier_message_makes_a_branch(babble: Terminal) -> None:
     babble.ask("/tree", r"7 model[^\n]*What it should have said[^\n]*● here")
 
 
-def test_continue_goes_on_from_the_very_same_cache(babble: Terminal) -> None:
+def test_continue_reads_only_the_last_token_again(babble: Terminal) -> None:
     babble.ask("hello", ENDED)
     babble.ask("/continue", ENDED)
     text = babble.ask("/stats", r"seed +\d+")
@@ -207,7 +207,7 @@ def test_undo_takes_back_several_turns_and_clear_all(babble: Terminal) -> None:
     babble.ask("/context", r"0 of 512 tokens, 512 free")
 
 
-def test_context_tells_what_is_cached_and_what_would_go_next(babble: Terminal) -> None:
+def test_context_shows_what_is_cached_and_what_is_dropped_next(babble: Terminal) -> None:
     babble.ask("/system Be brief.", r"system: Be brief\.")
     for word in ("one", "two", "three"):
         babble.ask(word, ENDED)
@@ -229,7 +229,7 @@ def test_context_with_a_number_loads_the_model_again(babble: Terminal) -> None:
     babble.ask("/context", r"\d+ of 128 tokens")
 
 
-def test_a_model_that_cannot_be_loaded_leaves_the_one_that_is(
+def test_a_model_that_cannot_be_loaded_leaves_the_loaded_one(
     babble: Terminal, tmp_path: Path
 ) -> None:
     too_large = tmp_path / "too-large.gguf"
@@ -254,7 +254,7 @@ def test_tokens_shows_ids_and_pieces(babble: Terminal) -> None:
     babble.ask("/tokens 77", r"there is no message 77")
 
 
-def test_why_tells_what_else_might_have_been_said(chat: Terminal) -> None:
+def test_why_shows_the_alternatives_of_a_token(chat: Terminal) -> None:
     chat.ask("What is the capital of France?", r"Paris\.")
     text = chat.ask("/why", r"the least certain of 7 tokens; /why N")
     assert re.search(r"(?m)^The capital of France is Paris\.$", text)
@@ -357,7 +357,7 @@ def test_template_is_shown_and_chosen(babble: Terminal) -> None:
     babble.ask("/template auto", r"template is chatml")
 
 
-def test_model_goes_on_with_another_and_keeps_the_conversation(
+def test_model_loads_another_and_keeps_the_conversation(
     babble: Terminal, starter_model: Path
 ) -> None:
     babble.ask("What is the capital of France?", ENDED)

@@ -1,4 +1,4 @@
-"""Completion in real shells, and what the program tells the scripts in them."""
+"""Completion in real shells, and the program's answers to the scripts in them."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SHELLS = [
     for name in PROTOCOLS
 ]
 WITHOUT_FILES = {"bash": "--norc", "zsh": "-f", "fish": "--no-config"}
-"""Starts a shell that reads no file of a person."""
+"""Flag with which a shell reads no startup files of the user."""
 
 
 @pytest.fixture
@@ -55,19 +55,19 @@ def home(tmp_path: Path) -> Path:
 
 
 def prompt(home: Path, name: str, description: str) -> None:
-    """Write a prompt file of a person's own."""
+    """Write a prompt file of the user."""
     path = home / ".config/llama-chat/prompts" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomli_w.dumps({"description": description, "system": "x"}))
 
 
 def in_shell(home: Path) -> dict[str, str]:
-    """What a shell needs to find the program."""
+    """Return the variables with which a shell finds the program."""
     return {"PATH": f"{home}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
 def suggestions(shell: str, line: str, home: Path, **env: str) -> dict[str, str]:
-    """What is offered at the end of ``line``, asked as the script of ``shell`` asks."""
+    """Return the words offered at the end of ``line`` in ``shell``, with their meanings."""
     env = {"_LLAMA_CHAT_COMPLETE": f"complete_{shell}"} | env
     if shell == "bash":
         words = line.split(" ")
@@ -108,7 +108,7 @@ def suggestions(shell: str, line: str, home: Path, **env: str) -> dict[str, str]
         ("llama-chat --seed ", {}),
     ],
 )
-def test_names_values_and_what_they_mean_are_offered(
+def test_names_and_values_are_offered_with_their_meanings(
     shell: str, line: str, wanted: dict[str, str], home: Path
 ) -> None:
     offered = suggestions(shell, line, home)
@@ -118,7 +118,7 @@ def test_names_values_and_what_they_mean_are_offered(
             assert meaning in offered[word]
 
 
-def test_every_choice_is_offered_with_what_it_means(home: Path) -> None:
+def test_every_choice_is_offered_with_its_meaning(home: Path) -> None:
     for setting in SETTINGS.values():
         if setting.kind == "choice":
             offered = suggestions("fish", f"llama-chat {setting.flag} ", home)
@@ -127,9 +127,7 @@ def test_every_choice_is_offered_with_what_it_means(home: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_every_option_of_every_command_is_offered_on_a_line_of_its_own(
-    shell: str, home: Path
-) -> None:
+def test_every_option_of_every_command_is_offered_on_its_own_line(shell: str, home: Path) -> None:
 
     for name in ["", *COMMANDS, "config show", "config edit"]:
         offered = suggestions(shell, f"llama-chat {name} --".replace("  ", " "), home, COLUMNS="20")
@@ -174,7 +172,7 @@ def test_names_that_need_quotes_are_not_offered(shell: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", PROTOCOLS)
-def test_it_stays_silent_where_nothing_works(shell: str, home: Path) -> None:
+def test_completion_is_silent_with_a_broken_home_or_settings(shell: str, home: Path) -> None:
     (home / "file").write_text("top_p =")
     bad = str(home / "file")
     for place in (bad, "/nowhere", "relative", "/" + "x" * 5000):
@@ -185,7 +183,7 @@ def test_it_stays_silent_where_nothing_works(shell: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", PROTOCOLS)
-def test_the_script_can_be_had_without_the_shell(shell: str, home: Path) -> None:
+def test_the_script_is_printed_without_the_shell(shell: str, home: Path) -> None:
     env = environment(home, _LLAMA_CHAT_COMPLETE=f"source_{shell}")
     script = subprocess.check_output(COMMAND, env=env).decode()
     assert f"_LLAMA_CHAT_COMPLETE=complete_{shell}" in script
@@ -206,7 +204,7 @@ def test_torch_is_not_imported(home: Path) -> None:
 
 
 def start(shell: str, home: Path, *flags: str) -> Terminal:
-    """An interactive shell, which reads no file of a person unless there are other ``flags``."""
+    """Start an interactive shell; without ``flags`` it reads no startup files of the user."""
     command = [shell, *(flags or (WITHOUT_FILES[shell],)), "-i"]
     terminal = Terminal(home=home, size=(100, 40), command=command, **in_shell(home))
     terminal.line(f"cd {shlex.quote(str(home))}/work; echo rea''dy")
@@ -215,7 +213,7 @@ def start(shell: str, home: Path, *flags: str) -> Terminal:
 
 
 def source(shell: str, terminal: Terminal) -> None:
-    """Take the script that ``--show-completion`` prints."""
+    """Source the script that ``--show-completion`` prints."""
     if shell == "zsh":
         terminal.line("autoload -Uz compinit; compinit -u")
     terminal.line("llama-chat --show-completion > ../script")

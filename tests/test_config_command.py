@@ -1,4 +1,4 @@
-"""``llama-chat config``: what it prints can be read again, and nothing is written over."""
+"""``llama-chat config``: its output can be read again, and no file is overwritten."""
 
 import contextlib
 import io
@@ -35,13 +35,13 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def usual(home: Path) -> Path:
-    """The usual place of the settings file, with nothing there yet."""
+    """The default path of the settings file, where no file is yet."""
     return home / ".config/llama-chat/config.toml"
 
 
 @pytest.fixture
 def file(usual: Path) -> Path:
-    """A settings file at the usual place."""
+    """A settings file at the default path."""
     usual.parent.mkdir(parents=True)
     usual.write_text("top_k = 5\n")
     return usual
@@ -64,7 +64,7 @@ def test_show_prints_every_setting_in_order_and_groups(home: Path) -> None:
     assert headings == [f"# --- {group} ---" for group in ("Model", "Sampling", "Reply", "Output")]
 
 
-def test_origins_are_told_in_a_column_and_in_json(home: Path, file: Path) -> None:
+def test_origins_are_shown_in_a_column_and_in_json(home: Path, file: Path) -> None:
     file.write_text('min_p = 0.1\nsystem = "a long text, longer than the column"\n')
     flags = ("--top-k", "7", "config", "show", "--temperature", "0.5", "--stop", "a")
     origins = {
@@ -93,7 +93,7 @@ def test_origins_are_told_in_a_column_and_in_json(home: Path, file: Path) -> Non
     }
 
 
-def test_a_flag_behind_the_command_beats_one_before_it(home: Path) -> None:
+def test_a_flag_after_the_command_beats_one_before_it(home: Path) -> None:
     done = run("--top-p", "0.5", "--seed", "3", "config", "show", "--top-p", "0.6", home=home)
     assert {"top_p": 0.6, "seed": 3}.items() <= tomllib.loads(done.out).items()
 
@@ -102,7 +102,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 def values(name: str) -> st.SearchStrategy[Value]:
-    """Values that a setting may have."""
+    """Return a strategy for the values of a setting."""
     setting = SETTINGS[name]
     match setting.kind:
         case "choice":
@@ -170,7 +170,7 @@ def test_an_odd_path_of_the_settings_file_does_not_break_its_comment(home: Path)
     assert "\x1b" not in done.out
 
 
-def test_bytes_that_are_no_text_still_give_toml(home: Path) -> None:
+def test_bytes_that_are_not_utf_8_still_give_toml(home: Path) -> None:
     done = run("config", "show", "--system", os.fsdecode(b"a\xffb"), home=home)
     assert tomllib.loads(done.out)["system"] == "a\ufffdb"
 
@@ -201,7 +201,7 @@ def test_show_refuses_what_is_no_file(home: Path, named: str) -> None:
         assert_clean_error(done, 2, "settings file", named)
 
 
-def test_a_home_for_config_that_is_no_folder_is_told(home: Path) -> None:
+def test_a_file_in_place_of_the_config_folder_is_reported(home: Path) -> None:
     (home / ".config").write_text("")
     assert run("config", "show", home=home).status == 0
     assert_clean_error(run("config", "init", home=home), 6, "file exists")
@@ -211,7 +211,7 @@ def test_a_home_for_config_that_is_no_folder_is_told(home: Path) -> None:
 # --- config path and init ------------------------------------------------------------------
 
 
-def test_alone_it_shows_its_help_and_fails(home: Path) -> None:
+def test_config_alone_shows_its_help_and_fails(home: Path) -> None:
     done = run("config", home=home)
     assert (done.status, done.out) == (2, "")
     for name in ("show", "path", "init", "edit"):
@@ -219,7 +219,7 @@ def test_alone_it_shows_its_help_and_fails(home: Path) -> None:
     assert "error" not in done.err
 
 
-def test_path_follows_flag_then_variable_then_the_usual_place(home: Path, usual: Path) -> None:
+def test_path_follows_flag_then_variable_then_the_default(home: Path, usual: Path) -> None:
     done = run("config", "path", home=home)
     assert (done.status, done.out) == (0, f"{usual}\n")
     assert "config edit makes it" in done.err
@@ -265,7 +265,7 @@ def test_init_never_writes_over_anything(home: Path, usual: Path, what: str) -> 
     assert list(usual.parent.iterdir()) == [usual]
 
 
-def test_a_read_only_home_is_told(home: Path) -> None:
+def test_a_read_only_home_is_reported(home: Path) -> None:
     home.chmod(0o500)
     if os.access(home, os.W_OK):
         pytest.skip("nothing is read-only to root")
@@ -274,7 +274,7 @@ def test_a_read_only_home_is_told(home: Path) -> None:
         assert_clean_error(result, 6, "permission denied")
 
 
-def test_a_settings_file_in_a_closed_folder_is_told(home: Path, file: Path) -> None:
+def test_a_settings_file_in_a_closed_folder_is_reported(home: Path, file: Path) -> None:
     file.parent.chmod(0o000)
     if os.access(file, os.R_OK):
         pytest.skip("no folder is closed to root")

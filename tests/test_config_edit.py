@@ -1,4 +1,4 @@
-"""``llama-chat config edit``: only what is right takes effect, and no edit is ever lost."""
+"""``llama-chat config edit``: only valid files take effect, and no edit is ever lost."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from harness.terminal import PATIENCE_S, Terminal
 from tests.conftest import ROOT
 
 WIDE = (500, 40)
-"""A terminal that breaks no line."""
+"""Size of a terminal in which no line wraps."""
 
 
 @pytest.fixture
@@ -31,20 +31,20 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def usual(home: Path) -> Path:
-    """The usual place of the settings file, with nothing there yet."""
+    """The default path of the settings file, where no file is yet."""
     return home / ".config/llama-chat/config.toml"
 
 
 @pytest.fixture
 def file(usual: Path) -> Path:
-    """A settings file at the usual place."""
+    """A settings file at the default path."""
     usual.parent.mkdir(parents=True)
     usual.write_text("top_k = 5\n")
     return usual
 
 
 def script(folder: Path, body: str) -> str:
-    """An editor: a shell script whose ``$1`` is the file."""
+    """Write an editor, a shell script whose ``$1`` is the file; returns its command."""
     path = folder / "editor.sh"
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
@@ -52,11 +52,11 @@ def script(folder: Path, body: str) -> str:
 
 
 def left_beside(file: Path) -> list[Path]:
-    """The copies of ``file`` that are kept."""
+    """List the other files in the folder of ``file``, such as kept copies."""
     return sorted(path for path in file.parent.iterdir() if path != file)
 
 
-def test_edit_in_a_script_makes_the_file_and_changes_nothing(home: Path, usual: Path) -> None:
+def test_edit_without_a_change_makes_the_documented_file(home: Path, usual: Path) -> None:
     done = run("config", "edit", home=home, VISUAL="true")
     assert (done.status, done.out) == (0, "")
     assert done.err == f"made {usual}\nnot changed: {usual}\n"
@@ -87,7 +87,7 @@ def test_edit_gives_the_editor_a_private_copy_and_its_arguments(home: Path, file
     assert left_beside(file) == []
 
 
-def test_edit_follows_the_same_rule_as_everything_else(home: Path, file: Path) -> None:
+def test_edit_finds_the_file_by_flag_or_variable(home: Path, file: Path) -> None:
     other = home / "deep/other.toml"
     for flags, env in (
         (("config", "edit", "--config", other), {}),
@@ -121,7 +121,7 @@ def test_a_broken_edit_changes_nothing_and_is_kept(
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
 
 
-def test_a_broken_file_can_be_mended(home: Path, file: Path) -> None:
+def test_a_broken_file_can_be_repaired(home: Path, file: Path) -> None:
     file.write_bytes(b"top_k = \xff")
     result = run("config", "edit", home=home, VISUAL="true")
     assert_clean_error(result, 2, file.name, "byte 8 is not UTF-8")
@@ -160,7 +160,9 @@ def test_an_editor_that_fails_changes_nothing_and_loses_nothing(
         ({"EDITOR": " ", "PATH": "/nowhere"}, ["neither nano nor vi is here"]),
     ],
 )
-def test_no_editor_is_told(home: Path, file: Path, env: dict[str, str], parts: list[str]) -> None:
+def test_a_bad_editor_is_reported(
+    home: Path, file: Path, env: dict[str, str], parts: list[str]
+) -> None:
     result = run("config", "edit", home=home, stdin=b"", **{"VISUAL": "", "EDITOR": ""} | env)
     assert_clean_error(result, 2, *parts)
     assert left_beside(file) == []
@@ -190,7 +192,7 @@ def test_a_linked_settings_file_stays_a_link(home: Path, usual: Path) -> None:
     assert left_beside(target) == left_beside(usual) == []
 
 
-def test_edit_refuses_what_is_no_file(home: Path, usual: Path) -> None:
+def test_edit_refuses_a_path_that_is_no_file(home: Path, usual: Path) -> None:
     usual.mkdir(parents=True)
     assert_clean_error(run("config", "edit", home=home, VISUAL="true"), 2, "not a file")
     usual.rmdir()
@@ -211,8 +213,8 @@ def test_two_edits_at_once_lose_neither(home: Path, file: Path) -> None:
     assert str(copy) in done.err
 
 
-def test_on_a_terminal_a_broken_edit_can_be_mended(home: Path, file: Path) -> None:
-    # Breaks the copy at first, and mends it the second time.
+def test_on_a_terminal_a_broken_edit_can_be_repaired(home: Path, file: Path) -> None:
+    # Breaks the copy the first time, and repairs it the second time.
     editor = script(
         home, 'grep -q = "$1.seen" && v=0.5 || v=3; echo = > "$1.seen"; echo "top_p = $v" > "$1"'
     )
@@ -225,7 +227,7 @@ def test_on_a_terminal_a_broken_edit_can_be_mended(home: Path, file: Path) -> No
 
 
 @pytest.mark.parametrize(("keys", "status"), [("n\r", 2), ("\x04", 2), ("\x03", 130)])
-def test_who_declines_to_edit_again_keeps_what_they_wrote(
+def test_declining_to_edit_again_keeps_the_edit(
     home: Path, file: Path, keys: str, status: int
 ) -> None:
     editor = script(home, 'echo "top_p = 3" > "$1"')

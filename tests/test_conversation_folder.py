@@ -1,4 +1,4 @@
-"""What else may be where conversations are saved: links, pipes, damaged files, closed folders."""
+"""Folders of conversations with links, pipes or damaged files in them, or without permissions."""
 
 import ast
 import ctypes
@@ -57,7 +57,7 @@ REPLACEMENTS = [put_file, put_link, Path.mkdir, os.mkfifo]
 
 
 @pytest.mark.parametrize("put", REPLACEMENTS)
-def test_what_took_the_place_of_an_open_file_is_left_alone(
+def test_a_file_that_replaced_an_open_one_is_left_alone(
     put: Callable[[Path], object], home: Path
 ) -> None:
     file, conversation, path = followed()
@@ -77,7 +77,7 @@ def test_what_took_the_place_of_an_open_file_is_left_alone(
 
 
 @pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo])
-def test_what_is_no_file_is_refused_at_once(put: Callable[[Path], object], home: Path) -> None:
+def test_folders_and_pipes_are_refused_at_once(put: Callable[[Path], object], home: Path) -> None:
     home.mkdir(parents=True)
     put(home / "odd.jsonl")
     assert (store.entries(), store.names()) == ([], [])
@@ -101,13 +101,13 @@ def test_a_link_is_read_but_never_written_through(home: Path, tmp_path: Path) ->
     with pytest.raises(SaveError, match="symbolic links") as caught:
         file.open(store.find("link"))
     one_line(caught, 6)
-    # What was followed before still is.
+    # The file that was open before still is.
     assert (file.path, is_open(before)) == (before, True)
     store.remove(home / "link.jsonl")
     assert (outside.read_bytes(), (tmp_path / "nowhere").exists()) == (whole, False)
 
 
-def test_a_damaged_file_among_others_is_listed_with_why(home: Path) -> None:
+def test_a_damaged_file_among_others_is_listed_with_the_reason(home: Path) -> None:
     for age, name in enumerate(["good", "better"]):
         os.utime(saved(conversation_of(1), name), (age, age))
     bad = {"bad": b"Dear diary\n", "x" * 101: b"", "\x1b[31m": b"", ".hidden": b"", "empty": b""}
@@ -127,7 +127,7 @@ def test_a_damaged_file_among_others_is_listed_with_why(home: Path) -> None:
 
 
 def without_powers() -> None:
-    """Make a process of root keep to the modes of files."""
+    """Drop the capabilities of root that override the modes of files."""
     for capability in (1, 2):  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
@@ -161,7 +161,7 @@ print(file.name, [(entry.name, entry.problem) for entry in store.entries()])
 
 
 @pytest.mark.parametrize("mode", ["500", "000"])
-def test_what_may_not_be_done_is_said_and_harms_nothing(mode: str, home: Path) -> None:
+def test_missing_permissions_are_reported_and_harm_nothing(mode: str, home: Path) -> None:
     for name in ("other", "readable", "secret"):
         saved(conversation_of(1), name)
     (home / "readable.jsonl").chmod(0o400)

@@ -1,4 +1,4 @@
-"""``convert``: what is written computes the same, and is there whole or not at all."""
+"""``convert``: the written model has the same logits and ids as the source."""
 
 import dataclasses
 import json
@@ -44,17 +44,17 @@ TEXTS = ["Hello, world!", "the thin hen", "  two  spaces\n\n", "naïve café 你
 
 
 def convert(*arguments: str | Path) -> int:
-    """Run the command in this process; its exit status."""
+    """Run the command in this process; returns its exit status."""
     return run(["convert", *map(str, arguments)])
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Metadata of a GGUF file, as its own library reads it."""
+    """Read the metadata of a GGUF file with the gguf library."""
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
 def weights(path: Path) -> dict[str, np.ndarray]:
-    """Weights of a GGUF file, as its own library reads them."""
+    """Read the weights of a GGUF file with the gguf library."""
     return {
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         for tensor in gguf.GGUFReader(path).tensors
@@ -62,13 +62,13 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def logits(checkpoint: Checkpoint, ids: list[int]) -> torch.Tensor:
-    """What our model computes of a checkpoint in float32, ``(len(ids), vocab_size)``."""
+    """Compute logits of a checkpoint with our model in float32, ``(len(ids), vocab_size)``."""
     model = Transformer(checkpoint.config)
     model.load_weights({name: checkpoint.read(name, torch.float32) for name in checkpoint.tensors})
     return logits_of(model, ids)
 
 
-# --- What is computed --------------------------------------------------------------------------
+# --- Logits and weights ------------------------------------------------------------------------
 
 
 def test_a_gguf_file_of_a_meta_model_holds_its_weights_and_vocabulary(
@@ -139,9 +139,7 @@ SCALINGS = [
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_rotary_scaling_goes_with_the_model(
-    scaling: RopeScaling, meta_model: Path, tmp_path: Path
-) -> None:
+def test_rotary_scaling_is_kept(scaling: RopeScaling, meta_model: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(meta_model)
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=scaling)
     tokenizer = load_tokenizer(checkpoint)
@@ -153,12 +151,12 @@ def test_rotary_scaling_goes_with_the_model(
     ours = logits(checkpoint, IDS)
     error = (reference_logits(reference, IDS) - ours).abs().max() / (ours.max() - ours.min())
     assert error < 2e-4
-    # The spelling of transformers 4.
+    # ``rope_scaling`` is the key of transformers 4.
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["rope_scaling"]["rope_type"] == config["rope_parameters"]["rope_type"]
 
 
-def test_gguf_takes_divisors_of_frequencies(meta_model: Path, tmp_path: Path) -> None:
+def test_gguf_stores_divisors_of_frequencies(meta_model: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(meta_model)
     plain = checkpoint.config.rope_frequencies()
     scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
@@ -168,7 +166,7 @@ def test_gguf_takes_divisors_of_frequencies(meta_model: Path, tmp_path: Path) ->
     torch.testing.assert_close(plain / divisors, checkpoint.config.rope_frequencies())
 
 
-def test_gguf_says_a_linear_factor_and_reaches_less_without_a_dynamic_one(
+def test_gguf_keeps_a_linear_factor_and_loses_the_context_of_a_dynamic_one(
     meta_model: Path, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(meta_model)
@@ -185,7 +183,7 @@ def test_gguf_says_a_linear_factor_and_reaches_less_without_a_dynamic_one(
     assert contents(tmp_path / "dynamic.gguf")["llama.context_length"] == 2048
 
 
-def test_a_table_of_divisors_gets_the_name_it_has_in_config_json(meta_model: Path) -> None:
+def test_config_json_takes_only_divisors_of_a_known_rule(meta_model: Path) -> None:
     checkpoint = open_checkpoint(meta_model)
     tokenizer = load_tokenizer(checkpoint)
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_theta=500_000.0)
@@ -218,7 +216,7 @@ def test_quantized_bytes_are_those_of_the_gguf_library(
     assert np.isfinite(load(out, dtype="float32").logits([3, 4, 5]).numpy()).all()
 
 
-def test_rows_that_are_no_blocks_stay_floats(
+def test_rows_that_do_not_divide_into_blocks_stay_floats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_gguf(tmp_path / "m.gguf", dataclasses.replace(SMALL, hidden_dim=100))
@@ -250,7 +248,7 @@ def test_a_round_trip_keeps_logits_ids_and_template(
 
 
 def same_ids(folder: Path, checkpoint: Checkpoint) -> None:
-    """The tokenizer in ``folder`` gives the ids that ours gives."""
+    """Check that the tokenizer in ``folder`` gives the ids of ours."""
     from transformers import AutoTokenizer
 
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(checkpoint)
@@ -281,7 +279,7 @@ def test_transformers_reads_the_tokenizer_of_a_gguf_file(gguf_model: Path, tmp_p
     same_ids(tmp_path, checkpoint)
 
 
-def test_what_was_written_as_json_becomes_the_same_tables_again(
+def test_a_written_tokenizer_json_is_read_as_the_same_tables(
     gguf_model: Path, meta_model: Path, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(gguf_model)
@@ -289,7 +287,7 @@ def test_what_was_written_as_json_becomes_the_same_tables_again(
     source = TokenizerJsonSource(tmp_path / "tokenizer.json", None, "<|endoftext|>", None)
     found, expected = vocabulary_of(source), vocabulary_of(checkpoint.tokenizer_source)
     assert dataclasses.replace(expected, pre_tokenizer="gpt-2") == found
-    # SentencePiece's scores are not kept by JSON; the order in which they join is.
+    # JSON does not keep SentencePiece's scores, but the order of merges that follows from them.
     checkpoint = open_checkpoint(meta_model)
     write_tokenizer(tmp_path, checkpoint, load_tokenizer(checkpoint))
     found, expected = vocabulary_of(source), vocabulary_of(checkpoint.tokenizer_source)
@@ -301,14 +299,14 @@ def test_what_was_written_as_json_becomes_the_same_tables_again(
     assert sorted(joined, key=found.scores.__getitem__) == in_order
 
 
-def test_tables_of_scores_pass_as_they_are(meta_model: Path) -> None:
+def test_tables_of_scores_are_kept_unchanged(meta_model: Path) -> None:
     tables = vocabulary_of(open_checkpoint(meta_model).tokenizer_source)
     assert tables.scores is not None
     source = SentencePieceTables(tables.tokens, tables.scores, tables.types, 1, 2, True, True)
     assert vocabulary_of(source) == tables
 
 
-def test_a_tokenizer_that_gguf_has_no_words_for_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]], "byte_fallback": False}
     words = {"type": "BPE", "vocab": {"a": 0}, "merges": []}

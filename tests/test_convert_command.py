@@ -1,4 +1,4 @@
-"""``convert`` as a command: what it says and refuses; a model that is there whole or not at all."""
+"""The ``convert`` command: its messages and refusals, and a model written completely or not."""
 
 import os
 import resource
@@ -20,14 +20,14 @@ from tests.model_files import write_meta
 
 
 def convert(*arguments: str | Path) -> int:
-    """Run the command in this process; its exit status."""
+    """Run the command in this process; returns its exit status."""
     return run(["convert", *map(str, arguments)])
 
 
 def refused(
     capsys: pytest.CaptureFixture[str], status: int, why: str, *arguments: str | Path
 ) -> None:
-    """It ends with ``status`` and one line that says ``why``."""
+    """Check that the command ends with ``status`` and one line that says ``why``."""
     assert convert(*arguments) == status
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -38,11 +38,11 @@ def refused(
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder."""
+    """List the names in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_says_what_it_made(
+def test_it_reports_what_it_wrote(
     gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(gguf_model, tmp_path / "hf", "--type", "f16") == 0
@@ -59,7 +59,7 @@ def test_it_says_what_it_made(
     assert capsys.readouterr().err == ""
 
 
-def test_it_finds_a_name_where_the_settings_say(
+def test_it_finds_a_model_by_name_in_the_folders_of_the_settings(
     gguf_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CHAT_MODEL_PATHS", str(gguf_model.parent))
@@ -77,7 +77,7 @@ def test_it_finds_a_name_where_the_settings_say(
         (["--shard-size", "0"], "not a size"),
     ],
 )
-def test_what_cannot_be_made_is_refused(
+def test_impossible_targets_are_refused(
     flags: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(capsys, 2, why, "/nowhere", tmp_path / "out", *flags)
@@ -89,7 +89,7 @@ def test_the_suffix_and_sizes_are_understood() -> None:
     assert choose_target(Path("a"), None, None, None).shard_bytes == 5 * 10**9
 
 
-def test_nothing_is_replaced_unasked(
+def test_nothing_is_replaced_without_force(
     gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("m.gguf", "hf"):
@@ -105,7 +105,7 @@ def test_nothing_is_replaced_unasked(
     assert load(tmp_path / "m.gguf").checkpoint.dtype == torch.float16
 
 
-def test_force_replaces_no_other_things(
+def test_force_replaces_neither_other_files_nor_the_source(
     gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "letters").mkdir()
@@ -118,9 +118,7 @@ def test_force_replaces_no_other_things(
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model.parent, "--force")
 
 
-def test_a_model_that_is_none_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     refused(capsys, 3, "it ends in the middle", tmp_path / "m.gguf", tmp_path / "out")
     assert names(tmp_path) == ["m.gguf"]
@@ -171,7 +169,7 @@ def test_an_interrupt_leaves_nothing(name: str, starter_model: Path, tmp_path: P
     assert names(out) == []
 
 
-def test_what_fails_in_the_middle_is_no_model(tmp_path: Path) -> None:
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
         with appearing(tmp_path / "folder") as made:
             made.mkdir()

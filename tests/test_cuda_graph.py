@@ -1,6 +1,6 @@
-"""Decoding with fixed shapes, which a GPU replays as a graph, is decoding.
+"""Decoding with fixed shapes, which a GPU replays as a graph, gives the usual logits.
 
-The graph itself needs a GPU; what is captured in it runs on a CPU, too.
+The graph needs a GPU; the computation that it captures also runs on a CPU.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def test_logits_are_those_of_the_usual_pass(tied: bool, context_length: int) -> 
 
 
 class CountingBackend(GraphBackend):
-    """Counts the graphs that were captured."""
+    """Backend that counts the graphs it captures."""
 
     n_captured = 0
 
@@ -80,7 +80,7 @@ def test_a_graph_is_captured_again_if_the_buffer_of_any_layer_moved(layer: int) 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @torch.inference_mode()
-def test_a_gpu_replays_it() -> None:
+def test_a_gpu_replays_the_graph() -> None:
     model = random_model(replace(TINY, context_length=1024)).to("cuda")
     assert GraphBackend.supports(model, model.dtype)
     usual, fixed = TorchBackend(model), GraphBackend(model)

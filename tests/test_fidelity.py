@@ -1,4 +1,4 @@
-"""What Meta's code and other programs compute, this one computes: ids, logits and text."""
+"""Ids, logits and text are those of Meta's code and of other programs."""
 
 import json
 import re
@@ -140,7 +140,7 @@ def test_starter_logits_agree_with_transformers(starter: Llama) -> None:
         assert (ours - theirs).abs().max() <= 2e-4 * spread
 
 
-def test_starter_agrees_with_llama_cpp_wherever_that_is_sure(
+def test_starter_agrees_with_llama_cpp_where_its_choice_is_clear(
     starter: Llama, shared_data: Path
 ) -> None:
     sure = 0

@@ -1,4 +1,4 @@
-"""Nothing that is written is lost, half there, or for others to see."""
+"""Written files are complete and private, and a failed write leaves the old file."""
 
 import os
 import resource as limits
@@ -45,7 +45,7 @@ def test_folders_are_where_xdg_says(
 
 
 @pytest.mark.parametrize("home", [None, "", "relative"])
-def test_without_a_home_in_the_environment_the_account_has_one(
+def test_without_home_in_the_environment_the_accounts_home_is_used(
     home: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
@@ -57,7 +57,7 @@ def test_without_a_home_in_the_environment_the_account_has_one(
 
 
 def installed_layout(folder: Path) -> Path:
-    """What a wheel makes of the package, as far as files.py is concerned."""
+    """Make the layout of an installed wheel, as far as files.py needs it."""
     package = folder / "site-packages" / "llama_chat"
     package.mkdir(parents=True)
     for module in (files, errors):
@@ -67,12 +67,12 @@ def installed_layout(folder: Path) -> Path:
     return package
 
 
-def test_what_comes_with_the_program_is_found_in_the_source_tree() -> None:
+def test_bundled_files_are_found_in_the_source_tree() -> None:
     assert (files.resource("prompts") / "few_shot").is_dir()
     assert files.resource("config.toml").is_file()
 
 
-def test_what_comes_with_the_program_is_found_when_installed(tmp_path: Path) -> None:
+def test_bundled_files_are_found_when_installed(tmp_path: Path) -> None:
     package = installed_layout(tmp_path)
     found = subprocess.run(
         [sys.executable, "-c", "from llama_chat import files; print(files.resource('prompts'))"],
@@ -85,7 +85,7 @@ def test_what_comes_with_the_program_is_found_when_installed(tmp_path: Path) -> 
     assert Path(found.stdout.strip()) == package / "prompts"
 
 
-def test_a_private_folder_and_its_new_parents_are_for_nobody_else(tmp_path: Path) -> None:
+def test_a_private_folder_and_its_new_parents_are_closed_to_others(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
     there.chmod(0o755)
@@ -94,7 +94,7 @@ def test_a_private_folder_and_its_new_parents_are_for_nobody_else(tmp_path: Path
     assert mode(files.private_folder(there)) == 0o755
 
 
-def test_a_private_file_is_made_once(tmp_path: Path) -> None:
+def test_a_private_file_is_made_only_if_missing(tmp_path: Path) -> None:
     path = tmp_path / "new" / "history"
     files.create_private_file(path)
     assert (mode(path), mode(path.parent), path.read_bytes()) == (0o600, 0o700, b"")
@@ -103,7 +103,7 @@ def test_a_private_file_is_made_once(tmp_path: Path) -> None:
     assert path.read_bytes() == b"kept"
 
 
-def test_a_private_file_is_never_made_elsewhere(tmp_path: Path) -> None:
+def test_a_private_file_is_never_made_through_a_link(tmp_path: Path) -> None:
     link = tmp_path / "history"
     link.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SaveError, match="no such file"):
@@ -133,7 +133,7 @@ def current_umask() -> int:
     return mask
 
 
-def test_writing_through_an_open_reader_leaves_it_the_old_file(tmp_path: Path) -> None:
+def test_an_open_reader_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with path.open("rb") as reader:
@@ -151,7 +151,7 @@ def test_writing_through_an_open_reader_leaves_it_the_old_file(tmp_path: Path) -
         ("nul\0", "not a possible name"),
     ],
 )
-def test_what_cannot_be_written_is_one_line_and_leaves_nothing(
+def test_a_failed_write_is_one_line_and_leaves_nothing(
     name: str, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()

@@ -1,4 +1,4 @@
-"""The same model in every format, and every GGUF type at work: what they compute."""
+"""Logits of the same model in every format, and losses of every GGUF type."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,14 +29,14 @@ DATA = Path(__file__).parent / "data"
 
 KINDS = [kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)]
 WIDE = replace(SMALL, dim=256, n_heads=8, n_kv_heads=4, head_dim=32, hidden_dim=512)
-"""Rows of whole blocks, whatever the type."""
+"""Config whose rows are whole blocks in every type."""
 
 N_TOKENS = 600
-"""Of a fixed text: enough for the rounding of activations to even out."""
+"""Tokens of a fixed text, enough for the rounding of activations to average out."""
 
 
 def loss(llama: Llama, ids: list[int], at_once: int = 8) -> float:
-    """Mean cross entropy of each next token, read a few at a time, as decoding does."""
+    """Compute the mean cross entropy of next tokens, with ``at_once`` tokens in a pass."""
     cache = llama.backend.new_cache()
     starts = range(0, len(ids), at_once)
     logits = torch.cat(
@@ -66,7 +66,7 @@ def test_one_model_gives_the_same_logits_in_every_format(tmp_path: Path) -> None
 
 
 def write_blocks(path: Path, kind: BlockType) -> dict[str, torch.Tensor]:
-    """Write a model of random blocks; returns its weights as the gguf library dequantizes them."""
+    """Write a model of random blocks; returns its weights as dequantized by the gguf library."""
     number = gguf.GGMLQuantizationType[kind.name]
     writer = gguf.GGUFWriter(path, "llama")
     write_gguf(path.with_suffix(".floats"), WIDE)
@@ -101,7 +101,7 @@ def test_every_type_computes_what_its_floats_do(kind: BlockType, tmp_path: Path)
     reference = Transformer(WIDE)
     reference.load_weights(write_blocks(path, kind))
     ids = np.random.default_rng(0).integers(0, WIDE.vocab_size, 200).tolist()
-    floats, packed = (load(path, dtype="float32", quantize=form) for form in ("none", "stored"))
+    floats, packed = (load(path, dtype="float32", quantize=mode) for mode in ("none", "stored"))
     expected = logits_of(reference, ids)
     assert floats.logits(ids).equal(expected)
     assert packed.model.packed_layouts == [f"W{PACKED_AS[kind.name][0]}"]
@@ -112,14 +112,14 @@ def test_every_type_computes_what_its_floats_do(kind: BlockType, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "as it is"])
-def test_packed_weights_of_a_trained_model_know_a_text_as_well(
+def test_packed_weights_of_a_trained_model_predict_a_text_as_well(
     kind: str, starter_model: Path, tmp_path: Path
 ) -> None:
     path = starter_model
     if kind != "as it is":
         path = tmp_path / "model.gguf"
         assert run(["convert", str(starter_model), str(path), "--type", kind, "-q"]) == 0
-    floats, packed = (load(path, dtype="float32", quantize=form) for form in ("none", "stored"))
+    floats, packed = (load(path, dtype="float32", quantize=mode) for mode in ("none", "stored"))
     ids = floats.tokenizer.encode((DATA / "markdown_reply.txt").read_text())[:N_TOKENS]
     exact = loss(floats, ids, at_once=100)  # the same in floats, and three times as fast
     assert 1 < exact < 5

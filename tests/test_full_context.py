@@ -1,4 +1,4 @@
-"""A conversation that outgrows its context: announced, exact, and never from the middle."""
+"""A conversation longer than its context: oldest turns are dropped, with exact notices."""
 
 import re
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_counts_of_what_is_dropped_are_exact(gguf_model: Path, tmp_path: Pat
             terminal.type("xyz")
             terminal.wait_for(rf"context (?!{used}/)\d+/128")
             will_drop = "drops the oldest turn" in terminal.shown
-            terminal.type("\x15")  # Ctrl-U takes it back
+            terminal.type("\x15")  # Ctrl-U deletes it
             answer = terminal.ask("xyz", r"\n\n(?=›)")
             found = re.search(DROPPED + r"(\d+) tokens\)", answer)
             assert will_drop == bool(found)

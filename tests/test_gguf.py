@@ -1,4 +1,4 @@
-"""What a GGUF file must not get away with: scaled positions, endless headers, half a file."""
+"""Rotary scaling in GGUF files, and refusals of oversized, truncated and foreign ones."""
 
 import os
 import struct
@@ -58,7 +58,7 @@ SCALED: list[tuple[dict[str, object], tuple[float, ...], RopeScaling | None]] = 
 
 
 @pytest.mark.parametrize(("metadata", "divisors", "scaling"), SCALED)
-def test_scaled_positions_are_understood(
+def test_rotary_scaling_is_read(
     tmp_path: Path,
     metadata: dict[str, object],
     divisors: tuple[float, ...],
@@ -82,7 +82,7 @@ BAD_SCALING: list[tuple[dict[str, object], tuple[float, ...], str]] = [
 
 
 @pytest.mark.parametrize(("metadata", "divisors", "why"), BAD_SCALING)
-def test_scaling_that_is_not_understood_is_refused(
+def test_unsupported_rotary_scaling_is_refused(
     tmp_path: Path, metadata: dict[str, object], divisors: tuple[float, ...], why: str
 ) -> None:
     more = {"rope_freqs.weight": np.array(divisors, np.float32)} if divisors else {}
@@ -103,7 +103,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_llama_does_not_have_is_named(tmp_path: Path, name: str) -> None:
+def test_tensors_that_llama_does_not_have_are_named(tmp_path: Path, name: str) -> None:
     write_gguf(tmp_path / "m.gguf", more_tensors={name: np.zeros(64, np.float32)})
     refused(tmp_path / "m.gguf", FOREIGN[name])
 
@@ -123,12 +123,12 @@ def test_a_number_given_for_each_layer_must_be_the_same_for_all(tmp_path: Path) 
     refused(tmp_path / "other.gguf", "head_count_kv differs between layers")
 
 
-def test_a_flag_that_is_no_flag_is_refused(tmp_path: Path) -> None:
+def test_a_flag_that_is_no_boolean_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", metadata={"tokenizer__ggml__add_bos_token": "false"})
     refused(tmp_path / "m.gguf", "neither true nor false")
 
 
-def test_scores_must_be_as_many_as_tokens(tmp_path: Path) -> None:
+def test_each_token_must_have_a_score(tmp_path: Path) -> None:
     key = "tokenizer__ggml__scores"
     write_gguf(tmp_path / "m.gguf", metadata={key: [0.5] * len(TOKENS)})
     GGUFCheckpoint.open(tmp_path / "m.gguf")
@@ -146,7 +146,7 @@ def test_there_must_be_an_embedding_for_each_token(tmp_path: Path) -> None:
     refused(tmp_path / "m.gguf", f"it has {n_tokens + 1} tokens and embeddings of {n_tokens}")
 
 
-# --- Headers without end -----------------------------------------------------------------------
+# --- Oversized headers -------------------------------------------------------------------------
 
 _ARRAY, _STRING, _BYTE = 9, 8, 0
 
@@ -183,8 +183,8 @@ ENDLESS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", ENDLESS)
-def test_a_header_without_end_costs_little(case: str, tmp_path: Path) -> None:
-    # The files hold every byte that the header speaks of, as holes that take no room on a disk.
+def test_an_oversized_header_costs_little_memory(case: str, tmp_path: Path) -> None:
+    # Sparse files hold every byte that the header announces, and take no disk space.
     header, why = ENDLESS[case]
     path = tmp_path / "m.gguf"
     path.write_bytes(header)
@@ -211,7 +211,7 @@ def test_a_file_cut_off_in_any_section_is_refused(gguf_model: Path, tmp_path: Pa
 
 
 def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
-    # Else a small file could ask for any amount of memory.
+    # Else a small file could take any amount of memory.
     tensors = b"".join(
         _text(name) + struct.pack("<IQIQ", 1, 32, 0, offset)
         for name, offset in ((b"a", 0), (b"b", 64))
@@ -235,7 +235,7 @@ def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
     assert identify(tmp_path / "m.gguf") is None
 
 
-def test_a_blob_is_called_by_what_it_says_of_itself(tmp_path: Path) -> None:
+def test_a_blob_is_named_by_its_metadata(tmp_path: Path) -> None:
     blob = tmp_path / f"sha256-{'0' * 64}"
     write_gguf(blob, metadata={"general.name": "Tiny Llama"})
     assert GGUFCheckpoint.open(blob).name == "Tiny Llama"

@@ -20,7 +20,7 @@ from llama_chat.kernels.matrix import NativeMatrix
 from tests.model_files import SMALL, write_gguf
 
 KINDS = {kind.name: kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)}
-PACKED_AS = {  # bits, group, whether it has minima, whether its scales have steps
+PACKED_AS = {  # bits, group, has minima, has super-block scales
     "Q4_0": (4, 32, False, False),
     "Q4_1": (4, 32, True, False),
     "Q5_0": (6, 32, False, False),
@@ -39,7 +39,7 @@ PACKED_AS = {  # bits, group, whether it has minima, whether its scales have ste
 def random_blocks(
     kind: BlockType, n_blocks: int, largest: float, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Blocks of random bytes, the float16 among them within ``largest``: ``(bytes,)``."""
+    """Make blocks of random bytes ``(bytes,)``, with scales and minima within ``largest``."""
     generator = np.random.default_rng(seed)
     data = generator.integers(0, 256, n_blocks * kind.n_bytes, dtype=np.uint8)
     blocks = data.view(kind.layout)
@@ -64,7 +64,7 @@ def test_numbers_and_sizes_are_those_of_the_format() -> None:
         assert gguf.GGML_QUANT_SIZES[number] == (kind.n_weights, kind.n_bytes)
 
 
-# The subnormal, the usual, and the largest scales that float16 has; 0 gives weights of -0.0.
+# Subnormal, usual and the largest float16 scales; 0 gives weights of -0.0.
 @pytest.mark.parametrize("largest", [0.0, 1e-6, 0.01, 65504.0])
 @pytest.mark.parametrize("name", KINDS)
 def test_every_bit_is_that_of_the_gguf_library(name: str, largest: float) -> None:
@@ -87,7 +87,7 @@ def test_any_blocks_are_those_of_the_gguf_library(name: str, n_blocks: int, seed
 @pytest.mark.parametrize("name", KINDS)
 def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     kind = KINDS[name]
-    # More than are split at a time, and a last chunk that is not full.
+    # More blocks than are split at a time, and a last chunk that is not full.
     data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, largest)
     packed = pack(data, kind, n_rows=5 * 103)
     assert packed is not None
@@ -120,7 +120,7 @@ def test_packing_makes_a_matrix_little_larger(name: str, most: float) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_scales_that_are_no_float16_are_not_packed(name: str) -> None:
+def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
     kind = KINDS[name]
     for bad in (np.inf, np.nan):
         data = random_blocks(kind, 8, 0.01)
@@ -146,7 +146,7 @@ def test_a_checkpoint_packs_its_quantized_matrices(tmp_path: Path) -> None:
 
 
 def resident_file_pages() -> int:
-    """Bytes of mapped files in this program's memory."""
+    """Return the bytes of mapped files in this process's memory."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssFile:"):
             return int(line.split()[1]) * 1024

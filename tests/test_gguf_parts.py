@@ -25,7 +25,7 @@ def write_parts(folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def rewrite(path: Path, tensors: dict[str, np.ndarray], **split: int) -> None:
-    """Write a later part: what it says of itself, and its tensors."""
+    """Write a later part: its ``split.*`` metadata and its tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.kv_data[0].clear()
     writer.add_uint16("split.no", split["no"])
@@ -50,7 +50,7 @@ def test_any_part_opens_the_whole_model(tmp_path: Path, number: int) -> None:
 
 
 def test_a_model_of_one_part_is_like_any_other(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", metadata={"split__count": 0})  # as merged ones say
+    write_gguf(tmp_path / "m.gguf", metadata={"split__count": 0})  # as in merged files
     assert GGUFCheckpoint.open(tmp_path / "m.gguf").name == "m"
 
 
@@ -102,14 +102,14 @@ def test_a_tensor_in_two_parts_is_refused(tmp_path: Path) -> None:
     assert_refused(part(tmp_path, 1), "'token_embd.weight' is in an earlier part too")
 
 
-def test_a_damaged_part_is_the_one_that_is_named(tmp_path: Path) -> None:
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     write_parts(tmp_path)
     damaged = part(tmp_path, 2)
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert_refused(part(tmp_path, 1), "m-00002-of-00003.gguf", "it ends before tensor")
 
 
-def test_parts_without_number_are_refused_at_little_cost(tmp_path: Path) -> None:
+def test_many_missing_parts_are_refused_in_a_short_line(tmp_path: Path) -> None:
     path = tmp_path / "m-00001-of-65535.gguf"
     write_gguf(path, metadata={"split__no": 0, "split__count": 65535})
     assert_refused(path, "'m-00004-of-65535.gguf' and more")

@@ -1,4 +1,4 @@
-"""The harness: a fork of the server cannot be told from an interpreter that a shell starts."""
+"""The harness: a fork of the server behaves like an interpreter that a shell starts."""
 
 import fcntl
 import json
@@ -58,14 +58,14 @@ print(json.dumps({
     "main": [__name__, __spec__.name, sys.modules["__main__"].__spec__.name],
 }))
 """
-"""Writes all that a program can see of how it was started."""
+"""Program that prints all that it can see of how it was started."""
 
 HAS_TORCH = "import sys; print('torch' in sys.modules)"
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a process ends, and what it writes."""
+    """Exit status and output of a process."""
 
     status: int
     out: str
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def seen(self) -> dict[str, object]:
-        """What ``LOOK`` has written."""
+        """Output of ``LOOK``."""
         assert (self.status, self.err) == (0, "")
         found: dict[str, object] = json.loads(self.out)
         return found
@@ -108,7 +108,7 @@ def by_pexpect(code: str, home: Path) -> Run:
 
 
 def with_closed(closed: int, home: Path) -> Run:
-    """``LOOK``, with one of its streams closed."""
+    """Run ``LOOK`` with one of its streams closed."""
     reader, writer = os.pipe()
     streams = {0: reader, 1: writer, 2: writer}
     del streams[closed]
@@ -140,7 +140,7 @@ def test_a_fork_has_imported_torch_and_a_new_interpreter_has_not(tmp_path: Path)
 
 
 @pytest.mark.cold
-def test_what_is_marked_cold_is_not_forked(tmp_path: Path) -> None:
+def test_a_test_marked_cold_forks_nothing(tmp_path: Path) -> None:
     assert on_pipes(HAS_TORCH, tmp_path).out == "False\n"
 
 
@@ -208,7 +208,7 @@ def test_a_program_ends_the_same(end: str, tmp_path: Path) -> None:
     code = "import os, signal, sys\n" + ENDS[end]
     fork, plain = on_pipes(code, tmp_path), by_subprocess(code, tmp_path)
     assert (fork.status, fork.out) == (plain.status, plain.out)
-    # The frames of the module's callers are others, and so are addresses.
+    # The frames above the module differ, and so do addresses.
     others = re.compile(r'  File "(?!<string>).*\n(    .*\n)*| at 0x\w+')
     assert others.sub("", fork.err) == others.sub("", plain.err)
 
@@ -299,7 +299,7 @@ time.sleep(600)
 """
 
 
-def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", START_BOTH, str(tmp_path)],
         cwd=ROOT,
@@ -310,7 +310,7 @@ def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
         assert tests.stdout is not None
         assert {tests.stdout.readline(), tests.stdout.readline()} == {"held\n", "both\n"}
         tests.kill()
-        assert tests.stdout.read() == ""  # which the server has open as its stderr
+        assert tests.stdout.read() == ""  # the server had it open as its stderr
     for name in ("pipe", "terminal"):
         with (tmp_path / name / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -337,7 +337,7 @@ def test_a_run_that_is_abandoned_is_killed(tmp_path: Path) -> None:
     assert is_free(tmp_path)
 
 
-def test_what_ignores_that_its_terminal_is_gone_is_killed(
+def test_a_program_that_ignores_the_loss_of_its_terminal_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminals, "LEAVING_S", 0.1)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub compute what transformers computes; hostile ones are refused."""
+"""Models of the Hugging Face Hub: same logits as in transformers, and their tokenizers."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ IDS = list(range(3, 120))
 
 
 def logits(path: Path) -> torch.Tensor:
-    """What we compute, without a tokenizer."""
+    """Compute logits with our model, without a tokenizer."""
     checkpoint = open_checkpoint(path)
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
@@ -39,7 +39,7 @@ def logits(path: Path) -> torch.Tensor:
 
 
 def transformers_logits(folder: Path) -> torch.Tensor:
-    """What transformers computes, from the same files."""
+    """Compute logits with transformers, from the same files."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -51,7 +51,7 @@ def assert_same_as_transformers(folder: Path) -> None:
     assert (ours - theirs).abs().max() < 2e-4 * (theirs.max() - theirs.min())
 
 
-# --- What is computed ---------------------------------------------------------------------
+# --- Logits and configuration -------------------------------------------------------------
 
 
 def test_one_model_in_every_layout_has_the_same_logits(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ OLDER: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("case", OLDER)
-def test_the_older_spelling_of_the_configuration(case: str, tmp_path: Path) -> None:
+def test_the_older_keys_of_the_configuration_are_read(case: str, tmp_path: Path) -> None:
     values, expected = OLDER[case]
     write_huggingface(tmp_path)
     path = tmp_path / "config.json"
@@ -128,7 +128,7 @@ def test_the_older_spelling_of_the_configuration(case: str, tmp_path: Path) -> N
     assert_same_as_transformers(tmp_path)
 
 
-def test_the_context_of_a_model_that_was_fine_tuned_for_more(tmp_path: Path) -> None:
+def test_max_sequence_length_is_the_context_of_a_fine_tuned_model(tmp_path: Path) -> None:
     write_huggingface(tmp_path)
     edit_json(
         tmp_path / "config.json",
@@ -154,7 +154,7 @@ def test_the_window_of_mistral_limits_the_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [{"sliding_window": 4096}, {}, {"sliding_window": None}])
-def test_a_mistral_that_sees_all_has_all_of_its_context(
+def test_a_mistral_without_a_shorter_window_has_its_whole_context(
     tmp_path: Path, window: dict[str, object]
 ) -> None:
     write_huggingface(tmp_path)
@@ -164,7 +164,7 @@ def test_a_mistral_that_sees_all_has_all_of_its_context(
     assert open_checkpoint(tmp_path).warnings == ()
 
 
-def test_the_window_of_a_mistral_that_does_not_say_is_that_of_transformers(tmp_path: Path) -> None:
+def test_a_mistral_without_the_key_has_the_window_of_transformers(tmp_path: Path) -> None:
     write_huggingface(tmp_path, replace(META, context_length=8192))
     edit_json(tmp_path / "config.json", **MISTRAL)
     from transformers import AutoModelForCausalLM
@@ -173,7 +173,7 @@ def test_the_window_of_a_mistral_that_does_not_say_is_that_of_transformers(tmp_p
     assert open_checkpoint(tmp_path).config.context_length == window
 
 
-def test_the_architecture_without_its_type(tmp_path: Path) -> None:
+def test_the_architecture_is_enough_without_model_type(tmp_path: Path) -> None:
     write_huggingface(tmp_path)
     edit_json(tmp_path / "config.json", model_type=None)
     assert open_checkpoint(tmp_path).config == META
@@ -182,7 +182,7 @@ def test_the_architecture_without_its_type(tmp_path: Path) -> None:
 TIED = replace(META, tie_embeddings=True)
 
 
-def test_an_output_matrix_of_its_own_wins_over_the_configuration(tmp_path: Path) -> None:
+def test_a_stored_output_matrix_wins_over_the_configuration(tmp_path: Path) -> None:
     write_huggingface(tmp_path, META)
     edit_json(tmp_path / "config.json", tie_word_embeddings=True)
     assert not open_checkpoint(tmp_path).config.tie_embeddings
@@ -200,7 +200,7 @@ def test_a_tied_matrix_that_torch_saved_twice_is_kept_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "bin"])
-def test_stored_rotary_frequencies_are_passed_over(tmp_path: Path, weights: str) -> None:
+def test_stored_rotary_frequencies_are_ignored(tmp_path: Path, weights: str) -> None:
     write_huggingface(tmp_path, weights=weights)  # type: ignore[arg-type]
     plain = logits(tmp_path)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.full((4,), 7.0)}
@@ -213,7 +213,7 @@ def test_stored_rotary_frequencies_are_passed_over(tmp_path: Path, weights: str)
     assert logits(tmp_path).equal(plain)
 
 
-# --- How it is read -----------------------------------------------------------------------
+# --- Reading ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "bin"])
@@ -252,7 +252,7 @@ def test_a_folder_answers_end_to_end(huggingface_model: Path) -> None:
     assert template is None
 
 
-def test_a_folder_of_both_layouts(tmp_path: Path) -> None:
+def test_config_json_decides_between_two_layouts_in_a_folder(tmp_path: Path) -> None:
     write_meta(tmp_path)
     edit_json(tmp_path / "config.json", model_type="llama")
     assert isinstance(open_checkpoint(tmp_path), MetaCheckpoint)
@@ -292,7 +292,7 @@ ADDED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("file", ADDED)
-def test_tokens_beyond_sentencepiece_need_the_other_file(huggingface_copy: Path, file: str) -> None:
+def test_tokens_beyond_sentencepiece_need_tokenizer_json(huggingface_copy: Path, file: str) -> None:
     edit_json(huggingface_copy / file, **ADDED[file])
     checkpoint = open_checkpoint(huggingface_copy)
     assert checkpoint.tokenizer_source == SentencePieceSource(huggingface_copy / "tokenizer.model")
@@ -307,7 +307,7 @@ OTHERS = {"Llama 3": b"IQ== 0\nIg== 1\n", "empty": b"", "none": None}
 
 
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
-def test_what_is_not_sentencepiece_is_passed_over(
+def test_a_tokenizer_model_that_is_not_sentencepiece_is_ignored(
     huggingface_copy: Path, data: bytes | None
 ) -> None:
     source = _tokenizer_json(huggingface_copy)
@@ -318,7 +318,7 @@ def test_what_is_not_sentencepiece_is_passed_over(
     assert open_checkpoint(huggingface_copy).tokenizer_source == source
 
 
-def test_special_tokens_of_a_tokenizer_json(huggingface_copy: Path) -> None:
+def test_tokenizer_config_names_the_special_tokens(huggingface_copy: Path) -> None:
     source = _tokenizer_json(huggingface_copy)
     (huggingface_copy / "tokenizer.model").unlink()
     edit_json(

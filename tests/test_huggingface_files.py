@@ -211,7 +211,7 @@ VALUES = st.recursive(
     file=st.sampled_from(SMALL_FILES),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),
 )
-def test_no_value_of_a_small_file_surprises(
+def test_any_values_of_the_small_files_are_read_or_refused(
     file: str,
     changes: dict[str, object],
     huggingface_model: Path,
@@ -243,7 +243,7 @@ def test_a_pickle_that_runs_a_program_does_not_run_it(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_bins_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+def test_incomplete_bins_are_refused(tmp_path: Path) -> None:
     write_huggingface(tmp_path, weights="bins")
     shard = tmp_path / "pytorch_model-00002-of-00002.bin"
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -252,7 +252,7 @@ def test_bins_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, f"'{shard.name}' is missing")
 
 
-def test_a_tensor_of_no_part_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_refused_by_its_name(tmp_path: Path) -> None:
     write_huggingface(tmp_path)
     file = tmp_path / "model.safetensors"
     whole = safetensors.torch.load_file(file)
@@ -261,7 +261,7 @@ def test_a_tensor_of_no_part_is_refused_by_its_name(tmp_path: Path) -> None:
         assert_refused(tmp_path, "belongs to no part")
 
 
-def test_a_layer_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_layer_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     write_huggingface(tmp_path)
     file = tmp_path / "model.safetensors"
     whole = safetensors.torch.load_file(file)

@@ -48,7 +48,7 @@ def test_ctrl_c_clears_the_line_and_twice_on_an_empty_one_leaves(chat: Terminal)
 def test_a_second_ctrl_c_leaves_before_the_input_is_open_again(chat: Terminal) -> None:
     chat.type(CTRL_C)
     chat.take_until(b"Ctrl-C again or Ctrl-D leaves")
-    chat.type(CTRL_C)  # before what was written is even drawn
+    chat.type(CTRL_C)  # before the message is drawn
     assert chat.wait_for_end() == 0
 
 
@@ -69,7 +69,7 @@ def test_what_is_typed_during_a_reply_waits_for_the_next_input(chat: Terminal) -
 
 
 def test_a_paste_of_any_length_is_one_message(babble: Terminal, tmp_path: Path) -> None:
-    """Blank lines and indentation survive, and a paste that ends in a newline is not sent."""
+    """Blank lines and indentation are kept, and a paste that ends in a newline is not sent."""
     lines = ["def f(x):", "", "    if x:", "\t\treturn 1", "", "", "    return 2"]
     babble.paste("\r".join(lines) + "\r")
     babble.wait_for(r"return 2\n")
@@ -124,7 +124,7 @@ def test_control_l_clears_the_screen_and_keeps_what_is_typed(babble: Terminal) -
     assert "llama-chat 0.1.0" not in babble.shown
 
 
-def test_a_menu_tells_what_each_command_does_while_it_is_typed(babble: Terminal) -> None:
+def test_a_menu_describes_the_commands_that_match_the_typed_text(babble: Terminal) -> None:
     babble.type("/te")
     babble.wait_for(r"temperature\s+Randomness")
     babble.wait_for(r"template\s+Show or choose")
@@ -145,7 +145,7 @@ def test_a_menu_tells_what_each_command_does_while_it_is_typed(babble: Terminal)
         ("/template chat", "/template chatml"),
     ],
 )
-def test_tab_completes_what_a_command_may_take(
+def test_tab_completes_the_argument_of_a_command(
     typed: str, completed: str, babble: Terminal
 ) -> None:
     babble.type(typed + TAB)
@@ -190,7 +190,7 @@ def test_completion_of_a_hostile_name_draws_no_control_characters(
         assert b"\x1b]0;" not in terminal.raw
 
 
-def test_what_is_suggested_from_history_is_taken_by_the_arrow(babble: Terminal) -> None:
+def test_the_right_arrow_accepts_a_suggestion_from_history(babble: Terminal) -> None:
     babble.ask("/top-k 7", "top-k is 7")
     babble.type("/top-k")
     babble.wait_for(r"› /top-k 7\s*$|› /top-k 7\n")

@@ -1,4 +1,4 @@
-"""What ``inspect`` draws: facts that agree with the model, in any width, and nothing harmful."""
+"""``inspect``: its facts agree with the model, fit any width, and have no control characters."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ _STYLE = re.compile(r"\x1b\[[\d;]*m")
 def report_of(
     model: Path, available: int = 10**9, quantize: str = "none", **changes: object
 ) -> dict[str, Any]:
-    """Report of a model in float32, on a machine with so much memory free."""
+    """Make the report of a model in float32, with ``available`` bytes of free memory."""
     planned = plan(model, "cpu", "float32", quantize)
     checkpoint = planned.checkpoint
     checkpoint.config = dataclasses.replace(checkpoint.config, **changes)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def picture_of(report: dict[str, Any], *, with_tensors: bool = False) -> str:
     return draw_model(report, colored=False, with_tensors=with_tensors)
 
 
-def test_the_parts_are_the_whole(meta_model: Path) -> None:
+def test_parameters_by_part_add_up(meta_model: Path) -> None:
     report = report_of(meta_model)
     parts = report["parameters_by_part"]
     assert sum(parts.values()) == report["parameters"]
@@ -61,7 +61,7 @@ def test_the_parts_are_the_whole(meta_model: Path) -> None:
     assert "\n  feed-forward  F32 × 6\n" in text
 
 
-def test_memory_is_weights_and_cache_and_is_held_against_what_is_free(meta_model: Path) -> None:
+def test_memory_is_weights_and_cache_and_is_compared_with_what_is_free(meta_model: Path) -> None:
     report = report_of(meta_model)
     weights, cache = report["weights_memory"], report["cache_memory"]
     assert weights == 4 * report["parameters"]
@@ -77,7 +77,7 @@ def test_memory_is_weights_and_cache_and_is_held_against_what_is_free(meta_model
     assert "does not fit: the weights take 599 KB of 599 KB free" in picture_of(none)
 
 
-def test_packed_weights_take_what_they_take(starter_model: Path) -> None:
+def test_memory_depends_on_the_weight_format(starter_model: Path) -> None:
     packed, floats = report_of(starter_model, quantize="stored"), report_of(starter_model)
     assert packed["weights_memory"] < floats["weights_memory"] / 5
     assert "Memory, packed as stored, computed by " in picture_of(packed)
@@ -86,7 +86,7 @@ def test_packed_weights_take_what_they_take(starter_model: Path) -> None:
     assert "Memory, packed to int8, computed by " in picture_of(anew)
 
 
-def test_samples_are_what_the_tokenizer_does(starter_model: Path) -> None:
+def test_samples_are_those_of_the_tokenizer(starter_model: Path) -> None:
     report = report_of(starter_model)
     tokenizer = plan(starter_model).tokenizer
     for sample in report["samples"]["texts"]:
@@ -113,7 +113,7 @@ SCALINGS: dict[str, RopeScaling] = {
 
 
 @pytest.mark.parametrize("words", SCALINGS)
-def test_rotary_scaling_is_told_in_words(words: str, meta_model: Path) -> None:
+def test_rotary_scaling_is_described_in_words(words: str, meta_model: Path) -> None:
     report = report_of(meta_model, rope_scaling=SCALINGS[words])
     assert report["rope"] == f"base 10,000, {words}"
     json.dumps(report)
@@ -145,7 +145,9 @@ def test_every_tensor_is_listed_on_demand(meta_model: Path) -> None:
     assert "Tensors" not in picture_of(report)
 
 
-def test_names_out_of_a_file_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_a_file_are_shown_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokens = ["<|\x1b]52;c;aGk=\x07|>", "<|\u202e\x9b|>", "a\nb", *TOKENS[3:]]
     model = tmp_path / "m.gguf"
     metadata = {"tokenizer__ggml__tokens": tokens, "tokenizer__chat_template": "{% \x1b[2J %}"}
@@ -180,7 +182,7 @@ _LARGE = LlamaConfig(
 
 
 def _write_hollow(path: Path, config: LlamaConfig) -> None:
-    """A model whose weights are a hole in the file, which takes no room."""
+    """Write a model whose weights are a hole in the file, which takes no disk space."""
     writer = gguf.GGUFWriter(None, "llama")
     tiny = path.with_name("tiny.gguf")
     write_gguf(tiny, dataclasses.replace(SMALL, n_layers=1))

@@ -14,12 +14,12 @@ STOPPED = r"stopped after \d+ tokens; the text is kept; /continue goes on\n\n›
 
 
 def numbers(table: str) -> dict[str, int]:
-    """The counts of ``/stats``."""
+    """Parse the counts of ``/stats``."""
     return {name: int(n) for name, n in re.findall(r"(?m)^(\w+_tokens) +(\d+)$", table)}
 
 
 def cached(terminal: Terminal) -> int:
-    """Tokens of the conversation that ``/context`` finds in the cache."""
+    """Return the number of tokens that ``/context`` shows as cached."""
     text = terminal.ask("/context", r"\d+ of \d+ tokens, \d+ free")
     return sum(map(int, re.findall(r"(?m)^ *\d+ +(?:user|assistant) +\d+ +(\d+) ", text)))
 
@@ -27,7 +27,7 @@ def cached(terminal: Terminal) -> int:
 def test_fifty_interrupts_lose_neither_the_prompt_nor_the_cache(
     starter_model: Path, tmp_path: Path
 ) -> None:
-    """Half of them while the message is being read, half while the reply is being written."""
+    """Half of them come during prefill, half during decode."""
     chance = random.Random(0)
     flags = ("-m", starter_model, "--markdown", "never", "--max-tokens", "4000")
     with Terminal(*flags, home=tmp_path) as terminal:
@@ -41,7 +41,7 @@ def test_fifty_interrupts_lose_neither_the_prompt_nor_the_cache(
             terminal.child.kill(signal.SIGINT)
             terminal.wait_for(rf"› Say {number} (?:(?!\n›)[\s\S])*\n\n›")
             counts = numbers(terminal.ask("/stats", r"tokens read in all +\d+"))
-            # What was in the cache was not read again, whatever interrupted it.
+            # No cached token was read again.
             assert counts["cached_tokens"] >= before
         rows = re.findall(r"(?m)^ *\d+ +(user|assistant)", terminal.ask("/context", r"\d+ free"))
         assert rows == ["user", "assistant"] * 50
@@ -78,7 +78,7 @@ def test_a_signal_while_decoding_saves_and_ends(
         again.ask("/tree", r"2 model .*● here")
 
 
-def test_the_terminal_vanishing_saves_what_was_said(starter_model: Path, tmp_path: Path) -> None:
+def test_closing_the_terminal_saves_the_conversation(starter_model: Path, tmp_path: Path) -> None:
     flags = ("-m", starter_model, "--max-tokens", "12", "--temperature", "0")
     with Terminal(*flags, home=tmp_path) as terminal:
         terminal.wait_for(READY)
@@ -123,7 +123,7 @@ def test_control_z_and_fg_change_nothing(starter_model: Path, tmp_path: Path) ->
         shell.wait_for(r"(?s)Stopped.*Stopped")
         shell.line("fg")
         shell.wait_for(r"cut off after 30 tokens")
-        # What is typed next is not echoed by a terminal that the shell has changed.
+        # The shell's terminal modes must not echo what is typed next.
         shell.ask("/top-k 3", r"top-k is 3")
         shell.type(CTRL_D)
         shell.wait_for(r"(?s)top-k is 3.*\$ *\n")

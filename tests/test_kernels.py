@@ -1,4 +1,4 @@
-"""The C library: what it says about itself, when it is loaded, and when it is refused."""
+"""The C library: its description, when it is loaded, and when it is refused."""
 
 import ctypes
 import json
@@ -23,7 +23,7 @@ needs_library = pytest.mark.skipif(
 )
 
 NOT_OURS = "int pack_panels(void) { __builtin_trap(); }\n"
-"""A library without a description; to call anything in it would end the program."""
+"""Source of a library without a description, whose function would crash the program."""
 
 Compile = Callable[[str], Path]
 
@@ -43,7 +43,7 @@ def compile_library(tmp_path: Path) -> Compile:
 
 
 def describing(description: object) -> str:
-    """C source of a library that describes itself in this way."""
+    """Return C source of a library with this description."""
     text = json.dumps(json.dumps(description))
     copy = "for (long i = 0; (to[i] = text[i]); i++);"
     return f"void describe_library(char *to, long n) {{ char text[] = {text}; (void)n; {copy} }}\n"
@@ -64,7 +64,7 @@ def run_python(
 
 
 @needs_library
-def test_it_describes_what_it_was_compiled_for() -> None:
+def test_it_describes_how_it_was_compiled() -> None:
     description = native.describe()
     assert next(iter(description["levels"])) == "portable"
     assert description["levels"]["portable"] == {"is_supported": True, "tile_sizes": [1, 2, 4]}
@@ -77,7 +77,7 @@ def test_it_describes_what_it_was_compiled_for() -> None:
 
 
 def refuse(library: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Load another library in the place of ours, and return why it was refused."""
+    """Load another library in place of ours, and return why it was refused."""
     monkeypatch.setattr(native, "LIBRARY", library)
     native.library.cache_clear()
     try:
@@ -114,20 +114,22 @@ def test_a_library_of_other_sources_is_refused(
 @needs_library
 @needs_compiler
 @pytest.mark.parametrize("description", [[], 3, {}, {"structs": {}}, {"structs": {}, "levels": {}}])
-def test_a_library_that_says_something_else_is_refused(
+def test_a_library_with_an_invalid_description_is_refused(
     description: object, compile_library: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert refuse(compile_library(describing(description)), monkeypatch)
 
 
-def test_what_is_no_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_no_library_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.so").write_text("no library")
     assert "cannot be loaded" in refuse(tmp_path / "text.so", monkeypatch)
 
 
 @needs_library
 @needs_compiler
-def test_the_program_ends_with_one_line(
+def test_a_refused_library_ends_the_program_with_one_line(
     compile_library: Compile, gguf_model: Path, tmp_path: Path
 ) -> None:
     code = (
@@ -178,7 +180,7 @@ except UsageError as error:
 
 @needs_library
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
-def test_importing_everything_loads_nothing(tmp_path: Path) -> None:
+def test_importing_everything_loads_no_library(tmp_path: Path) -> None:
     code = """
 import os
 from pathlib import Path
@@ -280,7 +282,7 @@ sys.exit(run(["inspect", sys.argv[2], "--quantize", "int8"]))
 
 
 @needs_compiler
-def test_a_program_that_runs_keeps_the_library_that_it_loaded(tmp_path: Path) -> None:
+def test_a_running_program_keeps_the_library_that_it_loaded(tmp_path: Path) -> None:
     library = tmp_path / "a.so"
     assert build_library([SOURCE], library)
     with library.open("rb") as loaded:

@@ -43,7 +43,7 @@ def cached(home: Path, repository: str, commit: str = COMMIT) -> Path:
 
 
 def pulled(store: Path, name: str, digit: str = "1", magic: bytes = b"GGUF") -> Path:
-    """A model in a store of ollama, as ``host/namespace/model/tag``; returns its blob."""
+    """Write a model ``host/namespace/model/tag`` to a store of ollama; returns its blob."""
     digest, config = digit * 64, "f" * 64
     layers = [
         {"mediaType": "application/vnd.ollama.image.license", "digest": "sha256:" + "e" * 64},
@@ -93,7 +93,7 @@ def test_every_store_has_its_names(home: Path) -> None:
         assert find_model(f"{model.source}:{name}", [str(home / "mine")]) == model.path
 
 
-def test_other_spellings_are_understood(home: Path) -> None:
+def test_other_spellings_of_names_are_understood(home: Path) -> None:
     ours = own(home) / "org/two"
     write(ours / "b-Q8_0.gguf", ours / "Q4_K_M/b-Q4_K_M.gguf", own(home) / "one/a.Q4_0.gguf")
     blob = pulled(home / ".ollama/models", "host/library/llama3/latest")
@@ -159,7 +159,7 @@ def test_split_files_are_one_model_and_incomplete_ones_are_none(home: Path) -> N
     assert found["pub/repo/big-Q4_K_M"].path.name == "big-Q4_K_M-00001-of-00003.gguf"
 
 
-def test_damaged_and_hostile_stores_are_passed_over(home: Path) -> None:
+def test_damaged_and_hostile_stores_are_ignored(home: Path) -> None:
     store, hub = home / ".ollama/models", cached(home, "org/name")
     for n, data in enumerate(
         [b"", b"{", b"[]", b"7", b"[" * 100_000, b'{"layers": 7}', b'{"layers": [7, {}]}', b"\xff"]
@@ -183,7 +183,7 @@ def test_damaged_and_hostile_stores_are_passed_over(home: Path) -> None:
     assert set(names(home / "nowhere", home / ("x" * 5000), Path("\0"))) == {"real"}
 
 
-def test_hundreds_are_found_in_a_moment(home: Path) -> None:
+def test_hundreds_of_models_are_found_quickly(home: Path) -> None:
     for n in range(300):
         snapshot = cached(home, f"org/model-{n}")
         write(snapshot / "config.json", snapshot / "model.safetensors")
@@ -195,7 +195,7 @@ def test_hundreds_are_found_in_a_moment(home: Path) -> None:
     assert time.process_time() - began < 0.3
 
 
-def test_a_model_that_is_not_here_leads_on(home: Path) -> None:
+def test_the_error_for_an_unknown_model_names_a_next_step(home: Path) -> None:
     with pytest.raises(ModelError, match="llama-chat pull smollm2-135m"):
         find_model("org/name")
     write(own(home) / "mellow-7b/a.gguf")
@@ -205,7 +205,7 @@ def test_a_model_that_is_not_here_leads_on(home: Path) -> None:
         find_model("entirely-different")
 
 
-def test_to_remove_a_model_takes_its_files_and_no_others(home: Path) -> None:
+def test_removing_a_model_takes_its_files_and_no_others(home: Path) -> None:
     ours = own(home) / "org/name"
     write(*(ours / f"x-Q4_0-0000{n}-of-00002.gguf" for n in (1, 2)))
     write(ours / "x-Q8_0.gguf", home / "elsewhere/y/z.gguf")
@@ -230,7 +230,7 @@ NAMES = st.lists(
 
 @settings(max_examples=50)
 @given(NAMES)
-def test_whatever_files_are_called_each_is_of_one_model_at_most(files: list[str]) -> None:
+def test_each_file_belongs_to_one_model_at_most(files: list[str]) -> None:
     models = group_gguf(set(files))
     used = [path for model in models for path in model.files]
     assert len(used) == len(set(used))
@@ -263,7 +263,7 @@ def selected_files(names: set[str]) -> tuple[str, tuple[str, ...], tuple[str, ..
     return kind.name, files.config, files.weights, files.is_complete
 
 
-def test_weights_of_torch_count_where_there_are_no_others() -> None:
+def test_weights_of_torch_count_if_there_is_no_safetensors_file() -> None:
     names = {"config.json", "tokenizer.json", "training_args.bin"}
     config = ("config.json", "tokenizer.json")
     parts = tuple(f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2))

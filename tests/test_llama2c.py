@@ -170,7 +170,7 @@ def test_bad_models_are_refused(case: str, model: Path) -> None:
     assert_refused(model, why)
 
 
-def test_only_a_file_of_that_name_and_beginning_is_one(model: Path, tmp_path: Path) -> None:
+def test_only_a_regular_file_with_the_suffix_is_recognised(model: Path, tmp_path: Path) -> None:
     found = identify(model)
     assert found is not None
     assert found.name == "llama2.c"

@@ -22,7 +22,7 @@ from tests.model_files import SMALL, write_gguf
 
 LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)
 OTHER_BYTES = 2**29 + LARGE.kv_cache_bytes(512, 2)
-"""Needed beside the weights: working memory, and a cache of the whole context."""
+"""Bytes needed beside the weights: working memory, and a cache of the whole context."""
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def plan_of(model: Path, quantize: str, free: int = 10**12) -> LoadPlan:
 
 
 @pytest.mark.parametrize("quantize", WEIGHT_FORMATS)
-def test_the_estimate_is_what_the_model_takes(quantize: str, large_model: Path) -> None:
+def test_the_estimate_is_the_size_of_the_loaded_weights(quantize: str, large_model: Path) -> None:
     planned = plan_of(large_model, quantize)
     assert planned.load().model.n_bytes == planned.weight_bytes
 
 
 @pytest.mark.parametrize("quantize", WEIGHT_FORMATS)
-def test_what_fits_is_let_through(quantize: str, large_model: Path) -> None:
+def test_a_model_loads_only_if_all_its_bytes_are_free(quantize: str, large_model: Path) -> None:
     planned = plan_of(large_model, quantize)
     needed = OTHER_BYTES + planned.weight_bytes
     assert planned.bytes_needed == needed
@@ -75,7 +75,7 @@ def test_quantized_files_stay_packed_where_that_is_fast(large_model: Path) -> No
     assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12, gpu) == "none"
 
 
-def test_what_does_not_fit_is_refused_with_what_would(large_model: Path) -> None:
+def test_a_model_that_does_not_fit_is_refused_with_a_format_that_does(large_model: Path) -> None:
     sizes = {name: plan_of(large_model, name).bytes_needed for name in WEIGHT_FORMATS}
     assert sizes["none"] > sizes["int8"] > sizes["int4"]
     for other in ("int8", "int4"):
@@ -102,7 +102,7 @@ def test_memory_of_a_model_that_is_dropped_first_counts_as_free(large_model: Pat
     assert extra == pytest.approx(10**15, rel=1e-3)
 
 
-def test_a_name_is_as_good_as_a_path(
+def test_a_model_loads_by_its_name(
     large_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
@@ -130,7 +130,7 @@ def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("template", ["auto", "chatml", "plain"])
-def test_a_model_that_is_dropped_leaves_nothing_behind(template: str, gguf_model: Path) -> None:
+def test_a_dropped_model_leaves_nothing_in_memory(template: str, gguf_model: Path) -> None:
     settings = Settings().change("model", str(gguf_model), "the test")
 
     def used_and_dropped() -> list[weakref.ref[object]]:

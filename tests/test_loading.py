@@ -13,7 +13,7 @@ from harness.program import environment
 from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 from tests.model_files import SMALL, write_hollow_gguf
 
-pytestmark = pytest.mark.cold  # that torch is being imported is what most of these are about
+pytestmark = pytest.mark.cold  # most of these depend on when torch is imported
 
 
 def test_the_input_is_open_before_torch_is_imported(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_what_is_sent_while_the_model_loads_is_answered(
 
 @pytest.fixture(scope="module")
 def slow_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
-    """Flags of a model that takes several seconds to load, since it is quantized meanwhile."""
+    """Flags of a model that takes several seconds to load, since it is quantized at load."""
     path = tmp_path_factory.mktemp("slow") / "slow.gguf"
     wide = replace(SMALL, dim=256, n_heads=8, n_kv_heads=4, head_dim=32, hidden_dim=2**15)
     write_hollow_gguf(path, replace(wide, n_layers=32))
@@ -49,7 +49,7 @@ def slow_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ..
 LOADING = r"loading \d+ %"
 
 
-def test_the_toolbar_tells_how_far_it_is(
+def test_the_toolbar_shows_the_progress_of_loading(
     slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     with Terminal(*slow_flags, home=tmp_path) as terminal:
@@ -95,7 +95,7 @@ def test_a_template_chosen_while_it_loads_is_that_of_the_session(
         terminal.wait_for(r"there is no message yet")
 
 
-def test_a_template_that_does_not_suit_the_model_is_dropped_and_told(
+def test_a_template_that_does_not_suit_the_model_is_dropped_and_reported(
     slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     with Terminal(*slow_flags, home=tmp_path) as terminal:
@@ -106,7 +106,7 @@ def test_a_template_that_does_not_suit_the_model_is_dropped_and_told(
         terminal.ask("/settings", r"\ntemplate +auto +default\n")
 
 
-def test_a_conversation_loaded_while_the_model_loads_is_the_one_that_goes_on(
+def test_a_conversation_loaded_while_the_model_loads_is_continued(
     gguf_model: Path, slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "4")
@@ -128,7 +128,7 @@ def test_a_conversation_loaded_while_the_model_loads_is_the_one_that_goes_on(
     assert '"the second question"' in saved
 
 
-def test_control_c_while_waiting_gives_the_message_back(
+def test_control_c_while_waiting_puts_the_message_back_into_the_input(
     slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     with Terminal(*slow_flags, home=tmp_path) as terminal:
@@ -136,7 +136,7 @@ def test_control_c_while_waiting_gives_the_message_back(
         terminal.line("too early")
         terminal.wait_for(r"› too early\n")
         terminal.wait_until_asleep()
-        terminal.child.kill(signal.SIGINT)  # as the terminal does, once no key is being read
+        terminal.child.kill(signal.SIGINT)  # as a terminal does while no key is being read
         terminal.wait_for(r"stopped\n[\s\S]*› too early")
         terminal.type(CTRL_C)
         terminal.wait_for(READY)

@@ -1,4 +1,4 @@
-"""Drafts change how many passes a text takes, and not one token of it."""
+"""Drafts change the number of forward passes that a text takes, and none of its tokens."""
 
 import itertools
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ needs_native = pytest.mark.skipif(
 TOKENIZER = byte_tokenizer()
 PROMPT = TOKENIZER.encode("the cat and the hat and the cat and the hat")
 LOOP = TOKENIZER.encode("x")
-"""Behind which the model soon repeats one token for ever."""
+"""Prompt after which the model soon repeats one token forever."""
 N_TOKENS = 90
 
 GREEDY = Sampling(temperature=0, seed=1)
@@ -59,14 +59,14 @@ def model() -> Transformer:
 
 @pytest.fixture
 def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that can be drafted is, whatever this machine is busy with."""
+    """Make rows of a draft cost nothing, so that drafting does not depend on measured times."""
     monkeypatch.setattr(PassCost, "estimate", lambda self, n_rows: 1.0)
 
 
 def new_engine(
     model: Transformer, end_id: int | None = None, cache_dtype: torch.dtype | None = None
 ) -> Engine:
-    """One whose texts end at ``end_id`` alone: random weights end them anywhere."""
+    """Make an engine whose texts end only at ``end_id``: random weights would end them anywhere."""
     backend = choose_backend(model)
     engine = Engine(backend, TOKENIZER, backend.new_cache(cache_dtype))
     engine.end_ids = frozenset() if end_id is None else frozenset([end_id])
@@ -83,7 +83,7 @@ def generate(
 
 
 def without_times(finish: Finish) -> Finish:
-    """An end, but for what drafts may change."""
+    """Return an end without the times and counts that drafts may change."""
     usage = replace(finish.usage, drafted_tokens=0, accepted_tokens=0)
     return replace(finish, usage=usage, timings=Timings(0, 0, 0))
 
@@ -97,7 +97,7 @@ def assert_alike(
     cache_dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Finish:
-    """With lookup and without it everything is the same; returns the end with it."""
+    """Check that a text is the same with and without lookup; returns its end with lookup."""
     slow, fast = (new_engine(model, end_id, cache_dtype) for _ in range(2))
     expected, expected_end = generate(slow, sampling, ids, lookup=False, **options)
     tokens, end = generate(fast, sampling, ids, **options)
@@ -110,7 +110,7 @@ def assert_alike(
 
 
 def one_by_one(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
-    """Logits behind the last of ``ids``, each of them read for itself into an empty cache."""
+    """Compute the logits of the last of ``ids``, which are read one by one into an empty cache."""
     backend = choose_backend(model)
     cache = backend.new_cache()
     for token_id in ids:
@@ -118,13 +118,13 @@ def one_by_one(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
     return logits
 
 
-# What must not change
+# Results, which must not change
 
 
 @needs_native
 @pytest.mark.usefixtures("free_rows")
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_everything_is_the_same_as_without(model: Transformer, sampling: Sampling) -> None:
+def test_results_are_the_same_as_without_lookup(model: Transformer, sampling: Sampling) -> None:
     usage = assert_alike(model, sampling, max_tokens=300).usage
     assert 0 < usage.accepted_tokens < usage.drafted_tokens
 
@@ -132,7 +132,7 @@ def test_everything_is_the_same_as_without(model: Transformer, sampling: Samplin
 @needs_native
 @pytest.mark.usefixtures("free_rows")
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
-def test_so_it_is_with_any_cache(dtype: torch.dtype) -> None:
+def test_results_are_the_same_with_any_cache_dtype(dtype: torch.dtype) -> None:
     model = packed_model(SMALL, (8, 4), torch.bfloat16)
     usage = assert_alike(model, max_tokens=300, cache_dtype=dtype).usage
     assert 0 < usage.accepted_tokens < usage.drafted_tokens
@@ -161,7 +161,7 @@ def test_the_context_may_end_in_the_middle_of_a_draft(context: int) -> None:
 
 @needs_native
 @pytest.mark.usefixtures("free_rows")
-def test_stop_strings_and_end_tokens_end_it_in_the_same_place(model: Transformer) -> None:
+def test_stop_strings_and_end_tokens_end_a_text_in_the_same_place(model: Transformer) -> None:
     sampling = SAMPLINGS["drawn"]
     tokens, _ = generate(new_engine(model), sampling)
     text = "".join(token.text for token in tokens)
@@ -172,9 +172,9 @@ def test_stop_strings_and_end_tokens_end_it_in_the_same_place(model: Transformer
 
 @needs_native
 @pytest.mark.usefixtures("free_rows")
-def test_an_interrupt_stops_where_it_would_stop_without(model: Transformer) -> None:
+def test_an_interrupt_stops_in_the_same_place(model: Transformer) -> None:
     for n_questions in range(60):
-        # Asked by both texts, one after the other.
+        # Used by both texts, one after the other.
         answers = itertools.cycle([False] * n_questions + [True])
         hooks = Hooks(should_stop=answers.__next__)
         assert assert_alike(model, ids=LOOP, hooks=hooks).reason == "interrupted"
@@ -182,7 +182,7 @@ def test_an_interrupt_stops_where_it_would_stop_without(model: Transformer) -> N
 
 @needs_native
 @pytest.mark.usefixtures("free_rows")
-def test_closed_anywhere_the_cache_holds_all_but_the_last_token(model: Transformer) -> None:
+def test_the_cache_of_a_closed_text_holds_all_but_its_last_token(model: Transformer) -> None:
     said = [token.id for token in generate(new_engine(model), ids=LOOP)[0]]
     for n in range(1, 50):
         engine = new_engine(model)
@@ -192,14 +192,14 @@ def test_closed_anywhere_the_cache_holds_all_but_the_last_token(model: Transform
         assert engine.cache.ids == LOOP + said[: n - 1]
         events.close()  # type: ignore[attr-defined] # a generator
         assert engine.cache.ids == LOOP + said[: n - 1]
-        # The next turn gives what it would give if no draft had ever been read.
+        # The next turn gives what it would give if no draft had been read.
         turn = [*LOOP, *said[:n], 40, 41, 42]
         assert engine.prefill(turn).equal(one_by_one(model, turn))
 
 
 @needs_native
 @pytest.mark.usefixtures("free_rows")
-def test_two_texts_by_turns_leave_a_cache_that_tells_the_truth(model: Transformer) -> None:
+def test_two_texts_in_turn_leave_an_exact_cache(model: Transformer) -> None:
     engine = new_engine(model)
     texts = [engine.generate(ids, Sampler(GREEDY)) for ids in (LOOP, PROMPT[:8])]
     for turn in range(40):
@@ -211,7 +211,7 @@ def test_two_texts_by_turns_leave_a_cache_that_tells_the_truth(model: Transforme
 
 
 @needs_native
-def test_a_row_that_was_cut_off_comes_back_until_it_is_written_over(model: Transformer) -> None:
+def test_a_trimmed_row_can_be_restored_until_it_is_overwritten(model: Transformer) -> None:
     backend = choose_backend(model)
     cache = backend.new_cache()
     backend.forward([1, 2, 3, 4], cache)
@@ -221,21 +221,21 @@ def test_a_row_that_was_cut_off_comes_back_until_it_is_written_over(model: Trans
     assert not cache.restore(4)
     assert backend.forward([5], cache).equal(one_by_one(model, [1, 2, 3, 4, 5]))
     cache.trim(2)
-    assert not cache.restore(4)  # another one lies there
+    assert not cache.restore(4)  # another row is there
     cache.trim(1)
     backend.forward([9], cache)
     assert not cache.restore(3)
     assert cache.ids == [1, 9]
 
 
-# What is gained
+# Fewer passes
 
 
 @needs_native
 @pytest.mark.usefixtures("free_rows")
 def test_a_text_that_repeats_itself_takes_a_fraction_of_the_passes(model: Transformer) -> None:
     passes: list[int] = []
-    # Each pass looks its tokens up once.
+    # Each pass uses the embedding once.
     embedding = model.tok_embeddings
     hook = embedding.register_forward_pre_hook(lambda _, ids: passes.append(len(ids[0])))
     _, finish = generate(new_engine(model), ids=LOOP)
@@ -252,7 +252,7 @@ TEXTS = st.lists(st.integers(0, 3), max_size=60)
 
 
 def found_by_looking(ids: Sequence[int]) -> Match | None:
-    """What ``NGramIndex.find`` promises, spelled out."""
+    """Find the match that ``NGramIndex.find`` should find, by a search of all places."""
     for n in NGRAM_SIZES:
         places = [j for j in range(n, len(ids)) if ids[j - n : j] == ids[len(ids) - n :]]
         if places:
@@ -264,7 +264,7 @@ def found_by_looking(ids: Sequence[int]) -> Match | None:
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
-def test_a_match_is_the_last_place_where_the_longest_n_gram_stood(texts: list[list[int]]) -> None:
+def test_a_match_is_the_last_place_of_the_longest_n_gram(texts: list[list[int]]) -> None:
     index = NGramIndex()
     for text in texts:
         index.set_ids(text)
@@ -276,14 +276,14 @@ def test_a_match_is_the_last_place_where_the_longest_n_gram_stood(texts: list[li
 
 @pytest.mark.usefixtures("free_rows")
 @given(TEXTS, st.integers(0, 10))
-def test_a_draft_is_what_followed_the_match(ids: list[int], room: int) -> None:
+def test_a_draft_is_the_text_after_the_match(ids: list[int], limit: int) -> None:
     drafter = Drafter()
     drafter.set_ids(ids)
-    draft = drafter.draft(room)
+    draft = drafter.draft(limit)
     match = found_by_looking(ids)
-    assert len(draft) == (max((n for n in DRAFT_LENGTHS if n <= room), default=0) if match else 0)
+    assert len(draft) == (max((n for n in DRAFT_LENGTHS if n <= limit), default=0) if match else 0)
     if match:
-        # Of the draft itself, where the match reaches up to it.
+        # The draft continues with itself where it goes past the end of the ids.
         assert draft == [*ids, *draft][match.start : match.start + len(draft)]
 
 
@@ -292,7 +292,7 @@ def teach(drafter: Drafter, ids: Sequence[int]) -> None:
         drafter.append(token_id)
 
 
-def test_drafts_end_where_they_fail_and_begin_again_where_they_would_not() -> None:
+def test_drafting_stops_when_drafts_fail_and_resumes_when_they_would_not() -> None:
     drafter = Drafter()
     drafter.set_ids([1, 2, 3, 4, 1, 2])
     assert drafter.draft(7)
@@ -304,7 +304,7 @@ def test_drafts_end_where_they_fail_and_begin_again_where_they_would_not() -> No
     assert drafter.draft(7)
 
 
-def test_drafts_are_as_long_as_their_rows_are_cheap() -> None:
+def test_drafts_are_longer_the_cheaper_their_rows_are() -> None:
     drafter, lengths = Drafter(), []
     drafter.set_ids([*range(30)] * 2)
     for row in (1.0, 0.9, 0.3, 0.0):
@@ -319,7 +319,7 @@ def test_drafts_are_as_long_as_their_rows_are_cheap() -> None:
     assert len(drafter.draft(7)) == 3
 
 
-def test_a_pass_that_was_held_up_is_got_over() -> None:
+def test_one_delayed_pass_changes_the_cost_little() -> None:
     cost = PassCost()
     for _ in range(100):
         cost.observe(1, 1.0)
@@ -330,7 +330,7 @@ def test_a_pass_that_was_held_up_is_got_over() -> None:
     for _ in range(100):
         cost.observe(4, 1000.0)
     assert cost.estimate(4) > 3.9
-    for _ in range(1000):  # it is not tried, and yet not given up for ever
+    for _ in range(1000):  # without passes of 4 rows, their estimated cost falls again
         cost.observe(1, 1.0)
     assert cost.estimate(4) < 2
 
@@ -347,7 +347,7 @@ the other. He trimmed the wick, polished the brass, and wound the clockwork of t
 @needs_native
 @pytest.mark.usefixtures("free_rows")
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_a_quotation_is_foretold(starter_model: Path, temperature: float) -> None:
+def test_most_of_a_quotation_is_drafted(starter_model: Path, temperature: float) -> None:
     llama = load(starter_model)
     replies, accepted = [], 0.0
     for lookup in (False, True):
@@ -363,7 +363,7 @@ def test_a_quotation_is_foretold(starter_model: Path, temperature: float) -> Non
 
 
 @needs_native
-def test_it_can_be_turned_off_and_tells_what_it_did(starter_model: Path, tmp_path: Path) -> None:
+def test_lookup_can_be_turned_off_and_is_reported(starter_model: Path, tmp_path: Path) -> None:
     flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "60", "-v")
     on, off = (
         run("ask", QUESTION, *flags, flag, home=tmp_path) for flag in ("--lookup", "--no-lookup")

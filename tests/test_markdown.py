@@ -1,4 +1,4 @@
-"""What Markdown looks like on the terminal."""
+"""Markdown as it is shown on the terminal."""
 
 import pytest
 
@@ -165,8 +165,8 @@ def test_a_long_string_keeps_its_colour_until_it_is_too_long() -> None:
     assert len(green) < 300
 
 
-def test_a_colour_never_costs_code() -> None:
-    """Lines of all sorts, in every language with colours: shown as they are."""
+def test_colours_never_change_code() -> None:
+    """Odd lines, in every language that has colours."""
     lines = [
         "if a:\t ",
         "",

@@ -1,4 +1,4 @@
-"""Markdown as a person sees it arrive: early, whole, and once, on terminals of any width."""
+"""Markdown as a user sees it arrive: early, whole, and once, on terminals of any width."""
 
 import json
 import sys
@@ -69,7 +69,7 @@ BETWEEN_TABLES = "And one that few terminals can hold:\n\n"
 
 
 def shown(width: int, later_width: int) -> str:
-    """The reply on a terminal that gets another width between its two large tables."""
+    """Return the reply as shown by a terminal whose width changes between its two large tables."""
     widths = [max(map(len, column)) for column in TASTES_WIDE_COLUMNS]
     rows = zip(*TASTES_WIDE_COLUMNS, strict=True)
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -84,8 +84,8 @@ def test_a_terminal_holds_the_whole_reply_once(
     width: int, later_width: int, tmp_path: Path
 ) -> None:
     player = [sys.executable, "-m", "tests.play_reply", str(DATA / "markdown_reply.json")]
-    # Of three lines, two are short and one is empty when the width changes: pyte cuts what a real
-    # terminal would wrap anew.
+    # Two of the three lines on the screen are short and one is empty when the width changes: pyte
+    # cuts off what a real terminal would wrap again.
     with Terminal(BETWEEN_TABLES, command=player, size=(width, 3), home=tmp_path) as terminal:
         terminal.wait_for(BETWEEN_TABLES.replace(" ", r"\s+"))
         terminal.resize(later_width, 3)
@@ -106,12 +106,12 @@ def test_a_terminal_holds_the_whole_reply_once(
 
 
 def squeezed(line: str) -> str:
-    """A line without its blanks: a tab has become several, and wrapping adds some."""
+    """Remove the blanks of a line: a tab has become several, and wrapping adds some."""
     return "".join(line.split())
 
 
 def test_the_changed_widths_are_those_of_the_tables() -> None:
-    """The expected texts above differ as they should, and each is what is written."""
+    """The expected text differs for each width, and is what is written."""
     assert len({shown(width, width) for width in (40, 80, 200)}) == 3
     for width in (40, 80, 200):
         assert formatted(REPLY, width=width) + "\n" == shown(width, width)
@@ -141,7 +141,7 @@ def test_the_changed_widths_are_those_of_the_tables() -> None:
         ("| a | b |\n| c", "| a | b |\n"),
     ],
 )
-def test_what_is_certain_is_there_before_the_line_ends(source: str, early: str) -> None:
+def test_certain_text_is_written_before_the_line_ends(source: str, early: str) -> None:
     stream = MarkdownStream(Painter(None), lambda: 80)
     assert "".join(map(stream.push, source)) == early
 
@@ -149,7 +149,7 @@ def test_what_is_certain_is_there_before_the_line_ends(source: str, early: str) 
 @pytest.mark.parametrize(
     "opener", ["*", "**", "_", "~~", "`", "``", "[", "![", "[a](", "<a ", "<!--", "\\(", "http://"]
 )
-def test_an_open_marker_is_waited_for_only_so_long(opener: str) -> None:
+def test_an_open_marker_holds_back_a_limited_text(opener: str) -> None:
     assert HELD_MAX <= 300
     stream = MarkdownStream(Painter(None), lambda: 80)
     source = f"a {opener}" + "b c" * 200
@@ -164,7 +164,7 @@ def test_a_marker_after_one_that_never_closes_is_still_formatted() -> None:
     assert formatted("a *" + "b " * 120 + "**c " + "d " * 60 + "e** f").endswith("d e f")
 
 
-def test_a_table_says_that_it_is_waited_for() -> None:
+def test_a_table_reports_the_rows_that_it_holds_back() -> None:
     stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: 80)
     said = ""
     for line in ["a\n", "| b |\n", "|---|\n", "| c |\n", "| d |\n", "| e", " |\n", "f\n"]:
@@ -203,7 +203,7 @@ def test_text_that_only_looks_like_markdown_stays_as_it_is(text: str) -> None:
     assert formatted(text) == text
 
 
-def test_deep_nesting_is_text_at_some_point() -> None:
+def test_nesting_beyond_a_limit_is_text() -> None:
     assert formatted(">" * 1_000 + " a") == "│ " * 32 + ">" * 968 + " a"
     assert formatted("- " * 100 + "a") == "• " * 32 + "- " * 68 + "a"
 
@@ -216,6 +216,6 @@ def test_a_table_of_a_thousand_columns() -> None:
     )
 
 
-def test_nothing_comes_after_the_end() -> None:
+def test_nothing_is_written_after_the_end() -> None:
     stream = MarkdownStream(Painter(None), lambda: 80)
     assert stream.push("**a") + stream.finish() + stream.finish() == "**a"

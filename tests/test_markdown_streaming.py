@@ -1,4 +1,4 @@
-"""Markdown that arrives piece by piece: nothing is lost, late, doubled or unfit for a terminal."""
+"""Markdown that arrives piece by piece: nothing is lost, doubled or unsafe for a terminal."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.markdown_output import Styled, cut, formatted, styled, visible
 
 DATA = Path(__file__).parent / "data"
 REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())
-"""A reply, cut as Llama 2's tokenizer does."""
+"""A reply in the pieces of Llama 2's tokenizer."""
 SOURCE = "".join(REPLY)
 
 PIECES = [
@@ -51,7 +51,7 @@ PLACES = st.lists(st.integers(0, 400), max_size=30)
 @example(SOURCE, range(0, len(SOURCE), 3))
 @example(SOURCE, range(len(SOURCE)))
 @example("a\rb\r\nc\r", [2, 4])
-def test_the_cuts_change_nothing(text: str, places: list[int]) -> None:
+def test_cuts_between_pieces_change_nothing(text: str, places: list[int]) -> None:
     pieces = cut(text, places)
     assert formatted(pieces) == formatted(text)
     assert styled(formatted(pieces, color=True)) == styled(formatted(text, color=True))
@@ -63,14 +63,14 @@ def test_the_cuts_change_nothing(text: str, places: list[int]) -> None:
 @example("**a*b**c* `d** e")
 @example("a*b** c")
 def test_a_line_is_read_as_markdown_it_reads_it(line: str) -> None:
-    """Character by character, so that everything is decided without its right neighbour."""
+    """The line also arrives character by character, so that each is read without the next."""
     line = "x " + line[:280]
     assert styled(formatted(line, color=True)) == styled_by_markdown_it(line)
     assert styled(formatted(list(line), color=True)) == styled_by_markdown_it(line)
 
 
 def styled_by_markdown_it(line: str) -> Styled:
-    """A paragraph of one line, by markdown-it alone, with the colours of our documentation."""
+    """Parse a paragraph of one line with markdown-it, and give it the documented styles."""
     parser = MarkdownIt("commonmark").enable("strikethrough")
     return list(_styled_tokens(parser.parse(line)[1].children or [], frozenset()))
 
@@ -107,7 +107,7 @@ def _styled_tokens(
 
 @given(TEXTS)
 def test_no_letter_is_lost_or_doubled(text: str) -> None:
-    # What stands beside an opening fence is dropped, and so is the x of a task.
+    # The text after an opening fence is dropped, and so is the x of a task.
     assume(not re.search(r"(```|~~~).*\w", text))
     text = text.replace("[x]", "[ ]")
     output = formatted(text, width=10**6)
@@ -169,11 +169,11 @@ def test_the_code_of_the_reply_is_that_which_markdown_it_finds() -> None:
 
 
 OWN_TEXT = "https://example.org"
-"""The address in the reply that is the text of its link too, and so is shown once."""
+"""Address in the reply that is the text of its link too, and so is shown once."""
 
 
 def _texts(tokens: list[Token]) -> Iterator[str]:
-    """The texts of tokens, links and images with their addresses and titles."""
+    """Yield the texts of tokens, with the addresses and titles of links and images."""
     links: list[Token] = []
     for token in tokens:
         if token.type == "inline":

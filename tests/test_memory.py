@@ -1,4 +1,4 @@
-"""How much memory is free: that of the machine, and that of a group with a limit."""
+"""Free memory: that of the machine, and that of a control group with a limit."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ def write(folder: Path, **files: object) -> None:
 
 @pytest.fixture
 def groups(tmp_path: Path) -> tuple[Path, Path]:
-    """Where control groups are shown, and the file that names those of a process."""
+    """The folder of control groups, and the file that names those of a process."""
     (tmp_path / "cgroup").mkdir()
     return tmp_path / "cgroup", tmp_path / "membership"
 
 
-def test_without_a_limit_it_is_what_the_machine_has(groups: tuple[Path, Path]) -> None:
+def test_without_a_limit_it_is_that_of_the_machine(groups: tuple[Path, Path]) -> None:
     root, membership = groups
     expected = psutil.virtual_memory().available
     assert available_memory(root, membership) == pytest.approx(expected, rel=0.2)
@@ -45,7 +45,7 @@ def test_a_container_sees_its_own_group_as_the_root(groups: tuple[Path, Path]) -
     assert available_memory(root, membership) == 1_000_000
 
 
-def test_cache_that_the_kernel_gives_up_is_free(groups: tuple[Path, Path]) -> None:
+def test_file_cache_that_the_kernel_can_reclaim_is_free(groups: tuple[Path, Path]) -> None:
     root, membership = groups
     membership.write_text("0::/\n")
     stat = "anon 1000000\ninactive_file 3000000\nactive_file 7"
@@ -53,7 +53,7 @@ def test_cache_that_the_kernel_gives_up_is_free(groups: tuple[Path, Path]) -> No
     assert available_memory(root, membership) == 4_000_000
 
 
-def test_the_first_version_has_other_names(groups: tuple[Path, Path]) -> None:
+def test_version_1_of_control_groups_is_read(groups: tuple[Path, Path]) -> None:
     root, membership = groups
     membership.write_text("9:cpu,cpuacct:/x\n4:memory:/x\n0::/\n")
     write(

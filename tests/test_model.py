@@ -92,7 +92,7 @@ def test_logits_equal_those_of_transformers(config: LlamaConfig) -> None:
     assert (ours - theirs).abs().max() < 2e-4 * (theirs.max() - theirs.min())
 
 
-def test_divisors_do_what_the_rule_that_made_them_does() -> None:
+def test_divisors_give_the_frequencies_of_the_rule_they_come_from() -> None:
     ruled = replace(TINY, head_dim=16, rope_scaling=LLAMA_3).rope_frequencies()
     divisors = rotary_frequencies(16, TINY.rope_theta) / ruled
     assert divisors.min() == 1
@@ -104,7 +104,7 @@ def test_divisors_do_what_the_rule_that_made_them_does() -> None:
         replace(TINY, rope_scaling=scaling)
 
 
-def test_dynamic_scaling_leaves_the_first_context_alone() -> None:
+def test_dynamic_scaling_changes_nothing_within_the_original_context() -> None:
     config = replace(TINY, context_length=160, rope_scaling=DynamicScaling(2.0, 160))
     plain = replace(TINY, context_length=160)
     assert config.rope_frequencies().equal(plain.rope_frequencies())
@@ -168,7 +168,7 @@ def test_cache_never_exceeds_the_context() -> None:
         cache.reserve(BLOCK + 4)
 
 
-def test_a_forward_pass_given_up_leaves_the_cache_as_it_was() -> None:
+def test_an_interrupted_forward_pass_leaves_the_cache_as_it_was() -> None:
     backend = TorchBackend(random_model())
     ids, rest = ids_of(30), ids_of(20, seed=2)
     cache = backend.new_cache()

@@ -1,4 +1,4 @@
-"""``llama-chat models``: what is here is listed, and what is ours can be removed."""
+"""``llama-chat models``: all models of this machine are listed, and ours can be removed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ TIME = 10**9
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Our own folder, with a model in it."""
+    """Our folder of models, with a model in it."""
     folder = tmp_path / ".local/share/llama-chat/models"
     write(folder / "org/tiny/tiny.Q4_0.gguf", 2_500_000)
     return folder
@@ -28,7 +28,7 @@ def write(path: Path, size: int = 4) -> None:
     os.utime(path, (TIME, TIME))
 
 
-def test_into_a_pipe_goes_a_line_each_with_tabs(models: Path, tmp_path: Path) -> None:
+def test_a_pipe_gets_a_line_per_model_with_tabs(models: Path, tmp_path: Path) -> None:
     write(tmp_path / ".lmstudio/models/pub/repo/b.gguf")
     done = run("models", home=tmp_path, TZ="Asia/Tokyo")
     assert done.status == 0
@@ -60,7 +60,7 @@ def test_json_says_the_same_for_programs(models: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_where_there_is_none_that_is_said(tmp_path: Path) -> None:
+def test_an_empty_list_is_reported(tmp_path: Path) -> None:
     done = run("models", home=tmp_path)
     assert (done.status, done.out) == (0, "")
     assert done.err.startswith("no model is on this machine yet: ")
@@ -90,7 +90,7 @@ def test_no_control_character_of_a_name_reaches_a_stream(models: Path, tmp_path:
         assert done.out.count("\n") == (1 if flags == ["--json"] else 3)
 
 
-def test_folders_of_the_settings_are_looked_into(tmp_path: Path) -> None:
+def test_folders_of_the_settings_are_searched(tmp_path: Path) -> None:
     write(tmp_path / "beside/a.gguf")
     write(tmp_path / "second/b.gguf")
     (tmp_path / "c.toml").write_text('model_paths = ["beside"]')
@@ -103,7 +103,7 @@ def test_folders_of_the_settings_are_looked_into(tmp_path: Path) -> None:
     assert_clean_error(done, 3, f"{tmp_path}/beside/a.gguf")
 
 
-def test_what_is_ours_is_removed_and_nothing_else(models: Path, tmp_path: Path) -> None:
+def test_only_our_models_are_removed(models: Path, tmp_path: Path) -> None:
     write(tmp_path / ".lmstudio/models/pub/repo/b.gguf")
     done = run("models", "rm", "pub/repo/b", "--yes", home=tmp_path)
     assert_clean_error(done, 2, "it is no model of ours but from lm-studio: it is at ")
@@ -116,7 +116,7 @@ def test_what_is_ours_is_removed_and_nothing_else(models: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("answer", "left"), [("\r", 1), ("y\r", 0)])
-def test_on_a_terminal_it_asks_first(answer: str, left: int, models: Path, tmp_path: Path) -> None:
+def test_on_a_terminal_rm_asks_first(answer: str, left: int, models: Path, tmp_path: Path) -> None:
     with Terminal("models", "rm", "org/tiny", home=tmp_path) as terminal:
         terminal.wait_for(r"Remove org/tiny \(2\.5 MB\)\? \[y/N\]")
         terminal.type(answer)

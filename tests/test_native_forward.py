@@ -41,7 +41,7 @@ CONFIGS = {
 def packed_model(
     config: LlamaConfig, bits: tuple[int, int], dtype: torch.dtype, context: int = 2048
 ) -> Transformer:
-    """A random model with packed matrices, those of V and W2 in another layout than the rest."""
+    """Make a random model of packed matrices, with ``bits[1]`` in V and W2, else ``bits[0]``."""
     model = random_model(replace(config, context_length=context))
     weights: dict[str, object] = {}
     for name, weight in model.named_parameters():
@@ -107,7 +107,7 @@ def test_logits_and_cache_are_those_of_torch(
 def test_a_few_tokens_together_give_what_they_give_one_by_one(
     level: str, config: LlamaConfig
 ) -> None:
-    """Bit for bit: the batches in which tokens were read must not show in a reply."""
+    """Bit for bit: a reply must not depend on the batches in which tokens were read."""
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
     backend = native_backend(packed_model(config, (8, 4), torch.bfloat16), level)
@@ -122,7 +122,7 @@ def test_a_few_tokens_together_give_what_they_give_one_by_one(
 
 
 @torch.inference_mode()
-def test_many_tokens_give_the_logits_that_are_asked_for() -> None:
+def test_many_tokens_give_all_logits_or_the_last() -> None:
     backend = native_backend(packed_model(TINY, (8, 8), torch.float32))
     ids = list(range(1, 300))
     every = backend.forward(ids, backend.new_cache(), all_logits=True)
@@ -166,7 +166,7 @@ def in_a_fresh_thread(call: Callable[[], T]) -> T:
 @pytest.mark.parametrize("n_new", [1, 40])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_threads_asked_for_take_part(threads: int, n_new: int, level: str) -> None:
-    """Whatever OpenMP has as the number of the Python thread that calls."""
+    """The number does not depend on the Python thread that calls."""
     if not native.has_openmp():
         threads = 1
     backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16), level)
@@ -243,7 +243,7 @@ def test_torch_follows_the_number_of_threads_in_every_thread() -> None:
 def test_two_sessions_in_two_threads_do_not_disturb_each_other(
     level: str, kv_dtype: torch.dtype | None
 ) -> None:
-    """Bit for bit, and each with times of its own."""
+    """The logits are equal bit for bit, and each session has separate times."""
     backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16), level)
     backend.threads = 1
     generator = torch.Generator().manual_seed(5)
@@ -270,7 +270,7 @@ def test_two_sessions_in_two_threads_do_not_disturb_each_other(
                     assert got.equal(wanted)
 
 
-def test_scratch_memory_is_used_again() -> None:
+def test_scratch_memory_is_reused() -> None:
     pool = ScratchPool()
     with pool.borrow(1000) as first, pool.borrow(10) as second:
         assert first.data_ptr() != second.data_ptr()

@@ -1,4 +1,4 @@
-"""What shell scripts rely on: clean streams, exit statuses, closed pipes and signals."""
+"""Shell scripts can rely on clean streams, exit statuses, closed pipes and signals."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def shell(command: str, home: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a line of shell in which ``llama-chat`` is the program."""
+    """Run a shell command line in which ``llama-chat`` is the program."""
     program = " ".join(COMMAND)
     return subprocess.run(
         ["bash", "-c", f'llama-chat() {{ {program} "$@"; }}; set -o pipefail; {command}'],
@@ -40,7 +40,7 @@ def shell(command: str, home: Path, **env: str) -> subprocess.CompletedProcess[b
 
 @pytest.fixture(scope="session")
 def starter_env(starter_model: Path) -> dict[str, str]:
-    """An environment in which the starter is the model, and always answers the same."""
+    """Variables that choose the starter model, short replies and greedy sampling."""
     return {
         "LLAMA_CHAT_MODEL": str(starter_model),
         "LLAMA_CHAT_MAX_TOKENS": "24",
@@ -92,7 +92,7 @@ def test_ask_puts_the_document_before_the_question(home: Path, gguf_model: Path)
             assert json.loads(got.out)["prompt_tokens"] == prompt_tokens
 
 
-def test_json_holds_the_contract(home: Path, gguf_model: Path) -> None:
+def test_json_has_the_documented_keys(home: Path, gguf_model: Path) -> None:
     done = run(
         "complete", "-", "-m", gguf_model, "--json", "--seed", "5", "--max-tokens", "4", home=home,
         stdin=b"the cat\n",
@@ -213,11 +213,11 @@ def test_signals_while_answering_end_at_once_with_their_status(
     assert err == b""
 
 
-def test_an_answer_that_is_empty_is_said_to_be(home: Path, gguf_model: Path) -> None:
+def test_an_empty_answer_earns_a_warning(home: Path, gguf_model: Path) -> None:
     llama = load(gguf_model)
     first = next(llama.generate(llama.prompt_ids("the"), Sampling(temperature=0)))
     assert isinstance(first, Token)
-    # The same weights, and that token ends a text.
+    # The same weights, with that token as the end of a text.
     write_gguf(home / "m.gguf", metadata={"tokenizer__ggml__eos_token_id": first.id})
     flags = ("complete", "-", "-m", home / "m.gguf", "--temperature", "0")
     done = run(*flags, home=home, stdin=b"the")
@@ -235,14 +235,14 @@ def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> Non
         env=environment(home, PYTHONVERBOSE="1"),
     )
     assert child.stderr is not None
-    # The interpreter tells of each import: strike in the middle of torch's.
+    # The interpreter reports each import: interrupt in the middle of torch's.
     seen = b""
     while b"import 'torch." not in seen:
         seen = child.stderr.readline()
-        if not seen:  # it waits for stdin before it loads anything
+        if not seen:
             break
         if b"llama_chat.cli.ask" in seen and child.stdin is not None:
-            child.stdin.close()
+            child.stdin.close()  # the program reads stdin before it imports torch
             child.stdin = None
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=30)
@@ -317,7 +317,7 @@ def test_inspect_tells_shape_and_memory(home: Path, meta_model: Path) -> None:
     assert f"{report['parameters']:,}" in text
 
 
-def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
+def test_bench_json_has_the_documented_keys(home: Path, gguf_model: Path) -> None:
     done = run(
         "bench", "-m", gguf_model, "--json", "--rounds", "1", "--prompt-tokens", "20",
         "--new-tokens", "4", home=home,
@@ -331,7 +331,7 @@ def test_bench_reports_the_contract(home: Path, gguf_model: Path) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["int8", "none"])
-def test_bench_draws_where_the_time_of_a_token_goes(
+def test_bench_draws_the_parts_of_the_time_of_a_token(
     home: Path, gguf_model: Path, quantize: str
 ) -> None:
     done = run(
@@ -378,7 +378,7 @@ def test_bad_command_lines_get_one_line_and_their_status(
     assert_clean_error(result, status, *parts)
 
 
-def test_closed_and_empty_stdin_are_told(home: Path, gguf_model: Path) -> None:
+def test_closed_and_empty_stdin_are_reported(home: Path, gguf_model: Path) -> None:
     done = shell(f"llama-chat ask -m {gguf_model} <&-", home)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr

@@ -27,15 +27,15 @@ def test_a_conversation_without_any_cursor_movement(
         terminal.line("/context")
         terminal.wait_for(r"\d+ of 8192 tokens")
         terminal.line("/tempreture 1")
-        # The line is kept, to be corrected.
+        # The line is kept, so that it can be corrected.
         terminal.wait_for(r"did you mean /temperature\?\n+> /tempreture 1")
-        # Python's readline heeds a Ctrl-C only while it waits, not in the instant before.
+        # Python's readline handles a Ctrl-C only while it waits, not just before.
         terminal.wait_until_asleep()
         terminal.type(CTRL_C)
         terminal.wait_for(r"Ctrl-C again or Ctrl-D leaves")
         terminal.type(CTRL_D)
         assert terminal.wait_for_end() == 0
-    # Readline says once that it wants to be told of pastes; nothing else is ever sent.
+    # Readline switches bracketed paste on and off; no other escape sequence is sent.
     assert set(re.findall(rb"\x1b\[?[^a-zA-Z]*.", terminal.raw)) <= {b"\x1b[?2004h", b"\x1b[?2004l"}
 
 

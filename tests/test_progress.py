@@ -1,4 +1,4 @@
-"""A bar for what takes long, on a terminal; nothing anywhere else."""
+"""Slow jobs show a progress bar, on a terminal only."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ FAILING = UNTIL_TOLD + "    raise SystemExit(3)\n"
 
 
 def spawn(script: str, **env: str) -> "pexpect.spawn[bytes]":
-    """A Python program on a terminal of its own, which does not echo."""
+    """Start a Python program in a new terminal, which does not echo."""
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     return pexpect.spawn(
         sys.executable,
@@ -103,7 +103,7 @@ def test_a_pipe_gets_nothing(force: dict[str, str]) -> None:
     assert (done.stdout, done.stderr) == (b"the answer\n", b"")
 
 
-def test_the_bar_never_takes_what_is_written_to_stdout(tmp_path: Path) -> None:
+def test_the_bar_does_not_touch_stdout(tmp_path: Path) -> None:
     answer = tmp_path / "answer"
     script = f"import os; os.dup2(os.open({str(answer)!r}, os.O_CREAT | os.O_WRONLY), 1)\n{SLOW}"
     assert b"30%" in output_of(spawn(script))

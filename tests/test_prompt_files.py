@@ -29,7 +29,7 @@ def own(tmp_path: Path, name: str, text: str | bytes) -> Path:
     return path
 
 
-def test_the_three_prompts_of_the_origin() -> None:
+def test_the_three_original_prompts_are_unchanged() -> None:
     texts = {
         "zero_shot/quantum_entanglement": (
             "Explain the concept of quantum entanglement in simple terms."
@@ -46,7 +46,7 @@ def test_the_three_prompts_of_the_origin() -> None:
         assert load_prompt(name).renders() == [text]
 
 
-def test_the_structured_one_asks_each_of_its_questions_behind_the_examples() -> None:
+def test_a_structured_prompt_asks_each_question_after_the_examples() -> None:
     prompt = load_prompt("translate_to_french")
     assert prompt.examples == (
         Example("sunflower", "tournesol"),
@@ -56,7 +56,7 @@ def test_the_structured_one_asks_each_of_its_questions_behind_the_examples() -> 
     assert prompt.renders() == [head + "wireless headphones =>", head + "jellyfish =>"]
 
 
-def test_every_bundled_prompt_is_sound() -> None:
+def test_every_bundled_prompt_is_valid() -> None:
     entries = list_prompts()
     assert len(entries) >= 7
     for entry in entries:
@@ -68,7 +68,7 @@ def test_every_bundled_prompt_is_sound() -> None:
             parse(SETTINGS[name], str(value), entry.name)
 
 
-def test_a_path_beats_ones_own_beats_the_bundled(tmp_path: Path) -> None:
+def test_a_path_beats_the_users_prompt_beats_the_bundled_one(tmp_path: Path) -> None:
     assert load_prompt("apple_in_japan").renders()[0].startswith("If Apple")
     own(tmp_path, "one_shot/apple_in_japan.txt", "mine")
     assert load_prompt("apple_in_japan").text == "mine"
@@ -88,7 +88,7 @@ def test_the_text_is_the_prompt_less_one_final_newline(text: str) -> None:
         assert raw_prompt(text + "\r\n", Path("p")).text == text
 
 
-def test_bytes_stay_as_they_are(tmp_path: Path) -> None:
+def test_white_space_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes(b"\xef\xbb\xbf  a\r\n\tb\n\n")
     assert load_prompt("p.txt").text == "  a\r\n\tb\n"
@@ -98,7 +98,7 @@ def test_bytes_stay_as_they_are(tmp_path: Path) -> None:
     assert "white space" in prompt.warnings[0]
 
 
-def test_an_empty_prompt_is_possible_and_said(tmp_path: Path) -> None:
+def test_an_empty_prompt_is_possible_and_earns_a_warning(tmp_path: Path) -> None:
     for data in (b"", b"\n"):
         (tmp_path / "p.txt").write_bytes(data)
         prompt = load_prompt("p.txt")
@@ -120,7 +120,7 @@ def test_bad_texts_are_refused(case: str, tmp_path: Path) -> None:
         load_prompt("p.txt")
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_folders_devices_and_huge_files_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     sparse = tmp_path / "large.txt"
     sparse.touch()
@@ -202,7 +202,7 @@ def test_white_space_at_the_end_earns_a_warning_and_stays(end: str) -> None:
         ("hello".encode("utf-16"), "it is UTF-16"),
     ],
 )
-def test_a_mark_at_the_head_hides_no_bad_text(data: bytes, why: str) -> None:
+def test_a_byte_order_mark_hides_no_bad_text(data: bytes, why: str) -> None:
     Path("p.txt").write_bytes(data)
     with pytest.raises(UsageError, match=why):
         load_prompt("p.txt")
@@ -237,7 +237,7 @@ def test_a_folder_here_does_not_hide_a_name() -> None:
     assert load_prompt("grammar").path == resource("prompts") / "few_shot" / "grammar.toml"
 
 
-def test_a_bare_name_of_several_is_not_guessed(tmp_path: Path) -> None:
+def test_an_ambiguous_name_is_refused(tmp_path: Path) -> None:
     own(tmp_path, "one/same.txt", "one")
     own(tmp_path, "two/same.txt", "two")
     with pytest.raises(UsageError, match=r"name one of one/same\.txt, two/same\.txt"):
@@ -245,13 +245,13 @@ def test_a_bare_name_of_several_is_not_guessed(tmp_path: Path) -> None:
     assert load_prompt("two/same").text == "two"
 
 
-def test_the_list_is_one_line_each_whatever_lies_there(tmp_path: Path) -> None:
+def test_the_list_has_one_line_per_prompt_whatever_the_folder_holds(tmp_path: Path) -> None:
     folder = own(tmp_path, "raw.txt", "\n first\x0bline \nsecond").parent
     own(tmp_path, "lines.toml", 'description = "one\\ntwo"\nsystem = "x"')
     own(tmp_path, "broken.toml", "= 1")
     own(tmp_path, "notes.text", "no prompt")
     (folder / "folder.txt").mkdir()
-    os.mkfifo(folder / "pipe.txt")  # reading it would wait for ever
+    os.mkfifo(folder / "pipe.txt")  # reading it would wait forever
     found = {e.name: e.description for e in list_prompts() if e.path.is_relative_to(folder)}
     assert found == {"broken": "cannot be read", "lines": "one two", "raw": "first line"}
 
@@ -272,7 +272,9 @@ def test_a_structured_file_made_on_windows_is_the_same_prompt(tmp_path: Path) ->
         (f'"{"k" * 10_000}" = 1', "unknown key 'kkk"),
     ],
 )
-def test_what_a_file_holds_cannot_disfigure_its_error(text: str, why: str, tmp_path: Path) -> None:
+def test_errors_are_short_and_printable_whatever_the_file_holds(
+    text: str, why: str, tmp_path: Path
+) -> None:
     own(tmp_path, "p.toml", text)
     with pytest.raises(UsageError) as caught:
         load_prompt("p")

@@ -45,7 +45,7 @@ Fetch = Callable[..., Path]
 
 @pytest.fixture
 def fetch(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
-    """Fetches in this process, for many cases in a short time."""
+    """Fetch in this process, which is faster than a run of the program."""
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -63,7 +63,7 @@ def fetch(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
 
 
 def refused(fetch: Fetch, home: Path, name: str = "org/name") -> LlamaChatError:
-    """Why it cannot be fetched; nothing is then left of it."""
+    """Check that a fetch fails in one line and leaves no data; returns the error."""
     with pytest.raises(LlamaChatError) as caught:
         fetch(name)
     assert "\n" not in str(caught.value)
@@ -104,7 +104,9 @@ def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
     assert hub.asked == []  # all was there
 
 
-def test_of_metas_layout_too(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
+def test_of_metas_layout_only_what_is_needed_is_fetched(
+    hub: Hub, fetch: Fetch, tmp_path: Path
+) -> None:
     needed = {"params.json": b"{}", "tokenizer.model": b"model", "consolidated.00.pth": WEIGHTS}
     hub.files = needed | {"checklist.chk": b"", "LICENSE": b"..."}
     fetch("org/name", "v2")
@@ -125,7 +127,7 @@ SPLIT = {f"F16/chat-F16-0000{n}-of-00002.gguf": b"F16" * 1000 * n for n in (1, 2
         ("/F16/chat-F16-00001-of-00002.gguf", sorted(SPLIT)),
     ],
 )
-def test_of_gguf_files_one_quantisation_is_taken_with_all_its_parts(
+def test_of_gguf_files_one_quantization_is_taken_with_all_its_parts(
     choice: str, taken: list[str], hub: Hub, fetch: Fetch, tmp_path: Path
 ) -> None:
     hub.files = QUANTIZED | SPLIT | {"mmproj-chat-F16.gguf": b"eye", "chat.imatrix": b"matrix"}
@@ -135,7 +137,7 @@ def test_of_gguf_files_one_quantisation_is_taken_with_all_its_parts(
     assert {model.name for model in installed_models() if model.source == "own"} == {"org/name"}
 
 
-def test_which_quantisation_is_taken_is_said_with_the_others(hub: Hub, tmp_path: Path) -> None:
+def test_the_quantization_taken_is_reported_with_the_others(hub: Hub, tmp_path: Path) -> None:
     hub.files = QUANTIZED | SPLIT
     assert pull(hub, tmp_path, "org/name").err.splitlines() == [
         "taking Q4_K_M; there are also F16, Q2_K, Q4_0, Q8_0",
@@ -153,7 +155,7 @@ def test_a_choice_that_is_not_there_names_those_that_are(
     assert "there is no Q5_K_M in it: it has Q2_K, Q4_0, Q4_K_M, Q8_0" in str(error)
 
 
-def test_a_broken_connection_is_taken_up_again_at_once_and_by_the_next_pull(
+def test_a_broken_download_is_resumed_at_once_and_by_the_next_pull(
     hub: Hub, tmp_path: Path
 ) -> None:
     hub.files = {"a.gguf": WEIGHTS}
@@ -180,7 +182,9 @@ def test_a_hub_without_ranges_sends_it_all_again(hub: Hub, fetch: Fetch, tmp_pat
     assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
 
 
-def test_what_changed_on_the_hub_is_begun_anew(hub: Hub, fetch: Fetch, tmp_path: Path) -> None:
+def test_a_file_that_changed_on_the_hub_is_fetched_from_the_start(
+    hub: Hub, fetch: Fetch, tmp_path: Path
+) -> None:
     hub.files = {"a.gguf": WEIGHTS}
     hub.cut = [100_000]
     with pytest.raises(LlamaChatError):
@@ -192,7 +196,7 @@ def test_what_changed_on_the_hub_is_begun_anew(hub: Hub, fetch: Fetch, tmp_path:
     assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS[:-1] + b"!"}
 
 
-def test_ctrl_c_says_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume(hub: Hub, tmp_path: Path) -> None:
     hub.files, hub.stall = {"a.gguf": WEIGHTS}, threading.Event()
     with terminal_of(hub, tmp_path, "pull", "org/name") as terminal:
         terminal.wait_for(r"Fetching org/name \(512 KB\) .*50%")
@@ -262,7 +266,9 @@ def test_a_gated_repository_leads_to_its_page(hub: Hub, tmp_path: Path) -> None:
     assert models(tmp_path) == {}
 
 
-def test_names_revisions_and_networks_that_are_not_there(hub: Hub, tmp_path: Path) -> None:
+def test_unknown_names_and_revisions_and_unreachable_hubs_are_errors(
+    hub: Hub, tmp_path: Path
+) -> None:
     hub.files = {"a.gguf": WEIGHTS}
     assert_clean_error(pull(hub, tmp_path, "org/other"), 2, "no such repository")
     assert_clean_error(pull(hub, tmp_path, "org/name--x"), 2, "not a possible name")
@@ -275,7 +281,7 @@ def test_names_revisions_and_networks_that_are_not_there(hub: Hub, tmp_path: Pat
     assert_clean_error(pull(hub, tmp_path, "org/name", HF_TOKEN="é"), 2, "check HF_TOKEN")
 
 
-def test_a_repository_without_a_model_of_ours_says_what_it_holds(
+def test_the_refusal_of_a_repository_without_a_model_says_what_it_holds(
     hub: Hub, fetch: Fetch, tmp_path: Path
 ) -> None:
     hub.files = dict.fromkeys(["config.json", "training_args.bin", "onnx/a.onnx", "LICENSE"], b"x")
@@ -289,7 +295,7 @@ def listed(path: str, **fields: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("lies", "status", "why"),
+    ("overrides", "status", "why"),
     [
         ({"siblings": [listed("../../../x.gguf")]}, 3, "it holds nothing"),
         ({"siblings": [listed("/x.gguf")]}, 3, "it holds nothing"),
@@ -309,8 +315,8 @@ def listed(path: str, **fields: object) -> dict[str, object]:
         ({"sha": None}, 1, "cannot be read"),
     ],
 )
-def test_a_hub_that_lies_is_not_believed(
-    lies: dict[str, object],
+def test_an_invalid_answer_of_the_hub_is_refused(
+    overrides: dict[str, object],
     status: int,
     why: str,
     hub: Hub,
@@ -318,7 +324,7 @@ def test_a_hub_that_lies_is_not_believed(
     tmp_path: Path,
 ) -> None:
     hub.files = {"a.gguf": b"other"}
-    hub.lies = lies
+    hub.overrides = overrides
     error = refused(fetch, tmp_path)
     assert error.status == status
     assert why in str(error)
@@ -357,7 +363,7 @@ def test_what_another_program_fetched_is_not_fetched_again(hub: Hub, tmp_path: P
         ([], {"HF_HUB_OFFLINE": "1"}),
     ],
 )
-def test_offline_nothing_is_asked(
+def test_offline_no_request_is_sent(
     flags: list[str], env: dict[str, str], hub: Hub, tmp_path: Path
 ) -> None:
     hub.files = {"a.gguf": WEIGHTS}
@@ -403,14 +409,14 @@ def test_nothing_but_pull_uses_the_network(gguf_model: Path, tmp_path: Path) -> 
 
 @settings(max_examples=50)
 @given(st.text(max_size=20) | st.from_regex(r"[\w./:@-]+/[\w./:@-]+"))
-def test_whatever_the_name_it_stays_in_our_folder(name: str) -> None:
+def test_any_name_stays_in_our_folder(name: str) -> None:
     if wanted := parse(name, "../../x"):
         folder = wanted.folder
         assert ".." not in folder.parts
         assert folder.parent.parent.name == "models"
 
 
-def test_on_a_pipe_and_with_quiet_nothing_but_the_end_is_said(hub: Hub, tmp_path: Path) -> None:
+def test_with_quiet_nothing_is_written(hub: Hub, tmp_path: Path) -> None:
     hub.files = {"a.gguf": WEIGHTS}
     env = {"HF_HUB_ENABLE_HF_TRANSFER": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
     assert pull(hub, tmp_path, "org/name", "--quiet", **env) == Result(0, "", "")

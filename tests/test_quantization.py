@@ -1,4 +1,4 @@
-"""Packed weights: what they unpack to, and what they give when they are multiplied."""
+"""Packed weights: their unpacked values and their products."""
 
 import math
 import subprocess
@@ -26,7 +26,7 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
 
 
 def random_packed(layout: Layout, rows: int, n_spans: int, seed: int = 0) -> PackedWeight:
-    """A matrix of ``n_spans * SUPER_BLOCK`` columns, or as many groups if scales have no steps."""
+    """Make a matrix with rows of ``n_spans`` super-blocks, or groups if the layout has none."""
     bits, group, has_mins, stepped = layout
     n_groups = n_spans * SUPER_BLOCK // group if stepped else n_spans
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def random_packed(layout: Layout, rows: int, n_spans: int, seed: int = 0) -> Pac
 
 
 def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
-    """Activations as the kernel sees them: 8 bits in each group."""
+    """Round activations as the kernel does, to 8 bits with a scale for each group."""
     groups = x.view(len(x), -1, group)
     steps = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / steps.clamp_min(1e-30)).round() * steps).view(x.shape)
@@ -78,7 +78,7 @@ def test_products_are_those_of_the_unpacked_weights(
 
 @pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_not_rounded_away(level: str, value: float) -> None:
+def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None:
     packed = random_packed((4, 32, True, False), 20, 4)
     matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
     x = torch.ones(3, 128)
@@ -108,7 +108,7 @@ def test_many_rows_are_multiplied_by_the_unpacked_weights(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(4, 15), (8, 254)])
-def test_quantising_moves_no_weight_by_more_than_half_a_step(
+def test_quantizing_moves_no_weight_by_more_than_half_a_step(
     bits: Literal[4, 8], steps: int
 ) -> None:
     weights = torch.randn(130, 96, generator=torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ def test_quantising_moves_no_weight_by_more_than_half_a_step(
     assert (moved <= spans / steps / 2 + rounding).all()
 
 
-def test_misshapen_layouts_are_refused() -> None:
+def test_impossible_shapes_are_refused() -> None:
     scales = torch.zeros(2, 2, dtype=torch.float16)
     for shape, dtype in (
         ((2, 2, 32), torch.float32),
@@ -150,7 +150,7 @@ def test_misshapen_layouts_are_refused() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_a_quantized_model_says_what_the_floats_say(quantization: str, starter_model: Path) -> None:
+def test_a_quantized_model_answers_like_the_floats(quantization: str, starter_model: Path) -> None:
     llama = load(starter_model, quantize=quantization, dtype="float32")
     ids = llama.tokenizer.encode("The capital of France is")
     words = llama.generate(ids, Sampling(temperature=0), max_tokens=2)
@@ -160,7 +160,7 @@ def test_a_quantized_model_says_what_the_floats_say(quantization: str, starter_m
 
 
 @pytest.mark.parametrize("level", [*native.supported_levels(), "torch"])
-def test_every_path_gives_the_same_answer(level: str, gguf_model: Path, tmp_path: Path) -> None:
+def test_every_kernel_level_answers(level: str, gguf_model: Path, tmp_path: Path) -> None:
     arguments = ["complete", "-", "-m", str(gguf_model), "--quantize", "int8", "--json"]
     answer = subprocess.run(
         [*COMMAND, *arguments, "--temperature", "0", "--max-tokens", "4"],
@@ -172,7 +172,7 @@ def test_every_path_gives_the_same_answer(level: str, gguf_model: Path, tmp_path
     assert b'"completion_tokens": 4' in answer.stdout
 
 
-def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path: Path) -> None:
+def test_an_unknown_kernel_level_is_refused_by_name(gguf_model: Path, tmp_path: Path) -> None:
     answer = subprocess.run(
         [*COMMAND, "complete", "-", "-m", str(gguf_model)],
         input=b"in",
@@ -184,7 +184,9 @@ def test_a_path_that_is_not_there_is_refused_by_name(gguf_model: Path, tmp_path:
 
 
 @pytest.mark.parametrize("quantize", ["none", "stored"])
-def test_a_cache_in_8_bits_takes_half_and_says_the_same(quantize: str, starter_model: Path) -> None:
+def test_a_cache_in_8_bits_takes_half_and_answers_as_well(
+    quantize: str, starter_model: Path
+) -> None:
     texts, sizes = [], []
     for kv_dtype in ("auto", "int8"):
         llama = load(starter_model, dtype="bfloat16", quantize=quantize, kv_dtype=kv_dtype)

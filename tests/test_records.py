@@ -38,7 +38,7 @@ def lines_of(*records: object) -> bytes:
 
 
 def refused(path: Path, *parts: str) -> None:
-    """In one printable line that names the conversation, for reading and for opening alike."""
+    """Check that reading and opening are refused in one printable line that names the file."""
     file = ConversationFile()
     before = names_in(path.parent)
     for use in (store.read, file.open):
@@ -54,7 +54,7 @@ def refused(path: Path, *parts: str) -> None:
     assert names_in(path.parent) == before
 
 
-def test_the_cases_below_are_each_one_step_from_a_good_file(tmp_path: Path) -> None:
+def test_the_file_that_the_cases_below_change_is_good(tmp_path: Path) -> None:
     path = tmp_path / "good.jsonl"
     path.write_bytes(lines_of(*RECORDS))
     assert len(store.read(path).conversation.all) == 2
@@ -101,7 +101,7 @@ def test_half_a_last_line_is_dropped_and_kept_in_a_copy(home: Path) -> None:
 
 
 def changed(n: int, **values: object) -> bytes:
-    """The good file with some values of one record changed; ``...`` removes one."""
+    """Return the good file with some values of record ``n`` changed; ``...`` removes one."""
     records = [dict(record) for record in RECORDS]
     records[n - 1] |= values
     records[n - 1] = {key: value for key, value in records[n - 1].items() if value is not ...}
@@ -109,7 +109,7 @@ def changed(n: int, **values: object) -> bytes:
 
 
 def with_line(n: int, line: bytes) -> bytes:
-    """The good file with another line in the place of one."""
+    """Return the good file with ``line`` in place of line ``n``."""
     lines = lines_of(*RECORDS).splitlines(keepends=True)
     return b"".join([*lines[: n - 1], line + b"\n", *lines[n:]])
 
@@ -191,7 +191,7 @@ def test_a_bad_file_is_refused_naming_the_line(case: str, tmp_path: Path) -> Non
     assert path.read_bytes() == data
 
 
-def test_a_branch_cannot_leave_out_turns_of_another(tmp_path: Path) -> None:
+def test_a_branch_cannot_drop_turns_of_another(tmp_path: Path) -> None:
     turns = [USER, REPLY, USER | {"number": 3, "parent": 2}, REPLY | {"number": 4, "parent": 3}]
     path = tmp_path / "branches.jsonl"
     path.write_bytes(lines_of(HEADER, *turns, USER | {"number": 5, "dropped": 1}, STATE))
@@ -206,11 +206,11 @@ BOMBS: dict[str, tuple[bytes, bytes, int, bytes, str]] = {
     "of newlines": (b"", b"\n", 2**27, b"", "line 1: it is not JSON"),
     "of zeros": (b"", b"\0", 2**27, b"", "line 1: it is longer than 8 MiB"),
 }
-"""The beginning of a file, what follows how many times, its end, and why it is refused."""
+"""Start of a file, repeated part, number of repeats, end of the file, and why it is refused."""
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_a_bomb_costs_little(case: str, tmp_path: Path) -> None:
+def test_a_bomb_costs_little_memory(case: str, tmp_path: Path) -> None:
     begin, repeated, times, end, why = BOMBS[case]
     path = tmp_path / "bomb.jsonl"
     path.write_bytes(begin + repeated * times + end)
@@ -223,11 +223,11 @@ def test_a_bomb_costs_little(case: str, tmp_path: Path) -> None:
 def test_a_file_larger_than_any_conversation_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.jsonl"
     path.touch()
-    os.truncate(path, 2**40)  # a hole that takes no room
+    os.truncate(path, 2**40)  # a hole that takes no disk space
     refused(path, "larger than 256 MiB")
 
 
-def test_what_could_not_be_read_again_is_not_saved(home: Path) -> None:
+def test_a_message_too_large_to_read_again_is_not_saved(home: Path) -> None:
     conversation = conversation_of(1)
     file = ConversationFile()
     file.save(conversation, TAG)
@@ -254,7 +254,7 @@ def test_reading_and_saving_stay_linear(home: Path) -> None:
 
     few = min(seconds_for(500) for _ in range(3))
     many = seconds_for(5000)
-    # Ten times as long if linear; a hundred times if not.
+    # Ten times as long if linear; a hundred times if quadratic.
     assert many < 40 * few
 
 
@@ -289,7 +289,7 @@ def test_any_lines_are_read_or_refused_in_one_line(lines: list[bytes], rest: byt
         except UsageError:
             refused(path)
             return
-        # What is believed can be used, and saved again.
+        # A conversation that was read can be used and saved again.
         for message in conversation.all:
             conversation.head = message
             assert conversation.messages()[-1] is message

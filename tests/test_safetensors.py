@@ -1,4 +1,4 @@
-"""Files of safetensors: read without a copy, and held to every word of the format."""
+"""Files of safetensors: read without a copy, and checked for every rule of the format."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ NOTHING = re.compile("(?!)")
 
 
 def file_of(header: object, data: bytes = b"", *, padding: int = 0) -> bytes:
-    """A file with any header."""
+    """Make a file with the given header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     text += b" " * padding
     return struct.pack("<Q", len(text)) + text + data
@@ -58,7 +58,7 @@ def test_tensors_are_views_of_the_mapped_file(tmp_path: Path) -> None:
         assert found[name].equal(expected)
     whole = path.read_bytes()
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
-    # They are as far apart in memory as they are in the file.
+    # They have the same distances in memory as in the file.
     starts = {found[name].data_ptr() - header[name]["data_offsets"][0] for name in FLOATS}
     assert len(starts) == 1
     maps = Path("/proc/self/maps")
@@ -66,7 +66,7 @@ def test_tensors_are_views_of_the_mapped_file(tmp_path: Path) -> None:
 
 
 def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
-    # Files of the first versions align nothing, and some lengths look like the tag of a web page.
+    # The first versions did not align the data, and some lengths look like the tag of a web page.
     write_huggingface(tmp_path)
     path = tmp_path / "model.safetensors"
     expected = logits(tmp_path)
@@ -174,8 +174,8 @@ def test_bad_files_are_refused(case: str, tmp_path: Path) -> None:
     assert why in str(caught.value)
 
 
-def test_a_header_without_end_costs_little(tmp_path: Path) -> None:
-    # The file holds every byte that the header speaks of, as a hole that takes no room on a disk.
+def test_an_oversized_header_costs_little_memory(tmp_path: Path) -> None:
+    # The sparse file holds every byte that the header announces, and takes no disk space.
     path = tmp_path / "m.safetensors"
     path.write_bytes(struct.pack("<Q", 101 * 2**20) + b'{"')
     os.truncate(path, 200 * 2**20)
@@ -187,7 +187,7 @@ def test_a_header_without_end_costs_little(tmp_path: Path) -> None:
     assert peak < 1e6
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, why in [
         (tmp_path / "pipe", "it is not a file"),
@@ -207,7 +207,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_flipped_byte_of_a_header_never_surprises(
+def test_a_header_with_a_flipped_byte_is_read_or_refused(
     data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("flip")
@@ -229,7 +229,7 @@ SHAPES = st.lists(st.integers(1, 4), max_size=3)
 
 @given(header=st.dictionaries(st.text(max_size=8), st.tuples(TYPES, SHAPES)))
 @settings(max_examples=50, deadline=None)
-def test_what_the_library_writes_is_accepted_whole(
+def test_files_of_the_library_are_read_exactly(
     header: dict[str, tuple[torch.dtype, list[int]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tensors = {

@@ -1,4 +1,4 @@
-"""Sampling follows the definitions of its settings, and repeats itself under a seed."""
+"""Sampling follows the definitions of its settings, and is repeatable with a seed."""
 
 import math
 
@@ -24,7 +24,7 @@ def draws(sampling: Sampling, logits: torch.Tensor, n: int = 300) -> set[int]:
 
 
 def meta_top_p(probs: torch.Tensor, p: float) -> set[int]:
-    """Meta's rule, spelled out: a token stays if what is before it sums to at most p."""
+    """Apply Meta's rule: a token stays if the probabilities before it sum to at most ``p``."""
     kept, before = set(), 0.0
     for token_id in probs.argsort(descending=True).tolist():
         if before <= p:
@@ -56,7 +56,7 @@ def test_temperature_0_is_the_likeliest_token_and_its_log_probability() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-5])
-def test_tiny_temperatures_neither_overflow_nor_wander(temperature: float) -> None:
+def test_tiny_temperatures_do_not_overflow_and_stay_greedy(temperature: float) -> None:
     assert draws(Sampling(temperature=temperature), torch.tensor([-50.0, 80.0, 79.0])) == {1}
 
 
@@ -77,9 +77,9 @@ def test_top_k_and_min_p_limit_the_choice() -> None:
     assert keep_min_p(torch.tensor([0.5, 0.3, 0.2]), 0.5).tolist() == pytest.approx([0.5, 0.3, 0])
 
 
-def test_top_p_counts_what_top_k_left() -> None:
+def test_top_p_applies_to_the_tokens_that_top_k_keeps() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    # Of the first two, 0.4 / 0.7 = 0.57 stands before the second: above 0.5, so it goes.
+    # The probability before the second token is 0.4 / 0.7 = 0.57: above 0.5, so it is dropped.
     assert draws(Sampling(temperature=1, top_k=2, top_p=0.5, seed=0), logits) == {0}
 
 
@@ -116,7 +116,7 @@ def test_changing_the_temperature_does_not_restart_the_draws() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_no_numbers_are_an_error(value: float) -> None:
+def test_nan_and_infinite_logits_are_an_error(value: float) -> None:
     with pytest.raises(ModelError, match="not a number"):
         Sampler(Sampling(temperature=0))(torch.tensor([0.0, value]), [])
 

@@ -1,4 +1,4 @@
-"""Conversations that come back: saved turn by turn, gone on with by name, or kept nowhere."""
+"""Conversations are saved turn by turn, continued by name, or not saved at all."""
 
 import json
 import os
@@ -28,7 +28,9 @@ def leave(terminal: Terminal, status: int = 0) -> None:
     assert terminal.wait_for_end() == status
 
 
-def test_every_turn_is_saved_as_it_ends_for_nobody_else(gguf_model: Path, tmp_path: Path) -> None:
+def test_every_turn_is_saved_at_its_end_for_its_owner_alone(
+    gguf_model: Path, tmp_path: Path
+) -> None:
     with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
         terminal.wait_for(READY)
         assert not folder(tmp_path).exists()  # there is no message yet
@@ -62,7 +64,7 @@ def test_continue_and_resume_bring_back_all_branches_and_the_cache(
             if again != ("--continue",):
                 leave(second)
                 continue
-            # All of it is read again while nobody types.
+            # All of it is prefilled while nothing is typed.
             second.ask("Thanks.", r"\n\n(?=›)")
             counts = second.ask("/stats", r"tokens read in all +\d+")
             new = re.search(r"prompt_tokens +(\d+)\ncached_tokens +(\d+)", counts)
@@ -115,7 +117,7 @@ def test_no_save_keeps_nothing_at_all(gguf_model: Path, tmp_path: Path) -> None:
         terminal.wait_for(READY)
         terminal.ask("a secret", ENDED)
         terminal.type("\x1b[A")
-        terminal.wait_for(r"› a secret\s*$|› a secret\n(?=\n)")  # in this session there is history
+        terminal.wait_for(r"› a secret\s*$|› a secret\n(?=\n)")  # the session itself has a history
         terminal.type("\x03")
         leave(terminal)
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -155,7 +157,7 @@ def test_another_model_reads_the_conversation_as_text(
         second.ask("/context", r"What is the capital of France\?")
 
 
-def test_a_cut_off_file_is_mended_and_its_copy_kept(gguf_model: Path, tmp_path: Path) -> None:
+def test_a_cut_off_file_is_repaired_and_its_copy_kept(gguf_model: Path, tmp_path: Path) -> None:
     with Terminal(*flags(gguf_model), home=tmp_path) as first:
         first.wait_for(READY)
         first.ask("whole", ENDED)
@@ -190,7 +192,7 @@ def test_saved_text_cannot_reach_the_terminal_with_control_sequences(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to_loses_nothing_said(
+def test_a_folder_that_cannot_be_written_to_loses_no_message(
     gguf_model: Path, tmp_path: Path
 ) -> None:
     folder(tmp_path).mkdir(parents=True)
@@ -205,10 +207,10 @@ def test_a_folder_that_cannot_be_written_to_loses_nothing_said(
     assert "hello" in file.read_text()
 
 
-def test_what_cannot_be_saved_is_said_once_and_is_the_exit_status(
+def test_a_failed_save_is_reported_once_and_is_the_exit_status(
     gguf_model: Path, tmp_path: Path
 ) -> None:
-    """A file of that name stands where the folder should be, until it does not."""
+    """A file is in place of the folder, until it is removed."""
     place = folder(tmp_path)
     place.parent.mkdir(parents=True)
     place.write_text("in the way")
@@ -230,7 +232,7 @@ def test_what_cannot_be_saved_is_said_once_and_is_the_exit_status(
 
 
 def test_a_full_disk_loses_nothing(gguf_model: Path, tmp_path: Path) -> None:
-    """The largest file that the shell allows is soon reached, and saving says so."""
+    """The limit on the size of files is reached at the second message, and is then lifted."""
     with Terminal(*flags(gguf_model), home=tmp_path, size=(300, 40)) as terminal:
         terminal.wait_for(READY)
         terminal.ask("first", ENDED)

@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def program(script: str, *arguments: str | Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another program, talked to by lines; killed at the end."""
+    """Start another program, which reads and writes lines; it is killed at the end."""
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM + script, *map(str, arguments)],
         cwd=ROOT,
@@ -66,7 +66,7 @@ input()
 """
 
 
-def test_a_second_program_reads_and_saves_to_a_file_of_its_own(home: Path) -> None:
+def test_a_second_program_reads_and_saves_to_another_file(home: Path) -> None:
     path = saved(conversation_of(2), "shared")
     whole = path.read_bytes()
     with program(HOLD, path) as child:
@@ -151,7 +151,7 @@ def test_no_acknowledged_save_is_lost_by_a_kill(seed: int, home: Path) -> None:
     loaded = store.read(Path(path))
     texts = [message.text for message in loaded.conversation.path()]
     assert texts[2 * int(number) + 3] == number
-    # And one can go on.
+    # The conversation can be continued.
     file = ConversationFile()
     conversation = file.open(Path(path)).conversation
     conversation.add(Message("user" if len(texts) % 2 == 0 else "assistant", "after the kill"))
@@ -207,7 +207,7 @@ def disk(request: pytest.FixtureRequest, home: Path) -> Iterator[Disk]:
     disk.close()
 
 
-def test_a_first_save_without_room_leaves_nothing_and_is_made_up_for(
+def test_a_first_save_on_a_full_disk_leaves_nothing_and_succeeds_later(
     disk: Disk, home: Path
 ) -> None:
     disk.fill()
@@ -225,7 +225,7 @@ def test_a_first_save_without_room_leaves_nothing_and_is_made_up_for(
     assert facts(store.read(file.path).conversation) == facts(conversation)
 
 
-def test_a_save_without_room_leaves_the_file_whole_and_is_made_up_for(disk: Disk) -> None:
+def test_a_save_on_a_full_disk_leaves_the_file_whole_and_succeeds_later(disk: Disk) -> None:
     file, conversation, path = followed()
     whole = path.read_bytes()
     disk.fill()
@@ -260,7 +260,7 @@ def test_a_damaged_file_that_cannot_be_copied_stays_as_it_is(disk: Disk, home: P
 def save_interrupted(
     file: ConversationFile, conversation: Conversation, patch: pytest.MonkeyPatch
 ) -> None:
-    """Save as with Ctrl-C where the file system lets that divide a write."""
+    """Save while Ctrl-C interrupts a write in its middle, as some file systems allow."""
 
     def half_a_write(descriptor: int, data: bytes) -> int:
         os.writev(descriptor, [bytes(data)[: len(data) // 2]])
@@ -286,7 +286,7 @@ def test_ctrl_c_in_the_middle_of_a_save_leaves_no_half_line(
     assert names_in(path.parent) == [path.name]
 
 
-def test_behind_half_a_line_that_stays_nothing_is_written(
+def test_nothing_is_written_after_half_a_line_that_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(descriptor: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""``llama-chat sessions``: what was saved is listed, shown and removed, and nothing else is."""
+"""``llama-chat sessions``: saved conversations are listed, shown and removed, and nothing else."""
 
 import json
 import os
@@ -26,20 +26,20 @@ HOSTILE = "\x1b]52;c;ZXZpbA==\x07 \x9b31m \x7f \u202egpj.exe \u2028 tab\t."
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the program saves conversations if ``tmp_path`` is home."""
+    """The folder of saved conversations if ``tmp_path`` is home."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / ".local/share"))
     return store.folder()
 
 
 def save_three(text: str = "What is the capital of France?") -> None:
-    """Three conversations, the one of the latest name saved first."""
+    """Save three conversations, whose times are in the reverse order of their names."""
     for age, name in enumerate(["a", "b", "c"]):
         conversation = Conversation()
         conversation.add(Message("user", f"{name}: {text}"))
         os.utime(saved(conversation, name), (10**9 - 3600 * age, 10**9 - 3600 * age))
 
 
-def test_into_a_pipe_goes_a_line_each_with_tabs(tmp_path: Path) -> None:
+def test_a_pipe_gets_a_line_per_conversation_with_tabs(tmp_path: Path) -> None:
     save_three("What is the capital of France, " + "and why " * 9)
     title = "What is the capital of France, and why and why and why a…"
     for command in (["sessions"], ["sessions", "list"]):
@@ -75,7 +75,7 @@ def test_json_says_the_same_for_programs(tmp_path: Path, folder: Path) -> None:
     assert (last["name"], last["problem"]) == ("bad", "line 1: it is not JSON")
 
 
-def test_where_nothing_is_saved_that_is_said(tmp_path: Path) -> None:
+def test_an_empty_list_is_reported(tmp_path: Path) -> None:
     done = run("sessions", home=tmp_path)
     assert (done.status, done.out, done.err) == (0, "", "no conversation is saved yet\n")
     done = run("sessions", "list", "--json", home=tmp_path)
@@ -84,7 +84,7 @@ def test_where_nothing_is_saved_that_is_said(tmp_path: Path) -> None:
 
 
 def screen(*arguments: str, home: Path, width: int) -> list[str]:
-    """What a terminal of that width shows."""
+    """Run the program in a terminal of that width, and return the lines that it shows."""
     with Terminal(*arguments, home=home, size=(width, 24)) as terminal:
         assert terminal.wait_for_end() == 0
         assert b"\x1b" not in terminal.raw
@@ -104,7 +104,7 @@ def test_on_a_terminal_a_table_fits_the_width(width: int, tmp_path: Path, folder
         assert text.count("…") == 3  # a title has at most 60 characters
         assert "a name of the person's own that is rather long  20" in text
         assert "unreadable: line 1: it is not JSON" in text
-    if width >= 60:  # narrower ones have no room for that heading
+    if width >= 60:  # narrower ones have no space for that heading
         column = lines[0].index("messages") + len("messages")
         counts = [line[:column].rpartition(" ")[2] for line in lines[1:]]
         assert sorted(counts) == ["", "1", "1", "1", "24"]
@@ -143,7 +143,7 @@ def test_no_control_byte_of_a_file_reaches_a_stream(tmp_path: Path, folder: Path
 
 
 def everything() -> Conversation:
-    """A conversation with all that one can have, that stands on its first branch."""
+    """Make a conversation with all that one can have, whose head is on its first branch."""
     conversation = conversation_of(1)
     conversation.add(Message("user", "What is it?", attachments=(Attachment("# Doc\n", "a.md"),)))
     reply = conversation.add(Message("assistant", "A document", interrupted=True))
@@ -180,7 +180,7 @@ def test_show_prints_a_dialog_that_other_commands_read(tmp_path: Path) -> None:
     ]
 
 
-def test_show_tells_of_half_a_last_line_and_leaves_it(tmp_path: Path) -> None:
+def test_show_warns_of_half_a_last_line_and_leaves_it(tmp_path: Path) -> None:
     path = saved(conversation_of(2), "crashed")
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
@@ -241,7 +241,7 @@ def test_rm_leaves_a_conversation_that_a_program_has_open(tmp_path: Path, folder
 
 
 def complete(line: str, home: Path) -> tuple[int, list[str], str]:
-    """What bash is told of the last word of a line."""
+    """Ask for bash's completions of the last word of a line."""
     words = line.split(" ")
     done = run(
         home=home,
@@ -252,7 +252,7 @@ def complete(line: str, home: Path) -> tuple[int, list[str], str]:
     return done.status, done.out.split(), done.err
 
 
-def test_a_shell_completes_names_and_is_told_nothing_else(tmp_path: Path, folder: Path) -> None:
+def test_a_shell_completes_names_and_gets_no_errors(tmp_path: Path, folder: Path) -> None:
     for name in ("apples", "apricots", "pears"):
         saved(conversation_of(1), name)
     (folder / "ap\n\x1b[31m.jsonl").touch()
@@ -265,7 +265,7 @@ def test_a_shell_completes_names_and_is_told_nothing_else(tmp_path: Path, folder
     assert names == ["pears"]
 
 
-def test_completion_is_silent_on_any_trouble(tmp_path: Path, folder: Path) -> None:
+def test_completion_is_silent_on_any_error(tmp_path: Path, folder: Path) -> None:
     assert complete("llama-chat sessions show a", tmp_path)[1:] == ([], "")
     folder.parent.mkdir(parents=True)
     folder.write_bytes(b"no folder")
@@ -273,8 +273,8 @@ def test_completion_is_silent_on_any_trouble(tmp_path: Path, folder: Path) -> No
     assert_clean_error(run("sessions", home=tmp_path), 2, "not a directory: check the folder")
 
 
-def test_the_time_of_a_file_may_be_any(tmp_path: Path) -> None:
-    # Not every file system keeps such times; that of shared memory does.
+def test_a_file_may_have_any_time(tmp_path: Path) -> None:
+    # Not every file system stores such times; that of shared memory does.
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as data:
         folder = Path(data) / "llama-chat" / "conversations"
@@ -289,7 +289,7 @@ def test_the_time_of_a_file_may_be_any(tmp_path: Path) -> None:
             assert "minus 100000000000" in done.out
 
 
-def test_output_that_is_lost_is_an_error(tmp_path: Path) -> None:
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     save_three()
     for arguments in (["list"], ["list", "--json"], ["show", "a"]):
         with Path("/dev/full").open("wb") as full:

@@ -46,7 +46,7 @@ def test_the_file_in_the_repository_holds_every_default() -> None:
         assert f"\n{name} = " in text or f"\n# {name} = " in text
 
 
-def test_the_usual_place_is_read_and_the_current_folder_is_not(
+def test_the_default_path_is_read_and_the_current_folder_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     assert read_config(config(tmp_path, b"\xef\xbb\xbftop_k = 3"))["top_k"] == 3
 
 
-def test_missing_and_odd_files(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UsageError, match="settings file"):
             load_settings({}, path, {})
@@ -164,7 +164,7 @@ def test_any_text_is_a_value_in_range_or_a_usage_error(name: str, typed: str) ->
 @given(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text()))
 )
-def test_any_value_of_a_file_is_checked_without_surprise(value: object) -> None:
+def test_any_value_of_a_file_is_accepted_or_a_value_error(value: object) -> None:
     for setting in SETTINGS.values():
         try:
             checked = setting.check(value)

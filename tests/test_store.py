@@ -1,4 +1,4 @@
-"""What is saved is what is read, after every step and for every text."""
+"""Saved conversations are read back unchanged, after every step and for every text."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class SavedConversations(RuleBasedStateMachine):
-    """Whatever is done to a conversation, its file says the same once it is saved."""
+    """After any changes a saved file has the same contents as its conversation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class SavedConversations(RuleBasedStateMachine):
         self.file.close()
         loaded = self.file.open(path)
         assert not loaded.cut
-        # Lone surrogates are gone for good now.
+        # Reading has replaced lone surrogates.
         self.conversation, self.tag = loaded.conversation, loaded.tag
 
     @invariant()
@@ -162,13 +162,13 @@ def test_a_step_adds_a_line_or_two_and_changes_none() -> None:
     file.save(conversation, TAG)
     data = file.path.read_bytes()
     assert data.startswith(before)
-    # The messages themselves say where the conversation stands.
+    # The head follows from the messages, and needs no line.
     assert data.count(b"\n") == before.count(b"\n") + 2
     file.save(conversation, TAG)
     assert file.path.read_bytes() == data
 
 
-def test_where_nothing_was_said_there_is_no_file(home: Path) -> None:
+def test_an_empty_conversation_has_no_file(home: Path) -> None:
     file = ConversationFile()
     file.save(Conversation("Be brief."), TAG)
     assert (file.path, file.name, home.exists()) == (None, "", False)
@@ -176,7 +176,7 @@ def test_where_nothing_was_said_there_is_no_file(home: Path) -> None:
         file.rename("name")
 
 
-def test_nobody_else_may_read_what_was_said(home: Path) -> None:
+def test_nobody_else_may_read_a_conversation(home: Path) -> None:
     mask = os.umask(0)
     try:
         path = saved(conversation_of(1))
@@ -187,7 +187,7 @@ def test_nobody_else_may_read_what_was_said(home: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_name_tells_when_and_about_what() -> None:
+def test_a_name_has_the_time_and_words_of_the_first_message() -> None:
     conversation = Conversation()
     conversation.add(Message("user", "Où est l'Étoile? ../../etc \x1b[31m"))
     name = saved(conversation).stem
@@ -206,7 +206,7 @@ def test_two_conversations_that_begin_alike_have_two_files(home: Path) -> None:
     assert len(store.entries()) == 3
 
 
-def test_after_clear_a_conversation_is_another_one() -> None:
+def test_after_clear_a_conversation_has_another_file() -> None:
     conversation = conversation_of(2)
     file = ConversationFile()
     file.save(conversation, TAG)
@@ -220,7 +220,7 @@ def test_after_clear_a_conversation_is_another_one() -> None:
     assert facts(store.read(first).conversation) == before
 
 
-def test_opening_what_is_open_is_no_second_program() -> None:
+def test_opening_an_open_file_again_is_allowed() -> None:
     file = ConversationFile()
     conversation = conversation_of(1)
     file.save(conversation, TAG)
@@ -234,7 +234,7 @@ def test_opening_what_is_open_is_no_second_program() -> None:
     assert is_open(path)
 
 
-def test_a_name_is_given_and_never_taken_from_another(home: Path) -> None:
+def test_renaming_never_replaces_another_conversation(home: Path) -> None:
     other = saved(conversation_of(1), "other")
     whole = other.read_bytes()
     file = ConversationFile()
@@ -271,7 +271,7 @@ def test_a_hostile_name_is_refused_wherever_it_is_given(name: str, home: Path) -
     assert names_in(home) == before
 
 
-def test_a_conversation_is_found_by_its_name_or_how_that_begins() -> None:
+def test_a_conversation_is_found_by_its_name_or_a_prefix() -> None:
     for name in ("apples", "apricots", "pears", "pears and plums"):
         saved(conversation_of(1), name)
     assert store.find("pears").stem == "pears"
@@ -303,7 +303,7 @@ def test_the_latest_is_the_one_saved_last(home: Path) -> None:
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_what_a_session_wrote_keeps_its_ids(data: st.DataObject) -> None:
+def test_replies_of_a_session_keep_their_ids(data: st.DataObject) -> None:
     session = new_session(system="Be brief.", examples=[Example("a", "b")])
     file = ConversationFile()
     tag = ModelTag("random", byte_tokenizer().fingerprint)
@@ -340,7 +340,7 @@ HOSTILE_IDS = {
 
 
 @pytest.mark.parametrize("case", HOSTILE_IDS)
-def test_ids_that_do_not_mean_the_text_are_forgotten(case: str) -> None:
+def test_ids_that_do_not_decode_to_the_text_are_dropped(case: str) -> None:
     tokenizer = byte_tokenizer()
     text = tokenizer.decode([70, 71])
     conversation = Conversation()

@@ -1,4 +1,4 @@
-"""The closed list of templates against the published ones, rendered by transformers."""
+"""Our templates against the published ones, rendered by transformers."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ _LLAMA_3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|
 
 
 def llama_3_tokenizer() -> BytePairTokenizer:
-    """A byte-level tokenizer of a few merges, with the control tokens of Llama 3."""
+    """Make a byte-level tokenizer of a few merges, with the control tokens of Llama 3."""
     return BytePairTokenizer(
         tokens=[*_LLAMA_3, *TOKENS[len(CONTROL_TOKENS) :]],
         merges=MERGES,
@@ -56,7 +56,7 @@ def llama_3_tokenizer() -> BytePairTokenizer:
 
 
 def fast_bytes(tokenizer: Tokenizer, bos: str | None, eos: str) -> "PreTrainedTokenizerFast":
-    """The byte-level tokenizer as transformers has it."""
+    """Make the same byte-level tokenizer for transformers."""
     from transformers import PreTrainedTokenizerFast
 
     pieces = map(tokenizer.piece, range(tokenizer.vocab_size))
@@ -70,10 +70,10 @@ def fast_bytes(tokenizer: Tokenizer, bos: str | None, eos: str) -> "PreTrainedTo
 
 
 def fast_pieces(path: Path, *, legacy: bool) -> "PreTrainedTokenizerFast":
-    """A SentencePiece vocabulary as the published ``tokenizer.json`` of a model has it.
+    """Make a SentencePiece vocabulary for transformers, as a published ``tokenizer.json`` has it.
 
-    A ``legacy`` one puts a space in front of every text between control tokens; the others only in
-    front of all.
+    A ``legacy`` one puts a space in front of every text between control tokens; the others only at
+    the start.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.tokenization_utils_base import generate_merges
@@ -106,7 +106,7 @@ def fast_pieces(path: Path, *, legacy: bool) -> "PreTrainedTokenizerFast":
 def kit(
     shared_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Tokenizer, "PreTrainedTokenizerFast"]]:
-    """Our tokenizer for a published template, and that of transformers."""
+    """A function from a published template's name to our tokenizer and that of transformers."""
     meta = shared_data / "llama2" / "tokenizer.model"
     v3 = tmp_path_factory.mktemp("v3") / "tokenizer.model"
     v3.write_bytes(sentencepiece_model(control_symbols=("[INST]", "[/INST]")))
@@ -143,7 +143,7 @@ CONTENTS = [
 
 
 def dialogs() -> list[list[Message]]:
-    """Dialogs of 1 to 7 messages, with and without a system message."""
+    """Make dialogs of 1 to 7 messages, with and without a system message."""
     found: list[list[Message]] = []
     for round_number in range(3):
         for with_system in (False, True):
@@ -161,7 +161,7 @@ def dialogs() -> list[list[Message]]:
 def reference(
     name: str, tokenizer: "PreTrainedTokenizerFast", messages: list[Message]
 ) -> list[int]:
-    """What transformers gives for the published template."""
+    """Render the published template with transformers."""
     text: str = tokenizer.apply_chat_template(
         [{"role": message.role, "content": message.content} for message in messages],
         chat_template=JINJA[name],
@@ -304,7 +304,7 @@ def test_a_published_template_is_recognised_by_its_text(kit: Kit, name: str) -> 
         ("mistral v0.3", "mistral"),
     ],
 )
-def test_without_a_template_the_control_tokens_tell(kit: Kit, name: str, expected: str) -> None:
+def test_without_a_template_the_control_tokens_decide(kit: Kit, name: str, expected: str) -> None:
     ours, _ = kit(name)
     assert recognise(None, ours) == expected
 
@@ -339,7 +339,7 @@ def test_a_template_is_refused_where_its_control_tokens_are_missing(kit: Kit) ->
         choose_template("llama3", None, ours)
 
 
-def test_every_template_is_the_module_of_its_name(kit: Kit) -> None:
+def test_every_template_is_in_the_module_of_its_name(kit: Kit) -> None:
     ours, _ = kit("llama2")
     assert {name: template_class(name).name for name in TEMPLATE_NAMES} == {
         name: name for name in TEMPLATE_NAMES

@@ -97,7 +97,7 @@ def test_no_text_gives_a_control_id(tmp_path: Path, spelling: str) -> None:
     document = SPELLINGS[spelling]()
     size = len(document["model"]["vocab"]) + len(document["added_tokens"])
     document["added_tokens"] += [
-        added(size, "<|im_sep|>", special=False),  # a marker that is not called special
+        added(size, "<|im_sep|>", special=False),  # a marker that is not flagged as special
         {**added(size + 1, "[X]"), "lstrip": True, "rstrip": True},
     ]
     ours = read(tmp_path, document)
@@ -129,7 +129,7 @@ def test_other_added_tokens_are_text_and_keep_their_ids(tmp_path: Path) -> None:
     assert ours.token_bytes(4999) == b""
 
 
-# --- What the file says beside the algorithm ---------------------------------------------------
+# --- Other contents of the file ----------------------------------------------------------------
 
 
 def test_bos_comes_from_its_name_or_from_the_post_processor(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_bos_comes_from_its_name_or_from_the_post_processor(tmp_path: Path) -> N
         read(tmp_path, document, bos_token="BOS")
 
 
-def test_the_post_processor_truncation_and_chance_have_no_say(tmp_path: Path) -> None:
+def test_truncation_and_dropout_are_ignored(tmp_path: Path) -> None:
     plain = read(tmp_path, byte_level_json())
     document = byte_level_json()
     document["model"]["dropout"] = 0.9
@@ -272,7 +272,7 @@ def test_files_that_are_no_json_are_refused_in_one_line(tmp_path: Path) -> None:
             JsonTokenizer(missing)
 
 
-def test_a_pattern_that_takes_for_ever_ends_in_one_line(tmp_path: Path) -> None:
+def test_a_pattern_that_backtracks_forever_is_refused_in_one_line(tmp_path: Path) -> None:
     document = byte_level_json()
     document["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}
     ours = read(tmp_path, document)

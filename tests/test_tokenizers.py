@@ -1,4 +1,4 @@
-"""Text survives its way through ids, whole and in pieces, and never becomes a control token."""
+"""Text comes back from its ids, whole and in pieces, and never becomes a control token."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
 from tests.model_files import MERGES, TOKENS, byte_tokenizer, sentencepiece_model
 from tests.vocabularies import piece_json
 
-# Everything with UTF-8 but the character by which SentencePiece itself writes a space.
+# All of UTF-8 but NUL and the character with which SentencePiece writes a space.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\0"))
 CONTROL_TEXTS = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -164,7 +164,7 @@ def test_tables_that_contradict_each_other_are_refused(
         )
 
 
-def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
+def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ModelError, match="tokenizer"):
             SentencePieceTokenizer(path)

@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies given by tables are those of the file the tables come from."""
+"""SentencePiece vocabularies from tables equal those of the file that the tables come from."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ def tokenizer(**changed: Any) -> Tokenizer:
 
 
 def with_last(*tokens: tuple[str, int]) -> dict[str, Any]:
-    """The tables with ``tokens`` and their types behind the others."""
+    """Return the tables with ``tokens`` and their types appended."""
     return {
         "tokens": [*TABLES["tokens"], *(text for text, _ in tokens)],
         "scores": [*TABLES["scores"], *(0.0 for _ in tokens)],
@@ -84,7 +84,7 @@ def test_a_gguf_file_says_whether_spaces_and_bos_come_first(tmp_path: Path) -> N
     assert ours.token_bytes(ours.encode("the")[0])[:1] == b"t"
 
 
-def test_an_unknown_token_may_be_named_apart(tmp_path: Path) -> None:
+def test_the_unknown_token_may_be_given_by_its_id(tmp_path: Path) -> None:
     types = [CONTROL, *TABLES["types"][1:]]  # as some converters write it
     changed = {"tokenizer__ggml__token_type": types}
     ours = from_gguf(tmp_path / "m.gguf", **changed, tokenizer__ggml__unknown_token_id=0)
@@ -155,7 +155,7 @@ def test_hostile_tables_are_refused_in_one_line(case: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_vocabulary_without_bytes_writes_what_it_can() -> None:
+def test_without_byte_tokens_other_characters_are_unknown() -> None:
     found = tokenizer(types=[1 if kind == 6 else kind for kind in TABLES["types"]])
     ids = found.encode("the 漢 the")
     assert found.control_ids["<unk>"] in ids

@@ -1,4 +1,4 @@
-"""One vocabulary in every form in which a checkpoint may hold it, and texts that are hard on it."""
+"""One vocabulary in every format of a checkpoint, and texts that are hard to tokenize."""
 
 import random
 from typing import Any
@@ -30,7 +30,7 @@ _HARD = [
 
 
 def hard_texts(count: int = 1000) -> list[str]:
-    """Texts of all that is hard: the same ones each time."""
+    """Make texts that are hard to tokenize, the same ones each time."""
     generator = random.Random(0)
 
     def part() -> str:
@@ -42,7 +42,7 @@ def hard_texts(count: int = 1000) -> list[str]:
 
 
 def piece_tables(model: bytes) -> dict[str, Any]:
-    """The tables of a SentencePiece model, read by the library."""
+    """Read the tables of a SentencePiece model with its library."""
     library = sentencepiece.SentencePieceProcessor()
     library.LoadFromSerializedProto(model)
     ids = list(range(library.vocab_size()))
@@ -62,7 +62,7 @@ def piece_tables(model: bytes) -> dict[str, Any]:
 
 
 def piece_json(model: bytes, *, metaspace: bool = False) -> dict[str, Any]:
-    """The ``tokenizer.json`` that stands for a SentencePiece model, in either spelling."""
+    """Make a ``tokenizer.json`` equivalent to a SentencePiece model, in either spelling."""
     tables = piece_tables(model)
     tokens, scores, types = tables["tokens"], tables["scores"], tables["types"]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -107,7 +107,7 @@ def piece_json(model: bytes, *, metaspace: bool = False) -> dict[str, Any]:
 
 
 def byte_level_json() -> dict[str, Any]:
-    """A ``tokenizer.json`` of the kind of Llama 3: control tokens stand beside the vocabulary."""
+    """Make a ``tokenizer.json`` like Llama 3's, whose control tokens are outside the vocabulary."""
     llama_3 = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
         r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -146,13 +146,13 @@ def byte_level_json() -> dict[str, Any]:
 
 
 def added(token_id: int, text: str, *, special: bool = True) -> dict[str, Any]:
-    """An entry of ``added_tokens``."""
+    """Make an entry of ``added_tokens``."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": text, **flags, "special": special}
 
 
 def begin_with(token: str, token_id: int) -> dict[str, Any]:
-    """A post-processor that puts ``token`` in front."""
+    """Make a post-processor that puts ``token`` in front."""
     text = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
     return {
         "type": "TemplateProcessing",
@@ -163,6 +163,6 @@ def begin_with(token: str, token_id: int) -> dict[str, Any]:
 
 
 def library_ids(backend: Backend, text: str) -> list[int]:
-    """What the ``tokenizers`` library alone makes of ``text``."""
+    """Encode ``text`` with the ``tokenizers`` library, without special tokens."""
     ids: list[int] = backend.encode(text, add_special_tokens=False).ids
     return ids

@@ -1,4 +1,4 @@
-"""One program each, driven line by line by ``benchmarks.compare``.
+"""Runners of one program each, which ``benchmarks.programs`` starts.
 
-What is here runs in the environment of the program it drives: it imports nothing else.
+A runner runs in the Python environment of its program, and imports only what that has.
 """

@@ -23,17 +23,17 @@ class LlamaCpp:
         self.vocab_size = self.model.n_vocab()
 
     def read(self, ids: Sequence[int]) -> None:
-        """Read ``ids`` behind the rest."""
+        """Evaluate ``ids`` after the cached tokens."""
         self.model.eval(ids)
 
     def logits(self, ids: Sequence[int]) -> bytes:
-        """The same for the logits behind each; needs the option ``logits_all``."""
+        """Evaluate ``ids`` and return the logits of each; needs the option ``logits_all``."""
         start = self.model.n_tokens
         self.model.eval(ids)
         return bytes(self.model.scores[start : self.model.n_tokens].tobytes())
 
     def truncate(self, length: int) -> None:
-        """Forget what lies beyond ``length``; the next ``eval`` cuts the cache there."""
+        """Trim to ``length`` tokens; the next ``eval`` cuts the cache there."""
         self.model.n_tokens = length
 
 

@@ -15,16 +15,16 @@ class LlamaChat:
         self.vocab_size = self.engine.backend.model.config.vocab_size
 
     def read(self, ids: Sequence[int]) -> None:
-        """Read ``ids`` behind the rest."""
+        """Evaluate ``ids`` after the cached tokens."""
         self.engine.prefill([*self.engine.cache.ids, *ids])
 
     def logits(self, ids: Sequence[int]) -> bytes:
-        """Read ``ids`` behind the rest, for the logits behind each."""
+        """Evaluate ``ids`` after the cached tokens, and return the logits of each."""
         logits = self.engine.backend.forward(ids, self.engine.cache, all_logits=True)
         return bytes(logits.numpy().tobytes())
 
     def truncate(self, length: int) -> None:
-        """Forget what lies beyond ``length``."""
+        """Trim the cache to ``length`` tokens."""
         self.engine.cache.trim(length)
 
 

@@ -1,4 +1,4 @@
-"""The part that all runners share: requests on stdin, answers on stdout, a JSON object a line."""
+"""Request loop of all runners: requests on stdin, answers on stdout, a JSON object per line."""
 
 import json
 import random
@@ -10,22 +10,22 @@ from typing import Any, Protocol
 
 
 class Runner(Protocol):
-    """A loaded model with a cache."""
+    """Loaded model with a KV cache."""
 
     vocab_size: int
 
     def read(self, ids: Sequence[int]) -> None:
-        """Read ``ids`` behind what the cache holds, in one go, for the logits behind the last."""
+        """Evaluate ``ids`` after the cached tokens, in one call, with the logits of the last."""
 
     def logits(self, ids: Sequence[int]) -> bytes:
-        """The same for the logits behind each of them: float32 ``(len(ids), vocab_size)``."""
+        """Evaluate ``ids``, and return the logits of each: float32 ``(len(ids), vocab_size)``."""
 
     def truncate(self, length: int) -> None:
-        """Forget what the cache holds beyond ``length`` tokens."""
+        """Trim the cache to ``length`` tokens."""
 
 
 class _Tasks:
-    """A runner, how many tokens it holds, and what may be asked of it."""
+    """Tasks that may be requested of a runner."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -42,22 +42,22 @@ class _Tasks:
         self.length = length
 
     def prefill(self, n: int) -> dict[str, float]:
-        """Seconds for reading ``n`` tokens into an empty cache."""
+        """Time the prefill of ``n`` tokens into an empty cache."""
         self.hold(0)
         began = time.perf_counter()
         self.hold(n)
         return {"seconds": time.perf_counter() - began}
 
-    def decode(self, n: int, behind: int) -> dict[str, float]:
-        """Seconds for reading ``n`` tokens one by one, behind others."""
-        self.hold(behind)
+    def decode(self, n: int, n_before: int) -> dict[str, float]:
+        """Time reading ``n`` tokens one by one, after ``n_before`` others."""
+        self.hold(n_before)
         began = time.perf_counter()
         for _ in range(n):
             self.hold(self.length + 1)
         return {"seconds": time.perf_counter() - began}
 
     def logits(self, ids: Sequence[int], step: int, to: str) -> dict[str, int]:
-        """Read ``ids`` into an empty cache, ``step`` at a time, and add their logits to a file."""
+        """Read ``ids`` into an empty cache, ``step`` at a time; appends their logits to a file."""
         self.hold(0)
         with Path(to).open("ab") as file:
             for start in range(0, len(ids), step):

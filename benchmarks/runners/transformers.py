@@ -10,7 +10,7 @@ from benchmarks.runners.serving import serve
 
 
 class Transformers:
-    """A model of transformers, a GGUF file unpacked; its context needs no room set aside."""
+    """A model of transformers, a GGUF file unpacked; its cache grows as needed."""
 
     def __init__(self, path: str, _context: int, threads: int, dtype: str = "bfloat16") -> None:
         torch.set_num_threads(threads)
@@ -22,17 +22,17 @@ class Transformers:
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int]) -> None:
-        """Read ``ids`` behind the rest."""
+        """Evaluate ``ids`` after the cached tokens."""
         self.model(torch.tensor([ids]), past_key_values=self.cache, logits_to_keep=1)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> bytes:
-        """Read ``ids`` behind the rest, for the logits behind each."""
+        """Evaluate ``ids`` after the cached tokens, and return the logits of each."""
         out = self.model(torch.tensor([ids]), past_key_values=self.cache)
         return bytes(out.logits[0].float().numpy().tobytes())
 
     def truncate(self, length: int) -> None:
-        """Forget what lies beyond ``length``."""
+        """Trim the cache to ``length`` tokens."""
         if length:
             self.cache.crop(length)
         else:
