@@ -104,5 +104,5 @@ def _n_cores() -> int:
 
 def _first_error(output: str) -> str:
     """Return the first error line of a compiler's output."""
-    lines = output.strip().splitlines() or ["the C compiler failed without a word"]
+    lines = output.strip().splitlines() or ["the C compiler failed without output"]
     return next((line for line in lines if "error" in line), lines[-1])[:500]

@@ -40,7 +40,7 @@ def chat_tok_s(model: Path, home: Path) -> tuple[float, int, int]:
         terminal.wait_for(READY)
         terminal.send(QUESTION)
         terminal.skim()
-        stats = terminal.ask("/stats", r"tokens read in all +\d+")
+        stats = terminal.ask("/stats", r"tokens evaluated in total +\d+")
         terminal.type(CTRL_D)
         terminal.wait_for_end()
     numbers = dict(re.findall(r"(?m)^(\w+) +([\d.]+)$", stats))

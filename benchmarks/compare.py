@@ -1,11 +1,11 @@
 """Compare speed with other programs: the same file, machine and threads, in turn.
 
     python -m benchmarks.compare MODEL --llama-cpp PYTHON [--transformers PYTHON]
-        [--prompt 512] [--new 64] [--behind 0] [--rounds 5] [--threads 2] [--json FILE]
+        [--prompt 512] [--new 64] [--context 0] [--rounds 5] [--threads 2] [--json FILE]
 
 ``PYTHON`` is explained in ``benchmarks.programs``. Every program loads the model once. In each
 round each program in turn prefills a prompt of random tokens into an empty cache, and then decodes
-after each number of tokens in ``--behind``, while the others sleep. Nothing is sampled. It prints
+after each number of tokens in ``--context``, while the others sleep. Nothing is sampled. It prints
 medians, and the median of the ratios within a round, since the speed of a shared machine varies.
 ``benchmarks.plot`` draws what ``--json`` writes.
 """
@@ -26,7 +26,7 @@ from llama_chat.generation.measuring import read_bandwidth
 Speeds = dict[str, dict[str, list[float]]]
 """Tokens per second by task and program, round by round."""
 
-DECODE = "decode behind "
+DECODE = "decode after "
 """Start of the name of a decode task; the number of tokens before it follows."""
 
 
@@ -78,12 +78,12 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--prompt", type=int, default=512, help="tokens to prefill; 0 for none")
     parser.add_argument("--new", type=int, default=64, help="tokens to decode")
-    parser.add_argument("--behind", type=int, nargs="*", default=[0], help="tokens before them")
+    parser.add_argument("--context", type=int, nargs="*", default=[0], help="tokens before them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    context = max([options.prompt, *(length + options.new for length in options.behind)]) + 8
+    context = max([options.prompt, *(length + options.new for length in options.context)]) + 8
     rounds, bandwidths = [], []
     with ExitStack() as stack:
         programs = [
@@ -93,7 +93,7 @@ def main() -> None:
             for name, python in interpreters(options).items()
         ]
         for _ in range(options.rounds + 1):  # the first warms up
-            rounds.append(race(programs, options.prompt, options.new, options.behind))
+            rounds.append(race(programs, options.prompt, options.new, options.context))
             bandwidths.append(read_bandwidth())
     speeds, bandwidths = joined(rounds[1:]), bandwidths[1:]
     print(f"{options.model.name}, {options.threads} threads, {options.rounds} rounds")

@@ -1,7 +1,7 @@
 """Draw decode speed against context, from a report of ``benchmarks.compare``.
 
     python -m benchmarks.compare MODEL --llama-cpp PYTHON --prompt 0
-        --behind 0 512 1024 2048 3072 4096 --json speeds.json
+        --context 0 512 1024 2048 3072 4096 --json speeds.json
     python -m benchmarks.plot speeds.json docs/decode-by-context.svg
 
 Each program has a line through the medians of its rounds, and a band between their quartiles. The
@@ -99,7 +99,7 @@ def lines_of(report: dict[str, Any]) -> list[Line]:
         if task.startswith(DECODE)
     }
     if len(by_context) < 2:
-        raise SystemExit("nothing to draw: measure with several numbers in --behind")
+        raise SystemExit("nothing to draw: measure with several numbers in --context")
     contexts = sorted(by_context)
     names = by_context[contexts[0]]
     return [Line(name, [(n, by_context[n][name]) for n in contexts]) for name in names]

@@ -1,6 +1,6 @@
 """Measure the time of one decoded token, operation by operation.
 
-    python -m benchmarks.profile [--model NAME] [--behind 512] [--new 32] [--threads 2]
+    python -m benchmarks.profile [--model NAME] [--context 512] [--new 32] [--threads 2]
 
 The first table is measured while the model decodes: its parts, sampling, and the overhead of
 Python. The second multiplies by each kind of matrix alone, layer after layer so that none is in a
@@ -59,19 +59,20 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="")
-    parser.add_argument("--behind", type=int, default=512, help="tokens of context")
+    parser.add_argument("--context", type=int, default=512, help="tokens of context")
     parser.add_argument("--new", type=int, default=32, help="tokens to decode")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     llama = load(find_model(options.model), threads=options.threads)
     engine, model = llama.engine(), llama.model
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (options.behind,), generator=generator).tolist()
+    ids = torch.randint(model.config.vocab_size, (options.context,), generator=generator).tolist()
     engine.prefill(ids)
     token = seconds_of_a_token(engine, Sampler(Sampling(temperature=0)), options.new)
     whole, bandwidth = sum(token.values()), read_bandwidth()
     print(
-        f"{llama.name}, {native.level_name()}, {options.threads} threads, behind {options.behind}"
+        f"{llama.name}, {native.level_name()}, {options.threads} threads,"
+        f" after {options.context} tokens"
     )
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     print(f"one token      {1000 * whole:8.3f} ms")

@@ -122,7 +122,9 @@ def test_commands_in_an_empty_conversation_are_refused(babble: Terminal) -> None
 
 def tokens_read(chat: Terminal) -> int:
     """Return the number of tokens that the model has read in all."""
-    found = re.search(r"tokens read in all +(\d+)", chat.ask("/stats", r"read in all +\d+"))
+    found = re.search(
+        r"tokens evaluated in total +(\d+)", chat.ask("/stats", r"evaluated in total +\d+")
+    )
     assert found is not None
     return int(found[1])
 
@@ -240,7 +242,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_loaded_one(
     babble.refuse("/model /nowhere", r"neither a path nor a known name")
     babble.refuse("/device tpu", r"no such device")
     babble.ask("/model", r"model is random")
-    babble.ask("/stats", r"tokens read in all")
+    babble.ask("/stats", r"tokens evaluated in total")
     assert babble.text.count("template chatml") == 1  # it was loaded once
 
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from harness.program import COMMAND, environment, run
 from harness.terminal import Terminal
@@ -58,7 +57,9 @@ def prompt(home: Path, name: str, description: str) -> None:
     """Write a prompt file of the user."""
     path = home / ".config/llama-chat/prompts" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps({"description": description, "system": "x"}))
+    # A JSON string is a basic string of TOML, but for DEL, which only TOML escapes.
+    quoted = json.dumps(description, ensure_ascii=False).replace("\x7f", "\\u007f")
+    path.write_text(f'description = {quoted}\nsystem = "x"\n')
 
 
 def in_shell(home: Path) -> dict[str, str]:

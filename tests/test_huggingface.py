@@ -150,7 +150,7 @@ def test_the_window_of_mistral_limits_the_context(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.config == replace(META, context_length=128)
     assert len(checkpoint.warnings) == 1
-    assert "4096 tokens the attention sees 128" in checkpoint.warnings[0]
+    assert "context reduced from 4096 to 128 tokens" in checkpoint.warnings[0]
 
 
 @pytest.mark.parametrize("window", [{"sliding_window": 4096}, {}, {"sliding_window": None}])

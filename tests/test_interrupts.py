@@ -40,7 +40,7 @@ def test_fifty_interrupts_lose_neither_the_prompt_nor_the_cache(
             terminal.watch_for(chance.uniform(0, 0.25) if in_prefill else chance.uniform(0.2, 0.6))
             terminal.child.kill(signal.SIGINT)
             terminal.wait_for(rf"› Say {number} (?:(?!\n›)[\s\S])*\n\n›")
-            counts = numbers(terminal.ask("/stats", r"tokens read in all +\d+"))
+            counts = numbers(terminal.ask("/stats", r"tokens evaluated in total +\d+"))
             # No cached token was read again.
             assert counts["cached_tokens"] >= before
         rows = re.findall(r"(?m)^ *\d+ +(user|assistant)", terminal.ask("/context", r"\d+ free"))

@@ -138,9 +138,9 @@ UNKNOWN = "not a model of a known format"
 BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", UNKNOWN),
     "shorter than a header": (lambda data: data[:27], UNKNOWN),
-    "header only": (lambda data: data[:28], "28 bytes, where its header speaks of"),
-    "cut off": (lambda data: data[:-1], "where its header speaks of"),
-    "too long": (lambda data: data + bytes(4), "where its header speaks of"),
+    "header only": (lambda data: data[:28], "28 bytes, but its header requires"),
+    "cut off": (lambda data: data[:-1], "but its header requires"),
+    "too long": (lambda data: data + bytes(4), "but its header requires"),
     "an archive of torch": (lambda data: b"PK\x03\x04" + data[4:], UNKNOWN),
     "web page": (lambda data: b"<!DOCTYPE html><html>" + data, UNKNOWN),
     "version 1": (
@@ -150,15 +150,15 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "version 2": (lambda data: struct.pack("<Ii", 0x616B3432, 2) + data, "version 2"),
     "dim 0": (_number(0, 0), UNKNOWN),
     "dim negative": (_number(0, -64), "dim is -64"),
-    "dim other": (_number(0, 128), "where its header speaks of"),
-    "layers 10^7": (_number(2, 10**7), "where its header speaks of"),
+    "dim other": (_number(0, 128), "but its header requires"),
+    "layers 10^7": (_number(2, 10**7), "but its header requires"),
     "layers negative": (_number(2, -2), "n_layers is -2"),
     "heads odd": (_number(3, 7), "no multiple of n_heads 7"),
     "heads negative": (_number(3, -8), "no multiple of n_heads -8"),
     "more KV heads": (_number(4, 16), "no multiple of n_kv_heads 16"),
     "vocabulary 2^31": (_number(5, -(2**31)), UNKNOWN),
-    "vocabulary other": (_number(5, -401), "where its header speaks of"),
-    "shared after all": (_number(5, 400), "where its header speaks of"),
+    "vocabulary other": (_number(5, -401), "but its header requires"),
+    "shared after all": (_number(5, 400), "but its header requires"),
     "context negative": (_number(6, -128), "context_length is -128"),
 }
 

@@ -66,7 +66,7 @@ def test_continue_and_resume_bring_back_all_branches_and_the_cache(
                 continue
             # All of it is prefilled while nothing is typed.
             second.ask("Thanks.", r"\n\n(?=›)")
-            counts = second.ask("/stats", r"tokens read in all +\d+")
+            counts = second.ask("/stats", r"tokens evaluated in total +\d+")
             new = re.search(r"prompt_tokens +(\d+)\ncached_tokens +(\d+)", counts)
             assert new is not None
             assert int(new[1]) - int(new[2]) < 20 < int(new[2])

@@ -152,7 +152,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     for _ in range(n_values):
         key = reader.string()
         if not key or key in metadata:
-            raise reader.error(f"a name of its metadata stands twice or is empty: {key[:60]!r}")
+            raise reader.error(f"a name of its metadata is duplicate or empty: {key[:60]!r}")
         if len(metadata) == MAX_ENTRIES:
             raise reader.error(f"it has more than {MAX_ENTRIES} metadata values")
         metadata[key] = reader.value(reader.scalar("<I"))
@@ -160,7 +160,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     for _ in range(n_tensors):
         name = reader.string()
         if not name or name in found:
-            raise reader.error(f"a tensor's name stands twice or is empty: {name[:60]!r}")
+            raise reader.error(f"a tensor's name is duplicate or empty: {name[:60]!r}")
         if len(found) == MAX_ENTRIES:
             raise reader.error(f"it has more than {MAX_ENTRIES} tensors")
         found[name] = _tensor(reader, name)

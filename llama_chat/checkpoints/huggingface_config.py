@@ -62,7 +62,9 @@ def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfi
     length = max(positions, config.size("max_sequence_length", positions))
     window, warning = _attention_window(config), ""
     if window is not None and window < length:
-        warning = f"of its {length} tokens the attention sees {window}, which is now the context"
+        warning = (
+            f"context reduced from {length} to {window} tokens, the attention window of the model"
+        )
         length = window
     try:
         theta, scaling = _rotary(config, positions)

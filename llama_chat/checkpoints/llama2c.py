@@ -60,7 +60,7 @@ class Llama2cCheckpoint(Checkpoint):
         sizes = list(_sections(config))
         n_bytes = LLAMA2C_HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
         if len(data) != n_bytes:
-            why = f"{len(data)} bytes, where its header speaks of {n_bytes}"
+            why = f"{len(data)} bytes, but its header requires {n_bytes}"
             raise ModelError(_label(path), why, FETCH_AGAIN)
         weights: dict[str, Tensor] = {}
         at = LLAMA2C_HEADER.size

@@ -75,7 +75,7 @@ def _stats(chat: Chat, argument: str) -> None:
             ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
             ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),
             ("seed", str(chat.last.seed)),
-            ("tokens read in all", str(chat.wait_for_session().engine.n_evaluated)),
+            ("tokens evaluated in total", str(chat.wait_for_session().engine.n_evaluated)),
         ),
     )
 
