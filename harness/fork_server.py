@@ -3,21 +3,15 @@
     python -m harness.fork_server SOCKET
 
 Most of the time of a short run is spent importing torch. Here that is paid once: a fork of this
-process goes on as a new interpreter would that was started by ``python -m MODULE``, with its
-arguments, environment, folder, umask, streams, terminal, signals and its way to end. Two things
-differ: modules are imported already, and all forks hash strings alike.
-
-Where more could differ, a new interpreter is started: see ``can_fork``.
+process goes on as a new interpreter would, see ``harness.interpreter``. Where it could not, a new
+one is started, see ``can_fork``.
 """
 
-import atexit
-import ctypes
 import gc
 import io
 import os
 import pkgutil
 import re
-import runpy
 import select
 import signal
 import socket
@@ -26,8 +20,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn
 
+from harness import interpreter
 from harness.request import NUMBER, Request, receive
 
 IMPORTED_LATE = ("httpx2", "typer._adapters")
@@ -51,7 +46,7 @@ def preload() -> dict[str, str]:
     No parallel region may run here: a fork of a process that has OpenMP threads waits for them in
     its own first one, for ever. Importing starts none.
     """
-    variables, modules = dict(os.environ), set(sys.modules)
+    before = dict(os.environ)
     import llama_chat
 
     for name in IMPORTED_BY_RUNS:
@@ -63,28 +58,9 @@ def preload() -> dict[str, str]:
                 import_module(name)
     for name in IMPORTED_BY_RUNS:
         del sys.modules[name]
-    _libraries.extend(name for name in sys.modules.keys() - modules if is_library(name))
     gc.collect()
     gc.freeze()  # so that no fork copies the pages of these objects by looking through them
-    return {name: value for name, value in os.environ.items() if variables.get(name) != value}
-
-
-_libraries: list[str] = []
-"""The modules that ``preload`` has imported and that are neither Python's nor ours."""
-
-
-def is_library(module: str) -> bool:
-    """Tell whether a module is neither Python's nor ours."""
-    return module.partition(".")[0] not in sys.stdlib_module_names | {"llama_chat", "harness"}
-
-
-def leave_libraries() -> None:
-    """Keep libraries out of the end of Python, which would take them apart piece by piece.
-
-    That, like ``end_with_python``, spares a fork from copying most of the pages that it shares.
-    """
-    libraries = [sys.modules.pop(name) for name in _libraries]
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(libraries))
+    return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
 def can_fork(request: Request) -> bool:
@@ -144,8 +120,10 @@ class ForkServer:
         pid = os.fork()
         if pid == 0:
             self._leave_to_child()
-            enter(request, streams)
-            return partial(run_module if warm else execute, request)
+            interpreter.enter(request, streams)
+            if warm:
+                return partial(interpreter.run_module, request, preload())
+            return partial(interpreter.execute, request)
         for descriptor in streams:
             os.close(descriptor)
         self._running[pid] = status
@@ -182,97 +160,8 @@ class ForkServer:
             os.close(descriptor)
 
 
-def enter(request: Request, streams: list[int]) -> None:
-    """Take the streams, the folder and the umask, and have nothing else open."""
-    if request.terminal:
-        (terminal,) = streams
-        os.login_tty(terminal)
-    else:
-        for descriptor in range(3):
-            os.close(descriptor)
-        for descriptor, stream in zip(request.streams, streams, strict=True):
-            os.dup2(stream, descriptor)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.chdir(request.folder)
-    os.umask(request.umask)
-
-
-def execute(request: Request) -> NoReturn:
-    """Become another program, as a shell starts one."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.execvpe(request.command[0], request.command, request.environment)  # noqa: S606
-
-
-def run_module(request: Request) -> None:
-    """Go on as ``python -m`` does in an interpreter that has just started."""
-    module, *arguments = request.command[2:]
-    os.environ.clear()
-    os.environ.update(preload() | request.environment)
-    sys.argv = [module, *arguments]
-    sys.path[0] = request.folder
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = open_stream(descriptor, getattr(sys, name))
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    reseed()
-    end_with_python()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def reseed() -> None:
-    """Seed the generators of libraries anew, as at import; Python does so with its own."""
-    if torch := sys.modules.get("torch"):
-        torch.default_generator.seed()
-    if numpy_random := sys.modules.get("numpy.random"):
-        numpy_random.seed()
-
-
-def end_with_python() -> None:
-    """Let the process end once Python has, with the same status.
-
-    To run the C++ destructors of torch's static objects takes longer than most runs.
-    """
-    c = ctypes.CDLL(None)
-    if hasattr(c, "on_exit"):  # of glibc: calls a function with the status
-        c.on_exit(ctypes.cast(c._exit, ctypes.c_void_p), None)
-
-
-def open_stream(descriptor: int, like: io.TextIOWrapper) -> TextIO | None:
-    """Open a standard stream as Python does when it starts; None if it is closed.
-
-    Args:
-        descriptor: its descriptor.
-        like: the same stream of this process, which has the encoding of the same locale.
-    """
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return None
-    mode = "w" if descriptor else "r"
-    unbuffered = like.write_through  # as all streams are under PYTHONUNBUFFERED
-    binary: Any = os.fdopen(
-        descriptor, mode + "b", 0 if unbuffered and descriptor else -1, closefd=False
-    )
-    getattr(binary, "raw", binary).name = like.name
-    text: Any = io.TextIOWrapper(
-        binary,
-        encoding=like.encoding,
-        errors=like.errors,
-        newline="\n",
-        line_buffering=not unbuffered and (binary.isatty() or descriptor == 2),
-        write_through=unbuffered,
-    )
-    text.mode = mode
-    stream: TextIO = text
-    return stream
-
-
 def main() -> None:
     """Serve; in a child, do what was asked for."""
-    atexit.register(leave_libraries)  # first, and so after what libraries do at exit
     run = ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
     run()
 
