@@ -110,10 +110,14 @@ class Terminal:
         self.type(text + "\r")
 
     def send(self, text: str) -> None:
-        """Send a line once the input is open, and wait until it has closed behind it."""
+        """Paste a line once the input is open, send it, and wait until the input has closed.
+
+        Each key that is typed takes the program half a millisecond.
+        """
         toolbar = re.compile(r"context \d+/\d+")
         self._wait(lambda: bool(toolbar.search(self.shown)), "toolbar")
-        self.line(text)
+        self.paste(text)
+        self.type("\r")
         self._wait(lambda: not toolbar.search(self.shown), "end of the input")
 
     def no_echo(self) -> None:

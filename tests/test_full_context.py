@@ -21,7 +21,7 @@ DROPPED = r"the context is full: the oldest (\d+ turns are|turn is) no longer sh
 def test_forty_turns_in_256_tokens_drop_nothing_silently(
     starter_model: Path, tmp_path: Path
 ) -> None:
-    flags = ("-m", starter_model, "--context", "256", "--max-tokens", "60", "--temperature", "0")
+    flags = ("-m", starter_model, "--context", "256", "--max-tokens", "30", "--temperature", "0")
     system = ("--system", "You are a helpful teacher of geography.")
     right = 0
     with Terminal(*flags, *system, home=tmp_path) as terminal:
