@@ -110,10 +110,14 @@ class Terminal:
         self.type(text + "\r")
 
     def send(self, text: str) -> None:
-        """Send a line once the input is open, and wait until the input has closed."""
+        """Paste a line once the input is open, press Enter, and wait until the input has closed.
+
+        A paste is one event; typed keys take half a millisecond each.
+        """
         toolbar = re.compile(r"context \d+/\d+")
         self._wait(lambda: bool(toolbar.search(self.shown)), "toolbar")
-        self.line(text)
+        self.paste(text)
+        self.type("\r")
         self._wait(lambda: not toolbar.search(self.shown), "end of the input")
 
     def no_echo(self) -> None:

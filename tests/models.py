@@ -68,28 +68,30 @@ def to_hugging_face(model: Transformer) -> "LlamaForCausalLM":
     """Make the same model for transformers, in float32."""
     from transformers import LlamaConfig as HuggingFaceConfig
     from transformers import LlamaForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = model.config
     scaling = config.rope_scaling
-    reference = LlamaForCausalLM(
-        HuggingFaceConfig(
-            hidden_size=config.dim,
-            intermediate_size=config.hidden_dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            vocab_size=config.vocab_size,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={**_rope_parameters(config), "rope_theta": config.rope_theta},
-            max_position_embeddings=(
-                scaling.original_context
-                if isinstance(scaling, DynamicScaling)
-                else config.context_length
-            ),
-            tie_word_embeddings=config.tie_embeddings,
-        )
+    their_config = HuggingFaceConfig(
+        hidden_size=config.dim,
+        intermediate_size=config.hidden_dim,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={**_rope_parameters(config), "rope_theta": config.rope_theta},
+        max_position_embeddings=(
+            scaling.original_context
+            if isinstance(scaling, DynamicScaling)
+            else config.context_length
+        ),
+        tie_word_embeddings=config.tie_embeddings,
     )
+    with no_init_weights():  # all of them are loaded
+        reference = LlamaForCausalLM(their_config)
+    reference.tie_weights()  # a part of the initialization that is skipped
     names = {
         "attention.wo": "self_attn.o_proj",
         "attention.wv": "self_attn.v_proj",

@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.program import Program
 from llama_chat.checkpoints.meta import MetaCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.loading.plan import load
+from tests.execute import EXECUTE
 from tests.model_files import META, TOKENS, assert_refused, edit_json, write_gguf, write_meta
 
 Q = gguf.GGMLQuantizationType
@@ -296,8 +296,9 @@ print((max(peaks) - peaks[0]) / weights)
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc to tell anonymous memory from mapped files")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert float(done.stdout) < 1.25
+    with Program(program, home=tmp_path, command=EXECUTE) as process:
+        out, _ = process.communicate()
+    assert float(out) < 1.25
 
 
 def test_the_same_model_in_both_formats_has_the_same_logits(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_config_json_takes_only_divisors_of_a_known_rule(meta_model: Path) -> No
     HuggingFaceFolder(checkpoint, tokenizer, "F32", 10**9)
     scaling = FrequencyDivisors((1.0, 2.0, 1.0, 3.0))
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=scaling)
-    with pytest.raises(ModelError, match="no words for its rotary scaling"):
+    with pytest.raises(ModelError, match="cannot express its rotary scaling"):
         HuggingFaceFolder(checkpoint, tokenizer, "F32", 10**9)
 
 

@@ -168,7 +168,7 @@ def test_starter_prompt_of_the_template_has_the_golden_ids(
 
 def test_bfloat16_stays_near_float32_at_long_positions(starter: Llama, starter_model: Path) -> None:
     half = load(starter_model, dtype="bfloat16")
-    ids = (long_texts(starter)[0] * 8)[:1500]
+    ids = (long_texts(starter)[0] * 8)[:1000]
     exact, rounded = starter.logits(ids).log_softmax(-1), half.logits(ids).log_softmax(-1)
     divergence = (exact.exp() * (exact - rounded)).sum(-1)
     # No drift: the end is as near as the beginning.

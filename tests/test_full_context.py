@@ -18,10 +18,10 @@ CAPITALS = {
 DROPPED = r"the context is full: the oldest (\d+ turns are|turn is) no longer shown to the model \("
 
 
-def test_forty_turns_in_512_tokens_drop_nothing_silently(
+def test_forty_turns_in_256_tokens_drop_nothing_silently(
     starter_model: Path, tmp_path: Path
 ) -> None:
-    flags = ("-m", starter_model, "--context", "512", "--max-tokens", "60", "--temperature", "0")
+    flags = ("-m", starter_model, "--context", "256", "--max-tokens", "30", "--temperature", "0")
     system = ("--system", "You are a helpful teacher of geography.")
     right = 0
     with Terminal(*flags, *system, home=tmp_path) as terminal:
@@ -33,7 +33,7 @@ def test_forty_turns_in_512_tokens_drop_nothing_silently(
             assert "<|im" not in answer
             right += CAPITALS[country] in answer
         text = terminal.text
-        table = terminal.ask("/context", r"\d+ of 512 tokens, \d+ free")
+        table = terminal.ask("/context", r"\d+ of 256 tokens, \d+ free")
     announced = [
         1 if count == "turn is" else int(count.split()[0]) for count in re.findall(DROPPED, text)
     ]
@@ -45,7 +45,7 @@ def test_forty_turns_in_512_tokens_drop_nothing_silently(
     assert rows[0][0] == "system"
     turns = [role for role, _, _ in rows[1:]]
     assert turns == ["user", "assistant"] * (40 - sum(announced))
-    assert sum(int(tokens) for _, tokens, _ in rows) <= 512
+    assert sum(int(tokens) for _, tokens, _ in rows) <= 256
     assert right >= 30  # a small model, but it goes on answering what it is asked
 
 

@@ -136,7 +136,7 @@ RAW_GGUF: dict[str, tuple[bytes, str]] = {
     "2^60 tensors": (_header(tensors=2**60), "ends in the middle"),
     "2^60 values": (_header(values=2**60), "ends in the middle"),
     "key past the end": (_header(values=1, rest=struct.pack("<Q", 2**62)), "ends in the middle"),
-    "key of length 0": (_header(values=1, rest=_string(b"") + bytes(8)), "twice or is empty"),
+    "key of length 0": (_header(values=1, rest=_string(b"") + bytes(8)), "is duplicate or empty"),
     "value type 13": (
         _header(values=1, rest=_string(b"k") + struct.pack("<I", 13)),
         "type of value",
@@ -149,7 +149,7 @@ RAW_GGUF: dict[str, tuple[bytes, str]] = {
     "nested arrays": (_header(values=1, rest=_string(b"k") + _NESTED), "nested lists"),
     "key twice": (
         _header(values=2, rest=(_string(b"k") + struct.pack("<IB", 0, 1)) * 2),
-        "twice or is empty",
+        "is duplicate or empty",
     ),
     "5 dimensions": (_header(tensors=1, rest=_tensor([1] * 5)), "5 dimensions"),
     "dimension 0": (_header(tensors=1, rest=_tensor([0, 4])), "impossible dimensions"),

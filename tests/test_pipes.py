@@ -16,6 +16,7 @@ from llama_chat.library import starter
 from llama_chat.loading.plan import load
 from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT
+from tests.imports import statuses_and_torch
 from tests.model_files import write_gguf
 
 
@@ -267,9 +268,7 @@ def test_without_a_model_a_pipe_is_told_how_to_get_one(home: Path) -> None:
 
 
 def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
-    program = "import sys; from llama_chat.cli.app import run; s = run(sys.argv[1:]); "
-    program += "print(s, 'torch' in sys.modules, file=sys.stderr)"
-    for arguments, status in [
+    cases = [
         (["--help"], 0),
         (["complete", "--help"], 0),
         (["--version"], 0),
@@ -278,16 +277,10 @@ def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
         (["ask", "x", "--temperature", "9999"], 2),
         (["complete", "no_such_prompt"], 2),
         (["ask", "x"], 3),
-    ]:
-        done = subprocess.run(
-            [COMMAND[0], "-c", program, *arguments],
-            input=b"",
-            capture_output=True,
-            env=environment(home),
-            timeout=30,
-            check=False,
-        )
-        assert done.stderr.decode().splitlines()[-1] == f"{status} False"
+    ]
+    found = statuses_and_torch([arguments for arguments, _ in cases], home)
+    for (_, status), line in zip(cases, found, strict=True):
+        assert line == f"{status} False"
 
 
 def test_tokenize_gives_ids_and_pieces(home: Path, shared_data: Path) -> None:

@@ -18,8 +18,8 @@ from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.records import ModelTag
-from tests.conftest import ROOT
 from tests.conversations import TAG, conversation_of, names_in, saved
+from tests.imports import statuses_and_torch
 
 HOSTILE = "\x1b]52;c;ZXZpbA==\x07 \x9b31m \x7f \u202egpj.exe \u2028 tab\t."
 
@@ -307,15 +307,8 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_none_of_it_imports_torch(tmp_path: Path) -> None:
     save_three()
-    program = "import sys; from llama_chat.cli.app import run; s = run(sys.argv[1:]); "
-    program += "print(s, 'torch' in sys.modules, file=sys.stderr)"
-    for arguments in ([], ["--help"], ["list", "--json"], ["show", "a"], ["rm", "a"]):
-        done = subprocess.run(
-            [COMMAND[0], "-c", program, "sessions", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            env=environment(tmp_path),
-            timeout=30,
-            check=False,
-        )
-        assert done.stderr.decode().splitlines()[-1] == "0 False"
+    cases: tuple[list[str], ...] = ([], ["--help"], ["list", "--json"], ["show", "a"], ["rm", "a"])
+    found = statuses_and_torch([["sessions", *arguments] for arguments in cases], tmp_path)
+    for line in found:
+        assert line == "0 False"
+    assert len(found) == len(cases)
