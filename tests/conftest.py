@@ -10,6 +10,7 @@ import pytest
 
 from harness.process import cold, fork_server
 from harness.terminal import READY, Terminal
+from tests.hub import Hub, serving
 
 # Several tests run at a time: two that each want all cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -109,3 +110,10 @@ def babble(gguf_model: Path, tmp_path: Path) -> Iterator[Terminal]:
     with Terminal(*flags, home=tmp_path) as terminal:
         terminal.wait_for(READY)
         yield terminal
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub on loopback, empty."""
+    with serving(Hub()) as hub:
+        yield hub

@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from harness.program import COMMAND, Result, run
+from harness.terminal import Terminal
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1000
 """Size in bytes above which a file is stored by Git LFS."""
@@ -153,3 +156,14 @@ def files_below(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def pull(hub: Hub, home: Path, *arguments: str, **env: str) -> Result:
+    """Run ``llama-chat pull`` with ``hub``."""
+    return run("pull", *arguments, home=home, stdin=None, **(environment_for(hub, home) | env))
+
+
+def terminal_of(hub: Hub, home: Path, *arguments: str, **env: str) -> Terminal:
+    """Open a terminal whose program uses ``hub``."""
+    env = environment_for(hub, home) | env
+    return Terminal(*arguments, home=home, size=(160, 40), command=COMMAND, **env)

@@ -1,13 +1,17 @@
 """Random models, and the same weights in transformers, which takes a second to import."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.native import NativeBackend
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling
 from llama_chat.model.transformer import Transformer
+from llama_chat.quantization.linear import place
+from llama_chat.quantization.quantize import quantize
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -119,6 +123,32 @@ def to_hugging_face(model: Transformer) -> "LlamaForCausalLM":
         )
     reference.load_state_dict({name: weight.float() for name, weight in state.items()})
     return reference.float().eval()
+
+
+def packed_model(
+    config: LlamaConfig, bits: tuple[int, int], dtype: torch.dtype, context: int = 2048
+) -> Transformer:
+    """Make a random model of packed matrices, with ``bits[1]`` in V and W2, else ``bits[0]``."""
+    model = random_model(replace(config, context_length=context))
+    weights: dict[str, object] = {}
+    for name, weight in model.named_parameters():
+        usual = 0 if ".wv" not in name and ".w2" not in name else 1
+        packable = weight.dim() == 2 and weight.shape[1] % 32 == 0
+        if packable:
+            weights[name] = place(quantize(weight, bits[usual]), weight.device)  # type: ignore[arg-type]
+        else:
+            weights[name] = weight.to(dtype)
+    model.load_weights(weights)  # type: ignore[arg-type]
+    return model
+
+
+def native_backend(model: Transformer, level: str | None = None) -> NativeBackend:
+    """Make a backend of the kernels, with those of one instruction set if given."""
+    backend = NativeBackend.create(model)
+    assert backend is not None
+    if level is not None:
+        backend.kernels.level = level
+    return backend
 
 
 def logits_of(model: Transformer, ids: list[int]) -> torch.Tensor:

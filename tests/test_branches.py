@@ -19,7 +19,7 @@ from llama_chat.generation.engine import Engine
 from llama_chat.generation.kv_cache import MAX_SUFFIXES
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
-from tests.test_session import BACKEND, MODEL, finish_of, interrupt_after, new_session
+from tests.sessions import BACKEND, MODEL, finish_of, interrupt_after, new_session
 
 TOKENIZER = byte_tokenizer()
 

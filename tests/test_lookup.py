@@ -29,8 +29,7 @@ from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
 from tests.model_files import SMALL, byte_tokenizer
-from tests.models import random_model
-from tests.test_native_forward import packed_model
+from tests.models import packed_model, random_model
 
 needs_native = pytest.mark.skipif(
     not native.is_available(), reason="no C compiler was there at installation"

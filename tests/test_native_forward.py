@@ -20,11 +20,9 @@ from llama_chat.kernels import native
 from llama_chat.kernels.scratch import ScratchPool
 from llama_chat.loading.plan import load
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.transformer import InterruptedForward, Transformer
-from llama_chat.quantization.linear import place
-from llama_chat.quantization.quantize import quantize
+from llama_chat.model.transformer import InterruptedForward
 from tests.conftest import ROOT
-from tests.models import TINY, random_model
+from tests.models import TINY, native_backend, packed_model, random_model
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(), reason="no C compiler was there at installation"
@@ -36,31 +34,6 @@ CONFIGS = {
     "in threes": replace(TINY, n_heads=6, n_kv_heads=2, head_dim=16, dim=96),
     "multi-query": replace(TINY, n_heads=6, n_kv_heads=1, head_dim=20, dim=96),
 }
-
-
-def packed_model(
-    config: LlamaConfig, bits: tuple[int, int], dtype: torch.dtype, context: int = 2048
-) -> Transformer:
-    """Make a random model of packed matrices, with ``bits[1]`` in V and W2, else ``bits[0]``."""
-    model = random_model(replace(config, context_length=context))
-    weights: dict[str, object] = {}
-    for name, weight in model.named_parameters():
-        usual = 0 if ".wv" not in name and ".w2" not in name else 1
-        packable = weight.dim() == 2 and weight.shape[1] % 32 == 0
-        if packable:
-            weights[name] = place(quantize(weight, bits[usual]), weight.device)  # type: ignore[arg-type]
-        else:
-            weights[name] = weight.to(dtype)
-    model.load_weights(weights)  # type: ignore[arg-type]
-    return model
-
-
-def native_backend(model: Transformer, level: str | None = None) -> NativeBackend:
-    backend = NativeBackend.create(model)
-    assert backend is not None
-    if level is not None:
-        backend.kernels.level = level
-    return backend
 
 
 def rows(cache: KVCache, length: int) -> torch.Tensor:
@@ -190,7 +163,7 @@ def test_the_threads_asked_for_take_part(threads: int, n_new: int, level: str) -
 def test_a_smaller_team_than_asked_for_gives_the_same(tmp_path: Path) -> None:
     code = """
 import torch
-from tests.test_native_forward import TINY, native_backend, packed_model
+from tests.models import TINY, native_backend, packed_model
 
 def run(n_new, threads):
     backend.threads = threads

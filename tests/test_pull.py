@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,29 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.program import COMMAND, Program, Result, assert_clean_error, environment, run
-from harness.terminal import CTRL_C, Terminal
+from harness.terminal import CTRL_C
 from llama_chat.errors import LlamaChatError
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import look_up, parse
 from llama_chat.library import installed_models
-from tests.hub import COMMIT, Hub, environment_for, files_below, serving
+from tests.hub import COMMIT, Hub, environment_for, files_below, pull, terminal_of
 
 WEIGHTS = bytes(range(256)) * 2000
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving(Hub()) as hub:
-        yield hub
-
-
-def pull(hub: Hub, home: Path, *arguments: str, **env: str) -> Result:
-    return run("pull", *arguments, home=home, stdin=None, **(environment_for(hub, home) | env))
-
-
-def terminal_of(hub: Hub, home: Path, *arguments: str, **env: str) -> Terminal:
-    env = environment_for(hub, home) | env
-    return Terminal(*arguments, home=home, size=(160, 40), command=COMMAND, **env)
 
 
 Fetch = Callable[..., Path]
@@ -353,58 +338,6 @@ def test_what_another_program_fetched_is_not_fetched_again(hub: Hub, tmp_path: P
     done = pull(hub, tmp_path, "org/name")
     assert (done.status, done.err) == (0, f"org/name is already here: {snapshot}/a.gguf\n")
     assert hub.asked == []
-
-
-@pytest.mark.parametrize(
-    ("flags", "env"),
-    [
-        (["--offline"], {}),
-        ([], {"LLAMA_CHAT_OFFLINE": "1"}),
-        ([], {"HF_HUB_OFFLINE": "1"}),
-    ],
-)
-def test_offline_no_request_is_sent(
-    flags: list[str], env: dict[str, str], hub: Hub, tmp_path: Path
-) -> None:
-    hub.files = {"a.gguf": WEIGHTS}
-    done = pull(hub, tmp_path, "org/name", *flags, **env)
-    assert_clean_error(done, 1, "model 'org/name': offline is set, so it is not fetched")
-    assert hub.tokens == set()
-
-
-def test_offline_the_starter_is_neither_fetched_nor_offered(hub: Hub, tmp_path: Path) -> None:
-    done = pull(hub, tmp_path, "--offline")
-    assert_clean_error(done, 1, "model 'smollm2-135m': offline is set, so it is not fetched")
-    with terminal_of(hub, tmp_path, "--offline") as terminal:
-        assert terminal.wait_for_end() == 3
-        assert "model: none is configured: give --model PATH\n" in terminal.text + "\n"
-
-
-FORBID = """
-import os, socket
-def refuse(*arguments, **more):
-    os.write(2, b"the network was used\\n")
-    os._exit(99)
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-socket.create_connection = socket.socket.sendto = refuse
-"""
-
-
-def test_nothing_but_pull_uses_the_network(gguf_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FORBID)
-    path = str(tmp_path)
-    env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
-    assert run("pull", "org/name", home=tmp_path, stdin=None, **env).status == 99
-    model = ("-m", str(gguf_model))
-    for arguments, status in (
-        (["models"], 0),
-        (["sessions"], 0),
-        (["config", "show"], 0),
-        (["ask", "Hi", *model, "--max-tokens", "2"], 0),
-        (["tokenize", "-m", "org/name"], 3),
-    ):
-        done = run(*arguments, home=tmp_path, stdin=b"Hi", **env)
-        assert done.status == status, done
 
 
 @settings(max_examples=50)

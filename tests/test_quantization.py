@@ -209,8 +209,7 @@ def test_prompts_take_the_faster_path_where_only_portable_c_runs(
     code = f"""
 import timeit, torch
 from llama_chat.quantization.linear import prefers_unpacked
-from tests.models import TINY
-from tests.test_native_forward import native_backend, packed_model
+from tests.models import TINY, native_backend, packed_model
 measured, repeat = [], timeit.repeat
 def record(*arguments, **options):
     measured.append(repeat(*arguments, **options))

@@ -1,193 +1,32 @@
 """The cache follows the conversation: exact, cheap, and whole after every interrupt."""
 
 import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llama_chat.chat.conversation import Conversation, Example, Message
+from llama_chat.chat.conversation import Example, Message
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates.chatml import ChatMLTemplate
-from llama_chat.errors import ModelError, PromptTooLongError, UsageError
+from llama_chat.errors import ModelError, PromptTooLongError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
-from llama_chat.generation.events import Event, Finish, Hooks, Token
-from llama_chat.settings.definitions import Sampling
-from tests.model_files import SMALL, byte_tokenizer
+from llama_chat.generation.events import Token
+from tests.model_files import SMALL
 from tests.models import random_model
-
-MODEL = random_model(SMALL)
-BACKEND = TorchBackend(MODEL)
-TOKENIZER = byte_tokenizer()
-
-
-def new_session(
-    max_tokens: int = 12,
-    context: int = 512,
-    system: str = "",
-    examples: Sequence[Example] = (),
-    **options: object,
-) -> ChatSession:
-    backend = BACKEND
-    if context != 512:
-        backend = TorchBackend(random_model(replace(SMALL, context_length=context)))
-    return ChatSession(
-        Engine(backend, TOKENIZER),
-        ChatMLTemplate(TOKENIZER),
-        Sampling(seed=1, temperature=1.0),
-        conversation=Conversation(system, examples),
-        max_tokens=max_tokens,
-        **options,  # type: ignore[arg-type] # passed on
-    )
-
-
-def finish_of(events: Iterator[Event]) -> Finish:
-    *_, last = events
-    assert isinstance(last, Finish)
-    return last
-
-
-def assert_cache_is_exact(session: ChatSession) -> None:
-    """Check that the cache gives the logits that its ids give with an empty cache."""
-    engine = session.engine
-    ids = list(engine.cache.ids)
-    if not ids:
-        return
-    assert engine.cache.length == len(ids)
-    probe = [TOKENIZER.control_ids["<|im_start|>"]]
-    lost = ids[engine.context - 1 :]
-    ids = ids[: engine.context - 1]
-    engine.cache.trim(len(ids))
-    warm = engine.backend.forward(probe, engine.cache)
-    engine.cache.trim(len(ids))
-    if lost:
-        engine.prefill_cached(ids + lost)
-    cold = engine.backend.forward(ids + probe, engine.backend.new_cache())
-    torch.testing.assert_close(warm, cold, rtol=1e-4, atol=1e-4)
-
-
-def interrupt_after(n_questions: int) -> Hooks:
-    """Return hooks that stop after ``n_questions`` checks: between layers, chunks or tokens."""
-    asked = itertools.count()
-    return Hooks(should_stop=lambda: next(asked) >= n_questions)
-
-
-class Conversations(RuleBasedStateMachine):
-    """Any sequence of user actions leaves a valid cache and a well-formed conversation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.session = new_session()
-        self.said: list[str] = []
-
-    @rule(text=st.text(max_size=20))
-    def send(self, text: str) -> None:
-        before, n_dropped = self.session.ids, self.session.conversation.n_dropped
-        finish = finish_of(self.session.send(text))
-        self.said.append(text)
-        assert finish.usage.cached_tokens < finish.usage.prompt_tokens
-        if n_dropped == self.session.conversation.n_dropped:
-            assert self.session.ids[: len(before)] == before
-
-    @rule(text=st.text(max_size=20), questions=st.integers(0, 40))
-    def interrupted_send(self, text: str, questions: int) -> None:
-        finish = finish_of(self.session.send(text, interrupt_after(questions)))
-        self.said.append(text)
-        last = self.session.conversation.path()[-1]
-        assert last.role == "assistant"
-        assert last.interrupted == (finish.reason == "interrupted")
-
-    @rule(text=st.text(max_size=20), tokens=st.integers(1, 5))
-    def closed_send(self, text: str, tokens: int) -> None:
-        events = self.session.send(text)
-        shown = list(itertools.islice(events, tokens))
-        events.close()  # type: ignore[attr-defined] # a generator
-        self.said.append(text)
-        assert shown
-
-    @rule(turns=st.integers(1, 3))
-    def undo(self, turns: int) -> None:
-        undone = self.session.conversation.undo(turns)
-        assert [message.content for message in undone] == self.said[::-1][:turns]
-        del self.said[len(self.said) - len(undone) :]
-
-    @rule()
-    def retry(self) -> None:
-        if not self.said:
-            with pytest.raises(UsageError):
-                next(self.session.retry())
-            return
-        before = self.session.conversation.versions()
-        finish_of(self.session.retry())
-        after = self.session.conversation.versions()
-        assert after[: len(before)] == before
-        assert len(after) == len(before) + 1
-
-    @rule(reply_prefix=st.sampled_from(["Sure", "é", "<|im_end|>", "  two "]))
-    def send_with_a_reply_prefix(self, reply_prefix: str) -> None:
-        finish_of(self.session.send("x", reply_prefix=reply_prefix))
-        self.said.append("x")
-        reply = self.session.conversation.path()[-1]
-        assert reply.text.startswith(reply_prefix.lstrip())
-        assert not set(reply.ids or ()) & set(TOKENIZER.control_ids.values())
-
-    @rule(questions=st.integers(0, 20))
-    def resume(self, questions: int) -> None:
-        if not self.said:
-            with pytest.raises(UsageError):
-                next(self.session.resume())
-            return
-        reply = self.session.conversation.path()[-1]
-        before, known = reply.ids or (), reply.text.rstrip("\ufffd")
-        with contextlib.suppress(PromptTooLongError):
-            finish_of(self.session.resume(interrupt_after(questions)))
-        assert self.session.conversation.path()[-1] is reply
-        assert (reply.ids or ())[: len(before)] == before
-        assert reply.text.startswith(known)
-
-    @rule(data=st.data())
-    def switch_branch(self, data: st.DataObject) -> None:
-        conversation = self.session.conversation
-        if not conversation.all:
-            return
-        conversation.head = data.draw(st.sampled_from(conversation.branches()))
-        self.said = [m.text for m in conversation.path() if m.role == "user"]
-        self.session.prefill_next()
-        assert list(self.session.engine.cache.ids) == self.session.ids
-
-    @rule(system=st.sampled_from(["", "Be brief.", "Answer in French."]))
-    def change_system(self, system: str) -> None:
-        self.session.conversation.system = system
-
-    @rule(n=st.integers(0, 2))
-    def change_examples(self, n: int) -> None:
-        self.session.conversation.examples = (Example("a", "b"), Example("in", "out"))[:n]
-        self.session.prefill_next()
-
-    @rule()
-    def clear(self) -> None:
-        self.session.conversation.clear()
-        self.said.clear()
-
-    @invariant()
-    def roles_alternate(self) -> None:
-        roles = [message.role for message in self.session.conversation.path()]
-        assert roles == ["user", "assistant"] * (len(roles) // 2)
-
-    @invariant()
-    def cache_is_exact(self) -> None:
-        assert_cache_is_exact(self.session)
-
-
-Conversations.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
-TestConversations = Conversations.TestCase
+from tests.sessions import (
+    BACKEND,
+    MODEL,
+    TOKENIZER,
+    assert_cache_is_exact,
+    finish_of,
+    interrupt_after,
+    new_session,
+)
 
 
 def test_ten_turns_with_everything_in_between_equal_one_cold_prefill() -> None:

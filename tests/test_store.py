@@ -33,7 +33,7 @@ from tests.conversations import (
     texts,
 )
 from tests.model_files import byte_tokenizer
-from tests.test_session import finish_of, interrupt_after, new_session
+from tests.sessions import finish_of, interrupt_after, new_session
 
 
 @pytest.fixture(autouse=True)
