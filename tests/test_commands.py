@@ -260,7 +260,7 @@ def test_why_shows_the_alternatives_of_a_token(chat: Terminal) -> None:
     chat.ask("What is the capital of France?", r"Paris\.")
     text = chat.ask("/why", r"the least certain of 7 tokens; /why N")
     assert re.search(r"(?m)^The capital of France is Paris\.$", text)
-    assert re.search(r"(?m)^ +1  'The' +\d+%", text)
+    assert re.search(r"(?m)^ *1  'The' +\d+%", text)
     text = chat.ask("/why 6", r"●.*(?:\n.*%.*){9}\n")
     assert re.search(r"token 6, after …The capital of France is\n", text)
     bars = re.findall(r"(?m)^(●?) +(\d+)  ('.*?') +([\d.]+)% +(█*|▏)$", text)

@@ -115,7 +115,9 @@ def _why(chat: Chat, argument: str) -> None:
     logprobs = None if reply is None or reply.role == "user" else reply.logprobs
     if logprobs is None or not len(logprobs):
         raise UsageError(
-            "/why", "nothing is known of the last reply", "it tells of replies of this session"
+            "/why",
+            "no probabilities of the last reply",
+            "they are kept for replies of this session",
         )
     if not argument:
         _show_certainty(chat, session, logprobs)
@@ -167,8 +169,12 @@ def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs)
                 ", ".join(others[:3]),
             )
         )
-    chat.renderer.table(("token", "said", "sure", "instead"), rows, right=("token", "sure"))
-    chat.renderer.note(f"the least certain of {len(logprobs)} tokens; /why N tells all of token N")
+    chat.renderer.table(
+        ("#", "token", "probability", "alternatives"), rows, right=("#", "probability")
+    )
+    chat.renderer.note(
+        f"the least certain of {len(logprobs)} tokens; /why N lists the alternatives to token N"
+    )
 
 
 def _probability_style(probability: float) -> str:
