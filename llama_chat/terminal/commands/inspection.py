@@ -112,7 +112,9 @@ def _columns(chat: Chat, cells: list[str]) -> None:
 def _why(chat: Chat, argument: str) -> None:
     session = chat.wait_for_session()
     reply = chat.conversation.head
-    logprobs = None if reply is None or reply.role == "user" else reply.logprobs
+    if reply is None or reply.role == "user":
+        raise UsageError("/why", "no reply yet", "type a message first")
+    logprobs = reply.logprobs
     if logprobs is None or not len(logprobs):
         raise UsageError(
             "/why",
