@@ -16,7 +16,7 @@ from llama_chat.files import readable_size
 from llama_chat.generation.events import Token
 from llama_chat.kernels import native
 from llama_chat.loading.plan import LoadPlan, load, plan
-from llama_chat.loading.weights import WEIGHT_FORMATS, choose_weight_format
+from llama_chat.loading.weights import WEIGHT_FORMATS, FloatTypes, choose_weight_format
 from llama_chat.settings.definitions import Settings
 from tests.model_files import SMALL, write_gguf
 
@@ -69,10 +69,12 @@ def test_saved_suffixes_get_what_a_full_cache_leaves(large_model: Path) -> None:
 def test_quantized_files_stay_packed_where_that_is_fast(large_model: Path) -> None:
     checkpoint = plan_of(large_model, "auto").checkpoint
     fast = "stored" if native.is_available() else "none"
-    assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12) == fast
-    assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**6) == "stored"
+    assert choose_weight_format("auto", checkpoint, FloatTypes(torch.bfloat16), 10**12) == fast
+    assert choose_weight_format("auto", checkpoint, FloatTypes(torch.bfloat16), 10**6) == "stored"
     gpu = torch.device("cuda")
-    assert choose_weight_format("auto", checkpoint, torch.bfloat16, 10**12, gpu) == "none"
+    assert (
+        choose_weight_format("auto", checkpoint, FloatTypes(torch.bfloat16), 10**12, gpu) == "none"
+    )
 
 
 def test_a_model_that_does_not_fit_is_refused_with_a_format_that_does(large_model: Path) -> None:

@@ -14,7 +14,7 @@ from llama_chat.quantization.linear import prefers_unpacked
 
 
 class NativeBackend(Backend):
-    """Model whose matrices are all packed, computed by the C kernels."""
+    """Model computed by the C kernels, with packed matrices or floats."""
 
     max_exact_batch = MAX_EXACT_BATCH
 
@@ -24,7 +24,7 @@ class NativeBackend(Backend):
         """Use ``create`` instead."""
         super().__init__(model, threads)
         self.kernels = kernels
-        self._unpacks_prompts = prefers_unpacked(model.dtype)
+        self._prompts_in_torch = model.has_one_dtype and prefers_unpacked(model.dtype)
         self._torch = TorchBackend(model)
 
     @classmethod
@@ -41,7 +41,7 @@ class NativeBackend(Backend):
         should_stop: Callable[[], bool] | None,
     ) -> Tensor:
         is_small = len(ids) <= MAX_EXACT_BATCH
-        if not is_small and self._unpacks_prompts:
+        if not is_small and self._prompts_in_torch:
             return self._torch._run(ids, cache, n_logits, should_stop)
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         start, end = cache.length, cache.length + len(ids)
@@ -69,9 +69,9 @@ class NativeBackend(Backend):
 
 
 def _native_model(model: Transformer) -> NativeModel | None:
-    """Collect the weights for the kernels; None unless every matrix is packed for them."""
+    """Collect the weights for the kernels; None unless they can multiply every matrix."""
     output = model.unembedding.native
-    if output is None or model.dtype not in (torch.float32, torch.bfloat16):
+    if output is None:
         return None
     layers = []
     for block in model.blocks:
@@ -83,11 +83,11 @@ def _native_model(model: Transformer) -> NativeModel | None:
                 *(feed_forward.w1, feed_forward.w2, feed_forward.w3),
             )
         ]
-        packed = [matrix for matrix in matrices if matrix is not None]
-        if len(packed) < len(matrices):
+        usable = [matrix for matrix in matrices if matrix is not None]
+        if len(usable) < len(matrices):
             return None
         norms = block.attention_norm.weight.float(), block.ffn_norm.weight.float()
-        layers.append(LayerTensors(*norms, packed))
+        layers.append(LayerTensors(*norms, usable))
     return NativeModel(
         dim=model.config.dim,
         hidden_dim=model.config.hidden_dim,

@@ -2,9 +2,10 @@
 
 import ctypes
 
+import torch
 from torch import Tensor
 
-ABI = 2
+ABI = 3
 """Version of the interface, raised by changes that alter no struct size; ``library.c``."""
 
 PANEL = 16
@@ -28,14 +29,22 @@ class PackedLayout(ctypes.Structure):
     )
 
 
-class PackedMatrix(ctypes.Structure):
-    """``packed_matrix`` of ``packed.h``."""
+PACKED = 0
+"""``type`` of a packed matrix; ``matrix.h``."""
+
+WEIGHT_TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+"""``type`` of a matrix of floats; ``matrix.h``."""
+
+
+class Matrix(ctypes.Structure):
+    """``matrix`` of ``matrix.h``."""
 
     _fields_ = (
+        ("type", ctypes.c_int32),
         ("layout", PackedLayout),
         ("n_rows", ctypes.c_int64),
         ("n_columns", ctypes.c_int64),
-        ("panels", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
     )
 
 
@@ -71,7 +80,7 @@ class LayerWeights(ctypes.Structure):
     _fields_ = (
         ("attention_norm", ctypes.c_void_p),
         ("ffn_norm", ctypes.c_void_p),
-        *((name, PackedMatrix) for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
+        *((name, Matrix) for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
     )
 
 
@@ -85,7 +94,7 @@ class ModelWeights(ctypes.Structure):
         ("norm_eps", ctypes.c_float),
         ("layers", ctypes.POINTER(LayerWeights)),
         ("norm", ctypes.c_void_p),
-        ("output", PackedMatrix),
+        ("output", Matrix),
     )
 
 
@@ -116,7 +125,7 @@ class PassRecord(ctypes.Structure):
 
 STRUCTS = {
     "packed_layout": PackedLayout,
-    "packed_matrix": PackedMatrix,
+    "matrix": Matrix,
     "tensor_view": TensorView,
     "unpacked_matrix": UnpackedMatrix,
     "layer_weights": LayerWeights,

@@ -12,7 +12,7 @@
 enum { MAX_EXACT_BATCH = 8 };
 
 /* Types of cached keys and values. */
-enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, FLOAT16 = 3 };
 
 /* The cache, and the rotary tables of the `n_x` new tokens. */
 typedef struct {

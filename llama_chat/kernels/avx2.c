@@ -108,6 +108,13 @@ INLINE void multiply_panel(const uint8_t *panel, int64_t n_groups, const uint8_t
         multiply_half_panel(panel, side, n_groups, tile, out, out_stride, layout, n);
 }
 
+#include "vectors.h"
+
+INLINE vector load_f16(const uint16_t *from)
+{
+    return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+
 #include "generic_kernels.h"
 
 END_TARGET
@@ -120,6 +127,7 @@ const kernel_set avx2_kernels = {
     .n_tile_sizes = N_TILE_SIZES,
     .tile_sizes = tile_sizes,
     .dot_products = dot_products,
+    .multiply_floats = multiply_floats,
     .quantize_row = quantize_row,
     .quantization_error = quantization_error,
     .dequantize_row = dequantize_row,

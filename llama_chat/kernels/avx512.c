@@ -95,6 +95,13 @@ INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t
         _mm512_storeu_ps(out + m * out_stride, totals[m]);
 }
 
+#include "vectors.h"
+
+INLINE vector load_f16(const uint16_t *from)
+{
+    return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+
 #include "generic_kernels.h"
 
 INLINE __m512i rounded_integers(__m512 shifted)
@@ -149,6 +156,7 @@ const kernel_set avx512_kernels = {
     .n_tile_sizes = N_TILE_SIZES,
     .tile_sizes = tile_sizes,
     .dot_products = dot_products,
+    .multiply_floats = multiply_floats,
     .quantize_row = quantize_any_row,
     .quantization_error = quantization_error,
     .dequantize_row = dequantize_row,

@@ -34,6 +34,7 @@ static void inherit(kernel_set *set, const kernel_set *base)
 #define INHERIT(function)                                                                          \
     if (!set->function)                                                                            \
         set->function = base->function;
+    INHERIT(multiply_floats)
     INHERIT(quantize_row)
     INHERIT(quantization_error)
     INHERIT(dequantize_row)

@@ -173,6 +173,8 @@ static void attend_to_split(const kv_cache *cache, int64_t layer, const float *q
         attend_queries(cache, layer, q, n_x, head, rows, buffers, partials, FLOAT32);
     else if (cache->kind == BFLOAT16)
         attend_queries(cache, layer, q, n_x, head, rows, buffers, partials, BFLOAT16);
+    else if (cache->kind == FLOAT16)
+        attend_queries(cache, layer, q, n_x, head, rows, buffers, partials, FLOAT16);
     else
         attend_queries(cache, layer, q, n_x, head, rows, buffers, partials, INT8);
 }

@@ -3,7 +3,7 @@
 #ifndef DEQUANTIZATION_H
 #define DEQUANTIZATION_H
 
-#include "packed.h"
+#include "matrix.h"
 
 /* Unpack the quants of one row of a block from its `stored` bytes. */
 INLINE void unpack_quants(const uint8_t *stored, packed_layout layout, uint8_t *quants)
@@ -20,11 +20,11 @@ INLINE void unpack_quants(const uint8_t *stored, packed_layout layout, uint8_t *
                 quants[upper * quarter + i] |= (stored[half + i] >> 2 * upper & 3) << 4;
 }
 
-INLINE void dequantize_groups(const packed_matrix *w, int64_t row, void *to, int is_bf16,
+INLINE void dequantize_groups(const matrix *w, int64_t row, void *to, int is_bf16,
                               packed_layout layout)
 {
     const int64_t bytes = quant_bytes(layout), lane = row % PANEL;
-    const uint8_t *block = w->panels + row / PANEL * panel_bytes(w);
+    const uint8_t *block = w->data + row / PANEL * panel_bytes(w);
     const int zero = layout.bits == 8 ? 128 : layout.has_mins ? 0 : 1 << (layout.bits - 1);
     float super_scale = 1, super_min = 1;
     for (int64_t g = 0; g < n_groups(w); g++, block += block_bytes(layout)) {
@@ -57,7 +57,7 @@ INLINE void dequantize_groups(const packed_matrix *w, int64_t row, void *to, int
     }
 }
 
-static void dequantize_row(const packed_matrix *w, int64_t row, void *to, int is_bf16)
+static void dequantize_row(const matrix *w, int64_t row, void *to, int is_bf16)
 {
 #define DEQUANTIZE(...)                                                                            \
     if (is_layout(w->layout, (packed_layout){__VA_ARGS__}))                                        \

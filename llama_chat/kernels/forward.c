@@ -1,10 +1,10 @@
-/* A forward pass of a Llama model with packed weights.
+/* A forward pass of a Llama model.
  *
  * It computes the same as model/transformer.py, with activations in float32, in one parallel region
  * for all layers. Each thread computes its share of the rows of every matrix, and the operations
  * that need no other rows; the threads wait for each other where one needs the results of others.
  *
- * For a few tokens, every thread normalizes and quantizes all activations by itself, which takes
+ * For a few tokens, every thread normalizes and converts all activations by itself, which takes
  * less time than waiting for another thread. For many, the threads share that work, too.
  */
 
@@ -23,7 +23,7 @@ typedef struct {
     const thread_buffers *local;
     int n_x;
     team_member me;
-    const quantized_rows *quantized; /* input of the next products, shared or local */
+    input_rows input; /* of the next products */
 } worker;
 
 static double now(void)
@@ -35,16 +35,30 @@ static double now(void)
 
 /* ---- products ------------------------------------------------------------------------------- */
 
-/* Quantize x (n_x, n), normalized if `norm` is given, as input of the `matrices`. */
-static void quantize_input(worker *t, const float *x, int64_t n, const float *norm,
-                           const packed_matrix *const *matrices, int n_matrices)
+/* Convert `size` rows of x from row `m` on, (size, n), to one form. */
+static void convert_rows(const worker *t, int form, const float *x, int64_t n, int m, int size)
+{
+    char *to = (char *)t->input.forms[form] + m * row_bytes(form, n);
+    if (form == AS_FLOATS)
+        memcpy(to, x, (size_t)(size * row_bytes(form, n)));
+    else
+        quantize_tile(t->kernels, x, 0, n, form == GROUPS_OF_32 ? 32 : 16, size, (uint8_t *)to);
+}
+
+/* Convert x (n_x, n), normalized if `norm` is given, to the forms that the `matrices` take. */
+static void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
+                          const matrix *const *matrices, int n_matrices)
 {
     const kernel_set *kernels = t->kernels;
     const int tile = max_tile(kernels), is_shared = t->n_x > tile;
-    int is_used[2] = {0, 0};
+    int is_used[N_FORMS] = {0};
     for (int i = 0; i < n_matrices; i++)
-        is_used[matrices[i]->layout.group == 32] = 1;
-    t->quantized = is_shared ? &t->shared->quantized : &t->local->quantized;
+        is_used[form_for(matrices[i])] = 1;
+    t->input = is_shared ? t->shared->input : t->local->input;
+    if (!norm && is_used[AS_FLOATS]) { /* they are floats already */
+        t->input.forms[AS_FLOATS] = (void *)x;
+        is_used[AS_FLOATS] = 0;
+    }
     const int step = is_shared ? t->me.n_threads : 1, first = is_shared ? t->me.index : 0;
     for (int start = first * tile; start < t->n_x; start += step * tile)
         for (int m = start; m < t->n_x && m < start + tile;) {
@@ -56,12 +70,9 @@ static void quantize_input(worker *t, const float *x, int64_t n, const float *no
                                       t->local->normed + i * n);
                 rows = t->local->normed;
             }
-            for (int i = 0; i < 2; i++) {
-                const int group = i ? 32 : 16;
-                uint8_t *to = t->quantized->by_group[i] + m * quantized_row_bytes(n, group);
-                if (is_used[i])
-                    quantize_tile(kernels, rows, 0, n, group, size, to);
-            }
+            for (int form = 0; form < N_FORMS; form++)
+                if (is_used[form])
+                    convert_rows(t, form, rows, n, m, size);
             m += size;
         }
     if (is_shared)
@@ -70,7 +81,7 @@ static void quantize_input(worker *t, const float *x, int64_t n, const float *no
 
 /* Rows of the weights in this thread's share of a product: whole panels, and a multiple of `unit`
  * rows. */
-static range rows_of_share(const worker *t, const packed_matrix *w, int64_t unit)
+static range rows_of_share(const worker *t, const matrix *w, int64_t unit)
 {
     int64_t step = PANEL;
     while (step % unit)
@@ -87,13 +98,24 @@ INLINE range panels_of(range rows)
     return (range){rows.start / PANEL, (rows.end + PANEL - 1) / PANEL};
 }
 
+/* Multiply some rows of a matrix with its form of the input, into y (n_x, rows of w). */
+static void multiply_rows(const kernel_set *kernels, const matrix *w, const input_rows *input,
+                          range rows, int n_x, float *y, int store_mode)
+{
+    const int form = form_for(w);
+    const void *x = input->forms[form];
+    if (form == AS_FLOATS)
+        kernels->multiply_floats(w, rows, x, n_x, y, store_mode);
+    else
+        multiply_panels(kernels, w, x, n_x, y, store_mode, panels_of(rows));
+}
+
 /* Compute this thread's share of a product, in y (n_x, rows of w), and return its rows. */
-static range multiply_share(const worker *t, const packed_matrix *w, int64_t unit, float *y,
+static range multiply_share(const worker *t, const matrix *w, int64_t unit, float *y,
                             int store_mode)
 {
     range rows = rows_of_share(t, w, unit);
-    multiply_panels(t->kernels, w, rows_for(t->quantized, w), t->n_x, y, store_mode,
-                    panels_of(rows));
+    multiply_rows(t->kernels, w, &t->input, rows, t->n_x, y, store_mode);
     return rows;
 }
 
@@ -115,8 +137,8 @@ static void run_projections(worker *t, int64_t l)
     const kv_cache *cache = t->cache;
     const int64_t dim = t->w->dim, unit = store_unit(cache);
     const int64_t kv_width = cache->n_kv_heads * cache->head_dim;
-    quantize_input(t, b->x, dim, layer->attention_norm,
-                   (const packed_matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
+    prepare_input(t, b->x, dim, layer->attention_norm,
+                  (const matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
     range columns = multiply_share(t, &layer->wq, 1, b->q, STORE_FLOAT);
     kernels->rotate(cache, b->q, t->n_x, cache->n_heads * cache->head_dim, columns,
                     1 / sqrtf((float)cache->head_dim));
@@ -132,8 +154,8 @@ static void run_projections(worker *t, int64_t l)
 static void add_attention(worker *t, const layer_weights *layer)
 {
     const shared_buffers *b = t->shared;
-    quantize_input(t, b->attention, layer->wo.n_columns, NULL,
-                   (const packed_matrix *[]){&layer->wo}, 1);
+    prepare_input(t, b->attention, layer->wo.n_columns, NULL,
+                  (const matrix *[]){&layer->wo}, 1);
     multiply_share(t, &layer->wo, 1, b->x, ACCUMULATE);
     wait_for_team();
 }
@@ -142,8 +164,8 @@ static void run_feed_forward(worker *t, const layer_weights *layer)
 {
     const shared_buffers *b = t->shared;
     const int64_t hidden = t->w->hidden_dim;
-    quantize_input(t, b->x, t->w->dim, layer->ffn_norm,
-                   (const packed_matrix *[]){&layer->w1, &layer->w3}, 2);
+    prepare_input(t, b->x, t->w->dim, layer->ffn_norm,
+                  (const matrix *[]){&layer->w1, &layer->w3}, 2);
     multiply_share(t, &layer->w3, 1, b->up, STORE_FLOAT);
     range columns = multiply_share(t, &layer->w1, 1, b->gate, STORE_FLOAT);
     for (int m = 0; m < t->n_x; m++) {
@@ -151,7 +173,7 @@ static void run_feed_forward(worker *t, const layer_weights *layer)
         t->kernels->swiglu(b->gate + at, b->up + at, columns.end - columns.start);
     }
     wait_for_team();
-    quantize_input(t, b->gate, hidden, NULL, (const packed_matrix *[]){&layer->w2}, 1);
+    prepare_input(t, b->gate, hidden, NULL, (const matrix *[]){&layer->w2}, 1);
     multiply_share(t, &layer->w2, 1, b->x, ACCUMULATE);
     wait_for_team();
 }
@@ -177,37 +199,49 @@ static void run_layer(worker *t, int64_t l, pass_record *record)
 
 /* ---- logits --------------------------------------------------------------------------------- */
 
-/* Compute the logits (n_x, vocab_size) of the tokens with the residual stream x.
+/* Compute this thread's logits of a few normalized tokens (n, dim) from quantized activations.
  *
- * Quantized activations cost more accuracy here than in any other product, and reading the matrix
- * takes most of the time anyway: so their errors are quantized to 8 bits too, as further rows.
- */
+ * These cost more accuracy here than in any other product, and reading the matrix takes most of the
+ * time anyway: so their errors are quantized to 8 bits too, as further rows. */
+static void multiply_output_twice(const worker *t, int n, range rows, float *logits)
+{
+    const kernel_set *kernels = t->kernels;
+    const matrix *output = &t->w->output;
+    const int64_t dim = t->w->dim, vocab_size = output->n_rows;
+    uint8_t *quantized = t->local->input.forms[form_for(output)];
+    float *normed = t->local->normed, *products = t->shared->products;
+    quantize_tile(kernels, normed, 0, dim, output->layout.group, 2 * n, quantized);
+    multiply_panels(kernels, output, quantized, 2 * n, products, STORE_FLOAT, panels_of(rows));
+    for (int m = 0; m < n; m++) {
+        float *to = logits + m * vocab_size + rows.start;
+        const float *product = products + 2 * m * vocab_size + rows.start;
+        memcpy(to, product, sizeof(float) * (size_t)(rows.end - rows.start));
+        kernels->add(to, product + vocab_size, rows.end - rows.start);
+    }
+}
+
+/* Compute the logits (n_x, vocab_size) of the tokens with the residual stream x. */
 static void run_output(worker *t, const float *x, int n_x, float *logits, pass_record *record)
 {
     const double began = now();
     const kernel_set *kernels = t->kernels;
-    const packed_matrix *output = &t->w->output;
+    const matrix *output = &t->w->output;
     const int64_t dim = t->w->dim, vocab_size = output->n_rows;
-    const int group = output->layout.group;
-    uint8_t *quantized = rows_for(&t->local->quantized, output);
+    const int is_packed = output->type == PACKED, rows_each = is_packed ? 2 : 1;
     range rows = rows_of_share(t, output, 1);
-    const int64_t n_rows = rows.end - rows.start;
     for (int start = 0; start < n_x;) {
-        const int n = next_tile_size(kernels, 2 * (n_x - start)) / 2;
+        const int n = next_tile_size(kernels, rows_each * (n_x - start)) / rows_each;
+        float *to = logits + start * vocab_size;
         for (int m = 0; m < n; m++) {
-            float *normed = t->local->normed + 2 * m * dim;
+            float *normed = t->local->normed + rows_each * m * dim;
             kernels->rms_norm(x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps, normed);
-            kernels->quantization_error(normed, dim, group, normed + dim);
+            if (is_packed)
+                kernels->quantization_error(normed, dim, output->layout.group, normed + dim);
         }
-        quantize_tile(kernels, t->local->normed, 0, dim, group, 2 * n, quantized);
-        multiply_panels(kernels, output, quantized, 2 * n, t->shared->products, STORE_FLOAT,
-                        panels_of(rows));
-        for (int m = 0; m < n; m++) {
-            float *to = logits + (start + m) * vocab_size + rows.start;
-            const float *product = t->shared->products + 2 * m * vocab_size + rows.start;
-            memcpy(to, product, sizeof(float) * (size_t)n_rows);
-            kernels->add(to, product + vocab_size, n_rows);
-        }
+        if (is_packed)
+            multiply_output_twice(t, n, rows, to);
+        else
+            kernels->multiply_floats(output, rows, t->local->normed, n, to, STORE_FLOAT);
         start += n;
     }
     wait_for_team();

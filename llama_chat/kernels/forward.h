@@ -1,4 +1,4 @@
-/* A model with packed weights, and the working memory of a forward pass. */
+/* A model, and the working memory of a forward pass. */
 
 #ifndef FORWARD_H
 #define FORWARD_H
@@ -7,7 +7,7 @@
 
 typedef struct {
     const float *attention_norm, *ffn_norm;
-    packed_matrix wq, wk, wv, wo, w1, w2, w3;
+    matrix wq, wk, wv, wo, w1, w2, w3;
 } layer_weights;
 
 typedef struct {
@@ -15,7 +15,7 @@ typedef struct {
     float norm_eps;
     const layer_weights *layers;
     const float *norm;
-    packed_matrix output;
+    matrix output;
 } model_weights;
 
 /* Seconds of each part of forward passes, and the number of threads of the latest one. */
@@ -24,14 +24,26 @@ typedef struct {
     int32_t n_threads;
 } pass_record;
 
-/* Quantized rows, in groups of 16 and of 32: a layer may have matrices of both. */
-typedef struct {
-    uint8_t *by_group[2];
-} quantized_rows;
+/* Rows of activations in the forms that matrices take: quantized in groups of 16 or of 32, or as
+ * floats. A layer may have matrices of several. */
+enum { GROUPS_OF_16, GROUPS_OF_32, AS_FLOATS, N_FORMS };
 
-INLINE uint8_t *rows_for(const quantized_rows *rows, const packed_matrix *w)
+typedef struct {
+    void *forms[N_FORMS];
+} input_rows;
+
+/* Bytes of one row in a form. */
+INLINE int64_t row_bytes(int form, int64_t n_columns)
 {
-    return rows->by_group[w->layout.group == 32];
+    return form == AS_FLOATS ? n_columns * (int64_t)sizeof(float)
+                             : quantized_row_bytes(n_columns, form == GROUPS_OF_32 ? 32 : 16);
+}
+
+INLINE int form_for(const matrix *w)
+{
+    return w->type != PACKED         ? AS_FLOATS
+           : w->layout.group == 32 ? GROUPS_OF_32
+                                   : GROUPS_OF_16;
 }
 
 /* Buffers shared by all threads. */
@@ -39,14 +51,14 @@ typedef struct {
     float *x;                     /* (n_x, dim), the residual stream */
     float *q, *k, *v, *attention; /* (n_x, heads * head_dim) */
     float *gate, *up;             /* (n_x, hidden_dim) */
-    quantized_rows quantized;     /* if there are more tokens than a tile holds */
+    input_rows input;             /* if there are more tokens than a tile holds */
     float *products;              /* (tile, vocab_size), see run_output() */
 } shared_buffers;
 
 /* Buffers of each thread. */
 typedef struct {
-    float *normed;            /* (tile, dim) */
-    quantized_rows quantized; /* one tile at most */
+    float *normed;    /* (tile, dim) */
+    input_rows input; /* one tile at most */
     attention_buffers attention;
 } thread_buffers;
 

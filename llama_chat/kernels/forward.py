@@ -10,18 +10,18 @@ from torch import Tensor
 
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
-from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.kernels.matrix import FloatMatrix, NativeMatrix
 from llama_chat.kernels.scratch import ScratchPool
 
-_CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-"""``FLOAT32``, ``BFLOAT16`` and ``INT8`` of ``attention.h``."""
+_CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}
+"""``FLOAT32``, ``BFLOAT16``, ``INT8`` and ``FLOAT16`` of ``attention.h``."""
 
 
 class NativeCache:
     """Pointers to the buffers of a cache, for C.
 
-    The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16
-    or int8, and for int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
+    The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16,
+    float16 or int8, and for int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
     contiguous and outlive this object.
     """
 
@@ -55,7 +55,7 @@ class LayerTensors:
 
     attention_norm: Tensor
     ffn_norm: Tensor
-    matrices: Sequence[NativeMatrix]
+    matrices: Sequence[NativeMatrix | FloatMatrix]
     """wq, wk, wv, wo, w1, w2, w3."""
 
 
@@ -77,7 +77,7 @@ class _Recording(threading.local):
 
 
 class NativeModel:
-    """Pointers to the weights of a model whose matrices are all packed, for C.
+    """Pointers to the weights of a model, for C.
 
     Several Python threads may call it concurrently, each with its own cache. Args are as in
     ``LlamaConfig``; all tensors must outlive this object.
@@ -91,7 +91,7 @@ class NativeModel:
         norm_eps: float,
         layers: Sequence[LayerTensors],
         norm: Tensor,
-        output: NativeMatrix,
+        output: NativeMatrix | FloatMatrix,
     ) -> None:
         self._library = native.library()
         self.level = native.level_name()

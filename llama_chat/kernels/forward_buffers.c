@@ -11,11 +11,10 @@ static int64_t max_columns(const model_weights *w)
     return max(w->dim, max(w->hidden_dim, w->layers ? w->layers->wo.n_columns : 0));
 }
 
-static void allocate_quantized(const model_weights *w, int n_rows, arena *memory,
-                               quantized_rows *rows)
+static void allocate_input(const model_weights *w, int n_rows, arena *memory, input_rows *rows)
 {
-    rows->by_group[0] = arena_alloc(memory, n_rows * quantized_row_bytes(max_columns(w), 16));
-    rows->by_group[1] = arena_alloc(memory, n_rows * quantized_row_bytes(max_columns(w), 32));
+    for (int form = 0; form < N_FORMS; form++)
+        rows->forms[form] = arena_alloc(memory, n_rows * row_bytes(form, max_columns(w)));
 }
 
 int output_tile(const kernel_set *kernels, int n_x)
@@ -34,7 +33,7 @@ void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv
     shared->attention = arena_floats(memory, n_x * heads);
     shared->gate = arena_floats(memory, n_x * w->hidden_dim);
     shared->up = arena_floats(memory, n_x * w->hidden_dim);
-    allocate_quantized(w, n_x > max_tile(kernels) ? n_x : 0, memory, &shared->quantized);
+    allocate_input(w, n_x > max_tile(kernels) ? n_x : 0, memory, &shared->input);
     shared->products = arena_floats(memory, output_tile(kernels, n_x) * w->output.n_rows);
     allocate_shared_attention(cache, n_x, memory, attention);
 }
@@ -43,6 +42,6 @@ void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv
                      int n_x, arena *memory, thread_buffers *local)
 {
     local->normed = arena_floats(memory, max_tile(kernels) * w->dim);
-    allocate_quantized(w, output_tile(kernels, n_x), memory, &local->quantized);
+    allocate_input(w, output_tile(kernels, n_x), memory, &local->input);
     allocate_thread_attention(cache, n_x, memory, &local->attention);
 }

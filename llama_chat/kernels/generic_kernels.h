@@ -2,7 +2,7 @@
  * includes this.
  *
  * Before including this, the level defines multiply_panel() and FOR_TILE_SIZES (see
- * dot_products.h), and LANES (see attention_vectors.h).
+ * dot_products.h), LANES (see vectors.h), and load_f16() (see float_products.h).
  */
 
 #ifndef GENERIC_KERNELS_H
@@ -12,6 +12,7 @@
 #include "decode_attention.h"
 #include "dequantization.h"
 #include "dot_products.h"
+#include "float_products.h"
 #include "kv_cache_store.h"
 #include "prefill_float.h"
 #include "row_quantization.h"

@@ -12,6 +12,7 @@
 
 #include "activation_tile.h"
 #include "attention.h"
+#include "matrix.h"
 
 /* Multiply a panel of `n_groups` blocks with a tile, into out (n, PANEL), whose rows are
  * `out_stride` floats apart. */
@@ -29,6 +30,10 @@ struct kernel_set {
     const int *tile_sizes;
     dot_product *const *dot_products;
 
+    /* Multiply some rows of a matrix of floats with x (n_x, n_columns), into y (n_x, n_rows). */
+    void (*multiply_floats)(const matrix *w, range rows, const float *x, int n_x, float *y,
+                            int store_mode);
+
     /* Quantize a row, x (n_columns) in bfloat16 or float32, as row `m` of a tile of `n` rows. */
     void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                          uint8_t *tile);
@@ -37,7 +42,7 @@ struct kernel_set {
     void (*quantization_error)(const float *x, int64_t n_columns, int group, float *error);
 
     /* Write one row of weights as bfloat16 or float32. */
-    void (*dequantize_row)(const packed_matrix *w, int64_t row, void *to, int is_bf16);
+    void (*dequantize_row)(const matrix *w, int64_t row, void *to, int is_bf16);
 
     /* Operations between the matrix products. */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *to);

@@ -56,6 +56,9 @@ INLINE void store_head(const kv_cache *cache, void *const *buffers, float *const
     else if (cache->kind == BFLOAT16)
         for (int64_t i = 0; i < n; i++)
             ((uint16_t *)buffers[layer])[at + i] = to_bf16(from[i]);
+    else if (cache->kind == FLOAT16)
+        for (int64_t i = 0; i < n; i++)
+            ((uint16_t *)buffers[layer])[at + i] = to_half(from[i]);
     else
         scales[layer][head * cache->capacity + row] =
             quantize_head(from, n, (int8_t *)buffers[layer] + at);

@@ -8,12 +8,12 @@
 #include "panels.h"
 
 /* Version of the interface, raised by changes that alter no struct size; ABI in abi.py. */
-enum { ABI = 2 };
+enum { ABI = 3 };
 
 /* Structs that are mirrored in Python. */
 #define FOR_STRUCTS(STRUCT)                                                                        \
     STRUCT(packed_layout)                                                                          \
-    STRUCT(packed_matrix)                                                                          \
+    STRUCT(matrix)                                                                                 \
     STRUCT(tensor_view)                                                                            \
     STRUCT(unpacked_matrix)                                                                        \
     STRUCT(layer_weights)                                                                          \

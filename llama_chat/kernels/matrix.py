@@ -1,4 +1,4 @@
-"""Packed matrices in the layout of the C kernels."""
+"""Matrices for the C kernels: packed, or floats."""
 
 import ctypes
 
@@ -7,13 +7,32 @@ from torch import Tensor
 
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import (
+    PACKED,
     PANEL,
+    WEIGHT_TYPES,
+    Matrix,
     PackedLayout,
-    PackedMatrix,
     TensorView,
     UnpackedMatrix,
 )
 from llama_chat.kernels.pages import allocate
+
+
+class FloatMatrix:
+    """A matrix ``(out, in)`` of floats, for the C kernels: the memory of a tensor, not copied."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Use ``weight`` as it is: contiguous, on the CPU, of a type in ``WEIGHT_TYPES``."""
+        self._weight = weight
+        self.matrix = Matrix(
+            WEIGHT_TYPES[weight.dtype], PackedLayout(), *weight.shape, weight.data_ptr()
+        )
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "FloatMatrix | None":
+        """Return the matrix of ``weight``; None if the kernels cannot multiply it."""
+        usable = weight.device.type == "cpu" and weight.is_contiguous()
+        return cls(weight) if usable and weight.dtype in WEIGHT_TYPES else None
 
 
 class NativeMatrix:
@@ -51,7 +70,7 @@ class NativeMatrix:
         self._panels = allocate(self.n_bytes)
         super_groups = 0 if super_scales is None else n_groups // super_scales.shape[1]
         layout = PackedLayout(bits, self.group, mins is not None, super_groups)
-        self.matrix = PackedMatrix(layout, *self.shape, self._panels.data_ptr())
+        self.matrix = Matrix(PACKED, layout, *self.shape, self._panels.data_ptr())
         self._address = ctypes.byref(self.matrix)
         if quants.stride(2) != 1:
             raise ValueError("the quants of a group are not contiguous")

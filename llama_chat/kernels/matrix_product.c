@@ -18,7 +18,7 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
             ((float *)y)[at + i] = values[i];
 }
 
-static dot_product *const *dot_products_of(const kernel_set *kernels, const packed_matrix *w)
+static dot_product *const *dot_products_of(const kernel_set *kernels, const matrix *w)
 {
     int index = 0;
 #define FIND(...)                                                                                  \
@@ -30,7 +30,7 @@ static dot_product *const *dot_products_of(const kernel_set *kernels, const pack
 }
 
 /* Rows that are multiplied with all panels before the next rows: whole tiles. */
-INLINE int block_rows(const kernel_set *kernels, const packed_matrix *w)
+INLINE int block_rows(const kernel_set *kernels, const matrix *w)
 {
     const int tile = max_tile(kernels);
     int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, w->layout.group);
@@ -47,7 +47,7 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
                               tile);
 }
 
-void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const uint8_t *quantized,
+void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels)
 {
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
@@ -55,7 +55,7 @@ void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const ui
     dot_product *const *dot_products = dot_products_of(kernels, w);
     for (int start = 0; start < n_x; start += block)
         for (int64_t panel = panels.start; panel < panels.end; panel++) {
-            const uint8_t *weights = w->panels + panel * panel_bytes(w);
+            const uint8_t *weights = w->data + panel * panel_bytes(w);
             const int64_t row = panel * PANEL, n_rows = w->n_rows - row;
             for (int m = start; m < start + block && m < n_x;) {
                 const int size = next_tile(kernels, n_x - m), n = kernels->tile_sizes[size];
@@ -80,14 +80,14 @@ void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const ui
 /* ---- called from Python --------------------------------------------------------------------- */
 
 /* Bytes of scratch memory that multiply() needs for `n_x` rows. */
-EXPORT int64_t multiply_scratch_bytes(const packed_matrix *w, int64_t n_x)
+EXPORT int64_t multiply_scratch_bytes(const matrix *w, int64_t n_x)
 {
     return n_x * quantized_row_bytes(w->n_columns, w->layout.group);
 }
 
 /* Compute y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or
  * float32. Uses `n_threads` threads, or one if there is too little work for more. */
-EXPORT void multiply(const packed_matrix *w, const void *x, int n_x, void *y, int is_bf16,
+EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf16,
                      uint8_t *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);

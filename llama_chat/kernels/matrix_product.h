@@ -1,4 +1,4 @@
-/* Products of packed matrices with quantized rows of activations. */
+/* Matrix products: of packed matrices with quantized rows of activations, and of floats. */
 
 #ifndef MATRIX_PRODUCT_H
 #define MATRIX_PRODUCT_H
@@ -7,6 +7,10 @@
 
 /* Modes of storing a product: as float32, as bfloat16, or added to float32. */
 enum { STORE_FLOAT = 0, STORE_BF16 = 1, ACCUMULATE = 2 };
+
+/* Products of floats: columns that are summed at a time, and rows of activations that are multiplied
+ * with all weights before the next: so many stay in the private cache of a core. */
+enum { FLOAT_CHUNK = 2048, FLOAT_BLOCK = 60 };
 
 /* Rows of the largest tile of a level. */
 INLINE int max_tile(const kernel_set *kernels)
@@ -33,7 +37,7 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
                    int group, int n, uint8_t *tile);
 
 /* Multiply the `panels` with `n_x` quantized rows, into y (n_x, n_rows). */
-void multiply_panels(const kernel_set *kernels, const packed_matrix *w, const uint8_t *quantized,
+void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels);
 
 #endif

@@ -82,6 +82,11 @@ def is_available() -> bool:
     return level_name() != TORCH
 
 
+def multiplies_floats() -> bool:
+    """True if floats are multiplied in C too; portable C would be slower than torch."""
+    return level_name() not in (TORCH, *supported_levels()[:1])
+
+
 @cache
 def level_name() -> str:
     """Return the level in use: the one that the environment forces, or the best; or ``torch``.

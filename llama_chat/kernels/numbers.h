@@ -3,6 +3,7 @@
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -30,6 +31,29 @@ INLINE float load_half(const uint8_t *from)
     uint16_t half;
     memcpy(&half, from, 2);
     return half_to_float(half);
+}
+
+/* Round to nearest, ties to even; numbers out of range become the largest, and NaN stays NaN.
+ *
+ * Adding a power of two whose last place is that of the result rounds the fraction away. */
+INLINE uint16_t to_half(float value)
+{
+    float size = fabsf(value);
+    size = size > 65504.0f ? 65504.0f : size; /* false for NaN */
+    uint32_t bits;
+    memcpy(&bits, &size, 4);
+    uint32_t exponent = bits & 0x7f800000;
+    exponent = exponent < 0x38800000 ? 0x38800000 : exponent; /* below: subnormal numbers */
+    float magic, sum;
+    const uint32_t magic_bits = exponent + (13u << 23);
+    memcpy(&magic, &magic_bits, 4);
+    sum = size + magic;
+    uint32_t rounded;
+    memcpy(&rounded, &sum, 4);
+    uint32_t half = (exponent - 0x38800000) >> 13;
+    half += rounded - magic_bits;
+    half = value != value ? 0x7e00 : half;
+    return (uint16_t)(half | (value < 0 ? 0x8000 : 0));
 }
 
 /* Round to nearest, ties to even; for finite numbers. */

@@ -29,12 +29,6 @@ typedef struct {
     int32_t groups_per_super_block; /* 0 if scales and minima are float16 */
 } packed_layout;
 
-typedef struct {
-    packed_layout layout;
-    int64_t n_rows, n_columns;
-    const uint8_t *panels;
-} packed_matrix;
-
 /* DO(bits, group, has_mins, groups_per_super_block) for each layout; LAYOUTS in Python. */
 #define FOR_LAYOUTS(DO)                                                                            \
     DO(4, 32, 0, 0)                                                                                \
@@ -54,10 +48,6 @@ INLINE int is_layout(packed_layout a, packed_layout b)
     return a.bits == b.bits && a.group == b.group && a.has_mins == b.has_mins &&
            a.groups_per_super_block == b.groups_per_super_block;
 }
-
-INLINE int64_t n_groups(const packed_matrix *w) { return w->n_columns / w->layout.group; }
-
-INLINE int64_t n_panels(const packed_matrix *w) { return (w->n_rows + PANEL - 1) / PANEL; }
 
 /* Bytes of all quants of a block. */
 INLINE int64_t quant_bytes(packed_layout layout) { return PANEL * layout.group * layout.bits / 8; }
@@ -93,12 +83,11 @@ INLINE int begins_super_block(packed_layout layout, int64_t g)
     return layout.groups_per_super_block && g % layout.groups_per_super_block == 0;
 }
 
-INLINE int64_t panel_bytes(const packed_matrix *w)
+INLINE int64_t panel_bytes_of(packed_layout layout, int64_t n_groups)
 {
-    const packed_layout layout = w->layout;
-    int64_t bytes = n_groups(w) * block_bytes(layout);
+    int64_t bytes = n_groups * block_bytes(layout);
     if (layout.groups_per_super_block)
-        bytes += n_groups(w) / layout.groups_per_super_block * super_scale_bytes(layout);
+        bytes += n_groups / layout.groups_per_super_block * super_scale_bytes(layout);
     return bytes;
 }
 

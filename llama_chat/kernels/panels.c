@@ -5,7 +5,7 @@
 #include "cpu.h"
 
 /* Copy `size` bytes of each row of a panel side by side; the padding of the last one is zeros. */
-INLINE uint8_t *gather(const packed_matrix *w, const tensor_view *from, int64_t panel, int64_t g,
+INLINE uint8_t *gather(const matrix *w, const tensor_view *from, int64_t panel, int64_t g,
                        int64_t offset, size_t size, uint8_t *to)
 {
     const uint8_t *at =
@@ -22,7 +22,7 @@ INLINE uint8_t *gather(const packed_matrix *w, const tensor_view *from, int64_t 
     return to + PANEL * size;
 }
 
-INLINE uint8_t *gather_scales(const packed_matrix *w, const tensor_view *scales,
+INLINE uint8_t *gather_scales(const matrix *w, const tensor_view *scales,
                               const tensor_view *mins, int64_t panel, int64_t g, size_t size,
                               uint8_t *to)
 {
@@ -33,7 +33,7 @@ INLINE uint8_t *gather_scales(const packed_matrix *w, const tensor_view *scales,
 /* ---- called from Python --------------------------------------------------------------------- */
 
 /* Write the panels of `w`, whose other fields are set, from the tensors `from`. */
-EXPORT void pack_panels(const packed_matrix *w, const unpacked_matrix *from, uint8_t *to)
+EXPORT void pack_panels(const matrix *w, const unpacked_matrix *from, uint8_t *to)
 {
     const packed_layout layout = w->layout;
     for (int64_t p = 0; p < n_panels(w); p++)
@@ -57,7 +57,7 @@ EXPORT void pack_panels(const packed_matrix *w, const unpacked_matrix *from, uin
 
 /* Dequantize the `n` rows `ids`, to (n, n_columns) in bfloat16 or float32. Uses `n_threads`
  * threads, or one if there is too little work for more. */
-EXPORT void dequantize_rows(const packed_matrix *w, const int64_t *ids, int64_t n, void *to,
+EXPORT void dequantize_rows(const matrix *w, const int64_t *ids, int64_t n, void *to,
                             int is_bf16, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);

@@ -84,6 +84,15 @@ INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t
         memcpy(out + m * out_stride, totals[m], sizeof totals[m]);
 }
 
+#include "vectors.h"
+
+/* Load four numbers in float16. */
+INLINE vector load_f16(const uint16_t *from)
+{
+    return (vector){half_to_float(from[0]), half_to_float(from[1]), half_to_float(from[2]),
+                    half_to_float(from[3])};
+}
+
 #include "generic_kernels.h"
 
 const kernel_set portable_kernels = {
@@ -92,6 +101,7 @@ const kernel_set portable_kernels = {
     .n_tile_sizes = N_TILE_SIZES,
     .tile_sizes = tile_sizes,
     .dot_products = dot_products,
+    .multiply_floats = multiply_floats,
     .quantize_row = quantize_row,
     .quantization_error = quantization_error,
     .dequantize_row = dequantize_row,

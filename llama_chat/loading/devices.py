@@ -50,11 +50,13 @@ def free_memory(devices: Sequence[torch.device]) -> int:
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
 
 
-def pick_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+def pick_dtype(
+    wanted: str, stored: torch.dtype | None, device: torch.device, *, keeps_stored: bool = False
+) -> torch.dtype:
     """Choose the type of the weights in memory.
 
-    ``auto`` keeps float32 as stored. Everything else becomes bfloat16 if the device computes it
-    fast, else float16 on a GPU and float32 on a CPU.
+    ``auto`` keeps float32 as stored, and with ``keeps_stored`` all types. Everything else becomes
+    bfloat16 if the device computes it fast, else float16 on a GPU and float32 on a CPU.
 
     Raises:
         UsageError: if the device cannot compute in ``wanted``.
@@ -70,7 +72,7 @@ def pick_dtype(wanted: str, stored: torch.dtype | None, device: torch.device) ->
         if wanted == "bfloat16" and not bfloat16 and device.type == "cuda":
             raise UsageError("--dtype bfloat16", "this GPU has none", "give float16")
         return DTYPES[wanted]
-    if stored == torch.float32:
+    if stored is not None and (keeps_stored or stored == torch.float32):
         return stored
     if bfloat16:
         return torch.bfloat16

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from llama_chat.checkpoints.base import Checkpoint
-from llama_chat.checkpoints.float_types import FLOATS
+from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.files import readable_size
 from llama_chat.kernels import native
@@ -17,6 +16,7 @@ from llama_chat.loading.devices import free_memory, pick_devices, pick_dtype
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.loading.weights import (
     WEIGHT_FORMATS,
+    FloatTypes,
     WeightFormat,
     choose_weight_format,
     read_weights,
@@ -51,8 +51,8 @@ class LoadPlan:
     """True if the user gave that context length: then all of it must fit in memory."""
     devices: tuple[torch.device, ...]
     """Devices of the layers, in equal runs."""
-    dtype: torch.dtype
-    """Type of weights that are not packed, and of the activations."""
+    types: FloatTypes
+    """Types of weights that are not packed."""
     weight_format: WeightFormat
     cache_dtype: torch.dtype
     threads: int | None
@@ -60,18 +60,24 @@ class LoadPlan:
     bytes_free: int
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights that are not packed, and of the activations in torch."""
+        return self.types.dtype
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
-        return weight_bytes(self.checkpoint, self.weight_format, self.dtype)
+        return weight_bytes(self.checkpoint, self.weight_format, self.types)
 
     @property
     def kernel(self) -> str:
         """Name of the code that multiplies the matrices: a level of the C kernels, or ``torch``."""
         stored = {info.type for info in self.checkpoint.tensors.values()}
-        packed = self.weight_format in ("int8", "int4") or (
-            self.weight_format == "stored" and not stored <= FLOATS.keys()
+        packs = self.weight_format in ("int8", "int4") or (
+            self.weight_format == "stored" and not stored <= FLOAT_TYPES.keys()
         )
-        return native.path_name() if packed and self.devices[0].type == "cpu" else native.TORCH
+        is_native = self.devices[0].type == "cpu" and (packs or native.multiplies_floats())
+        return native.path_name() if is_native else native.TORCH
 
     @property
     def bytes_needed(self) -> int:
@@ -81,7 +87,7 @@ class LoadPlan:
     def _bytes_needed(self, weight_format: WeightFormat) -> int:
         context = self.config.context_length
         n_tokens = context if self.context_given else min(_MIN_CACHED_TOKENS, context)
-        weights = weight_bytes(self.checkpoint, weight_format, self.dtype)
+        weights = weight_bytes(self.checkpoint, weight_format, self.types)
         return _SPARE_BYTES + weights + self.cache_bytes(n_tokens)
 
     def cache_bytes(self, n_tokens: int) -> int:
@@ -133,7 +139,7 @@ class LoadPlan:
         with torch.device("meta"):
             model = Transformer(self.config)
         weights = read_weights(
-            self.checkpoint, self.weight_format, self.dtype, self.devices, report
+            self.checkpoint, self.weight_format, self.types, self.devices, report
         )
         model.load_weights(weights)
         model.eval()
@@ -179,22 +185,47 @@ def plan(
                 "give that or less",
             )
         config = replace(config, context_length=context)
-    weights_dtype = pick_dtype(dtype, checkpoint.dtype, devices[0])
+    native_floats = devices[0].type == "cpu" and native.multiplies_floats()
+    keeps_stored = dtype == "auto" and native_floats
+    types = FloatTypes(
+        pick_dtype(dtype, checkpoint.dtype, devices[0], keeps_stored=keeps_stored), keeps_stored
+    )
     bytes_free = free_memory(devices) + reclaimable
+    weight_format = choose_weight_format(
+        quantize or "auto", checkpoint, types, bytes_free, devices[0]
+    )
     return LoadPlan(
         checkpoint,
         tokenizer,
         config,
         context_given=context is not None,
         devices=devices,
-        dtype=weights_dtype,
-        weight_format=choose_weight_format(
-            quantize or "auto", checkpoint, weights_dtype, bytes_free, devices[0]
-        ),
-        cache_dtype=_CACHE_DTYPES.get(kv_dtype, weights_dtype),
+        types=types,
+        weight_format=weight_format,
+        cache_dtype=_cache_dtype(kv_dtype, checkpoint, weight_format, types.dtype, native_floats),
         threads=threads,
         bytes_free=bytes_free,
     )
+
+
+def _cache_dtype(
+    wanted: str,
+    checkpoint: Checkpoint,
+    weight_format: WeightFormat,
+    dtype: torch.dtype,
+    native_floats: bool,
+) -> torch.dtype:
+    """Choose the type of the KV cache: ``auto`` takes that of the activations.
+
+    The kernels compute floats of 16 bits with activations in float32, which float16 keeps better
+    than bfloat16 does.
+    """
+    if wanted in _CACHE_DTYPES:
+        return _CACHE_DTYPES[wanted]
+    has_floats = weight_format == "none" or (
+        weight_format == "stored" and checkpoint.dtype is not None
+    )
+    return torch.float16 if native_floats and has_floats and dtype.itemsize == 2 else dtype
 
 
 def load(

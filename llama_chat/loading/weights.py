@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import padded_rows
 from llama_chat.quantization.linear import Packed, place
@@ -21,18 +22,34 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("none", "stored", "int8", "int4")
 
 _CPU = torch.device("cpu")
 
+
+@dataclass(frozen=True, slots=True)
+class FloatTypes:
+    """Types in memory of weights that are not packed."""
+
+    dtype: torch.dtype
+    """Type of norms, of unpacked matrices, and of the activations in torch."""
+    keeps_stored: bool = False
+    """True if a matrix of floats keeps the type that it has in the file."""
+
+    def of(self, info: TensorInfo) -> torch.dtype:
+        """Return the type of one weight."""
+        is_stored_matrix = len(info.shape) == 2 and info.type in FLOAT_TYPES
+        return FLOAT_TYPES[info.type] if self.keeps_stored and is_stored_matrix else self.dtype
+
+
 Weights = dict[str, Tensor | Packed]
 
 
-def weight_bytes(checkpoint: Checkpoint, weight_format: WeightFormat, dtype: torch.dtype) -> int:
+def weight_bytes(checkpoint: Checkpoint, weight_format: WeightFormat, types: FloatTypes) -> int:
     """Compute the bytes that the weights take in memory."""
-    return sum(_tensor_bytes(checkpoint, name, weight_format, dtype) for name in checkpoint.tensors)
+    return sum(_tensor_bytes(checkpoint, name, weight_format, types) for name in checkpoint.tensors)
 
 
 def choose_weight_format(
     wanted: str,
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
+    types: FloatTypes,
     bytes_free: int,
     device: torch.device = _CPU,
 ) -> WeightFormat:
@@ -42,13 +59,13 @@ def choose_weight_format(
         wanted: a ``WeightFormat``, or ``auto``: quantized files stay packed. Without C kernels, as
             on a GPU, they are unpacked if the floats take at most half of ``bytes_free``.
         checkpoint: the model.
-        dtype: type of weights that are not packed.
+        types: types of weights that are not packed.
         bytes_free: bytes of free memory.
         device: device of the model.
     """
     if wanted != "auto":
         return cast("WeightFormat", wanted)
-    fits_unpacked = weight_bytes(checkpoint, "none", dtype) <= bytes_free // 2
+    fits_unpacked = weight_bytes(checkpoint, "none", types) <= bytes_free // 2
     has_kernels = native.is_available() and device.type == "cpu"
     return "none" if fits_unpacked and not has_kernels else "stored"
 
@@ -56,7 +73,7 @@ def choose_weight_format(
 def read_weights(
     checkpoint: Checkpoint,
     weight_format: WeightFormat,
-    dtype: torch.dtype,
+    types: FloatTypes,
     devices: Sequence[torch.device],
     report: Callable[[int, int], None] | None = None,
 ) -> Weights:
@@ -65,7 +82,7 @@ def read_weights(
     Args:
         checkpoint: the model.
         weight_format: format of the matrices in memory.
-        dtype: type of weights that are not packed.
+        types: types of weights that are not packed.
         devices: devices of the layers, in equal runs.
         report: called with the bytes read so far and the bytes in all.
     """
@@ -75,7 +92,7 @@ def read_weights(
 
         def read_one(name: str) -> Tensor | Packed:
             device = device_of(name, n_layers, devices)
-            return _read(checkpoint, name, weight_format, dtype, device)
+            return _read(checkpoint, name, weight_format, types, device)
 
         read = pool.map(read_one, checkpoint.tensors)
         try:
@@ -111,7 +128,7 @@ def _read(
     checkpoint: Checkpoint,
     name: str,
     weight_format: WeightFormat,
-    dtype: torch.dtype,
+    types: FloatTypes,
     device: torch.device,
 ) -> Tensor | Packed:
     bits = _bits(name, checkpoint.tensors[name].shape, weight_format)
@@ -119,14 +136,14 @@ def _read(
         return place(quantize(checkpoint.read(name, torch.float32), bits), device)
     packed = checkpoint.read_packed(name) if weight_format == "stored" else None
     if packed is None:
-        return checkpoint.read(name, dtype).to(device)
+        return checkpoint.read(name, types.of(checkpoint.tensors[name])).to(device)
     placed = place(packed, device)
     checkpoint.forget(name)
     return placed
 
 
 def _tensor_bytes(
-    checkpoint: Checkpoint, name: str, weight_format: WeightFormat, dtype: torch.dtype
+    checkpoint: Checkpoint, name: str, weight_format: WeightFormat, types: FloatTypes
 ) -> int:
     info = checkpoint.tensors[name]
     bits = _bits(name, info.shape, weight_format)
@@ -135,7 +152,7 @@ def _tensor_bytes(
     else:
         packed = checkpoint.packed_bytes(name) if weight_format == "stored" else None
     if packed is None:
-        return info.n_weights * dtype.itemsize
+        return info.n_weights * types.of(info).itemsize
     # The kernels pad the last panel of rows.
     n_rows = info.shape[0]
     return packed // n_rows * padded_rows(n_rows) if native.is_available() else packed

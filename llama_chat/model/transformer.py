@@ -180,6 +180,12 @@ class Transformer(nn.Module):
         return self.norm.weight.dtype
 
     @property
+    def has_one_dtype(self) -> bool:
+        """True if all matrices that are not packed have the type of the activations."""
+        matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
+        return all(m.packed is not None or m.weight.dtype == self.dtype for m in matrices)
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of the weights."""
         kinds = (Linear, Embedding, RMSNorm)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
-from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.kernels.matrix import FloatMatrix, NativeMatrix
 from llama_chat.quantization.packed import PackedWeight
 from llama_chat.quantization.quantize import quantize
 
@@ -59,9 +59,12 @@ class _Matrix(nn.Module):
         return packed_linear(x, self.packed)
 
     @property
-    def native(self) -> NativeMatrix | None:
-        """The weights in the layout of the kernels; None if they have another."""
-        return self.packed if isinstance(self.packed, NativeMatrix) else None
+    def native(self) -> NativeMatrix | FloatMatrix | None:
+        """The weights for the kernels; None if these cannot multiply them."""
+        if isinstance(self.packed, NativeMatrix):
+            return self.packed
+        usable = self.packed is None and native.multiplies_floats()
+        return FloatMatrix.of(self.weight) if usable else None
 
     @property
     def device(self) -> torch.device:
