@@ -250,7 +250,7 @@ def load(
         quantize: ``auto`` (as is None), ``none`` (floats, however the file is stored), ``stored``
             (packed as in the file), ``int8`` or ``int4`` (quantized now).
         context: context length in tokens, at most the model's.
-        kv_dtype: type of the KV cache: ``auto`` (as ``dtype``) or ``int8``.
+        kv_dtype: type of the KV cache: ``auto`` (16 bits, or 32 beside such weights) or ``int8``.
         threads: CPU threads of this process; None for one per core.
         model_paths: further folders in which names are looked up.
         report: called with the bytes read so far and the bytes in all.

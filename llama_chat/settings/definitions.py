@@ -64,7 +64,7 @@ class ModelSettings:
         "Type of the weights in memory.",
         scope="load",
         values={
-            "auto": "float32 stays; all others become bfloat16 where that is fast",
+            "auto": "as stored; where only torch computes floats, bfloat16 if that is fast",
             "float32": "4 bytes per weight",
             "bfloat16": "2 bytes per weight, with the range of float32",
             "float16": "2 bytes per weight, with a smaller range",
@@ -91,8 +91,8 @@ class ModelSettings:
         "Type of the KV cache.",
         scope="load",
         values={
-            "auto": "that of --dtype",
-            "int8": "half the memory of bfloat16, at a small loss",
+            "auto": "32 bits beside weights of 32, else 16",
+            "int8": "half the memory of 16 bits, at a small loss",
         },
         example="int8",
     )
