@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.program import run
+from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine, choose_backend
 from llama_chat.generation.events import Finish, Hooks, Timings, Token
 from llama_chat.generation.lookup import (
@@ -242,8 +243,10 @@ def test_a_text_that_repeats_itself_takes_a_fraction_of_the_passes(model: Transf
     assert len(passes) == N_TOKENS - finish.usage.accepted_tokens < N_TOKENS / 3
 
 
-def test_a_model_that_is_not_packed_drafts_nothing() -> None:
-    _, finish = generate(new_engine(random_model(SMALL)), ids=LOOP)
+def test_torch_drafts_nothing() -> None:
+    engine = Engine(TorchBackend(random_model(SMALL)), TOKENIZER)
+    engine.end_ids = frozenset()
+    _, finish = generate(engine, ids=LOOP)
     assert finish.usage.drafted_tokens == 0
 
 

@@ -84,7 +84,8 @@ def is_available() -> bool:
 
 def multiplies_floats() -> bool:
     """True if floats are multiplied in C too; portable C would be slower than torch."""
-    return level_name() not in (TORCH, *supported_levels()[:1])
+    name = level_name()
+    return name != TORCH and name != supported_levels()[0]
 
 
 @cache
