@@ -136,7 +136,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "legacy": (_legacy, "not a checkpoint"),
     "packed": (
         lambda d: _repack(d / "consolidated.00.pth", zipfile.ZIP_DEFLATED),
-        "packed or overlap",
+        "its parts are packed",
     ),
     "other zip": (
         lambda d: zipfile.ZipFile(d / "consolidated.00.pth", "w").writestr("a", "b"),

@@ -101,7 +101,7 @@ def _set(tokens: list[bytes], at: int, token: bytes) -> None:
 
 WHOLE = tokenizer_bin()
 BAD_TOKENIZERS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not the 256 bytes"),
+    "empty": (b"", "it is empty"),
     "cut in a token": (WHOLE[:-1], "cut off or damaged"),
     "cut in a length": (WHOLE + b"\0\0\0\0\0", "cut off or damaged"),
     "web page": (b"<!DOCTYPE html>" + bytes(100), "cut off or damaged"),

@@ -9,7 +9,8 @@ from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
-from llama_chat.errors import ModelError, reason
+from llama_chat.errors import ModelError
+from llama_chat.files import read_whole
 
 
 class TokenType(IntEnum):
@@ -118,13 +119,7 @@ def read_file(path: Path, what: str) -> bytes:
         ModelError: about ``what``, if it cannot be read, is empty, or exceeds ``MAX_BYTES``.
     """
     advice = f"take the {path.name[:60]!r} that came with the model"
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ModelError(what, reason(error), advice) from None
+    data = read_whole(path, what, advice, MAX_BYTES)
     if not data:
         raise ModelError(what, "it is empty", advice)
-    if len(data) > MAX_BYTES:
-        raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", advice)
     return data
