@@ -102,7 +102,8 @@ def read_whole(path: Path, what: str, advice: str, max_bytes: int) -> bytes:
     """Read a file of a model.
 
     Raises:
-        ModelError: about ``what``, if it cannot be read, or is larger than ``max_bytes``.
+        ModelError: about ``what``, if it cannot be read, or with ``advice`` if it is missing or
+            larger than ``max_bytes``.
     """
     try:
         with open_regular(path) as file:
@@ -110,7 +111,7 @@ def read_whole(path: Path, what: str, advice: str, max_bytes: int) -> bytes:
     except FileNotFoundError:
         raise ModelError(what, "missing", advice) from None
     except (OSError, ValueError) as error:
-        raise ModelError(what, reason(error), advice) from None
+        raise ModelError(what, reason(error), "check it") from None
     if len(data) > max_bytes:
         raise ModelError(what, f"larger than {max_bytes >> 20} MiB", advice)
     return data

@@ -87,8 +87,9 @@ def decoding(what: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelError(what, "not enough memory to open it", "free some memory") from error
-        why = reason(error) if isinstance(error, OSError) else "it is cut off or damaged"
-        raise ModelError(what, why, FETCH_AGAIN) from error
+        if isinstance(error, OSError):
+            raise ModelError(what, reason(error), "check it") from error
+        raise ModelError(what, "it is cut off or damaged", FETCH_AGAIN) from error
 
 
 def read_bytes(path: Path, advice: str) -> bytes:

@@ -85,9 +85,10 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
                 flags=mmap.MAP_PRIVATE | _NO_RESERVE,
                 prot=mmap.PROT_READ | mmap.PROT_WRITE,
             )
-    except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else "it is empty"
-        raise ModelError(what or repr(str(path)), why, FETCH_AGAIN) from None
+    except OSError as error:
+        raise ModelError(what or repr(str(path)), reason(error), "check it") from None
+    except ValueError:
+        raise ModelError(what or repr(str(path)), "it is empty", FETCH_AGAIN) from None
 
 
 def mapped_bytes(path: Path) -> NDArray[np.uint8]:

@@ -115,10 +115,10 @@ def _sync(path: Path, *, deep: bool = True) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # if it could not be created, there is nothing to remove
+    with suppress(OSError):  # if it could not be created, there is nothing to remove
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
