@@ -103,14 +103,17 @@ class _Reader:
         self.count_items(count)
         data, at, end = self.data, self.at, len(self.data)
         length_of = struct.Struct("<Q").unpack_from
-        found = []
-        for _ in range(count):
-            if end - at < 8:
-                raise self.cut_off(at)
-            at += 8 + (length := length_of(data, at)[0])
-            if at > end:
-                raise self.cut_off(end)
-            found.append(str(data[at - length : at], "utf-8", "replace"))
+        found: list[str] = []
+        try:
+            for _ in range(count):
+                if end - at < 8:
+                    raise self.cut_off(at)
+                at += 8 + (length := length_of(data, at)[0])
+                if at > end:
+                    raise self.cut_off(end)
+                found.append(str(data[at - length : at], "utf-8"))
+        except UnicodeDecodeError:
+            raise self.error(f"text {len(found)} of a list is not UTF-8") from None
         self.at = at
         return found
 

@@ -27,7 +27,11 @@ class SentencePieceTokenizer(PieceTokenizer):
             raise ModelError(OF_THE_MODEL, "its pieces make no SentencePiece vocabulary", DAMAGED)
         self._sp = sp
         ids = list(range(sp.vocab_size()))
-        pieces = sp.id_to_piece(ids)
+        try:
+            pieces = sp.id_to_piece(ids)
+        except UnicodeDecodeError:
+            what = f"tokenizer {str(model)!r}" if isinstance(model, Path) else OF_THE_MODEL
+            raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
         table = [piece.replace(SPACE, " ").encode() for piece in pieces]
         control_ids = {}
         kinds = zip(ids, sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
