@@ -186,7 +186,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "heads 0": (lambda d: _params(d, n_heads=0), "n_heads is 0"),
     "more KV heads": (lambda d: _params(d, n_kv_heads=16), "no multiple of n_kv_heads 16"),
     "KV heads true": (lambda d: _params(d, n_kv_heads=True), "n_kv_heads"),
-    "layers 10^9": (lambda d: _params(d, n_layers=10**9), "1000000000 layers"),
+    "layers 10^6": (lambda d: _params(d, n_layers=10**6), "1000000 layers"),
     "layers too few": (lambda d: _params(d, n_layers=1), "layers.1."),
     "no tokenizer": (lambda d: (d / "tokenizer.model").unlink(), "no tokenizer.model"),
     "tokenizer empty": (lambda d: (d / "tokenizer.model").write_bytes(b""), "it is empty"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_chat.errors import LlamaChatError, ModelError, is_out_of_memory, reason
 from llama_chat.files import read_whole
+from llama_chat.model.config import MAX_SIZE
 
 MAX_BYTES = 2**20
 """Limit on the bytes of one file; those of the largest models take a fifth of it."""
@@ -47,16 +48,15 @@ class JsonObject:
             value = default
         if value is None:
             raise self.error(f"{name} is missing")
-        # NaN passes this comparison, and is refused where the number is used.
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # true for NaN too
             raise self.error(f"{name} is {reprlib.repr(value)}, not a number that fits")
         return value
 
     def size(self, name: str, default: int | None = None) -> int:
-        """Return a whole number above 0; without ``default`` it is required."""
+        """Return a whole number from 1 to ``MAX_SIZE``; without ``default`` it is required."""
         value = self.number(name, default)
-        if not isinstance(value, int) or value < 1:
-            raise self.error(f"{name} is {value}, not a whole number above 0")
+        if not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise self.error(f"{name} is {value}, not a whole number from 1 to {MAX_SIZE}")
         return value
 
     def flag(self, name: str) -> bool | None:
