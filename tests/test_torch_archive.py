@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.campaigns.torch_archives import READ, attack
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.errors import ModelError
 from tests.model_files import assert_refused, write_huggingface, write_meta
@@ -182,3 +183,10 @@ def test_pickles_of_anything_else_are_refused(case: str, tmp_path: Path) -> None
     file = tmp_path / "a.pth"
     write_archive(file, data)
     assert why in refusal(file)
+
+
+def test_mutated_archives_are_read_whole_or_refused(tmp_path: Path) -> None:
+    outcomes = list(attack(tmp_path, count=300, seed=1))
+    assert not [wrong for _, wrong in outcomes if wrong]
+    n_read = sum(found == READ for found, _ in outcomes)
+    assert 20 < n_read < 150  # those with changes to the weights alone, and none that nothing reads

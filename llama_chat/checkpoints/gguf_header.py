@@ -54,6 +54,8 @@ class GGUFHeader:
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+    alignment: int
+    """Bytes to a multiple of which each tensor is padded."""
 
 
 class _Reader:
@@ -174,9 +176,8 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     for name, tensor in found.items():
         if tensor.offset % alignment:
             raise reader.error(f"tensor {name[:60]!r} is not aligned")
-    return GGUFHeader(
-        metadata, {n: GGUFTensor(t.shape, t.type, start + t.offset) for n, t in found.items()}
-    )
+    tensors = {n: GGUFTensor(t.shape, t.type, start + t.offset) for n, t in found.items()}
+    return GGUFHeader(metadata, tensors, alignment)
 
 
 def _check_version(version: int, what: str) -> None:
