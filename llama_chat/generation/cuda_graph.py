@@ -87,16 +87,16 @@ class GraphBackend(TorchBackend):
 
     def _decode(self, token_id: int, cache: KVCache) -> Tensor:
         """Compute the logits ``(1, vocab_size)`` of one token, valid until the next call."""
-        length = cache.length
-        tables = self.model.rotary(cache.capacity, self.model.device)
+        length, capacity = cache.length, cache.capacity
+        tables = self.model.rotary(capacity, self.model.device)
         used = (*cache.data_pointers, *(table.data_ptr() for table in tables))
         if used != self._captured:  # they have grown, or it is another cache
             self._graphs.clear()
             self._captured = used
-            self._rows = torch.arange(cache.capacity, device=self.model.device)
+            self._rows = torch.arange(capacity, device=self.model.device)
         self._token.fill_(token_id)
         self._position.fill_(length)
-        bucket = min(-(-(length + 1) // BLOCK) * BLOCK, cache.capacity)
+        bucket = min(-(-(length + 1) // BLOCK) * BLOCK, capacity)
         if bucket not in self._graphs:
             # Memory that was never written may hold NaN, which a weight of 0 does not remove.
             for layer in range(self.model.config.n_layers):
