@@ -6,7 +6,7 @@ from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
 from llama_chat.checkpoints.small_files import JsonObject, read_bytes, read_object
 from llama_chat.errors import ModelError
 from llama_chat.files import read_whole
-from llama_chat.tokenizers.base import MAX_BYTES
+from llama_chat.tokenizers.base import MAX_TABLE_BYTES
 from llama_chat.tokenizers.sentencepiece import parse_model
 
 _FETCH = "fetch it from the same release"
@@ -73,7 +73,7 @@ def _count_pieces(path: Path) -> int:
     """Count the pieces of a SentencePiece model; 0 if there is none, as in Llama 3."""
     if not path.exists():
         return 0
-    data = read_whole(path, f"tokenizer {str(path)!r}", _FETCH, MAX_BYTES)
+    data = read_whole(path, f"tokenizer {str(path)!r}", _FETCH, MAX_TABLE_BYTES)
     return 0 if (model := parse_model(data)) is None else int(model.vocab_size())
 
 

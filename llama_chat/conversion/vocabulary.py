@@ -1,6 +1,5 @@
 """Conversion of any vocabulary to the tables of GGUF."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from llama_chat.checkpoints.small_files import decoding
 from llama_chat.errors import ModelError
 from llama_chat.tokenizers.base import TokenType, read_file
 from llama_chat.tokenizers.bpe import DIGIT_SPLIT, GPT_2_SPLIT, pre_tokenizer_name
+from llama_chat.tokenizers.tokenizer_json import read_document
 
 _MAX_TOKENS = 2**22
 """Limit on ids, which are list indices here; the largest vocabularies have 262,144 tokens."""
@@ -100,7 +100,7 @@ def _of_model(path: Path) -> Vocabulary:
 
 def _of_json(path: Path) -> Vocabulary:
     """Return the tables of a ``tokenizer.json`` that the library has already read."""
-    document = json.loads(read_file(path, _label(path)))
+    document: Any = read_document(path, _label(path))
     model = document["model"]
     if model.get("type", "BPE") != "BPE":
         raise _error(path, f"its tokenizer is of the kind {model['type']}")
