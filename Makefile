@@ -1,6 +1,7 @@
 # make chat   install, fetch the starter model, open the chat
 # make test   install, run the tests
 # make lint   formatting, types and the direction of imports
+# make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint bench clean
+.PHONY: chat test lint attack-models bench clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -23,6 +24,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+attack-models: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.model_numbers
+	$(BIN)/python -m harness.campaigns.torch_archives
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet

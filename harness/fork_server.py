@@ -79,7 +79,7 @@ def can_fork(request: Request) -> bool:
 
 
 class ForkServer:
-    """Server that starts a process for each request, and reports its pid and exit status."""
+    """Server that starts processes, and reports their pids, exit statuses and peak memory."""
 
     def __init__(self, requests: socket.socket) -> None:
         """Serve the client at the other end of ``requests``."""
@@ -133,17 +133,17 @@ class ForkServer:
     def _report(self) -> None:
         """Report the exit status of every process that has ended."""
         while self._running:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
             pipe = self._running.pop(pid)
-            self._answer(pipe, os.waitstatus_to_exitcode(status))
+            self._answer(pipe, os.waitstatus_to_exitcode(status), usage.ru_maxrss)
             os.close(pipe)
 
     @staticmethod
-    def _answer(pipe: int, number: int) -> None:
+    def _answer(pipe: int, *numbers: int) -> None:
         with suppress(BrokenPipeError):  # the client has closed its end
-            os.write(pipe, NUMBER.pack(number))
+            os.write(pipe, b"".join(map(NUMBER.pack, numbers)))
 
     def _end(self) -> NoReturn:
         """Kill the processes that still run, and exit."""

@@ -123,12 +123,15 @@ class Process:
         self.pid = self._receive()
         self.returncode: int | None = None
         """Exit status, -N after signal N; None until ``poll`` or ``wait`` has learnt it."""
+        self.peak_rss = 0
+        """Peak resident memory in bytes, shared pages included; 0 until the status is known."""
 
     def poll(self) -> int | None:
         """Return the exit status, or None if the process still runs."""
         if self.returncode is None and self._has_answer(0):
             with self._pipe:
                 self.returncode = self._receive()
+                self.peak_rss = self._receive() * (1 if sys.platform == "darwin" else 1024)
         return self.returncode
 
     def wait(self, seconds: float) -> int:

@@ -11,7 +11,7 @@ COMMAND = [sys.executable, "-m", "llama_chat"]
 """Command that starts the program."""
 
 NUMBER = struct.Struct("i")
-"""An answer of the server: first the pid, at the end the exit status."""
+"""An answer of the server: first the pid; at the end the exit status and the peak memory."""
 
 _N_DESCRIPTORS = 4
 """Most descriptors that a request sends: the pipe for answers, stdin, stdout and stderr."""

@@ -1,6 +1,7 @@
 """Folders of the program; reading of text files, and atomic and private writing."""
 
 import codecs
+import errno
 import os
 import pwd
 import stat
@@ -8,12 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_chat.errors import SaveError, UsageError, reason
+from llama_chat.errors import ModelError, SaveError, UsageError, reason
 
 _PACKAGE = Path(__file__).resolve().parent
 
 MAX_PROMPT_BYTES = 64 * 2**20
 """Size limit of a prompt, longer than any context; it also ends an endless input."""
+
+_NOT_A_FILE = "it is not a file"
 
 _LATEST = 253_400_000_000
 """Latest time in seconds since 1970: ``datetime`` ends at the year 9999, file times do not."""
@@ -65,16 +68,53 @@ def resource(name: str) -> Path:
     return installed if installed.exists() else _PACKAGE.parent / name
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read; a folder, pipe, socket or device is refused at once.
+
+    Raises:
+        OSError: if it is none, or cannot be opened.
+        ValueError: if the path holds a NUL.
+    """
+    try:
+        # O_NONBLOCK: opening a named pipe would wait for its writer. The descriptor is checked,
+        # not the path, which may be replaced in between.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise OSError(errno.ENXIO, _NOT_A_FILE) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _NOT_A_FILE)
+    return os.fdopen(descriptor, "rb")
+
+
 def read_start(path: Path, n_bytes: int) -> bytes:
     """Read the first bytes of a file; none if it is no regular one or cannot be read."""
     try:
-        # O_NONBLOCK: opening a named pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            return file.read(n_bytes) if regular else b""
+        with open_regular(path) as file:
+            return file.read(n_bytes)
     except (OSError, ValueError):
         return b""
+
+
+def read_whole(path: Path, what: str, advice: str, max_bytes: int) -> bytes:
+    """Read a file of a model.
+
+    Raises:
+        ModelError: about ``what``, if it cannot be read, or with ``advice`` if it is missing or
+            larger than ``max_bytes``.
+    """
+    try:
+        with open_regular(path) as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ModelError(what, "missing", advice) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(what, reason(error), "check it") from None
+    if len(data) > max_bytes:
+        raise ModelError(what, f"larger than {max_bytes >> 20} MiB", advice)
+    return data
 
 
 def read_text(path: Path, what: str, advice: str, max_bytes: int) -> str:

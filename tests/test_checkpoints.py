@@ -1,6 +1,5 @@
 """Checkpoints read back exactly, and hostile ones are refused in one line before they are read."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -13,8 +12,6 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harness.program import Program
 from llama_chat.checkpoints.meta import MetaCheckpoint
@@ -136,7 +133,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "legacy": (_legacy, "not a checkpoint"),
     "packed": (
         lambda d: _repack(d / "consolidated.00.pth", zipfile.ZIP_DEFLATED),
-        "packed or overlap",
+        "its parts are packed",
     ),
     "other zip": (
         lambda d: zipfile.ZipFile(d / "consolidated.00.pth", "w").writestr("a", "b"),
@@ -186,7 +183,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "heads 0": (lambda d: _params(d, n_heads=0), "n_heads is 0"),
     "more KV heads": (lambda d: _params(d, n_kv_heads=16), "no multiple of n_kv_heads 16"),
     "KV heads true": (lambda d: _params(d, n_kv_heads=True), "n_kv_heads"),
-    "layers 10^9": (lambda d: _params(d, n_layers=10**9), "1000000000 layers"),
+    "layers 10^6": (lambda d: _params(d, n_layers=10**6), "1000000 layers"),
     "layers too few": (lambda d: _params(d, n_layers=1), "layers.1."),
     "no tokenizer": (lambda d: (d / "tokenizer.model").unlink(), "no tokenizer.model"),
     "tokenizer empty": (lambda d: (d / "tokenizer.model").write_bytes(b""), "it is empty"),
@@ -250,24 +247,6 @@ def test_paths_without_a_model_are_refused(tmp_path: Path, meta_model: Path) -> 
     assert_refused(tmp_path / "nowhere", "no such file or folder")
     assert_refused(tmp_path, "not a model of a known format")
     assert_refused(meta_model / "params.json", "not a model of a known format")
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_an_archive_with_a_flipped_byte_is_read_or_refused(
-    data: st.DataObject, meta_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("flip")
-    for file in meta_model.iterdir():
-        (folder / file.name).symlink_to(file)
-    whole = bytearray((meta_model / "consolidated.00.pth").read_bytes())
-    # The names and the pickle are at the ends; weights in the middle may be any numbers.
-    at = data.draw(st.one_of(st.integers(0, 4000), st.integers(len(whole) - 4000, len(whole) - 1)))
-    whole[at] ^= data.draw(st.integers(1, 255))
-    (folder / "consolidated.00.pth").unlink()
-    (folder / "consolidated.00.pth").write_bytes(whole)
-    with contextlib.suppress(ModelError):
-        MetaCheckpoint.open(folder)
 
 
 def test_nan_weights_give_an_error_not_nonsense(tmp_path: Path) -> None:

@@ -110,12 +110,77 @@ def test_force_replaces_neither_other_files_nor_the_source(
 ) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").touch()
-    for flags in ((), ("--to", "gguf")):
-        out = tmp_path / "letters"
-        refused(capsys, 2, "a folder of other files", gguf_model, out, "--force", *flags)
+    out = tmp_path / "letters"
+    refused(capsys, 2, "a folder of other files", gguf_model, out, "--force")
     assert (tmp_path / "letters" / "mine.txt").exists()
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model, "--force")
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model.parent, "--force")
+    (tmp_path / "letter.txt").write_text("Dear Sir")
+    write_meta(tmp_path / "meta")
+    for other in (tmp_path / "letter.txt", tmp_path / "meta" / "consolidated.00.pth"):
+        before = other.read_bytes()
+        flags = ("--force", "--to", "gguf")
+        refused(capsys, 2, "a file of another kind", tmp_path / "meta", other, *flags)
+        assert other.read_bytes() == before
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+@pytest.mark.parametrize("kind", ["model folder", "empty folder", "link to a folder", "pipe"])
+def test_a_gguf_file_replaces_files_only(
+    kind: str,
+    flags: tuple[str, ...],
+    gguf_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.gguf"
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "link to a folder":
+        (tmp_path / "folder").mkdir()
+        out.symlink_to(tmp_path / "folder")
+    else:
+        out.mkdir()
+    if kind == "model folder":
+        for name in ("config.json", "thesis.txt"):
+            (out / name).write_text("mine")
+    before = sorted(os.walk(tmp_path))
+    refused(capsys, 2, "it is no file", gguf_model, out, *flags)
+    assert sorted(os.walk(tmp_path)) == before
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+@pytest.mark.parametrize("kind", ["file", "link to a file", "dangling link", "pipe"])
+def test_a_folder_of_safetensors_replaces_folders_only(
+    kind: str,
+    flags: tuple[str, ...],
+    gguf_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(file)
+    if kind == "link to a file":
+        file.write_text("mine")
+    before = sorted(os.walk(tmp_path))
+    refused(capsys, 2, "it is no folder", gguf_model, out, *flags)
+    assert sorted(os.walk(tmp_path)) == before
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    # Made by another program after the place was checked.
+    out = tmp_path / "out.gguf"
+    out.mkdir()
+    (out / "mine.txt").touch()
+    with pytest.raises(SaveError, match="is a directory"), appearing(out) as made:
+        made.write_bytes(b"GGUF")
+    assert names(tmp_path) == ["out.gguf"]
+    assert names(out) == ["mine.txt"]
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

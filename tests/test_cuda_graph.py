@@ -13,6 +13,7 @@ from torch import Tensor
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.cuda_graph import GraphBackend, _BucketCache
 from llama_chat.generation.kv_cache import BLOCK
+from llama_chat.model.transformer import ROTARY_BLOCK
 from tests.models import TINY, random_model
 
 
@@ -75,6 +76,20 @@ def test_a_graph_is_captured_again_if_the_buffer_of_any_layer_moved(layer: int) 
     # As after growth that an interrupt broke off between two layers.
     cache._buffers[1][layer] = cache._buffers[1][layer].clone()
     backend.forward([3], cache)
+    assert backend.n_captured == 2
+
+
+@torch.inference_mode()
+def test_a_graph_is_captured_again_if_the_rotary_tables_grew() -> None:
+    backend = CountingBackend(random_model(replace(TINY, context_length=2 * ROTARY_BLOCK)))
+    cache = backend.new_cache()
+    cache.reserve(1)
+    backend._decode(1, cache)
+    backend.model.rotary(ROTARY_BLOCK, backend.model.device)
+    backend._decode(2, cache)
+    assert backend.n_captured == 1
+    backend.model.rotary(ROTARY_BLOCK + 1, backend.model.device)
+    backend._decode(3, cache)
     assert backend.n_captured == 2
 
 

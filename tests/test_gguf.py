@@ -232,7 +232,8 @@ def test_version_2_is_read_like_version_3(gguf_model: Path, tmp_path: Path) -> N
 
 def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
-    assert identify(tmp_path / "m.gguf") is None
+    with pytest.raises(OSError, match="it is not a file"):
+        identify(tmp_path / "m.gguf")
 
 
 def test_a_blob_is_named_by_its_metadata(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ BAD_METADATA: dict[str, tuple[dict[str, object], str]] = {
     "scaling": ({"llama__rope__scaling__type": "yarn"}, "rotary scaling is 'yarn'"),
     "no layers": ({"llama__block_count": None}, "llama.block_count is missing"),
     "layers 0": ({"llama__block_count": 0}, "n_layers is 0"),
-    "layers 10^9": ({"llama__block_count": 10**9}, "1000000000 layers"),
+    "layers 10^6": ({"llama__block_count": 10**6}, "1000000 layers"),
     "layers too few": ({"llama__block_count": 1}, "layers.1."),
     "layers a text": ({"llama__block_count": "2"}, "not a whole number"),
     "heads 0": ({"llama__attention__head_count": 0}, "head_count is 0"),

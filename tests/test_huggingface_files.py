@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     ),
     "more KV heads": (_config(num_key_value_heads=16), "no multiple of n_kv_heads 16"),
     "other KV heads": (_config(num_key_value_heads=2), "attention.wk.weight has shape"),
-    "layers 10^9": (_config(num_hidden_layers=10**9), "1000000000 layers"),
+    "layers 10^6": (_config(num_hidden_layers=10**6), "1000000 layers"),
     "layers too few": (_config(num_hidden_layers=1), "layers.1."),
     "vocabulary": (_config(vocab_size=399), "tok_embeddings.weight has shape (400, 64)"),
     "norm NaN": (_config(rms_norm_eps=float("nan")), "norm_eps is nan"),
@@ -132,7 +132,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     "scaling type a number": (_rope(rope_type=4), "rope_type is 4"),
     "no factor": (_rope(rope_type="linear"), "factor is missing"),
     "factor 0": (_rope(rope_type="linear", factor=0), "factor of the rotary scaling is 0"),
-    "factor NaN": (_rope(rope_type="dynamic", factor=float("nan")), "scaling is nan"),
+    "factor NaN": (_rope(rope_type="dynamic", factor=float("nan")), "factor is nan"),
     "llama3 turned round": (
         _rope(rope_type="llama3", factor=8, low_freq_factor=4, high_freq_factor=1),
         "is not below",

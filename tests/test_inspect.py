@@ -177,7 +177,7 @@ _LARGE = LlamaConfig(
     head_dim=128,
     hidden_dim=14336,
     vocab_size=len(TOKENS),
-    context_length=2**34,
+    context_length=2**24,
 )
 
 

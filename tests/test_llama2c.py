@@ -101,7 +101,7 @@ def _set(tokens: list[bytes], at: int, token: bytes) -> None:
 
 WHOLE = tokenizer_bin()
 BAD_TOKENIZERS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not the 256 bytes"),
+    "empty": (b"", "it is empty"),
     "cut in a token": (WHOLE[:-1], "cut off or damaged"),
     "cut in a length": (WHOLE + b"\0\0\0\0\0", "cut off or damaged"),
     "web page": (b"<!DOCTYPE html>" + bytes(100), "cut off or damaged"),
@@ -176,6 +176,7 @@ def test_only_a_regular_file_with_the_suffix_is_recognised(model: Path, tmp_path
     assert found.name == "llama2.c"
     assert identify(model.rename(tmp_path / "stories.txt")) is None
     os.mkfifo(tmp_path / "pipe.bin")
-    assert identify(tmp_path / "pipe.bin") is None
+    with pytest.raises(OSError, match="it is not a file"):
+        identify(tmp_path / "pipe.bin")
     with pytest.raises(ModelError):
         Llama2cCheckpoint.open(tmp_path / "nowhere.bin")

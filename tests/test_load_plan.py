@@ -17,12 +17,13 @@ from llama_chat.generation.events import Token
 from llama_chat.kernels import native
 from llama_chat.loading.plan import LoadPlan, load, plan
 from llama_chat.loading.weights import WEIGHT_FORMATS, FloatTypes, choose_weight_format
+from llama_chat.model.rope import MAX_CONTEXT
 from llama_chat.settings.definitions import Settings
-from tests.model_files import SMALL, write_gguf
+from tests.model_files import SMALL, write_gguf, write_hollow_gguf
 
 LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)
-OTHER_BYTES = 2**29 + LARGE.kv_cache_bytes(512, 2)
-"""Bytes needed beside the weights: working memory, and a cache of the whole context."""
+OTHER_BYTES = 2**29 + LARGE.kv_cache_bytes(512, 2) + LARGE.rotary_bytes(512)
+"""Bytes needed beside the weights: working memory, and what a whole context takes."""
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +123,13 @@ def test_a_model_loads_by_its_name(
 
 def test_a_cache_that_cannot_fit_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
     path = tmp_path / "endless.gguf"
-    write_gguf(path, metadata={"llama.context_length": 2**31 - 1})
-    flags = ("-m", path, "--context", "2000000000")
+    many_heads = replace(SMALL, n_heads=128, n_kv_heads=128, context_length=MAX_CONTEXT)
+    write_hollow_gguf(path, many_heads)
+    flags = ("-m", path, "--context", "16000000")
     answer = run("complete", "-", *flags, home=tmp_path, stdin=b"in")
     assert answer.status == 3
     assert answer.err.count("\n") == 1
-    assert "needs 1.0 TB, " in answer.err
+    assert "needs 525.9 GB, " in answer.err
     assert "take a shorter --context" in answer.err
 
 

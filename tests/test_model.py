@@ -14,6 +14,7 @@ from llama_chat.generation.kv_cache import BLOCK, KVCache
 from llama_chat.model.attention import causal_mask, grouped_query_attention
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
+    MAX_CONTEXT,
     DynamicScaling,
     FrequencyDivisors,
     LinearScaling,
@@ -23,7 +24,7 @@ from llama_chat.model.rope import (
     rotary_frequencies,
     rotary_tables,
 )
-from llama_chat.model.transformer import InterruptedForward, Transformer
+from llama_chat.model.transformer import ROTARY_BLOCK, InterruptedForward, Transformer
 from tests.models import TINY, logits_of, random_model, reference_logits, to_hugging_face
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def ids_of(length: int, vocab_size: int = TINY.vocab_size, seed: int = 1) -> lis
 
 def test_rotation_is_that_of_complex_numbers() -> None:
     # Meta multiplies each pair, seen as one complex number, by e^(i angle).
-    cos, sin = rotary_tables(rotary_frequencies(8, 10_000.0), 50, CPU)
+    cos, sin = rotary_tables(rotary_frequencies(8, 10_000.0), range(50), CPU)
     x = torch.randn(1, 50, 3, 8)
     turned = torch.view_as_complex(x.view(1, 50, 3, 4, 2)) * torch.complex(cos, sin)[:, None]
     expected = torch.view_as_real(turned).flatten(-2)
@@ -52,11 +53,40 @@ def test_rotation_of_the_docstring() -> None:
 
 
 def test_rotary_tables_stay_exact_at_long_positions() -> None:
-    cos, _ = rotary_tables(rotary_frequencies(64, 100_000.0), 8192, CPU)
-    position, pair = 8000, 3
+    cos, _ = rotary_tables(rotary_frequencies(64, 100_000.0), range(8000, 8192), CPU)
+    position, pair = 8001, 3
     exact = torch.tensor(position / 100_000.0 ** (2 * pair / 64), dtype=torch.float64).cos()
     assert cos.dtype == torch.float32
-    assert abs(cos[position, pair].item() - exact.item()) < 1e-3
+    assert abs(cos[position - 8000, pair].item() - exact.item()) < 1e-3
+
+
+def test_rotary_tables_grow_with_use_and_keep_their_rows() -> None:
+    model = random_model(replace(TINY, context_length=MAX_CONTEXT))
+    first = model.rotary(1, CPU)
+    assert [len(table) for table in first] == [ROTARY_BLOCK, ROTARY_BLOCK]
+    assert model.rotary(ROTARY_BLOCK, CPU)[0] is first[0]
+    longer = model.rotary(3 * ROTARY_BLOCK - 1, CPU)
+    at_once = random_model(model.config).rotary(3 * ROTARY_BLOCK - 1, CPU)
+    frequencies = model.config.rope_frequencies()
+    expected = rotary_tables(frequencies, range(3 * ROTARY_BLOCK), CPU)
+    for table, grown, whole, right in zip(first, longer, at_once, expected, strict=True):
+        assert grown[:ROTARY_BLOCK].equal(table)
+        assert grown.equal(whole)
+        torch.testing.assert_close(grown, right)
+
+
+@pytest.mark.parametrize("split", [1, 300])
+def test_a_sequence_may_go_past_the_rotary_tables(split: int) -> None:
+    # Each pass begins before the end of a block, and ends after it.
+    config = replace(TINY, n_layers=1, context_length=2 * ROTARY_BLOCK)
+    ids, seam = ids_of(ROTARY_BLOCK + 10), ROTARY_BLOCK - split + 1
+    backend, fresh = TorchBackend(random_model(config)), TorchBackend(random_model(config))
+    cache = backend.new_cache()
+    backend.forward(ids[:seam], cache)
+    backend.forward(ids[seam : seam + split], cache)
+    found = backend.forward(ids[seam + split :], cache)
+    fresh.model.rotary(len(ids), CPU)
+    torch.testing.assert_close(found, fresh.forward(ids, fresh.new_cache()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4, 8])
@@ -117,9 +147,11 @@ def test_dynamic_scaling_changes_nothing_within_the_original_context() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LinearScaling(0.0), "factor of the rotary scaling is 0.0, not above 0"),
+        (lambda: LinearScaling(0.0), "factor of the rotary scaling is 0.0, not from 0.0001"),
+        (lambda: LinearScaling(1e5), "factor of the rotary scaling is 1000.*, not .* to 10,000"),
         (lambda: DynamicScaling(float("nan"), 64), "factor of the rotary scaling is nan"),
         (lambda: DynamicScaling(2.0, -1), "original_context of the rotary scaling is -1"),
+        (lambda: DynamicScaling(2.0, 2**24 + 1), "original_context .* is 16777217, not from 1 to"),
         (lambda: Llama3Scaling(8.0, 4.0, 4.0, 64), "low_freq_factor 4.0 .* is not below"),
         (lambda: FrequencyDivisors((1.0, 0.0)), "divisor of the rotary scaling is 0.0"),
     ],
@@ -196,6 +228,10 @@ def test_an_interrupted_forward_pass_leaves_the_cache_as_it_was() -> None:
         ("norm_eps", float("nan"), "norm_eps is nan"),
         ("rope_theta", 0.0, "rope_theta is 0.0"),
         ("rope_theta", float("inf"), "rope_theta is inf"),
+        ("rope_theta", 1e13, "rope_theta is 10000000000000.0, not a number from 1 to 1e\\+12"),
+        ("norm_eps", 2, "norm_eps is 2, not a number from 1e-12 to 1"),
+        ("context_length", 2**24 + 1, "context_length is 16777217, not .* from 1 to 16777216"),
+        ("vocab_size", 2**64, "vocab_size is 18446744073709551616, not a whole number"),
     ],
 )
 def test_impossible_shapes_are_refused_by_name(field: str, value: object, message: str) -> None:

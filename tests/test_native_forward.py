@@ -20,7 +20,7 @@ from llama_chat.kernels import native
 from llama_chat.kernels.scratch import ScratchPool
 from llama_chat.loading.plan import load
 from llama_chat.model.config import LlamaConfig
-from llama_chat.model.transformer import InterruptedForward
+from llama_chat.model.transformer import ROTARY_BLOCK, InterruptedForward
 from tests.conftest import ROOT
 from tests.models import TINY, native_backend, packed_model, random_model
 
@@ -72,6 +72,21 @@ def test_logits_and_cache_are_those_of_torch(
         written, wanted = (rows(cache, start + n_new) for cache in caches)
         assert (written - wanted).norm() < tolerance * wanted.norm()
         assert caches[0].ids == caches[1].ids
+
+
+@torch.inference_mode()
+def test_a_sequence_goes_past_the_rotary_tables() -> None:
+    found = []
+    for reserved in (1, 2 * ROTARY_BLOCK):
+        config = replace(TINY, n_layers=1)
+        model = packed_model(config, (8, 4), torch.float32, context=2 * ROTARY_BLOCK)
+        backend = native_backend(model)
+        backend.model.rotary(reserved, backend.model.device)
+        cache = backend.new_cache()
+        for n_new in (ROTARY_BLOCK - 1, 1, 1, 20):  # up to the edge of a block, and past it
+            logits = backend.forward([5] * n_new, cache)
+        found.append(logits)
+    assert found[0].equal(found[1])
 
 
 @pytest.mark.parametrize("level", native.supported_levels())

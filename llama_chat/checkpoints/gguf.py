@@ -12,7 +12,7 @@ from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
 from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
-from llama_chat.model.config import LlamaConfig
+from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 from llama_chat.quantization.packed import PackedWeight
 
@@ -155,6 +155,9 @@ def _config(
         head_dim = metadata.integer("llama.attention.key_length", dim // n_heads)
         if metadata.integer("llama.rope.dimension_count", head_dim) != head_dim:
             raise ValueError("only a part of each head is rotated")
+        for key, size in (("attention.value_length", head_dim), ("vocab_size", embedding[0])):
+            if (stated := metadata.integer(f"llama.{key}", size)) != size:
+                raise ValueError(f"{key} is {stated}, but the tensors are of {size}")
         return LlamaConfig(
             dim=dim,
             n_layers=metadata.integer("llama.block_count"),
@@ -191,6 +194,8 @@ def _rope_scaling(
             f"its rotary scaling is {reprlib.repr(kind)}",
             "take a model with linear scaling or none",
         )
+    if not 1 <= metadata.integer("llama.rope.scaling.original_context_length", 1) <= MAX_SIZE:
+        raise ValueError("original_context_length is out of range")
     older = metadata.number("llama.rope.scale_linear", 1.0)
     factor = metadata.number("llama.rope.scaling.factor", older) or 1.0
     if kind == "none":

@@ -75,7 +75,7 @@ def open_files(path: Path) -> GGUFModel:
     opened = _open(path)
     metadata = opened.metadata
     n_parts = metadata.integer("split.count", 1)
-    if n_parts <= 1:
+    if n_parts in (0, 1):
         return opened
     found = PART_NAME.fullmatch(path.stem)
     if found is None or int(found[3]) != n_parts:
@@ -129,8 +129,10 @@ def _open(path: Path) -> GGUFModel:
     }
     in_order = sorted(tensors, key=lambda name: tensors[name].begin)
     for one, following in pairwise(in_order):
-        if tensors[one].end > tensors[following].begin:
-            raise metadata.error(f"tensors {one[:60]!r} and {following[:60]!r} overlap")
+        gap = tensors[following].begin - tensors[one].end
+        if not 0 <= gap < header.alignment:
+            verb = "overlap" if gap < 0 else "leave a gap"
+            raise metadata.error(f"tensors {one[:60]!r} and {following[:60]!r} {verb}")
     return GGUFModel(path, path.stem, metadata, tensors)
 
 

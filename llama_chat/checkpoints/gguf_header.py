@@ -54,6 +54,8 @@ class GGUFHeader:
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+    alignment: int
+    """Bytes to a multiple of which each tensor is padded."""
 
 
 class _Reader:
@@ -103,14 +105,17 @@ class _Reader:
         self.count_items(count)
         data, at, end = self.data, self.at, len(self.data)
         length_of = struct.Struct("<Q").unpack_from
-        found = []
-        for _ in range(count):
-            if end - at < 8:
-                raise self.cut_off(at)
-            at += 8 + (length := length_of(data, at)[0])
-            if at > end:
-                raise self.cut_off(end)
-            found.append(str(data[at - length : at], "utf-8", "replace"))
+        found: list[str] = []
+        try:
+            for _ in range(count):
+                if end - at < 8:
+                    raise self.cut_off(at)
+                at += 8 + (length := length_of(data, at)[0])
+                if at > end:
+                    raise self.cut_off(end)
+                found.append(str(data[at - length : at], "utf-8"))
+        except UnicodeDecodeError:
+            raise self.error(f"text {len(found)} of a list is not UTF-8") from None
         self.at = at
         return found
 
@@ -171,9 +176,8 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     for name, tensor in found.items():
         if tensor.offset % alignment:
             raise reader.error(f"tensor {name[:60]!r} is not aligned")
-    return GGUFHeader(
-        metadata, {n: GGUFTensor(t.shape, t.type, start + t.offset) for n, t in found.items()}
-    )
+    tensors = {n: GGUFTensor(t.shape, t.type, start + t.offset) for n, t in found.items()}
+    return GGUFHeader(metadata, tensors, alignment)
 
 
 def _check_version(version: int, what: str) -> None:

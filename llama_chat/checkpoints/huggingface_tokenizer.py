@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import sentencepiece
-
 from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
 from llama_chat.checkpoints.small_files import JsonObject, read_bytes, read_object
 from llama_chat.errors import ModelError
+from llama_chat.files import read_whole
+from llama_chat.tokenizers.base import MAX_TABLE_BYTES
+from llama_chat.tokenizers.sentencepiece import parse_model
 
 _FETCH = "fetch it from the same release"
-
-_MAX_PIECES_BYTES = 64 * 2**20
-"""Limit on the bytes of a SentencePiece model; the largest take 4 MiB."""
 
 
 def read_tokenizer_config(folder: Path) -> JsonObject:
@@ -72,13 +70,11 @@ def find_chat_template(folder: Path, config: JsonObject) -> str | None:
 
 
 def _count_pieces(path: Path) -> int:
-    """Count the pieces of a SentencePiece model; 0 if it is none, as in Llama 3."""
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_PIECES_BYTES:
-            return 0
-        return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
-    except (RuntimeError, ValueError, OSError):
+    """Count the pieces of a SentencePiece model; 0 if there is none, as in Llama 3."""
+    if not path.exists():
         return 0
+    data = read_whole(path, f"tokenizer {str(path)!r}", _FETCH, MAX_TABLE_BYTES)
+    return 0 if (model := parse_model(data)) is None else int(model.vocab_size())
 
 
 def _added_ids(folder: Path, config: JsonObject) -> list[int]:

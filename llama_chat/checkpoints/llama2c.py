@@ -19,12 +19,11 @@ from llama_chat.checkpoints.base import (
 )
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
-from llama_chat.errors import ModelError, reason
+from llama_chat.errors import ModelError
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
-from llama_chat.tokenizers.base import SPACE, TokenType
+from llama_chat.tokenizers.base import SPACE, TokenType, read_file
 
-_MAX_TOKENIZER_BYTES = 64 * 2**20
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -140,7 +139,7 @@ def _find_tokenizer(path: Path) -> SentencePieceSource | SentencePieceTables:
     model, tables = path.with_name("tokenizer.model"), path.with_name("tokenizer.bin")
     if model.exists():
         return SentencePieceSource(model)
-    if tables.is_file():
+    if tables.exists():
         return _read_tables(tables)
     raise ModelError(
         _label(path),
@@ -157,13 +156,7 @@ def _read_tables(path: Path) -> SentencePieceTables:
     """
     what = f"tokenizer {str(path)!r}"
     damaged = ModelError(what, "it is cut off or damaged", FETCH_AGAIN)
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_TOKENIZER_BYTES + 1)
-    except OSError as error:
-        raise ModelError(what, reason(error), "check it") from None
-    if len(data) > _MAX_TOKENIZER_BYTES:
-        raise ModelError(what, f"larger than {_MAX_TOKENIZER_BYTES >> 20} MiB", FETCH_AGAIN)
+    data = read_file(path, what)
     tokens, scores = [], []
     at = 4  # past the length of the longest token
     while at < len(data):

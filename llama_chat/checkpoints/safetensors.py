@@ -13,9 +13,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_chat.checkpoints.small_files import FETCH_AGAIN
+from llama_chat.checkpoints.small_files import FETCH_AGAIN, decoding
 from llama_chat.checkpoints.weight_files import check_tensor, read_head
 from llama_chat.errors import ModelError
+from llama_chat.files import open_regular
 
 _MAX_HEADER = 4 * 2**20
 """Limit on the bytes of a header; that of the largest model takes 0.1 MB."""
@@ -33,15 +34,20 @@ def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
     """
     what = repr(str(path))
     _check_header(path, what)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys() if not skip.search(name)}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise ModelError(what, f"it is damaged: {ascii(reason)[1:100]}", FETCH_AGAIN) from None
+    with decoding(what):
+        found = _read(path, what, skip)
     for name, weight in found.items():
         check_tensor(what, name, weight)
     return found
+
+
+def _read(path: Path, what: str, skip: re.Pattern[str]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if not skip.search(name)}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelError(what, f"it is damaged: {ascii(reason)[1:100]}", FETCH_AGAIN) from None
 
 
 def _check_header(path: Path, what: str) -> None:
@@ -51,7 +57,7 @@ def _check_header(path: Path, what: str) -> None:
     if n_bytes > min(_MAX_HEADER, path.stat().st_size - 8):
         why = "its header is longer than the file, or than that of any model"
         raise ModelError(what, why, FETCH_AGAIN)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         header = file.read(8 + n_bytes)[8:]
     try:
         json.loads(header, object_pairs_hook=_refuse_duplicates)

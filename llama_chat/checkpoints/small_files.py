@@ -2,10 +2,14 @@
 
 import json
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llama_chat.errors import ModelError, reason
+from llama_chat.errors import LlamaChatError, ModelError, is_out_of_memory, reason
+from llama_chat.files import read_whole
+from llama_chat.model.config import MAX_SIZE
 
 MAX_BYTES = 2**20
 """Limit on the bytes of one file; those of the largest models take a fifth of it."""
@@ -44,16 +48,15 @@ class JsonObject:
             value = default
         if value is None:
             raise self.error(f"{name} is missing")
-        # NaN passes this comparison, and is refused where the number is used.
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # true for NaN too
             raise self.error(f"{name} is {reprlib.repr(value)}, not a number that fits")
         return value
 
     def size(self, name: str, default: int | None = None) -> int:
-        """Return a whole number above 0; without ``default`` it is required."""
+        """Return a whole number from 1 to ``MAX_SIZE``; without ``default`` it is required."""
         value = self.number(name, default)
-        if not isinstance(value, int) or value < 1:
-            raise self.error(f"{name} is {value}, not a whole number above 0")
+        if not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise self.error(f"{name} is {value}, not a whole number from 1 to {MAX_SIZE}")
         return value
 
     def flag(self, name: str) -> bool | None:
@@ -71,24 +74,31 @@ class JsonObject:
         return JsonObject(self.what, self._typed(name, dict, "an object") or {})
 
 
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Refuse the file ``what`` as damaged, whatever exception its decoder raises.
+
+    Libraries raise exceptions of many types for bytes that their authors did not expect.
+    """
+    try:
+        yield
+    except LlamaChatError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ModelError(what, "not enough memory to open it", "free some memory") from error
+        if isinstance(error, OSError):
+            raise ModelError(what, reason(error), "check it") from error
+        raise ModelError(what, "it is cut off or damaged", FETCH_AGAIN) from error
+
+
 def read_bytes(path: Path, advice: str) -> bytes:
     """Read a small file.
 
     Raises:
         ModelError: if it cannot be read, with ``advice``; or if it exceeds ``MAX_BYTES``.
     """
-    what = repr(str(path))
-    try:
-        if path.exists() and not path.is_file():  # opening a named pipe would block
-            raise ModelError(what, "it is not a file", advice)
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        why = "missing" if isinstance(error, FileNotFoundError) else reason(error)
-        raise ModelError(what, why, advice) from None
-    if len(data) > MAX_BYTES:
-        raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", FETCH_AGAIN)
-    return data
+    return read_whole(path, repr(str(path)), advice, MAX_BYTES)
 
 
 def read_object(path: Path, advice: str) -> JsonObject:

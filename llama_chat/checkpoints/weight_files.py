@@ -12,6 +12,7 @@ from torch import Tensor
 from llama_chat.checkpoints.base import FLOAT_NAMES, FLOAT_TYPES, TensorInfo
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError, reason
+from llama_chat.files import open_regular
 
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
 """``MAP_NORESERVE``, which Python defines only since 3.13."""
@@ -50,11 +51,9 @@ def read_head(path: Path) -> bytes:
     """
     what = repr(str(path))
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would block
-            raise ModelError(what, "it is not a file", "check it")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(what, reason(error), "check it") from None
     if not head:
         raise ModelError(what, "it is empty", FETCH_AGAIN)
@@ -77,7 +76,7 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
         ModelError: if it cannot be mapped.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # Copy on write, because torch warns of read-only memory. Nothing is ever written, so
             # no memory is reserved for copies: a file may be larger than the free memory.
             return mmap.mmap(
@@ -86,9 +85,10 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
                 flags=mmap.MAP_PRIVATE | _NO_RESERVE,
                 prot=mmap.PROT_READ | mmap.PROT_WRITE,
             )
-    except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else "it is empty"
-        raise ModelError(what or repr(str(path)), why, FETCH_AGAIN) from None
+    except OSError as error:
+        raise ModelError(what or repr(str(path)), reason(error), "check it") from None
+    except ValueError:
+        raise ModelError(what or repr(str(path)), "it is empty", FETCH_AGAIN) from None
 
 
 def mapped_bytes(path: Path) -> NDArray[np.uint8]:

@@ -50,7 +50,7 @@ def convert(
     """
     target = choose_target(Path(expand_user(out)), to, kind, shard_size)
     path = model_path(load_settings({}, None), model)
-    check_free(target.path, path, force=force)
+    check_free(target, path, force=force)
     from llama_chat.conversion.weights import choose_type, quantized_types
     from llama_chat.loading.formats import open_checkpoint
 

@@ -6,29 +6,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llama_chat.errors import SaveError, UsageError
+from llama_chat.conversion.target import GGUF, SAFETENSORS, Target
+from llama_chat.errors import SaveError, UsageError, reason
+from llama_chat.files import read_start
+from llama_chat.library.layouts import GGUF_MAGIC
 
 
-def check_free(target: Path, source: Path, *, force: bool) -> None:
-    """Check that ``target`` is free, or with ``force`` that it may be replaced.
+def check_free(target: Target, source: Path, *, force: bool) -> None:
+    """Check that the place of ``target`` is free, or with ``force`` that it may be replaced.
 
-    A file may be replaced; a folder only if it is empty or has a ``config.json``, so that a
-    mistyped name deletes no folder of other files.
+    A GGUF file may replace a GGUF file; a folder may replace one that is empty or has a
+    ``config.json``. So a mistyped name deletes no other files.
 
     Raises:
         UsageError: if it is taken.
     """
-    what = repr(str(target))
-    if not os.path.lexists(target):
+    path, what = target.path, repr(str(target.path))
+    if not os.path.lexists(path):
         return
+    if target.format == GGUF and not path.is_file():
+        raise UsageError(what, "it is no file, as a GGUF model is", "choose another name")
+    if target.format == SAFETENSORS and not path.is_dir():
+        raise UsageError(what, "it is no folder, as a safetensors model is", "choose another name")
     if not force:
         raise UsageError(what, "it is there already", "choose another name, or give --force")
-    if source.resolve().is_relative_to(target.resolve()):
+    if source.resolve().is_relative_to(path.resolve()):
         raise UsageError(what, "the model itself is there", "choose another name")
-    if target.is_dir():
-        ours = (target / "config.json").is_file() or not any(target.iterdir())
-        if target.is_symlink() or not ours:
-            raise UsageError(what, "it is a folder of other files", "choose another name")
+    if path.is_file():
+        if read_start(path, len(GGUF_MAGIC)) not in (b"", GGUF_MAGIC):
+            raise UsageError(what, "it is a file of another kind", "choose another name")
+        return
+    try:
+        names = [entry.name for entry in path.iterdir()]
+    except OSError as error:
+        raise UsageError(what, reason(error), "choose another name") from None
+    if path.is_symlink() or (names and "config.json" not in names):
+        raise UsageError(what, "it is a folder of other files", "choose another name")
 
 
 def check_space(target: Path, n_bytes: int) -> None:
@@ -67,8 +80,11 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 def _replace(made: Path, target: Path) -> None:
-    """Rename ``made`` to ``target``; a folder cannot be replaced in one step."""
-    if not target.is_dir():
+    """Rename ``made`` to ``target``; a folder cannot be replaced in one step.
+
+    The system refuses to replace a folder by a file, and a file by a folder.
+    """
+    if not (made.is_dir() and target.is_dir()):
         made.replace(target)
         return
     old = _beside(target)
@@ -99,10 +115,10 @@ def _sync(path: Path, *, deep: bool = True) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # if it could not be created, there is nothing to remove
+    with suppress(OSError):  # if it could not be created, there is nothing to remove
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 

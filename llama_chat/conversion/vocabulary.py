@@ -1,6 +1,5 @@
 """Conversion of any vocabulary to the tables of GGUF."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from llama_chat.checkpoints.base import (
     TokenizerJsonSource,
     TokenizerSource,
 )
+from llama_chat.checkpoints.small_files import decoding
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import TokenType
+from llama_chat.tokenizers.base import TokenType, read_file
 from llama_chat.tokenizers.bpe import DIGIT_SPLIT, GPT_2_SPLIT, pre_tokenizer_name
+from llama_chat.tokenizers.tokenizer_json import read_document
 
 _MAX_TOKENS = 2**22
 """Limit on ids, which are list indices here; the largest vocabularies have 262,144 tokens."""
@@ -57,7 +58,8 @@ def vocabulary_of(source: TokenizerSource) -> Vocabulary:
     """
     match source:
         case SentencePieceSource(path):
-            return _of_model(path)
+            with decoding(_label(path)):
+                return _of_model(path)
         case SentencePieceTables():
             return Vocabulary(source.tokens, source.types, source.scores)
         case BytePairSource():
@@ -70,12 +72,18 @@ def vocabulary_of(source: TokenizerSource) -> Vocabulary:
                 source.tokens, types, merges=source.merges, pre_tokenizer=source.pre_tokenizer
             )
         case TokenizerJsonSource(path):
-            return _of_json(path)
+            with decoding(_label(path)):
+                return _of_json(path)
+
+
+def _label(path: Path) -> str:
+    return f"tokenizer {str(path)!r}"
 
 
 def _of_model(path: Path) -> Vocabulary:
     """Return the tables of a SentencePiece model."""
-    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    model = sentencepiece.SentencePieceProcessor()
+    model.LoadFromSerializedProto(read_file(path, _label(path)))
     ids = list(range(model.vocab_size()))
 
     def type_of(token_id: int) -> TokenType:
@@ -92,7 +100,7 @@ def _of_model(path: Path) -> Vocabulary:
 
 def _of_json(path: Path) -> Vocabulary:
     """Return the tables of a ``tokenizer.json`` that the library has already read."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document: Any = read_document(path, _label(path))
     model = document["model"]
     if model.get("type", "BPE") != "BPE":
         raise _error(path, f"its tokenizer is of the kind {model['type']}")
@@ -155,4 +163,4 @@ def _gguf_name(path: Path, document: Mapping[str, Any]) -> str:
 
 
 def _error(path: Path, why: str) -> ModelError:
-    return ModelError(f"tokenizer {str(path)!r}", why, "convert to safetensors, which copies it")
+    return ModelError(_label(path), why, "convert to safetensors, which copies it")

@@ -129,7 +129,7 @@ class TorchBackend(Backend):
         n_new, n_total, device = len(ids), cache.length + len(ids), self.model.device
         logits: Tensor = self.model(
             torch.tensor([ids], device=device),
-            torch.arange(cache.length, n_total, device=device),
+            torch.arange(cache.length, n_total),
             causal_mask(n_new, n_total, device) if n_new > 1 else None,
             cache,
             n_logits=n_logits,

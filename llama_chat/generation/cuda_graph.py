@@ -48,11 +48,12 @@ class GraphBackend(TorchBackend):
         device = model.device
         self._token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._rows = torch.arange(model.config.context_length, device=device)
+        self._rows = torch.empty(0, dtype=torch.int64, device=device)
+        """Numbers of the rows of the cache."""
         self._graphs: dict[int, Callable[[], Tensor]] = {}
         """Function that runs the pass, for each bucket."""
         self._captured: tuple[int, ...] = ()
-        """Data pointers of the buffers that the graphs use."""
+        """Data pointers of the cache and the rotary tables that the graphs use."""
 
     @staticmethod
     def supports(model: Transformer, cache_dtype: torch.dtype) -> bool:
@@ -86,13 +87,16 @@ class GraphBackend(TorchBackend):
 
     def _decode(self, token_id: int, cache: KVCache) -> Tensor:
         """Compute the logits ``(1, vocab_size)`` of one token, valid until the next call."""
-        length = cache.length
-        if cache.data_pointers != self._captured:  # the cache has grown, or is another one
+        length, capacity = cache.length, cache.capacity
+        tables = self.model.rotary(capacity, self.model.device)
+        used = (*cache.data_pointers, *(table.data_ptr() for table in tables))
+        if used != self._captured:  # they have grown, or it is another cache
             self._graphs.clear()
-            self._captured = cache.data_pointers
+            self._captured = used
+            self._rows = torch.arange(capacity, device=self.model.device)
         self._token.fill_(token_id)
         self._position.fill_(length)
-        bucket = min(-(-(length + 1) // BLOCK) * BLOCK, cache.capacity)
+        bucket = min(-(-(length + 1) // BLOCK) * BLOCK, capacity)
         if bucket not in self._graphs:
             # Memory that was never written may hold NaN, which a weight of 0 does not remove.
             for layer in range(self.model.config.n_layers):

@@ -45,7 +45,7 @@ class NativeBackend(Backend):
             return self._torch._run(ids, cache, n_logits, should_stop)
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         start, end = cache.length, cache.length + len(ids)
-        cos, sin = (table[start:end] for table in self.model.rotary(self.model.device))
+        cos, sin = (table[start:end] for table in self.model.rotary(end, self.model.device))
         # All layers in one call for a few tokens; for many, a call per layer, to allow a stop.
         n_layers = self.kernels.n_layers
         step = n_layers if is_small else 1

@@ -46,9 +46,11 @@ def find_model(wanted: str, search_paths: Sequence[str] = ()) -> Path:
         raise ModelError("model", "none is configured", NO_MODEL_ADVICE)
     path = expand_user(wanted)
     try:
-        if path.exists():
-            return path
-    except (OSError, ValueError):  # a name too long for a path, or one that holds a NUL
+        path.stat()
+        return path
+    except PermissionError:
+        return path  # opening it gives the reason
+    except (OSError, ValueError):  # missing, too long for a path, or with a NUL
         pass
     names: dict[str, Path] = {}
     models = installed_models(search_paths)

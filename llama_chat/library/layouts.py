@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_chat.files import read_start
+from llama_chat.files import open_regular
 
 _QUANTIZATION = re.compile(
     r"(?<![A-Z0-9])(?:I?Q[1-8](?:_(?:[0-8]|K|XXS|XS|S|M|L|XL|NL))*|TQ[12]_0|MXFP4|BF16|F16|F32)"
@@ -216,14 +216,13 @@ def identify(path: Path) -> ModelFormat | None:
     """Return the format of the model at ``path``, a folder or a file; None if it is unknown.
 
     Raises:
-        OSError: if the path cannot be read.
+        OSError: if the path is neither, or cannot be read.
     """
     if path.is_dir():
         found = identify_folder([entry.name for entry in path.iterdir()])
         return found[0] if found else None
-    if not path.is_file():  # opening a named pipe would block
-        return None
-    head = read_start(path, _HEAD_BYTES)
+    with open_regular(path) as file:
+        head = file.read(_HEAD_BYTES)
     return next((each for each in FORMATS if each.is_file(path.name, head)), None)
 
 

@@ -11,7 +11,8 @@ from llama_chat.checkpoints.base import (
     TokenizerJsonSource,
     TokenizerSource,
 )
-from llama_chat.errors import ModelError
+from llama_chat.checkpoints.small_files import decoding
+from llama_chat.errors import ModelError, reason
 from llama_chat.library.layouts import identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
@@ -28,11 +29,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     what = f"model {str(path)!r}"
     try:
-        exists, found = path.exists(), identify(path)
+        found = identify(path)
+    except FileNotFoundError:
+        raise ModelError(what, "no such file or folder", "check --model") from None
     except (OSError, ValueError) as error:
-        raise ModelError(what, f"cannot be opened ({error})", "check the path") from None
-    if not exists:
-        raise ModelError(what, "no such file or folder", "check --model")
+        raise ModelError(what, reason(error), "check it") from None
     if found is None:
         raise ModelError(
             what,
@@ -40,7 +41,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "give a folder of Meta or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c",
         )
     reader = import_module(f"llama_chat.checkpoints.{found.reader}")
-    checkpoint: Checkpoint = reader.open_checkpoint(path)
+    with decoding(what):
+        checkpoint: Checkpoint = reader.open_checkpoint(path)
     return checkpoint
 
 
@@ -52,16 +54,17 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
     Raises:
         ModelError: if there is no tokenizer or it cannot be read.
     """
-    files = [path]
-    if path.is_dir():
-        names = [entry.name for entry in path.iterdir()]
-        is_model = identify_folder(names) is not None
-        files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
-    for file in files:
-        if file.suffix == ".model" and file.is_file():
-            return SentencePieceTokenizer(file), None
-        if file.suffix == ".json" and file.is_file():
-            return JsonTokenizer(file), None
+    with decoding(f"model {str(path)!r}"):
+        files = [path]
+        if path.is_dir():
+            names = [entry.name for entry in path.iterdir()]
+            is_model = identify_folder(names) is not None
+            files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
+        for file in files:
+            if file.suffix == ".model" and file.exists():
+                return SentencePieceTokenizer(file), None
+            if file.suffix == ".json" and file.exists():
+                return JsonTokenizer(file), None
     checkpoint = open_checkpoint(path)
     return load_tokenizer(checkpoint), checkpoint.chat_template
 
@@ -72,7 +75,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         ModelError: if it cannot be read, or holds more tokens than the model.
     """
-    tokenizer = _make_tokenizer(checkpoint.tokenizer_source)
+    with decoding(f"tokenizer of {checkpoint.name!r}"):
+        tokenizer = _make_tokenizer(checkpoint.tokenizer_source)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ModelError(
             f"tokenizer of {checkpoint.name!r}",

@@ -88,7 +88,12 @@ class LoadPlan:
         context = self.config.context_length
         n_tokens = context if self.context_given else min(_MIN_CACHED_TOKENS, context)
         weights = weight_bytes(self.checkpoint, weight_format, self.types)
-        return _SPARE_BYTES + weights + self.cache_bytes(n_tokens)
+        return _SPARE_BYTES + weights + self._bytes_of_tokens(n_tokens)
+
+    def _bytes_of_tokens(self, n_tokens: int) -> int:
+        """Compute the bytes that grow with a conversation: its cache and the rotary tables."""
+        tables = self.config.rotary_bytes(n_tokens) * len(self.devices)
+        return self.cache_bytes(n_tokens) + tables
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Compute the bytes of the keys and values of ``n_tokens`` tokens."""
@@ -97,8 +102,8 @@ class LoadPlan:
     @property
     def max_saved_bytes(self) -> int:
         """Bytes for saved suffixes of the cache: those that a full cache would leave free."""
-        full_cache = self.cache_bytes(self.config.context_length)
-        return max(0, self.bytes_free - _SPARE_BYTES - self.weight_bytes - full_cache)
+        full = self._bytes_of_tokens(self.config.context_length)
+        return max(0, self.bytes_free - _SPARE_BYTES - self.weight_bytes - full)
 
     def check_fit(self) -> None:
         """Check that the memory needed is free.

@@ -5,7 +5,30 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llama_chat.model.rope import FrequencyDivisors, RopeScaling, rotary_frequencies
+from llama_chat.model.rope import (
+    MAX_CONTEXT,
+    DynamicScaling,
+    FrequencyDivisors,
+    RopeScaling,
+    rotary_frequencies,
+)
+
+MAX_SIZE = MAX_CONTEXT
+"""Limit on every size, so that no number from a file can claim memory by itself."""
+
+_SIZES = (
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "hidden_dim",
+    "vocab_size",
+    "context_length",
+)
+
+_RANGES = {"norm_eps": (1e-12, 1.0), "rope_theta": (1.0, 1e12)}
+"""Limits beyond which the numbers of a pass are not finite; the largest known base is 5e10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +53,14 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "head_dim",
-            "hidden_dim",
-            "vocab_size",
-            "context_length",
-        ):
+        for name in _SIZES:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, not a whole number above 0")
-        for name in ("norm_eps", "rope_theta"):
+            if type(value) is not int or not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {MAX_SIZE}")
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} is {value!r}, not a number")
-            if not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} is {value!r}, not a finite number above 0")
+            if type(value) not in (int, float) or not low <= value <= high:  # true for NaN too
+                raise ValueError(f"{name} is {value!r}, not a number from {low:g} to {high:g}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}"
@@ -56,6 +68,8 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd, and rotary embedding needs pairs")
         scaling = self.rope_scaling
+        if isinstance(scaling, DynamicScaling) and self.head_dim == 2:
+            raise ValueError("head_dim 2 is too small for a dynamic rotary scaling")
         if isinstance(scaling, FrequencyDivisors) and len(scaling.divisors) != self.head_dim // 2:
             raise ValueError(
                 f"{len(scaling.divisors)} rotary divisors do not fit head_dim {self.head_dim}"
@@ -112,3 +126,7 @@ class LlamaConfig:
         """
         head = self.head_dim * element_size + (4 if element_size == 1 else 0)
         return 2 * self.n_layers * self.n_kv_heads * head * length
+
+    def rotary_bytes(self, length: int) -> int:
+        """Compute the bytes of the rotary tables of ``length`` positions."""
+        return 4 * self.head_dim * length  # a cosine and a sine in float32 for each pair

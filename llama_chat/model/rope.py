@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MAX_CONTEXT = 2**24
+"""Limit on a context length in tokens, up to which float32 counts positions exactly."""
+
+_MAX_FACTOR = 1e4
+"""Limit on a factor and on its inverse; the largest known is 32."""
+
 
 class RopeScaling(ABC):
     """Scaling of the rotary frequencies of a model whose context was extended after pretraining.
@@ -31,10 +37,15 @@ class RopeScaling(ABC):
         return 0
 
 
-def _check(**numbers: float) -> None:
+def _check(low: float, high: float, **numbers: float) -> None:
     for name, number in numbers.items():
-        if not math.isfinite(number) or number <= 0:
-            raise ValueError(f"{name} of the rotary scaling is {number!r}, not above 0")
+        if not low <= number <= high:  # true for NaN too
+            shown = f"{name} of the rotary scaling is {number!r}"
+            raise ValueError(f"{shown}, not from {low:g} to {high:,g}")
+
+
+def _check_factors(**factors: float) -> None:
+    _check(1 / _MAX_FACTOR, _MAX_FACTOR, **factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class LinearScaling(RopeScaling):
     factor: float
 
     def __post_init__(self) -> None:
-        _check(factor=self.factor)
+        _check_factors(factor=self.factor)
 
     def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
         """See the base class."""
@@ -64,7 +75,8 @@ class DynamicScaling(RopeScaling):
     original_context: int
 
     def __post_init__(self) -> None:
-        _check(factor=self.factor, original_context=self.original_context)
+        _check_factors(factor=self.factor)
+        _check(1, MAX_CONTEXT, original_context=self.original_context)
 
     def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
         """See the base class."""
@@ -78,7 +90,7 @@ class DynamicScaling(RopeScaling):
     @property
     def longest_context(self) -> int:
         """See the base class."""
-        return int(self.factor * self.original_context)
+        return min(int(self.factor * self.original_context), MAX_CONTEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +107,12 @@ class Llama3Scaling(RopeScaling):
     original_context: int
 
     def __post_init__(self) -> None:
-        _check(
+        _check_factors(
             factor=self.factor,
             low_freq_factor=self.low_freq_factor,
             high_freq_factor=self.high_freq_factor,
-            original_context=self.original_context,
         )
+        _check(1, MAX_CONTEXT, original_context=self.original_context)
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"low_freq_factor {self.low_freq_factor} of the rotary scaling is not below "
@@ -123,7 +135,7 @@ class FrequencyDivisors(RopeScaling):
 
     def __post_init__(self) -> None:
         for divisor in self.divisors:
-            _check(divisor=divisor)
+            _check_factors(divisor=divisor)
 
     def apply(self, frequencies: Tensor, theta: float, length: int) -> Tensor:
         """See the base class."""
@@ -140,15 +152,18 @@ def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / theta**exponents
 
 
-def rotary_tables(frequencies: Tensor, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    frequencies: Tensor, positions: range, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Compute the cosine and sine of the angle of every position and frequency.
 
     Always float32: tables rounded to bfloat16 drift at long positions.
 
     Returns:
-        Two tensors of shape ``(length, head_dim // 2)``.
+        Two tensors of shape ``(len(positions), head_dim // 2)``.
     """
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    steps = torch.arange(positions.start, positions.stop, dtype=torch.float32)
+    angles = torch.outer(steps, frequencies)
     return angles.cos().to(device), angles.sin().to(device)
 
 

@@ -12,6 +12,9 @@ from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import rotary_tables
 from llama_chat.quantization.linear import Embedding, Linear, Packed
 
+ROTARY_BLOCK = 4096
+"""Positions by which the rotary tables grow."""
+
 
 class InterruptedForward(Exception):
     """A forward pass was stopped between two layers."""
@@ -122,7 +125,8 @@ class Transformer(nn.Module):
         Raises:
             InterruptedForward: if ``should_stop`` returned True.
         """
-        inputs = {device: self._inputs(positions, mask, device) for device in self._devices}
+        length = int(positions[-1]) + 1 if mask is None else mask.shape[-1]
+        inputs = {d: self._inputs(positions, mask, length, d) for d in self._devices}
         x: Tensor = self.tok_embeddings(ids, self.dtype)  # (B, T, dim)
         for layer in self.blocks:
             if should_stop is not None and should_stop():
@@ -132,10 +136,10 @@ class Transformer(nn.Module):
         return self.unembedding.project(x.to(self.unembedding.device)).float()
 
     def _inputs(
-        self, positions: Tensor, mask: Tensor | None, device: torch.device
+        self, positions: Tensor, mask: Tensor | None, length: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Collect cosines, sines ``(T, head_dim // 2)`` and mask on ``device``."""
-        cos, sin = self.rotary(device)
+        cos, sin = self.rotary(length, device)
         positions = positions.to(device)
         return (
             cos.index_select(0, positions),
@@ -143,16 +147,25 @@ class Transformer(nn.Module):
             None if mask is None else mask.to(device),
         )
 
-    def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines of all positions, ``(context_length, head_dim // 2)``.
+    def rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines of at least the first ``length`` positions.
 
-        They are in float32, and computed once for each device.
+        They grow with use, not with the context length that a file states; and by blocks, so that
+        a row has the same bits in tables of any length.
+
+        Returns:
+            Two tensors in float32, ``(n, head_dim // 2)``.
         """
         tables = self._rotary.get(device)
-        if tables is None:
-            config = self.config
-            tables = rotary_tables(config.rope_frequencies(), config.context_length, device)
-            self._rotary[device] = tables
+        n_rows = 0 if tables is None else len(tables[0])
+        if tables is None or n_rows < length:
+            frequencies = self.config.rope_frequencies()
+            blocks = [
+                rotary_tables(frequencies, range(start, start + ROTARY_BLOCK), device)
+                for start in range(n_rows, length, ROTARY_BLOCK)
+            ]
+            cos, sin = zip(*([tables] if tables else []), *blocks, strict=True)
+            tables = self._rotary[device] = torch.cat(cos), torch.cat(sin)
         return tables
 
     @property

@@ -9,7 +9,8 @@ from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
-from llama_chat.errors import ModelError, reason
+from llama_chat.errors import ModelError
+from llama_chat.files import read_whole
 
 
 class TokenType(IntEnum):
@@ -30,6 +31,9 @@ SPACE = "\u2581"
 """Space in the pieces of SentencePiece."""
 MAX_BYTES = 64 * 2**20
 """Size limit of a tokenizer file; that of Llama 3 has 17 MB."""
+MAX_TABLE_BYTES = 6 * 2**20
+"""Size limit of one that is a table of pieces: the largest have 5 MB, and each piece, of two bytes
+or more, takes a hundred in memory."""
 
 OF_THE_MODEL = "tokenizer of the model"
 """Name in errors of a vocabulary that is stored in the file of the model."""
@@ -111,20 +115,14 @@ def without_surrogates(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
-def read_file(path: Path, what: str) -> bytes:
+def read_file(path: Path, what: str, max_bytes: int = MAX_TABLE_BYTES) -> bytes:
     """Read a tokenizer file.
 
     Raises:
-        ModelError: about ``what``, if it cannot be read, is empty, or exceeds ``MAX_BYTES``.
+        ModelError: about ``what``, if it cannot be read, is empty, or exceeds ``max_bytes``.
     """
     advice = f"take the {path.name[:60]!r} that came with the model"
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ModelError(what, reason(error), advice) from None
+    data = read_whole(path, what, advice, max_bytes)
     if not data:
         raise ModelError(what, "it is empty", advice)
-    if len(data) > MAX_BYTES:
-        raise ModelError(what, f"larger than {MAX_BYTES >> 20} MiB", advice)
     return data

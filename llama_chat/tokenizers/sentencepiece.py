@@ -22,12 +22,16 @@ class SentencePieceTokenizer(PieceTokenizer):
         Raises:
             ModelError: if it is not a SentencePiece model.
         """
-        sp = _open(model) if isinstance(model, Path) else _parse(model)
+        sp = _open(model) if isinstance(model, Path) else parse_model(model)
         if sp is None:
             raise ModelError(OF_THE_MODEL, "its pieces make no SentencePiece vocabulary", DAMAGED)
         self._sp = sp
         ids = list(range(sp.vocab_size()))
-        pieces = sp.id_to_piece(ids)
+        try:
+            pieces = sp.id_to_piece(ids)
+        except UnicodeDecodeError:
+            what = f"tokenizer {str(model)!r}" if isinstance(model, Path) else OF_THE_MODEL
+            raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
         table = [piece.replace(SPACE, " ").encode() for piece in pieces]
         control_ids = {}
         kinds = zip(ids, sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
@@ -61,13 +65,13 @@ def _open(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
-    processor = _parse(data)
+    processor = parse_model(data)
     if processor is None:
         raise ModelError(what, "it is not a SentencePiece model, or damaged", advice)
     return processor
 
 
-def _parse(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
+def parse_model(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
     """Return the library's processor; None if ``data`` is not a usable model."""
     processor = sentencepiece.SentencePieceProcessor()
     try:

@@ -13,11 +13,21 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import DAMAGED, SPACE, is_marker, read_file, without_surrogates
+from llama_chat.tokenizers.base import (
+    DAMAGED,
+    MAX_BYTES,
+    SPACE,
+    is_marker,
+    read_file,
+    without_surrogates,
+)
 from llama_chat.tokenizers.bpe import byte_level_bytes, missing_bytes
 from llama_chat.tokenizers.library import LibraryTokenizer, library_errors
 
 _MAX_TOKENS = 2**20
+_MAX_VALUES = 2**21
+"""Limit on the values of a file, of which each takes up to 150 bytes in memory; 262,144 tokens with
+twice as many merges, each a list, are 1.8 million."""
 
 _NORMALIZERS = {"Sequence", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD"}
 _PRE_TOKENIZERS = {"Sequence", "ByteLevel", "Metaspace", "Split", "Digits"}
@@ -78,7 +88,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.what = f"tokenizer {str(path)!r}"
-        self._document = self._table(_read(path, self.what), "the whole")
+        self._document = self._table(read_document(path, self.what), "the whole")
         self._model = self._table(self._document.get("model"), "model")
         kind = self._model.get("type", "BPE")
         if kind != "BPE":
@@ -218,8 +228,16 @@ class _File:
             raise self.error("it has neither an unknown token nor tokens for all bytes")
 
 
-def _read(path: Path, what: str) -> object:
+def read_document(path: Path, what: str) -> object:
+    """Read the JSON document in a file.
+
+    Raises:
+        ModelError: about ``what``, if it is not JSON, or has too many values.
+    """
+    data = read_file(path, what, MAX_BYTES)
+    if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
+        raise ModelError(what, "it has more values than that of any model", DAMAGED)
     try:
-        return json.loads(read_file(path, what))
+        return json.loads(data)
     except (ValueError, RecursionError):
         raise ModelError(what, "it is not JSON", DAMAGED) from None

@@ -1,0 +1,70 @@
+"""Tokenizer files that would take much memory are refused before they do."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.campaigns.model_numbers import bare_run, run_command
+from tests.model_files import write_llama2c
+
+MAX_BYTES = 300 * 2**20
+"""Memory over that of a run that does nothing."""
+
+MIB = 2**20
+
+
+def write_pieces(size: int) -> Callable[[Path], Path]:
+    """Write a SentencePiece model of pieces without a text, the smallest there are."""
+
+    def write(folder: Path) -> Path:
+        (folder / "tokenizer.model").write_bytes(b"\x0a\x00" * (size // 2))
+        return folder / "tokenizer.model"
+
+    return write
+
+
+def write_json(item: str, n_items: int) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        text = f'{{"model": {{"type": "BPE"}}, "x": [{item * n_items}1]}}'
+        (folder / "tokenizer.json").write_text(text)
+        return folder / "tokenizer.json"
+
+    return write
+
+
+def write_tokens(n_tokens: int) -> Callable[[Path], Path]:
+    """Write a vocabulary of llama2.c, beside a model."""
+
+    def write(folder: Path) -> Path:
+        model = folder / "m.bin"
+        write_llama2c(model)
+        (folder / "tokenizer.model").unlink()
+        token = struct.pack("<fi", 0, 2) + b"ab"
+        (folder / "tokenizer.bin").write_bytes(bytes(4) + token * n_tokens)
+        return model
+
+    return write
+
+
+FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "pieces, few": (write_pieces(6 * MIB), "not a SentencePiece model"),
+    "pieces, many": (write_pieces(60 * MIB), "larger than 6 MiB"),
+    "lists, few": (write_json("[],", MIB - 9), "neither byte-level"),
+    "lists, many": (write_json("[],", 20 * MIB), "more values than that of any model"),
+    "texts, many": (write_json('"ab",', 12 * MIB), "more values than that of any model"),
+    "tables, many": (write_json("{},", 20 * MIB), "more values than that of any model"),
+    "tokens, few": (write_tokens(600_000), "not the 256 bytes"),
+    "tokens, many": (write_tokens(6_000_000), "larger than 6 MiB"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_large_tokenizer_takes_little_memory(case: str, tmp_path: Path) -> None:
+    write, why = FILES[case]
+    bare = bare_run(tmp_path)
+    result = run_command(tmp_path, "tokenize", write(tmp_path))
+    assert result.status == 3
+    assert why in result.err
+    assert result.peak_rss - bare.peak_rss < MAX_BYTES
