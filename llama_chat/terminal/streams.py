@@ -1,12 +1,13 @@
 """stdin, stdout and stderr: terminal checks, reading and writing."""
 
+import json
 import os
 import sys
 from typing import TextIO
 
 from llama_chat.errors import ClosedPipe, LlamaChatError, UsageError, reason
 from llama_chat.files import MAX_PROMPT_BYTES, decode_text
-from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.sanitizer import escaped, sanitize
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -132,3 +133,13 @@ class AnswerWriter:
             _discard_stdout()
             why = reason(error) if isinstance(error, OSError) else "closed"
             raise LlamaChatError("stdout", why, "the answer was lost") from None
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """Return ``value`` as JSON, with readable text and all control characters escaped."""
+    return escaped(json.dumps(value, ensure_ascii=False, indent=indent)) + "\n"
+
+
+def write_json(value: object) -> None:
+    """Write one line of JSON to stdout."""
+    AnswerWriter(raw=True).write(to_json(value))
