@@ -117,17 +117,27 @@ def read_whole(path: Path, what: str, advice: str, max_bytes: int) -> bytes:
     return data
 
 
-def read_text(path: Path, what: str, advice: str, max_bytes: int) -> str:
-    """Read a text file or pipe, without a byte-order mark; line ends stay as they are.
+def read_text(path: Path, what: str, advice: str, max_bytes: int, *, pipes: bool = True) -> str:
+    """Read a text file, without a byte-order mark; line ends stay as they are.
+
+    Args:
+        path: the file.
+        what: what it is, for errors.
+        advice: what to do if it cannot be opened.
+        max_bytes: its size limit.
+        pipes: True to read a pipe too, such as the ``<(…)`` of a shell, until its writer closes it.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
     """
     try:
+        # Before it is opened: opening a pipe waits for its writer, and opening a device may act.
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
+            raise UsageError(what, "not a file", "name a text file")
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-                raise UsageError(what, "not a file", "name a text file")
             return decode_text(file, what, max_bytes)
     except (OSError, ValueError) as error:
         raise UsageError(what, reason(error), advice) from None
@@ -144,7 +154,8 @@ def decode_text(stream: BinaryIO, what: str, max_bytes: int) -> str:
     except OSError as error:
         raise UsageError(what, reason(error), "give UTF-8 text") from None
     if len(data) > max_bytes:
-        raise UsageError(what, f"larger than {max_bytes >> 20} MiB", "give a shorter text")
+        limit = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
+        raise UsageError(what, f"larger than {limit}", "give a shorter text")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError(what, "it is UTF-16, not UTF-8", "save it as UTF-8 text")
     if b"\0" in data:

@@ -9,12 +9,12 @@ from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
-from llama_chat.generation.engine import Engine, choose_backend
+from llama_chat.generation.engine import Engine, choose_backend, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.base import AtLeast, Tokenizer
 
 
 class Llama:
@@ -63,8 +63,14 @@ class Llama:
         return self._engine.logits(ids)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Encode a raw prompt, after BOS if the model was trained with it or ``text`` is empty."""
+        """Encode a raw prompt, after BOS if the model was trained with it or ``text`` is empty.
+
+        Raises:
+            PromptTooLongError: if it is so long that it cannot fit in the context.
+        """
         bos = self.tokenizer.bos_id
+        if (least := self.tokenizer.min_tokens(text)) > self.context:
+            raise prompt_too_long(AtLeast(least), self.context)
         ids = self.tokenizer.encode(text)
         return [bos, *ids] if bos is not None and (self.tokenizer.add_bos or not ids) else ids
 

@@ -1,7 +1,6 @@
 """Folders of conversations with links, pipes or damaged files in them, or without permissions."""
 
 import ast
-import ctypes
 import os
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from tests.conversations import (
     one_line,
     saved,
 )
+from tests.permissions import without_powers
 
 
 @pytest.fixture(autouse=True)
@@ -126,12 +126,6 @@ def test_a_damaged_file_among_others_is_listed_with_the_reason(home: Path) -> No
     assert store.names() == ["empty", "bad", "better", "good"]
 
 
-def without_powers() -> None:
-    """Drop the capabilities of root that override the modes of files."""
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
-
 FORBIDDEN = """
 from llama_chat.errors import LlamaChatError
 home = store.folder()
@@ -171,7 +165,7 @@ def test_missing_permissions_are_reported_and_harm_nothing(mode: str, home: Path
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=without_powers if os.getuid() == 0 else None,
+        preexec_fn=without_powers,
         check=True,
     )
     changing = dict.fromkeys(["save", "rename", "remove", "open"], "6 permission denied")

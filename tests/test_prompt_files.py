@@ -164,7 +164,7 @@ BAD_TOML = {
         '[[examples]]\nuser = "x"\n[[examples]]\nuser = "y"\nassistant = "z"',
         "example 2 follows one without an answer",
     ),
-    "deep": ("x = " + "[" * 100_000, "not TOML"),
+    "deep": ("x = " + "[" * 100_000, "nested too deeply"),
 }
 
 

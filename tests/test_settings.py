@@ -93,10 +93,10 @@ BAD_FILES: dict[str, tuple[str | bytes, str]] = {
     "list": ('stop = "x"', "a list of texts"),
     "empty stop": ('stop = [""]', "a list of texts"),
     "table": ("[top_p]\nx = 1", "does not fit: give a number"),
-    "deep": ("x = " + "[" * 100_000, "not TOML"),
+    "deep": ("x = " + "[" * 100_000, "nested too deeply"),
     "utf-8": (b"top_p = '\xff'", "byte 9 is not UTF-8"),
     "utf-16": ("top_p = 0.5".encode("utf-16"), "not UTF-8"),
-    "large": ("#" * (2**20 + 1), "larger than 1 MiB"),
+    "large": ("#" * (2**19 + 1), "larger than 512 KiB"),
 }
 
 

@@ -60,6 +60,11 @@ class Message:
     """Log-probabilities of the tokens and of their alternatives; None if not known."""
 
     @property
+    def texts(self) -> list[str]:
+        """Texts of the attachments and of the message, which ``content`` is made of."""
+        return [*(each.text for each in self.attachments), self.text]
+
+    @property
     def content(self) -> str:
         """Text for the chat template: attachments and message text, separated by blank lines."""
         if not self.attachments:

@@ -1,10 +1,10 @@
 """Exchange formats of conversations: a list of messages in JSON, and Markdown."""
 
-import json
 from collections.abc import Iterable
 from typing import Any, cast
 
 from llama_chat.chat.conversation import Message, Role
+from llama_chat.documents import parse_json
 from llama_chat.errors import UsageError
 
 
@@ -17,9 +17,9 @@ def parse_dialog(text: str, where: str) -> list[Message]:
     what = f"dialog {where!r}"
     shape = 'give a list like [{"role": "user", "content": "Hello"}]'
     try:
-        dialog = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UsageError(what, "it is not JSON", shape) from None
+        dialog = parse_json(text)
+    except ValueError as error:
+        raise UsageError(what, str(error), shape) from None
     if not isinstance(dialog, list) or not dialog:
         raise UsageError(what, "it is not a list of messages", shape)
     messages = []

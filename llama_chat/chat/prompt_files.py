@@ -1,14 +1,16 @@
 """Prompt files: raw text to continue, or TOML with a system message and examples."""
 
-import tomllib
+import codecs
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_chat.chat.conversation import Example
+from llama_chat.documents import read_toml
 from llama_chat.errors import UsageError, did_you_mean, reason
 from llama_chat.files import (
     MAX_PROMPT_BYTES,
     config_home,
+    read_start,
     read_text,
     resource,
     without_final_newline,
@@ -94,8 +96,9 @@ def load_prompt(wanted: str) -> PromptFile:
         UsageError: if there is none, or it is invalid.
     """
     path = _find(wanted)
-    text = read_prompt_text(path)
-    return _structured(wanted, path, text) if path.suffix == ".toml" else raw_prompt(text, path)
+    if path.suffix == ".toml":
+        return _structured(wanted, path)
+    return raw_prompt(read_prompt_text(path), path)
 
 
 def raw_prompt(text: str, path: Path) -> PromptFile:
@@ -138,19 +141,31 @@ def _files_below(folder: Path) -> list[Path]:
         path
         for suffix in _SUFFIXES
         for path in sorted(folder.glob(f"**/*{suffix}"))
-        if path.is_file()
+        if _is_file(path)
     ]
+
+
+def _is_file(path: Path) -> bool:
+    """True if ``path`` is a file; False too in a folder without permission."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _describe(path: Path) -> str:
     """Return a one-line description of a prompt file, for lists."""
     try:
-        text = read_prompt_text(path)
-        if path.suffix != ".toml":
-            description = text.strip().partition("\n")[0]
+        if path.suffix == ".toml":
+            table, _ = read_toml(path, "", "", pipes=False)
+            description = table.get("description", "")
+            if not isinstance(description, str):
+                return "cannot be read"
         else:
-            description = str(tomllib.loads(text).get("description", ""))
-    except (UsageError, ValueError, RecursionError):
+            # A decoder for streams: the last character may be cut off.
+            start = codecs.getincrementaldecoder("utf-8-sig")().decode(read_start(path, 4096))
+            description = start.strip().partition("\n")[0]
+    except (UsageError, UnicodeDecodeError):
         return "cannot be read"
     return " ".join(description.split())[:70]
 
@@ -192,14 +207,9 @@ def _named(folder: Path, wanted: Path, what: str) -> Path | None:
 _TEXT_KEYS = ("description", "system", "pattern")
 
 
-def _structured(name: str, path: Path, text: str) -> PromptFile:
+def _structured(name: str, path: Path) -> PromptFile:
     what = f"prompt {str(path)!r}"
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(what, f"not TOML: {error}", "correct that line") from None
-    except (ValueError, RecursionError):
-        raise UsageError(what, "not TOML", "correct it") from None
+    table, _ = read_toml(path, what, "check the path")
     known = [*_TEXT_KEYS, "examples", "stop", *SETTING_KEYS]
     for key in table:
         if key not in known:

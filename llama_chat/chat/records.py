@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
+from llama_chat.documents import MAX_JSON_BYTES, parse_json
 from llama_chat.tokenizers.base import Tokenizer, without_surrogates
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
 FORMAT = "llama-chat conversation"
 VERSION = 1
 
-MAX_LINE_BYTES = 8 * 2**20
-"""Longer than any message that fits in a context; parsing a longer line could take a hundred times
-its size in memory."""
+MAX_LINE_BYTES = MAX_JSON_BYTES
+"""Longer than any message that fits in a context."""
 
 Record = dict[str, Any]
 
@@ -144,10 +144,10 @@ def _complete_lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _parse(line: bytes) -> Record:
     try:
-        # Not the bytes: the parser would guess their encoding.
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError):
+        text = line.decode()  # the parser would guess the encoding of bytes
+    except UnicodeDecodeError:
         raise ValueError("it is not JSON") from None
+    record = parse_json(text)
     if not isinstance(record, dict):
         raise ValueError("it is not a JSON object")
     return record

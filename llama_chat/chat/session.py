@@ -16,6 +16,7 @@ from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import InterruptedForward
 from llama_chat.settings.definitions import Sampling, Settings
+from llama_chat.tokenizers.base import AtLeast
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
 
@@ -103,7 +104,16 @@ class ChatSession:
         messages = self.conversation.messages()
         if typed or attachments:
             messages.append(Message("user", typed, attachments=tuple(attachments)))
-        return len(self.template.render(messages))
+        return self._length(messages)
+
+    def _length(self, messages: Sequence[Message], *, open_reply: bool = False) -> int:
+        """Return the number of tokens of ``messages``, or their excess."""
+        return self._excess(messages) or len(self.template.render(messages, open_reply=open_reply))
+
+    def _excess(self, messages: Sequence[Message]) -> AtLeast | None:
+        """Return a lower bound of the tokens of ``messages`` if that alone exceeds the context."""
+        least = AtLeast(self.template.min_tokens(messages))
+        return least if least > self.engine.context else None
 
     def context_use(self, typed: str, attachments: Sequence[Attachment] = ()) -> ContextUse:
         """Return the context usage with ``typed`` as the next message.
@@ -135,8 +145,13 @@ class ChatSession:
         """Return the context usage of each message.
 
         A template may put the system message into a user message, whose row then counts both.
+
+        Raises:
+            PromptTooLongError: if they are so long that they cannot fit.
         """
         messages = self.conversation.messages()
+        if excess := self._excess(messages):
+            raise self._too_long(excess)
         ids = self.ids
         cached = common_prefix(self.engine.cache.ids, ids)
         turns = [message for message in messages if message.number]
@@ -238,12 +253,17 @@ class ChatSession:
         yield from self._reply(fit.ids, reply, hooks, undo)
 
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
-        """Token prefix shared by every possible next message with these attachments."""
+        """Token prefix shared by every possible next message with these attachments.
+
+        It is that without attachments, or none, if no such message can fit.
+        """
         messages = self.conversation.messages()
-        if messages and messages[-1].role == "assistant" and not attachments:
-            return self.template.render(messages)
         # Two messages without a common beginning share only what the template puts before them.
         probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
+        if self._excess([*messages, probes[0]]):
+            return self.next_prefix() if attachments else []
+        if messages and messages[-1].role == "assistant" and not attachments:
+            return self.template.render(messages)
         one, other = (self.template.render([*messages, probe]) for probe in probes)
         return one[: common_prefix(one, other)]
 
@@ -325,26 +345,33 @@ class ChatSession:
         reply_budget = min(self.max_tokens or context, context // 4)
         preface, turns = conversation.preface(), [*conversation.path(), *new]
 
-        def render(n_dropped: int) -> list[int]:
-            return self.template.render([*preface, *turns[2 * n_dropped :]], open_reply=True)
+        def shown(n_dropped: int) -> list[Message]:
+            return [*preface, *turns[2 * n_dropped :]]
+
+        def length(n_dropped: int) -> int:
+            return self._length(shown(n_dropped), open_reply=True)
 
         def fits(n_dropped: int) -> bool:
-            return len(render(n_dropped)) + reply_budget <= context
+            return length(n_dropped) + reply_budget <= context
 
         n_dropped = conversation.n_dropped
-        ids = all_ids = render(n_dropped)
-        if len(ids) + reply_budget > context and self.drop_oldest:
+        n_tokens = n_all = length(n_dropped)
+        if n_tokens + reply_budget > context and self.drop_oldest:
             # The last turn is never dropped. Fewer turns take fewer tokens, so bisection finds
             # the first number that fits.
             n_dropped += bisect_left(range(n_dropped, (len(turns) - 1) // 2), True, key=fits)
-            ids = render(n_dropped)
-        if len(ids) >= context:
-            raise PromptTooLongError(
-                "conversation",
-                f"{len(ids)} tokens leave no space for a reply in the context of {context}",
-                "shorten the message, or begin anew",
-            )
-        return _Fit(ids, n_dropped, n_dropped - conversation.n_dropped, len(all_ids) - len(ids))
+            n_tokens = length(n_dropped)
+        if n_tokens >= context:
+            raise self._too_long(n_tokens)
+        ids, n_left_out = self.template.render(shown(n_dropped), open_reply=True), n_all - n_tokens
+        return _Fit(ids, n_dropped, n_dropped - conversation.n_dropped, type(n_all)(n_left_out))
+
+    def _too_long(self, n_tokens: int) -> PromptTooLongError:
+        return PromptTooLongError(
+            "conversation",
+            f"{n_tokens} tokens leave no space for a reply in the context of {self.engine.context}",
+            "shorten the message, or begin anew",
+        )
 
     def _tell_dropped(self, fit: "_Fit") -> None:
         if fit.n_turns:

@@ -1,7 +1,6 @@
 """Writing of one answer to stdout, shared by ``ask``, ``complete`` and piped stdin."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,7 +54,7 @@ def write_answer(
             writer.finish()
     if isinstance(event, Finish):  # as the last one always is
         if as_json:
-            writer.write(json.dumps(_answer_json(text, event, model), ensure_ascii=False) + "\n")
+            streams.write_json(_answer_json(text, event, model))
         _report_end(event, settings, fail_on_length)
 
 

@@ -60,12 +60,13 @@ def _only_a_command(ctx: typer.Context) -> None:
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
-    completing.prepare()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: keep that
             signal.signal(number, _leave)
     try:
+        completing.prepare()
         command = typer.main.get_command(build(arguments))
+        completing.guard_options(command.params)
         status = command.main(args=arguments, prog_name="llama-chat", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except LlamaChatError as error:

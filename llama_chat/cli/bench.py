@@ -1,6 +1,5 @@
 """``llama-chat bench``: speed of a model on this machine."""
 
-import json
 import sys
 import time
 from typing import Annotated, Any
@@ -37,12 +36,11 @@ def bench(
 
     result = measure(llama.engine(), prompt_tokens, new_tokens, rounds)
     report: dict[str, Any] = {"model": llama.name, "load_s": round(load_s, 3), **result.as_dict()}
-    writer = AnswerWriter(raw=True)
     if as_json:
-        writer.write(json.dumps(report, ensure_ascii=False) + "\n")
+        streams.write_json(report)
         return
     from llama_chat.terminal.bench_picture import draw_bench
 
     counts = prompt_tokens, new_tokens
     colored = streams.use_color(settings.color, sys.stdout)
-    writer.write(draw_bench(report, *counts, colored=colored))
+    AnswerWriter(raw=True).write(draw_bench(report, *counts, colored=colored))

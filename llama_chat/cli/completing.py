@@ -6,12 +6,18 @@ of an error they return no suggestions and print nothing.
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from llama_chat.chat import store
 from llama_chat.chat.prompt_files import list_prompts
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
 from llama_chat.library import installed_models, starter
 from llama_chat.settings.setting import Setting
 from llama_chat.settings.sources import load_settings
@@ -32,13 +38,61 @@ _REPLACEMENTS = str.maketrans(
 """Replacements for characters that zsh would evaluate or Rich take for markup."""
 
 
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+"""Shells that Typer has scripts for."""
+
+
 def prepare() -> None:
-    """Make Typer write each suggestion on one line, if the program runs for shell completion.
+    """Check the request, if the program runs for shell completion, and set the width of its answer.
 
     Typer wraps lines at the width of the terminal, and fish takes each line for a suggestion.
+
+    Raises:
+        UsageError: if no script of a shell makes such a request.
     """
-    if "_LLAMA_CHAT_COMPLETE" in os.environ:
-        os.environ["TERMINAL_WIDTH"] = "9999"
+    request = os.environ.get("_LLAMA_CHAT_COMPLETE")
+    if not request:
+        return
+    os.environ["TERMINAL_WIDTH"] = "9999"
+    instruction, _, shell = request.partition("_")
+    has_line = "COMP_WORDS" in os.environ and os.environ.get("COMP_CWORD", "").isdecimal()
+    if (
+        instruction not in ("complete", "source")
+        or shell not in _SHELLS
+        or (request == "complete_bash" and not has_line)
+    ):
+        raise UsageError(
+            "completion",
+            f"request {request[:40]!r} is of no script of ours",
+            "make the script again: llama-chat --show-completion",
+        )
+
+
+def guard_options(options: Iterable[Any]) -> None:
+    """Make failures of Typer's own options for completion errors of ours."""
+    for option in options:
+        if option.name in ("show_completion", "install_completion") and option.callback:
+            option.callback = _guarded(option.callback)
+
+
+def _guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(ctx: typer.Context, option: typer.CallbackParam, value: object) -> object:
+        written = StringIO()
+        try:
+            with redirect_stdout(written), redirect_stderr(written):
+                return callback(ctx, option, value)
+        except SystemExit:  # the end of a success
+            sys.stdout.write(written.getvalue())
+            raise
+        except typer.Exit:
+            why, advice = "this shell is not known", "call it in bash, zsh or fish"
+            raise UsageError(option.opts[0], why, advice) from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = reason(error) if isinstance(error, OSError) else "a startup file is not UTF-8"
+            advice = "store what --show-completion prints yourself"
+            raise SaveError(option.opts[0], why, advice) from None
+
+    return guarded
 
 
 def completer(setting: Setting) -> Callable[[str], list[Suggestion]] | None:

@@ -17,6 +17,7 @@ from llama_chat.settings.sources import config_path, read_config, usual_config_p
 from llama_chat.terminal import streams
 from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
+from llama_chat.tokenizers.base import without_surrogates
 
 app = typer.Typer(
     name="config",
@@ -53,15 +54,15 @@ def show(
 ) -> None:
     """Print all settings in force, as a settings file that --config reads."""
     if as_json:
-        table = {
-            name: {"value": settings.value(name), "origin": settings.source(name)}
-            for name in SETTINGS
-        }
-        text = json.dumps(table, ensure_ascii=False)
-    else:
-        text = as_toml(settings, with_origin=with_origin)
+        streams.write_json(
+            {
+                name: {"value": settings.value(name), "origin": settings.source(name)}
+                for name in SETTINGS
+            }
+        )
+        return
     writer = AnswerWriter()
-    writer.write(escaped(text))
+    writer.write(escaped(as_toml(settings, with_origin=with_origin)))
     writer.finish()
 
 
@@ -114,8 +115,8 @@ def _toml(value: Value) -> str:
     """Format a value on one line of TOML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # JSON values are valid TOML, except for DEL, which ``escaped`` replaces.
-    return json.dumps(value, ensure_ascii=False)
+    # JSON values are valid TOML, except for DEL, which ``escaped`` replaces, and lone surrogates.
+    return without_surrogates(json.dumps(value, ensure_ascii=False))
 
 
 def _file(ctx: typer.Context, config: str | None) -> Path:

@@ -1,6 +1,5 @@
 """``llama-chat inspect``: description of a model, without reading its weights."""
 
-import json
 import math
 import sys
 from collections import Counter
@@ -17,7 +16,6 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
@@ -51,14 +49,13 @@ def inspect(
     report = describe(plan)
     for line in plan.checkpoint.warnings:
         streams.warn(line)
-    writer = AnswerWriter(raw=True)
     if as_json:
-        writer.write(escaped(json.dumps(report, ensure_ascii=False)) + "\n")
+        streams.write_json(report)
     else:
         colored = streams.use_color(settings.color, sys.stdout)
         from llama_chat.terminal.model_picture import draw_model
 
-        writer.write(draw_model(report, colored=colored, with_tensors=tensors))
+        AnswerWriter(raw=True).write(draw_model(report, colored=colored, with_tensors=tensors))
 
 
 def describe(plan: "LoadPlan") -> dict[str, Any]:

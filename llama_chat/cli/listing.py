@@ -1,11 +1,10 @@
-"""Writing of lists: a table for people, tabs and JSON for programs."""
+"""Writing of lists: a table for people, tabs for programs."""
 
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
 from llama_chat.terminal import streams
-from llama_chat.terminal.sanitizer import escaped, sanitize
+from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import AnswerWriter
 
 
@@ -34,11 +33,6 @@ def write_rows(
         console.print(FittedTable(rows, columns, right, yielding))
     else:
         write("".join("\t".join(row) + "\n" for row in rows))
-
-
-def write_json(value: object) -> None:
-    """Write one line of JSON to stdout."""
-    write(escaped(json.dumps(value, ensure_ascii=False)))
 
 
 def write(text: str) -> None:

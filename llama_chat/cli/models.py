@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from llama_chat.cli.completing import own_models
-from llama_chat.cli.listing import write_json, write_rows
+from llama_chat.cli.listing import write_rows
 from llama_chat.cli.options import takes
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import local_time, readable_size, readable_time
@@ -37,7 +37,7 @@ def models(
     """
     found = installed_models(settings.model_paths)
     if as_json:
-        write_json(list(map(_describe, found)))
+        streams.write_json(list(map(_describe, found)))
     elif not found:
         streams.say(f"no model is on this machine yet: {NO_MODEL_ADVICE}")
     else:

@@ -7,7 +7,7 @@ import typer
 from llama_chat.chat import store
 from llama_chat.chat.dialogs import to_dialog, to_markdown
 from llama_chat.cli.completing import conversations
-from llama_chat.cli.listing import write, write_json, write_rows
+from llama_chat.cli.listing import write, write_rows
 from llama_chat.files import local_time, readable_time
 from llama_chat.terminal import streams
 
@@ -57,7 +57,7 @@ def show(ctx: typer.Context, name: _Name, as_json: _JsonOption = False) -> None:
         )
     messages = loaded.conversation.preface() + loaded.conversation.path()
     if _wants_json(ctx, as_json):
-        write_json(to_dialog(messages))
+        streams.write_json(to_dialog(messages))
     else:
         write(to_markdown(messages, path.stem))
 
@@ -81,7 +81,7 @@ def _wants_json(ctx: typer.Context, as_json: bool) -> bool:
 def _write_list(*, as_json: bool) -> None:
     entries = store.entries()
     if as_json:
-        write_json(list(map(_describe, entries)))
+        streams.write_json(list(map(_describe, entries)))
     elif not entries:
         streams.say("no conversation is saved yet")
     else:

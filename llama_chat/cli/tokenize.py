@@ -1,6 +1,5 @@
 """``llama-chat tokenize``: the ids of a text."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,8 +29,8 @@ def tokenize(
 ) -> None:
     """Show the ids and pieces of a text, or of a dialog through the chat template.
 
-    Every byte counts, a final newline too, and no BOS is added to a text. The model may be the
-    path of a tokenizer.model alone.
+    Every byte counts, a final newline too, but for a byte-order mark at the beginning, which is no
+    part of a text. No BOS is added. The model may be the path of a tokenizer.model alone.
     """
     if file == "-" and dialog is None and streams.is_terminal(sys.stdin):
         raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
@@ -46,12 +45,12 @@ def tokenize(
         template = choose_template(settings.template, template_text, tokenizer)
         ids = template.render(parse_dialog(text, dialog))
     pieces = [tokenizer.piece(token_id) for token_id in ids]
-    writer = AnswerWriter(raw=as_json)
     if as_json:
-        writer.write(json.dumps({"ids": ids, "pieces": pieces}, ensure_ascii=False) + "\n")
-    else:
-        for token_id, piece in zip(ids, pieces, strict=True):
-            writer.write(f"{token_id:>6}  {piece!r}\n")
+        streams.write_json({"ids": ids, "pieces": pieces})
+        return
+    writer = AnswerWriter()
+    for token_id, piece in zip(ids, pieces, strict=True):
+        writer.write(f"{token_id:>6}  {piece!r}\n")
     writer.finish()
 
 

@@ -73,6 +73,13 @@ def choose_backend(
     return NativeBackend.create(model, threads) or TorchBackend(model, threads)
 
 
+def prompt_too_long(n_tokens: int, context: int) -> PromptTooLongError:
+    """Return the error for a prompt of ``n_tokens``."""
+    why = f"{n_tokens} tokens do not fit in the context of {context}"
+    advice = "shorten it, or raise --context if the model allows"
+    return PromptTooLongError("prompt", why, advice)
+
+
 class Engine:
     """A model with its tokenizer and a KV cache."""
 
@@ -138,11 +145,7 @@ class Engine:
     def _seek(self, ids: Sequence[int]) -> int:
         """Reuse the longest cached prefix of ``ids``, and return its length."""
         if len(ids) > self.context:
-            raise PromptTooLongError(
-                "prompt",
-                f"{len(ids)} tokens do not fit in the context of {self.context}",
-                "shorten it, or raise --context if the model allows",
-            )
+            raise prompt_too_long(len(ids), self.context)
         return self.cache.seek(ids)
 
     def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -159,9 +160,14 @@ def _misfit(setting: Setting, value: object, where: str) -> UsageError:
     return UsageError(where, f"{_quoted(value)} does not fit", f"give {setting.range}")
 
 
+_SHORT = reprlib.Repr()
+"""Abbreviates values that are nested deeply or have many parts, without visiting all of them."""
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
 def _quoted(value: object) -> str:
     try:
-        text = repr(value)
+        text = _SHORT.repr(value)
     except ValueError:  # an integer of over 4,300 digits has no decimal text
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:60] + "…"

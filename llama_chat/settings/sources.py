@@ -2,17 +2,14 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from llama_chat.documents import read_toml
 from llama_chat.errors import UsageError, did_you_mean
-from llama_chat.files import config_home, expand_user, read_text
+from llama_chat.files import config_home, expand_user
 from llama_chat.settings.definitions import SETTINGS, Settings
 from llama_chat.settings.setting import Value, check, parse
-
-_MAX_BYTES = 2**20
-"""Size limit of a settings file."""
 
 
 def load_settings(
@@ -34,7 +31,8 @@ def load_settings(
     settings = Settings()
     path = config_path(config, environment)
     if path is not None:
-        for name, value in read_config(path).items():
+        named = config is not None or bool(environment.get("LLAMA_CHAT_CONFIG"))
+        for name, value in read_config(path, pipes=named).items():
             settings = settings.change(name, value, str(path))
     for name, setting in SETTINGS.items():
         if typed := environment.get(setting.variable):
@@ -66,8 +64,8 @@ def config_path(given: Path | None, environment: Mapping[str, str]) -> Path | No
         return usual
 
 
-def read_config(path: Path) -> dict[str, Value]:
-    """Read a settings file.
+def read_config(path: Path, *, pipes: bool = True) -> dict[str, Value]:
+    """Read a settings file, or with ``pipes`` a pipe.
 
     A relative path of a model, or of a folder of models, is relative to the folder of the file.
 
@@ -75,12 +73,7 @@ def read_config(path: Path) -> dict[str, Value]:
         UsageError: if it is invalid; the message names the file, the line and the reason.
     """
     where = f"settings file {str(path)!r}"
-    text = read_text(path, where, "check --config and LLAMA_CHAT_CONFIG", _MAX_BYTES)
-    try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "cannot be read"
-        raise UsageError(where, f"not TOML: {reason}", "correct that line") from None
+    table, text = read_toml(path, where, "check --config and LLAMA_CHAT_CONFIG", pipes=pipes)
     values: dict[str, Value] = {}
     for key, value in table.items():
         place = where + _line(text, key)

@@ -13,12 +13,15 @@ _TABLE: dict[int, str] = {
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
 
-_UNESCAPED = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}]")
-"""Characters of ``_TABLE`` that JSON and TOML do not escape."""
+_UNESCAPED = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}\u2028\u2029\ud800-\udfff]")
+"""Characters that JSON may hold as they are, and a terminal, a script or UTF-8 may not."""
 
 
 def escaped(text: str) -> str:
-    """Escape the characters of JSON or TOML that ``sanitize`` would replace."""
+    """Escape the characters of JSON or TOML that ``sanitize`` would replace, and line separators.
+
+    TOML has no escape for a lone surrogate.
+    """
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -1,12 +1,13 @@
 """stdin, stdout and stderr: terminal checks, reading and writing."""
 
+import json
 import os
 import sys
-from typing import TextIO
+from typing import Any, NoReturn, TextIO, cast
 
-from llama_chat.errors import ClosedPipe, LlamaChatError, UsageError, reason
+from llama_chat.errors import ClosedPipe, LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import MAX_PROMPT_BYTES, decode_text
-from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.sanitizer import escaped, sanitize
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -18,17 +19,69 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def prepare() -> None:
-    """Make all streams UTF-8 in every locale, without newline translation."""
+    """Make all streams UTF-8 in every locale, without newline translation, and guard stdout."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+    if not isinstance(sys.stdout, _Output):
+        sys.stdout = cast("TextIO", _Output(sys.stdout))
 
 
-def _discard_stdout() -> None:
-    """Redirect stdout to the null device, so that Python's flush at exit does not fail again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+class _Output:
+    """stdout for all who write to it, libraries too: a failure is an exception of ours.
+
+    What is written is flushed at once.
+
+    Raises:
+        LlamaChatError: if stdout is closed.
+        SaveError: if it cannot be written, as on a full disk.
+        ClosedPipe: if the reader has gone.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    @property
+    def closed(self) -> bool:
+        """True if there is no stream to write to."""
+        return self._stream is None or self._stream.closed
+
+    def isatty(self) -> bool:
+        """True if it is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write and flush ``text``."""
+        if self._stream is None or self._stream.closed:
+            raise LlamaChatError("stdout", "closed", "the output would be lost: open it")
+        if text == "":
+            return 0  # libraries probe streams so; on a full disk even that would fail
+        try:
+            length = self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            self._fail(error)
+        return length
+
+    def flush(self) -> None:
+        """Flush what was written to the stream below."""
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        """Raise the exception for ``error``, after discarding what could not be written."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # Python flushes stdout at its end, which must not fail again
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            raise ClosedPipe from None
+        raise SaveError("stdout", reason(error), "its output is lost: write it elsewhere") from None
 
 
 def use_color(choice: str, stream: TextIO | None) -> bool:
@@ -55,6 +108,8 @@ def read_stdin() -> str:
 
 def say(line: str) -> None:
     """Write one line to stderr; do nothing if that is closed."""
+    if sys.stderr is None:  # for print, None is stdout
+        return
     try:
         print(sanitize(line), file=sys.stderr, flush=True)  # noqa: T201 - the one place
     except (OSError, ValueError):
@@ -86,18 +141,11 @@ def one_line(text: str) -> str:
 
 
 class AnswerWriter:
-    """Writer of an answer to stdout as it is generated, ended with exactly one newline.
-
-    Raises:
-        LlamaChatError: if stdout is closed or cannot be written.
-        ClosedPipe: if the reader has gone.
-    """
+    """Writer of an answer to stdout as it is generated, ended with exactly one newline."""
 
     def __init__(self, *, raw: bool = False) -> None:
         """Write to stdout; with ``raw`` every character unchanged, and none added."""
-        if sys.stdout is None:
-            raise LlamaChatError("stdout", "closed", "the answer would be lost: open it")
-        self._stream = sys.stdout
+        sys.stdout.write("")  # if stdout is closed, that is an error before any work
         self._raw = raw
         self._newlines = ""
         self._empty = True
@@ -113,22 +161,20 @@ class AnswerWriter:
             text = body
         if text:
             self._empty = False
-            self._put(text)
+            sys.stdout.write(text)
 
     def finish(self) -> None:
         """End the answer."""
         if not self._raw and not self._empty:
-            self._put("\n")
+            sys.stdout.write("\n")
         self._newlines, self._empty = "", True
 
-    def _put(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except BrokenPipeError:
-            _discard_stdout()
-            raise ClosedPipe from None
-        except (OSError, ValueError) as error:
-            _discard_stdout()
-            why = reason(error) if isinstance(error, OSError) else "closed"
-            raise LlamaChatError("stdout", why, "the answer was lost") from None
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """Return ``value`` as JSON, with readable text and all control characters escaped."""
+    return escaped(json.dumps(value, ensure_ascii=False, indent=indent)) + "\n"
+
+
+def write_json(value: object) -> None:
+    """Write one line of JSON to stdout."""
+    AnswerWriter(raw=True).write(to_json(value))

@@ -35,9 +35,20 @@ MAX_TABLE_BYTES = 6 * 2**20
 """Size limit of one that is a table of pieces: the largest have 5 MB, and each piece, of two bytes
 or more, takes a hundred in memory."""
 
+LONG_TEXT = 2**18
+"""Characters of a text that is encoded without asking whether it may fit in a context: encoding
+takes up to a thousand times as many bytes of memory."""
+
 OF_THE_MODEL = "tokenizer of the model"
 """Name in errors of a vocabulary that is stored in the file of the model."""
 DAMAGED = "the file is damaged or of another kind"
+
+
+class AtLeast(int):
+    """Lower bound of a number of tokens; as a text it says so."""
+
+    def __str__(self) -> str:
+        return f"at least {int(self)}"
 
 
 class Tokenizer(ABC):
@@ -66,6 +77,14 @@ class Tokenizer(ABC):
         The characters in a span of ``spell`` are encoded one by one: the text stays the same and
         the ids differ, so that a tag typed by the user does not act as a tag of the template.
         """
+
+    def min_tokens(self, text: str) -> int:
+        """Return a lower bound of ``len(encode(text))``, without encoding it.
+
+        It is 0 for a text of up to ``LONG_TEXT`` characters, and if no bound is known. The bounds
+        of parts of a text add up to one of the whole.
+        """
+        return 0
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:

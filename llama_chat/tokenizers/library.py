@@ -52,7 +52,8 @@ class LibraryTokenizer(PieceTokenizer):
         unencodable = self._unencodable
         if unencodable is None or not unencodable.search(text.encode()):
             return text
-        return "".join("\ufffd" if unencodable.search(c.encode()) else c for c in text)
+        characters = [c for c in set(text) if unencodable.search(c.encode())]
+        return text.translate(dict.fromkeys(map(ord, characters), "\ufffd"))
 
     def _encode(self, text: str) -> list[int]:
         with library_errors(self._what):

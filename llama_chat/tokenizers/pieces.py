@@ -2,9 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from functools import cached_property
 
-from llama_chat.tokenizers.base import Span, Tokenizer, without_surrogates
+from llama_chat.tokenizers.base import LONG_TEXT, SPACE, Span, Tokenizer, without_surrogates
+
+_CHUNK = 2**16
+"""Characters whose bytes are counted at a time."""
+
+_PROBE = (
+    "a  A\t\r\n\n .,:;!?'\"()[]{}<>|/\\@#$%&*+-=_^~`0123456789 ﬁ ½ ² Ⅷ ｆｕｌｌ ｶﾞ é e\u0301 "
+    "가 ㄱ Å Ω \u00ad\u200b\u200d\ufeff\u3000 ß İ Ж ع ש क ไ 你𠮷 𝐀 🏴\U000e0067\U000e007f "
+    "\U00012000 ▁ z  "
+)
+"""Text of which every vocabulary loses bytes that normalizes text or has no tokens for some."""
 
 
 class PieceTokenizer(Tokenizer):
@@ -29,6 +40,42 @@ class PieceTokenizer(Tokenizer):
         ids = self._encode(text)
         spans = list(spell)
         return self._spell_spans(ids, text, spans) if spans else ids
+
+    def min_tokens(self, text: str) -> int:
+        """See the base class.
+
+        A token of n bytes has n times an nth; no byte of the text can have a smaller share than one
+        of the longest token that it occurs in.
+        """
+        mark = self._mark if len(text) > LONG_TEXT else None
+        if mark is None:
+            return 0
+        import numpy as np  # slow, and not needed by most commands
+
+        text = self._encodable(without_surrogates(text)).replace(SPACE, mark)
+        counts = np.zeros(256, int)
+        for start in range(0, len(text), _CHUNK):
+            data = text[start : start + _CHUNK].encode()
+            counts += np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+        return int(sum(map(Fraction, counts.tolist(), self._longest)))
+
+    @cached_property
+    def _mark(self) -> str | None:
+        """What tokens hold for U+2581; None if not every byte of a text is in one of its tokens."""
+        data = b"".join(map(self.token_bytes, self._encode(_PROBE)))
+        if self.dummy_prefix:
+            data = data.removeprefix(b" ")
+        marks = (mark for mark in (SPACE, " ") if _PROBE.replace(SPACE, mark).encode() == data)
+        return next(marks, None)
+
+    @cached_property
+    def _longest(self) -> list[int]:
+        """Length of the longest token that each byte occurs in."""
+        longest = [1] * 256
+        for data in self._bytes:
+            for byte in set(data):
+                longest[byte] = max(longest[byte], len(data))
+        return longest
 
     def _encodable(self, text: str) -> str:
         """Replace the characters that the vocabulary cannot encode; none by default."""

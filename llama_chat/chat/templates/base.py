@@ -16,6 +16,7 @@ from typing import Literal
 
 from llama_chat.chat.conversation import Message, Role
 from llama_chat.errors import UsageError
+from llama_chat.files import without_final_newline
 from llama_chat.tokenizers.base import Span, Tokenizer
 
 
@@ -70,6 +71,7 @@ class ChatTemplate(ABC):
         # A conversation is rendered at every turn, and at every key press for the context meter.
         # The cache must not refer to the template: the reference cycle would outlive a reload.
         self._encode_once = lru_cache(maxsize=1024)(partial(_encode_text, tokenizer, tag))
+        self._min_once = lru_cache(maxsize=8)(tokenizer.min_tokens)
 
     @classmethod
     def is_text(cls, text: str) -> bool:
@@ -109,6 +111,15 @@ class ChatTemplate(ABC):
         if message.role == "assistant":
             yield self.before_reply
         yield Typed(message.content.strip() if message.role in self.stripped else message.content)
+
+    def min_tokens(self, messages: Iterable[Message]) -> int:
+        """Return a lower bound of the tokens of ``messages``; see ``Tokenizer.min_tokens``."""
+        return sum(
+            self._min_once(text.strip() if message.role in self.stripped else text)
+            for message in messages
+            if message.ids is None
+            for text in map(without_final_newline, message.texts)
+        )
 
     def _encode(self, parts: Iterable[Part], prefix: str) -> list[int]:
         """Encode parts, each run of texts between ids as a whole."""

@@ -1,6 +1,5 @@
 """Commands for attachments, saved conversations, exports and the clipboard."""
 
-import json
 import os
 import shlex
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from llama_chat.files import readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
 from llama_chat.terminal.commands.command import Command, Value
+from llama_chat.terminal.streams import to_json
 
 
 def _file(chat: Chat, argument: str) -> None:
@@ -107,7 +107,7 @@ def _export(chat: Chat, argument: str) -> None:
         raise UsageError("/export", "it writes .md and .json", "write /export chat.md")
     messages = conversation.preface() + conversation.path()
     if path.suffix == ".json":
-        text = json.dumps(to_dialog(messages), ensure_ascii=False, indent=1) + "\n"
+        text = to_json(to_dialog(messages), indent=1)
     else:
         text = to_markdown(messages, f"A conversation with {chat.model_name}")
     try:

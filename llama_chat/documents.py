@@ -1,0 +1,109 @@
+"""TOML and JSON of unknown origin, parsed within bounds of time and memory.
+
+The size of a text bounds neither: 40 KB of one dotted key take gigabytes, as do many empty lists.
+"""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from llama_chat.errors import UsageError
+from llama_chat.files import read_text
+
+_MAX_TOML_BYTES = 512 * 2**10
+"""Size limit of a TOML file, far above any settings, or examples that fit in a context."""
+
+_MAX_PARTS = 16
+"""Most parts of a dotted key: tomllib takes time and memory by the square of their number."""
+
+_MAX_DEPTH = 32
+"""Most lists and tables within each other."""
+
+_TOML_LEXEME = re.compile(
+    r'''"""(?:[^"\\]++|\\.?+|"(?!""))*+(?:"{3,5}|\Z)'''  # two more quotes may precede the end
+    r"""|'''(?:[^']++|'(?!''))*+(?:'{3,5}|\Z)"""
+    r'|"(?:[^"\\\n]++|\\.?+)*+(?:"|(?=\n)|\Z)'
+    r"|'[^'\n]*+'"
+    r"|\#[^\n]*+"
+    r"|[.,=\n\[\]{}]",
+    re.DOTALL,
+)
+"""Text, comment, or character that matters outside of them.
+
+A text that is never closed is one lexeme too: nothing after it is TOML, and it is scanned once.
+"""
+
+MAX_JSON_BYTES = 8 * 2**20
+"""Size limit of a JSON text, longer than any conversation that fits in a context."""
+
+_MAX_CONTAINERS = 2**16
+"""Most lists and objects of a JSON text; each takes up to 300 bytes."""
+
+_UP_TO_CONTAINER = re.compile(r'(?:[^"\[{]++|"(?:[^"\\]++|\\.)*+")*+[\[{]', re.DOTALL)
+
+
+def read_toml(
+    path: Path, what: str, advice: str, *, pipes: bool = True
+) -> tuple[dict[str, Any], str]:
+    """Read a TOML file; see ``files.read_text`` for the arguments.
+
+    Returns:
+        its table, and its text.
+
+    Raises:
+        UsageError: about ``what``, if it cannot be read, is too large, nested too deeply, or not
+            TOML.
+    """
+    text = read_text(path, what, advice, _MAX_TOML_BYTES, pipes=pipes)
+    if is_nested_deeply(text):
+        why = f"nested too deeply, over {_MAX_PARTS} parts of a key or {_MAX_DEPTH} lists"
+        raise UsageError(what, why, "write it flatter")
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(what, f"not TOML: {error}", "correct that line") from None
+    except ValueError:
+        raise UsageError(what, "not TOML: a value cannot be read", "correct it") from None
+
+
+def is_nested_deeply(toml: str) -> bool:
+    """True if a key has too many parts, or too many lists and tables are within each other.
+
+    Texts and comments are found as ``tomllib`` finds them, up to where it would fail.
+    """
+    dots = depth = 0
+    for found in _TOML_LEXEME.finditer(toml):
+        match found[0]:
+            case ".":
+                dots += 1
+            case "[" | "{":
+                dots, depth = 0, depth + 1
+            case "]" | "}":
+                dots, depth = 0, max(depth - 1, 0)
+            case "," | "=" | "\n":
+                dots = 0
+        if dots >= _MAX_PARTS or depth > _MAX_DEPTH:
+            return True
+    return False
+
+
+def parse_json(text: str) -> Any:
+    """Parse a JSON text.
+
+    Raises:
+        ValueError: if it is not JSON, is too large, or has too many lists and objects; the message
+            says which.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    start = n_containers = 0
+    while found := _UP_TO_CONTAINER.match(text, start):
+        start, n_containers = found.end(), n_containers + 1
+        if n_containers > _MAX_CONTAINERS:
+            raise ValueError(f"it is made of over {_MAX_CONTAINERS} lists and objects")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
