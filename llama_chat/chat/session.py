@@ -117,11 +117,14 @@ class ChatSession:
         return self._last_use[1]
 
     def _context_use(self, typed: str, attachments: tuple[Attachment, ...]) -> ContextUse:
-        n_tokens = self.count(typed, attachments)
+        n_tokens = 0
         try:
+            n_tokens = self.count(typed, attachments)
             fit = self._fit(Message("user", typed, attachments=attachments))
         except PromptTooLongError:
             return ContextUse(n_tokens, None)
+        except UsageError:  # the template refuses the conversation; it is said when that is sent
+            return ContextUse(n_tokens, 0)
         return ContextUse(n_tokens, fit.n_turns)
 
     def _fit_key(self) -> tuple[object, ...]:
@@ -238,13 +241,19 @@ class ChatSession:
         yield from self._reply(fit.ids, reply, hooks, undo)
 
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
-        """Token prefix shared by every possible next message with these attachments."""
+        """Token prefix shared by every possible next message with these attachments.
+
+        If the template refuses the conversation, it is what the cache has.
+        """
         messages = self.conversation.messages()
-        if messages and messages[-1].role == "assistant" and not attachments:
-            return self.template.render(messages)
         # Two messages without a common beginning share only what the template puts before them.
         probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
-        one, other = (self.template.render([*messages, probe]) for probe in probes)
+        try:
+            if messages and messages[-1].role == "assistant" and not attachments:
+                return self.template.render(messages)
+            one, other = (self.template.render([*messages, probe]) for probe in probes)
+        except UsageError:
+            return list(self.engine.cache.ids)
         return one[: common_prefix(one, other)]
 
     def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:
