@@ -47,6 +47,7 @@ class Llama:
         self._cache_dtype = cache_dtype
         self._max_saved_bytes = max_saved_bytes
         self._engine = self.engine()
+        self._templates: dict[tuple[str, str | None], ChatTemplate] = {}
 
     @property
     def name(self) -> str:
@@ -96,9 +97,16 @@ class Llama:
             hooks=hooks,
         )
 
-    def template(self, name: str = "auto") -> ChatTemplate:
-        """Return the chat template ``name``, or that of the checkpoint; see ``choose_template``."""
-        return choose_template(name, self.checkpoint.chat_template, self.tokenizer)
+    def template(self, name: str = "auto", variant: str | None = None) -> ChatTemplate:
+        """Return the chat template ``name``, or that of the checkpoint; see ``choose_template``.
+
+        It is made once: that of a checkpoint may have a process of its own.
+        """
+        key = name, variant
+        if key not in self._templates:
+            source = self.checkpoint.templates
+            self._templates[key] = choose_template(name, source, self.tokenizer, variant)
+        return self._templates[key]
 
     def engine(self) -> Engine:
         """Return a new engine on this model, with a new KV cache."""
@@ -113,6 +121,7 @@ class Llama:
         examples: Sequence[Example] = (),
         conversation: Conversation | None = None,
         template: str = "auto",
+        template_name: str | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
@@ -122,7 +131,7 @@ class Llama:
         """Begin or continue a conversation, with a new KV cache; see ``ChatSession``."""
         return ChatSession(
             self.engine(),
-            self.template(template),
+            self.template(template, template_name),
             sampling,
             conversation=conversation or Conversation(system, examples),
             max_tokens=max_tokens,

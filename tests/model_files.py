@@ -16,6 +16,7 @@ import sentencepiece
 import torch
 
 from llama_chat.errors import ModelError
+from llama_chat.library.starter import CHAT_TEMPLATE
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.model.config import LlamaConfig
 from llama_chat.tokenizers.bpe import BytePairTokenizer, byte_alphabet
@@ -23,7 +24,7 @@ from tests.models import random_model, to_hugging_face
 
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["t h", "th e", "Ġ the", "i n", "a n", "Ġ a", "e r", "o n", "h i"]
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}…<|im_end|>{% endfor %}"
+CHATML = CHAT_TEMPLATE
 
 _ALPHABET = {byte: character for character, byte in byte_alphabet().items()}
 TOKENS = [

@@ -240,7 +240,8 @@ def test_a_round_trip_keeps_logits_ids_and_template(
     for text in TEXTS:
         assert after.tokenizer.encode(text) == before.tokenizer.encode(text)
     assert after.tokenizer.control_ids == before.tokenizer.control_ids
-    assert after.checkpoint.chat_template == before.checkpoint.chat_template == CHATML
+    assert after.checkpoint.templates.texts == before.checkpoint.templates.texts
+    assert before.checkpoint.templates.stored == CHATML
     assert after.tokenizer.eos_id == before.tokenizer.eos_id
 
 
@@ -257,7 +258,7 @@ def same_ids(folder: Path, checkpoint: Checkpoint) -> None:
         assert theirs(text).input_ids == [*bos, *ours.encode(text)], text
     assert theirs.bos_token_id == ours.bos_id
     assert theirs.eos_token_id == ours.eos_id
-    assert theirs.chat_template == checkpoint.chat_template
+    assert theirs.chat_template == checkpoint.templates.stored
 
 
 def test_transformers_reads_the_tokenizer_of_a_meta_model(

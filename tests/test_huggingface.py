@@ -247,9 +247,9 @@ def test_a_folder_answers_end_to_end(huggingface_model: Path) -> None:
     prompt = llama.prompt_ids("Once upon a time")
     assert prompt[0] == 1
     assert llama.logits(prompt).shape == (len(prompt), META.vocab_size)
-    tokenizer, template = open_tokenizer(huggingface_model)
+    tokenizer, templates = open_tokenizer(huggingface_model)
     assert tokenizer.encode("Once upon a time") == prompt[1:]
-    assert template is None
+    assert not templates.texts
 
 
 def test_config_json_decides_between_two_layouts_in_a_folder(tmp_path: Path) -> None:
@@ -347,9 +347,9 @@ TEMPLATES: dict[str, tuple[object, str | None]] = {
 def test_the_chat_template(huggingface_copy: Path, case: str) -> None:
     value, expected = TEMPLATES[case]
     edit_json(huggingface_copy / "tokenizer_config.json", chat_template=value)
-    assert open_checkpoint(huggingface_copy).chat_template == expected
+    assert open_checkpoint(huggingface_copy).templates.texts.get("default") == expected
     (huggingface_copy / "chat_template.jinja").write_text("in a file\n")
-    assert open_checkpoint(huggingface_copy).chat_template == "in a file\n"
+    assert open_checkpoint(huggingface_copy).templates.texts["default"] == "in a file\n"
 
 
 def test_a_model_in_the_cache_of_the_hub_has_its_own_name(

@@ -25,6 +25,7 @@ from llama_chat.model.rope import (
     Llama3Scaling,
     RopeScaling,
 )
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal.model_picture import draw_model
 from tests.model_files import SMALL, TOKENS, gguf_name, write_gguf
 
@@ -38,7 +39,8 @@ def report_of(
     planned = plan(model, "cpu", "float32", quantize)
     checkpoint = planned.checkpoint
     checkpoint.config = dataclasses.replace(checkpoint.config, **changes)  # type: ignore[arg-type]
-    return describe(dataclasses.replace(planned, config=checkpoint.config, bytes_free=available))
+    changed = dataclasses.replace(planned, config=checkpoint.config, bytes_free=available)
+    return describe(changed, Settings())
 
 
 def picture_of(report: dict[str, Any], *, with_tensors: bool = False) -> str:
@@ -92,8 +94,10 @@ def test_samples_are_those_of_the_tokenizer(starter_model: Path) -> None:
     for sample in report["samples"]["texts"]:
         assert sample["ids"] == tokenizer.encode(sample["text"])
         assert sample["pieces"] == [tokenizer.piece(i) for i in sample["ids"]]
-    said = "".join(segment["text"] for segment in report["samples"]["chat"])
-    assert said.startswith("<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n")
+    said = ["".join(each["text"] for each in dialog) for dialog in report["template"]["dialogs"]]
+    assert said[0] == "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
+    assert said[1].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert said[2].startswith(said[0])
     text = picture_of(report)
     assert "Hello│,│␣world│!" in text
     assert "<E4><BD>│<A0>│" in text
@@ -157,7 +161,7 @@ def test_names_of_a_file_are_shown_without_control_characters(
     report = json.loads(as_json)
     assert report["tokenizer"]["control_tokens"] == {tokens[i]: i for i in range(3)}
     text = picture_of(report)
-    assert "not known: choose one with --template" in text
+    assert "name another with --template" in " ".join(text.split())
     for shown in (as_json, text, _STYLE.sub("", draw_model(report, colored=True))):
         assert not set("\x1b\x07\x9b\u202e") & set(shown)
 

@@ -304,7 +304,7 @@ def test_inspect_tells_shape_and_memory(home: Path, meta_model: Path) -> None:
     report = json.loads(run("inspect", meta_model, "--json", home=home).out)
     assert report["format"] == "Meta"
     assert report["architecture"]["n_kv_heads"] == 4
-    assert report["template"] == "llama2"
+    assert report["template"]["name"] == "llama2"
     assert len(report["tensors"]) == 21
     assert report["memory"]["4096"] > report["memory"]["1024"]
     text = run("inspect", meta_model, home=home).out

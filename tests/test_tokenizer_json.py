@@ -167,9 +167,9 @@ def test_truncation_and_dropout_are_ignored(tmp_path: Path) -> None:
 def test_a_file_or_its_folder_can_be_opened_alone(tmp_path: Path) -> None:
     path = written(tmp_path / "tokenizer.json", piece_json(MODEL))
     for given in (path, tmp_path):
-        tokenizer, template = open_tokenizer(given)
+        tokenizer, templates = open_tokenizer(given)
         assert dict(tokenizer.control_ids) == CONTROL
-        assert template is None
+        assert not templates.texts
 
 
 # --- Hostile files -----------------------------------------------------------------------------

@@ -127,11 +127,14 @@ class ChatSession:
         return self._last_use[1]
 
     def _context_use(self, typed: str, attachments: tuple[Attachment, ...]) -> ContextUse:
-        n_tokens = self.count(typed, attachments)
+        n_tokens = 0
         try:
+            n_tokens = self.count(typed, attachments)
             fit = self._fit(Message("user", typed, attachments=attachments))
         except PromptTooLongError:
             return ContextUse(n_tokens, None)
+        except UsageError:  # the template refuses the conversation; it is said when that is sent
+            return ContextUse(n_tokens, 0)
         return ContextUse(n_tokens, fit.n_turns)
 
     def _fit_key(self) -> tuple[object, ...]:
@@ -256,15 +259,19 @@ class ChatSession:
         """Token prefix shared by every possible next message with these attachments.
 
         It is that without attachments, or none, if no such message can fit.
+        If the template refuses the conversation, it is what the cache has.
         """
         messages = self.conversation.messages()
         # Two messages without a common beginning share only what the template puts before them.
         probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
-        if self._excess([*messages, probes[0]]):
-            return self.next_prefix() if attachments else []
-        if messages and messages[-1].role == "assistant" and not attachments:
-            return self.template.render(messages)
-        one, other = (self.template.render([*messages, probe]) for probe in probes)
+        try:
+            if self._excess([*messages, probes[0]]):
+                return self.next_prefix() if attachments else []
+            if messages and messages[-1].role == "assistant" and not attachments:
+                return self.template.render(messages)
+            one, other = (self.template.render([*messages, probe]) for probe in probes)
+        except UsageError:
+            return list(self.engine.cache.ids)
         return one[: common_prefix(one, other)]
 
     def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:

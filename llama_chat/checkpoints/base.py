@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llama_chat.checkpoints.float_types import FLOATS
+from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 from llama_chat.quantization.packed import PackedWeight
@@ -113,8 +114,7 @@ class Checkpoint(ABC):
     config: LlamaConfig
     tensors: Mapping[str, TensorInfo]
     tokenizer_source: TokenizerSource
-    chat_template: str | None = None
-    """Template text in the file: compared with known templates, never executed."""
+    templates: TemplateSource
     warnings: tuple[str, ...] = ()
     """Warnings for the user, one line each."""
 

@@ -11,6 +11,7 @@ from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
 from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
 from llama_chat.checkpoints.gguf_metadata import Metadata
+from llama_chat.checkpoints.gguf_template import find_templates
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
@@ -65,7 +66,7 @@ class GGUFCheckpoint(Checkpoint):
             for name, tensor in self._stored.items()
         }
         self.tokenizer_source = read_vocabulary(metadata, self.config.vocab_size)
-        self.chat_template = metadata.text("tokenizer.chat_template") or None
+        self.templates = find_templates(metadata, model.name)
 
     @classmethod
     def open(cls, path: Path) -> "GGUFCheckpoint":

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint, check_tensors
 from llama_chat.checkpoints.huggingface_config import model_config, read_config
-from llama_chat.checkpoints.huggingface_tokenizer import (
-    find_chat_template,
-    find_tokenizer,
-    read_tokenizer_config,
-)
+from llama_chat.checkpoints.huggingface_template import find_templates
+from llama_chat.checkpoints.huggingface_tokenizer import find_tokenizer, read_tokenizer_config
 from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
@@ -64,7 +61,8 @@ class HuggingFaceCheckpoint(Checkpoint):
         check_tensors(_label(path), self.config, shapes)
         tokenizer_config = read_tokenizer_config(path)
         self.tokenizer_source, other_warning = find_tokenizer(path, tokenizer_config)
-        self.chat_template = find_chat_template(path, tokenizer_config)
+        names = (self.name, config.text("_name_or_path") or "")
+        self.templates = find_templates(path, tokenizer_config, names)
         self.warnings = tuple(f"{_label(path)}: {why}" for why in (warning, other_warning) if why)
 
     @classmethod

@@ -1,9 +1,9 @@
-"""Vocabulary and chat template files of a Hugging Face folder."""
+"""Vocabulary files of a Hugging Face folder."""
 
 from pathlib import Path
 
 from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
-from llama_chat.checkpoints.small_files import JsonObject, read_bytes, read_object
+from llama_chat.checkpoints.small_files import JsonObject, read_object
 from llama_chat.errors import ModelError
 from llama_chat.files import read_whole
 from llama_chat.tokenizers.base import MAX_TABLE_BYTES
@@ -49,24 +49,6 @@ def find_tokenizer(
     if n_pieces and added:
         warning = f"{len(added)} added tokens are not in its tokenizer.model: fetch tokenizer.json"
     return SentencePieceSource(model), warning
-
-
-def find_chat_template(folder: Path, config: JsonObject) -> str | None:
-    """Find the text of the chat template; a separate file takes precedence, as in transformers.
-
-    Raises:
-        ModelError: if it is damaged or too large.
-    """
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return read_bytes(path, _FETCH).decode("utf-8", "replace")
-    templates = config.values.get("chat_template")
-    if not isinstance(templates, list):
-        return config.text("chat_template")
-    for template in templates:
-        if isinstance(template, dict) and template.get("name") == "default":
-            return JsonObject(config.what, template).text("template")
-    return None
 
 
 def _count_pieces(path: Path) -> int:

@@ -18,6 +18,7 @@ from llama_chat.checkpoints.base import (
     SentencePieceTables,
 )
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
+from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
@@ -41,6 +42,7 @@ class Llama2cCheckpoint(Checkpoint):
         self._weights = weights
         self.tensors = {name: describe(weight) for name, weight in weights.items()}
         self.tokenizer_source = _find_tokenizer(path)
+        self.templates = TemplateSource(names=(self.name,), is_meta=True)
 
     @classmethod
     def open(cls, path: Path) -> "Llama2cCheckpoint":

@@ -14,6 +14,7 @@ from llama_chat.checkpoints.base import (
     check_tensors,
 )
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
+from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.checkpoints.weight_files import describe
 from llama_chat.errors import ModelError
@@ -68,6 +69,7 @@ class MetaCheckpoint(Checkpoint):
         self.name = path.resolve().name
         self.config = config
         self.tokenizer_source = SentencePieceSource(tokenizer)
+        self.templates = TemplateSource(names=(self.name,), is_meta=True)
         self.warnings = warnings
         self._stored = stored
         self.tensors = {

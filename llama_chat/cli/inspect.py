@@ -3,13 +3,14 @@
 import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llama_chat.chat.conversation import Message
-from llama_chat.chat.templates import choose_template, recognise
+from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.cli.completing import models
 from llama_chat.cli.loading import plan_load
 from llama_chat.cli.options import takes_settings
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 
 _SAMPLES = ("Hello, world!", " naïve café", "1234 + 5678", "你好", "🦙")
 """Sample texts, with words, accents, digits, another script and a symbol."""
+
+_QUESTION = Message("user", "Hello!")
+_ANSWER = Message("assistant", "Hi. What can I do for you?")
+_DIALOGS = (
+    (_QUESTION,),
+    (Message("system", "Be brief."), _QUESTION, _ANSWER),
+    (_QUESTION, _ANSWER, Message("user", "Why?")),
+)
+"""Sample dialogs to render by the template."""
 
 _PARTS = ("embedding", "attention", "feed_forward", "norms", "output")
 
@@ -46,7 +56,7 @@ def inspect(
 ) -> None:
     """Draw a model: architecture, memory, tensors, template and tokenizer."""
     plan = plan_load(settings, target)
-    report = describe(plan)
+    report = describe(plan, settings)
     for line in plan.checkpoint.warnings:
         streams.warn(line)
     if as_json:
@@ -58,7 +68,7 @@ def inspect(
         AnswerWriter(raw=True).write(draw_model(report, colored=colored, with_tensors=tensors))
 
 
-def describe(plan: "LoadPlan") -> dict[str, Any]:
+def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
     """Describe a model as a JSON object, with the memory it would take when loaded as planned."""
     checkpoint, tokenizer, config = plan.checkpoint, plan.tokenizer, plan.checkpoint.config
     context = plan.config.context_length
@@ -66,7 +76,6 @@ def describe(plan: "LoadPlan") -> dict[str, Any]:
     cache = {length: plan.cache_bytes(length) for length in lengths}
     weights = plan.weight_bytes
     fitting = max(0, plan.bytes_free - weights) // plan.cache_bytes(1)
-    template = recognise(checkpoint.chat_template, tokenizer)
     return {
         "name": checkpoint.name,
         "path": str(checkpoint.path),
@@ -91,7 +100,7 @@ def describe(plan: "LoadPlan") -> dict[str, Any]:
             {"name": name, "shape": list(info.shape), "type": info.type, "bytes": info.n_bytes}
             for name, info in checkpoint.tensors.items()
         ],
-        "template": template,
+        "template": _describe_template(checkpoint, tokenizer, settings),
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
@@ -100,10 +109,7 @@ def describe(plan: "LoadPlan") -> dict[str, Any]:
             "add_bos": tokenizer.add_bos,
             "control_tokens": dict(tokenizer.control_ids),
         },
-        "samples": {
-            "texts": [_split(tokenizer, text) for text in _SAMPLES],
-            "chat": _rendered(checkpoint, tokenizer, template),
-        },
+        "samples": {"texts": [_split(tokenizer, text) for text in _SAMPLES]},
     }
 
 
@@ -174,21 +180,32 @@ def _visible(data: bytes) -> str:
         return "".join(f"<{byte:02X}>" for byte in data)
 
 
-def _rendered(
-    checkpoint: "Checkpoint", tokenizer: "Tokenizer", template: str | None
-) -> list[dict[str, Any]]:
-    """Render a question and an answer by the template, split into text and control tokens."""
-    if template is None:
-        return []
+def _describe_template(
+    checkpoint: "Checkpoint", tokenizer: "Tokenizer", settings: Settings
+) -> dict[str, Any]:
+    """Describe the chat template: its name, its source, and sample dialogs that it renders."""
+    source = checkpoint.templates
+    found: dict[str, Any] = {"name": None, "source": source.where, "texts": sorted(source.texts)}
     try:
-        chosen = choose_template(template, checkpoint.chat_template, tokenizer)
-    except UsageError:  # the vocabulary lacks a token of the template
-        return []
+        template = choose_template(settings.template, source, tokenizer, settings.template_name)
+    except UsageError as error:
+        return found | {"note": str(error), "dialogs": []}
+    dialogs = [_render(template, tokenizer, dialog) for dialog in _DIALOGS]
+    return found | {"name": template.name, "note": template.take_note(), "dialogs": dialogs}
+
+
+def _render(
+    template: ChatTemplate, tokenizer: "Tokenizer", dialog: Sequence[Message]
+) -> list[dict[str, Any]]:
+    """Render a dialog, split into text and control tokens."""
+    try:
+        ids = template.render(dialog)
+    except UsageError as error:  # a template may refuse a system message
+        return [{"text": str(error), "control": False}]
     control = set(tokenizer.control_ids.values())
     decoder = StreamingDecoder(tokenizer)
     segments: list[dict[str, Any]] = []
-    exchange = [Message("user", "Hello!"), Message("assistant", "Hi. What can I do for you?")]
-    for token_id in chosen.render(exchange):
+    for token_id in ids:
         is_control = token_id in control
         text = tokenizer.piece(token_id) if is_control else decoder.push(token_id)
         if not is_control and segments and not segments[-1]["control"]:

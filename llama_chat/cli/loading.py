@@ -104,8 +104,11 @@ def new_session(
     """Begin a conversation with the settings and the examples of the prompt file."""
     session = llama.chat(
         template=settings.template,
+        template_name=settings.template_name,
         examples=() if prompt is None else prompt.examples,
         notify=notify,
     )
     session.configure(settings)
+    if (note := session.template.take_note()) and not settings.quiet:
+        notify(note)
     return session

@@ -1,14 +1,17 @@
 """``llama-chat tokenize``: the ids of a text."""
 
 import sys
+from collections.abc import Sequence
+from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.templates import choose_template
+from llama_chat.chat.templates.base import Origin
 from llama_chat.cli.loading import model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
@@ -29,8 +32,10 @@ def tokenize(
 ) -> None:
     """Show the ids and pieces of a text, or of a dialog through the chat template.
 
-    Every byte counts, a final newline too, but for a byte-order mark at the beginning, which is no
-    part of a text. No BOS is added. The model may be the path of a tokenizer.model alone.
+    Of a dialog it also shows what each token is: a control token, or text of the template or of a
+    message. Every byte of a text counts, a final newline too, but for a byte-order mark at the
+    beginning, which is no part of a text. No BOS is added. The model may be the path of a
+    tokenizer.model alone.
     """
     if file == "-" and dialog is None and streams.is_terminal(sys.stdin):
         raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
@@ -38,20 +43,37 @@ def tokenize(
     path = model_path(settings)
     from llama_chat.loading.formats import open_tokenizer
 
-    tokenizer, template_text = open_tokenizer(path)
+    tokenizer, templates = open_tokenizer(path)
+    origins: list[Origin] = []
     if dialog is None:
         ids = tokenizer.encode(text)
     else:
-        template = choose_template(settings.template, template_text, tokenizer)
-        ids = template.render(parse_dialog(text, dialog))
+        template = choose_template(settings.template, templates, tokenizer, settings.template_name)
+        if note := template.take_note():
+            streams.warn(note)
+        messages = parse_dialog(text, dialog)
+        ids, origins = template.render(messages), template.origins(messages)
     pieces = [tokenizer.piece(token_id) for token_id in ids]
     if as_json:
-        streams.write_json({"ids": ids, "pieces": pieces})
+        report: dict[str, Any] = {"ids": ids, "pieces": pieces}
+        report |= {"spans": _spans(origins)} if dialog is not None else {}
+        streams.write_json(report)
         return
     writer = AnswerWriter()
-    for token_id, piece in zip(ids, pieces, strict=True):
-        writer.write(f"{token_id:>6}  {piece!r}\n")
+    for token_id, piece, origin in zip_longest(ids, map(repr, pieces), origins, fillvalue=""):
+        writer.write(f"{token_id:>6}  {piece:<20}  {origin}".rstrip() + "\n")
     writer.finish()
+
+
+def _spans(origins: Sequence[Origin]) -> list[dict[str, int | Origin]]:
+    """Return the runs of tokens of one origin: control, template or message."""
+    spans: list[dict[str, int | Origin]] = []
+    start = 0
+    for origin, run in groupby(origins):
+        end = start + len(list(run))
+        spans.append({"start": start, "end": end, "from": origin})
+        start = end
+    return spans
 
 
 def _read(name: str) -> str:

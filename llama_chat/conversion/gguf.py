@@ -135,8 +135,8 @@ class GGUFFile:
         if tokenizer.eos_id is not None:
             writer.add_eos_token_id(tokenizer.eos_id)
         writer.add_add_bos_token(tokenizer.add_bos)
-        if self._checkpoint.chat_template:
-            writer.add_chat_template(self._checkpoint.chat_template)
+        if templates := self._checkpoint.templates.stored:
+            writer.add_chat_template(templates)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:

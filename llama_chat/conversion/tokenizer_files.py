@@ -40,8 +40,8 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) 
     for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if token_id is not None:
             config[name] = tokenizer.piece(token_id)
-    if checkpoint.chat_template:
-        config["chat_template"] = checkpoint.chat_template
+    if templates := checkpoint.templates.stored:
+        config["chat_template"] = templates
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 

@@ -55,6 +55,14 @@ STARTERS = {
     )
 }
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Chat template of the starters, instead of the one in the file: that one adds a system message
+where there is none."""
+
 _CHUNK = 2**20
 _POLL_S = 0.1
 
@@ -72,6 +80,14 @@ def is_installed(name: str) -> bool:
         return installed_path(name).stat().st_size == STARTERS[name].size
     except OSError:
         return False
+
+
+def is_starter(path: Path) -> bool:
+    """True if ``path`` is the file of a starter model, wherever it lies."""
+    return any(
+        path.name == each.file_name and path.stat().st_size == each.size
+        for each in STARTERS.values()
+    )
 
 
 def pull(name: str, report: Callable[[int, int], None]) -> Path:

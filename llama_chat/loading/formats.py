@@ -1,5 +1,6 @@
 """Checkpoints and tokenizers, opened by path with the reader of their format."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from llama_chat.checkpoints.base import (
     TokenizerSource,
 )
 from llama_chat.checkpoints.small_files import decoding
+from llama_chat.checkpoints.template_source import DEFAULT, TemplateSource
 from llama_chat.errors import ModelError, reason
+from llama_chat.library import starter
 from llama_chat.library.layouts import identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.bpe import BytePairTokenizer
@@ -43,11 +46,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     reader = import_module(f"llama_chat.checkpoints.{found.reader}")
     with decoding(what):
         checkpoint: Checkpoint = reader.open_checkpoint(path)
+    if starter.is_starter(path):
+        texts = {DEFAULT: starter.CHAT_TEMPLATE}
+        checkpoint.templates = replace(checkpoint.templates, texts=texts, where="llama-chat")
     return checkpoint
 
 
-def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
-    """Open the tokenizer at ``path``, and the chat template text of the model that it belongs to.
+def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
+    """Open the tokenizer at ``path``, and the chat templates of the model that it belongs to.
 
     ``path`` is a model, a ``tokenizer.model`` or ``tokenizer.json``, or a folder that holds one.
 
@@ -62,11 +68,11 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, str | None]:
             files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
         for file in files:
             if file.suffix == ".model" and file.exists():
-                return SentencePieceTokenizer(file), None
+                return SentencePieceTokenizer(file), TemplateSource(is_meta=True)
             if file.suffix == ".json" and file.exists():
-                return JsonTokenizer(file), None
+                return JsonTokenizer(file), TemplateSource()
     checkpoint = open_checkpoint(path)
-    return load_tokenizer(checkpoint), checkpoint.chat_template
+    return load_tokenizer(checkpoint), checkpoint.templates
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

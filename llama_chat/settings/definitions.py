@@ -13,7 +13,7 @@ from llama_chat.settings.setting import Setting, Value, define, setting_of
 DEFAULT_SOURCE = "default"
 
 TEMPLATES = {
-    "auto": "the one that the model was made for",
+    "auto": "the model's own",
     "llama2": "Llama 2 and its relatives",
     "chatml": "Qwen, SmolLM and others",
     "zephyr": "Zephyr and TinyLlama",
@@ -240,6 +240,13 @@ class ReplySettings:
     )
     template: str = define(
         "choice", "auto", "Chat template.", scope="reply", values=TEMPLATES, example="llama2"
+    )
+    template_name: str | None = define(
+        "text",
+        None,
+        "Which of several templates that the model has.",
+        scope="reply",
+        example="tool_use",
     )
     overflow: str = define(
         "choice",

@@ -107,7 +107,7 @@ class Chat:
         self.llama, self.session = llama, session
         self.configure()
         dtype = str(llama.model.dtype).removeprefix("torch.")
-        self.notes += llama.checkpoint.warnings
+        self.notes += filter(None, [*llama.checkpoint.warnings, session.template.take_note()])
         self.notes.append(
             f"{llama.name} · {dtype} on {llama.model.device} · context {llama.context} · "
             f"template {session.template.name}"
@@ -120,6 +120,7 @@ class Chat:
             return llama.chat(
                 conversation=self.conversation,
                 template=self.settings.template,
+                template_name=self.settings.template_name,
                 notify=lambda line: self.renderer.note(line),
             )
         except UsageError as error:
@@ -226,8 +227,10 @@ class Chat:
         scope = SETTINGS[name].scope
         if scope == "load":
             self.reload(self.settings.change(name, value, source))
-        elif name == "template" and self.llama is not None and self.session is not None:
-            self.session.template = self.llama.template(str(value))
+        elif name in ("template", "template_name") and self.llama and self.session:
+            wanted = self.settings.change(name, value, source)
+            self.session.template = self.llama.template(wanted.template, wanted.template_name)
+            self.notes += filter(None, [self.session.template.take_note()])
         self._settings.change(name, value, source)
         if scope == "display":
             self.renderer = self._new_renderer()

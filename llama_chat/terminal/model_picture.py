@@ -172,13 +172,23 @@ def _sample(sample: Report) -> tuple[Text, Text]:
 
 
 def _template(report: Report) -> RenderableType:
-    if report["template"] is None:
-        return safe_text("not known: choose one with --template")
-    return Group(safe_text(report["template"]), _exchange(report["samples"]["chat"]))
+    template = report["template"]
+    rows: list[RenderableType] = []
+    if template["name"] is not None:
+        is_jinja = template["name"] == "jinja"
+        how = "rendered by Jinja" if is_jinja else f"{template['name']}, rendered by llama-chat"
+        rows.append(safe_text(how + (f", from {template['source']}" if template["source"] else "")))
+    if template["note"]:
+        rows.append(safe_text(template["note"], "yellow"))
+    if len(template["texts"]) > 1 and template["name"] is not None:
+        rows.append(safe_text("--template-name: " + ", ".join(template["texts"]), "dim"))
+    for number, dialog in enumerate(template["dialogs"], 1):
+        rows += [Text(f"dialog {number}", "dim"), _exchange(dialog)]
+    return Group(*rows)
 
 
 def _exchange(segments: Iterable[Report]) -> Text:
-    """Draw a question and an answer in the chat template, with line ends and control tokens."""
+    """Draw a dialog in the chat template, with line ends and control tokens."""
     shown = Text(overflow="fold")
     for segment in segments:
         if segment["control"]:

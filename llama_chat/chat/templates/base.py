@@ -9,7 +9,6 @@ that they do not act as tags.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -30,6 +29,12 @@ class Typed:
 Part = str | Typed | tuple[int, ...]
 """Text of the template, text of a message, or token ids."""
 
+Run = tuple[str | Typed, ...]
+"""Texts that are encoded as one."""
+
+Origin = Literal["control", "template", "message"]
+"""Where a token comes from; one across the border of template and message is the message's."""
+
 
 class ChatTemplate(ABC):
     """Chat template: the format of turns and roles that a model was trained with."""
@@ -39,10 +44,14 @@ class ChatTemplate(ABC):
     """Tags that mark turns; in a message they are plain text."""
     controls: tuple[str, ...] = ()
     """Control tokens that the tokenizer must have."""
+    note: str = ""
+    """Line for the user about how the template was chosen, if it needs one."""
     before_reply: str = ""
     """Text between the beginning of the model's turn and its first word."""
     stripped: tuple[Role, ...] = ()
     """Roles whose messages are stripped of white space at both ends."""
+    reply_prefix: str = "never"
+    """As ``dummy_prefix``, for a reply: it begins a text only if a control token asks for it."""
     dummy_prefix: Literal["every", "first", "never"] = "every"
     """Texts that begin with the dummy prefix (a space) of a SentencePiece vocabulary.
 
@@ -65,7 +74,8 @@ class ChatTemplate(ABC):
                     "choose another with --template",
                 )
         self._tokenizer = tokenizer
-        names = [name for name in {*self.controls, *self.tags} if name in tokenizer.control_ids]
+        known = (name for name in self.own_controls(tokenizer) if name in tokenizer.control_ids)
+        names = sorted(known, key=len, reverse=True)  # of two that match, the longer
         self._control = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         tag = re.compile("|".join(map(re.escape, self.tags)) or "(?!)")
         # A conversation is rendered at every turn, and at every key press for the context meter.
@@ -73,15 +83,9 @@ class ChatTemplate(ABC):
         self._encode_once = lru_cache(maxsize=1024)(partial(_encode_text, tokenizer, tag))
         self._min_once = lru_cache(maxsize=8)(tokenizer.min_tokens)
 
-    @classmethod
-    def is_text(cls, text: str) -> bool:
-        """True if a template text found in a checkpoint is this template."""
-        return False
-
-    @classmethod
-    def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
-        """True if the control tokens of a checkpoint without template text are this template's."""
-        return False
+    def own_controls(self, tokenizer: Tokenizer) -> Iterable[str]:
+        """Return the texts that are control tokens where the template writes them."""
+        return {*self.controls, *self.tags}
 
     @abstractmethod
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
@@ -93,15 +97,35 @@ class ChatTemplate(ABC):
         After a user message the ids end where the model's reply begins. After a reply they end
         where the next message begins, or with ``open_reply`` where that reply continues.
         """
-        return self._encode(self.write(messages, open_reply), self.dummy_prefix)
+        pieces = list(self._pieces(self.write(messages, open_reply)))
+        runs = self._encode(pieces, self._prefix_of(pieces))
+        return [token_id for ids, _ in runs for token_id in ids]
+
+    def origins(self, messages: Sequence[Message]) -> list[Origin]:
+        """Return where each of the ids that ``render`` returns comes from."""
+        pieces = list(self._pieces(self.write(messages, False)))
+        control = set(self._tokenizer.control_ids.values())
+        found: list[Origin] = []
+        for ids, run in self._encode(pieces, self._prefix_of(pieces)):
+            if run is None:
+                found += ["control" if token_id in control else "message" for token_id in ids]
+            else:
+                found += _text_origins(self._tokenizer, ids, run)
+        return found
 
     def encode_reply(self, text: str) -> tuple[int, ...]:
         """Encode the text that a reply begins with; tags in it are plain text."""
-        return tuple(self._encode([self.before_reply, Typed(text)], "never"))
+        runs = self._encode(self._pieces([self.before_reply, Typed(text)]), self.reply_prefix)
+        return tuple(token_id for ids, _ in runs for token_id in ids)
 
     def find_tags(self, text: str) -> list[str]:
         """Return the tags of this template that occur in ``text``, each once."""
         return [tag for tag in self.tags if tag in text]
+
+    def take_note(self) -> str:
+        """Return ``note`` the first time, for the user to read it once."""
+        note, self.note = self.note, ""
+        return note
 
     def words(self, message: Message) -> Iterator[Part]:
         """Yield the ids of a message if known, else its text as in the published format."""
@@ -121,21 +145,26 @@ class ChatTemplate(ABC):
             for text in map(without_final_newline, message.texts)
         )
 
-    def _encode(self, parts: Iterable[Part], prefix: str) -> list[int]:
-        """Encode parts, each run of texts between ids as a whole."""
-        ids: list[int] = []
+    def _prefix_of(self, pieces: Sequence[Part]) -> str:
+        """Return the texts among ``pieces`` that begin with the dummy prefix."""
+        return self.dummy_prefix
+
+    def _encode(
+        self, pieces: Iterable[Part], prefix: str
+    ) -> Iterator[tuple[Sequence[int], Run | None]]:
+        """Encode each run of texts between ids as a whole; yield ids, and the run if there is."""
         text: list[str | Typed] = []
         prefixed = prefix != "never"
-        for piece in (*self._pieces(parts), ()):  # empty ids end the last text
+        for piece in (*pieces, ()):  # empty ids end the last text
             if not isinstance(piece, tuple):
                 text.append(piece)
                 continue
             if text:
-                ids += self._encode_once(tuple(text), prefixed)
+                run = tuple(text)
+                yield self._encode_once(run, prefixed), run
                 prefixed = prefix == "every"
                 text.clear()
-            ids += piece
-        return ids
+            yield piece, None
 
     def _pieces(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield the parts, with ids for the control tokens in the template's own text."""
@@ -151,7 +180,7 @@ class ChatTemplate(ABC):
 
 
 def _encode_text(
-    tokenizer: Tokenizer, tag: re.Pattern[str], parts: tuple[str | Typed, ...], prefixed: bool
+    tokenizer: Tokenizer, tag: re.Pattern[str], parts: Run, prefixed: bool
 ) -> list[int]:
     """Encode parts as one text, and the tags in typed parts character by character."""
     # A leading newline takes the dummy prefix and merges with nothing; its ids are cut off again.
@@ -168,6 +197,22 @@ def _encode_text(
         else:
             text += part
     return tokenizer.encode(text, spell=spans)[n_extra:]
+
+
+def _text_origins(tokenizer: Tokenizer, ids: Sequence[int], run: Run) -> list[Origin]:
+    """Return where the tokens of a run come from."""
+    texts = [
+        (isinstance(part, Typed), part if isinstance(part, str) else part.text) for part in run
+    ]
+    by_byte = [typed for typed, text in texts for _ in text.encode("utf-8", "replace")]
+    lengths = [len(tokenizer.token_bytes(token_id)) for token_id in ids]
+    by_byte[:0] = [False] * (sum(lengths) - len(by_byte))  # a dummy prefix
+    found: list[Origin] = []
+    begin = 0
+    for length in lengths:
+        found.append("message" if any(by_byte[begin : begin + length]) else "template")
+        begin += length
+    return found
 
 
 def is_open(messages: Sequence[Message], i: int, open_reply: bool) -> bool:

@@ -1,7 +1,6 @@
 """Llama 2: ``[INST] … [/INST]``, as Meta encodes it."""
 
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates.base import ChatTemplate, Part, Typed, is_open, split_system
@@ -38,16 +37,6 @@ class Llama2Template(ChatTemplate):
         yield from ("<<SYS>>\n", Typed(system), "\n<</SYS>>")
         if user:
             yield from ("\n\n", Typed(user))
-
-    @classmethod
-    def is_text(cls, text: str) -> bool:
-        """See the base class."""
-        return "[INST]" in text and "<<SYS>>" in text
-
-    @classmethod
-    def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
-        """True for the control tokens of Meta's release, which has no template text."""
-        return controls <= {"<unk>", "<s>", "</s>"}
 
 
 TEMPLATE = Llama2Template

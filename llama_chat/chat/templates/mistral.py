@@ -1,7 +1,6 @@
 """Mistral 7B Instruct: ``[INST] … [/INST]`` after one BOS."""
 
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates.base import ChatTemplate, Part, Typed, is_open, split_system
@@ -52,16 +51,6 @@ class MistralTemplate(ChatTemplate):
         goes_on = bool(turns) and (open_reply or turns[-1].role == "user")
         n_ended = len(turns) - goes_on
         return n_ended - n_ended % 2
-
-    @classmethod
-    def is_text(cls, text: str) -> bool:
-        """See the base class. Later models of Mistral have a tag for the system message."""
-        return "[INST]" in text and "<<SYS>>" not in text and "[SYSTEM_PROMPT]" not in text
-
-    @classmethod
-    def is_vocabulary(cls, controls: AbstractSet[str]) -> bool:
-        """See the base class."""
-        return {"[INST]", "[/INST]"} <= controls
 
 
 TEMPLATE = MistralTemplate

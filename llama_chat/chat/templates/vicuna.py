@@ -34,10 +34,5 @@ class VicunaTemplate(ChatTemplate):
             elif not is_open(turns, i, open_reply):
                 yield "</s>"
 
-    @classmethod
-    def is_text(cls, text: str) -> bool:
-        """See the base class."""
-        return "USER:" in text and "ASSISTANT:" in text
-
 
 TEMPLATE = VicunaTemplate

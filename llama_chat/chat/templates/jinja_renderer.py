@@ -1,0 +1,185 @@
+"""Rendering of a chat template in a child process, whose program is ``jinja_child``."""
+
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from llama_chat.errors import PromptTooLongError, UsageError, reason
+
+MAX_TEMPLATE = 256 * 2**10
+"""Limit on the bytes of a template; the longest published ones take a tenth of it."""
+MAX_OUTPUT = 4 * 2**20
+_MIN_LIMIT, _MAX_GROWTH = 64 * 2**10, 16
+"""Limit on the characters written: a number, and so many for each that is given."""
+_PATIENCE_S = 2.7
+"""Wait for an answer, longer than the child's processor time."""
+_START_S = 20.0
+"""Wait for the start, which takes a tenth of a second on a machine that has nothing else to do."""
+_MAX_GIVEN = 2 * 2**20
+"""Limit on the characters of a conversation, for which the child has the memory."""
+_MAX_ANSWER = 12 * MAX_OUTPUT
+"""Limit on the bytes of an answer: two texts, of six bytes a character if all are escaped."""
+_ADVICE = "name another with --template"
+_PROGRAM = Path(__file__).with_name("jinja_child.py")
+
+
+def refusal(why: str) -> UsageError:
+    """Return the error about a template that cannot be used."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(why.split()))
+    return UsageError("chat template of the model", line, _ADVICE)
+
+
+class JinjaRenderer:
+    """A template, and the process that renders it. The process ends with this object."""
+
+    def __init__(self, template: str) -> None:
+        """Start the process and compile the template.
+
+        Raises:
+            UsageError: if it is too large, no template, or the process cannot be started.
+        """
+        if len(template.encode("utf-8", "replace")) > MAX_TEMPLATE:
+            raise refusal(f"it is larger than {MAX_TEMPLATE >> 10} KiB")
+        self._template = template
+        self._lock = Lock()
+        self._child: _Child | None = None
+        self.words: Sequence[str] = self._ready()[1]
+        """Texts that the template looks for in a message."""
+
+    def render(
+        self,
+        roles: Sequence[str],
+        contents: Sequence[str],
+        masked: Sequence[str],
+        *,
+        variables: Mapping[str, Any],
+        now: str,
+    ) -> tuple[str, str | None]:
+        """Render a conversation twice, with its contents and with the masked ones.
+
+        Returns:
+            Both texts; the second is None if the template fails on masked contents.
+
+        Raises:
+            UsageError: if the template fails or exceeds a limit.
+            PromptTooLongError: if the conversation is longer than any context.
+        """
+        given = sum(map(len, contents))
+        if given > _MAX_GIVEN:
+            why = f"{given:,} characters are more than a template is given"
+            raise PromptTooLongError("conversation", why, "shorten the message, or begin anew")
+        request = {
+            "roles": roles,
+            "contents": contents,
+            "masked": masked,
+            "variables": variables,
+            "now": now,
+            "limit": min(MAX_OUTPUT, _MIN_LIMIT + _MAX_GROWTH * (given + len(self._template))),
+        }
+        with self._lock:
+            child, _ = self._ready()
+            answer = self._ask(child, request)
+        return answer["text"], answer["masked"]
+
+    def _ready(self) -> "tuple[_Child, Sequence[str]]":
+        """Return the process, started again if the last request ended it, and its words."""
+        if self._child is not None:
+            return self._child, self.words
+        self._child = child = _Child()
+        weakref.finalize(self, child.end)
+        answer = self._ask(child, {"template": self._template})
+        return child, answer["words"]
+
+    def _ask(self, child: "_Child", request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            answer = child.ask(request)
+        except BaseException:  # Ctrl-C too: the answer of this request is never that of the next
+            child.end()
+            self._child = None
+            raise
+        if "error" in answer:
+            raise refusal(answer["error"])
+        return answer
+
+
+class _Child:
+    """The process, in a session of its own, which Ctrl-C in the terminal does not reach."""
+
+    def __init__(self) -> None:
+        self._is_ready = False
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-B", str(_PROGRAM), *_package_folders()],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._socket.close()
+                raise refusal(f"its process does not start ({reason(error)})") from None
+
+    def end(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request, and return the answer.
+
+        Raises:
+            UsageError: if there is none; the process must then be ended.
+        """
+        data = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        try:
+            if not self._is_ready:
+                self._receive(_START_S)
+                self._is_ready = True
+            self._socket.settimeout(_PATIENCE_S)
+            self._socket.sendall(data)
+            answer: dict[str, Any] = json.loads(self._receive(_PATIENCE_S))
+        except TimeoutError:
+            raise refusal(f"it does not end within {_PATIENCE_S:g} s") from None
+        except (OSError, ValueError):
+            raise refusal(self._end_said()) from None
+        return answer
+
+    def _receive(self, seconds: float) -> bytes:
+        """Receive a line; it is empty if the process ended."""
+        deadline = time.monotonic() + seconds
+        received = bytearray()
+        while not received.endswith(b"\n"):
+            self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+            part = self._socket.recv(2**18)
+            received += part
+            if not part or len(received) > _MAX_ANSWER:
+                return b""
+        return bytes(received)
+
+    def _end_said(self) -> str:
+        """Say why the process ended."""
+        self.end()
+        status = self._process.returncode
+        if status == -signal.SIGPROF:
+            return "it takes more than 2 s of processor time"
+        return f"the process that renders it ended, with status {status}"
+
+
+def _package_folders() -> list[str]:
+    """Return the folders in which the packages of the child are, without importing these."""
+    specs = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
+    return [str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin]

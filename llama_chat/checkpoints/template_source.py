@@ -1,0 +1,29 @@
+"""What a checkpoint says about its chat template."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSource:
+    """Chat templates of a checkpoint, and what a template is guessed from if there is none."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Template texts by name; most checkpoints have ``default`` alone."""
+    where: str = ""
+    """File or metadata key of the default, or else of the others."""
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """Tokens that a template may name, such as ``bos_token``, as the checkpoint names them."""
+    names: tuple[str, ...] = ()
+    """Names of the model: of its file or folder, and in its metadata."""
+    is_meta: bool = False
+    """True for files in a layout of Meta, which never hold a template."""
+
+    @property
+    def stored(self) -> str | list[dict[str, str]] | None:
+        """The texts as files store them: one, or a list of named ones; None if there is none."""
+        if self.texts.keys() <= {DEFAULT}:
+            return self.texts.get(DEFAULT)
+        return [{"name": name, "template": text} for name, text in self.texts.items()]

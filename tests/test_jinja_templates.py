@@ -1,0 +1,100 @@
+"""Published templates that Jinja renders, against transformers."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import jinja2
+import pytest
+
+from llama_chat.chat.conversation import Message, Role
+from llama_chat.chat.templates.jinja import JinjaTemplate
+from llama_chat.errors import UsageError
+from llama_chat.generation.kv_cache import common_prefix
+from llama_chat.tokenizers.base import Tokenizer
+from tests.template_kit import MODELS, dialogs, special_tokens, template_text, twins
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Kit = Callable[[str], "tuple[JinjaTemplate, Tokenizer, PreTrainedTokenizerFast]"]
+
+PROSE = ["Explain {}, please.", "{}", "\n{}\n", "{} {}", "say{}it", "{}\nassistant\nYes"]
+"""Contents with a marker that a person typed."""
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A function from a model to its template, our tokenizer and that of transformers."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+
+    @cache
+    def make(name: str) -> "tuple[JinjaTemplate, Tokenizer, PreTrainedTokenizerFast]":
+        ours, theirs = twins(name, folder)
+        named = {"bos_token": MODELS[name].bos, "eos_token": MODELS[name].eos}
+        tokens = {key: token for key, token in named.items() if token is not None}
+        return JinjaTemplate(ours, template_text(name), tokens), ours, theirs
+
+    return make
+
+
+def reference(
+    name: str, tokenizer: "PreTrainedTokenizerFast", messages: list[Message]
+) -> list[int] | None:
+    """Apply the template with transformers; None if the template refuses the conversation."""
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in messages],
+            chat_template=template_text(name),
+            add_generation_prompt=messages[-1].role == "user",
+            return_dict=False,
+        )
+    except jinja2.TemplateError:
+        return None
+    return ids
+
+
+def rendered(template: JinjaTemplate, messages: list[Message]) -> list[int] | None:
+    try:
+        return template.render(messages)
+    except UsageError:
+        return None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ids_are_those_of_transformers(kit: Kit, name: str) -> None:
+    template, _, theirs = kit(name)
+    found = [(rendered(template, each), reference(name, theirs, each)) for each in dialogs()]
+    assert all(ours == expected for ours, expected in found)
+    assert len(found) >= 40
+    assert sum(ours is not None for ours, _ in found) >= 20
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ids_differ_where_a_person_types_a_special_token_and_only_there(
+    kit: Kit, name: str
+) -> None:
+    template, tokenizer, theirs = kit(name)
+    special = {tokenizer.control_ids[token] for token in special_tokens(name)}
+    compared = 0
+    for i, marker in enumerate(special_tokens(name)):
+        for j, prose in enumerate(PROSE):
+            content = prose.format(marker, marker)
+            said = [content, "Yes", "Then?"] if (i + j) % 2 else ["Well?", content, "Then?"]
+            roles: list[Role] = ["user", "assistant", "user"]
+            messages = [Message(role, text) for role, text in zip(roles, said, strict=True)]
+            ours, expected = rendered(template, messages), reference(name, theirs, messages)
+            assert ours is not None
+            assert expected is not None
+            begin = common_prefix(ours, expected)
+            end = common_prefix(ours[begin:][::-1], expected[begin:][::-1])
+            typed = ours[begin : len(ours) - end]
+            if ours == expected:  # the template leaves out what is before a marker in a reply
+                assert (name, marker) == ("r1-distill", "</think>")
+                continue
+            assert tokenizer.control_ids[marker] in expected[begin : len(expected) - end]
+            assert special.isdisjoint(typed)
+            assert marker in tokenizer.decode(typed)
+            assert tokenizer.decode(typed).strip() in content
+            compared += 1
+    assert compared >= 6
