@@ -2,6 +2,7 @@
 # make test   install, run the tests
 # make lint   formatting, types and the direction of imports
 # make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
+# make attack-text    thousands of hostile settings and prompt files
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint attack-models bench clean
+.PHONY: chat test lint attack-models attack-text bench clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -33,6 +34,9 @@ bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
 	$(BIN)/llama-chat bench --model smollm2-135m
 	$(BIN)/python -m benchmarks.turns
+
+attack-text: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.text
 
 clean:
 	rm -rf $(VENV) build dist llama_chat/kernels/_packed.so

@@ -1,4 +1,5 @@
-"""Campaigns: attacks on the program by thousands of hostile inputs, too long for the tests.
+"""Campaigns: thousands of hostile inputs, too long for the tests, which run a small part of each.
 
-Each is a module that runs by itself, and lists its findings; the tests run a small part of each.
+Each is a module that runs by itself and lists its findings; an input is the same again from a seed
+and a number.
 """

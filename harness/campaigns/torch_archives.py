@@ -25,7 +25,7 @@ from random import Random
 import torch
 
 from harness.campaigns import model_numbers
-from harness.campaigns.mutations import mutate
+from harness.campaigns.archive_mutations import mutate
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.meta import MetaCheckpoint
 from llama_chat.errors import ModelError

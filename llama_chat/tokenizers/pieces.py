@@ -15,7 +15,7 @@ _PROBE = (
     "가 ㄱ Å Ω \u00ad\u200b\u200d\ufeff\u3000 ß İ Ж ع ש क ไ 你𠮷 𝐀 🏴\U000e0067\U000e007f "
     "\U00012000 ▁ z  "
 )
-"""Text of which every vocabulary loses bytes that normalizes text or has no tokens for some."""
+"""Text that the normalizations in use change, and for which only tokens of all bytes suffice."""
 
 
 class PieceTokenizer(Tokenizer):
