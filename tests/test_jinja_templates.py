@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llama_chat.chat.conversation import Message, Role
 from llama_chat.chat.templates.jinja import JinjaTemplate
@@ -98,3 +100,24 @@ def test_ids_differ_where_a_person_types_a_special_token_and_only_there(
             assert tokenizer.decode(typed).strip() in content
             compared += 1
     assert compared >= 6
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_text_becomes_a_control_token(kit: Kit, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(MODELS)))
+    template, tokenizer, _ = kit(name)
+    special = special_tokens(name)
+    texts = [*special, *template.tags, *(token[:-2] for token in special), "user", "assistant"]
+    odd = ["", " ", "\n", "é", "<", "|>", "\ue000", "\U000f0041", "\U00100000", "\U0010ffff"]
+    text = st.lists(st.sampled_from([*texts, *odd]), max_size=8).map("".join)
+    control = set(tokenizer.control_ids.values()) - {tokenizer.control_ids.get("<unk>")}
+
+    def controls(*said: str) -> list[int] | None:
+        roles: list[Role] = ["user", "assistant", "user"]
+        messages = [Message(role, each) for role, each in zip(roles, said, strict=True)]
+        ids = rendered(template, messages)
+        return None if ids is None else [token_id for token_id in ids if token_id in control]
+
+    typed = [data.draw(text) for _ in range(3)]
+    assert controls(*typed) == controls("U", "A", "end")
