@@ -1,7 +1,7 @@
 """Conversations through a template that Jinja renders: only what is new is read."""
 
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenizers")
 
 
-@cache
+@lru_cache(maxsize=2)
 def kit(name: str, folder: Path) -> tuple[JinjaTemplate, Tokenizer]:
     """Make the template of a model, and its tokenizer."""
     tokenizer, _ = twins(name, folder)
