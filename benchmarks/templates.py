@@ -2,9 +2,8 @@
 
     python -m benchmarks.templates [--model NAME] [--turns 50]
 
-It prints the time until the template has rendered a first message, its process started, and the
-time that a later turn takes: the message as it is typed and sent, and the reply once it is there.
-Both ways are given the template text of the model.
+It prints the time that the template adds to the first token of a reply: in the first turn, for
+which its process is started, and in later ones. Both ways get the template text of the model.
 """
 
 import argparse
@@ -35,9 +34,9 @@ def measure(make: Callable[[], ChatTemplate], n_turns: int, ids: tuple[int, ...]
         question = [*messages, Message("user", f"{number}. {QUESTION}")]
         template.render(question)
         template.render([*question, Message("assistant", "", ())], open_reply=True)
+        seconds.append(time.perf_counter() - began)
         messages = [*question, Message("assistant", REPLY.strip(), ids)]
         template.render(messages)
-        seconds.append(time.perf_counter() - began)
     return seconds
 
 

@@ -89,6 +89,11 @@ SLOW = {
 }
 
 
+def children() -> list[psutil.Process]:
+    """Return the processes that render templates."""
+    return [each for each in psutil.Process().children() if "jinja_child.py" in str(each.cmdline())]
+
+
 def refused(text: str) -> str:
     """Make a template of ``text``, which must fail, and return the line."""
     with pytest.raises(UsageError) as caught:
@@ -116,6 +121,7 @@ def test_a_hostile_template_is_refused(case: str, tmp_path: Path) -> None:
     assert "secret" not in line
     assert psutil.Process().memory_info().rss - memory < 2**26
     assert [path.name for path in tmp_path.iterdir()] == ["sentinel"]
+    assert not children()
 
 
 @pytest.mark.parametrize("case", SLOW)
@@ -136,11 +142,6 @@ def test_the_limit_in_seconds_is_three_in_all() -> None:
 
 
 CHATML = "{{ 'x' }}" + CHAT_TEMPLATE
-
-
-def children() -> list[psutil.Process]:
-    """Return the processes that render templates."""
-    return [each for each in psutil.Process().children() if "jinja_child.py" in str(each.cmdline())]
 
 
 def child_of(template: JinjaTemplate, said: str = "Hi") -> psutil.Process:

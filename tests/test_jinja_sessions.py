@@ -1,7 +1,7 @@
 """Conversations through a template that Jinja renders: only what is new is read."""
 
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenizers")
 
 
-@cache
+@lru_cache(maxsize=2)
 def kit(name: str, folder: Path) -> tuple[JinjaTemplate, Tokenizer]:
     """Make the template of a model, and its tokenizer."""
     tokenizer, _ = twins(name, folder)
@@ -144,3 +144,23 @@ def test_a_message_longer_than_any_context_is_refused_by_its_length(folder: Path
             next(session.send("a" * length))
         assert session.context_use("a" * length).n_dropped is None
     assert not session.conversation.all
+
+
+def test_another_of_the_templates_of_a_model_in_a_chat(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    write_gguf(model, metadata={"tokenizer__chat_template__rag": "{{ messages[-1].content }}"})
+    with Terminal("-m", model, "--max-tokens", "2", home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("/template", "template is chatml")
+        terminal.refuse("/template-name nope", "none of that name: choose one .* default, rag")
+        terminal.ask("/template-name rag", "rag")
+        terminal.ask("/template", "template is jinja")
+        terminal.ask("/template chatml", "template is chatml")
+
+
+def test_a_guess_in_a_chat_is_said_once(meta_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", meta_model, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        assert terminal.text.count("the model has none, llama2 is guessed") == 1
+        terminal.ask("/template auto", "template is llama2")
+        assert terminal.text.count("the model has none, llama2 is guessed") == 1

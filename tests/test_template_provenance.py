@@ -1,6 +1,6 @@
 """What a person types never becomes a control token, whatever a template does with it."""
 
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 from hypothesis import given, settings
@@ -74,7 +74,7 @@ def vocabulary(number: int) -> BytePairTokenizer:
     )
 
 
-@cache
+@lru_cache(maxsize=2)
 def template(use: str, number: int) -> JinjaTemplate:
     """Make a template that uses messages in some way, between all control tokens there are."""
     control = VOCABULARIES[number]

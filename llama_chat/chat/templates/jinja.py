@@ -58,7 +58,11 @@ class JinjaTemplate(ChatTemplate):
         controls = tuple(tokenizer.control_ids)
         self._write = lru_cache(maxsize=64)(partial(_write, renderer, dict(tokens), controls))
         self._has_clock = "strftime_now" in text
-        asked, *others = samples = self._samples()
+        try:
+            asked, *others = samples = self._samples()
+        except UsageError:
+            renderer.close()
+            raise
         self._prompt = asked.own()[-1]
         """Text between a user message and the reply to it."""
         self.before_reply = _blanks_before_reply(self._prompt, others)

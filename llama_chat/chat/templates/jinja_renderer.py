@@ -52,8 +52,9 @@ class JinjaRenderer:
         self._template = template
         self._lock = Lock()
         self._child: _Child | None = None
-        self.words: Sequence[str] = self._ready()[1]
+        self.words: Sequence[str] = ()
         """Texts that the template looks for in a message."""
+        self._ready()
 
     def render(
         self,
@@ -86,29 +87,36 @@ class JinjaRenderer:
             "limit": min(MAX_OUTPUT, _MIN_LIMIT + _MAX_GROWTH * (given + len(self._template))),
         }
         with self._lock:
-            child, _ = self._ready()
-            answer = self._ask(child, request)
+            answer = self._ask(self._ready(), request)
         return answer["text"], answer["masked"]
 
-    def _ready(self) -> "tuple[_Child, Sequence[str]]":
-        """Return the process, started again if the last request ended it, and its words."""
-        if self._child is not None:
-            return self._child, self.words
-        self._child = child = _Child()
-        weakref.finalize(self, child.end)
-        answer = self._ask(child, {"template": self._template})
-        return child, answer["words"]
+    def _ready(self) -> "_Child":
+        """Return the process, started again if the last request ended it."""
+        if self._child is None:
+            self._child = child = _Child()
+            weakref.finalize(self, child.end)
+            try:
+                self.words = self._ask(child, {"template": self._template})["words"]
+            except UsageError:
+                self.close()
+                raise
+        return self._child
 
     def _ask(self, child: "_Child", request: Mapping[str, Any]) -> dict[str, Any]:
         try:
             answer = child.ask(request)
         except BaseException:  # Ctrl-C too: the answer of this request is never that of the next
-            child.end()
-            self._child = None
+            self.close()
             raise
         if "error" in answer:
             raise refusal(answer["error"])
         return answer
+
+    def close(self) -> None:
+        """End the process; another request starts it again."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
 
 
 class _Child:

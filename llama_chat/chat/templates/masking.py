@@ -75,12 +75,14 @@ def write(
     leads = _unused_leads(contents, sought)
     present = [word for word in words if any(word in content for content in contents)]
     tags = [word for word in present if not word.isalnum()]
-    for kept in ([], tags, present):
-        pattern = _pattern(kept)
+    for kept in ([], *filter(None, (tags, present))):
+        pattern = _pattern(kept) if kept else None
         text, masked, shown, exact = _attempt(render, contents, leads, pattern)
-        if exact or kept == present:
+        if exact:
             break
-    runs = re.compile(rf"(?:{pattern.pattern}|\s)+") if kept else pattern
+    if pattern is None:
+        return Written(text, _spans(masked, leads, shown))
+    runs = re.compile(rf"(?:{pattern.pattern}|\s)+")
     plain = " ".join(run for content in contents for run in runs.findall(content))
     hidden = _pattern([*kept, *(name for name in controls if name in plain)])
     return Written(text, _spans(masked, leads, shown, hidden))
@@ -88,11 +90,11 @@ def write(
 
 def _pattern(words: Sequence[str]) -> Words:
     longest_first = sorted(words, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def _attempt(
-    render: Render, contents: Sequence[str], leads: Sequence[str], words: Words
+    render: Render, contents: Sequence[str], leads: Sequence[str], words: Words | None
 ) -> tuple[str, str, list[str], bool]:
     """Render with the contents masked except for ``words``.
 
@@ -113,11 +115,11 @@ def _codes(text: str) -> Codes:
 
 
 @lru_cache(maxsize=1024)
-def _mask(content: str, words: Words, lead: str) -> str:
+def _mask(content: str, words: Words | None, lead: str) -> str:
     """Mask a content except for its white space and ``words``, its first character by ``lead``."""
     codes = _codes(content)
     masked = (codes < _BMP) & ~np.isin(codes, _BLANKS)
-    for found in words.finditer(content):
+    for found in words.finditer(content) if words else ():
         masked[found.start() : found.end()] = False
     codes = np.where(masked, codes + _BASE, codes)
     if lead and masked.any():
@@ -160,17 +162,19 @@ def _count_alike(ours: Codes, plain: Codes) -> int:
 
 
 def _spans(
-    masked: str, leads: Sequence[str], shown: Sequence[str], words: Words
+    masked: str, leads: Sequence[str], shown: Sequence[str], words: Words | None = None
 ) -> list[tuple[int, int, int | None]]:
     """Find the messages in an aligned text; ``words`` are theirs too."""
     found: list[tuple[int, int, int | None]] = []
     for index, lead in enumerate(leads):
         whole = shown[index].strip()
-        start = masked.find(whole) if lead and lead in whole else -1
-        if start >= 0:
-            found.append((start, start + len(whole), index))
+        if lead and lead in whole:
+            start = masked.find(lead) - whole.index(lead)
+            if start >= 0 and masked.startswith(whole, start):
+                found.append((start, start + len(whole), index))
     found.sort()
-    masked = words.sub(lambda word: _UNKNOWN * len(word[0]), masked)
+    if words is not None:
+        masked = words.sub(lambda word: _UNKNOWN * len(word[0]), masked)
     edges = [(0, 0), *((start, end) for start, end, _ in found), (len(masked), len(masked))]
     rest = [
         (*run.span(), None)
