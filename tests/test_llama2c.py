@@ -52,7 +52,7 @@ def test_logits_are_those_of_the_same_weights(tmp_path: Path, tied: bool) -> Non
     model = random_model(config)
     ids = list(range(3, 90))
     expected = logits_of(model, ids)
-    assert load(tmp_path / "m.bin").logits(ids).equal(expected)
+    assert logits_of(load(tmp_path / "m.bin").model, ids).equal(expected)
 
 
 # --- The tokenizer ------------------------------------------------------------------------
