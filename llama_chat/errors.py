@@ -85,6 +85,11 @@ def reason(error: Exception, unnamed: str = "it cannot be used") -> str:
     return (error.strerror or unnamed).lower()
 
 
+def unexpected(error: Exception) -> str:
+    """Return the line about a bug, with advice on reporting it."""
+    return f"unexpected: {error}: report it with LLAMA_CHAT_TRACEBACK=1 set"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """True for all out-of-memory errors of Python, the operating system and torch."""
     if isinstance(error, OSError):

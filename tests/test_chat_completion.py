@@ -14,6 +14,7 @@ from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.completion import ChatCompleter
+from llama_chat.terminal.interrupts import Interrupts
 from tests.conversations import home_at, saved
 
 FILE_EVENTS = ("open", "os.listdir", "os.scandir")
@@ -51,7 +52,7 @@ def completer(tmp_path: Path) -> Iterator[ChatCompleter]:
             conversation = Conversation()
             conversation.add(Message("user", "hello"))
             saved(conversation, name)
-        yield ChatCompleter(Chat(Settings(), plan_load, None))  # type: ignore[arg-type]
+        yield ChatCompleter(Chat(Settings(), plan_load, None, Interrupts()))  # type: ignore[arg-type]
 
 
 def completions(completer: ChatCompleter, line: str) -> dict[str, str]:

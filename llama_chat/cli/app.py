@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from llama_chat.cli import completing
-from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError
+from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError, unexpected
 from llama_chat.terminal import streams
 
 COMMANDS = ("chat", "ask", "complete", "tokenize", "inspect", "convert", "pull", "bench")
@@ -60,13 +60,13 @@ def _only_a_command(ctx: typer.Context) -> None:
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: keep that
-            signal.signal(number, _leave)
     try:
         completing.prepare()
         command = typer.main.get_command(build(arguments))
         completing.guard_options(command.params)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: keep that
+                signal.signal(number, _leave)
         status = command.main(args=arguments, prog_name="llama-chat", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except LlamaChatError as error:
@@ -81,13 +81,15 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED_STATUS
     except Exception as error:
-        # A bug: still one line on stderr, with advice on reporting it.
+        # A bug: still one line on stderr.
         if os.environ.get("LLAMA_CHAT_TRACEBACK"):
             raise
-        streams.fail(f"unexpected: {error}: report it with LLAMA_CHAT_TRACEBACK=1 set")
+        streams.fail(unexpected(error))
         return 1
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Exit on a signal, so that every ``finally`` runs."""
+    """Exit on a signal, so that every ``finally`` runs; a second one must not cut these short."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

@@ -10,6 +10,7 @@ import typer
 from llama_chat import __version__
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment
+from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.cli.completing import conversations
 from llama_chat.cli.loading import model_path, open_prompt, plan_load
 from llama_chat.cli.options import takes_settings
@@ -18,6 +19,7 @@ from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE, starter
 from llama_chat.settings.definitions import Settings
 from llama_chat.terminal import streams
+from llama_chat.terminal.interrupts import Interrupts
 
 GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")]
 Resume = Annotated[
@@ -62,10 +64,14 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
     if not settings.model and not starter.is_installed(starter.DEFAULT):
         _offer_starter(settings)
     model_path(settings)  # a wrong name is an error before anything is drawn
-    from llama_chat.terminal.keyboard import hold_keys
+    prompt = open_prompt(settings)
+    with Interrupts() as interrupts:
+        from llama_chat.terminal.keyboard import hold_keys
 
-    with hold_keys():
-        _run_chat(settings, attachments, saved)
+        with hold_keys():
+            _run_chat(settings, prompt, attachments, saved, interrupts)
+    if interrupts.status:
+        raise typer.Exit(interrupts.status)
 
 
 def _read_piped() -> Attachment:
@@ -85,12 +91,18 @@ def _read_piped() -> Attachment:
     return Attachment(text)
 
 
-def _run_chat(settings: Settings, attachments: list[Attachment], saved: Path | None) -> None:
+def _run_chat(
+    settings: Settings,
+    prompt: PromptFile | None,
+    attachments: list[Attachment],
+    saved: Path | None,
+    interrupts: Interrupts,
+) -> None:
     """Show the attachments and the saved conversation, and run the chat."""
     from llama_chat.terminal.app import ChatApp
     from llama_chat.terminal.chat import Chat
 
-    chat = Chat(settings, plan_load, open_prompt(settings))
+    chat = Chat(settings, plan_load, prompt, interrupts)
     chat.attachments = attachments
     tell = chat.renderer.note
     if not settings.quiet:

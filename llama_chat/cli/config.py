@@ -15,6 +15,7 @@ from llama_chat.settings.definitions import SETTINGS, Settings
 from llama_chat.settings.setting import Value
 from llama_chat.settings.sources import config_path, read_config, usual_config_path
 from llama_chat.terminal import streams
+from llama_chat.terminal.editor import find_editor
 from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
 from llama_chat.tokenizers.base import without_surrogates
@@ -91,7 +92,7 @@ def edit(ctx: typer.Context, config: _ConfigOption = None) -> None:
     wait until it is closed: EDITOR="code --wait".
     """
     file = _file(ctx, config)
-    command = editing.editor()
+    command = find_editor()
     if not os.path.lexists(file):
         _create(file)
     changed = editing.edit(file, command, read_config)

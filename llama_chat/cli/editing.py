@@ -1,44 +1,16 @@
 """Editing of a settings file in the user's editor, without losing what was typed there."""
 
 import os
-import shlex
-import shutil
-import signal
 import stat
-import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
+from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import write_atomically, write_new
 from llama_chat.terminal import streams
-
-_ADVICE = "name an editor in VISUAL or EDITOR"
-
-
-def editor() -> list[str]:
-    """Return the command that opens an editor: ``$VISUAL``, ``$EDITOR``, else nano or vi.
-
-    Raises:
-        UsageError: if there is none that could work.
-    """
-    for variable in ("VISUAL", "EDITOR"):
-        try:
-            words = shlex.split(os.environ.get(variable, ""))
-        except ValueError:
-            raise UsageError(variable, "a quote in it is never closed", _ADVICE) from None
-        if words:
-            return words
-    found = shutil.which("nano") or shutil.which("vi")
-    if found is None:
-        raise UsageError("editor", "none is named, and neither nano nor vi is here", _ADVICE)
-    # An editor that the user names may need no terminal; these do.
-    if not streams.is_terminal(sys.stdin) or not streams.is_terminal(sys.stdout):
-        raise UsageError("editor", f"none is named, and {found} needs a terminal", _ADVICE)
-    return [found]
+from llama_chat.terminal.editor import run_editor
 
 
 def edit(path: Path, command: Sequence[str], check: Callable[[Path], object]) -> bool:
@@ -63,7 +35,7 @@ def edit(path: Path, command: Sequence[str], check: Callable[[Path], object]) ->
     before, mode = _read(target)
     with _copy_of(target, before) as copy:
         while True:
-            _run(command, copy)
+            run_editor(command, copy)
             after, _ = _read(copy)
             try:
                 check(copy if after != before else path)
@@ -105,34 +77,6 @@ def _copy_of(path: Path, data: bytes) -> Iterator[Path]:
             copy.unlink(missing_ok=True)
         raise
     copy.unlink()
-
-
-def _run(command: Sequence[str], path: Path) -> None:
-    """Run the editor to its end."""
-    what = f"editor {command[0]!r}"
-    try:
-        with _yielded_terminal():
-            status = subprocess.run([*command, str(path)], check=False).returncode
-    except OSError as error:
-        raise UsageError(what, reason(error), _ADVICE) from None
-    if status:
-        how = f"it ended with status {status}" if status > 0 else f"signal {-status} ended it"
-        raise LlamaChatError(what, how, "nothing was changed")
-
-
-@contextmanager
-def _yielded_terminal() -> Iterator[None]:
-    """Leave Ctrl-C to another program in the terminal, and restore the terminal's mode after it."""
-    terminal = sys.stdin if streams.is_terminal(sys.stdin) else None
-    mode = termios.tcgetattr(terminal) if terminal else None
-    handler = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if terminal and mode:
-            with suppress(termios.error):  # it is closed
-                termios.tcsetattr(terminal, termios.TCSADRAIN, mode)
 
 
 def _ask_again(error: UsageError) -> bool:

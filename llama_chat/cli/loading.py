@@ -1,6 +1,7 @@
 """Loading of the model, prompt file and session that the settings describe."""
 
 import gc
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int
         UsageError: if a setting does not suit it or this machine.
     """
     path = model_path(settings, wanted)  # a wrong name is an error before torch is imported
-    with _collector_paused():
+    with _signals_kill(), _collector_paused():
         from llama_chat.loading.plan import plan
 
     return plan(
@@ -67,6 +68,24 @@ def _collector_paused() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def _signals_kill() -> Iterator[None]:
+    """Let signals end the program at once, except in the chat, whose handlers raise nothing.
+
+    While torch is imported, an exception of a handler is lost in a callback, or aborts in C++.
+    """
+    handlers = {}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def load_model(settings: Settings) -> "Llama":

@@ -1,20 +1,19 @@
 """Input loop of the chat: read a line, then run it as a command or send it as a message."""
 
+import os
 import shlex
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import LlamaChatError, unexpected
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import find_command, parse_command
 from llama_chat.terminal.completion import ChatCompleter
+from llama_chat.terminal.history import open_history
 from llama_chat.terminal.interrupts import Interrupted
-from llama_chat.terminal.keyboard import (
-    Input,
-    PlainInput,
-    PromptInput,
-    open_history,
-)
+from llama_chat.terminal.keyboard import Input, PromptInput
+from llama_chat.terminal.plain_input import PlainInput
+from llama_chat.terminal.streams import one_line
 from llama_chat.terminal.toolbar import toolbar
 
 
@@ -23,36 +22,43 @@ class ChatApp:
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
+        self._warnings: list[str] = []
+        """Warnings that are not written yet."""
+        self._failed: set[type[Exception]] = set()
+        """Kinds of unexpected errors that are known to the user."""
         self._input = self._open_input()
         self._asked_to_leave = False
         """True if another Ctrl-C leaves the chat; reset when a line is sent."""
         chat.on_change = self._on_change
+        chat.interrupts.on_end = self._end_input
 
     def run(self) -> None:
         """Run the chat until the user leaves; the model loads in the background.
 
         Raises:
+            KeyboardInterrupt: on Ctrl-C before the first input.
             LlamaChatError: if the model cannot be loaded.
             SaveError: if the conversation could not be saved, also at the end.
         """
         chat = self._chat
+        if chat.interrupts.take() and not chat.interrupts.status:
+            raise KeyboardInterrupt
         try:
-            with chat.interrupts:
-                self._read_loop()
+            self._read_loop()
         finally:
             chat.loader.stop()
         if chat.unsaved is not None:
             chat.save()
             if chat.unsaved is not None:
                 raise chat.unsaved
-        if chat.file.name and not chat.settings.quiet:
+        if chat.file.name and not (chat.settings.quiet or chat.interrupts.status):
             name = shlex.quote(chat.file.name)
             chat.renderer.note(f"saved: llama-chat --resume {name}")
 
     def _read_loop(self) -> None:
         chat = self._chat
         typed = ""
-        while not chat.leaving:
+        while not (chat.leaving or chat.interrupts.status):
             if self._input_options != self._wanted_options():
                 self._input = self._open_input()
             if chat.renderer.plain:
@@ -63,7 +69,7 @@ class ChatApp:
                 typed = ""
                 chat.stop_editing()
             try:
-                line = self._input.read(typed)
+                line = self._read(typed)
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -78,6 +84,14 @@ class ChatApp:
             if chat.editing is not None and not typed:
                 typed = chat.editing.text
             chat.prefill_next()
+
+    def _read(self, typed: str) -> str:
+        """Read a line; warnings are written before and after."""
+        self._tell()
+        try:
+            return self._input.read(typed)
+        finally:
+            self._tell()
 
     def _wait_for_model(self) -> None:
         """Wait for the model: in a plain terminal nothing may be written while a line is read."""
@@ -123,9 +137,9 @@ class ChatApp:
     def _open_input(self) -> Input:
         chat = self._chat
         self._input_options = plain, colored, keep = self._wanted_options()
-        history = open_history(chat.renderer.note, keep=keep)
+        history = open_history(self._warn, keep=keep)
         if plain:
-            return PlainInput(history)
+            return PlainInput(history, self._poll)
         completer = ChatCompleter(chat)
 
         def on_open() -> None:
@@ -142,10 +156,14 @@ class ChatApp:
             on_clear=chat.stop_editing,
             # A Ctrl-C from before Enter must not stop the reply.
             on_send=chat.interrupts.take,
+            on_failure=self._on_failure,
         )
 
     def _on_shown(self) -> None:
         chat = self._chat
+        if chat.interrupts.status:
+            self._end_input()
+            return
         if chat.interrupts.take():  # pressed while the input was opening
             if self._asked_to_leave:
                 self._input.end(KeyboardInterrupt())
@@ -155,10 +173,42 @@ class ChatApp:
         if chat.session is None and not chat.loader.is_loading:
             chat.load()
 
+    def _end_input(self) -> None:
+        self._input.end(EOFError())
+
+    def _poll(self) -> None:
+        """Raise what ends the input, if a signal asks for that."""
+        if self._chat.interrupts.status:
+            raise EOFError
+        if self._chat.interrupts.take():
+            raise KeyboardInterrupt
+
     def _toolbar(self) -> StyleAndTextTuples:
         typed = self._input.text
         message = "" if parse_command(typed) else typed
         return toolbar(self._chat, message, self._chat.renderer.console.width)
+
+    def _on_failure(self, error: Exception) -> None:
+        """Report what failed within the input, an unexpected error once for each kind."""
+        if os.environ.get("LLAMA_CHAT_TRACEBACK"):
+            self._input.end(error)
+        elif isinstance(error, LlamaChatError):
+            self._warn(str(error))
+        elif type(error) not in self._failed:
+            self._failed.add(type(error))
+            self._warn(unexpected(error))
+
+    def _warn(self, line: str) -> None:
+        """Show a warning as soon as the terminal is free for it."""
+        self._warnings.append(line)
+        self._chat.on_change()
+
+    def _tell(self) -> None:
+        """Write the notes of background jobs, and the warnings."""
+        self._chat.tell_notes()
+        warnings, self._warnings = self._warnings, []
+        for line in warnings:
+            self._chat.renderer.note(f"warning: {one_line(line)}", "yellow")
 
     def _on_change(self) -> None:
         """Schedule ``_update`` in the thread of the input; called in any thread."""
@@ -174,7 +224,7 @@ class ChatApp:
             return
         if chat.loader.error is not None:
             self._input.end(chat.loader.error)
-        elif chat.notes:
-            self._input.write_above(chat.tell_notes)
+        elif chat.notes or self._warnings:
+            self._input.write_above(self._tell)
         else:
             self._input.redraw()

@@ -37,13 +37,20 @@ class PlanLoad(Protocol):
 class Chat:
     """State of the chat, and the operations of the commands on it."""
 
-    def __init__(self, settings: Settings, plan_load: PlanLoad, prompt: PromptFile | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plan_load: PlanLoad,
+        prompt: PromptFile | None,
+        interrupts: Interrupts,
+    ) -> None:
         """Begin a conversation; the model is loaded by ``load``.
 
         Args:
             settings: the settings in force without the prompt file.
             plan_load: plans to load the model that the settings name.
             prompt: a prompt file to begin with.
+            interrupts: tells of Ctrl-C, and of signals that end the chat.
         """
         self._settings = PromptedSettings(settings)
         self.renderer = self._new_renderer()
@@ -53,7 +60,7 @@ class Chat:
         """Model that the token ids in the conversation come from."""
         self.llama: Llama | None = None
         self.session: ChatSession | None = None
-        self.interrupts = Interrupts()
+        self.interrupts = interrupts
         self.loader = ModelLoader(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
         """Called, in any thread, when a background job made progress or has ended."""
@@ -313,8 +320,10 @@ class Chat:
         except LlamaChatError as error:
             failure = error
         finally:
-            writer.finish()
-            self.save()
+            try:
+                writer.finish()
+            finally:  # also if the terminal has gone
+                self.save()
         watching.take()
         if failure is not None:
             self.renderer.error(str(failure))

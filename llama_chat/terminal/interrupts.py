@@ -1,6 +1,7 @@
-"""Handling of Ctrl-C while the input is closed."""
+"""Handling of the signals that stop a reply or end the chat."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,32 +11,51 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """SIGINT handler that sets a flag to poll, so that Ctrl-C never raises at an arbitrary point.
+    """Handlers of SIGINT, SIGTERM and SIGHUP that set flags to poll.
 
-    The flag covers the time from sending a line until the next one can be typed.
+    An exception at an arbitrary point would leave the terminal half set up, cut off a save, or be
+    lost in a callback. The flags cover all the time but that in which the input takes keys.
     """
 
     def __init__(self) -> None:
-        self.pending = False
-        """True if Ctrl-C was pressed since the last ``take``."""
-        self._previous_handler: Any = None
+        self.status = 0
+        """Exit status with which the chat is to end, once SIGTERM or SIGHUP has come; else 0."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when one of these comes, at an arbitrary point of the main thread."""
+        self._pressed = False
+        self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
-        """Install the handler."""
-        self._previous_handler = signal.signal(signal.SIGINT, self._on_sigint)
+    def __enter__(self) -> "Interrupts":
+        """Install the handlers."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._previous_handler)
+    ) -> bool:
+        """Restore the handlers; once the chat is to end, the terminal may be gone: no error is."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        return self.status != 0 and isinstance(error, Exception)
+
+    @property
+    def pending(self) -> bool:
+        """True if Ctrl-C was pressed since the last ``take``, or the chat is to end."""
+        return self._pressed or self.status != 0
 
     def take(self) -> bool:
-        """Return ``pending`` and reset it."""
-        pending, self.pending = self.pending, False
+        """Return ``pending``, and forget a Ctrl-C."""
+        pending, self._pressed = self.pending, False
         return pending
 
-    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
-        self.pending = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._pressed = True
+        elif not self.status:
+            self.status = 128 + number
+            self.on_end()

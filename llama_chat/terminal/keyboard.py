@@ -1,28 +1,31 @@
-"""Input with keys, history and completion, and a plain one for terminals that only print."""
+"""Input with keys, history and completion."""
 
-import readline
+import asyncio
+import logging
 import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
-from prompt_toolkit.filters import Condition, has_completions, is_searching
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import History
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.styles import Style
 
-from llama_chat.errors import LlamaChatError
-from llama_chat.files import create_private_file, state_home
+from llama_chat.terminal.editor import edit_text
+from llama_chat.terminal.sanitizer import REPLACEMENTS
 
 _STYLE = Style.from_dict(
     {
@@ -35,7 +38,15 @@ _STYLE = Style.from_dict(
 )
 _NO_STYLE = Style.from_dict({"bottom-toolbar": "noreverse"})
 
+# The table by which prompt-toolkit draws every character: of the input, suggestions, completions
+# and the toolbar. The text of the input stays as it is.
+Char.display_mappings |= REPLACEMENTS
+
 PROMPT = "› "
+
+for _name in ("asyncio", "prompt_toolkit"):
+    # What fails is told by ``on_failure``; without a handler a stack trace would be written too.
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 class Input(Protocol):
@@ -84,7 +95,8 @@ def hold_keys() -> Iterator[None]:
     held[3] &= ~(termios.ECHO | termios.ICANON)
 
     def hold(number: int = 0, frame: FrameType | None = None) -> None:
-        termios.tcsetattr(descriptor, termios.TCSANOW, held)
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, held)
 
     hold()
     # After Ctrl-Z and fg the terminal is in the shell's mode.
@@ -93,40 +105,8 @@ def hold_keys() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCONT, on_continue)
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-@contextmanager
-def _echo() -> Iterator[None]:
-    """Set the terminal to echo, which readline does only where it finds that.
-
-    All else stays: readline changes it itself, and Enter typed before it does must stay Enter.
-    """
-    descriptor = sys.stdin.fileno()
-    held = termios.tcgetattr(descriptor)
-    echoing = termios.tcgetattr(descriptor)
-    echoing[3] |= termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSANOW, echoing)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, held)
-
-
-def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
-    """Open the history of earlier sessions, a file that only the user may read.
-
-    Without ``keep``, or if the file cannot be created, the history is in memory only.
-    """
-    if not keep:
-        return InMemoryHistory()
-    path = state_home() / "history"
-    try:
-        create_private_file(path)
-    except LlamaChatError as error:
-        warn(f"{error.what}: {error.why}: what you type is not remembered")
-        return InMemoryHistory()
-    return FileHistory(str(path))
+        with suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 class _RawInput(Vt100Input):
@@ -136,11 +116,12 @@ class _RawInput(Vt100Input):
     newline of Ctrl-J.
     """
 
-    stays_raw = False
+    n_writers = 0
+    """Number of those who write, or wait to write."""
 
     def cooked_mode(self) -> AbstractContextManager[None]:
         """Return the context in which another program has the terminal, or text is written."""
-        return nullcontext() if self.stays_raw else super().cooked_mode()
+        return nullcontext() if self.n_writers else super().cooked_mode()
 
 
 class PromptInput:
@@ -157,6 +138,7 @@ class PromptInput:
         on_shown: Callable[[], None],
         on_clear: Callable[[], None],
         on_send: Callable[[], object],
+        on_failure: Callable[[Exception], None],
     ) -> None:
         """Create the input, closed.
 
@@ -169,8 +151,13 @@ class PromptInput:
             on_shown: called whenever it is visible and takes keys.
             on_clear: called when Ctrl-C clears it.
             on_send: called when Enter sends it, before anything else happens.
+            on_failure: called with what fails meanwhile in a key, the toolbar, the history, a
+                completion or any other callback; the input goes on.
         """
         self._on_open = on_open
+        self._on_failure = on_failure
+        self._ended_by: BaseException | None = None
+        """Argument of ``end``, once that was called."""
         self._input = _RawInput(sys.stdin)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
@@ -182,12 +169,10 @@ class PromptInput:
             completer=completer,
             complete_while_typing=Condition(self._is_command),
             complete_in_thread=True,  # keys must not wait for a slow disk
-            key_bindings=_keys(completer, on_clear, on_send),
-            bottom_toolbar=toolbar,
+            key_bindings=_keys(completer, on_clear, on_send, on_failure, self._edit),
+            bottom_toolbar=lambda: self._drawn(toolbar),
             style=_STYLE if colored else _NO_STYLE,
-            enable_open_in_editor=True,
             enable_suspend=True,
-            tempfile_suffix=".md",
         )
 
         self._is_shown = False
@@ -206,8 +191,55 @@ class PromptInput:
 
     def read(self, default: str = "") -> str:
         """See ``Input``."""
+        self._ended_by = None
+        try:
+            return self._prompt(default)
+        except Exception as error:
+            if isinstance(error, EOFError) or error is self._ended_by:
+                raise
+            self._on_failure(error)
+        return self._prompt(self.text)  # what fails again ends the chat
+
+    def _prompt(self, default: str) -> str:
         self._is_shown = False
-        return self._session.prompt(default=default, pre_run=self._on_open, handle_sigint=False)
+        try:
+            return self._session.prompt(
+                default=default,
+                pre_run=self._prepare,
+                handle_sigint=False,
+                set_exception_handler=False,  # it would wait for Enter
+            )
+        finally:
+            self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
+
+    def _prepare(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        self._on_open()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception") or RuntimeError(context["message"])
+        if isinstance(error, Exception):
+            self._on_failure(error)
+
+    def _drawn(self, toolbar: Callable[[], StyleAndTextTuples]) -> StyleAndTextTuples:
+        """Call ``toolbar``; if it fails, the input is drawn without it."""
+        try:
+            return toolbar()
+        except Exception as error:
+            self._on_failure(error)
+            return []
+
+    def _edit(self) -> None:
+        """Open an editor with the typed text."""
+        buffer = self._session.default_buffer
+
+        def edit() -> str:
+            return edit_text(buffer.text, lambda: self._ended_by is not None)
+
+        async def act() -> None:
+            buffer.document = Document(await run_in_terminal(edit))
+
+        self._session.app.create_background_task(act())
 
     def clear(self) -> None:
         """See ``Input``."""
@@ -221,17 +253,19 @@ class PromptInput:
         """See ``Input``."""
 
         async def act() -> None:
-            self._input.stays_raw = True
+            self._input.n_writers += 1
             try:
                 await run_in_terminal(write)
             finally:
-                self._input.stays_raw = False
+                self._input.n_writers -= 1
 
         self.call(lambda: self._session.app.create_background_task(act()))
 
     def end(self, error: BaseException) -> None:
         """See ``Input``."""
-        self.call(lambda: self._session.app.exit(exception=error))
+        self._ended_by = error
+        app = self._session.app
+        self.call(lambda: None if app.is_done else app.exit(exception=error))
 
     def call(self, act: Callable[[], object]) -> None:
         """See ``Input``."""
@@ -245,23 +279,54 @@ class PromptInput:
         return self.text.startswith("/") and "\n" not in self.text
 
 
-def _keys(
-    completer: Completer, on_clear: Callable[[], None], on_send: Callable[[], object]
-) -> KeyBindings:
-    keys = KeyBindings()
-    writing = ~is_searching
+_Handler = Callable[[KeyPressEvent], None]
 
-    @keys.add("enter", filter=writing)
+_writing = ~is_searching
+
+
+class _Keys(KeyBindings):
+    """Key bindings whose failure loses none of the keys typed after them."""
+
+    def __init__(self, on_failure: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self._on_failure = on_failure
+
+    def on(self, *keys: str, when: Filter = _writing) -> Callable[[_Handler], _Handler]:
+        """Bind keys to the decorated handler."""
+
+        def bind(handler: _Handler) -> _Handler:
+            def guarded(event: KeyPressEvent) -> None:
+                try:
+                    handler(event)
+                except Exception as error:
+                    self._on_failure(error)
+
+            self.add(*keys, filter=when)(guarded)
+            return handler
+
+        return bind
+
+
+def _keys(
+    completer: Completer,
+    on_clear: Callable[[], None],
+    on_send: Callable[[], object],
+    on_failure: Callable[[Exception], None],
+    edit: Callable[[], None],
+) -> KeyBindings:
+    keys = _Keys(on_failure)
+
+    @keys.on("enter")
     def _(event: KeyPressEvent) -> None:
         on_send()
         event.current_buffer.validate_and_handle()
 
-    @keys.add("escape", "enter", filter=writing)
-    @keys.add("c-j", filter=writing)
+    @keys.on("escape", "enter")
+    @keys.on("c-j")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("c-c", filter=writing)
+    @keys.on("c-c")
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
@@ -269,7 +334,7 @@ def _keys(
         else:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
-    @keys.add("tab", filter=writing)
+    @keys.on("tab")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state:
@@ -284,57 +349,9 @@ def _keys(
             buffer.complete_state = CompletionState(buffer.document, fitting)
             buffer.complete_next()
 
-    @keys.add("c-g", filter=writing & ~has_completions)
+    @keys.on("c-g", when=_writing & ~has_completions)
+    @keys.on("c-x", "c-e")
     def _(event: KeyPressEvent) -> None:
-        event.current_buffer.open_in_editor()
+        edit()
 
     return keys
-
-
-class PlainInput:
-    """Input by readline: nothing is drawn that a screen reader would read again."""
-
-    def __init__(self, history: History) -> None:
-        readline.clear_history()
-        for line in reversed(list(history.load_history_strings())):
-            readline.add_history(line)
-        readline.set_auto_history(False)
-        readline.parse_and_bind(r'"\C-j": "\C-v\C-j"')
-        self._history = history
-
-    @property
-    def text(self) -> str:
-        """Empty text: the line is not known before it is sent."""
-        return ""
-
-    def read(self, default: str = "") -> str:
-        """See ``Input``."""
-        readline.set_startup_hook(lambda: readline.insert_text(default))
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            with _echo():
-                line = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            sys.stdout.write("\n")  # the cursor is still at the end of the typed line
-            raise
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if line.strip():
-            self._history.append_string(line)
-            readline.add_history(line)
-        return line
-
-    def clear(self) -> None:
-        """Do nothing: a line cannot be changed before it is sent."""
-
-    def redraw(self) -> None:
-        """Do nothing: there is no toolbar."""
-
-    def call(self, act: Callable[[], object]) -> None:
-        """Do nothing: background jobs are handled before the next line is read."""
-
-    def write_above(self, write: Callable[[], None]) -> None:
-        """Do nothing: a line that is being read must not be disturbed."""
-
-    def end(self, error: BaseException) -> None:
-        """Do nothing: ``read`` cannot be ended from outside."""

@@ -38,7 +38,8 @@ def progress(
         if bar is None:
             if done >= total or time.monotonic() - began < patience_s:
                 return
-            bar = _open_bar()
+            bar = _new_bar()
+            bar.start()
             task = bar.add_task(description, total=total)
         if task is not None:
             bar.update(task, completed=done, total=total)
@@ -50,10 +51,13 @@ def progress(
         yield report
     finally:
         if bar is not None:
-            bar.stop()
+            try:
+                bar.stop()
+            finally:  # also if a signal cuts that off
+                bar.console.show_cursor()
 
 
-def _open_bar() -> "Progress":
+def _new_bar() -> "Progress":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -65,7 +69,7 @@ def _open_bar() -> "Progress":
     )
 
     console = Console(stderr=True)
-    bar = Progress(
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -78,5 +82,3 @@ def _open_bar() -> "Progress":
         # A dumb terminal cannot redraw the bar: only its empty last line would be left.
         disable=console.is_dumb_terminal,
     )
-    bar.start()
-    return bar

@@ -1,17 +1,22 @@
 """Sanitizing of text from models and files before it reaches a terminal."""
 
 import re
+from collections.abc import Iterable
+from itertools import takewhile
 
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Unicode characters that reorder the text around them."""
 
-_TABLE: dict[int, str] = {
-    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
-    0x7F: "\u2421",
-    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
-    **dict.fromkeys(map(ord, BIDI_CONTROLS), "\ufffd"),
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+REPLACEMENTS: dict[str, str] = {
+    **{chr(code): chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    "\x7f": "\u2421",
+    **dict.fromkeys(map(chr, range(0x80, 0xA0)), "\ufffd"),
+    **dict.fromkeys(BIDI_CONTROLS, "\ufffd"),
+    **dict.fromkeys(map(chr, range(0xD800, 0xE000)), "\ufffd"),
 }
+"""Visible characters, each for one that a terminal must not get."""
+
+_TABLE = str.maketrans(REPLACEMENTS)
 
 _UNESCAPED = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}\u2028\u2029\ud800-\udfff]")
 """Characters that JSON may hold as they are, and a terminal, a script or UTF-8 may not."""
@@ -32,3 +37,19 @@ def sanitize(text: str) -> str:
     replaced. Newline and tab stay.
     """
     return text.translate(_TABLE)
+
+
+def restored(line: str, text: str) -> str:
+    """Return ``line``, which was edited from ``sanitize(text)``, with the characters of ``text``.
+
+    Those between the first and the last edit stay as they were shown.
+    """
+    shown = sanitize(text)
+    n_before = _n_common(line, shown)
+    n_after = _n_common(reversed(line[n_before:]), reversed(shown[n_before:]))
+    return text[:n_before] + line[n_before : len(line) - n_after] + text[len(text) - n_after :]
+
+
+def _n_common(one: Iterable[str], other: Iterable[str]) -> int:
+    """Return the number of characters with which both begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -1,0 +1,55 @@
+"""Earlier inputs, kept in a file."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from llama_chat.errors import LlamaChatError, reason
+from llama_chat.files import create_private_file, state_home
+
+
+def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
+    """Open the history of earlier sessions, a file that only the user may read.
+
+    Without ``keep``, or if the file cannot be created, the history is in memory only.
+    """
+    if not keep:
+        return InMemoryHistory()
+    path = state_home() / "history"
+    try:
+        create_private_file(path)
+    except LlamaChatError as error:
+        warn(f"{error.what}: {error.why}: what you type is not remembered")
+        return InMemoryHistory()
+    return _KeptHistory(path, warn)
+
+
+class _KeptHistory(FileHistory):
+    """History in a file; once that fails, it goes on in memory."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        super().__init__(path)
+        self._warn = warn
+        self._failed = False
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Read all inputs, the latest first."""
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._fail(error, "earlier inputs are not remembered")
+            return []
+
+    def store_string(self, string: str) -> None:
+        """Append an input to the file."""
+        if self._failed:
+            return
+        try:
+            super().store_string(string)
+        except OSError as error:
+            self._fail(error, "what you type from here on is not remembered")
+
+    def _fail(self, error: OSError, effect: str) -> None:
+        self._failed = True
+        self._warn(f"{str(self.filename)!r}: {reason(error)}: {effect}")

@@ -1,0 +1,156 @@
+"""What fails in the input is one line, and the chat goes on: no stack trace, no wait for Enter."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.terminal import CTRL_C, CTRL_G, READY, UP, Terminal
+
+WIDE = (400, 40)
+"""Size of a terminal in which no line wraps."""
+
+
+def assert_told_once(terminal: Terminal, warning: str) -> None:
+    """Check that one warning was written, and nothing else of a failure."""
+    assert re.findall("(?m)^warning: .*", terminal.text) == [warning]
+    assert not re.search("Traceback|Exception|Press ENTER", terminal.text)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "history",
+        "storing",
+        "menu",
+        "tab",
+        "toolbar",
+        "writing",
+        "callback",
+        "task",
+        "lost task",
+        "first drawing",
+        "opening",
+        "clearing",
+    ],
+)
+def test_the_input_goes_on_whatever_fails_in_it(what: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.play_failure"]
+    with Terminal(what, home=tmp_path, command=command) as terminal:
+        terminal.wait_for("›")
+        terminal.type("x" + CTRL_C)
+        terminal.type("/h\t")
+        if what not in ("storing", "opening", "first drawing"):
+            terminal.wait_for(f"told: the {what} fails")
+        terminal.type(CTRL_C + "hello\r")
+        assert terminal.wait_for_end() == 0
+        assert f"sent: 'hello'; failures: {{'the {what} fails'}}" in terminal.text
+        assert not re.search("Traceback|Press ENTER", terminal.text)
+
+
+def fill_the_disk(history: Path) -> None:
+    history.unlink()
+    history.symlink_to("/dev/full")
+
+
+def replace_by_a_folder(history: Path) -> None:
+    history.unlink()
+    history.mkdir()
+
+
+def remove_the_folder(history: Path) -> None:
+    history.unlink()
+    history.parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (fill_the_disk, "no space left on device"),
+        (replace_by_a_folder, "is a directory"),
+        (remove_the_folder, "no such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--plain",)])
+def test_a_history_that_cannot_be_written_is_told_once(
+    damage: Callable[[Path], None],
+    why: str,
+    flags: tuple[str, ...],
+    gguf_model: Path,
+    tmp_path: Path,
+) -> None:
+    history = tmp_path / ".local/state/llama-chat/history"
+    with Terminal("-m", gguf_model, *flags, home=tmp_path, size=WIDE) as terminal:
+        terminal.wait_for(r"template \w+\n\n?>" if flags else READY)
+        damage(history)
+        terminal.line("/top-k 7")
+        terminal.wait_for(r"top-k is 7")
+        terminal.line("/top-k 8")
+        terminal.wait_for(r"top-k is 8")
+        terminal.type(UP + UP + "1\r")  # it goes on in memory
+        terminal.wait_for(r"top-k is 71")
+        terminal.line("/exit")
+        assert terminal.wait_for_end() == 0
+        effect = "what you type from here on is not remembered"
+        assert_told_once(terminal, f"warning: {str(history)!r}: {why}: {effect}")
+
+
+@pytest.mark.parametrize("flags", [(), ("--plain",)])
+def test_a_history_that_cannot_be_read_is_told_once(
+    flags: tuple[str, ...], gguf_model: Path, tmp_path: Path
+) -> None:
+    history = tmp_path / ".local/state/llama-chat/history"
+    history.parent.mkdir(parents=True)
+    history.symlink_to("/proc/self/mem")  # reading its beginning is an error
+    with Terminal("-m", gguf_model, *flags, home=tmp_path, size=WIDE) as terminal:
+        terminal.wait_for(r"not remembered[\s\S]*\n[›>]")
+        terminal.line("/top-k 7")
+        terminal.wait_for(r"top-k is 7")
+        terminal.line("/exit")
+        assert terminal.wait_for_end() == 0
+        effect = "earlier inputs are not remembered"
+        assert_told_once(terminal, f"warning: {str(history)!r}: input/output error: {effect}")
+
+
+@pytest.mark.parametrize(
+    ("editor", "warning"),
+    [
+        ("/nowhere/editor", "editor '/nowhere/editor': no such file or directory: name an editor"),
+        ("false", "editor 'false': it ended with status 1: nothing was changed"),
+        ("sh -c 'kill $$'", "editor 'sh': signal 15 ended it: nothing was changed"),
+        ("rm", "text for the editor: no such file or directory: free space for temporary files"),
+        ("'", "VISUAL: a quote in it is never closed: name an editor"),
+    ],
+)
+def test_an_editor_that_fails_leaves_the_text(
+    editor: str, warning: str, gguf_model: Path, tmp_path: Path
+) -> None:
+    with Terminal("-m", gguf_model, home=tmp_path, VISUAL=editor) as terminal:
+        terminal.wait_for(READY)
+        terminal.type("draft" + CTRL_G)
+        terminal.wait_for(rf"warning: {re.escape(warning)}.*\n› draft")
+        terminal.type("s\r")
+        terminal.wait_for(r"› drafts\n")
+        assert not re.search("Traceback|Press ENTER", terminal.text)
+
+
+def test_an_editor_may_write_what_is_not_utf_8(gguf_model: Path, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf 'a\\377b\\n' > \"$1\"\n")
+    editor.chmod(0o755)
+    with Terminal("-m", gguf_model, home=tmp_path, VISUAL=str(editor)) as terminal:
+        terminal.wait_for(READY)
+        terminal.type("draft" + CTRL_G)
+        terminal.wait_for("› a\ufffdb\n")
+
+
+def test_a_text_that_cannot_be_stored_for_the_editor_stays(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    command = ["prlimit", "--fsize=5", sys.executable, "-m", "llama_chat"]
+    with Terminal("-m", gguf_model, home=tmp_path, command=command, VISUAL="true") as terminal:
+        terminal.wait_for(READY)
+        terminal.type("a long draft" + CTRL_G)
+        terminal.wait_for(r"warning: text for the editor: file too large: .*\n› a long draft")

@@ -1,0 +1,125 @@
+"""SIGTERM and SIGHUP at exact moments: the terminal is as it was, the status is the signal's."""
+
+import re
+import signal
+import sys
+import termios
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness.terminal import CTRL_G, READY, Terminal
+
+
+def signalled(number: int, at: int, function: str) -> Sequence[str]:
+    """Return the command of the program with a signal at an event after a call of ``function``."""
+    return (sys.executable, "-m", "harness.signalled", str(int(number)), str(at), function)
+
+
+def assert_left_clean(terminal: Terminal, modes: list[object], status: int) -> None:
+    """Wait for the end, and check the status, the terminal, and that nothing else was written."""
+    assert terminal.wait_for_end() == status
+    assert termios.tcgetattr(terminal.descriptor) == modes
+    for on, off in ((b"[?2004h", b"[?2004l"), (b"[?25l", b"[?25h"), (b"[?7l", b"[?7h")):
+        assert terminal.raw.rfind(on) <= terminal.raw.rfind(off)
+    assert not re.search("Traceback|Exception|Error|never awaited|Press ENTER", terminal.text)
+
+
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [
+        ("open_chat", 10),  # before anything is changed
+        ("hold_keys", 1),
+        ("hold_keys", 12),  # while the modes are set
+        ("_run_chat", 100),  # while modules are imported
+        ("new_event_loop", 3),
+        ("_redraw", 3000),  # in the midst of the first drawing
+        ("_start_auto_refresh_task", 1),  # just after it
+        ("_poll_output_size", 1),  # in a task of the event loop
+        ("load_history", 3),
+        ("adopt_loaded", 50),
+    ],
+)
+def test_a_signal_while_the_first_input_opens(
+    function: str, at: int, gguf_model: Path, tmp_path: Path
+) -> None:
+    number = signal.SIGHUP if at % 2 else signal.SIGTERM
+    command = signalled(number, at, function)
+    with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        assert_left_clean(terminal, modes, 128 + number)
+
+
+@pytest.mark.parametrize(
+    ("function", "at"), [("_polling", 4), ("_polling", 9), ("insert_text", 1), ("_echo", 6)]
+)
+def test_a_signal_while_the_plain_input_opens(
+    function: str, at: int, gguf_model: Path, tmp_path: Path
+) -> None:
+    command = signalled(signal.SIGTERM, at, function)
+    with Terminal("-m", gguf_model, "--plain", home=tmp_path, command=command) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        assert_left_clean(terminal, modes, 143)
+
+
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [
+        ("_handle", 30),  # a command runs
+        ("_send", 400),  # a message is answered
+        ("fsync", 1),  # and saved
+        ("fsync", 90),
+        ("store_typeahead", 30),  # the first closes
+    ],
+)
+def test_a_signal_between_two_inputs(
+    function: str, at: int, gguf_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", gguf_model, "--max-tokens", "3")
+    command = signalled(signal.SIGTERM, at, function)
+    with Terminal(*flags, home=tmp_path, command=command) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        terminal.wait_for(READY)
+        terminal.type("/top-k 3\rhello\r")
+        assert_left_clean(terminal, modes, 143)
+
+
+def test_a_signal_before_readline_waits_ends_the_plain_input(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    with Terminal("-m", gguf_model, "--plain", home=tmp_path) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        terminal.wait_for(r"template \w+\n\n?>")
+        terminal.child.kill(signal.SIGHUP)  # whether it waits already or not
+        assert_left_clean(terminal, modes, 129)
+
+
+def test_a_second_signal_does_not_cut_off_the_first(starter_model: Path, tmp_path: Path) -> None:
+    """As when a window is closed: the shell sends SIGHUP, and so does the terminal."""
+    flags = ("-m", starter_model, "--max-tokens", "4000", "--temperature", "0")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.line("Write a long story about a river.")
+        terminal.wait_for(r"about a river\.\n(\S.*\n)*\S.{40}")
+        for _ in range(50):
+            terminal.child.kill(signal.SIGHUP)
+        terminal.vanish()
+        assert terminal.child.returncode == 129
+    with Terminal("-m", starter_model, "--continue", home=tmp_path) as again:
+        again.wait_for(READY)
+        again.ask("/tree", r"2 model .*● here")
+
+
+def test_a_signal_ends_the_editor_too(gguf_model: Path, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; echo editing; exec sleep 100\n")
+    editor.chmod(0o755)
+    with Terminal("-m", gguf_model, home=tmp_path, VISUAL=str(editor)) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        terminal.wait_for(READY)
+        terminal.type("draft" + CTRL_G)
+        terminal.wait_for("editing")
+        terminal.child.kill(signal.SIGTERM)
+        assert_left_clean(terminal, modes, 143)
+        assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
