@@ -25,7 +25,7 @@ def _file(chat: Chat, argument: str) -> None:
         return
     for name in _paths(argument):
         path = Path(name).expanduser()
-        text = read_prompt_text(path)
+        text = read_prompt_text(path, pipes=False)
         if not text.strip():
             raise UsageError(f"file {name!r}", "it is empty", "attach a text")
         chat.attachments.append(Attachment(text, path.name))
@@ -65,7 +65,7 @@ def _load(chat: Chat, argument: str) -> None:
 
 def _dialog(path: Path) -> Conversation:
     """Read a conversation from a JSON list of messages."""
-    messages = parse_dialog(read_prompt_text(path), path.name)
+    messages = parse_dialog(read_prompt_text(path, pipes=False), path.name)
     conversation = Conversation()
     if messages[0].role == "system":
         conversation.system = messages.pop(0).text
