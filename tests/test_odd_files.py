@@ -132,6 +132,13 @@ def test_a_chat_waits_for_no_pipe(babble: Terminal, tmp_path: Path) -> None:
     babble.ask("hello", r"cut off after \d+ tokens")
 
 
+def test_a_chat_goes_on_after_a_home_that_nobody_has(babble: Terminal) -> None:
+    for command in ("/file ~nobody-here/a", "/load ~nobody-here/a.json", "/prompt ~nobody-here/a"):
+        babble.refuse(command, "~nobody-here/a")
+    babble.refuse("/export ~nobody-here/a.md", "no such file or directory")
+    babble.ask("hello", r"cut off after \d+ tokens")
+
+
 COMMANDS = """
 import json, sys
 from pathlib import Path
