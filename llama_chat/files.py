@@ -125,7 +125,8 @@ def read_text(path: Path, what: str, advice: str, max_bytes: int, *, pipes: bool
         what: what it is, for errors.
         advice: what to do if it cannot be opened.
         max_bytes: its size limit.
-        pipes: True to read a pipe too, such as the ``<(…)`` of a shell, until its writer closes it.
+        pipes: True to read a pipe too, such as the ``<(…)`` of a shell, until its writer closes it;
+            only a signal whose handler raises ends that wait.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.

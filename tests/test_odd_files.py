@@ -15,6 +15,7 @@ from threading import Thread
 import pytest
 
 from harness.program import Program, assert_clean_error, run
+from harness.terminal import Terminal
 from llama_chat.chat.prompt_files import list_prompts
 from tests.conftest import ROOT
 from tests.permissions import without_powers
@@ -123,6 +124,22 @@ def test_a_pipe_that_nobody_writes_waits_for_a_signal_alone(
         child.kill(number)
         out, err = child.communicate(seconds=20)
     assert (child.returncode, out, err) == (status, b"", b"")
+
+
+def test_a_chat_waits_for_no_pipe(babble: Terminal, tmp_path: Path) -> None:
+    """Ctrl-C does not raise there, so a wait for a writer could not be ended."""
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for command in ("/file", "/load", "/prompt"):
+        babble.refuse(f"{command} {pipe}", "pipe.json': not a file")
+    babble.ask("hello", r"cut off after \d+ tokens")
+
+
+def test_a_chat_goes_on_after_a_home_that_nobody_has(babble: Terminal) -> None:
+    for command in ("/file ~nobody-here/a", "/load ~nobody-here/a.json", "/prompt ~nobody-here/a"):
+        babble.refuse(command, "~nobody-here/a")
+    babble.refuse("/export ~nobody-here/a.md", "no such file or directory")
+    babble.ask("hello", r"cut off after \d+ tokens")
 
 
 COMMANDS = """

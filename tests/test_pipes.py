@@ -175,8 +175,7 @@ def test_a_reader_that_leaves_stops_the_answer_quietly(
 
 def test_output_that_cannot_be_written_is_an_error(home: Path, gguf_model: Path) -> None:
     base = f"echo hi | llama-chat -q -m {gguf_model} --max-tokens 3"
-    cases = [(">/dev/full", 6, "no space left on device"), (">&-", 1, "closed")]
-    for redirect, status, reason in cases:
+    for redirect, status, reason in ((">/dev/full", 6, "no space left"), (">&-", 1, "closed")):
         done = shell(f"{base} {redirect}", home)
         assert done.returncode == status
         lines = done.stderr.decode().splitlines()

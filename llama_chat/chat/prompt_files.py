@@ -89,16 +89,18 @@ class PromptEntry:
     description: str
 
 
-def load_prompt(wanted: str) -> PromptFile:
+def load_prompt(wanted: str, *, pipes: bool = True) -> PromptFile:
     """Read a prompt file: by path, else by name from the user's own, else from the bundled ones.
+
+    With ``pipes`` it may be a pipe; see ``files.read_text``.
 
     Raises:
         UsageError: if there is none, or it is invalid.
     """
     path = _find(wanted)
     if path.suffix == ".toml":
-        return _structured(wanted, path)
-    return raw_prompt(read_prompt_text(path), path)
+        return _structured(wanted, path, pipes=pipes)
+    return raw_prompt(read_prompt_text(path, pipes=pipes), path)
 
 
 def raw_prompt(text: str, path: Path) -> PromptFile:
@@ -116,9 +118,10 @@ def raw_prompt(text: str, path: Path) -> PromptFile:
     return PromptFile(path.stem, path, text=text, warnings=warnings)
 
 
-def read_prompt_text(path: Path) -> str:
+def read_prompt_text(path: Path, *, pipes: bool = True) -> str:
     """Read a text file named by the user; see ``files.read_text``."""
-    return read_text(path, f"file {str(path)!r}", "check the path", MAX_PROMPT_BYTES)
+    what = f"file {str(path)!r}"
+    return read_text(path, what, "check the path", MAX_PROMPT_BYTES, pipes=pipes)
 
 
 def list_prompts() -> list[PromptEntry]:
@@ -207,9 +210,9 @@ def _named(folder: Path, wanted: Path, what: str) -> Path | None:
 _TEXT_KEYS = ("description", "system", "pattern")
 
 
-def _structured(name: str, path: Path) -> PromptFile:
+def _structured(name: str, path: Path, *, pipes: bool) -> PromptFile:
     what = f"prompt {str(path)!r}"
-    table, _ = read_toml(path, what, "check the path")
+    table, _ = read_toml(path, what, "check the path", pipes=pipes)
     known = [*_TEXT_KEYS, "examples", "stop", *SETTING_KEYS]
     for key in table:
         if key not in known:

@@ -11,7 +11,7 @@ from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.records import ModelTag
 from llama_chat.errors import SaveError, UsageError, reason
-from llama_chat.files import readable_time
+from llama_chat.files import expand_user, readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
 from llama_chat.terminal.commands.command import Command, Value
@@ -24,8 +24,8 @@ def _file(chat: Chat, argument: str) -> None:
         chat.renderer.note("no attachments")
         return
     for name in _paths(argument):
-        path = Path(name).expanduser()
-        text = read_prompt_text(path)
+        path = expand_user(name)
+        text = read_prompt_text(path, pipes=False)
         if not text.strip():
             raise UsageError(f"file {name!r}", "it is empty", "attach a text")
         chat.attachments.append(Attachment(text, path.name))
@@ -55,7 +55,7 @@ def _load(chat: Chat, argument: str) -> None:
     if not argument:
         _sessions(chat, "")
     elif argument.endswith(".json"):
-        chat.take(_dialog(Path(argument).expanduser()), ModelTag())
+        chat.take(_dialog(expand_user(argument)), ModelTag())
         chat.file.close()
         chat.renderer.show(chat.conversation.head)
     else:
@@ -65,7 +65,7 @@ def _load(chat: Chat, argument: str) -> None:
 
 def _dialog(path: Path) -> Conversation:
     """Read a conversation from a JSON list of messages."""
-    messages = parse_dialog(read_prompt_text(path), path.name)
+    messages = parse_dialog(read_prompt_text(path, pipes=False), path.name)
     conversation = Conversation()
     if messages[0].role == "system":
         conversation.system = messages.pop(0).text
@@ -102,7 +102,7 @@ def _session_values(chat: Chat, argument: str) -> Iterable[Value]:
 
 def _export(chat: Chat, argument: str) -> None:
     conversation = chat.conversation
-    path = Path(argument).expanduser()
+    path = expand_user(argument)
     if path.suffix not in (".md", ".json"):
         raise UsageError("/export", "it writes .md and .json", "write /export chat.md")
     messages = conversation.preface() + conversation.path()

@@ -133,7 +133,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.end_prompt()
         chat.renderer.note("no prompt file")
         return
-    prompt = load_prompt(argument)
+    prompt = load_prompt(argument, pipes=False)
     for line in prompt.warnings:
         chat.renderer.note(line)
     if prompt.text is not None:
