@@ -28,7 +28,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
-sys.path.extend(sys.argv[1:])  # the folders that Jinja is in
+if __name__ == "__main__":
+    sys.path.extend(sys.argv[1:])  # the folders that Jinja is in
 
 import jinja2.constants
 import jinja2.debug
