@@ -2,13 +2,14 @@
 # make test   install, run the tests
 # make lint   formatting, types and the direction of imports
 # make bench  speed of the starter model on this machine, and of its turns
+# make attack-terminal   signals at hundreds of moments of a chat
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint bench clean
+.PHONY: chat test lint bench attack-terminal clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -28,6 +29,10 @@ bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
 	$(BIN)/llama-chat bench --model smollm2-135m
 	$(BIN)/python -m benchmarks.turns
+
+attack-terminal: $(VENV)/.installed-dev
+	@$(BIN)/llama-chat pull smollm2-135m --quiet
+	$(BIN)/python -m harness.campaigns.signals
 
 clean:
 	rm -rf $(VENV) build dist llama_chat/kernels/_packed.so
