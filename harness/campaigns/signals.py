@@ -70,8 +70,11 @@ def strike(phase: Phase, at: int, number: int, home: Path) -> list[str]:
         if terminal.child.poll() is None:
             terminal.type(CTRL_D)
             terminal.watch_for(PATIENCE_S)
-            return [NOT_REACHED] if terminal.child.poll() == 0 else ["hangs"]
+            if terminal.child.poll() is None:
+                return ["hangs"]
         status = terminal.wait_for_end()
+        if status == 0:
+            return [NOT_REACHED]
         return [
             *([f"status {status}"] if status != 128 + number else []),
             *(["termios"] if termios.tcgetattr(terminal.descriptor) != before else []),
