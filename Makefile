@@ -3,6 +3,7 @@
 # make lint   formatting, types and the direction of imports
 # make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
 # make attack-text    thousands of hostile settings and prompt files
+# make attack-terminal  signals at hundreds of moments of a chat
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint attack-models attack-text bench clean
+.PHONY: chat test lint attack-models attack-text attack-terminal bench clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -30,13 +31,17 @@ attack-models: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.model_numbers
 	$(BIN)/python -m harness.campaigns.torch_archives
 
+attack-text: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.text
+
+attack-terminal: $(VENV)/.installed-dev
+	@$(BIN)/llama-chat pull smollm2-135m --quiet
+	$(BIN)/python -m harness.campaigns.signals
+
 bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
 	$(BIN)/llama-chat bench --model smollm2-135m
 	$(BIN)/python -m benchmarks.turns
-
-attack-text: $(VENV)/.installed-dev
-	$(BIN)/python -m harness.campaigns.text
 
 clean:
 	rm -rf $(VENV) build dist llama_chat/kernels/_packed.so

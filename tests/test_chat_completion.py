@@ -55,8 +55,9 @@ def completer(tmp_path: Path) -> Iterator[ChatCompleter]:
         yield ChatCompleter(Chat(Settings(), plan_load, None, Interrupts()))  # type: ignore[arg-type]
 
 
-def completions(completer: ChatCompleter, line: str) -> dict[str, str]:
-    found = completer.get_completions(Document(line), CompleteEvent())
+def completions(completer: ChatCompleter, line: str, *, by_tab: bool = False) -> dict[str, str]:
+    event = CompleteEvent(completion_requested=by_tab)
+    found = completer.get_completions(Document(line), event)
     return {each.text: each.display_meta_text for each in found}
 
 
@@ -87,3 +88,11 @@ def test_completion_depends_on_the_words_typed_so_far(completer: ChatCompleter) 
     assert "temperature " in completions(completer, "/set temp")
     assert set(completions(completer, "/set overflow s")) == {"overflow stop"}
     assert set(completions(completer, "/set markdown n")) == {"markdown never"}
+
+
+@pytest.mark.parametrize(
+    "path", ["a\0b/", "~a\0b/", "/\0", "~nobody-here/", "\ud800/", "/dev/null/"]
+)
+def test_what_is_no_path_completes_to_nothing(path: str, completer: ChatCompleter) -> None:
+    for command in ("/file", "/model", "/prompt", "/load"):
+        assert completions(completer, f"{command} {path}", by_tab=True) == {}

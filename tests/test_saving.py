@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from tests.conversations import (
     one_line,
     saved,
 )
+from tests.disks import SmallDisk
 
 
 @pytest.fixture(autouse=True)
@@ -157,28 +158,6 @@ def test_no_acknowledged_save_is_lost_by_a_kill(seed: int, home: Path) -> None:
     conversation.add(Message("user" if len(texts) % 2 == 0 else "assistant", "after the kill"))
     file.save(conversation, TAG)
     assert facts(store.read(Path(path)).conversation) == facts(conversation)
-
-
-class SmallDisk:
-    """A disk of 64 KiB where conversations are saved."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._filler = folder, folder / "filler"
-        folder.mkdir(parents=True)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("no disk may be mounted here")
-
-    def fill(self) -> None:
-        with self._filler.open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(b"x" * 1000):
-                pass
-
-    def make_room(self) -> None:
-        self._filler.unlink()
-
-    def close(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self._folder)], check=True)
 
 
 class LimitedFiles:

@@ -51,6 +51,14 @@ def test_a_signal_while_the_first_input_opens(
         assert_left_clean(terminal, modes, 128 + number)
 
 
+@pytest.mark.parametrize("at", [12, 3000])
+def test_ctrl_c_before_the_first_input(at: int, gguf_model: Path, tmp_path: Path) -> None:
+    command = signalled(signal.SIGINT, at, "hold_keys")
+    with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        assert_left_clean(terminal, modes, 130)
+
+
 @pytest.mark.parametrize(
     ("function", "at"), [("_polling", 4), ("_polling", 9), ("insert_text", 1), ("_echo", 6)]
 )

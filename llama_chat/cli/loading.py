@@ -1,11 +1,13 @@
 """Loading of the model, prompt file and session that the settings describe."""
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
@@ -37,7 +39,7 @@ def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int
         UsageError: if a setting does not suit it or this machine.
     """
     path = model_path(settings, wanted)  # a wrong name is an error before torch is imported
-    with _signals_kill(), _collector_paused():
+    with _signals_exit(), _collector_paused():
         from llama_chat.loading.plan import plan
 
     return plan(
@@ -71,21 +73,26 @@ def _collector_paused() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_kill() -> Iterator[None]:
+def _signals_exit() -> Iterator[None]:
     """Let signals end the program at once, except in the chat, whose handlers raise nothing.
 
-    While torch is imported, an exception of a handler is lost in a callback, or aborts in C++.
+    While torch is imported, an exception of a handler is lost in a callback, or aborts in C++; and
+    there is nothing yet that a ``finally`` would have to clean up.
     """
     handlers = {}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, signal.SIG_DFL)
+                handlers[number] = signal.signal(number, _exit)
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 def load_model(settings: Settings) -> "Llama":

@@ -1,6 +1,7 @@
 """Completion of slash commands and their arguments."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -56,7 +57,8 @@ class ChatCompleter(Completer):
         if command.paths and complete_event.completion_requested:
             # Only for Tab: a listing of files while a name is typed would be noise.
             last = argument.rpartition(" ")[2]
-            yield from self._paths.get_completions(Document(last), complete_event)
+            with suppress(ValueError):  # a NUL is in no path
+                yield from self._paths.get_completions(Document(last), complete_event)
 
     def _values_of(self, command: Command, argument: str) -> list[Value]:
         """List the values for the complete words of ``argument``; cached until these change."""

@@ -1,6 +1,8 @@
 """Earlier inputs, kept in a file."""
 
+import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -30,6 +32,7 @@ class _KeptHistory(FileHistory):
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         super().__init__(path)
+        self._path = path
         self._warn = warn
         self._failed = False
 
@@ -46,10 +49,16 @@ class _KeptHistory(FileHistory):
         if self._failed:
             return
         try:
-            super().store_string(string)
+            size = self._path.stat().st_size
+            try:
+                super().store_string(string)
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self._path, size)  # no half of it is remembered
+                raise
         except OSError as error:
             self._fail(error, "what you type from here on is not remembered")
 
     def _fail(self, error: OSError, effect: str) -> None:
         self._failed = True
-        self._warn(f"{str(self.filename)!r}: {reason(error)}: {effect}")
+        self._warn(f"{str(self._path)!r}: {reason(error)}: {effect}")
