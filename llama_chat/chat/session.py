@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from llama_chat.chat.context_use import ContextRow, ContextUse
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
@@ -18,28 +19,6 @@ from llama_chat.model.transformer import InterruptedForward
 from llama_chat.settings.definitions import Sampling, Settings
 from llama_chat.tokenizers.base import AtLeast
 from llama_chat.tokenizers.streaming import StreamingDecoder
-
-
-@dataclass(frozen=True, slots=True)
-class ContextRow:
-    """Context usage of one message."""
-
-    message: Message
-    ids: Sequence[int]
-    """Tokens of the message, with those of the template around it."""
-    cached: int
-    """Number of these tokens that are in the KV cache."""
-    goes_next: bool
-    """True if it belongs to the turn that is dropped next when the context is full."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextUse:
-    """Context usage of a conversation with the message that is being typed."""
-
-    n_tokens: int
-    n_dropped: int | None
-    """Number of turns that sending the message would drop; None if it does not fit at all."""
 
 
 class ChatSession:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.conversation_file import ConversationFile
@@ -15,23 +15,15 @@ from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS, Settings
 from llama_chat.settings.setting import Value
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
-from llama_chat.terminal.model_loader import ModelLoader
+from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
-    from llama_chat.loading.plan import LoadPlan
 
 _POLL_S = 0.05
-
-
-class PlanLoad(Protocol):
-    """Function that plans a load."""
-
-    def __call__(self, settings: Settings, *, reclaimable: int = 0) -> "LoadPlan":
-        """Plan to load the model that ``settings`` name; see ``llama_chat.loading.plan.plan``."""
 
 
 class Chat:
@@ -77,8 +69,6 @@ class Chat:
         self._plan_load = plan_load
         if prompt is not None:
             self.use_prompt(prompt, above_flags=False)
-
-    # The model
 
     @property
     def model_name(self) -> str:
@@ -211,8 +201,6 @@ class Chat:
             self.notes.append(f"it was held with {before}: all of it is read again as text")
         self.tag = ModelTag(llama.name, llama.tokenizer.fingerprint)
 
-    # Settings
-
     @property
     def settings(self) -> Settings:
         """All settings in force."""
@@ -257,8 +245,6 @@ class Chat:
     def _new_renderer(self) -> Renderer:
         settings = self.settings
         return Renderer(settings.color, settings.markdown, plain=settings.plain)
-
-    # The conversation
 
     def send(self, text: str) -> None:
         """Send a message, with the attachments in front, and show the reply."""

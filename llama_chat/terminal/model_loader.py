@@ -7,16 +7,24 @@ ready for it.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Hooks
+from llama_chat.settings.definitions import Settings
 from llama_chat.terminal.worker import Stopped, Worker
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
     from llama_chat.loading.plan import LoadPlan
+
+
+class PlanLoad(Protocol):
+    """Function that plans a load."""
+
+    def __call__(self, settings: Settings, *, reclaimable: int = 0) -> "LoadPlan":
+        """Plan to load the model that ``settings`` name; see ``llama_chat.loading.plan.plan``."""
 
 
 class ModelLoader:

@@ -16,7 +16,8 @@ from llama_chat.terminal.commands.settings import set_value, show_value
 from llama_chat.terminal.sanitizer import sanitize
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession, ContextRow
+    from llama_chat.chat.context_use import ContextRow
+    from llama_chat.chat.session import ChatSession
 
 N_UNCERTAIN = 8
 """Number of least certain tokens that ``/why`` lists."""

@@ -1,0 +1,28 @@
+"""Context usage of messages and of a conversation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llama_chat.chat.conversation import Message
+
+
+@dataclass(frozen=True, slots=True)
+class ContextRow:
+    """Context usage of one message."""
+
+    message: Message
+    ids: Sequence[int]
+    """Tokens of the message, with those of the template around it."""
+    cached: int
+    """Number of these tokens that are in the KV cache."""
+    goes_next: bool
+    """True if it belongs to the turn that is dropped next when the context is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextUse:
+    """Context usage of a conversation with the message that is being typed."""
+
+    n_tokens: int
+    n_dropped: int | None
+    """Number of turns that sending the message would drop; None if it does not fit at all."""
