@@ -5,13 +5,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, models, pre_tokenizers
+from tokenizers import AddedToken as LibraryToken
+from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from llama_chat.loading.formats import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, make_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.bpe import BytePairTokenizer
-from tests.model_files import CONTROL_TOKENS, MERGES, SMALL, TOKENS, write_gguf
+from llama_chat.tokenizers.vocabulary import AddedToken
+from tests.model_files import (
+    CONTROL_TOKENS,
+    MERGES,
+    SMALL,
+    TOKENS,
+    byte_vocabulary,
+    write_gguf,
+)
 from tests.vocabularies import hard_texts, library_ids
 
 # Tokens that merges do not produce, as some of Llama 3.
@@ -22,19 +30,10 @@ DIGITS = ["1 2", "12 3", "123 4"]
 ALL = [*TOKENS, *(merge.replace(" ", "") for merge in DIGITS), *WORDS]
 
 
-def tokenizer(
-    pre_tokenizer: str, added: tuple[str, ...] = (), add_bos: bool | None = None
-) -> BytePairTokenizer:
-    return BytePairTokenizer(
-        tokens=[*ALL, *added],
-        merges=[*MERGES, *DIGITS],
-        control_ids=frozenset(range(len(CONTROL_TOKENS))),
-        added_ids=frozenset(range(len(ALL), len(ALL) + len(added))),
-        pre_tokenizer=pre_tokenizer,
-        bos_id=1,
-        eos_id=0,
-        add_bos=add_bos,
-    )
+def tokenizer(pre_tokenizer: str, added: tuple[str, ...] = ()) -> Tokenizer:
+    vocabulary = byte_vocabulary(ALL, [*MERGES, *DIGITS], pre_tokenizer=pre_tokenizer)
+    tokens = {len(ALL) + i: AddedToken(text, special=False) for i, text in enumerate(added)}
+    return make_tokenizer(vocabulary.with_added(tokens))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_ids_are_those_of_the_library(pre_tokenizer: str) -> None:
         )
     )
     theirs.pre_tokenizer = LIBRARY[pre_tokenizer]
-    theirs.add_tokens([AddedToken("\n\n\n", normalized=False)])
+    theirs.add_tokens([LibraryToken("\n\n\n", normalized=False)])
     ours = tokenizer(pre_tokenizer, added=("\n\n\n",))
     for text in [*hard_texts(), "a\n\n\n\nb"]:
         assert ours.encode(text) == library_ids(theirs, text), text
@@ -135,7 +134,6 @@ def test_an_added_token_is_text_unless_it_looks_like_a_marker(pre_tokenizer: str
 def test_models_of_llama_3_begin_with_bos_where_the_file_does_not_say(
     tmp_path: Path, pre_tokenizer: str, said: bool | None, adds: bool
 ) -> None:
-    assert tokenizer(pre_tokenizer, add_bos=said).add_bos == adds
     values: dict[str, object] = {
         "tokenizer__ggml__pre": pre_tokenizer,
         "tokenizer__ggml__bos_token_id": 1,

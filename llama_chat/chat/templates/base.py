@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
 
 from llama_chat.chat.conversation import Message, Role
 from llama_chat.errors import UsageError
@@ -42,13 +41,11 @@ class ChatTemplate(ABC):
     """Text between the beginning of the model's turn and its first word."""
     stripped: tuple[Role, ...] = ()
     """Roles whose messages are stripped of white space at both ends."""
-    dummy_prefix: Literal["every", "first", "never"] = "every"
-    """Texts that begin with the dummy prefix (a space) of a SentencePiece vocabulary.
-
-    Control tokens divide a conversation into texts. Published fast tokenizers put the prefix before
-    every one of them; those published with ``legacy: false`` only at the very beginning, so never
-    if the published template itself begins with BOS.
-    """
+    leaves_bos: bool = False
+    """True if the published template does not write BOS, but leaves it to the tokenizer."""
+    texts_apart: bool = False
+    """True if the published code encodes each text between control tokens by itself, so that every
+    one of them is a first one for the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Create the template for a tokenizer.
@@ -58,9 +55,10 @@ class ChatTemplate(ABC):
         """
         for control in self.controls:
             if control not in tokenizer.control_ids:
+                lacking = "embedding" if control in tokenizer.rowless else "tokenizer"
                 raise UsageError(
                     f"template {self.name}",
-                    f"the tokenizer of this model has no {control}",
+                    f"the {lacking} of this model has no {control}",
                     "choose another with --template",
                 )
         self._tokenizer = tokenizer
@@ -91,11 +89,14 @@ class ChatTemplate(ABC):
         After a user message the ids end where the model's reply begins. After a reply they end
         where the next message begins, or with ``open_reply`` where that reply continues.
         """
-        return self._encode(self.write(messages, open_reply), self.dummy_prefix)
+        ids = self._encode(self.write(messages, open_reply), prefixed=True)
+        bos_id = self._tokenizer.bos_id
+        added = self.leaves_bos and self._tokenizer.add_bos
+        return [bos_id, *ids] if added and bos_id is not None else ids
 
     def encode_reply(self, text: str) -> tuple[int, ...]:
         """Encode the text that a reply begins with; tags in it are plain text."""
-        return tuple(self._encode([self.before_reply, Typed(text)], "never"))
+        return tuple(self._encode([self.before_reply, Typed(text)], prefixed=False))
 
     def find_tags(self, text: str) -> list[str]:
         """Return the tags of this template that occur in ``text``, each once."""
@@ -110,20 +111,24 @@ class ChatTemplate(ABC):
             yield self.before_reply
         yield Typed(message.content.strip() if message.role in self.stripped else message.content)
 
-    def _encode(self, parts: Iterable[Part], prefix: str) -> list[int]:
-        """Encode parts, each run of texts between ids as a whole."""
+    def _encode(self, parts: Iterable[Part], *, prefixed: bool) -> list[int]:
+        """Encode parts, each run of texts between ids as a whole.
+
+        The first text of all is ``prefixed`` with the space of the tokenizer; the later ones too if
+        each has it.
+        """
         ids: list[int] = []
         text: list[str | Typed] = []
-        prefixed = prefix != "never"
+        later = self.texts_apart or self._tokenizer.prefix == "every"
         for piece in (*self._pieces(parts), ()):  # empty ids end the last text
             if not isinstance(piece, tuple):
                 text.append(piece)
                 continue
             if text:
                 ids += self._encode_once(tuple(text), prefixed)
-                prefixed = prefix == "every"
                 text.clear()
             ids += piece
+            prefixed = later
         return ids
 
     def _pieces(self, parts: Iterable[Part]) -> Iterator[Part]:
@@ -143,9 +148,7 @@ def _encode_text(
     tokenizer: Tokenizer, tag: re.Pattern[str], parts: tuple[str | Typed, ...], prefixed: bool
 ) -> list[int]:
     """Encode parts as one text, and the tags in typed parts character by character."""
-    # A leading newline takes the dummy prefix and merges with nothing; its ids are cut off again.
-    text = "" if prefixed or not tokenizer.dummy_prefix else "\n"
-    n_extra = len(tokenizer.encode(text))
+    text = ""
     spans: list[Span] = []
     for part in parts:
         if isinstance(part, Typed):
@@ -156,7 +159,7 @@ def _encode_text(
             text += part.text
         else:
             text += part
-    return tokenizer.encode(text, spell=spans)[n_extra:]
+    return tokenizer.encode(text, spell=spans, prefixed=prefixed)
 
 
 def is_open(messages: Sequence[Message], i: int, open_reply: bool) -> bool:

@@ -20,7 +20,6 @@ class MistralTemplate(ChatTemplate):
     tags = ("[INST]", "[/INST]")
     controls = ("<s>", "</s>")
     before_reply = " "
-    dummy_prefix = "never"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
