@@ -135,8 +135,6 @@ def _with_legacy(base: Vocabulary, config: JsonObject) -> Vocabulary:
         prefix = "every" if legacy else "first"
     if config.flag("add_prefix_space") is False:
         prefix = "never"
-    if prefix == base.prefix:
-        return base
     if isinstance(base.model, MergeModel):
         model = replace(base.model, normalizer=None, pre_tokenizer=metaspace(prefix))
         return replace(base, prefix=prefix, model=model, file=None)
