@@ -305,7 +305,9 @@ You are helpful. Always answer with Haiku. I am going to Paris, what should I se
 
 
 @cache
-def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
+def sentencepiece_model(
+    control_symbols: tuple[str, ...] = (), user_defined_symbols: tuple[str, ...] = ()
+) -> bytes:
     """Make a tiny vocabulary like Llama 2's: BPE with byte fallback and a dummy prefix."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -320,6 +322,7 @@ def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
         split_digits=True,
         allow_whitespace_only_pieces=True,
         control_symbols=list(control_symbols),
+        user_defined_symbols=list(user_defined_symbols),
         minloglevel=2,
     )
     return model.getvalue()

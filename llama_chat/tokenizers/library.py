@@ -145,22 +145,22 @@ def assemble(
 def merging(what: str, ids: dict[str, int], pieces: Collection[str], model: MergeModel) -> BPE:
     """Return the library's algorithm on ``ids``, without the merges that need other tokens.
 
+    They are checked here, since the library panics on some.
+
     Raises:
         ModelError: if a merge is not of the vocabulary's tokens, or the library cannot use it.
     """
-    try:
-        return BPE(ids, model.merges, **model.options)
-    except Exception:  # the library raises nothing more specific, for a merge of other tokens too
+    merges = [
+        (left, right)
+        for left, right in model.merges
+        if left in ids and right in ids and left + right in ids
+    ]
+    if len(merges) < len(model.merges):
         known = set(pieces)
-    merges = []
-    for left, right in model.merges:
-        merge = {left, right, left + right}
-        if merge <= ids.keys():
-            merges.append((left, right))
-        elif not merge <= known:
-            raise ModelError(
-                what, f"merge {f'{left} {right}'[:60]!r} is not of its tokens", DAMAGED
-            )
+        for left, right in model.merges:
+            if not {left, right, left + right} <= known:
+                why = f"merge {f'{left} {right}'[:60]!r} is not of its tokens"
+                raise ModelError(what, why, DAMAGED)
     with library_errors(what):
         return BPE(ids, merges, **model.options)
 
