@@ -1,5 +1,6 @@
 """Pre-tokenizers divide text as in the training of their models."""
 
+import reprlib
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,20 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
+from harness.program import run
 from llama_chat.loading.formats import load_tokenizer, make_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.bpe import PRE_TOKENIZERS
+from llama_chat.tokenizers.library import assemble
 from llama_chat.tokenizers.vocabulary import AddedToken
 from tests.model_files import (
     CONTROL_TOKENS,
     MERGES,
     SMALL,
     TOKENS,
+    assert_refused,
     byte_vocabulary,
     write_gguf,
 )
@@ -53,6 +59,58 @@ def tokenizer(pre_tokenizer: str, added: tuple[str, ...] = ()) -> Tokenizer:
 def test_digits_are_divided_as_in_training(pre_tokenizer: str, pieces: list[str]) -> None:
     found = tokenizer(pre_tokenizer)
     assert [found.piece(i) for i in found.encode("1234")] == pieces
+
+
+SAMPLE = "It's 12345, über_x!\n\n  Иван漢字 CamelCase/a"
+DIVIDED = {
+    ("stablelm2", "megrez", "deepseek-r1-qwen"): (
+        "It|'s| |1|2|3|4|5|,| über|_x|!\n\n| | Иван漢字| CamelCase|/a"
+    ),
+    ("gpt-4o", "llama4"): "It's| |123|45|,| über|_x|!\n\n| | Иван漢字| Camel|Case|/a",
+    ("seed-coder",): "It|'s| |1|2|3|4|5|,| über|_x|!|\n\n| | Иван漢字| CamelCase|/a",
+    ("deepseek-coder",): ("It|'|s| |1|2|3|4|5|,| über|_|x|!|\n|\n| | Иван|漢字| CamelCase|/|a"),
+    ("deepseek-v3",): "It|'s| |123|45|,| über|_x|!\n\n| | Иван|漢字| CamelCase|/a",
+    ("bloom", "poro-chat", "gpt3-finnish"): ("It's| 12345|,| über_x|!\n\n | Иван漢字| CamelCase/a"),
+    ("viking",): "It's| |1|2|3|4|5|,| über_x|!\n\n | Иван漢字| CamelCase/a",
+    ("olmo", "mellum", "phi-2"): ("It|'s| 12345|,| über|_|x|!|\n\n | Иван漢字| CamelCase|/|a"),
+}
+
+
+@pytest.mark.parametrize("names", DIVIDED, ids=" ".join)
+def test_text_is_divided_as_llama_cpp_divides_it(names: tuple[str, ...]) -> None:
+    for name in names:
+        found = tokenizer(name)
+        # Each word is a run of single bytes, since no merges reach it.
+        rule = PRE_TOKENIZERS[name].component()
+        backend = assemble("", BPE(), None, rule, [])
+        assert backend.pre_tokenizer is not None
+        places = [place for _, place in backend.pre_tokenizer.pre_tokenize_str(SAMPLE)]
+        assert [SAMPLE[start:end] for start, end in places] == DIVIDED[names].split("|")
+        assert found.decode(found.encode(SAMPLE)) == SAMPLE
+
+
+def test_a_file_without_a_pre_tokenizer_is_read_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, metadata={"tokenizer__ggml__pre": None})
+    checkpoint = open_checkpoint(path)
+    assert len(checkpoint.warnings) == 1
+    for part in (str(path), "does not name its pre-tokenizer", "that of gpt-2 is assumed"):
+        assert part in checkpoint.warnings[0]
+    named = byte_vocabulary(pre_tokenizer="gpt-2")
+    text = "4312 the thin hen"
+    assert load_tokenizer(checkpoint).encode(text) == make_tokenizer(named).encode(text)
+    done = run("ask", "hi", "-m", path, "--max-tokens", "1", home=tmp_path)
+    assert done.status == 0
+    assert done.err.splitlines()[0] == f"llama-chat: warning: {checkpoint.warnings[0]}"
+    write_gguf(path)
+    assert open_checkpoint(path).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["deepseek-llm", "falcon", "superbpe", "x\x1b[31m", "y" * 5000])
+def test_an_unknown_pre_tokenizer_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    write_gguf(tmp_path / "m.gguf", metadata={"tokenizer__ggml__pre": name})
+    shown = reprlib.repr(name)
+    assert_refused(tmp_path / "m.gguf", f"its pre-tokenizer {shown} is not supported: take the")
 
 
 @pytest.mark.parametrize("pre_tokenizer", ["llama-bpe", "llama3"])
