@@ -21,7 +21,9 @@ from llama_chat.loading.formats import (
 from llama_chat.loading.plan import load
 from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.sentencepiece_file import piece_types
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.sentencepiece_file import user_defined_ids, with_types
+from llama_chat.tokenizers.vocabulary import TokenType
 from tests.folders import chatml_tokens, with_added, write_chain, write_tokenizer_files
 from tests.model_files import (
     MERGES,
@@ -125,12 +127,16 @@ def test_words_of_a_sentencepiece_file_are_found_as_the_library_finds_them(tmp_p
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_types_are_those_of_the_library(shared_data: Path) -> None:
+def test_types_are_those_of_the_file(shared_data: Path, tmp_path: Path) -> None:
     llama_2 = (shared_data / "llama2" / "tokenizer.model").read_bytes()
     for model in (MODEL, llama_2, sentencepiece_model(control_symbols=("[INST]", "[/INST]"))):
-        assert piece_types(model) == piece_tables(model)["types"]
+        (tmp_path / "tokenizer.model").write_bytes(model)
+        assert read_model(tmp_path / "tokenizer.model").types == piece_tables(model)["types"]
     model = sentencepiece_model(user_defined_symbols=("<|im_end|>", "x" * 200))
-    assert [i for i, kind in enumerate(piece_types(model)) if kind == USER_DEFINED] == [3, 4]
+    assert user_defined_ids(model) == [3, 4]
+    assert user_defined_ids(with_types(model, {3: TokenType.NORMAL, 9: TokenType.UNUSED})) == [4]
+    # The bytes of a type within a text or a score are none.
+    assert user_defined_ids(MODEL + bytes([0x7A, 2, 0x18, 4])) == []
 
 
 @pytest.mark.parametrize("name", ["bytes", "pieces"])

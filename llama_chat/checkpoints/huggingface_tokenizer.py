@@ -229,9 +229,8 @@ def _with_flags(
     """Return a copy with BOS, EOS and prefix, of which the small files take precedence."""
     first, last = (document.first, document.last) if document else (None, None)
     bos, eos = special.get("bos_token") or first, special.get("eos_token")
-    ids = {piece: i for i, piece in enumerate(base.pieces) if piece in (bos, eos)}
-    bos_id = base.bos_id if bos is None else ids.get(bos, base.bos_id)
-    eos_id = base.eos_id if eos is None else ids.get(eos, base.eos_id)
+    bos_id = base.pieces.index(bos) if bos in base.pieces else base.bos_id
+    eos_id = base.pieces.index(eos) if eos in base.pieces else base.eos_id
     add_bos, add_eos = config.flag("add_bos_token"), config.flag("add_eos_token")
     if add_bos is None:
         add_bos = first == bos if first is not None else base.add_bos

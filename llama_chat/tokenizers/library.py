@@ -151,9 +151,9 @@ def merging(what: str, ids: dict[str, int], pieces: Collection[str], model: Merg
         ModelError: if a merge is not of the vocabulary's tokens, or the library cannot use it.
     """
     merges = [
-        (left, right)
-        for left, right in model.merges
-        if left in ids and right in ids and left + right in ids
+        pair
+        for pair in model.merges
+        if pair[0] in ids and pair[1] in ids and pair[0] + pair[1] in ids
     ]
     if len(merges) < len(model.merges):
         known = set(pieces)

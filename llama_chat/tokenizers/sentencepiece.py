@@ -3,6 +3,7 @@
 import base64
 import binascii
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import sentencepiece
@@ -12,7 +13,7 @@ from llama_chat.tokenizers.added_tokens import AddedTokenFinder
 from llama_chat.tokenizers.base import Tokenizer, read_file
 from llama_chat.tokenizers.sentencepiece_file import (
     make_file,
-    piece_types,
+    user_defined_ids,
     with_types,
     without_prefix,
 )
@@ -40,20 +41,15 @@ def read_model(path: Path) -> Vocabulary:
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
     library = _load(data)
-    try:
-        types = piece_types(data)
-    except ValueError:
-        types = []
-    if library is None or len(types) != library.vocab_size():
+    if library is None:
         raise ModelError(what, "it is not a SentencePiece model, or damaged", _ADVICE)
-    ids = list(range(len(types)))
-    pieces = library.id_to_piece(ids)
+    ids = list(range(library.vocab_size()))
     bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     probe = library.encode("a", out_type=str)
     return Vocabulary(
         what=what,
-        pieces=pieces,
-        types=types,
+        pieces=library.id_to_piece(ids),
+        types=_types(library, data, ids),
         model=PieceModel(library.get_score(ids), data),
         bos_id=bos_id,
         eos_id=eos_id,
@@ -61,6 +57,21 @@ def read_model(path: Path) -> Vocabulary:
         prefix="every" if probe and probe[0].startswith(SPACE) else "never",
         file=path,
     )
+
+
+def _types(library: sentencepiece.SentencePieceProcessor, data: bytes, ids: list[int]) -> list[int]:
+    types: list[int] = [TokenType.NORMAL] * len(ids)
+    found = {
+        TokenType.USER_DEFINED: user_defined_ids(data),
+        TokenType.UNUSED: compress(ids, library.is_unused(ids)),
+        TokenType.BYTE: compress(ids, library.is_byte(ids)),
+        TokenType.CONTROL: compress(ids, library.is_control(ids)),
+        TokenType.UNKNOWN: compress(ids, library.is_unknown(ids)),
+    }
+    for kind, of_kind in found.items():
+        for i in of_kind:
+            types[i] = kind
+    return types
 
 
 class SentencePieceTokenizer(Tokenizer):

@@ -5,6 +5,7 @@ The library itself does all encoding; it cannot be told to treat a token as of a
 leave out the space in front.
 """
 
+import re
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -20,6 +21,8 @@ _PIECES, _NORMALIZER = 1, 3
 """Fields of the file."""
 _PIECE, _SCORE, _TYPE = 1, 2, 3
 """Fields of a piece."""
+_USER_DEFINED = re.compile(rb"\x18\x04(?=[\x0a\x12\x1a\x22\x2a]|\Z)")
+"""End of a user-defined piece: its type, and the begin of any next field of the file."""
 
 
 def make_file(vocabulary: Vocabulary, model: PieceModel, control: Collection[int]) -> bytes:
@@ -62,23 +65,20 @@ def without_prefix(file: bytes) -> bytes:
     return file + _bytes(_NORMALIZER, _number(3, False))
 
 
-def piece_types(file: bytes) -> list[int]:
-    """Return the type of each piece.
+def user_defined_ids(file: bytes) -> list[int]:
+    """Return the ids of the user-defined pieces, which the library does not tell.
 
     Raises:
         ValueError: if the file is damaged.
     """
-    types: list[int] = []
-    for number, _, start, end in _fields(file):
-        if number == _PIECES:
-            # Most have a short text and a score, and no type: tens of thousands are not parsed.
-            plain = end - start > 6 and file[start] == _PIECE << 3 | 2
-            plain = plain and start + 2 + file[start + 1] == end - 5
-            if plain and file[end - 5] == _SCORE << 3 | 5:
-                types.append(TokenType.NORMAL)
-            else:
-                types.append(_type_of(file[start:end]))
-    return types
+    if not _USER_DEFINED.search(file):
+        return []  # as in most files, whose tens of thousands of pieces need not be parsed then
+    pieces = [file[start:end] for number, _, start, end in _fields(file) if number == _PIECES]
+    return [
+        i
+        for i, piece in enumerate(pieces)
+        if _USER_DEFINED.search(piece) and _type_of(piece) == TokenType.USER_DEFINED
+    ]
 
 
 def with_types(file: bytes, types: Mapping[int, TokenType]) -> bytes:
@@ -114,7 +114,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
     at, size = 0, len(message)
     while at < size:
         begin = at
-        tag, at = (message[at], at + 1) if message[at] < 0x80 else _read_varint(message, at)
+        tag, at = _read_varint(message, at)
         kind = tag & 7
         if kind == 2:
             length, start = _read_varint(message, at)

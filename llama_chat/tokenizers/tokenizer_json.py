@@ -142,14 +142,15 @@ class TokenizerJson:
         merges = self._model.get("merges")
         if not isinstance(merges, list):
             raise self.error("merges is not a list")
-        pairs = [merge.split(" ") if type(merge) is str else merge for merge in merges]
-        if (
-            not {*map(type, pairs)} <= {list}
-            or not {*map(len, pairs)} <= {2}
-            or not {*map(type, chain.from_iterable(pairs))} <= {str}
-        ):
+        pairs: list[Any] = [
+            tuple(merge.split(" ") if type(merge) is str else merge)
+            for merge in merges
+            if type(merge) in (str, list)
+        ]
+        halves = {*map(type, chain.from_iterable(pairs))}
+        if len(pairs) < len(merges) or not {*map(len, pairs)} <= {2} or not halves <= {str}:
             raise self.error("a merge is not of two tokens")
-        return [(left, right) for left, right in pairs]
+        return pairs
 
     def _table(self, value: object, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
