@@ -133,10 +133,11 @@ def test_types_are_those_of_the_file(shared_data: Path, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.model").write_bytes(model)
         assert read_model(tmp_path / "tokenizer.model").types == piece_tables(model)["types"]
     model = sentencepiece_model(user_defined_symbols=("<|im_end|>", "x" * 200))
-    assert user_defined_ids(model) == [3, 4]
-    assert user_defined_ids(with_types(model, {3: TokenType.NORMAL, 9: TokenType.UNUSED})) == [4]
+    assert user_defined_ids(model, "") == [3, 4]
+    changed = with_types(model, {3: TokenType.NORMAL, 9: TokenType.UNUSED}, "")
+    assert user_defined_ids(changed, "") == [4]
     # The bytes of a type within a text or a score are none.
-    assert user_defined_ids(MODEL + bytes([0x7A, 2, 0x18, 4])) == []
+    assert user_defined_ids(MODEL + bytes([0x7A, 2, 0x18, 4]), "") == []
 
 
 @pytest.mark.parametrize("name", ["bytes", "pieces"])

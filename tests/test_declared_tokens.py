@@ -1,11 +1,13 @@
 """Added tokens, BOS, EOS and the space in front, as the files of a folder declare them."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.program import run
 from llama_chat.chat.conversation import Message, Role
 from llama_chat.chat.templates import template_class
 from llama_chat.errors import ModelError
@@ -77,6 +79,16 @@ def test_tokens_added_beside_sentencepiece_count(tmp_path: Path, way: str) -> No
     )
     ids = theirs.encode(expected, add_special_tokens=False)
     assert chat_ids(ours, *(text for _, text in dialog)) == ids
+
+
+@pytest.mark.parametrize("way", DECLARED)
+def test_a_reply_ends_at_an_added_token(tmp_path: Path, way: str) -> None:
+    files = {"model": MODEL, **DECLARED[way]}
+    path = write_tokenizer_files(tmp_path / "m", **files)
+    word_id = DOCUMENT["model"]["vocab"][WORD]
+    write_chain(path, SIZE + 2, [word_id, SIZE, word_id - 1])
+    done = run("complete", "-", "-m", path, "--max-tokens", "5", home=tmp_path, stdin=b"12")
+    assert (done.status, done.out, done.err) == (0, f"{WORD}\n", "")
 
 
 def test_the_ids_of_a_chat_are_those_of_tokenizer_json(shared_data: Path, tmp_path: Path) -> None:
@@ -180,6 +192,8 @@ def metaspace(scheme: str) -> dict[str, Any]:
     return document
 
 
+SPACED_BYTES = copy.deepcopy(BYTE_LEVEL)
+SPACED_BYTES["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
 NONE = {**DOCUMENT, "normalizer": DOCUMENT["normalizer"]["normalizers"][1]}
 OLD_METASPACE = metaspace("first")
 del OLD_METASPACE["pre_tokenizer"]["prepend_scheme"]
@@ -205,6 +219,7 @@ PREFIXES: dict[str, tuple[dict[str, Any], str]] = {
         "never",
     ),
     "byte-level": ({"document": BYTE_LEVEL}, "never"),
+    "byte-level, spaced": ({"document": SPACED_BYTES}, "every"),
 }
 
 
@@ -214,7 +229,7 @@ def test_the_space_in_front_is_that_of_transformers(
     tmp_path: Path, case: str, with_model: bool
 ) -> None:
     files, prefix = PREFIXES[case]
-    byte_level = case == "byte-level"
+    byte_level = case.startswith("byte-level")
     tokens = [] if byte_level else CHATML
     files = {**files, "document": with_added(files["document"], *tokens)}
     theirs = by_transformers(write_tokenizer_files(tmp_path / "theirs", **files))

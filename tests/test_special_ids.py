@@ -125,7 +125,7 @@ def gguf_type(token: AddedToken) -> int:
     return 1 if token.text in CHATS and token.lstrip else 4
 
 
-CHATS = [name for name in MARKERS if name.startswith(("<|i", "<|e", "<\uff5c", "<|\ue000"))]
+CHATS = [name for name in MARKERS if name.startswith(("<|i", "<|e", "<\uff5c", "<<"))]
 
 
 def gguf(model: str, pieces: list[str], types: list[int], **values: object) -> Vocabulary:

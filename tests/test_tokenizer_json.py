@@ -1,11 +1,15 @@
 """``tokenizer.json`` files give the ids of the library, and no text gives a control id."""
 
+import copy
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from llama_chat.errors import ModelError
@@ -176,8 +180,8 @@ def test_truncation_and_dropout_are_ignored(tmp_path: Path) -> None:
 
 def test_a_file_or_its_folder_can_be_opened_alone(tmp_path: Path) -> None:
     path = written(tmp_path / "tokenizer.json", piece_json(MODEL))
-    for given in (path, tmp_path):
-        tokenizer, template = open_tokenizer(given)
+    for place in (path, tmp_path):
+        tokenizer, template = open_tokenizer(place)
         assert dict(tokenizer.control_ids) == CONTROL
         assert template is None
 
@@ -261,6 +265,62 @@ def test_hostile_files_are_refused_in_one_line(tmp_path: Path, case: str) -> Non
         read(tmp_path, document)
     assert str(caught.value).isprintable()
     assert why in str(caught.value)
+
+
+SMALL = {spelling: make() for spelling, make in SPELLINGS.items()}
+ODD: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    7,
+    2**40,
+    0.5,
+    "",
+    "the",
+    "▁",
+    "<s>",
+    "never",
+    "\x1b",
+    [],
+    {},
+]
+ODD += ["Sequence", "Metaspace", "Replace", "ByteLevel", "Split", "\ud800", ["a", "b"], [[]]]
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all values in a document, and of a few of those in long tables."""
+    inner: list[tuple[Any, object]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    found = [path] if path else []
+    for key, one in inner[:30]:
+        found += places(one, (*path, key))
+    return found
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_file_with_any_other_value_is_read_or_refused(spelling: str, data: st.DataObject) -> None:
+    document = copy.deepcopy(SMALL[spelling])
+    *path, last = data.draw(st.sampled_from(places(SMALL[spelling])))
+    table: Any = document
+    for key in path:
+        table = table[key]
+    table[last] = data.draw(st.sampled_from(ODD))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = read(Path(folder), document, bos_token="<s>")
+            ids = found.encode("a the<s>")
+            found.encode("a", prefixed=False)
+        except ModelError:
+            return
+    assert found.control_ids["<s>"] not in ids
+    found.decode(range(found.vocab_size))
 
 
 def test_files_that_are_no_json_are_refused_in_one_line(tmp_path: Path) -> None:

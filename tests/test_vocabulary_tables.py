@@ -1,10 +1,13 @@
 """SentencePiece vocabularies from tables equal those of the file that the tables come from."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
 from llama_chat.generation.engine import END_TOKENS
@@ -184,3 +187,23 @@ def test_hostile_tables_of_a_gguf_file_are_refused_in_one_line(tmp_path: Path) -
     for why, changed in cases.items():
         write_gguf(path, config, metadata=gguf_values(TABLES) | changed)
         assert_refused(path, why)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_damaged_model_file_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
+    model = bytearray(sentencepiece_model(user_defined_symbols=("<|im_end|>", "zword")))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(model) - 1, 200)) | st.integers(0, len(model) - 1))
+        model[at] = data.draw(st.integers(0, 255) | st.sampled_from([0x18, 0x80, 0x0A, 0x1B, 4]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.model"
+        path.write_bytes(model)
+        try:
+            found, _ = open_tokenizer(path)
+        except ModelError:
+            return
+    ids = found.encode("a<|im_end|>b zword the", spell=[(0, 4)])
+    control = set(found.control_ids.values()) - {found.control_ids.get("<unk>")}
+    assert not control & set(ids)
+    found.decode(range(found.vocab_size))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llama_chat.errors import ModelError, reason
-from llama_chat.tokenizers.vocabulary import TokenType, Vocabulary
+from llama_chat.tokenizers.vocabulary import SPACE, TokenType, Vocabulary
 
 Span = tuple[int, int]
 """Start and end of a run of characters in a text."""
@@ -152,6 +152,13 @@ class Tokenizer(ABC):
             if single and i not in control and (len(piece) == 1 or data not in found):
                 found[data] = i
         return found
+
+
+def piece_bytes(piece: str, kind: int) -> bytes:
+    """Return the bytes of a token of SentencePiece."""
+    if kind == TokenType.BYTE:
+        return bytes.fromhex(piece[3:-1])
+    return piece.replace(SPACE, " ").encode("utf-8", "replace")
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from llama_chat.errors import ModelError
 from llama_chat.tokenizers.added_tokens import library_token
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.base import Tokenizer, piece_bytes
 from llama_chat.tokenizers.bpe import byte_level_bytes, missing_bytes
 from llama_chat.tokenizers.vocabulary import (
     DAMAGED,
-    SPACE,
     AddedToken,
     MergeModel,
     TokenType,
@@ -89,31 +89,27 @@ class LibraryTokenizer(Tokenizer):
 
     def _encode(self, text: str, prefixed: bool) -> list[int]:
         if prefixed or self.prefix == "never":
-            return self._run(self._backend, text)[0]
-        begin, rest = len(text), []
+            return self._run(self._backend, text).ids
+        rest: list[int] = []
         if self._words and self.prefix == "every":
             # The texts after an added token begin with the space again.
-            ids, starts = self._run(self._backend, text)
-            first = next((at for at, i in enumerate(ids) if i in self._words), len(ids))
-            if first < len(ids):
-                begin, rest = starts[first], ids[first:]
-        return [*self._run(self._unprefixed, text[:begin])[0], *rest]
+            found = self._run(self._backend, text)
+            first = next((at for at, i in enumerate(found.ids) if i in self._words), None)
+            if first is not None:
+                text, rest = text[: found.offsets[first][0]], found.ids[first:]
+        return [*self._run(self._unprefixed, text).ids, *rest]
 
-    def _run(self, backend: Backend, text: str) -> tuple[list[int], list[int]]:
-        """Return the ids of a text, and where each of them begins."""
+    def _run(self, backend: Backend, text: str) -> Encoding:
         with library_errors(self._what):
-            found = backend.encode(text, add_special_tokens=False)
-        return found.ids, [start for start, _ in found.offsets]
+            return backend.encode(text, add_special_tokens=False)
 
     def _piece_bytes(self, token_id: int) -> bytes:
         piece = self._pieces[token_id]
-        if self._types[token_id] == TokenType.BYTE:
-            return bytes.fromhex(piece[3:-1])
-        if not self._byte_level:
-            return piece.replace(SPACE, " ").encode("utf-8", "replace")
-        return (
-            piece.encode("utf-8", "replace") if token_id in self.added else byte_level_bytes(piece)
-        )
+        if self._byte_level and token_id not in self.added:
+            return byte_level_bytes(piece)
+        if self._byte_level:
+            return piece.encode("utf-8", "replace")
+        return piece_bytes(piece, self._types[token_id])
 
 
 def assemble(

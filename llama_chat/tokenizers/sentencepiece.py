@@ -10,7 +10,7 @@ import sentencepiece
 
 from llama_chat.errors import ModelError
 from llama_chat.tokenizers.added_tokens import AddedTokenFinder
-from llama_chat.tokenizers.base import Tokenizer, read_file
+from llama_chat.tokenizers.base import Tokenizer, piece_bytes, read_file
 from llama_chat.tokenizers.sentencepiece_file import (
     make_file,
     user_defined_ids,
@@ -40,16 +40,18 @@ def read_model(path: Path) -> Vocabulary:
         raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
-    library = _load(data)
-    if library is None:
-        raise ModelError(what, "it is not a SentencePiece model, or damaged", _ADVICE)
-    ids = list(range(library.vocab_size()))
+    try:
+        library = _load(data)
+        ids = list(range(library.vocab_size()))
+        pieces = library.id_to_piece(ids)
+    except (RuntimeError, ValueError):
+        raise ModelError(what, "it is not a SentencePiece model, or damaged", _ADVICE) from None
     bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     probe = library.encode("a", out_type=str)
     return Vocabulary(
         what=what,
-        pieces=library.id_to_piece(ids),
-        types=_types(library, data, ids),
+        pieces=pieces,
+        types=_types(library, data, ids, what),
         model=PieceModel(library.get_score(ids), data),
         bos_id=bos_id,
         eos_id=eos_id,
@@ -59,10 +61,12 @@ def read_model(path: Path) -> Vocabulary:
     )
 
 
-def _types(library: sentencepiece.SentencePieceProcessor, data: bytes, ids: list[int]) -> list[int]:
+def _types(
+    library: sentencepiece.SentencePieceProcessor, data: bytes, ids: list[int], what: str
+) -> list[int]:
     types: list[int] = [TokenType.NORMAL] * len(ids)
     found = {
-        TokenType.USER_DEFINED: user_defined_ids(data),
+        TokenType.USER_DEFINED: user_defined_ids(data, what),
         TokenType.UNUSED: compress(ids, library.is_unused(ids)),
         TokenType.BYTE: compress(ids, library.is_byte(ids)),
         TokenType.CONTROL: compress(ids, library.is_control(ids)),
@@ -104,7 +108,7 @@ class SentencePieceTokenizer(Tokenizer):
             if i < library.vocab_size() and not (library.is_control(i) or library.is_unknown(i))
         }
         if types:
-            self._file = with_types(self._file, types)
+            self._file = with_types(self._file, types, self._what)
             self._library = self._loaded(self._file)
 
     def _encode(self, text: str, prefixed: bool) -> list[int]:
@@ -119,10 +123,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _piece_bytes(self, token_id: int) -> bytes:
-        piece = self._pieces[token_id]
-        if self._types[token_id] == TokenType.BYTE:
-            return bytes.fromhex(piece[3:-1])
-        return piece.replace(SPACE, " ").encode("utf-8", "replace")
+        return piece_bytes(self._pieces[token_id], self._types[token_id])
 
     @cached_property
     def _unprefixed(self) -> sentencepiece.SentencePieceProcessor:
@@ -130,21 +131,24 @@ class SentencePieceTokenizer(Tokenizer):
         return self._loaded(without_prefix(self._file))
 
     def _loaded(self, file: bytes) -> sentencepiece.SentencePieceProcessor:
-        library = _load(file)
-        if library is None:
-            raise ModelError(self._what, "its pieces make no SentencePiece vocabulary", DAMAGED)
-        return library
+        try:
+            return _load(file)
+        except (RuntimeError, ValueError):
+            why = "its pieces make no SentencePiece vocabulary"
+            raise ModelError(self._what, why, DAMAGED) from None
 
 
-def _load(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
-    """Return the library's tokenizer; None if ``data`` is not a usable model."""
+def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Return the library's tokenizer.
+
+    Raises:
+        RuntimeError, ValueError: if ``file`` is not a usable model.
+    """
     library = sentencepiece.SentencePieceProcessor()
-    try:
-        library.LoadFromSerializedProto(data)
-        usable = library.vocab_size() > 0 and library.unk_id() >= 0
-    except (RuntimeError, ValueError):
-        usable = False
-    return library if usable else None
+    library.LoadFromSerializedProto(file)
+    if library.vocab_size() < 1 or library.unk_id() < 0:
+        raise ValueError("it has no pieces, or no unknown one")
+    return library
 
 
 def _is_llama_3(data: bytes) -> bool:

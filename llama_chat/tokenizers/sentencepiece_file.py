@@ -65,70 +65,66 @@ def without_prefix(file: bytes) -> bytes:
     return file + _bytes(_NORMALIZER, _number(3, False))
 
 
-def user_defined_ids(file: bytes) -> list[int]:
+def user_defined_ids(file: bytes, what: str) -> list[int]:
     """Return the ids of the user-defined pieces, which the library does not tell.
 
     Raises:
-        ValueError: if the file is damaged.
+        ModelError: about ``what``, if the file is damaged.
     """
     if not _USER_DEFINED.search(file):
         return []  # as in most files, whose tens of thousands of pieces need not be parsed then
-    pieces = [file[start:end] for number, _, start, end in _fields(file) if number == _PIECES]
+    pieces = [piece for number, _, piece in _fields(file, what) if number == _PIECES]
     return [
         i
         for i, piece in enumerate(pieces)
-        if _USER_DEFINED.search(piece) and _type_of(piece) == TokenType.USER_DEFINED
+        if _USER_DEFINED.search(piece) and _type_of(piece, what) == TokenType.USER_DEFINED
     ]
 
 
-def with_types(file: bytes, types: Mapping[int, TokenType]) -> bytes:
-    """Return the file with other types of some pieces, which are given by their ids."""
-    changed = bytearray()
-    token_id = done = 0
-    for number, begin, start, end in _fields(file):
-        if number != _PIECES:
-            continue
-        if token_id in types:
-            # Of a repeated field the last one counts.
-            piece = file[start:end] + _number(_TYPE, types[token_id])
-            changed += file[done:begin] + _bytes(_PIECES, piece)
-            done = end
-        token_id += 1
-    return bytes(changed + file[done:])
-
-
-def _type_of(piece: bytes) -> int:
-    kind: int = TokenType.NORMAL
-    for number, _, start, end in _fields(piece):
-        if number == _TYPE:
-            kind = piece[start] if end == start + 1 else 0
-    return kind
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yield number, begin, begin of the value, and end of each field.
+def with_types(file: bytes, types: Mapping[int, TokenType], what: str) -> bytes:
+    """Return the file with other types of some pieces, which are given by their ids.
 
     Raises:
-        ValueError: if the message is damaged.
+        ModelError: about ``what``, if the file is damaged.
     """
-    at, size = 0, len(message)
-    while at < size:
-        begin = at
-        tag, at = _read_varint(message, at)
-        kind = tag & 7
+    changed = bytearray()
+    token_id = 0
+    for number, field, piece in _fields(file, what):
+        if number == _PIECES:
+            if token_id in types:
+                # Of a repeated field the last one counts.
+                field = _bytes(_PIECES, piece + _number(_TYPE, types[token_id]))
+            token_id += 1
+        changed += field
+    return bytes(changed)
+
+
+def _type_of(piece: bytes, what: str) -> int:
+    found = [value[0] for number, _, value in _fields(piece, what) if number == _TYPE and value]
+    return found[-1] if found else TokenType.NORMAL
+
+
+def _fields(message: bytes, what: str) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield the number of each field, the whole field, and its value.
+
+    Raises:
+        ModelError: about ``what``, if the message is damaged.
+    """
+    begin, size = 0, len(message)
+    while begin < size:
+        tag, at = _read_varint(message, begin)
+        kind, start = tag & 7, at
         if kind == 2:
             length, start = _read_varint(message, at)
             at = start + length
         elif kind == 0:
-            start = at
             _, at = _read_varint(message, at)
-        elif kind in _FIXED:
-            start, at = at, at + _FIXED[kind]
         else:
-            raise ValueError("a field of an unknown kind")
+            at += _FIXED.get(kind, size)
         if at > size:
-            raise ValueError("a field is cut off")
-        yield tag >> 3, begin, start, at
+            raise ModelError(what, "it is not a SentencePiece model, or damaged", DAMAGED)
+        yield tag >> 3, message[begin:at], message[start:at]
+        begin = at
 
 
 _FIXED = {1: 8, 5: 4}
@@ -136,15 +132,16 @@ _FIXED = {1: 8, 5: 4}
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the integer at ``at``, and the place after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at] if at < len(data) else 0x80
+    """Return the integer at ``at``, and the place after it, which is past the end if it is cut."""
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number is cut off")
+        shift += 7
+    return value, len(data) + 1
 
 
 def _number(number: int, value: int) -> bytes:

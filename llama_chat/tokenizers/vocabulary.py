@@ -193,7 +193,8 @@ class Vocabulary:
 _MARKER = re.compile(rf"{SPACE}*(<\S+>|\[\S+\]){SPACE}*")
 
 _CHAT_TOKEN = re.compile(
-    r"<[|\uff5c]\S+[|\uff5c]>|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"<[|\uff5c][^\s|]*\w[^\s|]*[|\uff5c]>|<</?SYS>>|[<\[]EOT[>\]]"
+    r"|<(?:start_of_turn|end_of_turn|end_of_utterance)>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
 )
 
