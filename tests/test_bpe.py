@@ -72,7 +72,7 @@ DIVIDED = {
     ("deepseek-v3",): "It|'s| |123|45|,| über|_x|!\n\n| | Иван|漢字| CamelCase|/a",
     ("bloom", "poro-chat", "gpt3-finnish"): ("It's| 12345|,| über_x|!\n\n | Иван漢字| CamelCase/a"),
     ("viking",): "It's| |1|2|3|4|5|,| über_x|!\n\n | Иван漢字| CamelCase/a",
-    ("olmo", "mellum", "phi-2"): ("It|'s| 12345|,| über|_|x|!|\n\n | Иван漢字| CamelCase|/|a"),
+    ("olmo", "trillion", "phi-2"): ("It|'s| 12345|,| über|_|x|!|\n\n | Иван漢字| CamelCase|/|a"),
 }
 
 
@@ -87,6 +87,16 @@ def test_text_is_divided_as_llama_cpp_divides_it(names: tuple[str, ...]) -> None
         places = [place for _, place in backend.pre_tokenizer.pre_tokenize_str(SAMPLE)]
         assert [SAMPLE[start:end] for start, end in places] == DIVIDED[names].split("|")
         assert found.decode(found.encode(SAMPLE)) == SAMPLE
+
+
+def test_patterns_are_those_of_transformers() -> None:
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    theirs = gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS
+    shared = theirs.keys() & PRE_TOKENIZERS.keys()
+    assert len(shared) >= 15
+    for name in shared:
+        assert PRE_TOKENIZERS[name].splits == (theirs[name],)
 
 
 def test_a_file_without_a_pre_tokenizer_is_read_with_a_warning(tmp_path: Path) -> None:

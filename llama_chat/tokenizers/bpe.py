@@ -72,17 +72,13 @@ _SINGLE_DIGITS = PreTokenizer((_DIGIT_SPLIT, _GPT_2_SPLIT))
 _LLAMA_3 = PreTokenizer((_LLAMA_3_SPLIT,), whole_words=True, adds_bos=True)
 _GROUPED_DIGITS = PreTokenizer((_LLAMA_3_SPLIT,))
 _QWEN_2 = PreTokenizer((_QWEN_2_SPLIT,))
-_BLOOM = PreTokenizer((_BLOOM_SPLIT,))
 
 ASSUMED = "gpt-2"
 """Name of the pre-tokenizer of a file that names none."""
 
 # fmt: off
 _NAMES = {
-    _GPT_2: (
-        "gpt-2", "gpt2", "default", "mpt", "olmo", "jais", "phi-2", "trillion", "exaone4", "mellum",
-        "gigachat", "a.x-4.0",
-    ),
+    _GPT_2: ("gpt-2", "gpt2", "default", "mpt", "olmo", "jais", "phi-2", "trillion"),
     _SINGLE_DIGITS: (
         "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
     ),
@@ -90,16 +86,13 @@ _NAMES = {
         "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0",
     ),
     _GROUPED_DIGITS: ("dbrx", "smaug-bpe", "chatglm-bpe"),
-    _QWEN_2: (
-        "qwen2", "megrez", "stablelm2", "deepseek-r1-qwen", "hunyuan", "kormo", "solar-open",
-        "grok-2",
-    ),
+    _QWEN_2: ("qwen2", "megrez", "stablelm2", "deepseek-r1-qwen", "kormo", "grok-2"),
     PreTokenizer((_TEKKEN_SPLIT,), whole_words=True, adds_bos=True): ("tekken",),
     PreTokenizer((_GPT_4O_SPLIT,)): ("gpt-4o", "llama4"),
     PreTokenizer((_SEED_SPLIT,)): ("seed-coder",),
     PreTokenizer(_DEEPSEEK_CODER_SPLITS): ("deepseek-coder",),
-    PreTokenizer(_DEEPSEEK_3_SPLITS): ("deepseek-v3", "hunyuan-dense"),
-    _BLOOM: ("bloom", "poro-chat", "gpt3-finnish"),
+    PreTokenizer(_DEEPSEEK_3_SPLITS): ("deepseek-v3",),
+    PreTokenizer((_BLOOM_SPLIT,)): ("bloom", "poro-chat", "gpt3-finnish"),
     PreTokenizer((_BLOOM_SPLIT, _DIGIT_SPLIT)): ("viking",),
 }
 # fmt: on
@@ -109,8 +102,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 }
 """Pre-tokenizers by their names in GGUF files.
 
-A name is here only if llama.cpp, which defines it, divides text as the published tokenizer does:
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp.
+They are defined by https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp. Names are
+left out whose rule there may differ from that of the published tokenizer.
 """
 
 
