@@ -200,7 +200,7 @@ def _token(decoder: JsonObject, key: str) -> AddedToken:
 def _with_ids(
     base: Vocabulary, declared: Mapping[int, AddedToken], special: Mapping[str, str]
 ) -> dict[int, AddedToken]:
-    """Return the added tokens by their ids; new ones without an id get the next, as elsewhere.
+    """Return the added tokens by their ids; those without one get the next, as in transformers.
 
     A token that is there already keeps its id.
     """
@@ -226,7 +226,7 @@ def _with_flags(
     special: Mapping[str, str],
     document: TokenizerJson | None,
 ) -> Vocabulary:
-    """Return a copy with BOS, EOS and prefix, of which the small files take precedence."""
+    """Return a copy with BOS and EOS: the small files come before the post-processor."""
     first, last = (document.first, document.last) if document else (None, None)
     bos, eos = special.get("bos_token") or first, special.get("eos_token")
     bos_id = base.pieces.index(bos) if bos in base.pieces else base.bos_id
