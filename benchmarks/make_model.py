@@ -18,10 +18,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
-from llama_chat.checkpoints.base import SentencePieceSource
 from llama_chat.conversion.gguf import add_vocabulary
-from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
-from llama_chat.tokenizers.base import TokenType
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.vocabulary import PieceModel, TokenType, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +106,6 @@ def write(path: Path, shape: Shape, type_name: str, vocabulary: Vocabulary) -> N
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.dim // shape.n_heads)
     add_vocabulary(writer, vocabulary)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     norms = [
         "output_norm",
@@ -141,7 +138,16 @@ def bytes_and_words() -> Vocabulary:
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
     types += [TokenType.BYTE] * 256 + [TokenType.NORMAL] * len(words)
     scores = [0.0] * 259 + [-float(i) for i in range(len(words))]
-    return Vocabulary([*control, *letters, *words], types, scores)
+    return Vocabulary(
+        what="tokenizer",
+        pieces=[*control, *letters, *words],
+        types=types,
+        model=PieceModel(scores),
+        bos_id=1,
+        eos_id=2,
+        add_bos=True,
+        prefix="every",
+    )
 
 
 def main() -> None:
@@ -160,9 +166,9 @@ def main() -> None:
         )
     vocabulary = bytes_and_words()
     if arguments.tokenizer:
-        vocabulary = vocabulary_of(SentencePieceSource(arguments.tokenizer))
-    if len(vocabulary.tokens) != VOCAB_SIZE:
-        parser.error(f"{arguments.tokenizer} has {len(vocabulary.tokens)} tokens")
+        vocabulary = read_model(arguments.tokenizer)
+    if len(vocabulary.pieces) != VOCAB_SIZE:
+        parser.error(f"{arguments.tokenizer} has {len(vocabulary.pieces)} tokens")
     write(arguments.out, shape, arguments.type, vocabulary)
 
 

@@ -64,16 +64,22 @@ class Llama:
         return self._engine.logits(ids)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Encode a raw prompt, after BOS if the model was trained with it or ``text`` is empty.
+        """Encode a raw prompt, between BOS and EOS if the checkpoint says so.
+
+        An empty one is BOS, since a model needs a token to continue.
 
         Raises:
             PromptTooLongError: if it is so long that it cannot fit in the context.
         """
-        bos = self.tokenizer.bos_id
-        if (least := self.tokenizer.min_tokens(text)) > self.context:
+        tokenizer = self.tokenizer
+        if (least := tokenizer.min_tokens(text)) > self.context:
             raise prompt_too_long(AtLeast(least), self.context)
-        ids = self.tokenizer.encode(text)
-        return [bos, *ids] if bos is not None and (self.tokenizer.add_bos or not ids) else ids
+        ids = tokenizer.encode(text)
+        if tokenizer.bos_id is not None and (tokenizer.add_bos or not ids):
+            ids.insert(0, tokenizer.bos_id)
+        if tokenizer.eos_id is not None and tokenizer.add_eos:
+            ids.append(tokenizer.eos_id)
+        return ids
 
     def generate(
         self,

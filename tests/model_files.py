@@ -4,10 +4,11 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -17,9 +18,12 @@ import torch
 
 from llama_chat.errors import ModelError
 from llama_chat.library.starter import CHAT_TEMPLATE
-from llama_chat.loading.formats import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, make_tokenizer, open_checkpoint
 from llama_chat.model.config import LlamaConfig
-from llama_chat.tokenizers.bpe import BytePairTokenizer, byte_alphabet
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.bpe import PRE_TOKENIZERS, byte_alphabet
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.vocabulary import MergeModel, TokenType, Vocabulary
 from tests.models import random_model, to_hugging_face
 
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -45,17 +49,39 @@ SMALL = LlamaConfig(
 )
 
 
-def byte_tokenizer() -> BytePairTokenizer:
-    """A byte-level tokenizer of a few merges, with the control tokens of chatml."""
-    return BytePairTokenizer(
-        tokens=TOKENS,
-        merges=MERGES,
-        control_ids=frozenset(range(len(CONTROL_TOKENS))),
-        pre_tokenizer="gpt2",
-        bos_id=None,
-        eos_id=0,
-        add_bos=False,
+def byte_vocabulary(
+    tokens: Sequence[str] = TOKENS,
+    merges: Sequence[str] = MERGES,
+    *,
+    n_control: int = len(CONTROL_TOKENS),
+    pre_tokenizer: str = "gpt2",
+    **facts: Any,
+) -> Vocabulary:
+    """A byte-level vocabulary of a few merges, that of chatml by default."""
+    rule = PRE_TOKENIZERS[pre_tokenizer]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    types = [TokenType.CONTROL] * n_control + [TokenType.NORMAL] * (len(tokens) - n_control)
+    options = {"ignore_merges": rule.whole_words}
+    return Vocabulary(
+        what="tokenizer",
+        pieces=list(tokens),
+        types=types,
+        model=MergeModel(pairs, rule.component(), options=options),
+        **facts,
     )
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer of a few merges, with the control tokens of chatml."""
+    return make_tokenizer(byte_vocabulary(eos_id=0))
+
+
+def piece_tokenizer(model: bytes) -> Tokenizer:
+    """The tokenizer of a SentencePiece model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.model"
+        path.write_bytes(model)
+        return make_tokenizer(read_model(path))
 
 
 _GGUF_NAMES = {
@@ -290,7 +316,9 @@ You are helpful. Always answer with Haiku. I am going to Paris, what should I se
 
 
 @cache
-def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
+def sentencepiece_model(
+    control_symbols: tuple[str, ...] = (), user_defined_symbols: tuple[str, ...] = ()
+) -> bytes:
     """Make a tiny vocabulary like Llama 2's: BPE with byte fallback and a dummy prefix."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -305,6 +333,7 @@ def sentencepiece_model(control_symbols: tuple[str, ...] = ()) -> bytes:
         split_digits=True,
         allow_whitespace_only_pieces=True,
         control_symbols=list(control_symbols),
+        user_defined_symbols=list(user_defined_symbols),
         minloglevel=2,
     )
     return model.getvalue()

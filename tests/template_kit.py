@@ -1,7 +1,7 @@
 """Small tokenizers, ours and the same for transformers; published templates; dialogs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,8 +12,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from llama_chat.chat.conversation import Message
-from llama_chat.tokenizers.bpe import LLAMA_3_SPLIT
-from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
+from llama_chat.loading.formats import make_tokenizer
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.bpe import PRE_TOKENIZERS
+from llama_chat.tokenizers.tokenizer_json import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -114,7 +116,7 @@ def special_tokens(name: str) -> list[str]:
     return list(dict.fromkeys([*model.special, *named]))
 
 
-def twins(name: str, folder: Path) -> "tuple[JsonTokenizer, PreTrainedTokenizerFast]":
+def twins(name: str, folder: Path) -> "tuple[Tokenizer, PreTrainedTokenizerFast]":
     """Make our tokenizer and that of transformers for a model, both of one ``tokenizer.json``."""
     from transformers import PreTrainedTokenizerFast
 
@@ -124,9 +126,12 @@ def twins(name: str, folder: Path) -> "tuple[JsonTokenizer, PreTrainedTokenizerF
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in known])
     path = folder / f"{name}.json"
     backend.save(str(path))
-    ours = JsonTokenizer(path, bos_token=model.bos, eos_token=model.eos, add_bos=False)
-    if model.kind == "first":
-        ours.prefix = "first"  # type: ignore[attr-defined] # until tokenizers know it themselves
+    vocabulary = read_json(path)
+    bos_id, eos_id = (
+        None if token is None else vocabulary.pieces.index(token)
+        for token in (model.bos, model.eos)
+    )
+    ours = make_tokenizer(replace(vocabulary, bos_id=bos_id, eos_id=eos_id, add_bos=False))
     named = {"bos_token": model.bos, "eos_token": model.eos}
     return ours, PreTrainedTokenizerFast(tokenizer_object=backend, **named)
 
@@ -140,7 +145,7 @@ def _vocabulary(kind: Kind) -> str:
         return fast_pieces(sentencepiece_model(), legacy=kind == "every").to_str()
     backend = Backend(BPE())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated")
+    split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS["llama3"].splits[0]), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     trainer = trainers.BpeTrainer(
         vocab_size=500,

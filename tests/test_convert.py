@@ -12,16 +12,12 @@ import sentencepiece
 import torch
 
 from llama_chat import load
-from llama_chat.checkpoints.base import (
-    Checkpoint,
-    SentencePieceTables,
-    TokenizerJsonSource,
-)
+from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.cli.app import run
 from llama_chat.conversion.gguf import GGUFFile
 from llama_chat.conversion.huggingface import HuggingFaceFolder
 from llama_chat.conversion.tokenizer_files import write_tokenizer
-from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
+from llama_chat.conversion.vocabulary import gguf_vocabulary
 from llama_chat.errors import ModelError
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.model.rope import (
@@ -32,7 +28,9 @@ from llama_chat.model.rope import (
     RopeScaling,
 )
 from llama_chat.model.transformer import Transformer
-from tests.model_files import CHATML, META, SMALL, gguf_name, write_gguf
+from llama_chat.tokenizers.tokenizer_json import read_json
+from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
+from tests.model_files import CHATML, META, SMALL, byte_vocabulary, gguf_name, write_gguf
 from tests.models import logits_of, reference_logits
 
 if TYPE_CHECKING:
@@ -142,8 +140,8 @@ SCALINGS = [
 def test_rotary_scaling_is_kept(scaling: RopeScaling, meta_model: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(meta_model)
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=scaling)
-    tokenizer = load_tokenizer(checkpoint)
-    HuggingFaceFolder(checkpoint, tokenizer, "F32", 10**9).write(tmp_path / "hf", print)
+    vocabulary = checkpoint.read_vocabulary()
+    HuggingFaceFolder(checkpoint, vocabulary, "F32", 10**9).write(tmp_path / "hf", print)
     if isinstance(scaling, DynamicScaling):
         length = scaling.original_context
         checkpoint.config = dataclasses.replace(checkpoint.config, context_length=length)
@@ -161,7 +159,7 @@ def test_gguf_stores_divisors_of_frequencies(meta_model: Path, tmp_path: Path) -
     plain = checkpoint.config.rope_frequencies()
     scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=scaling)
-    GGUFFile(checkpoint, load_tokenizer(checkpoint), "F32").write(tmp_path / "m.gguf", print)
+    GGUFFile(checkpoint, checkpoint.read_vocabulary(), "F32").write(tmp_path / "m.gguf", print)
     divisors = torch.tensor(weights(tmp_path / "m.gguf")["rope_freqs.weight"])
     torch.testing.assert_close(plain / divisors, checkpoint.config.rope_frequencies())
 
@@ -170,14 +168,14 @@ def test_gguf_keeps_a_linear_factor_and_loses_the_context_of_a_dynamic_one(
     meta_model: Path, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(meta_model)
-    config, tokenizer = checkpoint.config, load_tokenizer(checkpoint)
+    config, vocabulary = checkpoint.config, checkpoint.read_vocabulary()
     checkpoint.config = dataclasses.replace(config, rope_scaling=LinearScaling(4.0))
-    GGUFFile(checkpoint, tokenizer, "F32").write(tmp_path / "linear.gguf", print)
+    GGUFFile(checkpoint, vocabulary, "F32").write(tmp_path / "linear.gguf", print)
     found = contents(tmp_path / "linear.gguf")
     assert found["llama.rope.scaling.type"] == "linear"
     assert found["llama.rope.scaling.factor"] == 4.0
     checkpoint.config = dataclasses.replace(config, rope_scaling=DynamicScaling(2.0, 2048))
-    dynamic = GGUFFile(checkpoint, tokenizer, "F32")
+    dynamic = GGUFFile(checkpoint, vocabulary, "F32")
     assert "one of 2048 tokens" in dynamic.warnings[0]
     dynamic.write(tmp_path / "dynamic.gguf", print)
     assert contents(tmp_path / "dynamic.gguf")["llama.context_length"] == 2048
@@ -185,18 +183,18 @@ def test_gguf_keeps_a_linear_factor_and_loses_the_context_of_a_dynamic_one(
 
 def test_config_json_takes_only_divisors_of_a_known_rule(meta_model: Path) -> None:
     checkpoint = open_checkpoint(meta_model)
-    tokenizer = load_tokenizer(checkpoint)
+    vocabulary = checkpoint.read_vocabulary()
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_theta=500_000.0)
     plain = checkpoint.config.rope_frequencies()
     named = Llama3Scaling(32.0, 1.0, 4.0, 8192)
     divisors = tuple((plain / named.apply(plain, 500_000.0, 4096)).tolist())
     scaling = FrequencyDivisors(divisors)
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=scaling)
-    HuggingFaceFolder(checkpoint, tokenizer, "F32", 10**9)
+    HuggingFaceFolder(checkpoint, vocabulary, "F32", 10**9)
     scaling = FrequencyDivisors((1.0, 2.0, 1.0, 3.0))
     checkpoint.config = dataclasses.replace(checkpoint.config, rope_scaling=scaling)
     with pytest.raises(ModelError, match="cannot express its rotary scaling"):
-        HuggingFaceFolder(checkpoint, tokenizer, "F32", 10**9)
+        HuggingFaceFolder(checkpoint, vocabulary, "F32", 10**9)
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q4_1"])
@@ -268,7 +266,7 @@ def test_transformers_reads_the_tokenizer_of_a_meta_model(
         path = meta_model if name == "random" else shared_data / "models" / "stories260K"
         checkpoint = open_checkpoint(path)
         (tmp_path / name).mkdir()
-        write_tokenizer(tmp_path / name, checkpoint, load_tokenizer(checkpoint))
+        write_tokenizer(tmp_path / name, checkpoint, checkpoint.read_vocabulary())
         model = (tmp_path / name / "tokenizer.model").read_bytes()
         assert model == (path / "tokenizer.model").read_bytes()
         same_ids(tmp_path / name, checkpoint)
@@ -276,49 +274,42 @@ def test_transformers_reads_the_tokenizer_of_a_meta_model(
 
 def test_transformers_reads_the_tokenizer_of_a_gguf_file(gguf_model: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(gguf_model)
-    write_tokenizer(tmp_path, checkpoint, load_tokenizer(checkpoint))
+    write_tokenizer(tmp_path, checkpoint, checkpoint.read_vocabulary())
     same_ids(tmp_path, checkpoint)
 
 
 def test_a_written_tokenizer_json_is_read_as_the_same_tables(
     gguf_model: Path, meta_model: Path, tmp_path: Path
 ) -> None:
-    checkpoint = open_checkpoint(gguf_model)
-    write_tokenizer(tmp_path, checkpoint, load_tokenizer(checkpoint))
-    source = TokenizerJsonSource(tmp_path / "tokenizer.json", None, "<|endoftext|>", None)
-    found, expected = vocabulary_of(source), vocabulary_of(checkpoint.tokenizer_source)
-    assert dataclasses.replace(expected, pre_tokenizer="gpt-2") == found
+    expected = open_checkpoint(gguf_model).read_vocabulary()
+    write_tokenizer(tmp_path, open_checkpoint(gguf_model), expected)
+    found = gguf_vocabulary(read_json(tmp_path / "tokenizer.json"))
+    assert (found.pieces, found.types) == (expected.pieces, expected.types)
+    assert isinstance(found.model, MergeModel)
+    assert isinstance(expected.model, MergeModel)
+    assert (found.model.merges, found.model.name) == (expected.model.merges, "gpt-2")
     # JSON does not keep SentencePiece's scores, but the order of merges that follows from them.
-    checkpoint = open_checkpoint(meta_model)
-    write_tokenizer(tmp_path, checkpoint, load_tokenizer(checkpoint))
-    found, expected = vocabulary_of(source), vocabulary_of(checkpoint.tokenizer_source)
-    assert (found.tokens, found.types) == (expected.tokens, expected.types)
-    joined = [i for i, piece in enumerate(found.tokens) if len(piece) > 1 and found.types[i] == 1]
-    assert found.scores is not None
-    assert expected.scores is not None
-    in_order = sorted(joined, key=expected.scores.__getitem__)
-    assert sorted(joined, key=found.scores.__getitem__) == in_order
+    expected = open_checkpoint(meta_model).read_vocabulary()
+    write_tokenizer(tmp_path, open_checkpoint(meta_model), expected)
+    found = gguf_vocabulary(read_json(tmp_path / "tokenizer.json"))
+    assert (found.pieces, found.types) == (expected.pieces, expected.types)
+    joined = [i for i, piece in enumerate(found.pieces) if len(piece) > 1 and found.types[i] == 1]
+    assert isinstance(found.model, PieceModel)
+    assert isinstance(expected.model, PieceModel)
+    in_order = sorted(joined, key=expected.model.scores.__getitem__)
+    assert sorted(joined, key=found.model.scores.__getitem__) == in_order
 
 
-def test_tables_of_scores_are_kept_unchanged(meta_model: Path) -> None:
-    tables = vocabulary_of(open_checkpoint(meta_model).tokenizer_source)
-    assert tables.scores is not None
-    source = SentencePieceTables(tables.tokens, tables.scores, tables.types, 1, 2, True, True)
-    assert vocabulary_of(source) == tables
-
-
-def test_a_tokenizer_that_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]], "byte_fallback": False}
-    words = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
-    far = {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}
-    cases = {"of the kind Unigram": unigram, "divides text in": words, "of id 2147483648": far}
-    for why, model in cases.items():
-        path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
-        with pytest.raises(ModelError, match=why):
-            vocabulary_of(TokenizerJsonSource(path, None, None, None))
+def test_a_tokenizer_that_gguf_cannot_hold_is_refused() -> None:
+    divided = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
+    vocabulary = dataclasses.replace(byte_vocabulary(), model=MergeModel([], divided))
+    with pytest.raises(ModelError, match="divides text in a way that GGUF has no name for"):
+        gguf_vocabulary(vocabulary)
 
 
 def test_every_row_of_the_embedding_gets_a_token() -> None:
-    padded = Vocabulary(["a"], [1], scores=[0.5]).padded(3)
-    assert padded == Vocabulary(["a", "[PAD1]", "[PAD2]"], [1, 5, 5], scores=[0.5, 0.0, 0.0])
+    one = Vocabulary(what="", pieces=["a"], types=[1], model=PieceModel([0.5]))
+    padded = one.padded(3)
+    assert padded.pieces == ["a", "[PAD1]", "[PAD2]"]
+    assert padded.types == [1, 5, 5]
+    assert padded.model == PieceModel([0.5, 0.0, 0.0])

@@ -14,6 +14,7 @@ import torch
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import identify
+from llama_chat.loading.formats import load_tokenizer
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 from tests.memory_use import peak_and_error
 from tests.model_files import SMALL, TOKENS, write_gguf
@@ -24,7 +25,7 @@ QUANTIZED = [Q.Q8_0, Q.Q4_0, Q.Q4_1]
 
 def refused(path: Path, why: str) -> None:
     with pytest.raises(ModelError) as caught:
-        GGUFCheckpoint.open(path)
+        load_tokenizer(GGUFCheckpoint.open(path))
     assert str(caught.value).isprintable()
     assert why in str(caught.value)
 
@@ -143,7 +144,7 @@ def test_there_must_be_an_embedding_for_each_token(tmp_path: Path) -> None:
     }
     write_gguf(tmp_path / "m.gguf", metadata=vocabulary)
     n_tokens = len(TOKENS)
-    refused(tmp_path / "m.gguf", f"it has {n_tokens + 1} tokens and embeddings of {n_tokens}")
+    refused(tmp_path / "m.gguf", f"it has {n_tokens + 1} tokens and the model {n_tokens}")
 
 
 # --- Oversized headers -------------------------------------------------------------------------

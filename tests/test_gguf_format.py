@@ -77,7 +77,7 @@ BAD_METADATA: dict[str, tuple[dict[str, object], str]] = {
     "half rotated": ({"llama__rope__dimension_count": 8}, "only a part of each head"),
     "context 0": ({"llama__context_length": 0}, "context_length is 0"),
     "tokenizer": ({"tokenizer__ggml__model": "rwkv"}, "its tokenizer is 'rwkv'"),
-    "pre-tokenizer": ({"tokenizer__ggml__pre": "viking"}, "'viking' is not known"),
+    "pre-tokenizer": ({"tokenizer__ggml__pre": "kimi-k2"}, "'kimi-k2' is not supported"),
     "types": ({"tokenizer__ggml__token_type": [1, 1]}, "types of 2"),
     "tokens": ({"tokenizer__ggml__tokens": None}, "tokenizer.ggml.tokens is missing"),
     "merges": ({"tokenizer__ggml__merges": ["no such"]}, "is not of its tokens"),

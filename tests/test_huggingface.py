@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
-from llama_chat.checkpoints.base import SentencePieceSource, TokenizerJsonSource
 from llama_chat.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_chat.checkpoints.meta import MetaCheckpoint
 from llama_chat.loading.formats import open_checkpoint, open_tokenizer
@@ -262,73 +259,7 @@ def test_config_json_decides_between_two_layouts_in_a_folder(tmp_path: Path) -> 
     assert isinstance(open_checkpoint(tmp_path), MetaCheckpoint)
 
 
-# --- The tokenizer and the template -------------------------------------------------------
-
-
-def _tokenizer_json(folder: Path) -> TokenizerJsonSource:
-    Tokenizer(BPE({"a": 0}, [])).save(str(folder / "tokenizer.json"))
-    return TokenizerJsonSource(folder / "tokenizer.json", None, None, None)
-
-
-def test_sentencepiece_comes_first(huggingface_copy: Path) -> None:
-    _tokenizer_json(huggingface_copy)
-    known = {"0": {"content": "<unk>"}, "2": {"content": "</s>"}}
-    edit_json(huggingface_copy / "tokenizer_config.json", added_tokens_decoder=known)
-    assert open_checkpoint(huggingface_copy).tokenizer_source == SentencePieceSource(
-        huggingface_copy / "tokenizer.model"
-    )
-
-
-ADDED: dict[str, dict[str, object]] = {
-    "added_tokens.json": {"<|im_start|>": 400, "<|im_end|>": 401},
-    "tokenizer_config.json": {
-        "added_tokens_decoder": {
-            "1": {"content": "<s>"},
-            "400": {"content": "<|im_start|>"},
-            "401": {"content": "<|im_end|>"},
-        }
-    },
-}
-
-
-@pytest.mark.parametrize("file", ADDED)
-def test_tokens_beyond_sentencepiece_need_tokenizer_json(huggingface_copy: Path, file: str) -> None:
-    edit_json(huggingface_copy / file, **ADDED[file])
-    checkpoint = open_checkpoint(huggingface_copy)
-    assert checkpoint.tokenizer_source == SentencePieceSource(huggingface_copy / "tokenizer.model")
-    assert "2 added tokens are not in its tokenizer.model" in checkpoint.warnings[0]
-    assert "fetch tokenizer.json" in checkpoint.warnings[0]
-    source = _tokenizer_json(huggingface_copy)
-    assert open_checkpoint(huggingface_copy).tokenizer_source == source
-    assert open_checkpoint(huggingface_copy).warnings == ()
-
-
-OTHERS = {"Llama 3": b"IQ== 0\nIg== 1\n", "empty": b"", "none": None}
-
-
-@pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
-def test_a_tokenizer_model_that_is_not_sentencepiece_is_ignored(
-    huggingface_copy: Path, data: bytes | None
-) -> None:
-    source = _tokenizer_json(huggingface_copy)
-    if data is None:
-        (huggingface_copy / "tokenizer.model").unlink()
-    else:
-        (huggingface_copy / "tokenizer.model").write_bytes(data)
-    assert open_checkpoint(huggingface_copy).tokenizer_source == source
-
-
-def test_tokenizer_config_names_the_special_tokens(huggingface_copy: Path) -> None:
-    source = _tokenizer_json(huggingface_copy)
-    (huggingface_copy / "tokenizer.model").unlink()
-    edit_json(
-        huggingface_copy / "tokenizer_config.json",
-        bos_token="<s>",
-        eos_token={"content": "</s>", "lstrip": False},
-        add_bos_token=True,
-    )
-    expected = replace(source, bos_token="<s>", eos_token="</s>", add_bos=True)
-    assert open_checkpoint(huggingface_copy).tokenizer_source == expected
+# --- The template -------------------------------------------------------
 
 
 TEXT = "{% for message in messages %}<|im_start|>{% endfor %}"

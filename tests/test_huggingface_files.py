@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
-from llama_chat.loading.formats import open_checkpoint
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from tests.model_files import META, assert_refused, edit_json, write_huggingface
 
 MISTRAL = {"model_type": "mistral"}
@@ -184,6 +184,7 @@ def test_bad_folders_are_refused(case: str, huggingface_copy: Path) -> None:
 
 
 SMALL_FILES = ["config.json", "tokenizer_config.json", "added_tokens.json", INDEX]
+SMALL_FILES += ["special_tokens_map.json", "tokenizer.json"]
 # fmt: off
 KEYS = [
     "architectures", "model_type", "quantization_config", "attention_bias", "mlp_bias",
@@ -193,10 +194,18 @@ KEYS = [
     "rope_parameters", "rope_scaling", "rope_type", "type", "factor", "partial_rotary_factor",
     "low_freq_factor", "high_freq_factor", "tie_word_embeddings", "added_tokens_decoder",
     "bos_token", "chat_template", "content", "name", "template", "quant_method", "weight_map",
-    "model.norm.weight",
+    "model.norm.weight", "tokenizer_class", "legacy", "add_prefix_space", "add_bos_token",
+    "add_eos_token", "pad_token", "eos_token", "additional_special_tokens", "special", "lstrip",
+    "extra_special_tokens", "7", "400", "500", "model", "vocab", "merges", "added_tokens", "id",
+    "normalizer", "pre_tokenizer", "post_processor", "single", "SpecialToken", "normalizers",
 ]
 # fmt: on
-WORDS = st.sampled_from(["llama", "mistral", "linear", "dynamic", "llama3", "default", "\x1b", "7"])
+# fmt: off
+WORDS = st.sampled_from([
+    "llama", "mistral", "linear", "dynamic", "llama3", "default", "\x1b", "7", "LlamaTokenizer",
+    "<s>", "the", "BPE", "Sequence", "Metaspace", "ByteLevel", "Replace", "TemplateProcessing",
+])
+# fmt: on
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
     lambda inner: (
@@ -226,7 +235,9 @@ def test_any_values_of_the_small_files_are_read_or_refused(
     (folder / file).write_text(json.dumps(values | changes))
     said: tuple[str, ...]
     try:
-        said = open_checkpoint(folder).warnings
+        checkpoint = open_checkpoint(folder)
+        said = checkpoint.warnings
+        load_tokenizer(checkpoint).encode("a <|im_start|>b")
     except ModelError as error:
         said = (str(error),)
     assert all(line.isprintable() for line in said)

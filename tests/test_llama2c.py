@@ -11,12 +11,13 @@ import pytest
 import sentencepiece
 import torch
 
-from llama_chat.checkpoints.base import SentencePieceSource, SentencePieceTables
 from llama_chat.checkpoints.llama2c import Llama2cCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import identify
 from llama_chat.loading.formats import open_checkpoint
 from llama_chat.loading.plan import load
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.vocabulary import PieceModel
 from tests.model_files import META, assert_refused, sentencepiece_model, write_llama2c
 from tests.models import logits_of, random_model
 
@@ -73,26 +74,14 @@ def tokenizer_bin(change: Callable[[list[bytes]], object] = lambda tokens: None)
 
 
 def test_the_tokenizer_of_llama2c_holds_what_sentencepiece_holds(model: Path) -> None:
-    assert open_checkpoint(model).tokenizer_source == SentencePieceSource(
-        model.with_name("tokenizer.model")
-    )
+    original = read_model(model.with_name("tokenizer.model"))
+    assert open_checkpoint(model).read_vocabulary() == original
     model.with_name("tokenizer.model").unlink()
     model.with_name("tokenizer.bin").write_bytes(tokenizer_bin())
-    tables = open_checkpoint(model).tokenizer_source
-    assert isinstance(tables, SentencePieceTables)
-    original = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
-    ids = range(original.vocab_size())
-    assert tables.tokens == [original.id_to_piece(i) for i in ids]
-    assert tables.scores == [original.get_score(i) for i in ids]
-    types = [
-        2 if original.is_unknown(i) else 3 if original.is_control(i) else 6 if byte else 1
-        for i in ids
-        for byte in [original.is_byte(i)]
-    ]
-    assert tables.types == types
-    assert (tables.bos_id, tables.eos_id) == (original.bos_id(), original.eos_id())
-    assert tables.add_bos
-    assert tables.add_dummy_prefix
+    found = open_checkpoint(model).read_vocabulary()
+    assert isinstance(original.model, PieceModel)
+    tables = replace(original, model=PieceModel(original.model.scores))
+    assert found == replace(tables, what=found.what, file=None)
 
 
 def _set(tokens: list[bytes], at: int, token: bytes) -> None:

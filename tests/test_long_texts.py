@@ -11,7 +11,7 @@ from llama_chat.chat.conversation import Attachment, Conversation, Example, Mess
 from llama_chat.errors import PromptTooLongError
 from llama_chat.llama import Llama
 from llama_chat.loading.plan import load
-from llama_chat.tokenizers import pieces
+from llama_chat.tokenizers import base
 from llama_chat.tokenizers.base import LONG_TEXT, AtLeast
 from tests.conftest import ROOT
 from tests.execute import EXECUTE
@@ -134,7 +134,7 @@ def test_a_document_piped_to_the_chat_is_refused_and_the_chat_goes_on(
 
 @pytest.fixture
 def every_text_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "LONG_TEXT", 0)
+    monkeypatch.setattr(base, "LONG_TEXT", 0)
 
 
 @pytest.mark.usefixtures("every_text_is_long")

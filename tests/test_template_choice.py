@@ -20,6 +20,7 @@ from tests.model_files import (
     TOKENS,
     byte_tokenizer,
     edit_json,
+    piece_tokenizer,
     sentencepiece_model,
     write_gguf,
 )
@@ -87,9 +88,7 @@ def test_a_similar_text_is_rendered_by_jinja(name: str, tmp_path: Path) -> None:
 
 def vocabulary(*control: str) -> Tokenizer:
     """Make a tokenizer with these control tokens."""
-    from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-
-    return SentencePieceTokenizer(sentencepiece_model(control_symbols=control))
+    return piece_tokenizer(sentencepiece_model(control_symbols=control))
 
 
 GUESSES: dict[str, tuple[Tokenizer, TemplateSource, str | None]] = {

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates.jinja import JinjaTemplate
-from llama_chat.tokenizers.bpe import BytePairTokenizer
-from tests.model_files import CONTROL_TOKENS, MERGES, TOKENS
+from llama_chat.loading.formats import make_tokenizer
+from llama_chat.tokenizers.base import Tokenizer
+from tests.model_files import CONTROL_TOKENS, TOKENS, byte_vocabulary
 
 USES = {
     "as it is": "{{ text }}",
@@ -60,18 +61,11 @@ VOCABULARIES = (CONTROL_TOKENS, [*CONTROL_TOKENS, *SPECIAL[2:]])
 
 
 @cache
-def vocabulary(number: int) -> BytePairTokenizer:
+def vocabulary(number: int) -> Tokenizer:
     """Make a tokenizer with some control tokens."""
     control = VOCABULARIES[number]
-    return BytePairTokenizer(
-        tokens=[*control, *TOKENS[len(CONTROL_TOKENS) :]],
-        merges=MERGES,
-        control_ids=frozenset(range(len(control))),
-        pre_tokenizer="gpt2",
-        bos_id=None,
-        eos_id=2,
-        add_bos=False,
-    )
+    tokens = [*control, *TOKENS[len(CONTROL_TOKENS) :]]
+    return make_tokenizer(byte_vocabulary(tokens, n_control=len(control), eos_id=2))
 
 
 @lru_cache(maxsize=2)

@@ -20,16 +20,18 @@ from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
+from llama_chat.loading.formats import make_tokenizer
 from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.bpe import BytePairTokenizer
-from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.vocabulary import Prefix
 from tests.model_files import (
     CONTROL_TOKENS,
     MERGES,
     SMALL,
     TOKENS,
     byte_tokenizer,
+    byte_vocabulary,
     sentencepiece_model,
 )
 from tests.models import random_model
@@ -58,17 +60,17 @@ NAMES = list(JINJA)
 _LLAMA_3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
-def llama_3_tokenizer() -> BytePairTokenizer:
+def llama_3_tokenizer() -> Tokenizer:
     """Make a byte-level tokenizer of a few merges, with the control tokens of Llama 3."""
-    return BytePairTokenizer(
-        tokens=[*_LLAMA_3, *TOKENS[len(CONTROL_TOKENS) :]],
-        merges=MERGES,
-        control_ids=frozenset(range(len(_LLAMA_3))),
-        pre_tokenizer="gpt2",
-        bos_id=0,
-        eos_id=3,
-        add_bos=True,
-    )
+    tokens = [*_LLAMA_3, *TOKENS[len(CONTROL_TOKENS) :]]
+    vocabulary = byte_vocabulary(tokens, n_control=len(_LLAMA_3))
+    return make_tokenizer(replace(vocabulary, bos_id=0, eos_id=3, add_bos=True))
+
+
+def pieces(path: Path, *, legacy: bool) -> Tokenizer:
+    """Open a SentencePiece model as of a folder that says ``legacy``."""
+    prefix: Prefix = "every" if legacy else "first"
+    return make_tokenizer(replace(read_model(path), prefix=prefix))
 
 
 def fast_bytes(tokenizer: Tokenizer, bos: str | None, eos: str) -> "PreTrainedTokenizerFast":
@@ -101,16 +103,17 @@ def kit(
     meta = shared_data / "llama2" / "tokenizer.model"
     v3 = tmp_path_factory.mktemp("v3") / "tokenizer.model"
     v3.write_bytes(sentencepiece_model(control_symbols=("[INST]", "[/INST]")))
-    ours, byte, llama_3 = SentencePieceTokenizer(meta), byte_tokenizer(), llama_3_tokenizer()
+    ours, byte, llama_3 = pieces(meta, legacy=True), byte_tokenizer(), llama_3_tokenizer()
+    later = pieces(meta, legacy=False)
     every, first = fast(meta, legacy=True), fast(meta, legacy=False)
     made: dict[str, tuple[Tokenizer, PreTrainedTokenizerFast]] = {
         "llama2": (ours, every),
         "chatml": (byte, fast_bytes(byte, None, "<|im_end|>")),
         "zephyr": (ours, every),
         "llama3": (llama_3, fast_bytes(llama_3, "<|begin_of_text|>", "<|eot_id|>")),
-        "mistral": (ours, first),
-        "mistral v0.3": (SentencePieceTokenizer(v3), fast(v3, legacy=False)),
-        "vicuna": (ours, first),
+        "mistral": (later, first),
+        "mistral v0.3": (pieces(v3, legacy=False), fast(v3, legacy=False)),
+        "vicuna": (later, first),
     }
     return made.__getitem__
 

@@ -12,44 +12,43 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_chat.loading.formats import load_tokenizer, open_checkpoint
-from llama_chat.tokenizers import pieces
+from llama_chat.loading.formats import load_tokenizer, make_tokenizer, open_checkpoint
+from llama_chat.tokenizers import base
 from llama_chat.tokenizers.base import LONG_TEXT, AtLeast, Tokenizer
-from llama_chat.tokenizers.bpe import BytePairTokenizer
-from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
-from tests.model_files import CONTROL_TOKENS, TOKENS, byte_tokenizer, sentencepiece_model
+from llama_chat.tokenizers.tokenizer_json import read_json
+from tests.model_files import (
+    CONTROL_TOKENS,
+    TOKENS,
+    byte_tokenizer,
+    byte_vocabulary,
+    piece_tokenizer,
+    sentencepiece_model,
+)
 from tests.vocabularies import byte_level_json, hard_texts, piece_json
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _every_text_is_long() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "LONG_TEXT", 0)
+        patch.setattr(base, "LONG_TEXT", 0)
         yield
 
 
-def from_json(folder: Path, document: dict[str, Any]) -> JsonTokenizer:
+def from_json(folder: Path, document: dict[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(document))
-    return JsonTokenizer(path)
+    return make_tokenizer(read_json(path))
 
 
-def doubling(n_times: int) -> BytePairTokenizer:
+def doubling(n_times: int) -> Tokenizer:
     """Return a tokenizer with tokens of up to 2^n_times letters a, all equal."""
     runs = ["a" * 2**n for n in range(1, n_times + 1)]
-    return BytePairTokenizer(
-        tokens=[*TOKENS[: len(CONTROL_TOKENS) + 256], *runs],
-        merges=[f"{run[: len(run) // 2]} {run[: len(run) // 2]}" for run in runs],
-        control_ids=frozenset(range(len(CONTROL_TOKENS))),
-        pre_tokenizer="gpt2",
-        bos_id=None,
-        eos_id=0,
-        add_bos=False,
-    )
+    tokens = [*TOKENS[: len(CONTROL_TOKENS) + 256], *runs]
+    merges = [f"{run[: len(run) // 2]} {run[: len(run) // 2]}" for run in runs]
+    return make_tokenizer(byte_vocabulary(tokens, merges, eos_id=0))
 
 
-def normalizing(folder: Path, **options: Any) -> SentencePieceTokenizer:
+def normalizing(folder: Path, **options: Any) -> Tokenizer:
     """Return a tokenizer of a SentencePiece model trained with other options."""
     stream = io.BytesIO()
     texts = ["the cat in the hat", "é ½ ｆｕｌｌ", "one two three"] * 20
@@ -62,11 +61,11 @@ def normalizing(folder: Path, **options: Any) -> SentencePieceTokenizer:
         minloglevel=2,
         **options,
     )
-    return SentencePieceTokenizer(stream.getvalue())
+    return piece_tokenizer(stream.getvalue())
 
 
 KEEPING: dict[str, Callable[[Path], Tokenizer]] = {
-    "SentencePiece": lambda folder: SentencePieceTokenizer(sentencepiece_model()),
+    "SentencePiece": lambda folder: piece_tokenizer(sentencepiece_model()),
     "byte-level": lambda folder: byte_tokenizer(),
     "doubling": lambda folder: doubling(9),
     "JSON of pieces": lambda folder: from_json(folder, piece_json(sentencepiece_model())),
@@ -86,7 +85,7 @@ def tokenizer(
         return load_tokenizer(open_checkpoint(request.getfixturevalue("starter_model")))
     if request.param == "Llama 2":
         shared: Path = request.getfixturevalue("shared_data")
-        return SentencePieceTokenizer(shared / "llama2" / "tokenizer.model")
+        return piece_tokenizer((shared / "llama2" / "tokenizer.model").read_bytes())
     return KEEPING[request.param](tmp_path_factory.mktemp("tokenizer"))
 
 
@@ -164,7 +163,7 @@ def test_nothing_is_known_where_a_text_is_changed(name: str, tmp_path: Path) -> 
 
 
 def test_a_text_that_is_not_long_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "LONG_TEXT", LONG_TEXT)
+    monkeypatch.setattr(base, "LONG_TEXT", LONG_TEXT)
     tokenizer = byte_tokenizer()
     assert tokenizer.min_tokens("x" * LONG_TEXT) == 0
     assert tokenizer.min_tokens("x" * (LONG_TEXT + 1)) == LONG_TEXT + 1

@@ -1,19 +1,25 @@
 """SentencePiece vocabularies from tables equal those of the file that the tables come from."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
 from llama_chat.generation.engine import END_TOKENS
-from llama_chat.loading.formats import load_tokenizer, open_checkpoint
+from llama_chat.loading.formats import (
+    load_tokenizer,
+    make_tokenizer,
+    open_checkpoint,
+    open_tokenizer,
+)
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-from llama_chat.tokenizers.sentencepiece_tables import serialize_model
 from tests.model_files import SMALL, assert_refused, sentencepiece_model, write_gguf
-from tests.vocabularies import hard_texts, piece_tables
+from tests.vocabularies import hard_texts, piece_tables, piece_vocabulary
 
 MODEL = sentencepiece_model()
 TABLES = piece_tables(MODEL)
@@ -21,7 +27,7 @@ CONTROL, USER_DEFINED = 3, 4
 
 
 def tokenizer(**changed: Any) -> Tokenizer:
-    return SentencePieceTokenizer(serialize_model(**{**TABLES, **changed}))
+    return make_tokenizer(piece_vocabulary({**TABLES, **changed}))
 
 
 def with_last(*tokens: tuple[str, int]) -> dict[str, Any]:
@@ -53,17 +59,18 @@ def from_gguf(path: Path, **changed: object) -> Tokenizer:
 
 def test_ids_are_those_of_metas_file(shared_data: Path) -> None:
     path = shared_data / "llama2" / "tokenizer.model"
-    ours = SentencePieceTokenizer(serialize_model(**piece_tables(path.read_bytes())))
-    theirs = SentencePieceTokenizer(path)
+    ours = make_tokenizer(piece_vocabulary(piece_tables(path.read_bytes())))
+    theirs, _ = open_tokenizer(path)
     for text in hard_texts():
         assert ours.encode(text) == theirs.encode(text), text
     assert (ours.fingerprint, ours.control_ids) == (theirs.fingerprint, theirs.control_ids)
-    assert (ours.bos_id, ours.eos_id, ours.dummy_prefix) == (1, 2, True)
+    assert (ours.bos_id, ours.eos_id, ours.prefix) == (1, 2, "every")
+    assert (theirs.bos_id, theirs.eos_id, theirs.prefix) == (1, 2, "every")
 
 
 def test_a_gguf_file_gives_the_ids_of_the_model_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(MODEL)
-    theirs = SentencePieceTokenizer(tmp_path / "tokenizer.model")
+    theirs, _ = open_tokenizer(tmp_path / "tokenizer.model")
     ours = from_gguf(tmp_path / "m.gguf")
     for text in hard_texts():
         assert ours.encode(text) == theirs.encode(text), text
@@ -79,7 +86,7 @@ def test_a_gguf_file_says_whether_spaces_and_bos_come_first(tmp_path: Path) -> N
         tokenizer__ggml__add_space_prefix=False,
     )
     assert not ours.add_bos
-    assert not ours.dummy_prefix
+    assert ours.prefix == "never"
     assert ours.decode(ours.encode(" the")) == " the"
     assert ours.token_bytes(ours.encode("the")[0])[:1] == b"t"
 
@@ -174,9 +181,29 @@ def test_hostile_tables_of_a_gguf_file_are_refused_in_one_line(tmp_path: Path) -
         "another type": {f"{key}scores": [1] * 400},
         "bos_token_id is 400": {f"{key}bos_token_id": 400},
         "neither true nor false": {f"{key}add_space_prefix": 3},
-        "embeddings of 400": gguf_values({**TABLES, **with_last(("x", 1))}),
+        "it has 401 tokens and the model 400": gguf_values({**TABLES, **with_last(("x", 1))}),
         "the unknown type 9": {f"{key}token_type": [9] * 400},
     }
     for why, changed in cases.items():
         write_gguf(path, config, metadata=gguf_values(TABLES) | changed)
         assert_refused(path, why)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_damaged_model_file_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
+    model = bytearray(sentencepiece_model(user_defined_symbols=("<|im_end|>", "zword")))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(model) - 1, 200)) | st.integers(0, len(model) - 1))
+        model[at] = data.draw(st.integers(0, 255) | st.sampled_from([0x18, 0x80, 0x0A, 0x1B, 4]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.model"
+        path.write_bytes(model)
+        try:
+            found, _ = open_tokenizer(path)
+        except ModelError:
+            return
+    ids = found.encode("a<|im_end|>b zword the", spell=[(0, 4)])
+    control = set(found.control_ids.values()) - {found.control_ids.get("<unk>")}
+    assert not control & set(ids)
+    found.decode(range(found.vocab_size))

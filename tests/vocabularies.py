@@ -1,11 +1,13 @@
 """One vocabulary in every format of a checkpoint, and texts that are hard to tokenize."""
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import sentencepiece
 from tokenizers import Tokenizer as Backend
 
+from llama_chat.tokenizers.vocabulary import PieceModel, Vocabulary
 from tests.model_files import CONTROL_TOKENS, MERGES, TOKENS
 
 _HARD = [
@@ -57,8 +59,20 @@ def piece_tables(model: bytes) -> dict[str, Any]:
         "types": types,
         "bos_id": library.bos_id(),
         "eos_id": library.eos_id(),
-        "add_dummy_prefix": True,
     }
+
+
+def piece_vocabulary(tables: Mapping[str, Any], **facts: Any) -> Vocabulary:
+    """Make the vocabulary of the tables of a SentencePiece model."""
+    return Vocabulary(
+        what="tokenizer",
+        pieces=tables["tokens"],
+        types=tables["types"],
+        model=PieceModel(tables["scores"]),
+        bos_id=tables["bos_id"],
+        eos_id=tables["eos_id"],
+        **{"add_bos": True, "prefix": "every", **facts},
+    )
 
 
 def piece_json(model: bytes, *, metaspace: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llama_chat.chat.conversation import Attachment, Conversation, Example, Mess
 from llama_chat.documents import MAX_JSON_BYTES, parse_json
 from llama_chat.tokenizers.base import Tokenizer, without_surrogates
 from llama_chat.tokenizers.streaming import StreamingDecoder
+from llama_chat.tokenizers.vocabulary import is_chat_token
 
 FORMAT = "llama-chat conversation"
 VERSION = 1
@@ -257,8 +258,12 @@ def keep_valid_ids(conversation: Conversation, tag: ModelTag, tokenizer: Tokeniz
 
 
 def _match(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
-    """True if ``ids`` are ordinary tokens, and decode to the reply ``text``."""
-    control = set(tokenizer.control_ids.values())
+    """True if ``ids`` are tokens that a reply may hold, and decode to its ``text``."""
+    control = {
+        token_id
+        for piece, token_id in tokenizer.control_ids.items()
+        if is_chat_token(piece) or not tokenizer.token_bytes(token_id)
+    }
     if any(token_id >= tokenizer.vocab_size or token_id in control for token_id in ids):
         return False
     decoder = StreamingDecoder(tokenizer, "strip")

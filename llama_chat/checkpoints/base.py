@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 from llama_chat.quantization.packed import PackedWeight
+from llama_chat.tokenizers.vocabulary import Vocabulary
 
 FLOAT_TYPES: Mapping[str, torch.dtype] = {
     stored: getattr(torch, name) for stored, name in FLOATS.items()
@@ -37,68 +38,6 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class SentencePieceSource:
-    """Vocabulary in a SentencePiece model file."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class SentencePieceTables:
-    """Vocabulary of SentencePiece's BPE, given by its tables.
-
-    ``types`` are those of SentencePiece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
-    6 byte.
-    """
-
-    tokens: list[str]
-    scores: list[float]
-    types: Sequence[int]
-    bos_id: int | None
-    eos_id: int | None
-    add_bos: bool
-    add_dummy_prefix: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerJsonSource:
-    """Vocabulary in a ``tokenizer.json`` of the ``tokenizers`` library.
-
-    The other fields are from ``tokenizer_config.json`` in the same folder.
-    """
-
-    path: Path
-    bos_token: str | None
-    eos_token: str | None
-    add_bos: bool | None
-    """None if not given: then the post-processor in the file decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class BytePairSource:
-    """Vocabulary of a byte-level BPE, given by its tables.
-
-    ``tokens[i]`` is the text of id ``i`` in the byte-level alphabet, or literally for control
-    tokens and added tokens. ``merges`` are ``"left right"`` pairs in order of priority.
-    ``control_ids`` are the ids that text may never produce. ``added_ids`` are the ids of tokens
-    matched before BPE. ``pre_tokenizer`` names the rule that splits text before merging.
-    """
-
-    tokens: list[str]
-    merges: list[str]
-    control_ids: frozenset[int]
-    added_ids: frozenset[int]
-    pre_tokenizer: str
-    bos_id: int | None
-    eos_id: int | None
-    add_bos: bool | None
-    """None if not given: then the pre-tokenizer decides."""
-
-
-TokenizerSource = SentencePieceSource | SentencePieceTables | TokenizerJsonSource | BytePairSource
-
-
 class Checkpoint(ABC):
     """An open checkpoint: its description, and its weights one at a time.
 
@@ -113,7 +52,6 @@ class Checkpoint(ABC):
     """Name of the model for display."""
     config: LlamaConfig
     tensors: Mapping[str, TensorInfo]
-    tokenizer_source: TokenizerSource
     templates: TemplateSource
     warnings: tuple[str, ...] = ()
     """Warnings for the user, one line each."""
@@ -128,6 +66,14 @@ class Checkpoint(ABC):
     def n_bytes(self) -> int:
         """Bytes of all weights as stored."""
         return sum(info.n_bytes for info in self.tensors.values())
+
+    @abstractmethod
+    def read_vocabulary(self) -> Vocabulary:
+        """Read the vocabulary, with tokens that the embedding may have no row for.
+
+        Raises:
+            ModelError: if it is missing, damaged or not supported.
+        """
 
     @abstractmethod
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:

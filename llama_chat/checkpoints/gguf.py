@@ -12,10 +12,11 @@ from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
 from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_template import find_templates
-from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary
+from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary, vocabulary_warnings
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 from llama_chat.quantization.packed import PackedWeight
+from llama_chat.tokenizers.vocabulary import Vocabulary
 
 _PARTS = {
     "attn_norm": "attention_norm",
@@ -65,8 +66,9 @@ class GGUFCheckpoint(Checkpoint):
             name: TensorInfo(tensor.shape, tensor.kind.name, tensor.n_bytes)
             for name, tensor in self._stored.items()
         }
-        self.tokenizer_source = read_vocabulary(metadata, self.config.vocab_size)
+        self._metadata = metadata
         self.templates = find_templates(metadata, model.name)
+        self.warnings = vocabulary_warnings(metadata)
 
     @classmethod
     def open(cls, path: Path) -> "GGUFCheckpoint":
@@ -76,6 +78,10 @@ class GGUFCheckpoint(Checkpoint):
             ModelError: if it is damaged or not supported.
         """
         return cls(open_files(path))
+
+    def read_vocabulary(self) -> Vocabulary:
+        """See the base class."""
+        return read_vocabulary(self._metadata)
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""

@@ -2,21 +2,39 @@
 
 import reprlib
 
-from llama_chat.checkpoints.base import BytePairSource, SentencePieceTables
 from llama_chat.checkpoints.gguf_metadata import Metadata
-from llama_chat.tokenizers.base import TokenType
+from llama_chat.tokenizers.bpe import ASSUMED, PRE_TOKENIZERS
+from llama_chat.tokenizers.vocabulary import (
+    AddedToken,
+    MergeModel,
+    PieceModel,
+    TokenType,
+    Vocabulary,
+)
+
+_PRE = "tokenizer.ggml.pre"
 
 
-def read_vocabulary(metadata: Metadata, vocab_size: int) -> BytePairSource | SentencePieceTables:
-    """Read the vocabulary of a model with embeddings of ``vocab_size`` tokens.
+def vocabulary_warnings(metadata: Metadata) -> tuple[str, ...]:
+    """Return what is assumed of the vocabulary, in a line each."""
+    if metadata.text("tokenizer.ggml.model") != "gpt2" or metadata.text(_PRE):
+        return ()
+    return (
+        f"{metadata.what}: it does not name its pre-tokenizer ({_PRE}): that of {ASSUMED} is "
+        "assumed, and with another one its answers get worse",
+    )
+
+
+def read_vocabulary(metadata: Metadata) -> Vocabulary:
+    """Read the vocabulary.
 
     Raises:
         ModelError: if it is not supported, or its tables do not match.
     """
-    model = metadata.text("tokenizer.ggml.model")
-    if model not in ("gpt2", "llama"):
+    kind = metadata.text("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
         raise metadata.error(
-            f"its tokenizer is {reprlib.repr(model)}",
+            f"its tokenizer is {reprlib.repr(kind)}",
             "take a model with byte-level BPE or SentencePiece",
         )
     tokens = metadata.array("tokenizer.ggml.tokens", str)
@@ -26,44 +44,52 @@ def read_vocabulary(metadata: Metadata, vocab_size: int) -> BytePairSource | Sen
     scores = metadata.values.get("tokenizer.ggml.scores", types)
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise metadata.error(f"its {len(tokens)} tokens have scores of another number")
-    if len(tokens) > vocab_size:
-        raise metadata.error(f"it has {len(tokens)} tokens and embeddings of {vocab_size}")
-    read = _sentencepiece if model == "llama" else _byte_pairs
-    return read(metadata, tokens, types)
-
-
-def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int]) -> SentencePieceTables:
-    """Read a SentencePiece vocabulary; missing values default to those of Llama 2.
-
-    Some converters give its unknown token the type of a control token.
-    """
-    unknown = metadata.token_id("tokenizer.ggml.unknown_token_id", len(tokens))
-    if unknown is not None and TokenType.UNKNOWN not in types:
-        types = [*types[:unknown], TokenType.UNKNOWN, *types[unknown + 1 :]]
-    return SentencePieceTables(
-        tokens=tokens,
-        scores=metadata.array("tokenizer.ggml.scores", float),
+    pieces = kind == "llama"
+    bos_id, eos_id, unknown_id = (
+        metadata.token_id(f"tokenizer.ggml.{name}_token_id", len(tokens))
+        for name in ("bos", "eos", "unknown")
+    )
+    if pieces and unknown_id is not None and TokenType.UNKNOWN not in types:
+        # Some converters give it the type of a control token.
+        types = [*types[:unknown_id], TokenType.UNKNOWN, *types[unknown_id + 1 :]]
+    model, adds_bos = _pieces(metadata) if pieces else _merges(metadata)
+    add_bos = metadata.flag("tokenizer.ggml.add_bos_token", adds_bos)
+    add_eos = metadata.flag("tokenizer.ggml.add_eos_token", False)
+    prefixed = metadata.flag("tokenizer.ggml.add_space_prefix", True) and pieces
+    user_defined = [i for i, kind in enumerate(types) if kind == TokenType.USER_DEFINED]
+    return Vocabulary(
+        what=metadata.what,
+        pieces=tokens,
         types=types,
-        bos_id=metadata.token_id("tokenizer.ggml.bos_token_id", len(tokens)),
-        eos_id=metadata.token_id("tokenizer.ggml.eos_token_id", len(tokens)),
-        add_bos=metadata.flag("tokenizer.ggml.add_bos_token", True),
-        add_dummy_prefix=metadata.flag("tokenizer.ggml.add_space_prefix", True),
+        model=model,
+        added={i: AddedToken(tokens[i], special=False) for i in user_defined},
+        bos_id=bos_id,
+        eos_id=eos_id,
+        add_bos=add_bos and bos_id is not None,
+        add_eos=add_eos and eos_id is not None,
+        prefix="every" if prefixed else "never",
     )
 
 
-def _byte_pairs(metadata: Metadata, tokens: list[str], types: list[int]) -> BytePairSource:
-    add_bos = "tokenizer.ggml.add_bos_token"
-    return BytePairSource(
-        tokens=tokens,
-        merges=metadata.array("tokenizer.ggml.merges", str),
-        control_ids=_of_types(types, TokenType.CONTROL, TokenType.UNKNOWN),
-        added_ids=_of_types(types, TokenType.USER_DEFINED),
-        pre_tokenizer=metadata.text("tokenizer.ggml.pre") or "default",
-        bos_id=metadata.token_id("tokenizer.ggml.bos_token_id", len(tokens)),
-        eos_id=metadata.token_id("tokenizer.ggml.eos_token_id", len(tokens)),
-        add_bos=metadata.flag(add_bos, False) if add_bos in metadata.values else None,
+def _pieces(metadata: Metadata) -> tuple[PieceModel, bool]:
+    """Return the model of a SentencePiece vocabulary, and the default of ``add_bos``."""
+    return PieceModel(metadata.array("tokenizer.ggml.scores", float)), True
+
+
+def _merges(metadata: Metadata) -> tuple[MergeModel, bool]:
+    """Return the model of a byte-level vocabulary, and the default of ``add_bos``."""
+    name = metadata.text(_PRE)
+    rule = PRE_TOKENIZERS.get(name or ASSUMED)
+    if rule is None:
+        raise metadata.error(
+            f"its pre-tokenizer {reprlib.repr(name)} is not supported",
+            "take the model in another format, with its tokenizer.json",
+        )
+    merges = metadata.array("tokenizer.ggml.merges", str)
+    model = MergeModel(
+        [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
+        rule.component(),
+        options={"ignore_merges": rule.whole_words},
+        name=name,
     )
-
-
-def _of_types(types: list[int], *wanted: int) -> frozenset[int]:
-    return frozenset(i for i, kind in enumerate(types) if kind in wanted)
+    return model, rule.adds_bos

@@ -10,13 +10,14 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint, check_tensors
 from llama_chat.checkpoints.huggingface_config import model_config, read_config
 from llama_chat.checkpoints.huggingface_template import find_templates
-from llama_chat.checkpoints.huggingface_tokenizer import find_tokenizer, read_tokenizer_config
+from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.checkpoints.weight_files import describe
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
+from llama_chat.tokenizers.vocabulary import Vocabulary
 
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors to ignore: they are computed here, in float32."""
@@ -59,11 +60,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.tensors = {name: describe(weight) for name, weight in self._weights.items()}
         shapes = {name: info.shape for name, info in self.tensors.items()}
         check_tensors(_label(path), self.config, shapes)
-        tokenizer_config = read_tokenizer_config(path)
-        self.tokenizer_source, other_warning = find_tokenizer(path, tokenizer_config)
         names = (self.name, config.text("_name_or_path") or "")
-        self.templates = find_templates(path, tokenizer_config, names)
-        self.warnings = tuple(f"{_label(path)}: {why}" for why in (warning, other_warning) if why)
+        self.templates = find_templates(path, read_tokenizer_config(path), names)
+        self.warnings = (f"{_label(path)}: {warning}",) if warning else ()
 
     @classmethod
     def open(cls, path: Path) -> "HuggingFaceCheckpoint":
@@ -74,6 +73,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         """
         config = read_config(path)
         return cls(path, config, _open_weights(path))
+
+    def read_vocabulary(self) -> Vocabulary:
+        """See the base class."""
+        return read_vocabulary(self.path)
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""

@@ -12,18 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import (
-    Checkpoint,
-    SentencePieceSource,
-    SentencePieceTables,
-)
+from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
-from llama_chat.tokenizers.base import SPACE, TokenType, read_file
+from llama_chat.tokenizers.base import read_file
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.vocabulary import SPACE, PieceModel, TokenType, Vocabulary
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -41,7 +39,7 @@ class Llama2cCheckpoint(Checkpoint):
         self.config = config
         self._weights = weights
         self.tensors = {name: describe(weight) for name, weight in weights.items()}
-        self.tokenizer_source = _find_tokenizer(path)
+        self._tokenizer = _find_tokenizer(path)
         self.templates = TemplateSource(names=(self.name,), is_meta=True)
 
     @classmethod
@@ -74,6 +72,11 @@ class Llama2cCheckpoint(Checkpoint):
             elif name:
                 weights[name] = tensor
         return cls(path, config, weights)
+
+    def read_vocabulary(self) -> Vocabulary:
+        """See the base class."""
+        read = read_model if self._tokenizer.suffix == ".model" else _read_tables
+        return read(self._tokenizer)
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""
@@ -136,13 +139,13 @@ def _sections(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "output.weight", one["output.weight"]
 
 
-def _find_tokenizer(path: Path) -> SentencePieceSource | SentencePieceTables:
+def _find_tokenizer(path: Path) -> Path:
     """Find ``tokenizer.model`` beside the model, or ``tokenizer.bin`` of llama2.c."""
     model, tables = path.with_name("tokenizer.model"), path.with_name("tokenizer.bin")
     if model.exists():
-        return SentencePieceSource(model)
+        return model
     if tables.exists():
-        return _read_tables(tables)
+        return tables
     raise ModelError(
         _label(path),
         "no tokenizer.model or tokenizer.bin beside it",
@@ -150,7 +153,7 @@ def _find_tokenizer(path: Path) -> SentencePieceSource | SentencePieceTables:
     )
 
 
-def _read_tables(path: Path) -> SentencePieceTables:
+def _read_tables(path: Path) -> Vocabulary:
     """Read a ``tokenizer.bin``: for each token a score, a length and that many bytes.
 
     Raises:
@@ -180,14 +183,15 @@ def _read_tables(path: Path) -> SentencePieceTables:
         )
     # In the file, BOS and EOS are surrounded by line breaks, for printing.
     tokens[:n_special] = _SPECIAL
-    return SentencePieceTables(
-        tokens=tokens,
-        scores=scores,
+    return Vocabulary(
+        what=what,
+        pieces=tokens,
         types=[TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
         + [TokenType.BYTE] * 256
         + [TokenType.NORMAL] * (len(tokens) - n_special - 256),
+        model=PieceModel(scores),
         bos_id=1,
         eos_id=2,
         add_bos=True,
-        add_dummy_prefix=True,
+        prefix="every",
     )

@@ -7,18 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import (
-    Checkpoint,
-    SentencePieceSource,
-    TensorInfo,
-    check_tensors,
-)
+from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.checkpoints.weight_files import describe
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
+from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.vocabulary import Vocabulary
 
 _CONTEXT_LENGTH = 4096
 """Context length of Llama 2, which ``params.json`` does not contain."""
@@ -68,7 +65,7 @@ class MetaCheckpoint(Checkpoint):
         self.path = path
         self.name = path.resolve().name
         self.config = config
-        self.tokenizer_source = SentencePieceSource(tokenizer)
+        self._tokenizer = tokenizer
         self.templates = TemplateSource(names=(self.name,), is_meta=True)
         self.warnings = warnings
         self._stored = stored
@@ -100,6 +97,10 @@ class MetaCheckpoint(Checkpoint):
                 f"{_label(path)}: params.json says norm_eps 1e-06; most of Llama 2 is 1e-05",
             )
         return cls(path, config, stored, _find_tokenizer(path), warnings)
+
+    def read_vocabulary(self) -> Vocabulary:
+        """See the base class."""
+        return read_model(self._tokenizer)
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""

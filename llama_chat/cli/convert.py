@@ -77,9 +77,10 @@ def _plan(
     """Plan the file or folder to write."""
     from llama_chat.conversion.gguf import GGUFFile
     from llama_chat.conversion.huggingface import HuggingFaceFolder
-    from llama_chat.loading.formats import load_tokenizer
+    from llama_chat.loading.formats import make_tokenizer
 
-    tokenizer = load_tokenizer(checkpoint)
+    vocabulary = checkpoint.read_vocabulary()
+    make_tokenizer(vocabulary.limited(checkpoint.config.vocab_size))  # checks it
     if target.format == GGUF:
-        return GGUFFile(checkpoint, tokenizer, stored_as)
-    return HuggingFaceFolder(checkpoint, tokenizer, stored_as, target.shard_bytes)
+        return GGUFFile(checkpoint, vocabulary, stored_as)
+    return HuggingFaceFolder(checkpoint, vocabulary, stored_as, target.shard_bytes)

@@ -9,7 +9,7 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.conversion import weights
-from llama_chat.conversion.vocabulary import Vocabulary, vocabulary_of
+from llama_chat.conversion.vocabulary import gguf_losses, gguf_vocabulary
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
     DynamicScaling,
@@ -18,7 +18,7 @@ from llama_chat.model.rope import (
     Llama3Scaling,
     rotary_frequencies,
 )
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.vocabulary import PieceModel, Vocabulary
 
 _ARCHITECTURE = "llama"
 _ROPE_DIVISORS = "rope_freqs.weight"
@@ -36,7 +36,7 @@ _FILE_TYPES = {
 class GGUFFile:
     """A GGUF file, planned before it is written."""
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> None:
         """Plan a file with matrices of the type ``kind``.
 
         Raises:
@@ -59,7 +59,7 @@ class GGUFFile:
         if kind not in FLOATS:
             self._writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         self._describe(checkpoint.config)
-        self._describe_tokens(tokenizer)
+        self._describe_tokens(vocabulary.limited(checkpoint.config.vocab_size))
 
     def write(self, path: Path, report: Callable[[int, int], None]) -> None:
         """Write the file, one weight at a time.
@@ -123,32 +123,37 @@ class GGUFFile:
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_vocab_size(config.vocab_size)
 
-    def _describe_tokens(self, tokenizer: Tokenizer) -> None:
+    def _describe_tokens(self, vocabulary: Vocabulary) -> None:
         writer = self._writer
-        vocabulary = vocabulary_of(self._checkpoint.tokenizer_source)
-        vocabulary = vocabulary.padded(self._checkpoint.config.vocab_size)
-        add_vocabulary(writer, vocabulary)
-        if vocabulary.scores is not None:
-            writer.add_add_space_prefix(tokenizer.dummy_prefix)
-        if tokenizer.bos_id is not None:
-            writer.add_bos_token_id(tokenizer.bos_id)
-        if tokenizer.eos_id is not None:
-            writer.add_eos_token_id(tokenizer.eos_id)
-        writer.add_add_bos_token(tokenizer.add_bos)
+        self.warnings += gguf_losses(vocabulary)
+        add_vocabulary(writer, vocabulary.padded(self._checkpoint.config.vocab_size))
         if templates := self._checkpoint.templates.stored:
             writer.add_chat_template(templates)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Add the tables of a vocabulary to ``writer``."""
-    writer.add_tokenizer_model("llama" if vocabulary.merges is None else "gpt2")
-    writer.add_token_list(vocabulary.tokens)
+    """Add a vocabulary to ``writer``.
+
+    Raises:
+        ModelError: if GGUF has no form for it.
+    """
+    vocabulary = gguf_vocabulary(vocabulary)
+    model = vocabulary.model
+    writer.add_tokenizer_model("llama" if isinstance(model, PieceModel) else "gpt2")
+    writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.types)
-    if vocabulary.scores is not None:
-        writer.add_token_scores(vocabulary.scores)
+    if isinstance(model, PieceModel):
+        writer.add_token_scores(model.scores)
+        writer.add_add_space_prefix(vocabulary.prefix != "never")
     else:
-        writer.add_tokenizer_pre(vocabulary.pre_tokenizer or "default")
-        writer.add_token_merges(vocabulary.merges or [])
+        writer.add_tokenizer_pre(model.name)
+        writer.add_token_merges([f"{left} {right}" for left, right in model.merges])
+    if vocabulary.bos_id is not None:
+        writer.add_bos_token_id(vocabulary.bos_id)
+    if vocabulary.eos_id is not None:
+        writer.add_eos_token_id(vocabulary.eos_id)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
 
 
 def _divisors(config: LlamaConfig) -> Tensor | None:

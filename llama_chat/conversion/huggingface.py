@@ -14,6 +14,7 @@ from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.checkpoints.huggingface import PARTS, TOP
 from llama_chat.conversion import weights
 from llama_chat.conversion.tokenizer_files import write_tokenizer
+from llama_chat.conversion.vocabulary import undivided
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
@@ -24,7 +25,7 @@ from llama_chat.model.rope import (
     RopeScaling,
     rotary_frequencies,
 )
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.vocabulary import Vocabulary
 
 _PARTS = {ours: theirs for theirs, ours in PARTS.items()}
 _TOP = {ours: theirs for theirs, ours in TOP.items()}
@@ -37,20 +38,20 @@ class HuggingFaceFolder:
     """A Hugging Face folder, planned before it is written."""
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str, shard_bytes: int
+        self, checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str, shard_bytes: int
     ) -> None:
         """Plan a folder with weights of the type ``kind``.
 
         Raises:
             ModelError: if ``config.json`` cannot express the rotary scaling.
         """
-        self._checkpoint, self._tokenizer, self._kind = checkpoint, tokenizer, kind
+        self._checkpoint, self._vocabulary, self._kind = checkpoint, vocabulary, kind
         shapes = checkpoint.config.tensor_shapes()
         self.sizes = {name: weights.n_bytes(shape, kind) for name, shape in shapes.items()}
         """Bytes of each weight."""
-        self.warnings: list[str] = []
+        self.warnings = undivided(vocabulary)
         self._shards = _split(self.sizes, shard_bytes)
-        self._config = _config(checkpoint, tokenizer, kind)
+        self._config = _config(checkpoint, vocabulary, kind)
 
     def write(self, path: Path, report: Callable[[int, int], None]) -> None:
         """Write the folder, one weight at a time.
@@ -65,7 +66,7 @@ class HuggingFaceFolder:
         """
         path.mkdir()
         _write_json(path / "config.json", self._config)
-        write_tokenizer(path, self._checkpoint, self._tokenizer)
+        write_tokenizer(path, self._checkpoint, self._vocabulary)
         total, done = sum(self.sizes.values()), 0
 
         def written(n_bytes: int) -> None:
@@ -143,9 +144,10 @@ def _name(name: str) -> str:
     return f"model.layers.{layer}.{_PARTS[part]}.weight"
 
 
-def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
     """Return ``config.json`` with the keys of both transformers 4 and 5."""
     config = checkpoint.config
+    known = vocabulary.limited(config.vocab_size)
     rope = _rope(checkpoint)
     scaling = config.rope_scaling
     context = config.context_length
@@ -170,8 +172,8 @@ def _config(checkpoint: Checkpoint, tokenizer: Tokenizer, kind: str) -> dict[str
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else rope,
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "bos_token_id": known.bos_id,
+        "eos_token_id": known.eos_id,
         "dtype": FLOATS[kind],
         "torch_dtype": FLOATS[kind],
     }

@@ -4,24 +4,19 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from llama_chat.checkpoints.base import (
-    BytePairSource,
-    Checkpoint,
-    SentencePieceSource,
-    SentencePieceTables,
-    TokenizerJsonSource,
-    TokenizerSource,
-)
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.huggingface_template import find_templates
+from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.small_files import decoding
 from llama_chat.checkpoints.template_source import DEFAULT, TemplateSource
 from llama_chat.errors import ModelError, reason
 from llama_chat.library import starter
 from llama_chat.library.layouts import identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.bpe import BytePairTokenizer
-from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
-from llama_chat.tokenizers.sentencepiece_tables import serialize_model
-from llama_chat.tokenizers.tokenizer_json import JsonTokenizer
+from llama_chat.tokenizers.library import LibraryTokenizer
+from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
+from llama_chat.tokenizers.tokenizer_json import read_json
+from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -61,16 +56,15 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
         ModelError: if there is no tokenizer or it cannot be read.
     """
     with decoding(f"model {str(path)!r}"):
-        files = [path]
-        if path.is_dir():
-            names = [entry.name for entry in path.iterdir()]
-            is_model = identify_folder(names) is not None
-            files = [] if is_model else [path / "tokenizer.model", path / "tokenizer.json"]
-        for file in files:
-            if file.suffix == ".model" and file.exists():
-                return SentencePieceTokenizer(file), TemplateSource(is_meta=True)
-            if file.suffix == ".json" and file.exists():
-                return JsonTokenizer(file), TemplateSource()
+        if path.suffix == ".model" and not path.is_dir() and path.exists():
+            return make_tokenizer(read_model(path)), TemplateSource(is_meta=True)
+        if path.suffix == ".json" and not path.is_dir() and path.exists():
+            return make_tokenizer(read_json(path)), TemplateSource()
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        is_model = identify_folder(names) is not None
+        if not is_model and not {"tokenizer.model", "tokenizer.json"}.isdisjoint(names):
+            templates = find_templates(path, read_tokenizer_config(path), (path.name,))
+            return make_tokenizer(read_vocabulary(path)), templates
     checkpoint = open_checkpoint(path)
     return load_tokenizer(checkpoint), checkpoint.templates
 
@@ -79,48 +73,21 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Make the tokenizer of a checkpoint.
 
     Raises:
-        ModelError: if it cannot be read, or holds more tokens than the model.
+        ModelError: if it cannot be read, or has more text tokens than the model.
     """
     with decoding(f"tokenizer of {checkpoint.name!r}"):
-        tokenizer = _make_tokenizer(checkpoint.tokenizer_source)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise ModelError(
-            f"tokenizer of {checkpoint.name!r}",
-            f"it has {tokenizer.vocab_size} tokens and the model {checkpoint.config.vocab_size}",
-            "use the tokenizer that came with the model",
-        )
-    return tokenizer
+        vocabulary = checkpoint.read_vocabulary()
+        return make_tokenizer(vocabulary.limited(checkpoint.config.vocab_size))
 
 
-def _make_tokenizer(source: TokenizerSource) -> Tokenizer:
-    match source:
-        case SentencePieceSource():
-            return SentencePieceTokenizer(source.path)
-        case SentencePieceTables():
-            model = serialize_model(
-                tokens=source.tokens,
-                scores=source.scores,
-                types=source.types,
-                bos_id=source.bos_id,
-                eos_id=source.eos_id,
-                add_dummy_prefix=source.add_dummy_prefix,
-            )
-            return SentencePieceTokenizer(model, add_bos=source.add_bos)
-        case TokenizerJsonSource():
-            return JsonTokenizer(
-                source.path,
-                bos_token=source.bos_token,
-                eos_token=source.eos_token,
-                add_bos=source.add_bos,
-            )
-        case BytePairSource():
-            return BytePairTokenizer(
-                tokens=source.tokens,
-                merges=source.merges,
-                control_ids=source.control_ids,
-                added_ids=source.added_ids,
-                pre_tokenizer=source.pre_tokenizer,
-                bos_id=source.bos_id,
-                eos_id=source.eos_id,
-                add_bos=source.add_bos,
-            )
+def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """Make the tokenizer of a vocabulary.
+
+    Raises:
+        ModelError: if its tables contradict each other, or lack tokens for single bytes.
+    """
+    match vocabulary.model:
+        case PieceModel() as model:
+            return SentencePieceTokenizer(vocabulary, model)
+        case MergeModel() as model:
+            return LibraryTokenizer(vocabulary, model)

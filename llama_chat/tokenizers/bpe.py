@@ -1,33 +1,49 @@
-"""Byte-level BPE (Radford et al. 2019) from the tables of a checkpoint."""
+"""Byte-level BPE (Radford et al. 2019): its alphabet, and GGUF's names of pre-tokenizers."""
 
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from tokenizers import AddedToken, Regex, pre_tokenizers
-from tokenizers import Tokenizer as Backend
-from tokenizers.models import BPE
-
-from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, is_marker
-from llama_chat.tokenizers.library import LibraryTokenizer
-
-GPT_2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-DIGIT_SPLIT = r"\p{N}"
-LLAMA_3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+_GPT_2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_DIGIT_SPLIT = r"\p{N}"
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LLAMA_3_SPLIT = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN_2_SPLIT = LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN_2_SPLIT = _LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_SEED_SPLIT = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}|"
+    r" ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT_4O_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BLOOM_SPLIT = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+_DEEPSEEK_CODER_SPLITS = (
+    "[\r\n]",
+    r"\s?\p{L}+",
+    r"\s?\p{P}+",
+    "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+    _DIGIT_SPLIT,
+)
+_DEEPSEEK_3_SPLITS = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _PreTokenizer:
+class PreTokenizer:
     """Division of text into words, within which tokens are merged."""
 
     splits: tuple[str, ...]
@@ -38,21 +54,77 @@ class _PreTokenizer:
     adds_bos: bool = False
     """True if a prompt begins with BOS unless the checkpoint says otherwise."""
 
+    def component(self) -> dict[str, Any]:
+        """Return it as the JSON of the ``tokenizers`` library."""
+        parts = [
+            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+            for split in self.splits
+        ]
+        to_bytes = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return {
+            "type": "Sequence",
+            "pretokenizers": [*parts, {"type": "ByteLevel", **to_bytes}],
+        }
 
-_GPT_2 = _PreTokenizer((GPT_2_SPLIT,))
-_SINGLE_DIGITS = _PreTokenizer((DIGIT_SPLIT, GPT_2_SPLIT))
-_LLAMA_3 = _PreTokenizer((LLAMA_3_SPLIT,), whole_words=True, adds_bos=True)
-_GROUPED_DIGITS = _PreTokenizer((LLAMA_3_SPLIT,))
 
-_PRE_TOKENIZERS = {
-    **dict.fromkeys(("gpt-2", "gpt2", "default", "mpt", "olmo", "jais"), _GPT_2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _SINGLE_DIGITS),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA_3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _GROUPED_DIGITS),
-    **dict.fromkeys(("qwen2", "megrez"), _PreTokenizer((_QWEN_2_SPLIT,))),
-    "tekken": _PreTokenizer((_TEKKEN_SPLIT,), whole_words=True, adds_bos=True),
+_GPT_2 = PreTokenizer((_GPT_2_SPLIT,))
+_SINGLE_DIGITS = PreTokenizer((_DIGIT_SPLIT, _GPT_2_SPLIT))
+_LLAMA_3 = PreTokenizer((_LLAMA_3_SPLIT,), whole_words=True, adds_bos=True)
+_GROUPED_DIGITS = PreTokenizer((_LLAMA_3_SPLIT,))
+_QWEN_2 = PreTokenizer((_QWEN_2_SPLIT,))
+
+ASSUMED = "gpt-2"
+"""Name of the pre-tokenizer of a file that names none."""
+
+# fmt: off
+_NAMES = {
+    _GPT_2: ("gpt-2", "gpt2", "default", "mpt", "olmo", "jais", "phi-2", "trillion"),
+    _SINGLE_DIGITS: (
+        "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+    ),
+    _LLAMA_3: (
+        "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0",
+    ),
+    _GROUPED_DIGITS: ("dbrx", "smaug-bpe", "chatglm-bpe"),
+    _QWEN_2: ("qwen2", "megrez", "stablelm2", "deepseek-r1-qwen", "kormo", "grok-2"),
+    PreTokenizer((_TEKKEN_SPLIT,), whole_words=True, adds_bos=True): ("tekken",),
+    PreTokenizer((_GPT_4O_SPLIT,)): ("gpt-4o", "llama4"),
+    PreTokenizer((_SEED_SPLIT,)): ("seed-coder",),
+    PreTokenizer(_DEEPSEEK_CODER_SPLITS): ("deepseek-coder",),
+    PreTokenizer(_DEEPSEEK_3_SPLITS): ("deepseek-v3",),
+    PreTokenizer((_BLOOM_SPLIT,)): ("bloom", "poro-chat", "gpt3-finnish"),
+    PreTokenizer((_BLOOM_SPLIT, _DIGIT_SPLIT)): ("viking",),
 }
-"""Pre-tokenizers by their names in GGUF files."""
+# fmt: on
+
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    name: rule for rule, names in _NAMES.items() for name in names
+}
+"""Pre-tokenizers by their names in GGUF files.
+
+They are defined by https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp. Names are
+left out whose rule there may differ from that of the published tokenizer.
+"""
+
+
+def pre_tokenizer_name(component: Mapping[str, Any] | None, *, whole_words: bool) -> str | None:
+    """Return GGUF's name of a pre-tokenizer in the library's JSON; None if it has none."""
+    rule = component or {}
+    splits: list[str] = []
+    for part in rule.get("pretokenizers", [rule]):
+        match part:
+            case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
+                splits.append(pattern)
+            case {"type": "Digits", "individual_digits": True}:
+                splits.append(_DIGIT_SPLIT)
+            case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": words}:
+                splits += [_GPT_2_SPLIT] if words else []
+            case _:
+                return None
+    for name, known in PRE_TOKENIZERS.items():
+        if known.splits == tuple(splits) and known.whole_words == whole_words:
+            return name
+    return None
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -87,92 +159,6 @@ def byte_level_bytes(token: str) -> bytes:
         return token.encode("utf-8", "replace")
 
 
-def missing_bytes(vocabulary: Mapping[str, int]) -> bytes:
+def missing_bytes(vocabulary: Collection[str]) -> bytes:
     """Return the bytes without a single-byte token in a byte-level vocabulary."""
     return bytes(byte for character, byte in _BYTES.items() if character not in vocabulary)
-
-
-class BytePairTokenizer(LibraryTokenizer):
-    """Byte-level BPE from a vocabulary and its merges."""
-
-    kind = "byte-level BPE"
-
-    def __init__(
-        self,
-        *,
-        tokens: Sequence[str],
-        merges: Sequence[str],
-        control_ids: AbstractSet[int],
-        pre_tokenizer: str,
-        bos_id: int | None,
-        eos_id: int | None,
-        add_bos: bool | None,
-        added_ids: AbstractSet[int] = frozenset(),
-    ) -> None:
-        """Build the tokenizer from the tables of a checkpoint; see ``BytePairSource``.
-
-        Raises:
-            ModelError: if the tables contradict each other, or the pre-tokenizer is not known.
-        """
-        rule = _rule(pre_tokenizer)
-        self.bos_id, self.eos_id = bos_id, eos_id
-        self.add_bos = bos_id is not None and (rule.adds_bos if add_bos is None else add_bos)
-        control = {i for i in added_ids if is_marker(tokens[i])} | control_ids
-        control |= {token_id for token_id in (bos_id, eos_id) if token_id is not None}
-        vocabulary = {token: i for i, token in enumerate(tokens) if i not in control}
-        pairs = []
-        for merge in merges:
-            left, _, right = merge.partition(" ")
-            if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
-                raise _error(f"merge {merge[:60]!r} is not of its tokens")
-            pairs.append((left, right))
-        backend = Backend(BPE(vocab=vocabulary, merges=pairs, ignore_merges=rule.whole_words))
-        backend.pre_tokenizer = divide(pre_tokenizer)
-        table = [b"" if i in control else byte_level_bytes(t) for i, t in enumerate(tokens)]
-        plain = sorted(added_ids - control)
-        for i in plain:
-            table[i] = tokens[i].encode("utf-8", "replace")
-        backend.add_tokens([AddedToken(tokens[i], normalized=False) for i in plain])
-        super().__init__(
-            backend,
-            OF_THE_MODEL,
-            pieces=tokens,
-            table=table,
-            control_ids={tokens[i]: i for i in sorted(control)},
-            missing=missing_bytes(vocabulary),
-        )
-
-
-def divide(name: str) -> pre_tokenizers.PreTokenizer:
-    """Return the library's object for the pre-tokenizer ``name``.
-
-    Raises:
-        ModelError: if it is not known.
-    """
-    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in _rule(name).splits]
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([*splits, to_bytes])
-
-
-def takes_whole_words(name: str) -> bool:
-    """True if a word that is in the vocabulary is one token for the pre-tokenizer ``name``."""
-    return _rule(name).whole_words
-
-
-def pre_tokenizer_name(splits: Sequence[str], *, whole_words: bool) -> str | None:
-    """Return the name of the pre-tokenizer with these splits; None if there is none."""
-    for name, rule in _PRE_TOKENIZERS.items():
-        if rule.splits == tuple(splits) and rule.whole_words == whole_words:
-            return name
-    return None
-
-
-def _rule(name: str) -> _PreTokenizer:
-    rule = _PRE_TOKENIZERS.get(name)
-    if rule is None:
-        raise _error(f"its pre-tokenizer {name[:40]!r} is not known")
-    return rule
-
-
-def _error(why: str) -> ModelError:
-    return ModelError(OF_THE_MODEL, why, DAMAGED)

@@ -2,84 +2,155 @@
 
 import base64
 import binascii
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import sentencepiece
 
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import DAMAGED, OF_THE_MODEL, SPACE, read_file
-from llama_chat.tokenizers.pieces import PieceTokenizer
+from llama_chat.tokenizers.added_tokens import AddedTokenFinder
+from llama_chat.tokenizers.base import Tokenizer, piece_bytes, read_file
+from llama_chat.tokenizers.sentencepiece_file import (
+    make_file,
+    user_defined_ids,
+    with_types,
+    without_prefix,
+)
+from llama_chat.tokenizers.vocabulary import (
+    DAMAGED,
+    SPACE,
+    PieceModel,
+    TokenType,
+    Vocabulary,
+)
+
+_ADVICE = "take the tokenizer.model that came with the model"
 
 
-class SentencePieceTokenizer(PieceTokenizer):
-    """Tokenizer of a ``tokenizer.model`` file, or of the bytes of one."""
+def read_model(path: Path) -> Vocabulary:
+    """Read a ``tokenizer.model`` file.
 
-    kind = "SentencePiece"
-
-    def __init__(self, model: Path | bytes, *, add_bos: bool = True) -> None:
-        """Read the file ``model``, or take the bytes of one.
-
-        Raises:
-            ModelError: if it is not a SentencePiece model.
-        """
-        sp = _open(model) if isinstance(model, Path) else parse_model(model)
-        if sp is None:
-            raise ModelError(OF_THE_MODEL, "its pieces make no SentencePiece vocabulary", DAMAGED)
-        self._sp = sp
-        ids = list(range(sp.vocab_size()))
-        try:
-            pieces = sp.id_to_piece(ids)
-        except UnicodeDecodeError:
-            what = f"tokenizer {str(model)!r}" if isinstance(model, Path) else OF_THE_MODEL
-            raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
-        table = [piece.replace(SPACE, " ").encode() for piece in pieces]
-        control_ids = {}
-        kinds = zip(ids, sp.is_control(ids), sp.is_unknown(ids), sp.is_byte(ids), strict=True)
-        for i, is_control, is_unknown, is_byte in kinds:
-            if is_byte:
-                table[i] = bytes([int(pieces[i][3:-1], 16)])
-            if is_control or is_unknown:
-                table[i] = "\ufffd".encode() if is_unknown else b""
-                control_ids[pieces[i]] = i
-        super().__init__(pieces, table, control_ids)
-        self.bos_id = self._known(self._sp.bos_id())
-        self.eos_id = self._known(self._sp.eos_id())
-        self.add_bos = add_bos and self.bos_id is not None
-        probe = self._sp.encode("a", out_type=str)
-        self.dummy_prefix = bool(probe) and probe[0].startswith(SPACE)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._sp.encode(text)
-        return ids
-
-    @staticmethod
-    def _known(token_id: int) -> int | None:
-        return None if token_id < 0 else token_id
-
-
-def _open(path: Path) -> sentencepiece.SentencePieceProcessor:
+    Raises:
+        ModelError: if it is not a SentencePiece model.
+    """
     what = f"tokenizer {str(path)!r}"
-    advice = "take the tokenizer.model that came with the model"
     data = read_file(path, what)
     if _is_llama_3(data):
         raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
-    processor = parse_model(data)
-    if processor is None:
-        raise ModelError(what, "it is not a SentencePiece model, or damaged", advice)
-    return processor
-
-
-def parse_model(data: bytes) -> sentencepiece.SentencePieceProcessor | None:
-    """Return the library's processor; None if ``data`` is not a usable model."""
-    processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(data)
-        usable = processor.vocab_size() > 0 and processor.unk_id() >= 0
+        library = _load(data)
+        ids = list(range(library.vocab_size()))
+        pieces = library.id_to_piece(ids)
+    except UnicodeDecodeError:
+        raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
     except (RuntimeError, ValueError):
-        usable = False
-    return processor if usable else None
+        raise ModelError(what, "it is not a SentencePiece model, or damaged", _ADVICE) from None
+    bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
+    probe = library.encode("a", out_type=str)
+    return Vocabulary(
+        what=what,
+        pieces=pieces,
+        types=_types(library, data, ids, what),
+        model=PieceModel(library.get_score(ids), data),
+        bos_id=bos_id,
+        eos_id=eos_id,
+        add_bos=bos_id is not None,
+        prefix="every" if probe and probe[0].startswith(SPACE) else "never",
+        file=path,
+    )
+
+
+def _types(
+    library: sentencepiece.SentencePieceProcessor, data: bytes, ids: list[int], what: str
+) -> list[int]:
+    types: list[int] = [TokenType.NORMAL] * len(ids)
+    found = {
+        TokenType.USER_DEFINED: user_defined_ids(data, what),
+        TokenType.UNUSED: compress(ids, library.is_unused(ids)),
+        TokenType.BYTE: compress(ids, library.is_byte(ids)),
+        TokenType.CONTROL: compress(ids, library.is_control(ids)),
+        TokenType.UNKNOWN: compress(ids, library.is_unknown(ids)),
+    }
+    for kind, of_kind in found.items():
+        for i in of_kind:
+            types[i] = kind
+    return types
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Tokenizer that runs SentencePiece, on a model file or on tables."""
+
+    kind = "SentencePiece"
+
+    def __init__(self, vocabulary: Vocabulary, model: PieceModel) -> None:
+        """Load the library's tokenizer.
+
+        Raises:
+            ModelError: if the tables make no SentencePiece vocabulary.
+        """
+        super().__init__(vocabulary)
+        control = set(self.control_ids.values())
+        self._file = model.file or make_file(vocabulary, model, control)
+        self._library = self._loaded(self._file)
+        if model.file:
+            self._forbid(control)
+        words = {i: token for i, token in vocabulary.added.items() if i not in control}
+        self._words = AddedTokenFinder(words) if words else None
+
+    def _forbid(self, control: set[int]) -> None:
+        """Make control tokens of those that the file has as text, and of those without a row."""
+        library = self._library
+        forbidden = [*control, *range(self.vocab_size, library.vocab_size())]
+        types = {
+            i: TokenType.CONTROL
+            for i in forbidden
+            if i < library.vocab_size() and not (library.is_control(i) or library.is_unknown(i))
+        }
+        if types:
+            self._file = with_types(self._file, types, self._what)
+            self._library = self._loaded(self._file)
+
+    def _encode(self, text: str, prefixed: bool) -> list[int]:
+        ids: list[int] = []
+        for part in [text] if self._words is None else self._words.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+                prefixed = self.prefix == "every"
+            else:
+                plain = not prefixed or self.prefix == "never"
+                ids += (self._unprefixed if plain else self._library).encode(part)
+        return ids
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        return piece_bytes(self._pieces[token_id], self._types[token_id])
+
+    @cached_property
+    def _unprefixed(self) -> sentencepiece.SentencePieceProcessor:
+        """The library's tokenizer that puts no space in front of a text."""
+        return self._loaded(without_prefix(self._file))
+
+    def _loaded(self, file: bytes) -> sentencepiece.SentencePieceProcessor:
+        try:
+            return _load(file)
+        except (RuntimeError, ValueError):
+            why = "its pieces make no SentencePiece vocabulary"
+            raise ModelError(self._what, why, DAMAGED) from None
+
+
+def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:
+    """Return the library's tokenizer.
+
+    Raises:
+        RuntimeError, ValueError: if ``file`` is not a usable model.
+    """
+    library = sentencepiece.SentencePieceProcessor()
+    library.LoadFromSerializedProto(file)
+    if library.vocab_size() < 1 or library.unk_id() < 0:
+        raise ValueError("it has no pieces, or no unknown one")
+    return library
 
 
 def _is_llama_3(data: bytes) -> bool:

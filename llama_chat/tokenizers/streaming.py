@@ -41,7 +41,7 @@ class StreamingDecoder:
             return text
         if self._leading == "strip":
             text = text.lstrip()
-        elif self._leading == "dummy" and self._tokenizer.dummy_prefix:
+        elif self._leading == "dummy" and self._tokenizer.prefix != "never":
             text = text.removeprefix(" ")
             self._began = True
         self._began = self._began or bool(text)

@@ -1,184 +1,175 @@
 """Reader of the ``tokenizer.json`` files of the ``tokenizers`` library.
 
-Encoding uses only the model, the normalizer, the pre-tokenizer and the added tokens. The library
-itself reads them, after the control tokens were removed.
+Of their parts, the model, the normalizer, the pre-tokenizer and the added tokens encode a text, and
+the post-processor says what a prompt begins and ends with.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
-
 from llama_chat.errors import ModelError
-from llama_chat.tokenizers.base import (
+from llama_chat.tokenizers.base import MAX_BYTES, read_file, without_surrogates
+from llama_chat.tokenizers.vocabulary import (
     DAMAGED,
-    MAX_BYTES,
+    MAX_TOKENS,
     SPACE,
-    is_marker,
-    read_file,
-    without_surrogates,
+    AddedToken,
+    MergeModel,
+    Prefix,
+    TokenType,
+    Vocabulary,
 )
-from llama_chat.tokenizers.bpe import byte_level_bytes, missing_bytes
-from llama_chat.tokenizers.library import LibraryTokenizer, library_errors
 
-_MAX_TOKENS = 2**20
+_KNOWN = {
+    "normalizer": {"Sequence", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD"},
+    "pre_tokenizer": {"Sequence", "ByteLevel", "Metaspace", "Split", "Digits"},
+}
+"""Components in the files of Llama models; malicious values in some others make the library
+panic."""
+
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+"""Byte tokens in the pieces of SentencePiece."""
+
+
 _MAX_VALUES = 2**21
 """Limit on the values of a file, of which each takes up to 150 bytes in memory; 262,144 tokens with
 twice as many merges, each a list, are 1.8 million."""
 
-_NORMALIZERS = {"Sequence", "Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD"}
-_PRE_TOKENIZERS = {"Sequence", "ByteLevel", "Metaspace", "Split", "Digits"}
-"""Components in the files of Llama models; malicious values in some others make the library
-panic."""
-
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
-"""Byte token in the pieces of SentencePiece."""
+_DEPTH = 8
+"""Limit on components within components."""
 
 
-class JsonTokenizer(LibraryTokenizer):
-    """BPE tokenizer of a ``tokenizer.json``, byte-level or of SentencePiece pieces."""
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        bos_token: str | None = None,
-        eos_token: str | None = None,
-        add_bos: bool | None = None,
-    ) -> None:
-        """Read ``path``; for the other arguments see ``TokenizerJsonSource``.
-
-        Without ``bos_token``, BOS is the token that the file's post-processor prepends.
-
-        Raises:
-            ModelError: if the file is invalid, or not of a BPE tokenizer.
-        """
-        file = _File(path)
-        first = file.first_token()
-        bos_token = bos_token or first
-        self.bos_id, self.eos_id = file.id_of(bos_token), file.id_of(eos_token)
-        wanted = first == bos_token if add_bos is None else add_bos
-        self.add_bos = wanted and self.bos_id is not None
-        self.kind = "byte-level BPE" if file.byte_level else "SentencePiece BPE"
-        control = file.control_ids(bos_token, eos_token)
-        size = max(file.ids.values(), default=-1) + 1
-        pieces = [f"<{i}>" for i in range(size)]
-        table = [b""] * size
-        for text, i in file.ids.items():
-            pieces[i] = text
-            if text not in control:
-                table[i] = file.bytes_of(text)
-            elif text == file.unknown:
-                table[i] = "\ufffd".encode()
-        super().__init__(
-            file.backend(control),
-            file.what,
-            pieces=pieces,
-            table=table,
-            control_ids=control,
-            missing=missing_bytes(file.ids) if file.byte_level else b"",
-        )
-
-
-class _File:
+class TokenizerJson:
     """Content of a ``tokenizer.json``, with the checks that the library does not make."""
 
     def __init__(self, path: Path) -> None:
-        self.what = f"tokenizer {str(path)!r}"
-        self._document = self._table(read_document(path, self.what), "the whole")
+        """Read ``path``.
+
+        Raises:
+            ModelError: if it is damaged.
+        """
+        self.path, self.what = path, f"tokenizer {str(path)!r}"
+        self._document = self._table(_read(path, self.what), "the whole")
         self._model = self._table(self._document.get("model"), "model")
-        kind = self._model.get("type", "BPE")
-        if kind != "BPE":
-            raise self.error(f"its model is {str(kind)[:40]!r}, not BPE")
+        self.is_bpe = self._model.get("type", "BPE") == "BPE"
+        vocab = self._model.get("vocab")
+        self._ids: dict[str, Any] = vocab if isinstance(vocab, dict) else {}
+        self._components = [
+            (name, part)
+            for name in ("normalizer", "pre_tokenizer")
+            for part in self._parts(self._document.get(name))
+        ]
+        by_type = {part["type"]: part for _, part in self._components}
+        self.byte_level = "ByteLevel" in by_type
+        self.is_metaspace = "Metaspace" in by_type
+        self.prefix = _prefix(by_type)
+        self.added = self._added_tokens()
+        """Added tokens by their ids."""
+        self.n_ids = max([len(self._ids) - 1, *self.added]) + 1
+        """Number of ids; some may be of no token."""
+        self.first, self.last = self._ends()
+        """Tokens that the post-processor puts before and after a prompt, or None."""
+
+    def error(self, why: str) -> ModelError:
+        """Make the error about this file."""
+        return ModelError(self.what, why, DAMAGED)
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary, without what other files say about it.
+
+        Raises:
+            ModelError: if it is not of BPE, or its tables contradict each other.
+        """
+        unknown = self._check()
+        last = max(self._ids.values(), default=-1)
+        pieces = [f"<{i}>" for i in range(last + 1)]
+        types: list[int] = [TokenType.UNUSED] * len(pieces)
+        normal = TokenType.NORMAL
+        for text, i in self._ids.items():
+            pieces[i], types[i] = text, normal
+        byte_fallback = self._model.get("byte_fallback") is True
+        for text in _BYTES if byte_fallback else ():
+            if text in self._ids:
+                types[self._ids[text]] = TokenType.BYTE
+        options = {key: self._model.get(key) is True for key in ("fuse_unk", "ignore_merges")}
+        model = MergeModel(
+            self._merges(),
+            self._document.get("pre_tokenizer"),
+            self._document.get("normalizer"),
+            {**options, "byte_fallback": byte_fallback, "unk_token": unknown},
+            self.byte_level,
+        )
+        found = Vocabulary(
+            what=self.what,
+            pieces=pieces,
+            types=types,
+            model=model,
+            prefix=self.prefix,
+            file=self.path,
+        ).with_added(self.added)
+        if unknown is None:
+            return found
+        at = found.pieces.index(unknown)
+        return replace(found, types=[*found.types[:at], TokenType.UNKNOWN, *found.types[at + 1 :]])
+
+    def _check(self) -> str | None:
+        """Check the model, and return its unknown token, if it has one."""
+        if not self.is_bpe:
+            raise self.error(f"its model is {str(self._model['type'])[:40]!r}, not BPE")
         for key in ("continuing_subword_prefix", "end_of_word_suffix"):
             if self._model.get(key):
                 raise self.error(f"its BPE has a {key}")
-        normalizers = self._kinds("normalizer", _NORMALIZERS)
-        divisions = self._kinds("pre_tokenizer", _PRE_TOKENIZERS)
-        self.byte_level = "ByteLevel" in divisions
-        if not (self.byte_level or "Metaspace" in divisions or "Replace" in normalizers):
+        for name, part in self._components:
+            if part["type"] not in _KNOWN[name]:
+                raise self.error(f"its {name} is {part['type'][:40]!r}, which no Llama model has")
+        replaced = any(part["type"] == "Replace" for _, part in self._components)
+        if not (self.byte_level or self.is_metaspace or replaced):
             raise self.error("it is neither byte-level nor of SentencePiece's kind")
-        self._vocab = self._table(self._model.get("vocab"), "vocab")
-        self._added = {token["content"]: token for token in self._added_tokens()}
-        self.ids = self._all_ids()
+        self._table(self._model.get("vocab"), "vocab")
+        self._check_ids()
         # Byte-level vocabularies encode every character, so none is unknown.
-        self.unknown = None if self.byte_level else self._model.get("unk_token")
-        self._byte_fallback = self._model.get("byte_fallback") is True
-        self._check_coverage()
+        unknown = None if self.byte_level else self._model.get("unk_token")
+        if unknown is not None and not self._is_token(unknown):
+            raise self.error("its unknown token is not in the vocabulary")
+        if unknown is None and not self.byte_level:
+            byte_fallback = self._model.get("byte_fallback") is True
+            if not byte_fallback or not all(text in self._ids for text in _BYTES):
+                raise self.error("it has neither an unknown token nor tokens for all bytes")
+        return unknown
 
-    def error(self, why: str) -> ModelError:
-        return ModelError(self.what, why, DAMAGED)
-
-    def id_of(self, text: str | None) -> int | None:
-        """Return the id of a token that another file names."""
-        if text is None:
-            return None
-        if text not in self.ids:
-            raise self.error(f"it has no token {text[:40]!r}")
-        return self.ids[text]
-
-    def control_ids(self, *named: str | None) -> dict[str, int]:
-        """Return the tokens that text must never produce, in the order of their ids."""
-        texts = {
-            text for text, token in self._added.items() if token.get("special") or is_marker(text)
-        }
-        texts |= {text for text in (*named, self.unknown) if text is not None}
-        return {text: self.ids[text] for text in sorted(texts, key=self.ids.__getitem__)}
-
-    def first_token(self) -> str | None:
-        """Return the control token that the post-processor prepends to a text, if any."""
-        for part in self._parts(self._document.get("post_processor")):
-            single = part.get("single")
-            if part["type"] == "TemplateProcessing" and isinstance(single, list) and single:
-                token = self._table(single[0], "template").get("SpecialToken")
-                name = token.get("id") if isinstance(token, dict) else None
-                return name if isinstance(name, str) else None
-        return None
-
-    def bytes_of(self, text: str) -> bytes:
-        """Return the bytes of a token that is no control token."""
-        if text in self._added:
-            return text.encode()
-        if self.byte_level:
-            return byte_level_bytes(text)
-        found = _BYTE.fullmatch(text) if self._byte_fallback else None
-        return bytes.fromhex(found[1]) if found else text.replace(SPACE, " ").encode()
-
-    def backend(self, control: Mapping[str, int]) -> Backend:
-        """Return the library's tokenizer, without ``control`` and all that adds to or cuts a text.
-
-        The other added tokens are put into the vocabulary, which keeps their ids.
-        """
-        vocab = {
-            text: i for text, i in self.ids.items() if text not in control or text == self.unknown
-        }
-        model = {**self._model, "vocab": vocab, "dropout": None, "unk_token": self.unknown}
-        added = [token for text, token in self._added.items() if text not in control]
-        document = {
-            "version": "1.0",
-            "normalizer": self._document.get("normalizer"),
-            "pre_tokenizer": self._document.get("pre_tokenizer"),
-            "added_tokens": added,
-            "model": {**model, "type": "BPE"},
-        }
-        with library_errors(self.what):
-            return Backend.from_str(json.dumps(document))
+    def _merges(self) -> list[tuple[str, str]]:
+        """Return the merges; older files hold "left right", newer ones pairs."""
+        merges = self._model.get("merges")
+        if not isinstance(merges, list):
+            raise self.error("merges is not a list")
+        pairs: list[Any] = [
+            tuple(merge.split(" ") if type(merge) is str else merge)
+            for merge in merges
+            if type(merge) in (str, list)
+        ]
+        halves = {*map(type, chain.from_iterable(pairs))}
+        if len(pairs) < len(merges) or not {*map(len, pairs)} <= {2} or not halves <= {str}:
+            raise self.error("a merge is not of two tokens")
+        return pairs
 
     def _table(self, value: object, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise self.error(f"{name} is not a table")
         return value
 
-    def _parts(self, node: object) -> Iterator[dict[str, Any]]:
+    def _parts(self, node: object, depth: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the components of a normalizer, pre-tokenizer or post-processor, also nested."""
         if node is None:
             return
         part = self._table(node, "a part")
         if not isinstance(part.get("type"), str):
             raise self.error("a part of it is of no type")
+        if depth > _DEPTH:
+            raise self.error("its parts are nested too deeply")
         yield part
         if part["type"] == "Sequence":
             for key in ("normalizers", "pretokenizers", "processors"):
@@ -186,54 +177,103 @@ class _File:
                 if not isinstance(inner, list):
                     raise self.error(f"{key} is not a list")
                 for one in inner:
-                    yield from self._parts(one)
+                    yield from self._parts(one, depth + 1)
 
-    def _kinds(self, name: str, known: set[str]) -> set[str]:
-        found = {part["type"] for part in self._parts(self._document.get(name))}
-        if unknown := sorted(found - known):
-            raise self.error(f"its {name} is {unknown[0][:40]!r}, which no Llama model has")
+    def _added_tokens(self) -> dict[int, AddedToken]:
+        entries = self._document.get("added_tokens") or []
+        if not isinstance(entries, list):
+            raise self.error("added_tokens is not a list")
+        found: dict[int, AddedToken] = {}
+        for entry in entries:
+            token, i = added_token(self._table(entry, "an added token")), entry.get("id")
+            if token is None:
+                raise self.error("an added token has no text")
+            if not _is_id(i):
+                raise self._id_error()
+            if self._ids.get(token.text, i) != i:
+                raise self.error(f"token {token.text[:40]!r} has two ids")
+            if i in found:
+                raise self.error("two tokens have the same id")
+            found[i] = token
         return found
 
-    def _added_tokens(self) -> list[dict[str, Any]]:
-        added = self._document.get("added_tokens") or []
-        if not isinstance(added, list):
-            raise self.error("added_tokens is not a list")
-        for token in added:
-            text = self._table(token, "an added token").get("content")
-            if not isinstance(text, str) or text != without_surrogates(text):
-                raise self.error("an added token has no text")
-        return added
-
-    def _all_ids(self) -> dict[str, int]:
-        """Return the ids of all tokens by their text."""
-        ids = dict(self._vocab)
-        for text, token in self._added.items():
-            if ids.setdefault(text, token.get("id")) != token.get("id"):
-                raise self.error(f"token {text[:40]!r} has two ids")
-        if not all(type(i) is int and 0 <= i < _MAX_TOKENS for i in ids.values()):
-            raise self.error(f"an id is no whole number from 0 to {_MAX_TOKENS - 1}")
-        if len(set(ids.values())) != len(ids):
+    def _check_ids(self) -> None:
+        ids = self._ids.values()
+        if not all(map(_is_id, ids)):
+            raise self._id_error()
+        more = [i for i, token in self.added.items() if token.text not in self._ids]
+        if len({*ids, *more}) != len(ids) + len(more):
             raise self.error("two tokens have the same id")
-        return ids
 
-    def _check_coverage(self) -> None:
-        """Refuse a vocabulary that would silently drop characters."""
-        if self.byte_level:
-            return
-        if self.unknown is not None:
-            if not isinstance(self.unknown, str) or self.unknown not in self.ids:
-                raise self.error("its unknown token is not in the vocabulary")
-            return
-        if not self._byte_fallback or not all(f"<0x{i:02X}>" in self.ids for i in range(256)):
-            raise self.error("it has neither an unknown token nor tokens for all bytes")
+    def _id_error(self) -> ModelError:
+        return self.error(f"an id is no whole number from 0 to {MAX_TOKENS - 1}")
+
+    def _is_token(self, text: object) -> bool:
+        known = (token.text for token in self.added.values())
+        return isinstance(text, str) and (text in self._ids or text in known)
+
+    def _ends(self) -> tuple[str | None, str | None]:
+        """Return the tokens that the post-processor puts before and after a prompt."""
+        for part in self._parts(self._document.get("post_processor")):
+            single = part.get("single")
+            if part["type"] == "TemplateProcessing" and isinstance(single, list) and single:
+                first, last = (self._special(end) for end in (single[0], single[-1]))
+                return first, last if len(single) > 1 else None
+        return None, None
+
+    def _special(self, end: object) -> str | None:
+        """Return the special token at an end of a template, if it is one."""
+        special = self._table(end, "a template").get("SpecialToken")
+        name = special.get("id") if isinstance(special, dict) else None
+        return name if self._is_token(name) else None
 
 
-def read_document(path: Path, what: str) -> object:
-    """Read the JSON document in a file.
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_TOKENS
+
+
+def read_json(path: Path) -> Vocabulary:
+    """Read a ``tokenizer.json`` by itself; its post-processor says which token is BOS.
 
     Raises:
-        ModelError: about ``what``, if it is not JSON, or has too many values.
+        ModelError: if it is damaged, or not of BPE.
     """
+    document = TokenizerJson(path)
+    found = document.vocabulary()
+    if document.first is None:
+        return found
+    return replace(found, bos_id=found.pieces.index(document.first), add_bos=True)
+
+
+def added_token(entry: Mapping[str, Any]) -> AddedToken | None:
+    """Read an entry that describes an added token; None if it has no text."""
+    text = entry.get("content")
+    if not isinstance(text, str) or text != without_surrogates(text):
+        return None
+    flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
+    return AddedToken(text, **{flag: entry.get(flag) is True for flag in flags})
+
+
+def metaspace(prefix: Prefix) -> dict[str, Any]:
+    """Return the pre-tokenizer of SentencePiece's kind that puts a space in front of texts."""
+    scheme = "always" if prefix == "every" else prefix
+    return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+
+
+def _prefix(components: Mapping[str, Mapping[str, Any]]) -> Prefix:
+    """Return the texts that components put a space in front of."""
+    if "Prepend" in components or components.get("ByteLevel", {}).get("add_prefix_space") is True:
+        return "every"
+    metaspace = components.get("Metaspace")
+    if metaspace is None:
+        return "never"
+    # Older files have a flag.
+    older = "never" if metaspace.get("add_prefix_space") is False else "always"
+    scheme = metaspace.get("prepend_scheme") or older
+    return "first" if scheme == "first" else "never" if scheme == "never" else "every"
+
+
+def _read(path: Path, what: str) -> object:
     data = read_file(path, what, MAX_BYTES)
     if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise ModelError(what, "it has more values than that of any model", DAMAGED)

@@ -50,15 +50,13 @@ class ChatTemplate(ABC):
     """Text between the beginning of the model's turn and its first word."""
     stripped: tuple[Role, ...] = ()
     """Roles whose messages are stripped of white space at both ends."""
-    reply_prefix: str = "never"
-    """As ``dummy_prefix``, for a reply: it begins a text only if a control token asks for it."""
-    dummy_prefix: Literal["every", "first", "never"] = "every"
-    """Texts that begin with the dummy prefix (a space) of a SentencePiece vocabulary.
-
-    Control tokens divide a conversation into texts. Published fast tokenizers put the prefix before
-    every one of them; those published with ``legacy: false`` only at the very beginning, so never
-    if the published template itself begins with BOS.
-    """
+    begins_text: bool = False
+    """True if a reply follows a control token, and so begins a text for the tokenizer."""
+    leaves_bos: bool = False
+    """True if the published template does not write BOS, but leaves it to the tokenizer."""
+    texts_apart: bool = False
+    """True if the published code encodes each text between control tokens by itself, so that every
+    one of them is a first one for the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Create the template for a tokenizer.
@@ -68,9 +66,10 @@ class ChatTemplate(ABC):
         """
         for control in self.controls:
             if control not in tokenizer.control_ids:
+                lacking = "embedding" if control in tokenizer.rowless else "tokenizer"
                 raise UsageError(
                     f"template {self.name}",
-                    f"the tokenizer of this model has no {control}",
+                    f"the {lacking} of this model has no {control}",
                     "choose another with --template",
                 )
         self._tokenizer = tokenizer
@@ -97,16 +96,13 @@ class ChatTemplate(ABC):
         After a user message the ids end where the model's reply begins. After a reply they end
         where the next message begins, or with ``open_reply`` where that reply continues.
         """
-        pieces = list(self._pieces(self.write(messages, open_reply)))
-        runs = self._encode(pieces, self._prefix_of(pieces))
-        return [token_id for ids, _ in runs for token_id in ids]
+        return [token_id for ids, _ in self._runs(messages, open_reply) for token_id in ids]
 
     def origins(self, messages: Sequence[Message]) -> list[Origin]:
         """Return where each of the ids that ``render`` returns comes from."""
-        pieces = list(self._pieces(self.write(messages, False)))
         control = set(self._tokenizer.control_ids.values())
         found: list[Origin] = []
-        for ids, run in self._encode(pieces, self._prefix_of(pieces)):
+        for ids, run in self._runs(messages, False):
             if run is None:
                 found += ["control" if token_id in control else "message" for token_id in ids]
             else:
@@ -115,7 +111,8 @@ class ChatTemplate(ABC):
 
     def encode_reply(self, text: str) -> tuple[int, ...]:
         """Encode the text that a reply begins with; tags in it are plain text."""
-        runs = self._encode(self._pieces([self.before_reply, Typed(text)]), self.reply_prefix)
+        pieces = self._pieces([self.before_reply, Typed(text)])
+        runs = self._encode(pieces, prefixed=self.begins_text and self._prefixes_later)
         return tuple(token_id for ids, _ in runs for token_id in ids)
 
     def find_tags(self, text: str) -> list[str]:
@@ -145,16 +142,28 @@ class ChatTemplate(ABC):
             for text in map(without_final_newline, message.texts)
         )
 
-    def _prefix_of(self, pieces: Sequence[Part]) -> str:
-        """Return the texts among ``pieces`` that begin with the dummy prefix."""
-        return self.dummy_prefix
+    @property
+    def _prefixes_later(self) -> bool:
+        """True if texts after a control token, too, begin with the space of the tokenizer."""
+        return self.texts_apart or self._tokenizer.prefix == "every"
+
+    def _runs(
+        self, messages: Sequence[Message], open_reply: bool
+    ) -> Iterator[tuple[Sequence[int], Run | None]]:
+        """Encode a conversation, after BOS where that is left to the tokenizer; see ``_encode``."""
+        tokenizer = self._tokenizer
+        if self.leaves_bos and tokenizer.add_bos and tokenizer.bos_id is not None:
+            yield (tokenizer.bos_id,), None
+        yield from self._encode(self._pieces(self.write(messages, open_reply)), prefixed=True)
 
     def _encode(
-        self, pieces: Iterable[Part], prefix: str
+        self, pieces: Iterable[Part], *, prefixed: bool
     ) -> Iterator[tuple[Sequence[int], Run | None]]:
-        """Encode each run of texts between ids as a whole; yield ids, and the run if there is."""
+        """Encode each run of texts between ids as a whole; yield ids, and the run if there is.
+
+        The first text of all is ``prefixed`` with the space of the tokenizer.
+        """
         text: list[str | Typed] = []
-        prefixed = prefix != "never"
         for piece in (*pieces, ()):  # empty ids end the last text
             if not isinstance(piece, tuple):
                 text.append(piece)
@@ -162,8 +171,8 @@ class ChatTemplate(ABC):
             if text:
                 run = tuple(text)
                 yield self._encode_once(run, prefixed), run
-                prefixed = prefix == "every"
                 text.clear()
+            prefixed = self._prefixes_later
             yield piece, None
 
     def _pieces(self, parts: Iterable[Part]) -> Iterator[Part]:
@@ -183,9 +192,7 @@ def _encode_text(
     tokenizer: Tokenizer, tag: re.Pattern[str], parts: Run, prefixed: bool
 ) -> list[int]:
     """Encode parts as one text, and the tags in typed parts character by character."""
-    # A leading newline takes the dummy prefix and merges with nothing; its ids are cut off again.
-    text = "" if prefixed or not tokenizer.dummy_prefix else "\n"
-    n_extra = len(tokenizer.encode(text))
+    text = ""
     spans: list[Span] = []
     for part in parts:
         if isinstance(part, Typed):
@@ -196,7 +203,7 @@ def _encode_text(
             text += part.text
         else:
             text += part
-    return tokenizer.encode(text, spell=spans)[n_extra:]
+    return tokenizer.encode(text, spell=spans, prefixed=prefixed)
 
 
 def _text_origins(tokenizer: Tokenizer, ids: Sequence[int], run: Run) -> list[Origin]:
@@ -206,7 +213,7 @@ def _text_origins(tokenizer: Tokenizer, ids: Sequence[int], run: Run) -> list[Or
     ]
     by_byte = [typed for typed, text in texts for _ in text.encode("utf-8", "replace")]
     lengths = [len(tokenizer.token_bytes(token_id)) for token_id in ids]
-    by_byte[:0] = [False] * (sum(lengths) - len(by_byte))  # a dummy prefix
+    by_byte[:0] = [False] * (sum(lengths) - len(by_byte))  # the space of the tokenizer
     found: list[Origin] = []
     begin = 0
     for length in lengths:

@@ -70,10 +70,8 @@ class JinjaTemplate(ChatTemplate):
         # BOS and EOS, which a template names, are no tags: text of theirs is plain in any case.
         written = set(_TAG.findall(own)) - set(tokens.values())
         self.tags = tuple(sorted({*_TAG.findall(text), *written}))
-        self.dummy_prefix = getattr(tokenizer, "prefix", "every")
         super().__init__(tokenizer)
-        if self._prompt and not self._control.split(self._prompt)[-1]:
-            self.reply_prefix = self.dummy_prefix
+        self.begins_text = bool(self._prompt) and not self._control.split(self._prompt)[-1]
 
     def own_controls(self, tokenizer: Tokenizer) -> Iterable[str]:
         """See the base class."""
@@ -87,11 +85,6 @@ class JinjaTemplate(ChatTemplate):
         """Return the tags of this template and the control tokens that occur in ``text``."""
         controls = (name for name in self._tokenizer.control_ids if name in text)
         return list(dict.fromkeys([*super().find_tags(text), *controls]))
-
-    def _prefix_of(self, pieces: Sequence[Part]) -> str:
-        """See the base class. Text after a control token is not the first one."""
-        follows = self.dummy_prefix == "first" and pieces and isinstance(pieces[0], tuple)
-        return "never" if follows else self.dummy_prefix
 
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
         """See the base class. A conversation without a user message may have no beginning yet."""

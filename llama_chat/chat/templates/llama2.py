@@ -14,6 +14,7 @@ class Llama2Template(ChatTemplate):
     controls = ("<s>", "</s>")
     before_reply = " "
     stripped = ("user", "assistant")
+    texts_apart = True
 
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
         """See the base class. The system message is folded into the first user message."""

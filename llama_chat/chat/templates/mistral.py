@@ -19,11 +19,11 @@ class MistralTemplate(ChatTemplate):
     tags = ("[INST]", "[/INST]")
     controls = ("<s>", "</s>")
     before_reply = " "
-    dummy_prefix = "never"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self._has_tag_ids = "[INST]" in tokenizer.control_ids
+        self.begins_text = self._has_tag_ids
         self.stripped = ("assistant",) if self._has_tag_ids else ()
 
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:

@@ -10,13 +10,10 @@ class PlainTemplate(ChatTemplate):
     """Plain text without roles, one message per line, for models that only continue text."""
 
     name = "plain"
-    dummy_prefix = "first"
+    leaves_bos = True
 
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
         """See the base class."""
-        tokenizer = self._tokenizer
-        if tokenizer.add_bos and tokenizer.bos_id is not None:
-            yield (tokenizer.bos_id,)
         for i, message in enumerate(messages):
             yield "\n" if i else ""
             yield from self.words(message)

@@ -15,14 +15,13 @@ class VicunaTemplate(ChatTemplate):
 
     name = "vicuna"
     tags = ("USER:", "ASSISTANT:")
-    controls = ("<s>", "</s>")
+    controls = ("</s>",)
     before_reply = " "
-    dummy_prefix = "first"
+    leaves_bos = True
 
     def write(self, messages: Sequence[Message], open_reply: bool) -> Iterator[Part]:
         """See the base class."""
         system, turns = split_system(messages)
-        yield "<s>"
         if system is not None:
             yield from (Typed(system), " ")
         for i, message in enumerate(turns):
