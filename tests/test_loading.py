@@ -1,10 +1,12 @@
 """The input is open while the model loads."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,31 @@ from harness.program import environment
 from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 from tests.model_files import SMALL, write_hollow_gguf
 
-pytestmark = pytest.mark.cold  # most of these depend on when torch is imported
+LOADING = r"loading \d+ %"
+WAITING = r"Loading ━"
+"""Pattern of the bar that is shown while something waits for the model."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Gate that the loading of a model waits for."""
+
+    pipe: Path
+
+    @property
+    def command(self) -> Sequence[str]:
+        """The command of a program whose model waits."""
+        return sys.executable, "-m", "harness.held", str(self.pipe)
+
+    def open(self) -> None:
+        """Let the model load; the program must wait already, or do so soon."""
+        self.pipe.write_bytes(b"")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    os.mkfifo(tmp_path / "gate")
+    return Gate(tmp_path / "gate")
 
 
 def test_the_input_is_open_before_torch_is_imported(tmp_path: Path) -> None:
@@ -24,6 +50,7 @@ def test_the_input_is_open_before_torch_is_imported(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], env=environment(tmp_path), check=True)
 
 
+@pytest.mark.cold
 def test_what_is_sent_while_the_model_loads_is_answered(
     starter_model: Path, tmp_path: Path
 ) -> None:
@@ -46,9 +73,7 @@ def slow_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ..
     return "-m", path, "--quantize", "int8"
 
 
-LOADING = r"loading \d+ %"
-
-
+@pytest.mark.cold
 def test_the_toolbar_shows_the_progress_of_loading(
     slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
@@ -64,9 +89,9 @@ def test_the_toolbar_shows_the_progress_of_loading(
 
 
 def test_settings_change_and_text_stays_while_it_loads(
-    slow_flags: tuple[str | Path, ...], tmp_path: Path
+    gate: Gate, gguf_model: Path, tmp_path: Path
 ) -> None:
-    with Terminal(*slow_flags, home=tmp_path) as terminal:
+    with Terminal("-m", gguf_model, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.ask("/prompt grammar", r"→")
         terminal.ask("/temperature 0", r"temperature is 0\.0 \(/temperature\)")
@@ -76,6 +101,7 @@ def test_settings_change_and_text_stays_while_it_loads(
         terminal.ask("/color never", r"color is never")
         terminal.type("half a")
         terminal.wait_for(rf"half a\n[\s\S]*temp 0 .*{LOADING}")
+        gate.open()
         text = terminal.wait_for(r"template chatml\n(.*\n)*› half a")
         assert text.count("› half a") == 1
         terminal.type(CTRL_C)
@@ -84,11 +110,13 @@ def test_settings_change_and_text_stays_while_it_loads(
 
 
 def test_a_template_chosen_while_it_loads_is_that_of_the_session(
-    slow_flags: tuple[str | Path, ...], tmp_path: Path
+    gate: Gate, gguf_model: Path, tmp_path: Path
 ) -> None:
-    with Terminal(*slow_flags, home=tmp_path) as terminal:
+    with Terminal("-m", gguf_model, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.line("/set template plain")
+        terminal.wait_for(WAITING)
+        gate.open()
         terminal.wait_for(r"template plain\n")
         terminal.wait_for(r"template is plain")
         terminal.line("/tokens")
@@ -96,18 +124,20 @@ def test_a_template_chosen_while_it_loads_is_that_of_the_session(
 
 
 def test_a_template_that_does_not_suit_the_model_is_dropped_and_reported(
-    slow_flags: tuple[str | Path, ...], tmp_path: Path
+    gate: Gate, gguf_model: Path, tmp_path: Path
 ) -> None:
-    with Terminal(*slow_flags, home=tmp_path) as terminal:
+    with Terminal("-m", gguf_model, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.line("/template llama2")
+        terminal.wait_for(WAITING)
+        gate.open()
         terminal.wait_for(r"template llama2: the tokenizer of this model has no <s>")
         terminal.wait_for(r"template chatml\n")
         terminal.ask("/settings", r"\ntemplate +auto +default\n")
 
 
 def test_a_conversation_loaded_while_the_model_loads_is_continued(
-    gguf_model: Path, slow_flags: tuple[str | Path, ...], tmp_path: Path
+    gate: Gate, gguf_model: Path, tmp_path: Path
 ) -> None:
     flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "4")
     with Terminal(*flags, home=tmp_path) as terminal:
@@ -116,9 +146,10 @@ def test_a_conversation_loaded_while_the_model_loads_is_continued(
         terminal.ask("/save earlier", r"saved as earlier")
         terminal.type(CTRL_D)
         assert terminal.wait_for_end() == 0
-    with Terminal(*slow_flags, "--max-tokens", "4", home=tmp_path) as terminal:
+    with Terminal(*flags, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.ask("/load earlier", r"the first question")
+        gate.open()
         terminal.wait_for(r"template chatml\n")
         terminal.ask("the second question", r"(?:cut off|ended it|nothing to add)")
         terminal.ask("/context", r"the first question[\s\S]*the second question[\s\S]*free")
@@ -129,15 +160,16 @@ def test_a_conversation_loaded_while_the_model_loads_is_continued(
 
 
 def test_control_c_while_waiting_puts_the_message_back_into_the_input(
-    slow_flags: tuple[str | Path, ...], tmp_path: Path
+    gate: Gate, gguf_model: Path, tmp_path: Path
 ) -> None:
-    with Terminal(*slow_flags, home=tmp_path) as terminal:
+    with Terminal("-m", gguf_model, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.line("too early")
         terminal.wait_for(r"› too early\n")
         terminal.wait_until_asleep()
         terminal.child.kill(signal.SIGINT)  # as a terminal does while no key is being read
         terminal.wait_for(r"stopped\n[\s\S]*› too early")
+        gate.open()
         terminal.type(CTRL_C)
         terminal.wait_for(READY)
         terminal.line("/tree")
@@ -148,16 +180,18 @@ def test_control_c_while_waiting_puts_the_message_back_into_the_input(
 
 @pytest.mark.parametrize("flags", [("--plain",), ()], ids=["plain", "dumb"])
 def test_control_c_while_it_loads_is_no_error_without_a_toolbar(
-    flags: tuple[str, ...], slow_flags: tuple[str | Path, ...], tmp_path: Path
+    flags: tuple[str, ...], gate: Gate, gguf_model: Path, tmp_path: Path
 ) -> None:
     term = "xterm-256color" if flags else "dumb"
-    with Terminal(*slow_flags, *flags, home=tmp_path, TERM=term) as terminal:
+    flags = ("-m", str(gguf_model), *flags)
+    with Terminal(*flags, home=tmp_path, command=gate.command, TERM=term) as terminal:
         terminal.wait_for(r"/help lists the commands")
         terminal.wait_until_asleep()
         terminal.type(CTRL_C)
         terminal.wait_for(r"still loading; Ctrl-C again or Ctrl-D leaves\n>")
         terminal.line("/temperature 0")
         terminal.wait_for(r"temperature is 0\.0")
+        gate.open()
         terminal.type(CTRL_D)
         assert terminal.wait_for_end() == 0
     assert "unexpected" not in terminal.text
@@ -178,6 +212,7 @@ def test_the_system_message_and_examples_are_read_before_the_first_message(
     assert int(cached[1]) >= head > 40
 
 
+@pytest.mark.cold
 def test_leaving_while_it_loads_is_clean(
     slow_flags: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
