@@ -61,7 +61,10 @@ def add_generation(
             add_value(suggested[name])
     lost = [_name(vocabulary, i) for i in others[len(add) :]]
     lost = [name for name in lost if name not in END_TOKENS]
-    return [f"GGUF has no place for more end tokens: {some(lost)} no longer end"] if lost else []
+    if not lost:
+        return []
+    verb = "ends" if len(lost) == 1 else "end"
+    return [f"GGUF has no place for more end tokens: {some(lost)} no longer {verb} a reply"]
 
 
 def _name(vocabulary: Vocabulary, token_id: int) -> str:
