@@ -143,9 +143,15 @@ def test_a_meta_model_declares_nothing_but_eos(meta_model: Path, tmp_path: Path)
     assert written == {"bos_token_id": 1, "eos_token_id": 2}
 
 
-def test_greedy_is_kept(tmp_path: Path) -> None:
-    start = source(tmp_path / "start", "</s>", temperature=0)
+@pytest.mark.parametrize("values", [{"temperature": 0}, {"temperature": 2, "do_sample": False}])
+def test_greedy_is_kept(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = source(tmp_path / "start", "</s>", **values)
     convert(start, tmp_path / "folder")
-    assert load(tmp_path / "folder").sampling == Sampling(temperature=0)
+    assert load(tmp_path / "folder").sampling == Sampling(temperature=values["temperature"])
     written = json.loads((tmp_path / "folder" / "generation_config.json").read_text())
     assert written["do_sample"] is False
+    assert capsys.readouterr().err == ""
+    convert(start, tmp_path / "m.gguf")
+    assert ("cannot say do_sample" in capsys.readouterr().err) == ("do_sample" in values)

@@ -155,7 +155,7 @@ def test_the_suggestions_can_be_ignored(
 
 def test_a_prompt_file_is_above_the_model_and_its_end_shows_it_again() -> None:
     prompt = PromptFile("p", Path("p.toml"), settings={"temperature": 0.1})
-    model = GenerationDefaults((), SUGGESTED, FILE)
+    model = GenerationDefaults(sampling=SUGGESTED, where=FILE)
     settings = PromptedSettings(Settings())
     settings.use_prompt(prompt, above_flags=False)
     settings.use_model(model)

@@ -17,6 +17,8 @@ class GenerationDefaults:
     All ids have a row in the embedding."""
     sampling: Mapping[str, Value] = field(default_factory=dict)
     """Values of settings by name, all within their range."""
+    is_greedy: bool = False
+    """True if the checkpoint says not to sample at all; only conversions keep that."""
     where: str = ""
     """File or metadata that ``sampling`` is from."""
     warning: str = ""

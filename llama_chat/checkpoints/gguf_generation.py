@@ -28,7 +28,7 @@ def find_defaults(metadata: Metadata, n_rows: int) -> GenerationDefaults:
     suggested = {name: _shortest(metadata.values.get(key)) for name, key in _SAMPLING.items()}
     sampling, warning = sampling_defaults(metadata.what, suggested)
     ends = tuple((i, key) for i, key in ids if 0 <= i < n_rows)
-    return GenerationDefaults(ends, sampling, "general.sampling.*", warning)
+    return GenerationDefaults(ends, sampling, where="general.sampling.*", warning=warning)
 
 
 def _shortest(value: object) -> object:

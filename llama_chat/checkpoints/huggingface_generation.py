@@ -45,7 +45,8 @@ def find_defaults(folder: Path, config: JsonObject, n_rows: int) -> GenerationDe
             ends.append((text, name))
     suggested = {ours: generation.values.get(theirs) for ours, theirs in SAMPLING.items()}
     sampling, warning = sampling_defaults(generation.what, suggested)
-    return GenerationDefaults(tuple(ends), sampling, FILE, warning)
+    is_greedy = generation.values.get("do_sample") is False
+    return GenerationDefaults(tuple(ends), sampling, is_greedy, FILE, warning)
 
 
 def _ids(file: JsonObject) -> Iterator[int]:

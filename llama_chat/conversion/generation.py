@@ -5,6 +5,7 @@ from typing import Any
 import gguf
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.checkpoints.huggingface_generation import SAMPLING
 from llama_chat.conversion.vocabulary import some
 from llama_chat.tokenizers.vocabulary import END_TOKENS, Vocabulary
@@ -22,11 +23,11 @@ def end_ids(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[int]:
 
 def generation_config(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, Any]:
     """Return ``generation_config.json``."""
-    ids, suggested = end_ids(checkpoint, vocabulary), checkpoint.generation.sampling
-    values: dict[str, Any] = {SAMPLING[name]: value for name, value in suggested.items()}
-    if suggested:
-        values["do_sample"] = suggested.get("temperature") != 0
-    return {"bos_token_id": vocabulary.bos_id, "eos_token_id": one_or_list(ids), **values}
+    defaults, ids = checkpoint.generation, end_ids(checkpoint, vocabulary)
+    values: dict[str, Any] = {"bos_token_id": vocabulary.bos_id, "eos_token_id": one_or_list(ids)}
+    if defaults.sampling:
+        values["do_sample"] = not defaults.is_greedy and defaults.sampling.get("temperature") != 0
+    return values | {SAMPLING[name]: value for name, value in defaults.sampling.items()}
 
 
 def one_or_list(ids: list[int]) -> int | list[int] | None:
@@ -34,38 +35,34 @@ def one_or_list(ids: list[int]) -> int | list[int] | None:
     return ids if len(ids) > 1 else next(iter(ids), None)
 
 
-def add_generation(
-    writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary
-) -> list[str]:
-    """Add end tokens besides EOS, and sampling hints, to ``writer``.
-
-    Returns:
-        Lines about what GGUF has no place for.
-    """
+def add_ends(writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
+    """Add the end tokens besides EOS to ``writer``; return a line if there are too many."""
     pieces = vocabulary.pieces
     others = [i for i in end_ids(checkpoint, vocabulary) if i != vocabulary.eos_id]
-    others.sort(key=lambda i: _name(vocabulary, i) in END_TOKENS)  # these end a reply anyway
-    add = [writer.add_eot_token_id, writer.add_eom_token_id]
+    others.sort(key=lambda i: pieces[i] in END_TOKENS)  # these end a reply in any case
+    add_end = [writer.add_eot_token_id, writer.add_eom_token_id]
     if others and pieces[others[0]] == _EOM:
-        add.reverse()
-    for token_id, add_id in zip(others, add, strict=False):
-        add_id(token_id)
-    suggested: dict[str, Any] = dict(checkpoint.generation.sampling)
-    for name, add_value in (
-        ("temperature", writer.add_sampling_temp),
-        ("top_p", writer.add_sampling_top_p),
-        ("top_k", writer.add_sampling_top_k),
-        ("repeat_penalty", writer.add_sampling_penalty_repeat),
-    ):
-        if name in suggested:
-            add_value(suggested[name])
-    lost = [_name(vocabulary, i) for i in others[len(add) :]]
-    lost = [name for name in lost if name not in END_TOKENS]
+        add_end.reverse()
+    for token_id, add in zip(others, add_end, strict=False):
+        add(token_id)
+    lost = [pieces[i] for i in others[len(add_end) :] if pieces[i] not in END_TOKENS]
     if not lost:
         return []
     verb = "ends" if len(lost) == 1 else "end"
     return [f"GGUF has no place for more end tokens: {some(lost)} no longer {verb} a reply"]
 
 
-def _name(vocabulary: Vocabulary, token_id: int) -> str:
-    return vocabulary.pieces[token_id] if token_id < len(vocabulary.pieces) else f"<{token_id}>"
+def add_sampling(writer: gguf.GGUFWriter, defaults: GenerationDefaults) -> list[str]:
+    """Add the suggested sampling to ``writer``; return a line if it means less there."""
+    suggested: dict[str, Any] = dict(defaults.sampling)
+    for name, add in (
+        ("temperature", writer.add_sampling_temp),
+        ("top_p", writer.add_sampling_top_p),
+        ("top_k", writer.add_sampling_top_k),
+        ("repeat_penalty", writer.add_sampling_penalty_repeat),
+    ):
+        if name in suggested:
+            add(suggested[name])
+    if not (suggested and defaults.is_greedy):
+        return []
+    return ["GGUF cannot say do_sample = false beside its sampling settings: it is left out"]
