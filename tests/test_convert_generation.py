@@ -61,8 +61,6 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 CASES = {
-    "EOS": ("</s>",),
-    "a turn": ("</s>", "<turn>"),
     "a message": ("</s>", "<|eom_id|>"),
     "three": ("<turn>", "<|eom_id|>", "</s>"),
     "known names give way": ("</s>", "<|eom_id|>", "<x>", "<|eot_id|>", "<y>"),
