@@ -40,7 +40,7 @@ def run(model: str, n_turns: int, n_reply: int) -> list[Turn]:
     """Run ``n_turns`` turns with replies of ``n_reply`` tokens."""
     llama = load(find_model(model))
     session = llama.chat(sampling=Sampling(temperature=0), max_tokens=n_reply)
-    session.engine.end_ids = frozenset()  # replies of one length
+    session.engine.end_ids = session.template.end_ids = frozenset()  # replies of one length
     turns = []
     for number in range(n_turns):
         before = session.count()

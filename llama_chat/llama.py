@@ -1,6 +1,7 @@
 """A loaded model: generation, logits, chat sessions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,12 @@ class Llama:
         """Context length in tokens."""
         return self.model.config.context_length
 
+    @property
+    def sampling(self) -> Sampling:
+        """Sampling settings that the checkpoint suggests, and the defaults of the others."""
+        suggested: Mapping[str, Any] = self.checkpoint.generation.sampling
+        return Sampling(**suggested)
+
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Return the logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""
         return self._engine.logits(ids)
@@ -91,11 +98,14 @@ class Llama:
         lookup: bool = True,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
-        """Continue ``ids``; see ``Engine.generate``. A cached prefix is not prefilled again."""
+        """Continue ``ids``; see ``Engine.generate``. A cached prefix is not prefilled again.
+
+        Without ``sampling`` that of the model is used.
+        """
         empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
         return self._engine.generate(
             ids,
-            Sampler(sampling or Sampling()),
+            Sampler(sampling or self.sampling),
             max_tokens=max_tokens,
             stop=stop,
             leading="dummy" if empty else "keep",
@@ -117,7 +127,7 @@ class Llama:
     def engine(self) -> Engine:
         """Return a new engine on this model, with a new KV cache."""
         cache = self.backend.new_cache(self._cache_dtype, self._max_saved_bytes)
-        return Engine(self.backend, self.tokenizer, cache)
+        return Engine(self.backend, self.tokenizer, cache, self.checkpoint.generation)
 
     def chat(
         self,
@@ -134,11 +144,14 @@ class Llama:
         lookup: bool = True,
         notify: Callable[[str], None] | None = None,
     ) -> ChatSession:
-        """Begin or continue a conversation, with a new KV cache; see ``ChatSession``."""
+        """Begin or continue a conversation, with a new KV cache; see ``ChatSession``.
+
+        Without ``sampling`` that of the model is used.
+        """
         return ChatSession(
             self.engine(),
             self.template(template, template_name),
-            sampling,
+            sampling or self.sampling,
             conversation=conversation or Conversation(system, examples),
             max_tokens=max_tokens,
             stop=stop,

@@ -83,7 +83,8 @@ def facts(llama: Llama, *, with_prefix: bool = True) -> dict[str, object]:
         "prompts": [llama.prompt_ids(text) for text in TEXTS],
         "control": dict(tokenizer.control_ids),
         "shown": [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
-        "ends": (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos, tokenizer.add_eos),
+        "flags": (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos, tokenizer.add_eos),
+        "ends": sorted(llama.engine().end_ids),
     }
     if with_prefix:
         found["prefix"] = tokenizer.prefix

@@ -185,7 +185,7 @@ def test_a_prefill_of_cached_ids_reads_one_token_again() -> None:
 
 def test_a_generation_ends_at_the_context() -> None:
     session = new_session(max_tokens=10_000, context=64)
-    session.engine.end_ids = frozenset()
+    session.engine.end_ids = session.template.end_ids = frozenset()
     finish = finish_of(session.send("hi"))
     assert finish.reason == "context"
     assert finish.usage.prompt_tokens + finish.usage.completion_tokens == 64

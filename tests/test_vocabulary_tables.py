@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
-from llama_chat.generation.engine import END_TOKENS
 from llama_chat.loading.formats import (
     load_tokenizer,
     make_tokenizer,
@@ -18,6 +17,7 @@ from llama_chat.loading.formats import (
     open_tokenizer,
 )
 from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.vocabulary import END_TOKENS
 from tests.model_files import SMALL, assert_refused, sentencepiece_model, write_gguf
 from tests.vocabularies import hard_texts, piece_tables, piece_vocabulary
 

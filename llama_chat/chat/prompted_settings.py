@@ -1,6 +1,7 @@
 """Settings of a chat, which a prompt file can change temporarily."""
 
 from llama_chat.chat.prompt_files import PromptFile
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.settings.definitions import Settings
 from llama_chat.settings.setting import Value
 
@@ -22,6 +23,13 @@ class PromptedSettings:
         self.now = self.now.change(name, value, source)
         if self._without_prompt is not None:
             self._without_prompt = self._without_prompt.change(name, value, source)
+
+    def use_model(self, defaults: GenerationDefaults) -> None:
+        """Take what a model suggests for settings that nothing sets, instead of an earlier one."""
+        self.now = self.now.with_model(defaults.sampling, defaults.where)
+        if self._without_prompt is not None:
+            before = self._without_prompt
+            self._without_prompt = before.with_model(defaults.sampling, defaults.where)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool) -> None:
         """Apply the settings of a prompt file, instead of those of the one in use.

@@ -293,6 +293,7 @@ class ChatSession:
             self.sampler,
             max_tokens=self.max_tokens,
             stop=self.stop,
+            end_ids=self.template.end_ids,
             n_begun=len(reply.ids or ()),
             # A reply known only as text continues directly after its last character.
             leading="keep" if reply.ids is None else "strip",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llama_chat.checkpoints.float_types import FLOATS
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import ModelError
 from llama_chat.model.config import LlamaConfig
@@ -53,6 +54,7 @@ class Checkpoint(ABC):
     config: LlamaConfig
     tensors: Mapping[str, TensorInfo]
     templates: TemplateSource
+    generation: GenerationDefaults = GenerationDefaults()
     warnings: tuple[str, ...] = ()
     """Warnings for the user, one line each."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
 from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
+from llama_chat.checkpoints.gguf_generation import find_defaults
 from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_template import find_templates
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary, vocabulary_warnings
@@ -68,7 +69,9 @@ class GGUFCheckpoint(Checkpoint):
         }
         self._metadata = metadata
         self.templates = find_templates(metadata, model.name)
-        self.warnings = vocabulary_warnings(metadata)
+        self.generation = find_defaults(metadata, self.config.vocab_size)
+        found = (*vocabulary_warnings(metadata), self.generation.warning)
+        self.warnings = tuple(filter(None, found))
 
     @classmethod
     def open(cls, path: Path) -> "GGUFCheckpoint":

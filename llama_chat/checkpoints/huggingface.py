@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint, check_tensors
 from llama_chat.checkpoints.huggingface_config import model_config, read_config
+from llama_chat.checkpoints.huggingface_generation import find_defaults
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.safetensors import open_safetensors
@@ -62,7 +63,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         check_tensors(_label(path), self.config, shapes)
         names = (self.name, config.text("_name_or_path") or "")
         self.templates = find_templates(path, read_tokenizer_config(path), names)
-        self.warnings = (f"{_label(path)}: {warning}",) if warning else ()
+        self.generation = find_defaults(path, config, self.config.vocab_size)
+        found = (warning and f"{_label(path)}: {warning}", self.generation.warning)
+        self.warnings = tuple(filter(None, found))
 
     @classmethod
     def open(cls, path: Path) -> "HuggingFaceCheckpoint":

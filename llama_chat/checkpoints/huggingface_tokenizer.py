@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llama_chat.checkpoints.small_files import JsonObject, read_object
+from llama_chat.checkpoints.small_files import JsonObject, read_optional
 from llama_chat.errors import ModelError
 from llama_chat.tokenizers.sentencepiece import read_model
 from llama_chat.tokenizers.tokenizer_json import TokenizerJson, added_token, metaspace
@@ -43,7 +43,7 @@ def read_tokenizer_config(folder: Path) -> JsonObject:
     Raises:
         ModelError: if it is damaged.
     """
-    return _read_optional(folder / "tokenizer_config.json")
+    return read_optional(folder / "tokenizer_config.json", _FETCH)
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -56,7 +56,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         ModelError: if there is neither, or a file is damaged.
     """
     config = read_tokenizer_config(folder)
-    special = _special_tokens(config, _read_optional(folder / "special_tokens_map.json"))
+    special = _special_tokens(config, read_optional(folder / "special_tokens_map.json", _FETCH))
     model, tables = folder / "tokenizer.model", folder / "tokenizer.json"
     document = TokenizerJson(tables) if tables.exists() else None
     if document is not None:
@@ -156,7 +156,7 @@ def _declared_tokens(
     decoder = config.object("added_tokens_decoder")
     if decoder.values:
         return {_number(decoder, key): _token(decoder, key) for key in decoder.values}
-    older = _read_optional(folder / "added_tokens.json")
+    older = read_optional(folder / "added_tokens.json", _FETCH)
     found: dict[int, AddedToken] = {}
     for text, token_id in older.values.items():
         token = added_token({"content": text, "special": text in special})
@@ -225,8 +225,3 @@ def _with_flags(
         add_bos=add_bos and bos_id is not None,
         add_eos=add_eos and eos_id is not None,
     )
-
-
-def _read_optional(path: Path) -> JsonObject:
-    """Read a small file; empty if there is none."""
-    return read_object(path, _FETCH) if path.exists() else JsonObject(repr(str(path)), {})

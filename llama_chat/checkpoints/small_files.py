@@ -101,6 +101,11 @@ def read_bytes(path: Path, advice: str) -> bytes:
     return read_whole(path, repr(str(path)), advice, MAX_BYTES)
 
 
+def read_optional(path: Path, advice: str) -> JsonObject:
+    """Read the JSON object in a small file as ``read_object`` does; empty if there is none."""
+    return read_object(path, advice) if path.exists() else JsonObject(repr(str(path)), {})
+
+
 def read_object(path: Path, advice: str) -> JsonObject:
     """Read the JSON object in a small file.
 

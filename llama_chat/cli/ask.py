@@ -57,7 +57,7 @@ def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool
     """Answer one message and write the answer to stdout."""
     prompt = open_prompt(settings)
     settings = with_prompt_file(settings, prompt)
-    llama = load_model(settings)
+    llama, settings = load_model(settings)
     session = new_session(llama, settings, prompt, streams.warn)
     write_answer(
         lambda hooks: session.send(message, hooks),

@@ -24,7 +24,7 @@ def bench(
 ) -> None:
     """Measure loading, prefill and decode against the memory bandwidth of this machine."""
     began = time.perf_counter()
-    llama = load_model(settings)
+    llama, _ = load_model(settings)
     load_s = time.perf_counter() - began
     if prompt_tokens + 2 * new_tokens > llama.context:
         raise UsageError(

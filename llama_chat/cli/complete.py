@@ -48,7 +48,7 @@ def complete(
     if files.count("-") > 1:
         raise UsageError("stdin", "named twice", "it can be read only once")
     prompts = [_open(name) for name in files]
-    llama = load_model(settings)
+    llama, settings = load_model(settings)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
         if len(files) > 1 and not as_json and not ours.quiet:

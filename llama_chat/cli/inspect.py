@@ -54,7 +54,7 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Draw a model: architecture, memory, tensors, template and tokenizer."""
+    """Draw a model: architecture, memory, tensors, tokenizer, template, and what ends a reply."""
     plan = plan_load(settings, target)
     report = describe(plan, settings)
     for line in plan.checkpoint.warnings:
@@ -71,6 +71,7 @@ def inspect(
 def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
     """Describe a model as a JSON object, with the memory it would take when loaded as planned."""
     checkpoint, tokenizer, config = plan.checkpoint, plan.tokenizer, plan.checkpoint.config
+    template, note = _choose_template(checkpoint, tokenizer, settings)
     context = plan.config.context_length
     lengths = [*(n for n in _CONTEXT_LENGTHS if n < context), context]
     cache = {length: plan.cache_bytes(length) for length in lengths}
@@ -100,7 +101,8 @@ def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
             {"name": name, "shape": list(info.shape), "type": info.type, "bytes": info.n_bytes}
             for name, info in checkpoint.tensors.items()
         ],
-        "template": _describe_template(checkpoint, tokenizer, settings),
+        "template": _describe_template(checkpoint, tokenizer, template, note),
+        "generation": _describe_generation(checkpoint, tokenizer, template),
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
@@ -180,18 +182,45 @@ def _visible(data: bytes) -> str:
         return "".join(f"<{byte:02X}>" for byte in data)
 
 
-def _describe_template(
+def _choose_template(
     checkpoint: "Checkpoint", tokenizer: "Tokenizer", settings: Settings
+) -> tuple[ChatTemplate | None, str]:
+    """Return the chat template, or None, and a note about it."""
+    name, variant = settings.template, settings.template_name
+    try:
+        template = choose_template(name, checkpoint.templates, tokenizer, variant)
+    except UsageError as error:
+        return None, str(error)
+    return template, template.take_note()
+
+
+def _describe_template(
+    checkpoint: "Checkpoint", tokenizer: "Tokenizer", template: ChatTemplate | None, note: str
 ) -> dict[str, Any]:
     """Describe the chat template: its name, its source, and sample dialogs that it renders."""
     source = checkpoint.templates
-    found: dict[str, Any] = {"name": None, "source": source.where, "texts": sorted(source.texts)}
-    try:
-        template = choose_template(settings.template, source, tokenizer, settings.template_name)
-    except UsageError as error:
-        return found | {"note": str(error), "dialogs": []}
-    dialogs = [_render(template, tokenizer, dialog) for dialog in _DIALOGS]
-    return found | {"name": template.name, "note": template.take_note(), "dialogs": dialogs}
+    return {
+        "name": template and template.name,
+        "source": source.where,
+        "texts": sorted(source.texts),
+        "note": note,
+        "dialogs": [_render(template, tokenizer, each) for each in _DIALOGS] if template else [],
+    }
+
+
+def _describe_generation(
+    checkpoint: "Checkpoint", tokenizer: "Tokenizer", template: ChatTemplate | None
+) -> dict[str, Any]:
+    """Describe the tokens that end a reply and the suggested sampling, with their sources."""
+    from llama_chat.generation.end_tokens import end_tokens
+
+    defaults = checkpoint.generation
+    ends = end_tokens(tokenizer, defaults, template.end_ids if template else ())
+    return {
+        "ends": [{"id": i, "token": tokenizer.piece(i), "from": by} for i, by in ends.items()],
+        "sampling": dict(defaults.sampling),
+        "sampling_from": defaults.where if defaults.sampling else "",
+    }
 
 
 def _render(

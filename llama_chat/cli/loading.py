@@ -95,8 +95,11 @@ def _exit(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def load_model(settings: Settings) -> "Llama":
+def load_model(settings: Settings) -> "tuple[Llama, Settings]":
     """Load the model that the settings name, with a progress bar and warnings on stderr.
+
+    Returns:
+        The model, and the settings with what it suggests where nothing else sets a value.
 
     Raises:
         ModelError: if there is none, or it cannot be loaded.
@@ -106,7 +109,8 @@ def load_model(settings: Settings) -> "Llama":
         llama = plan_load(settings).load(report)
     for line in llama.checkpoint.warnings:
         streams.warn(line)
-    return llama
+    defaults = llama.checkpoint.generation
+    return llama, settings.with_model(defaults.sampling, defaults.where)
 
 
 def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:

@@ -9,6 +9,7 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.conversion import weights
+from llama_chat.conversion.generation import add_ends, add_sampling
 from llama_chat.conversion.vocabulary import gguf_losses, gguf_vocabulary
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
@@ -126,7 +127,10 @@ class GGUFFile:
     def _describe_tokens(self, vocabulary: Vocabulary) -> None:
         writer = self._writer
         self.warnings += gguf_losses(vocabulary)
-        add_vocabulary(writer, vocabulary.padded(self._checkpoint.config.vocab_size))
+        vocabulary = vocabulary.padded(self._checkpoint.config.vocab_size)
+        add_vocabulary(writer, vocabulary)
+        self.warnings += add_ends(writer, self._checkpoint, vocabulary)
+        self.warnings += add_sampling(writer, self._checkpoint.generation)
         if templates := self._checkpoint.templates.stored:
             writer.add_chat_template(templates)
 

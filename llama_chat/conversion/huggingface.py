@@ -12,7 +12,9 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.checkpoints.huggingface import PARTS, TOP
+from llama_chat.checkpoints.huggingface_generation import FILE
 from llama_chat.conversion import weights
+from llama_chat.conversion.generation import end_ids, generation_config, one_or_list
 from llama_chat.conversion.tokenizer_files import write_tokenizer
 from llama_chat.conversion.vocabulary import undivided
 from llama_chat.errors import ModelError
@@ -51,7 +53,9 @@ class HuggingFaceFolder:
         """Bytes of each weight."""
         self.warnings = undivided(vocabulary)
         self._shards = _split(self.sizes, shard_bytes)
-        self._config = _config(checkpoint, vocabulary, kind)
+        known = vocabulary.limited(checkpoint.config.vocab_size)
+        self._config = _config(checkpoint, known, kind)
+        self._generation = generation_config(checkpoint, known)
 
     def write(self, path: Path, report: Callable[[int, int], None]) -> None:
         """Write the folder, one weight at a time.
@@ -66,6 +70,7 @@ class HuggingFaceFolder:
         """
         path.mkdir()
         _write_json(path / "config.json", self._config)
+        _write_json(path / FILE, self._generation)
         write_tokenizer(path, self._checkpoint, self._vocabulary)
         total, done = sum(self.sizes.values()), 0
 
@@ -147,7 +152,6 @@ def _name(name: str) -> str:
 def _config(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[str, Any]:
     """Return ``config.json`` with the keys of both transformers 4 and 5."""
     config = checkpoint.config
-    known = vocabulary.limited(config.vocab_size)
     rope = _rope(checkpoint)
     scaling = config.rope_scaling
     context = config.context_length
@@ -172,8 +176,8 @@ def _config(checkpoint: Checkpoint, vocabulary: Vocabulary, kind: str) -> dict[s
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else rope,
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
-        "bos_token_id": known.bos_id,
-        "eos_token_id": known.eos_id,
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_id": one_or_list(end_ids(checkpoint, vocabulary)),
         "dtype": FLOATS[kind],
         "torch_dtype": FLOATS[kind],
     }

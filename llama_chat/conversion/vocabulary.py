@@ -41,13 +41,13 @@ def gguf_losses(vocabulary: Vocabulary) -> list[str]:
         )
     strips = [t.text for t in vocabulary.added.values() if t.lstrip or t.rstrip or t.single_word]
     if strips:
-        lines.append(f"GGUF has no white space around added tokens: {_some(strips)} lose theirs")
+        lines.append(f"GGUF has no white space around added tokens: {some(strips)} lose theirs")
     model = vocabulary.model
     if isinstance(model, MergeModel) and (changes := _normalizations(model)):
         lines.append(f"GGUF has no normalization of text: {', '.join(changes)} is left out")
     if vocabulary.rowless:
         names = list(vocabulary.rowless)
-        lines.append(f"tokens without a row in the embedding are left out: {_some(names)}")
+        lines.append(f"tokens without a row in the embedding are left out: {some(names)}")
     return lines + undivided(vocabulary)
 
 
@@ -64,7 +64,7 @@ def undivided(vocabulary: Vocabulary) -> list[str]:
     ordinary = [piece for piece in found if piece not in vocabulary.control_ids()] if found else []
     if vocabulary.prefix != "every" or not ordinary:
         return []
-    return [f"in the new model a space comes in front of the text after {_some(ordinary)}"]
+    return [f"in the new model a space comes in front of the text after {some(ordinary)}"]
 
 
 def _normalizations(model: MergeModel) -> list[str]:
@@ -74,7 +74,7 @@ def _normalizations(model: MergeModel) -> list[str]:
     return [part["type"] for part in parts if part["type"] not in ("Prepend", "Replace")]
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     """Return the first names of a list."""
     shown = ", ".join(repr(name[:40]) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

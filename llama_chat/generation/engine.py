@@ -1,15 +1,17 @@
 """Prefill and decode: ids in, tokens out, through one cache."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import Backend, TorchBackend
 from llama_chat.generation.cuda_graph import GraphBackend
+from llama_chat.generation.end_tokens import end_tokens
 from llama_chat.generation.events import (
     Event,
     Finish,
@@ -30,16 +32,6 @@ from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
-
-END_TOKENS = (
-    "</s>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-)
-"""Control tokens with which models of the family end a turn or a text."""
 
 
 @dataclass(slots=True)
@@ -84,7 +76,11 @@ class Engine:
     """A model with its tokenizer and a KV cache."""
 
     def __init__(
-        self, backend: Backend, tokenizer: Tokenizer, cache: KVCache | None = None
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        cache: KVCache | None = None,
+        defaults: GenerationDefaults | None = None,
     ) -> None:
         """Begin with an empty cache.
 
@@ -92,6 +88,7 @@ class Engine:
             backend: computes the forward passes.
             tokenizer: of the same model.
             cache: an empty one; None for one of the type of the activations.
+            defaults: what the checkpoint says about generation.
         """
         self.backend = backend
         self.tokenizer = tokenizer
@@ -101,8 +98,8 @@ class Engine:
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
         self._drafter = Drafter()
-        names = {tokenizer.control_ids.get(name) for name in END_TOKENS} | {tokenizer.eos_id}
-        self.end_ids = frozenset(token_id for token_id in names if token_id is not None)
+        self.end_ids = frozenset(end_tokens(tokenizer, defaults or GenerationDefaults()))
+        """Tokens that end a generation."""
 
     @property
     def context(self) -> int:
@@ -175,6 +172,7 @@ class Engine:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        end_ids: Iterable[int] = (),
         n_begun: int = 0,
         leading: Leading = "keep",
         lookup: bool = True,
@@ -186,7 +184,9 @@ class Engine:
             ids: the prompt, at least one token.
             sampler: chooses each token.
             max_tokens: end after so many; None leaves the context as the only limit.
-            stop: end before any of these texts.
+            stop: end before any of these texts, in which control tokens may stand as well; one that
+                is a control token counts as an end token.
+            end_ids: end tokens in addition to those of the engine.
             n_begun: number of tokens at the end of ``ids`` that begin the text to continue. Their
                 text is not yielded again, except for a character that they leave incomplete.
             leading: treatment of leading white space, see ``StreamingDecoder``.
@@ -207,7 +207,9 @@ class Engine:
         self.n_reused = 0
         decoder = StreamingDecoder(self.tokenizer, leading)
         decoder.decode(ids[n_prompt - n_begun :])
-        stops = StopStrings(stop)
+        control_ids = self.tokenizer.control_ids
+        ends = self.end_ids.union(end_ids, (control_ids[s] for s in stop if s in control_ids))
+        stops = StopStrings(stop, control_ids)
         verifier = None
         if lookup and self.backend.max_exact_batch > 1:
             self._drafter.set_ids(ids)
@@ -215,17 +217,20 @@ class Engine:
         end = self.context if max_tokens is None else min(self.context, n_prompt + max_tokens)
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
+        ended_by: int | None = None
         try:
             logits = self.prefill(ids, hooks)
             clock.prefilled = time.perf_counter()
             while not (hooks.should_stop is not None and hooks.should_stop()):
                 token_id, logprob, alternatives = sampler(logits, ids)
                 clock.sampled()
-                if token_id in self.end_ids:
-                    reason = "stop"
+                if token_id in ends:
+                    reason, ended_by = "stop", token_id
                     break
                 ids.append(token_id)
-                text, stopped_at = stops.push(decoder.push(token_id))
+                text = decoder.push(token_id)
+                is_hidden = not self.tokenizer.token_bytes(token_id)
+                text, stopped_at = stops.push(text, token_id if is_hidden else None)
                 yield Token(token_id, text, logprob, alternatives)
                 if stopped_at is not None:
                     reason = "stop"
@@ -241,7 +246,7 @@ class Engine:
             pass
         held = ""
         if stopped_at is None:
-            certain, stopped_at = stops.push(decoder.flush())
+            certain, stopped_at = stops.push(decoder.flush(), ended_by)
             held = certain + stops.flush()
         yield Finish(
             reason,

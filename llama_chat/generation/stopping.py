@@ -1,39 +1,73 @@
 """Detection of stop strings in streamed text."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+
+_FIRST_MARK = 0xD800
+_N_MARKS = 1024
+"""Code points that no text contains: each stands for a control token of a stop string."""
 
 
 class StopStrings:
-    """Filter of streamed text that holds back an end which may become a stop string."""
+    """Filter of streamed text that holds back an end which may become a stop string.
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Look for any of ``stops``; empty strings are ignored."""
+    Stop strings are found in the text. One that has control tokens in it is also found where the
+    tokens themselves are; one that is a control token is not, since the token ends a generation.
+    """
+
+    def __init__(self, stops: Sequence[str], control_ids: Mapping[str, int] | None = None) -> None:
+        """Look for any of ``stops``; empty strings are ignored.
+
+        Args:
+            stops: the stop strings.
+            control_ids: control tokens that they may contain.
+        """
+        control_ids = control_ids or {}
         self._stops = [stop for stop in stops if stop]
+        names = [name for name in control_ids if any(name in stop for stop in self._stops)]
+        marks = {name: chr(_FIRST_MARK + i) for i, name in enumerate(names[:_N_MARKS])}
+        longest = sorted(marks, key=len, reverse=True)  # of two that match, the longer
+        control = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        marked = {control.sub(lambda found: marks[found[0]], stop): stop for stop in self._stops}
+        self._marked = {
+            text: stop for text, stop in marked.items() if text != stop and stop not in marks
+        }
+        """Stop strings with marks for control tokens, and without."""
+        self._marks = {control_ids[name]: mark for name, mark in marks.items()}
+        self._unmarked = str.maketrans("", "", "".join(marks.values()))
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Add text.
+    def push(self, text: str, hidden: int | None = None) -> tuple[str, str | None]:
+        """Add text, and the control token after it if that has no text.
 
         Returns:
             The text that can be passed on, and the stop string if one is complete: then the text
             ends right before it, and the text after it is dropped.
         """
-        self._held += text
-        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        held = self._held + text + ("" if hidden is None else self._marks.get(hidden, ""))
+        shown = held.translate(self._unmarked)
+        found = [(at, stop) for stop in self._stops if (at := shown.find(stop)) >= 0]
+        found += [
+            (len(held[:at].translate(self._unmarked)), stop)
+            for marked, stop in self._marked.items()
+            if (at := held.find(marked)) >= 0
+        ]
         if found:
             # The earliest wins; at the same position the longest.
             at, stop = min(found, key=lambda hit: (hit[0], -len(hit[1])))
-            certain, self._held = self._held[:at], ""
-            return certain, stop
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        split = len(self._held) - keep
-        certain, self._held = self._held[:split], self._held[split:]
-        return certain, None
+            self._held = ""
+            return shown[:at], stop
+        keep = max((_overlap(shown, stop) for stop in self._stops), default=0)
+        places = [i for i, character in enumerate(held) if ord(character) not in self._unmarked]
+        split = places[-keep] if keep else len(held)
+        split = min([split, *(len(held) - _overlap(held, marked) for marked in self._marked)])
+        self._held = held[split:]
+        return held[:split].translate(self._unmarked), None
 
     def flush(self) -> str:
         """Return the text held back, at the end of the stream."""
         held, self._held = self._held, ""
-        return held
+        return held.translate(self._unmarked)
 
 
 def _overlap(text: str, stop: str) -> int:

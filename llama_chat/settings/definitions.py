@@ -127,6 +127,13 @@ class ModelSettings:
         scope="reply",
         example="false",
     )
+    model_defaults: bool = define(
+        "switch",
+        True,
+        "Take sampling settings from the model where nothing else sets them.",
+        scope="reply",
+        example="false",
+    )
 
 
 @dataclass(frozen=True)
@@ -341,8 +348,10 @@ class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
     """All settings in force."""
 
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Source of each value that is not the default: ``--top-p``, ``LLAMA_CHAT_TOP_P``, ``/top-p``
-    or the path of a file."""
+    """Source of each value that is not the default: ``--top-p``, ``LLAMA_CHAT_TOP_P``, ``/top-p``,
+    the path of a file, or the file of a model."""
+    suggested: frozenset[str] = field(default=frozenset(), repr=False)
+    """Settings whose value a model suggests."""
 
     @property
     def sampling(self) -> Sampling:
@@ -363,8 +372,22 @@ class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
 
     def change(self, name: str, value: Value, source: str) -> "Settings":
         """Return a copy with another value of ``name``, set by ``source``."""
-        changes: dict[str, Any] = {name: value}
+        changes: dict[str, Any] = {name: value, "suggested": self.suggested - {name}}
         return replace(self, **changes, sources={**self.sources, name: source})
+
+    def with_model(self, values: Mapping[str, Value], source: str) -> "Settings":
+        """Return a copy with the values that a model suggests for settings that nothing sets.
+
+        Those of an earlier model are dropped; with ``model_defaults`` off they all are.
+        """
+        changed = self
+        for name in self.suggested:
+            changed = changed.change(name, SETTINGS[name].default, DEFAULT_SOURCE)
+        names = values if self.model_defaults else ()
+        taken = [name for name in names if changed.source(name) == DEFAULT_SOURCE]
+        for name in taken:
+            changed = changed.change(name, values[name], source)
+        return replace(changed, suggested=frozenset(taken))
 
     def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
         """Return a copy with the values of a prompt file; flags and environment keep precedence."""

@@ -234,7 +234,8 @@ class Chat:
     def configure(self) -> None:
         """Apply the settings to the conversation and the session."""
         self.conversation.system = self.settings.system
-        if self.session is not None:
+        if self.llama is not None and self.session is not None:
+            self._settings.use_model(self.llama.checkpoint.generation)
             self.session.configure(self.settings)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool = True) -> None:

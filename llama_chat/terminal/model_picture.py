@@ -49,6 +49,7 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
         f"Memory, {_weight_format(report)}, computed by {report['kernel']}": _memory(report),
         "Tokenizer": _tokenizer(report),
         "Template": _template(report),
+        "Generation": _generation(report),
     }
     if with_tensors:
         sections["Tensors"] = _tensors(report)
@@ -185,6 +186,21 @@ def _template(report: Report) -> RenderableType:
     for number, dialog in enumerate(template["dialogs"], 1):
         rows += [Text(f"dialog {number}", "dim"), _exchange(dialog)]
     return Group(*rows)
+
+
+def _generation(report: Report) -> RenderableType:
+    """Draw the tokens that end a reply, and the suggested sampling, with their sources."""
+    generation = report["generation"]
+    rows = [
+        (f"ends at {end['token']}", str(end["id"]), ", ".join(end["from"]))
+        for end in generation["ends"]
+    ]
+    rows += [
+        (name.replace("_", "-"), f"{value}", generation["sampling_from"])
+        for name, value in generation["sampling"].items()
+    ]
+    cells = [(safe_text(name), safe_text(value), safe_text(by, "dim")) for name, value, by in rows]
+    return FittedTable(cells, right=(1,))
 
 
 def _exchange(segments: Iterable[Report]) -> Text:

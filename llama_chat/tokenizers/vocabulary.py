@@ -17,6 +17,16 @@ DAMAGED = "the file is damaged or of another kind"
 SPACE = "\u2581"
 """Space in the pieces of SentencePiece."""
 
+END_TOKENS = (
+    "</s>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+)
+"""Control tokens with which models of the family end a turn or a text."""
+
 Prefix = Literal["every", "first", "never"]
 """Texts that are encoded with a space before them which is not theirs.
 

@@ -10,7 +10,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import dropwhile, takewhile
 from typing import Literal
 
 from llama_chat.chat.conversation import Message, Role
@@ -31,6 +32,9 @@ Part = str | Typed | tuple[int, ...]
 
 Run = tuple[str | Typed, ...]
 """Texts that are encoded as one."""
+
+_REPLY = Message("assistant", "B", ids=(-1,))
+"""Sample reply, with an id that is no token."""
 
 Origin = Literal["control", "template", "message"]
 """Where a token comes from; one across the border of template and message is the message's."""
@@ -108,6 +112,43 @@ class ChatTemplate(ABC):
             else:
                 found += _text_origins(self._tokenizer, ids, run)
         return found
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Control token with which the template ends a reply, if there is one.
+
+        It follows every reply, or every one but the last. BOS and what begins the next turn do not
+        count.
+        """
+        tokenizer, question = self._tokenizer, Message("user", "A")
+        try:
+            opening = self._own_runs([question])
+            last = self._own_runs([question, _REPLY])
+            followed = self._own_runs([question, _REPLY, question])
+        except UsageError:  # it refuses such a conversation
+            return frozenset()
+        begins = set() if tokenizer.bos_id == tokenizer.eos_id else {tokenizer.bos_id}
+        if not any(ids and is_control for ids, is_control in last):
+            last = followed
+            begins.update(*(ids for ids, _ in opening))
+        for (ids, is_control), other in zip(last, followed, strict=False):
+            if (ids, is_control) != other:
+                break
+            if is_control and not begins.issuperset(ids):
+                return frozenset(ids)
+        return frozenset()
+
+    def _own_runs(self, messages: Sequence[Message]) -> list[tuple[tuple[int, ...], bool]]:
+        """Return what the template writes before a text of a message, or else after ``_REPLY``.
+
+        Control tokens come one by one, with True.
+        """
+        runs = self._runs(messages, False)
+        if _REPLY in messages:
+            runs = dropwhile(lambda each: each[0] != _REPLY.ids, runs)
+            next(runs, None)
+        own = takewhile(lambda each: not any(isinstance(p, Typed) for p in each[1] or ()), runs)
+        return [(tuple(ids), run is None) for ids, run in own]
 
     def encode_reply(self, text: str) -> tuple[int, ...]:
         """Encode the text that a reply begins with; tags in it are plain text."""

@@ -7,14 +7,14 @@ from llama_chat.chat.prompt_files import list_prompts, load_prompt
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.library import installed_models
-from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS
 from llama_chat.settings.setting import Setting, parse
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import one_line
 
 DEFAULT = "default"
-"""Argument that restores the default value."""
+"""Argument that restores the default value, or that of the model."""
 
 
 def set_value(chat: Chat, setting: Setting, typed: str, source: str) -> None:
@@ -23,8 +23,10 @@ def set_value(chat: Chat, setting: Setting, typed: str, source: str) -> None:
     Raises:
         UsageError: if the value is invalid; nothing is changed then.
     """
-    value = setting.default if typed == DEFAULT else parse(setting, typed, source)
-    chat.change(setting.name, value, source)
+    if typed == DEFAULT:
+        chat.change(setting.name, setting.default, DEFAULT_SOURCE)
+    else:
+        chat.change(setting.name, parse(setting, typed, source), source)
 
 
 def show_value(chat: Chat, setting: Setting) -> None:
