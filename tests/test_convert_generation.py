@@ -19,8 +19,9 @@ MODEL = sentencepiece_model()
 SIZE = len(piece_json(MODEL)["model"]["vocab"])
 NAMES = ["<turn>", "<|eom_id|>", "<x>", "<y>", "<|eot_id|>"]
 IDS = {name: SIZE + i for i, name in enumerate(NAMES)} | {"</s>": 2}
-SAMPLING = {"temperature": 0.7, "top_p": 0.85, "top_k": 40, "repetition_penalty": 1.05}
-OURS = Sampling(temperature=0.7, top_p=0.85, top_k=40, repeat_penalty=1.05)
+SAMPLING = {"temperature": 0.7, "top_p": 0.85, "top_k": 40, "min_p": 0.1}
+SAMPLING["repetition_penalty"] = 1.05
+OURS = Sampling(temperature=0.7, top_p=0.85, top_k=40, min_p=0.1, repeat_penalty=1.05)
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<x>\n{% endfor %}"
 
 
@@ -106,6 +107,7 @@ def test_files_have_the_usual_names_and_transformers_reads_them(tmp_path: Path) 
     assert fields["general.sampling.temp"] == pytest.approx(0.7)
     assert fields["general.sampling.top_p"] == pytest.approx(0.85)
     assert fields["general.sampling.top_k"] == 40
+    assert fields["general.sampling.min_p"] == pytest.approx(0.1)
     assert fields["general.sampling.penalty_repeat"] == pytest.approx(1.05)
     theirs = GenerationConfig.from_pretrained(tmp_path / "folder")
     assert sorted(theirs.eos_token_id) == sorted(IDS[end] for end in ends)

@@ -18,12 +18,14 @@ from llama_chat.settings.definitions import Sampling, Settings
 from llama_chat.settings.sources import load_settings
 from tests.model_files import edit_json, write_gguf, write_huggingface
 
-SUGGESTED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repeat_penalty": 1.05}
-HUGGING_FACE = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 1.05}
+HUGGING_FACE = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "min_p": 0.05}
+SUGGESTED = {**HUGGING_FACE, "repeat_penalty": 1.05}
+HUGGING_FACE["repetition_penalty"] = 1.05
 GGUF: dict[str, object] = {
     "general__sampling__temp": 0.7,
     "general__sampling__top_p": 0.8,
     "general__sampling__top_k": 1,
+    "general__sampling__min_p": 0.05,
     "general__sampling__penalty_repeat": 1.05,
 }
 FILE = "generation_config.json"
@@ -82,7 +84,7 @@ def test_a_file_that_gives_no_value_changes_nothing(
 ODD: dict[str, list[Any]] = {
     "temperature": [100, -1, "hot", True, [0.5], {"a": 1}, float("nan"), 10**400, "\x1b[31m\n"],
     "top_p": [0, 2, -0.5, float("inf")],
-    "top_k": [-1, 1.5, 10**7],
+    "top_k": [-2, 1.5, 10**7],
     "repetition_penalty": [0, -1, 11],
 }
 
@@ -100,17 +102,24 @@ def test_values_out_of_range_are_one_warning(huggingface_copy: Path, tmp_path: P
             (line,) = found.warnings
             assert re.search(rf"{FILE}': it suggests {ours} .*, which is out of range: ig", line)
             assert len(line) < 400
-    path.write_text(json.dumps({"temperature": 99, "top_k": -1, "top_p": 0.5}))
+    path.write_text(json.dumps({"temperature": 99, "top_k": -2, "top_p": 0.5}))
     done = run("ask", "hi", "-m", huggingface_copy, "--template", "plain", home=tmp_path)
     assert done.status == 0
-    assert done.err.count("\n") == done.err.count("it suggests temperature 99, top_k -1, ") == 1
+    assert done.err.count("\n") == done.err.count("it suggests temperature 99, top_k -2, ") == 1
+
+
+def test_top_k_of_minus_one_is_off(huggingface_copy: Path) -> None:
+    (huggingface_copy / FILE).write_text('{"top_k": -1}')
+    found = open_checkpoint(huggingface_copy)
+    assert (found.generation.sampling, found.warnings) == ({"top_k": 0}, ())
 
 
 def test_hints_out_of_range_are_one_warning(tmp_path: Path) -> None:
     odd: dict[str, object] = {"general__sampling__temp": "hot", "general__sampling__top_p": 7.0}
     write_gguf(tmp_path / "m.gguf", metadata=GGUF | odd)
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
-    assert checkpoint.generation.sampling == {"top_k": 1, "repeat_penalty": 1.05}
+    kept = {"top_k": 1, "min_p": 0.05, "repeat_penalty": 1.05}
+    assert checkpoint.generation.sampling == kept
     (line,) = checkpoint.warnings
     assert "it suggests temperature 'hot', top_p 7.0, which is out of range: ignored" in line
 
@@ -127,9 +136,9 @@ def test_a_model_is_below_file_environment_and_flags(tmp_path: Path) -> None:
         "temperature": (0.25, str(config)),
         "top_p": (0.5, "LLAMA_CHAT_TOP_P"),
         "top_k": (9, "--top-k"),
+        "min_p": (0.05, FILE),
         "repeat_penalty": (1.05, FILE),
     }
-    assert found.value("min_p") == 0.0
     another = found.with_model({"temperature": 0.9, "top_k": 3}, "general.sampling.*")
     assert another.value("temperature") == 0.25
     assert (another.value("repeat_penalty"), another.source("repeat_penalty")) == (1.0, "default")

@@ -40,6 +40,8 @@ def sampling_defaults(what: str, suggested: Mapping[str, object]) -> tuple[dict[
     found: dict[str, Value] = {}
     odd: list[str] = []
     for name, value in suggested.items():
+        if name == "top_k" and value == -1:
+            value = 0  # both turn it off, each in other programs
         try:
             if value is not None:
                 found[name] = SETTINGS[name].check(value)

@@ -13,6 +13,7 @@ SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "repeat_penalty": "repetition_penalty",
 }
 """Settings, and how ``FILE`` calls them."""

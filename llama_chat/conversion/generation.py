@@ -59,6 +59,7 @@ def add_sampling(writer: gguf.GGUFWriter, defaults: GenerationDefaults) -> list[
         ("temperature", writer.add_sampling_temp),
         ("top_p", writer.add_sampling_top_p),
         ("top_k", writer.add_sampling_top_k),
+        ("min_p", writer.add_sampling_min_p),
         ("repeat_penalty", writer.add_sampling_penalty_repeat),
     ):
         if name in suggested:
