@@ -30,6 +30,7 @@ class Llama:
         cache_dtype: torch.dtype | None = None,
         max_saved_bytes: int | None = None,
         threads: int | None = None,
+        draft: "Llama | None" = None,
     ) -> None:
         """Combine the parts of a model.
 
@@ -40,6 +41,7 @@ class Llama:
             cache_dtype: type of keys and values; None for that of the activations.
             max_saved_bytes: limit on the suffixes that a cache saves; see ``KVCache``.
             threads: CPU threads; None for one per core.
+            draft: a smaller model of the same vocabulary, whose guesses save passes.
         """
         self.checkpoint = checkpoint
         self.model = model
@@ -47,6 +49,7 @@ class Llama:
         self.backend = choose_backend(model, cache_dtype, threads)
         self._cache_dtype = cache_dtype
         self._max_saved_bytes = max_saved_bytes
+        self._draft = draft
         self._engine = self.engine()
         self._templates: dict[tuple[str, str | None], ChatTemplate] = {}
 
@@ -127,7 +130,8 @@ class Llama:
     def engine(self) -> Engine:
         """Return a new engine on this model, with a new KV cache."""
         cache = self.backend.new_cache(self._cache_dtype, self._max_saved_bytes)
-        return Engine(self.backend, self.tokenizer, cache, self.checkpoint.generation)
+        draft = None if self._draft is None else self._draft.backend
+        return Engine(self.backend, self.tokenizer, cache, self.checkpoint.generation, draft)
 
     def chat(
         self,

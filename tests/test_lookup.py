@@ -2,9 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,42 +12,34 @@ from hypothesis import strategies as st
 from harness.program import run
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine, choose_backend
-from llama_chat.generation.events import Finish, Hooks, Timings, Token
+from llama_chat.generation.events import Finish, Hooks
 from llama_chat.generation.lookup import (
-    DRAFT_LENGTHS,
     MAX_MATCH_LENGTH,
     NGRAM_SIZES,
-    Drafter,
+    LookupDrafter,
     Match,
     NGramIndex,
-    PassCost,
 )
 from llama_chat.generation.sampling import Sampler
-from llama_chat.kernels import native
+from llama_chat.generation.speculation import DRAFT_LENGTHS, Drafter, PassCost
 from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
-from tests.model_files import SMALL, byte_tokenizer
-from tests.models import packed_model, random_model
-
-needs_native = pytest.mark.skipif(
-    not native.is_available(), reason="no C compiler was there at installation"
+from tests.drafts import (
+    GREEDY,
+    LOOP,
+    N_TOKENS,
+    PROMPT,
+    SAMPLINGS,
+    TOKENIZER,
+    assert_alike,
+    generate,
+    make_rows_free,
+    needs_native,
+    new_engine,
 )
-
-TOKENIZER = byte_tokenizer()
-PROMPT = TOKENIZER.encode("the cat and the hat and the cat and the hat")
-LOOP = TOKENIZER.encode("x")
-"""Prompt after which the model soon repeats one token forever."""
-N_TOKENS = 90
-
-GREEDY = Sampling(temperature=0, seed=1)
-SAMPLINGS = {
-    "greedy": GREEDY,
-    "greedy with a penalty": Sampling(temperature=0, repeat_penalty=1.05, seed=2),
-    "drawn": Sampling(temperature=1, top_k=2, seed=3),
-    "drawn with a penalty": Sampling(temperature=1, top_k=2, repeat_penalty=1.1, seed=4),
-    "drawn from all": Sampling(temperature=0.5, top_p=1, seed=5),
-}
+from tests.model_files import SMALL
+from tests.models import packed_model, random_model
 
 
 @pytest.fixture(scope="module")
@@ -59,54 +49,7 @@ def model() -> Transformer:
 
 @pytest.fixture
 def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make rows of a draft cost nothing, so that drafting does not depend on measured times."""
-    monkeypatch.setattr(PassCost, "estimate", lambda self, n_rows: 1.0)
-
-
-def new_engine(
-    model: Transformer, end_id: int | None = None, cache_dtype: torch.dtype | None = None
-) -> Engine:
-    """Make an engine whose texts end only at ``end_id``: random weights would end them anywhere."""
-    backend = choose_backend(model)
-    engine = Engine(backend, TOKENIZER, backend.new_cache(cache_dtype))
-    engine.end_ids = frozenset() if end_id is None else frozenset([end_id])
-    return engine
-
-
-def generate(
-    engine: Engine, sampling: Sampling = GREEDY, ids: Sequence[int] = PROMPT, **options: Any
-) -> tuple[list[Token], Finish]:
-    options = {"max_tokens": N_TOKENS, **options}
-    *tokens, finish = engine.generate(ids, Sampler(sampling, with_logprobs=True), **options)
-    assert isinstance(finish, Finish)
-    return [token for token in tokens if isinstance(token, Token)], finish
-
-
-def without_times(finish: Finish) -> Finish:
-    """Return an end without the times and counts that drafts may change."""
-    usage = replace(finish.usage, drafted_tokens=0, accepted_tokens=0)
-    return replace(finish, usage=usage, timings=Timings(0, 0, 0))
-
-
-def assert_alike(
-    model: Transformer,
-    sampling: Sampling = GREEDY,
-    ids: Sequence[int] = PROMPT,
-    *,
-    end_id: int | None = None,
-    cache_dtype: torch.dtype | None = None,
-    **options: Any,
-) -> Finish:
-    """Check that a text is the same with and without lookup; returns its end with lookup."""
-    slow, fast = (new_engine(model, end_id, cache_dtype) for _ in range(2))
-    expected, expected_end = generate(slow, sampling, ids, lookup=False, **options)
-    tokens, end = generate(fast, sampling, ids, **options)
-    assert tokens == expected  # ids, text, log probabilities and alternatives
-    assert without_times(end) == without_times(expected_end)
-    assert fast.cache.ids == slow.cache.ids
-    assert fast.n_evaluated == slow.n_evaluated
-    assert expected_end.usage.drafted_tokens == 0
-    return end
+    make_rows_free(monkeypatch)
 
 
 def one_by_one(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
@@ -279,14 +222,19 @@ def test_a_match_is_the_last_place_of_the_longest_n_gram(texts: list[list[int]])
 @pytest.mark.usefixtures("free_rows")
 @given(TEXTS, st.integers(0, 10))
 def test_a_draft_is_the_text_after_the_match(ids: list[int], limit: int) -> None:
-    drafter = Drafter()
+    drafter = LookupDrafter(PassCost())
     drafter.set_ids(ids)
-    draft = drafter.draft(limit)
+    draft = planned(drafter, limit)
     match = found_by_looking(ids)
     assert len(draft) == (max((n for n in DRAFT_LENGTHS if n <= limit), default=0) if match else 0)
     if match:
         # The draft continues with itself where it goes past the end of the ids.
         assert draft == [*ids, *draft][match.start : match.start + len(draft)]
+
+
+def planned(drafter: Drafter, max_draft: int) -> list[int]:
+    """Make the best draft of at most ``max_draft`` tokens."""
+    return drafter.draft(drafter.plan(max_draft).length)
 
 
 def teach(drafter: Drafter, ids: Sequence[int]) -> None:
@@ -295,30 +243,31 @@ def teach(drafter: Drafter, ids: Sequence[int]) -> None:
 
 
 def test_drafting_stops_when_drafts_fail_and_resumes_when_they_would_not() -> None:
-    drafter = Drafter()
+    drafter = LookupDrafter(PassCost())
     drafter.set_ids([1, 2, 3, 4, 1, 2])
-    assert drafter.draft(7)
+    assert planned(drafter, 7)
     for i in range(50):  # something new follows each time
         teach(drafter, [100 + i, 1, 2])
-    assert not drafter.draft(7)
+    assert not planned(drafter, 7)
     for i in range(50):  # the same follows each time
         teach(drafter, [3, 200 + i, 1, 2])
-    assert drafter.draft(7)
+    assert planned(drafter, 7)
 
 
 def test_drafts_are_longer_the_cheaper_their_rows_are() -> None:
-    drafter, lengths = Drafter(), []
+    cost = PassCost()
+    drafter, lengths = LookupDrafter(cost), []
     drafter.set_ids([*range(30)] * 2)
     for row in (1.0, 0.9, 0.3, 0.0):
         for _ in range(300):
             for n in (1, 2, 4, 8):
-                drafter.cost.observe(n, 1 + (n - 1) * row)
-        lengths.append(len(drafter.draft(7)))
+                cost.observe(n, 1 + (n - 1) * row)
+        lengths.append(len(planned(drafter, 7)))
     assert lengths == [0, 0, 7, 7]
-    assert len(drafter.draft(6)) == 3
+    assert len(planned(drafter, 6)) == 3
     for _ in range(300):
-        drafter.cost.observe(8, 8.0)
-    assert len(drafter.draft(7)) == 3
+        cost.observe(8, 8.0)
+    assert len(planned(drafter, 7)) == 3
 
 
 def test_one_delayed_pass_changes_the_cost_little() -> None:

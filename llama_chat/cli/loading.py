@@ -50,6 +50,8 @@ def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int
         kv_dtype=settings.kv_dtype,
         context=settings.context,
         threads=settings.threads,
+        model_paths=settings.model_paths,
+        draft=settings.draft,
         reclaimable=reclaimable,
     )
 

@@ -11,6 +11,7 @@ from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import Backend, TorchBackend
 from llama_chat.generation.cuda_graph import GraphBackend
+from llama_chat.generation.draft_model import ModelDrafter
 from llama_chat.generation.end_tokens import end_tokens
 from llama_chat.generation.events import (
     Event,
@@ -22,9 +23,10 @@ from llama_chat.generation.events import (
     Usage,
 )
 from llama_chat.generation.kv_cache import KVCache
-from llama_chat.generation.lookup import Drafter, DraftVerifier
+from llama_chat.generation.lookup import LookupDrafter
 from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
+from llama_chat.generation.speculation import Drafter, DraftVerifier, PassCost
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
@@ -81,6 +83,7 @@ class Engine:
         tokenizer: Tokenizer,
         cache: KVCache | None = None,
         defaults: GenerationDefaults | None = None,
+        draft: Backend | None = None,
     ) -> None:
         """Begin with an empty cache.
 
@@ -89,6 +92,7 @@ class Engine:
             tokenizer: of the same model.
             cache: an empty one; None for one of the type of the activations.
             defaults: what the checkpoint says about generation.
+            draft: computes a smaller model of the same vocabulary, whose guesses save passes.
         """
         self.backend = backend
         self.tokenizer = tokenizer
@@ -97,7 +101,11 @@ class Engine:
         """Tokens evaluated so far, sampled ones included, rejected drafts not."""
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
-        self._drafter = Drafter()
+        self._pass_cost = PassCost()
+        self._lookup = LookupDrafter(self._pass_cost)
+        self.draft_model: ModelDrafter | None = None
+        if draft is not None:
+            self.draft_model = ModelDrafter(draft, tokenizer.vocab_size, self._pass_cost)
         self.end_ids = frozenset(end_tokens(tokenizer, defaults or GenerationDefaults()))
         """Tokens that end a generation."""
 
@@ -190,7 +198,7 @@ class Engine:
             n_begun: number of tokens at the end of ``ids`` that begin the text to continue. Their
                 text is not yielded again, except for a character that they leave incomplete.
             leading: treatment of leading white space, see ``StreamingDecoder``.
-            lookup: use drafts, see ``lookup.py``; the tokens are the same either way.
+            lookup: draft from earlier text, too; the tokens are the same either way.
             hooks: to observe and to stop it.
 
         Yields:
@@ -211,9 +219,11 @@ class Engine:
         ends = self.end_ids.union(end_ids, (control_ids[s] for s in stop if s in control_ids))
         stops = StopStrings(stop, control_ids)
         verifier = None
-        if lookup and self.backend.max_exact_batch > 1:
-            self._drafter.set_ids(ids)
-            verifier = DraftVerifier(self.backend, self.cache, self._drafter)
+        drafters = self._drafters(lookup)
+        if drafters:
+            for drafter in drafters:
+                drafter.set_ids(ids)
+            verifier = DraftVerifier(self.backend, self.cache, drafters, self._pass_cost)
         end = self.context if max_tokens is None else min(self.context, n_prompt + max_tokens)
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
@@ -261,6 +271,13 @@ class Engine:
             sampler.seed,
             stopped_at,
         )
+
+    def _drafters(self, lookup: bool) -> list[Drafter]:
+        """Return the drafters to use: none where a pass over a draft may change the logits."""
+        if self.backend.max_exact_batch == 1:
+            return []
+        model = [] if self.draft_model is None else [self.draft_model]
+        return [self._lookup, *model] if lookup else [*model]
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:

@@ -55,11 +55,11 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
     vocab_size = engine.backend.model.config.vocab_size
     ids = torch.randint(vocab_size, (n_prompt,), generator=generator).tolist()
     engine.end_ids = frozenset()  # so that each round decodes ``n_new`` tokens
+    engine.draft_model = None  # the bandwidth is computed for passes over one token
     ends: list[Finish] = []
     for _ in range(rounds + 1):
         engine.cache.trim(0)
         sampler = Sampler(Sampling(temperature=0))
-        # Without drafts: the bandwidth is computed for passes over one token.
         events = engine.generate(ids, sampler, max_tokens=n_new, lookup=False)
         ends += [event for event in events if isinstance(event, Finish)]
     counted = ends[1:]

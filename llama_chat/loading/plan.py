@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -58,6 +59,8 @@ class LoadPlan:
     threads: int | None
     """CPU threads; None for one per core."""
     bytes_free: int
+    draft: "LoadPlan | None" = None
+    """Plan of the draft model, if there is one."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,11 +87,16 @@ class LoadPlan:
         """Bytes that must be free: weights, cache and working memory."""
         return self._bytes_needed(self.weight_format)
 
+    @property
+    def _draft_bytes(self) -> int:
+        """Bytes of the draft model: its weights and cache."""
+        return 0 if self.draft is None else self.draft.bytes_needed - _SPARE_BYTES
+
     def _bytes_needed(self, weight_format: WeightFormat) -> int:
         context = self.config.context_length
         n_tokens = context if self.context_given else min(_MIN_CACHED_TOKENS, context)
         weights = weight_bytes(self.checkpoint, weight_format, self.types)
-        return _SPARE_BYTES + weights + self._bytes_of_tokens(n_tokens)
+        return _SPARE_BYTES + weights + self._bytes_of_tokens(n_tokens) + self._draft_bytes
 
     def _bytes_of_tokens(self, n_tokens: int) -> int:
         """Compute the bytes that grow with a conversation: its cache and the rotary tables."""
@@ -103,7 +111,8 @@ class LoadPlan:
     def max_saved_bytes(self) -> int:
         """Bytes for saved suffixes of the cache: those that a full cache would leave free."""
         full = self._bytes_of_tokens(self.config.context_length)
-        return max(0, self.bytes_free - _SPARE_BYTES - self.weight_bytes - full)
+        used = _SPARE_BYTES + self.weight_bytes + full + self._draft_bytes
+        return max(0, self.bytes_free - used)
 
     def check_fit(self) -> None:
         """Check that the memory needed is free.
@@ -141,6 +150,11 @@ class LoadPlan:
         self.check_fit()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        own, draft = self.checkpoint.n_bytes, None
+        if self.draft is not None:
+            total = own + self.draft.checkpoint.n_bytes
+            draft = self.draft.load(_part(report, own, total))
+            report = _part(report, 0, total)
         with torch.device("meta"):
             model = Transformer(self.config)
         weights = read_weights(
@@ -155,7 +169,13 @@ class LoadPlan:
             cache_dtype=self.cache_dtype,
             max_saved_bytes=self.max_saved_bytes,
             threads=self.threads,
+            draft=draft,
         )
+
+
+def _part(report: Report | None, before: int, total: int) -> Report | None:
+    """Return a callback for a part of ``total`` bytes that comes after ``before`` others."""
+    return None if report is None else lambda done, _: report(before + done, total)
 
 
 def plan(
@@ -168,6 +188,7 @@ def plan(
     kv_dtype: str = "auto",
     threads: int | None = None,
     model_paths: Sequence[str] = (),
+    draft: str | os.PathLike[str] | None = None,
     reclaimable: int = 0,
 ) -> LoadPlan:
     """Plan a load, with the arguments of ``load``.
@@ -199,7 +220,7 @@ def plan(
     weight_format = choose_weight_format(
         quantize or "auto", checkpoint, types, bytes_free, devices[0]
     )
-    return LoadPlan(
+    planned = LoadPlan(
         checkpoint,
         tokenizer,
         config,
@@ -211,6 +232,30 @@ def plan(
         threads=threads,
         bytes_free=bytes_free,
     )
+    if draft is None:
+        return planned
+    return replace(planned, draft=_plan_draft(planned, find_model(os.fspath(draft), model_paths)))
+
+
+def _plan_draft(planned: LoadPlan, path: Path) -> LoadPlan:
+    """Plan to load the draft model at ``path`` beside the one that is ``planned``.
+
+    Raises:
+        ModelError: if it cannot be opened.
+        UsageError: if its vocabulary is another, or its drafts would change the text.
+    """
+    what = f"draft model {str(path)!r}"
+    if planned.kernel == native.TORCH:
+        why = "where torch computes the model, drafts would change the text"
+        raise UsageError(what, why, "leave out --draft")
+    device = str(planned.devices[0])
+    found = plan(path, device, kv_dtype="auto", threads=planned.threads)
+    if found.tokenizer.fingerprint != planned.tokenizer.fingerprint:
+        why = "its vocabulary is not that of the model"
+        raise UsageError(what, why, "take a smaller model of the same family")
+    length = min(found.config.longest_context, planned.config.context_length)
+    config = replace(found.config, context_length=length)
+    return replace(found, config=config, context_given=planned.context_given)
 
 
 def _cache_dtype(
@@ -243,6 +288,7 @@ def load(
     kv_dtype: str = "auto",
     threads: int | None = None,
     model_paths: Sequence[str] = (),
+    draft: str | os.PathLike[str] | None = None,
     report: Report | None = None,
 ) -> Llama:
     """Load a model.
@@ -258,6 +304,7 @@ def load(
         kv_dtype: type of the KV cache: ``auto`` (16 bits, or 32 beside such weights) or ``int8``.
         threads: CPU threads of this process; None for one per core.
         model_paths: further folders in which names are looked up.
+        draft: a smaller model of the same vocabulary, whose guesses save passes of this one.
         report: called with the bytes read so far and the bytes in all.
 
     Raises:
@@ -273,5 +320,6 @@ def load(
         kv_dtype=kv_dtype,
         threads=threads,
         model_paths=model_paths,
+        draft=draft,
     )
     return planned.load(report)

@@ -120,6 +120,13 @@ class ModelSettings:
         high=1024,
         example="4",
     )
+    draft: str | None = define(
+        "path",
+        None,
+        "Draft model: a smaller one of the same vocabulary; faster, with the same text.",
+        scope="load",
+        example="smollm2-135m",
+    )
     lookup: bool = define(
         "switch",
         True,
