@@ -11,7 +11,7 @@ from prompt_toolkit.document import Document
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Conversation, Message
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.completion import ChatCompleter
 from llama_chat.terminal.interrupts import Interrupts

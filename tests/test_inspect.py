@@ -25,7 +25,7 @@ from llama_chat.model.rope import (
     Llama3Scaling,
     RopeScaling,
 )
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal.model_picture import draw_model
 from tests.model_files import SMALL, TOKENS, gguf_name, write_gguf
 

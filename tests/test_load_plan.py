@@ -18,7 +18,7 @@ from llama_chat.kernels import native
 from llama_chat.loading.plan import LoadPlan, load, plan
 from llama_chat.loading.weights import WEIGHT_FORMATS, FloatTypes, choose_weight_format
 from llama_chat.model.rope import MAX_CONTEXT
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from tests.model_files import SMALL, write_gguf, write_hollow_gguf
 
 LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)

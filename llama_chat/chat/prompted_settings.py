@@ -2,8 +2,8 @@
 
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
-from llama_chat.settings.definitions import Settings
 from llama_chat.settings.setting import Value
+from llama_chat.settings.settings import Settings
 
 
 class PromptedSettings:

@@ -16,7 +16,8 @@ from llama_chat.generation.kv_cache import common_prefix
 from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import InterruptedForward
-from llama_chat.settings.definitions import Sampling, Settings
+from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import AtLeast
 from llama_chat.tokenizers.streaming import StreamingDecoder
 

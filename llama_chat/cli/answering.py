@@ -6,7 +6,7 @@ from typing import Any
 
 from llama_chat.errors import LengthLimitError
 from llama_chat.generation.events import Event, Finish, Hooks
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter

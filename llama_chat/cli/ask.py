@@ -10,7 +10,7 @@ from llama_chat.cli.loading import load_model, new_session, open_prompt, with_pr
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 

@@ -9,7 +9,7 @@ import typer
 from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
 

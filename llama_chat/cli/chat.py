@@ -17,7 +17,7 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE, starter
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.interrupts import Interrupts
 

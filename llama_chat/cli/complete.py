@@ -14,7 +14,7 @@ from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Hooks
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import typer
 from llama_chat.cli import editing
 from llama_chat.cli.options import Flags, config_flag, takes_settings
 from llama_chat.files import resource, write_new
-from llama_chat.settings.definitions import SETTINGS, Settings
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value
+from llama_chat.settings.settings import Settings
 from llama_chat.settings.sources import config_path, read_config, usual_config_path
 from llama_chat.terminal import streams
 from llama_chat.terminal.editor import find_editor

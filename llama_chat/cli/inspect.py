@@ -15,7 +15,7 @@ from llama_chat.cli.completing import models
 from llama_chat.cli.loading import plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
 from llama_chat.tokenizers.streaming import StreamingDecoder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.library import find_model
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 

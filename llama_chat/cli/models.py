@@ -11,7 +11,7 @@ from llama_chat.cli.options import takes
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import local_time, readable_size, readable_time
 from llama_chat.library import NO_MODEL_ADVICE, Model, installed_models, own_folder, remove
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 app = typer.Typer(name="models", help="Models on this machine.", rich_markup_mode=None)

@@ -14,7 +14,7 @@ from llama_chat.files import readable_size
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import Reference, cached, look_up, parse
 from llama_chat.library import starter
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 

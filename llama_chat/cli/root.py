@@ -9,7 +9,7 @@ from llama_chat import __version__
 from llama_chat.cli.ask import answer, message_of
 from llama_chat.cli.chat import GoOn, Resume, open_chat
 from llama_chat.cli.options import takes_settings
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from llama_chat.documents import read_toml
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import config_home, expand_user
-from llama_chat.settings.definitions import SETTINGS, Settings
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value, check, parse
+from llama_chat.settings.settings import Settings
 
 
 def load_settings(

@@ -12,8 +12,9 @@ from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.errors import LlamaChatError, SaveError, UsageError
 from llama_chat.generation.events import Event, Finish, Hooks
-from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS, Settings
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value
+from llama_chat.settings.settings import DEFAULT_SOURCE, Settings
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress

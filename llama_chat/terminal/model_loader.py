@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Hooks
-from llama_chat.settings.definitions import Settings
+from llama_chat.settings.settings import Settings
 from llama_chat.terminal.worker import Stopped, Worker
 
 if TYPE_CHECKING:

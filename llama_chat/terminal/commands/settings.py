@@ -7,8 +7,9 @@ from llama_chat.chat.prompt_files import list_prompts, load_prompt
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.library import installed_models
-from llama_chat.settings.definitions import DEFAULT_SOURCE, SETTINGS
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Setting, parse
+from llama_chat.settings.settings import DEFAULT_SOURCE
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import one_line

@@ -1,0 +1,71 @@
+"""The settings in force: the value of each, and what set it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
+
+from llama_chat.settings.definitions import (
+    SETTINGS,
+    ModelSettings,
+    OutputSettings,
+    ReplySettings,
+    Sampling,
+)
+from llama_chat.settings.setting import Value
+
+DEFAULT_SOURCE = "default"
+
+
+@dataclass(frozen=True)
+class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
+    """All settings in force."""
+
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Source of each value that is not the default: ``--top-p``, ``LLAMA_CHAT_TOP_P``, ``/top-p``,
+    the path of a file, or the file of a model."""
+    suggested: frozenset[str] = field(default=frozenset(), repr=False)
+    """Settings whose value a model suggests."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Sampling settings alone."""
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
+
+    def value(self, name: str) -> Value:
+        """Return the value of the setting ``name``."""
+        return cast("Value", getattr(self, name))
+
+    def source(self, name: str) -> str:
+        """Return the source of the value of ``name``, as in ``sources``, or ``default``."""
+        return self.sources.get(name, DEFAULT_SOURCE)
+
+    def is_given(self, name: str) -> bool:
+        """True if the value was given for this run, by a flag or in the environment."""
+        return self.source(name).startswith(("--", "LLAMA_CHAT_"))
+
+    def change(self, name: str, value: Value, source: str) -> "Settings":
+        """Return a copy with another value of ``name``, set by ``source``."""
+        changes: dict[str, Any] = {name: value, "suggested": self.suggested - {name}}
+        return replace(self, **changes, sources={**self.sources, name: source})
+
+    def with_model(self, values: Mapping[str, Value], source: str) -> "Settings":
+        """Return a copy with the values that a model suggests for settings that nothing sets.
+
+        Those of an earlier model are dropped; with ``model_defaults`` off they all are.
+        """
+        changed = self
+        for name in self.suggested:
+            changed = changed.change(name, SETTINGS[name].default, DEFAULT_SOURCE)
+        names = values if self.model_defaults else ()
+        taken = [name for name in names if changed.source(name) == DEFAULT_SOURCE]
+        for name in taken:
+            changed = changed.change(name, values[name], source)
+        return replace(changed, suggested=frozenset(taken))
+
+    def overlay(self, values: Mapping[str, Value], source: str) -> "Settings":
+        """Return a copy with the values of a prompt file; flags and environment keep precedence."""
+        changed = self
+        for name, value in values.items():
+            if not self.is_given(name):
+                changed = changed.change(name, value, source)
+        return changed
