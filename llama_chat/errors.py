@@ -101,6 +101,11 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with a noun, which gets an s unless it is 1: ``1 token``, ``2 tokens``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def did_you_mean(
     wrong: str,
     known: Iterable[str],

@@ -130,7 +130,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "web page": (_shard(b"<!DOCTYPE html><html>404</html>"), "a web page"),
     "noise": (_shard(bytes(range(256)) * 9), "not a checkpoint"),
     "cut off": (_cut, "cut off or damaged"),
-    "legacy": (_legacy, "not a checkpoint"),
+    "legacy": (_legacy, "as torch wrote them before 2020"),
     "packed": (
         lambda d: _repack(d / "consolidated.00.pth", zipfile.ZIP_DEFLATED),
         "its parts are packed",
@@ -217,7 +217,7 @@ def test_a_pickle_that_runs_a_program_does_not_run_it(meta_model: Path, tmp_path
     torch.save({"a": _Attack(sentinel)}, folder / "consolidated.00.pth")
     assert_refused(folder, "more than weights")
     (folder / "consolidated.00.pth").write_bytes(pickle.dumps(_Attack(sentinel)))
-    assert_refused(folder, "not a checkpoint")
+    assert_refused(folder, "which may run programs: take safetensors")
     assert not sentinel.exists()
 
 

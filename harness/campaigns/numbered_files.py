@@ -31,7 +31,9 @@ _BASES = frozenset({1, 2**31 - 1, 2**31, 2**32})
 POSSIBLE: Mapping[str, Set[Value]] = {
     "params.json norm_eps": _ONE,
     "params.json rope_theta": _BASES,
-    "params.json vocab_size": frozenset({-1}),
+    "params.json vocab_size": frozenset({-1, 1}),  # the rows of the embedding count
+    "config.json vocab_size": _ONE,
+    "llama.vocab_size": frozenset({0, 1}),
     "config.json rms_norm_eps": _ONE,
     "config.json rope_theta": _BASES,
     "config.json max_position_embeddings": _ONE,

@@ -182,10 +182,8 @@ def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> Llama
         raise ModelError(
             _label(path), f"{n_shards} of {total} shards are there", "fetch the missing ones"
         )
-    vocab_size = params.number("vocab_size", -1)  # Meta's releases leave it open
-    if vocab_size not in (-1, embedding.shape[0]):
-        why = f"vocab_size is {vocab_size}, but the embedding is of {embedding.shape[0]} tokens"
-        raise params.error(why)
+    if params.values.get("vocab_size") != -1:  # Llama 2 leaves it open
+        params.size("vocab_size", 1)
     if dim % n_heads:
         raise params.error(f"dim {dim} is no multiple of n_heads {n_heads}")
     try:

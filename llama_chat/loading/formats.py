@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.foreign import foreign_at
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.small_files import decoding
@@ -18,6 +19,9 @@ from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer, read_mod
 from llama_chat.tokenizers.tokenizer_json import read_json
 from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
 
+_KNOWN = "give a folder of Meta or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c"
+_FOLDER = "give the folder that it is in"
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint of any known format, reading its headers only.
@@ -27,17 +31,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     what = f"model {str(path)!r}"
     try:
-        found = identify(path)
+        foreign, found = foreign_at(path), identify(path)
     except FileNotFoundError:
         raise ModelError(what, "no such file or folder", "check --model") from None
     except (OSError, ValueError) as error:
         raise ModelError(what, reason(error), "check it") from None
+    if foreign is not None:
+        raise ModelError(what, *foreign)
     if found is None:
-        raise ModelError(
-            what,
-            "not a model of a known format",
-            "give a folder of Meta or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c",
-        )
+        in_folder = not path.is_dir() and identify(path.absolute().parent) is not None
+        raise ModelError(what, "not a model of a known format", _FOLDER if in_folder else _KNOWN)
     reader = import_module(f"llama_chat.checkpoints.{found.reader}")
     with decoding(what):
         checkpoint: Checkpoint = reader.open_checkpoint(path)
