@@ -163,7 +163,7 @@ BAD: dict[str, tuple[Damage, str]] = {
         "no tokenizer.model or tokenizer.json in it: fetch it",
     ),
     "tokenizer web page": (_write("tokenizer.model", "<html>"), "a web page"),
-    "tokenizer of Llama 3": (_write("tokenizer.model", "IQ== 0\n"), "it is of Llama 3"),
+    "tokenizer of Llama 3": (_write("tokenizer.model", "IQ== 0\n"), "it lacks tokens"),
     "tokenizer_config broken": (_write("tokenizer_config.json", "{"), "not JSON"),
     "bos a number": (_bos_number, "bos_token is 1, not a text"),
     "template a number": (

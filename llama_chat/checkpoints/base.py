@@ -159,6 +159,18 @@ def n_rows(shapes: Mapping[str, tuple[int, ...]], stated: int) -> int:
     return shapes.get("tok_embeddings.weight", (stated,))[0]
 
 
+def within_window(length: int, window: int | None) -> tuple[int, str]:
+    """Reduce a context length to the attention window of a model, beyond which it is not computed.
+
+    Returns:
+        The context length, and a warning, which may be empty.
+    """
+    if window is None or window >= length:
+        return length, ""
+    why = "the attention window of the model"
+    return window, f"context reduced from {length} to {counted(window, 'token')}, {why}"
+
+
 def _unknown(what: str, names: list[str]) -> ModelError:
     """Return the error for tensors that no Llama model has."""
     shown = f"tensor {names[0][:80]!r} belongs to no part of a Llama model"

@@ -14,7 +14,7 @@ from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, 
 from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
-from llama_chat.checkpoints.weight_files import describe
+from llama_chat.checkpoints.weight_files import aligned, describe
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
 from llama_chat.tokenizers.vocabulary import Vocabulary
@@ -82,9 +82,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         weight = self._weights[name]
         if name.endswith(("wq.weight", "wk.weight")):
             return _interleave(weight, self.config.head_dim, dtype)
-        if weight.data_ptr() % weight.element_size():  # the oldest files are not aligned
-            weight = weight.clone()
-        return weight.to(dtype)
+        return aligned(weight).to(dtype)
 
 
 open_checkpoint = HuggingFaceCheckpoint.open

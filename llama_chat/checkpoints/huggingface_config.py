@@ -6,7 +6,7 @@ Missing values have the defaults of transformers.
 from collections.abc import Mapping
 from pathlib import Path
 
-from llama_chat.checkpoints.base import n_rows
+from llama_chat.checkpoints.base import n_rows, within_window
 from llama_chat.checkpoints.foreign import OF_LLAMA, quantized
 from llama_chat.checkpoints.small_files import JsonObject, read_object
 from llama_chat.model.config import LlamaConfig
@@ -64,12 +64,7 @@ def model_config(
     positions = config.size("max_position_embeddings", 2048)
     # Models fine-tuned for more tokens than their base give these separately.
     length = max(positions, config.size("max_sequence_length", positions))
-    window, warning = _attention_window(config), ""
-    if window is not None and window < length:
-        warning = (
-            f"context reduced from {length} to {window} tokens, the attention window of the model"
-        )
-        length = window
+    length, warning = within_window(length, _attention_window(config))
     ties = bool(config.flag("tie_word_embeddings")) and "output.weight" not in shapes
     try:
         theta, scaling = _rotary(config, positions)

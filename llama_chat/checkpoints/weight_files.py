@@ -102,3 +102,8 @@ def mapped_bytes(path: Path) -> NDArray[np.uint8]:
 def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """View ``data`` as a tensor, without a copy."""
     return torch.from_numpy(data).view(dtype).view(shape)
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """Return a mapped tensor, copied if its numbers are not aligned, as in the oldest files."""
+    return weight.clone() if weight.data_ptr() % weight.element_size() else weight

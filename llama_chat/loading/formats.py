@@ -12,10 +12,12 @@ from llama_chat.checkpoints.small_files import decoding
 from llama_chat.checkpoints.template_source import DEFAULT, TemplateSource
 from llama_chat.errors import ModelError, reason
 from llama_chat.library import starter
-from llama_chat.library.layouts import identify, identify_folder
+from llama_chat.library.layouts import TEKKEN, identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.library import LibraryTokenizer
-from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
+from llama_chat.tokenizers.ranked import read_model_file
+from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.tokenizer_json import read_json
 from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
 
@@ -59,8 +61,10 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
         ModelError: if there is no tokenizer or it cannot be read.
     """
     with decoding(f"model {str(path)!r}"):
-        if path.suffix == ".model" and not path.is_dir() and path.exists():
-            return make_tokenizer(read_model(path)), TemplateSource(is_meta=True)
+        if path.name == TEKKEN and path.is_file():
+            return make_tokenizer(read_tekken(path)), TemplateSource()
+        if ".model" in path.suffixes and not path.is_dir() and path.exists():
+            return make_tokenizer(read_model_file(path)), TemplateSource(is_meta=True)
         if path.suffix == ".json" and not path.is_dir() and path.exists():
             return make_tokenizer(read_json(path)), TemplateSource()
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else []

@@ -1,7 +1,5 @@
 """SentencePiece vocabularies, such as that of Llama 2."""
 
-import base64
-import binascii
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -36,8 +34,6 @@ def read_model(path: Path) -> Vocabulary:
     """
     what = f"tokenizer {str(path)!r}"
     data = read_file(path, what)
-    if _is_llama_3(data):
-        raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
     try:
@@ -151,12 +147,3 @@ def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:
     if library.vocab_size() < 1 or library.unk_id() < 0:
         raise ValueError("it has no pieces, or no unknown one")
     return library
-
-
-def _is_llama_3(data: bytes) -> bool:
-    """True if the first line is a base64 token and its rank, the format of Llama 3."""
-    token, _, rank = data.partition(b"\n")[0].partition(b" ")
-    try:
-        return bool(base64.b64decode(token, validate=True)) and rank.isdigit()
-    except binascii.Error:
-        return False

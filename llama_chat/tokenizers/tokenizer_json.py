@@ -53,7 +53,7 @@ class TokenizerJson:
             ModelError: if it is damaged.
         """
         self.path, self.what = path, f"tokenizer {str(path)!r}"
-        self._document = self._table(_read(path, self.what), "the whole")
+        self._document = self._table(read_document(path, self.what), "the whole")
         self._model = self._table(self._document.get("model"), "model")
         self.is_bpe = self._model.get("type", "BPE") == "BPE"
         vocab = self._model.get("vocab")
@@ -273,7 +273,12 @@ def _prefix(components: Mapping[str, Mapping[str, Any]]) -> Prefix:
     return "first" if scheme == "first" else "never" if scheme == "never" else "every"
 
 
-def _read(path: Path, what: str) -> object:
+def read_document(path: Path, what: str) -> object:
+    """Read a JSON file of a vocabulary.
+
+    Raises:
+        ModelError: about ``what``, if it is not JSON, or too large.
+    """
     data = read_file(path, what, MAX_BYTES)
     if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise ModelError(what, "it has more values than that of any model", DAMAGED)
