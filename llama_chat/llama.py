@@ -29,6 +29,7 @@ class Llama:
         cache_dtype: torch.dtype | None = None,
         max_saved_bytes: int | None = None,
         threads: int | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         """Combine the parts of a model.
 
@@ -39,11 +40,13 @@ class Llama:
             cache_dtype: type of keys and values; None for that of the activations.
             max_saved_bytes: limit on the suffixes that a cache saves; see ``KVCache``.
             threads: CPU threads; None for one per core.
+            warnings: warnings for the user, one line each.
         """
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
         self.backend = choose_backend(model, cache_dtype, threads)
+        self.warnings = warnings
         self._cache_dtype = cache_dtype
         self._max_saved_bytes = max_saved_bytes
         self._engine = self.engine()

@@ -194,4 +194,4 @@ def _read_tables(path: Path) -> Vocabulary:
         eos_id=2,
         add_bos=True,
         prefix="every",
-    )
+    ).checked()

@@ -104,7 +104,7 @@ def load_model(settings: Settings) -> "Llama":
     """
     with progress("Loading the model", hidden=settings.plain) as report:
         llama = plan_load(settings).load(report)
-    for line in llama.checkpoint.warnings:
+    for line in llama.warnings:
         streams.warn(line)
     return llama
 

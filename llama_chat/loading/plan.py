@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint
-from llama_chat.errors import ModelError, UsageError
+from llama_chat.errors import ModelError, UsageError, counted
 from llama_chat.files import readable_size
 from llama_chat.kernels import native
 from llama_chat.library import find_model
@@ -19,6 +19,7 @@ from llama_chat.loading.weights import (
     FloatTypes,
     WeightFormat,
     choose_weight_format,
+    packs_nothing,
     read_weights,
     weight_bytes,
 )
@@ -68,6 +69,15 @@ class LoadPlan:
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
         return weight_bytes(self.checkpoint, self.weight_format, self.types)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for the user, one line each."""
+        found, wanted = self.checkpoint.warnings, self.weight_format
+        if not packs_nothing(self.checkpoint, wanted):
+            return found
+        why = "no row of a matrix is a multiple of 32 numbers, so that none is packed"
+        return (*found, f"--quantize {wanted}: {why}")
 
     @property
     def kernel(self) -> str:
@@ -155,6 +165,7 @@ class LoadPlan:
             cache_dtype=self.cache_dtype,
             max_saved_bytes=self.max_saved_bytes,
             threads=self.threads,
+            warnings=self.warnings,
         )
 
 
@@ -186,7 +197,7 @@ def plan(
         if context > config.longest_context:
             raise UsageError(
                 f"--context {context}",
-                f"the model was made for {config.longest_context} tokens",
+                f"the model was made for {counted(config.longest_context, 'token')}",
                 "give that or less",
             )
         config = replace(config, context_length=context)

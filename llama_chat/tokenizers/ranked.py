@@ -59,7 +59,7 @@ def read_model_file(path: Path, *, is_llama_3_0: bool = False) -> Vocabulary:
         bos_id=len(pieces) + names.index(_BOS),
         eos_id=len(pieces) + names.index(_EOS),
         add_bos=True,
-    )
+    ).checked()
 
 
 def special_tokens(named: dict[int, str]) -> list[str]:

@@ -11,6 +11,7 @@ from llama_chat.tokenizers.added_tokens import AddedTokenFinder
 from llama_chat.tokenizers.base import Tokenizer, piece_bytes, read_file
 from llama_chat.tokenizers.sentencepiece_file import (
     make_file,
+    read_pieces,
     user_defined_ids,
     with_types,
     without_prefix,
@@ -21,6 +22,7 @@ from llama_chat.tokenizers.vocabulary import (
     PieceModel,
     TokenType,
     Vocabulary,
+    odd_piece,
 )
 
 _ADVICE = "take the tokenizer.model that came with the model"
@@ -43,7 +45,9 @@ def read_model(path: Path) -> Vocabulary:
     except UnicodeDecodeError:
         raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
     except (RuntimeError, ValueError):
-        raise ModelError(what, "it is not a SentencePiece model, or damaged", _ADVICE) from None
+        why = odd_piece(enumerate(read_pieces(data, what)))
+        why = why or "it is not a SentencePiece model, or damaged"
+        raise ModelError(what, why, _ADVICE) from None
     bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     probe = library.encode("a", out_type=str)
     return Vocabulary(

@@ -42,7 +42,7 @@ def read_tekken(path: Path) -> Vocabulary:
         bos_id=bos_id,
         eos_id=eos_id,
         add_bos=bos_id is not None,
-    )
+    ).checked()
 
 
 class _File:

@@ -1,13 +1,13 @@
 """Description of a vocabulary, the same for every source."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, counted
 
 MAX_TOKENS = 2**20
 """Limit on ids, which are list indices here; the largest vocabularies have 262,144 tokens."""
@@ -105,6 +105,17 @@ class Vocabulary:
     file: Path | None = None
     """Tokenizer file that it was read from."""
 
+    def checked(self) -> "Vocabulary":
+        """Return the vocabulary itself, if its pieces can be told apart.
+
+        Raises:
+            ModelError: naming a token that is empty, or two that are the same.
+        """
+        used = (i for i, kind in enumerate(self.types) if kind != TokenType.UNUSED)
+        if why := odd_piece((i, self.pieces[i]) for i in used):
+            raise ModelError(self.what, why, "take another conversion of the model")
+        return self
+
     def control_ids(self) -> dict[str, int]:
         """Return the tokens that no text may become, by their text, in the order of their ids.
 
@@ -165,7 +176,7 @@ class Vocabulary:
         if any(map(self._is_ordinary, missing)):
             raise ModelError(
                 self.what,
-                f"it has {len(self.pieces)} tokens and the model {n_rows}",
+                f"it has {counted(len(self.pieces), 'token')} and the model {n_rows}",
                 "use the tokenizer that came with the model",
             )
         model = self.model
@@ -188,6 +199,21 @@ class Vocabulary:
     def _is_ordinary(self, token_id: int) -> bool:
         kind, piece = self.types[token_id], self.pieces[token_id]
         return kind in (TokenType.NORMAL, TokenType.BYTE) and not is_marker(piece)
+
+
+def odd_piece(pieces: Iterable[tuple[int, str]]) -> str:
+    """Return a token that is empty or the same as another; an empty text if there is none.
+
+    Args:
+        pieces: ids and pieces of tokens.
+    """
+    ids: dict[str, int] = {}
+    for i, piece in pieces:
+        if not piece:
+            return f"token {i} is empty"
+        if ids.setdefault(piece, i) != i:
+            return f"tokens {ids[piece]} and {i} are both {piece[:40]!r}"
+    return ""
 
 
 _MARKER = re.compile(rf"{SPACE}*(<\S+>|\[\S+\]){SPACE}*")
