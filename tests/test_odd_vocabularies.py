@@ -100,11 +100,21 @@ def test_tokens_of_llama2c_that_are_the_same_are_named(tmp_path: Path) -> None:
     assert_refused(tmp_path / "m.bin", "tokens 259 and 260 are both 'x'")
 
 
-def test_a_special_token_of_tekken_that_is_also_text_is_named(tmp_path: Path) -> None:
+def test_special_tokens_of_tekken_that_are_the_same_are_named(tmp_path: Path) -> None:
     path = tmp_path / "tekken.json"
-    path.write_text(json.dumps(tekken(special_tokens=[{"rank": 0, "token_str": "!"}])))
+    twice = [{"rank": rank, "token_str": "<s>"} for rank in range(2)]
+    path.write_text(json.dumps(tekken(special_tokens=twice)))
     result = run("tokenize", "-", "-m", path, home=tmp_path, stdin=b"x")
-    assert_clean_error(result, 3, "tokens 0 and 20 are both '!'")
+    assert_clean_error(result, 3, "tokens 0 and 1 are both '<s>'")
+
+
+def test_a_special_token_may_be_written_like_one_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "tekken.json"
+    path.write_text(json.dumps(tekken(special_tokens=[{"rank": 0, "token_str": "the"}])))
+    tokenizer, _ = open_tokenizer(path)
+    (typed,) = tokenizer.encode("the")
+    assert (tokenizer.control_ids["the"], tokenizer.piece(typed)) == (0, "the")
+    assert typed >= 20
 
 
 @pytest.mark.parametrize("name", ["bos", "eos", "unknown"])

@@ -185,15 +185,15 @@ def test_the_weights_alone_are_refused_with_their_folder(tmp_path: Path) -> None
     folder = _folder({"a": _ONE})(tmp_path / "m")  # type: ignore[operator]
     assert_refused(folder / "model.safetensors", "give the folder that it is in")
     alone = (folder / "model.safetensors").rename(tmp_path / "weights.safetensors")
-    assert_refused(alone, "give a folder of Meta")
+    assert_refused(alone, "give a folder of Meta, Mistral or")
 
 
 # --- The size of the vocabulary -----------------------------------------------------------------
 
 
 MISCOUNTED: dict[str, Callable[[Path], Path]] = {
-    "Hugging Face": _config(vocab_size=399),
-    "Hugging Face, fewer rows": _config(vocab_size=512),
+    "Hugging Face, more rows than it says": _config(vocab_size=399),
+    "Hugging Face, fewer rows than it says": _config(vocab_size=512),
     "Meta": _params(vocab_size=512),
     "GGUF": _gguf(llama__vocab_size=512),
 }

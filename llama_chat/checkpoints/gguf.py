@@ -151,6 +151,8 @@ def _check_architecture(metadata: Metadata) -> None:
     if kind != "model":
         raise metadata.error(*(ADAPTER if kind == "adapter" else _part(kind)))
     architecture = metadata.text("general.architecture")
+    if not architecture:
+        raise metadata.error("general.architecture is missing")
     if architecture != "llama":
         raise metadata.error(f"its architecture is {reprlib.repr(architecture)}", OF_LLAMA)
     if metadata.integer("llama.expert_count", 0):

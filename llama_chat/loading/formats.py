@@ -21,7 +21,9 @@ from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.tokenizer_json import read_json
 from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
 
-_KNOWN = "give a folder of Meta or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c"
+_KNOWN = (
+    "give a folder of Meta, Mistral or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c"
+)
 _FOLDER = "give the folder that it is in"
 
 

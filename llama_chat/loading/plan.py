@@ -259,7 +259,7 @@ def load(
     """Load a model.
 
     Args:
-        path: a folder of Meta or the Hugging Face Hub, a GGUF file, a file of llama2.c, or
+        path: a folder of Meta, Mistral or the Hugging Face Hub, a GGUF or llama2.c file, or
             the name of a model on this machine as ``llama-chat models`` lists it.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas to split the layers.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.

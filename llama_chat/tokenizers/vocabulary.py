@@ -108,12 +108,19 @@ class Vocabulary:
     def checked(self) -> "Vocabulary":
         """Return the vocabulary itself, if its pieces can be told apart.
 
+        A control token may be written like one of text, unless it is SentencePiece's.
+
         Raises:
             ModelError: naming a token that is empty, or two that are the same.
         """
-        used = (i for i, kind in enumerate(self.types) if kind != TokenType.UNUSED)
-        if why := odd_piece((i, self.pieces[i]) for i in used):
-            raise ModelError(self.what, why, "take another conversion of the model")
+        groups: dict[bool, list[tuple[int, str]]] = {}
+        apart = isinstance(self.model, MergeModel)
+        for i, (piece, kind) in enumerate(zip(self.pieces, self.types, strict=True)):
+            if kind != TokenType.UNUSED:
+                groups.setdefault(apart and kind == TokenType.CONTROL, []).append((i, piece))
+        for group in groups.values():
+            if why := odd_piece(group):
+                raise ModelError(self.what, why, "take another conversion of the model")
         return self
 
     def control_ids(self) -> dict[str, int]:
