@@ -101,6 +101,17 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def counted(number: int, noun: str, spec: str = "") -> str:
+    """Return a number with a noun, which gets an s unless it is 1: ``1 token``, ``2 tokens``.
+
+    Args:
+        number: how many.
+        noun: one of them.
+        spec: format of the number, as ``format`` takes it.
+    """
+    return f"{number:{spec}} {noun}" if number == 1 else f"{number:{spec}} {noun}s"
+
+
 def did_you_mean(
     wrong: str,
     known: Iterable[str],

@@ -31,6 +31,7 @@ class Llama:
         max_saved_bytes: int | None = None,
         threads: int | None = None,
         draft: "Llama | None" = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         """Combine the parts of a model.
 
@@ -42,11 +43,13 @@ class Llama:
             max_saved_bytes: limit on the suffixes that a cache saves; see ``KVCache``.
             threads: CPU threads; None for one per core.
             draft: a smaller model of the same vocabulary, whose guesses save passes.
+            warnings: warnings for the user, one line each.
         """
         self.checkpoint = checkpoint
         self.model = model
         self.tokenizer = tokenizer
         self.backend = choose_backend(model, cache_dtype, threads)
+        self.warnings = warnings
         self._cache_dtype = cache_dtype
         self._max_saved_bytes = max_saved_bytes
         self._draft = draft

@@ -15,6 +15,7 @@ import torch
 
 from harness.program import Program
 from llama_chat.checkpoints.meta import MetaCheckpoint
+from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.errors import ModelError
 from llama_chat.loading.plan import load
 from tests.execute import EXECUTE
@@ -59,15 +60,22 @@ def test_code_llama_has_a_longer_context(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dim", "multiple_of", "multiplier", "hidden"),
-    [(4096, 256, None, 11008), (5120, 256, None, 13824), (8192, 4096, 1.3, 28672)],
-    ids=["7B", "13B", "70B"],
+    [
+        (4096, 256, None, 11008),
+        (5120, 256, None, 13824),
+        (8192, 4096, 1.3, 28672),
+        (4096, 1024, 1.3, 14336),
+        (2048, 256, 1.5, 8192),
+    ],
+    ids=["7B", "13B", "70B", "Llama 3 8B", "Llama 3.2 1B"],
 )
 def test_hidden_size_of_metas_releases(
     dim: int, multiple_of: int, multiplier: float | None, hidden: int
 ) -> None:
-    from llama_chat.checkpoints.meta import _hidden_dim
+    from llama_chat.checkpoints.meta_config import _hidden_dim
 
-    assert _hidden_dim(dim, multiple_of, multiplier or 1.0) == hidden
+    values = {"multiple_of": multiple_of, "ffn_dim_multiplier": multiplier}
+    assert _hidden_dim(JsonObject("params.json", values), dim) == hidden
 
 
 class _Attack:
@@ -130,7 +138,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "web page": (_shard(b"<!DOCTYPE html><html>404</html>"), "a web page"),
     "noise": (_shard(bytes(range(256)) * 9), "not a checkpoint"),
     "cut off": (_cut, "cut off or damaged"),
-    "legacy": (_legacy, "not a checkpoint"),
+    "legacy": (_legacy, "as torch wrote them before 2020"),
     "packed": (
         lambda d: _repack(d / "consolidated.00.pth", zipfile.ZIP_DEFLATED),
         "its parts are packed",
@@ -197,7 +205,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "tokenizer of Llama 3": (
         lambda d: (d / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n"),
-        "it is of Llama 3",
+        "it lacks tokens for single bytes",
     ),
 }
 
@@ -217,7 +225,7 @@ def test_a_pickle_that_runs_a_program_does_not_run_it(meta_model: Path, tmp_path
     torch.save({"a": _Attack(sentinel)}, folder / "consolidated.00.pth")
     assert_refused(folder, "more than weights")
     (folder / "consolidated.00.pth").write_bytes(pickle.dumps(_Attack(sentinel)))
-    assert_refused(folder, "not a checkpoint")
+    assert_refused(folder, "which may run programs: take safetensors")
     assert not sentinel.exists()
 
 

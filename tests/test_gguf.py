@@ -92,7 +92,7 @@ def test_unsupported_rotary_scaling_is_refused(
 
 
 FOREIGN = {
-    "blk.0.attn_q.bias": "it has biases, as in tensor 'blk.0.attn_q.bias'",
+    "blk.0.attn_q.bias": "it has biases, which Llama 2 has not, as in tensor 'blk.0.attn_q.bias'",
     "blk.1.ffn_up.bias": "it has biases",
     "blk.0.ffn_gate_exps.weight": "it is a mixture of experts",
     "blk.0.ffn_gate_inp.weight": "it is a mixture of experts",
@@ -105,7 +105,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_tensors_that_llama_does_not_have_are_named(tmp_path: Path, name: str) -> None:
-    write_gguf(tmp_path / "m.gguf", more_tensors={name: np.zeros(64, np.float32)})
+    write_gguf(tmp_path / "m.gguf", more_tensors={name: np.ones(64, np.float32)})
     refused(tmp_path / "m.gguf", FOREIGN[name])
 
 

@@ -62,6 +62,7 @@ def test_gguf_without_output_ties_the_embedding(tmp_path: Path) -> None:
 
 BAD_METADATA: dict[str, tuple[dict[str, object], str]] = {
     "architecture": ({"general__architecture": "mamba"}, "architecture is 'mamba'"),
+    "no architecture": ({"general__architecture": None}, "general.architecture is missing"),
     "escape in a name": ({"general__architecture": "\x1b[31m"}, "architecture is"),
     "experts": ({"llama__expert_count": 8}, "mixture of experts"),
     "scaling": ({"llama__rope__scaling__type": "yarn"}, "rotary scaling is 'yarn'"),
@@ -158,7 +159,7 @@ RAW_GGUF: dict[str, tuple[bytes, str]] = {
     "broken block": (_header(tensors=1, rest=_tensor([33, 4], 2)), "broken blocks"),
     "no data": (_header(tensors=1, rest=_tensor([32, 4])), "it ends before"),
     "unaligned": (_header(tensors=1, rest=_tensor([32, 4], 0, 3)), "not aligned"),
-    "no architecture": (_header(), "architecture is ''"),
+    "no architecture": (_header(), "general.architecture is missing"),
 }
 
 

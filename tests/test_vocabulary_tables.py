@@ -181,7 +181,7 @@ def test_hostile_tables_of_a_gguf_file_are_refused_in_one_line(tmp_path: Path) -
         "another type": {f"{key}scores": [1] * 400},
         "bos_token_id is 400": {f"{key}bos_token_id": 400},
         "neither true nor false": {f"{key}add_space_prefix": 3},
-        "it has 401 tokens and the model 400": gguf_values({**TABLES, **with_last(("x", 1))}),
+        "it has 401 tokens and the model 400": gguf_values({**TABLES, **with_last(("xyz", 1))}),
         "the unknown type 9": {f"{key}token_type": [9] * 400},
     }
     for why, changed in cases.items():

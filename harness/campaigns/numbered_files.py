@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 
+from tests.meta_folders import write_llama_3, write_mistral
 from tests.model_files import (
     META,
     SMALL,
@@ -31,7 +32,13 @@ _BASES = frozenset({1, 2**31 - 1, 2**31, 2**32})
 POSSIBLE: Mapping[str, Set[Value]] = {
     "params.json norm_eps": _ONE,
     "params.json rope_theta": _BASES,
-    "params.json vocab_size": frozenset({-1}),
+    "params.json vocab_size": frozenset({-1, 1}),  # the rows of the embedding count
+    "params.json rope_scaling_factor": _ONE,
+    "params.json sliding_window": _ONE,
+    "params.json max_position_embeddings": _ONE,
+    "tekken.json default_num_special_tokens": frozenset({0, 1}),
+    "config.json vocab_size": _ONE,
+    "llama.vocab_size": frozenset({0, 1}),
     "config.json rms_norm_eps": _ONE,
     "config.json rope_theta": _BASES,
     "config.json max_position_embeddings": _ONE,
@@ -75,6 +82,8 @@ class Number:
 def numbers(folder: Path) -> Iterator[Number]:
     """Write a model in each format, and yield every number in it."""
     yield from of_meta(folder / "meta")
+    yield from of_llama_3(folder / "llama3")
+    yield from of_mistral(folder / "tekken")
     for kind in ("linear", "dynamic", "llama3", "mistral"):
         yield from of_huggingface(folder / kind, kind)
     yield from of_gguf(folder / "one", {"llama__rope__scaling__factor": 2.0})
@@ -90,6 +99,26 @@ def of_meta(folder: Path) -> Iterator[Number]:
     edit_json(file, rope_theta=10000.0, ffn_dim_multiplier=1.0, vocab_size=META.vocab_size)
     for name in json.loads(file.read_text()):
         yield _json_number(folder, file, name)
+
+
+def of_llama_3(folder: Path) -> Iterator[Number]:
+    """Write a model as Meta does since Llama 3, and yield the numbers in it."""
+    write_llama_3(folder, use_scaled_rope=True, rope_scaling_factor=8.0, rope_high_freq_factor=4.0)
+    file = folder / "params.json"
+    for name in ("rope_theta", "rope_scaling_factor", "rope_high_freq_factor"):
+        yield _json_number(folder, file, name)
+
+
+def of_mistral(folder: Path) -> Iterator[Number]:
+    """Write a model as Mistral does, and yield the numbers in it."""
+    write_mistral(folder, params={"sliding_window": 4096, "max_position_embeddings": 8192})
+    file = folder / "params.json"
+    for name in json.loads(file.read_text()):
+        yield _json_number(folder, file, name)
+    file = folder / "tekken.json"
+    for name in ("default_vocab_size", "default_num_special_tokens"):
+        yield _json_number(folder, file, "config", name)
+    yield _json_number(folder, file, "vocab", 3, "rank")
 
 
 def of_huggingface(folder: Path, kind: str) -> Iterator[Number]:

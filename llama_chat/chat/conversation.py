@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llama_chat.errors import counted
 from llama_chat.files import without_final_newline
 from llama_chat.generation.logprobs import TokenLogprobs
 
@@ -30,7 +31,7 @@ class Attachment:
     def summary(self) -> str:
         """Name and number of lines, for display."""
         n_lines = len(self.text.splitlines())
-        return f"{self.name or 'document'}, {n_lines} line{'' if n_lines == 1 else 's'}"
+        return f"{self.name or 'document'}, {counted(n_lines, 'line')}"
 
     def __str__(self) -> str:
         text = without_final_newline(self.text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from llama_chat.chat.context_use import ContextRow, ContextUse
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
-from llama_chat.errors import PromptTooLongError, UsageError
+from llama_chat.errors import PromptTooLongError, UsageError, counted
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
@@ -366,7 +366,7 @@ class ChatSession:
             turns = "turn is" if fit.n_turns == 1 else f"{fit.n_turns} turns are"
             self._tell(
                 f"the context is full: the oldest {turns} no longer shown to the model "
-                f"({fit.n_tokens} tokens)"
+                f"({counted(fit.n_tokens, 'token')})"
             )
 
     def _tell(self, line: str) -> None:

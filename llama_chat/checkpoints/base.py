@@ -2,17 +2,19 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 
 from llama_chat.checkpoints.float_types import FLOATS
+from llama_chat.checkpoints.foreign import OF_LLAMA, foreign_tensors
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.checkpoints.template_source import TemplateSource
-from llama_chat.errors import ModelError
-from llama_chat.model.config import LlamaConfig
+from llama_chat.errors import ModelError, counted
+from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.quantization.packed import PackedWeight
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
@@ -102,24 +104,99 @@ class Checkpoint(ABC):
         return None
 
 
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+_Stored = TypeVar("_Stored", bound=_Shaped)
+
+_MAX_BIASES = 2**24
+"""Limit on the numbers in biases that are read to see if all are zero; the largest models have a
+sixth of it."""
+
+
+def llama_weights(
+    what: str,
+    stored: Mapping[str, _Stored],
+    meta_name: Callable[[str], str | None],
+    read: Callable[[_Stored], torch.Tensor],
+) -> dict[str, _Stored]:
+    """Return the weights of the model ``what`` by Meta's names, without biases that are zero.
+
+    Args:
+        what: the model in errors.
+        stored: tensors by the names that they have in the file.
+        meta_name: Meta's name of a weight; None for a tensor that no Llama model has.
+        read: numbers of a tensor.
+
+    Raises:
+        ModelError: if there are other tensors.
+    """
+    names = {name: meta_name(name) for name in stored}
+    others = [name for name, ours in names.items() if ours is None]
+    biases = [
+        name
+        for name in others
+        if name.endswith(".bias") and meta_name(name.removesuffix("bias") + "weight")
+    ]
+    if sum(math.prod(stored[name].shape) for name in biases) <= _MAX_BIASES:
+        zero = {name for name in biases if not read(stored[name]).any()}
+        others = [name for name in others if name not in zero]
+    if others:
+        raise _unknown(what, others)
+    return {ours: stored[name] for name, ours in names.items() if ours is not None}
+
+
+def n_rows(shapes: Mapping[str, tuple[int, ...]], stated: int) -> int:
+    """Return the number of rows of the embedding among weights, or ``stated`` if there is none.
+
+    What a config says about it may be of a version with other tokens.
+
+    Raises:
+        ValueError: if ``stated`` is no size.
+    """
+    if not 0 <= stated <= MAX_SIZE:
+        raise ValueError(f"vocab_size is {stated}, not a whole number up to {MAX_SIZE}")
+    return shapes.get("tok_embeddings.weight", (stated,))[0]
+
+
+def within_window(length: int, window: int | None) -> tuple[int, str]:
+    """Reduce a context length to the attention window of a model, beyond which it is not computed.
+
+    Returns:
+        The context length, and a warning, which may be empty.
+    """
+    if window is None or window >= length:
+        return length, ""
+    why = "the attention window of the model"
+    return window, f"context reduced from {length} to {counted(window, 'token')}, {why}"
+
+
+def _unknown(what: str, names: list[str]) -> ModelError:
+    """Return the error for tensors that no Llama model has."""
+    shown = f"tensor {names[0][:80]!r} belongs to no part of a Llama model"
+    return foreign_tensors(what, names) or ModelError(what, shown, OF_LLAMA)
+
+
 def check_tensors(what: str, config: LlamaConfig, found: Mapping[str, tuple[int, ...]]) -> None:
     """Check the shapes found in a file against those that ``config`` requires.
 
     Raises:
         ModelError: naming the first missing, unknown or misshapen tensor.
     """
-    advice = "the file is damaged or of another architecture: fetch it again"
+    advice = "fetch all files of one release, or take another model of the llama family"
     # Checked first: a malicious n_layers of 10^9 must not build a table of 10^9 names.
     if config.n_layers > len(found):
-        raise ModelError(
-            what, f"it says {config.n_layers} layers but holds {len(found)} tensors", advice
+        why = (
+            f"it says {counted(config.n_layers, 'layer')} but holds {counted(len(found), 'tensor')}"
         )
+        raise ModelError(what, why, advice)
     expected = config.tensor_shapes()
+    if unknown := [name for name in found if name not in expected]:
+        raise _unknown(what, unknown)
     for name, shape in expected.items():
         if name not in found:
             raise ModelError(what, f"tensor {name} is missing", advice)
         if found[name] != shape:
             raise ModelError(what, f"tensor {name} has shape {found[name]}, not {shape}", advice)
-    for name in found:
-        if name not in expected:
-            raise ModelError(what, f"tensor {name!r} belongs to no part of a Llama model", advice)

@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
+from llama_chat.checkpoints.base import (
+    Checkpoint,
+    TensorInfo,
+    check_tensors,
+    llama_weights,
+    n_rows,
+)
+from llama_chat.checkpoints.foreign import ADAPTER, EXPERTS, OF_LLAMA, Foreign
 from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
 from llama_chat.checkpoints.gguf_generation import find_defaults
@@ -59,7 +66,9 @@ class GGUFCheckpoint(Checkpoint):
         self.name = stored_name or model.name
         stored = dict(model.tensors)
         divisors = stored.pop(_ROPE_DIVISORS, None)
-        self._stored = {_meta_name(metadata, name): tensor for name, tensor in stored.items()}
+        self._stored = llama_weights(
+            metadata.what, stored, _meta_name, lambda tensor: _read(tensor, torch.float32)
+        )
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
         self.config = _config(metadata, shapes, divisors)
         check_tensors(metadata.what, self.config, shapes)
@@ -124,39 +133,41 @@ def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
     return weight.view(tensor.shape)
 
 
-def _meta_name(metadata: Metadata, name: str) -> str:
-    """Translate the name of a tensor to Meta's."""
+def _meta_name(name: str) -> str | None:
+    """Translate the name of a tensor to Meta's; None if no Llama model has it."""
     if name in _TOP:
         return _TOP[name]
     found = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.weight", name)
-    if found is not None and found[2] in _PARTS:
-        return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
-    shown = f"tensor {name[:60]!r}"
-    if name.endswith(".bias"):
-        raise metadata.error(f"it has biases, as in {shown}", "take a model without")
-    if re.search(r"\.ffn_\w+?(_exps|_shexp|_inp|\.\d+)\.", name):
-        raise metadata.error(f"it is a mixture of experts, with {shown}", "take a dense model")
-    raise metadata.error(f"{shown} belongs to no part of a Llama model")
+    if found is None or found[2] not in _PARTS:
+        return None
+    return f"layers.{found[1]}.{_PARTS[found[2]]}.weight"
+
+
+def _part(kind: str) -> Foreign:
+    """Describe a file that belongs to a model, such as an ``imatrix``."""
+    return Foreign(f"it is no model, but its {reprlib.repr(kind)}", "take the file of the model")
 
 
 def _check_architecture(metadata: Metadata) -> None:
-    """Refuse other architectures, before the names of tensors are checked."""
+    """Refuse other kinds of files and architectures, before the names of tensors are checked."""
+    kind = metadata.text("general.type") or "model"
+    if kind != "model":
+        raise metadata.error(*(ADAPTER if kind == "adapter" else _part(kind)))
     architecture = metadata.text("general.architecture")
+    if not architecture:
+        raise metadata.error("general.architecture is missing")
     if architecture != "llama":
-        raise metadata.error(
-            f"its architecture is {reprlib.repr(architecture)}", "take a model of the llama family"
-        )
+        raise metadata.error(f"its architecture is {reprlib.repr(architecture)}", OF_LLAMA)
     if metadata.integer("llama.expert_count", 0):
-        raise metadata.error("it is a mixture of experts", "take a dense model")
+        raise metadata.error(*EXPERTS)
 
 
 def _config(
     metadata: Metadata, shapes: dict[str, tuple[int, ...]], divisors: StoredTensor | None
 ) -> LlamaConfig:
     """Read the config of the model, refusing unsupported features."""
-    embedding = shapes.get("tok_embeddings.weight")
-    if embedding is None or len(embedding) != 2:
-        raise metadata.error("tensor token_embd.weight is missing")
+    if not shapes:
+        raise metadata.error("it holds no weights", "take the file of the whole model")
     dim, n_heads = (
         metadata.integer("llama.embedding_length"),
         metadata.integer("llama.attention.head_count"),
@@ -165,9 +176,9 @@ def _config(
         head_dim = metadata.integer("llama.attention.key_length", dim // n_heads)
         if metadata.integer("llama.rope.dimension_count", head_dim) != head_dim:
             raise ValueError("only a part of each head is rotated")
-        for key, size in (("attention.value_length", head_dim), ("vocab_size", embedding[0])):
-            if (stated := metadata.integer(f"llama.{key}", size)) != size:
-                raise ValueError(f"{key} is {stated}, but the tensors are of {size}")
+        value_length = metadata.integer("llama.attention.value_length", head_dim)
+        if value_length != head_dim:
+            raise ValueError(f"its values have {value_length} numbers, and its keys {head_dim}")
         return LlamaConfig(
             dim=dim,
             n_layers=metadata.integer("llama.block_count"),
@@ -175,7 +186,7 @@ def _config(
             n_kv_heads=metadata.integer("llama.attention.head_count_kv", n_heads),
             head_dim=head_dim,
             hidden_dim=metadata.integer("llama.feed_forward_length"),
-            vocab_size=embedding[0],
+            vocab_size=n_rows(shapes, metadata.integer("llama.vocab_size", 0)),
             norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon", 1e-5),
             rope_theta=metadata.number("llama.rope.freq_base", 10_000.0),
             context_length=metadata.integer("llama.context_length"),

@@ -15,6 +15,7 @@ from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType
 from llama_chat.checkpoints.gguf_header import MAX_ENTRIES, GGUFTensor, read_header
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
 from llama_chat.checkpoints.weight_files import map_file
+from llama_chat.errors import counted
 from llama_chat.library.layouts import PART_NAME
 
 _ALL_PARTS = "fetch all parts of one model into one folder, under the names they have"
@@ -98,9 +99,8 @@ def open_files(path: Path) -> GGUFModel:
             raise part.metadata.error(f"the parts have more than {MAX_ENTRIES} tensors")
     n_tensors = first.metadata.integer("split.tensors.count")
     if len(tensors) != n_tensors:
-        raise first.metadata.error(
-            f"its parts should hold {n_tensors} tensors and hold {len(tensors)}", _ALL_PARTS
-        )
+        why = f"its parts should hold {counted(n_tensors, 'tensor')} and hold {len(tensors)}"
+        raise first.metadata.error(why, _ALL_PARTS)
     return GGUFModel(first.path, found[1], first.metadata, tensors)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, counted
 from llama_chat.library.layouts import GGUF_MAGIC
 
 _SCALARS = {
@@ -101,7 +101,7 @@ class _Reader:
     def strings(self, count: int) -> list[str]:
         """Read strings, in an inlined loop, since a vocabulary has a hundred thousand."""
         if count * 8 > len(self.data) - self.at:
-            raise self.error(f"a list of {count} texts does not fit in it")
+            raise self.error(f"a list of {counted(count, 'text')} does not fit in it")
         self.count_items(count)
         data, at, end = self.data, self.at, len(self.data)
         length_of = struct.Struct("<Q").unpack_from

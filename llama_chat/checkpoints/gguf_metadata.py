@@ -3,7 +3,7 @@
 import reprlib
 from typing import Any
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, counted
 
 DAMAGED = "the file is damaged or of another kind: fetch it again"
 
@@ -71,5 +71,6 @@ class Metadata:
             return None
         token_id = self.integer(key)
         if not 0 <= token_id < n_tokens:
-            raise self.error(f"{key} is {token_id}, past the vocabulary of {n_tokens}")
+            why = f"{key} is {token_id}, past the vocabulary of {counted(n_tokens, 'token')}"
+            raise self.error(why, "take another conversion of the model")
         return token_id

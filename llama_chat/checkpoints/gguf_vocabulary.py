@@ -3,6 +3,7 @@
 import reprlib
 
 from llama_chat.checkpoints.gguf_metadata import Metadata
+from llama_chat.errors import counted
 from llama_chat.tokenizers.bpe import ASSUMED, PRE_TOKENIZERS
 from llama_chat.tokenizers.vocabulary import (
     AddedToken,
@@ -40,10 +41,10 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     tokens = metadata.array("tokenizer.ggml.tokens", str)
     types = metadata.array("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
-        raise metadata.error(f"it has {len(tokens)} tokens and types of {len(types)}")
+        raise metadata.error(f"it has {counted(len(tokens), 'token')} and types of {len(types)}")
     scores = metadata.values.get("tokenizer.ggml.scores", types)
     if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise metadata.error(f"its {len(tokens)} tokens have scores of another number")
+        raise metadata.error(f"it has {counted(len(tokens), 'token')} and scores of another number")
     pieces = kind == "llama"
     bos_id, eos_id, unknown_id = (
         metadata.token_id(f"tokenizer.ggml.{name}_token_id", len(tokens))
@@ -68,7 +69,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
         add_bos=add_bos and bos_id is not None,
         add_eos=add_eos and eos_id is not None,
         prefix="every" if prefixed else "never",
-    )
+    ).checked()
 
 
 def _pieces(metadata: Metadata) -> tuple[PieceModel, bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint, check_tensors
+from llama_chat.checkpoints.base import Checkpoint, check_tensors, llama_weights
 from llama_chat.checkpoints.huggingface_config import model_config, read_config
 from llama_chat.checkpoints.huggingface_generation import find_defaults
 from llama_chat.checkpoints.huggingface_template import find_templates
@@ -15,7 +15,7 @@ from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, 
 from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
-from llama_chat.checkpoints.weight_files import describe
+from llama_chat.checkpoints.weight_files import aligned, describe
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
 from llama_chat.tokenizers.vocabulary import Vocabulary
@@ -53,13 +53,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Use ``open`` instead."""
         self.path = path
         self.name = _model_name(path)
-        self._weights = {_meta_name(path, name): weight for name, weight in weights.items()}
+        self._weights = llama_weights(_label(path), weights, _meta_name, lambda weight: weight)
         if config.flag("tie_word_embeddings"):
             _drop_tied_output(self._weights)
-        stored_output = "output.weight" in self._weights
-        self.config, warning = model_config(config, stored_output=stored_output)
         self.tensors = {name: describe(weight) for name, weight in self._weights.items()}
         shapes = {name: info.shape for name, info in self.tensors.items()}
+        self.config, warning = model_config(config, shapes)
         check_tensors(_label(path), self.config, shapes)
         names = (self.name, config.text("_name_or_path") or "")
         self.templates = find_templates(path, read_tokenizer_config(path), names)
@@ -86,9 +85,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         weight = self._weights[name]
         if name.endswith(("wq.weight", "wk.weight")):
             return _interleave(weight, self.config.head_dim, dtype)
-        if weight.data_ptr() % weight.element_size():  # the oldest files are not aligned
-            weight = weight.clone()
-        return weight.to(dtype)
+        return aligned(weight).to(dtype)
 
 
 open_checkpoint = HuggingFaceCheckpoint.open
@@ -106,17 +103,13 @@ def _label(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
-def _meta_name(path: Path, name: str) -> str:
-    """Translate the name of a tensor to Meta's."""
+def _meta_name(name: str) -> str | None:
+    """Translate the name of a tensor to Meta's; None if no Llama model has it."""
     if name in TOP:
         return TOP[name]
     found = re.fullmatch(r"model\.layers\.(0|[1-9]\d{0,5})\.([\w.]+)\.weight", name)
     if found is None or found[2] not in PARTS:
-        raise ModelError(
-            _label(path),
-            f"tensor {name[:60]!r} belongs to no part of a Llama model",
-            "the file is damaged or of another architecture: fetch it again",
-        )
+        return None
     return f"layers.{found[1]}.{PARTS[found[2]]}.weight"
 
 

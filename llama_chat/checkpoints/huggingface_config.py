@@ -3,13 +3,19 @@
 Missing values have the defaults of transformers.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from llama_chat.checkpoints.base import n_rows, within_window
+from llama_chat.checkpoints.foreign import OF_LLAMA, quantized
 from llama_chat.checkpoints.small_files import JsonObject, read_object
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling, RopeScaling
 
 _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+
+_QUANTIZED = {"quantization": "MLX", "quantization_config": "an unnamed method"}
+"""Keys of models with weights that another program quantized, and the method if it is not named."""
 
 _MISTRAL_WINDOW = 4096
 """Default attention window of Mistral models; those without a window have null."""
@@ -24,29 +30,27 @@ def read_config(folder: Path) -> JsonObject:
     config = read_object(folder / "config.json", "it belongs beside the weights: fetch it")
     architecture = _architecture(config)
     if architecture not in _FAMILY:
-        raise config.error(
-            f"its architecture is {architecture[:60]!r}", "take a model of the llama family"
-        )
-    if config.values.get("quantization_config") is not None:
-        method = config.object("quantization_config").text("quant_method") or "an unknown method"
-        raise config.error(
-            f"its weights are quantized by {method[:60]!r}", "take a GGUF file of the same model"
-        )
-    if config.flag("attention_bias") or config.flag("mlp_bias"):
-        raise config.error("its layers add a bias", "take a model without")
+        raise config.error(f"its architecture is {architecture[:60]!r}", OF_LLAMA)
+    for key, otherwise in _QUANTIZED.items():
+        if config.values.get(key) is not None:
+            method = config.object(key).text("quant_method")
+            raise config.error(*quantized(repr(method[:60]) if method else otherwise))
     activation = config.text("hidden_act") or "silu"
     if activation != "silu":
         raise config.error(f"its activation is {activation[:60]!r}", "take a model with 'silu'")
     return config
 
 
-def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfig, str]:
+def model_config(
+    config: JsonObject, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[LlamaConfig, str]:
     """Translate ``config`` to a ``LlamaConfig``.
 
     Args:
         config: result of ``read_config``.
-        stored_output: True if ``lm_head.weight`` is among the weights. Then it is used, even if
-            ``tie_word_embeddings`` is true.
+        shapes: shapes of the weights by Meta's names. An output matrix among them is used, even if
+            ``tie_word_embeddings`` is true; and the rows of the embedding count, not
+            ``vocab_size``.
 
     Returns:
         The config, and a warning, which may be empty.
@@ -60,12 +64,8 @@ def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfi
     positions = config.size("max_position_embeddings", 2048)
     # Models fine-tuned for more tokens than their base give these separately.
     length = max(positions, config.size("max_sequence_length", positions))
-    window, warning = _attention_window(config), ""
-    if window is not None and window < length:
-        warning = (
-            f"context reduced from {length} to {window} tokens, the attention window of the model"
-        )
-        length = window
+    length, warning = within_window(length, _attention_window(config))
+    ties = bool(config.flag("tie_word_embeddings")) and "output.weight" not in shapes
     try:
         theta, scaling = _rotary(config, positions)
         shape = LlamaConfig(
@@ -75,11 +75,11 @@ def model_config(config: JsonObject, *, stored_output: bool) -> tuple[LlamaConfi
             n_kv_heads=config.size("num_key_value_heads", n_heads),
             head_dim=config.size("head_dim", dim // n_heads),
             hidden_dim=config.size("intermediate_size"),
-            vocab_size=config.size("vocab_size"),
+            vocab_size=n_rows(shapes, config.size("vocab_size")),
             norm_eps=config.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             context_length=length,
-            tie_embeddings=bool(config.flag("tie_word_embeddings")) and not stored_output,
+            tie_embeddings=ties,
             rope_scaling=scaling,
         )
     except ValueError as error:

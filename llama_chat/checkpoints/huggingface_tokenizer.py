@@ -7,11 +7,13 @@ from pathlib import Path
 
 from llama_chat.checkpoints.small_files import JsonObject, read_optional
 from llama_chat.errors import ModelError
+from llama_chat.tokenizers.ranked import read_model_file
 from llama_chat.tokenizers.sentencepiece import read_model
 from llama_chat.tokenizers.tokenizer_json import TokenizerJson, added_token, metaspace
 from llama_chat.tokenizers.vocabulary import (
     AddedToken,
     MergeModel,
+    PieceModel,
     Prefix,
     TokenType,
     Vocabulary,
@@ -62,7 +64,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if document is not None:
         base = _joined(document, _read_beside(model), config)
     elif model.exists():
-        base = _with_legacy(read_model(model), config)
+        base = read_model_file(model)
+        if isinstance(base.model, PieceModel):
+            base = _with_legacy(base, config)
     else:
         why = "no tokenizer.model or tokenizer.json in it"
         raise ModelError(f"model {str(folder)!r}", why, _FETCH)

@@ -20,7 +20,7 @@ from llama_chat.errors import ModelError
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
 from llama_chat.tokenizers.base import read_file
-from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.tokenizers.ranked import read_model_file
 from llama_chat.tokenizers.vocabulary import SPACE, PieceModel, TokenType, Vocabulary
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -75,7 +75,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     def read_vocabulary(self) -> Vocabulary:
         """See the base class."""
-        read = read_model if self._tokenizer.suffix == ".model" else _read_tables
+        read = read_model_file if self._tokenizer.suffix == ".model" else _read_tables
         return read(self._tokenizer)
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -194,4 +194,4 @@ def _read_tables(path: Path) -> Vocabulary:
         eos_id=2,
         add_bos=True,
         prefix="every",
-    )
+    ).checked()

@@ -1,4 +1,7 @@
-"""Meta's release layout: ``params.json``, ``consolidated.NN.pth`` and ``tokenizer.model``."""
+"""Meta's release layout: ``params.json``, ``consolidated.NN.pth`` and ``tokenizer.model``.
+
+Mistral's own folders are like it, with the names of Meta's tensors and their rotary order.
+"""
 
 import re
 from dataclasses import dataclass
@@ -8,26 +11,32 @@ import torch
 from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
-from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
+from llama_chat.checkpoints.meta_config import (
+    head_dim,
+    is_mistral,
+    is_scaled,
+    model_config,
+    read_params,
+)
+from llama_chat.checkpoints.safetensors import open_safetensors
+from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
-from llama_chat.checkpoints.weight_files import describe
-from llama_chat.errors import ModelError
-from llama_chat.model.config import LlamaConfig
-from llama_chat.tokenizers.sentencepiece import read_model
+from llama_chat.checkpoints.weight_files import aligned, describe
+from llama_chat.errors import ModelError, counted
+from llama_chat.library.layouts import MISTRAL_WEIGHTS, TEKKEN, meta_tokenizers
+from llama_chat.tokenizers.ranked import read_model_file
+from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.vocabulary import Vocabulary
-
-_CONTEXT_LENGTH = 4096
-"""Context length of Llama 2, which ``params.json`` does not contain."""
-
-_CODE_LLAMA_THETA, _CODE_LLAMA_LENGTH = 1e6, 16_384
-"""Rotary base and context length of Code Llama; the base identifies it."""
 
 _SPLIT_ROWS = re.compile(r"attention\.w[qkv]|feed_forward\.w[13]|^output")
 """Weights whose shards are stacked along dim 0."""
 
-_SPLIT_COLUMNS = re.compile(r"attention\.wo|feed_forward\.w2|^tok_embeddings")
-"""Weights whose shards are stacked along dim 1. All others are the same in every shard."""
+_SPLIT_COLUMNS = re.compile(r"attention\.wo|feed_forward\.w2")
+"""Weights whose shards are stacked along dim 1. All others are the same in every shard, except for
+the embedding: its shards are of whole rows in Llama 3, and of columns before."""
+
+_EMBEDDING, _QUERY = "tok_embeddings.weight", "layers.0.attention.wq.weight"
 
 _COMPUTED = re.compile(r"^rope\.freqs$")
 """Tensors to ignore: they are computed here, in float32."""
@@ -53,29 +62,25 @@ class MetaCheckpoint(Checkpoint):
 
     format = "Meta"
 
-    def __init__(
-        self,
-        path: Path,
-        config: LlamaConfig,
-        stored: dict[str, _Stored],
-        tokenizer: Path,
-        warnings: tuple[str, ...],
-    ) -> None:
+    def __init__(self, path: Path, params: JsonObject, tokenizer: Path) -> None:
         """Use ``open`` instead."""
         self.path = path
         self.name = path.resolve().name
-        self.config = config
-        self._tokenizer = tokenizer
-        self.templates = TemplateSource(names=(self.name,), is_meta=True)
-        self.warnings = warnings
-        self._stored = stored
+        self._params, self._tokenizer = params, tokenizer
+        self._stored = _merge(path, _open_shards(path), params.size("dim"))
+        _check_shards(path, params, self._stored)
+        shapes = {name: weight.shape for name, weight in self._stored.items()}
+        self.config, warning = model_config(params, shapes)
+        check_tensors(_label(path), self.config, shapes)
+        self.warnings = (f"{_label(path)}: {warning}",) if warning else ()
+        self.templates = TemplateSource(names=(self.name,), is_meta=not is_mistral(params))
         self.tensors = {
             name: TensorInfo(
                 weight.shape,
                 describe(weight.shards[0]).type,
                 sum(shard.nbytes for shard in weight.shards),
             )
-            for name, weight in stored.items()
+            for name, weight in self._stored.items()
         }
 
     @classmethod
@@ -85,28 +90,19 @@ class MetaCheckpoint(Checkpoint):
         Raises:
             ModelError: if a file is missing or damaged, or the files do not match.
         """
-        params = read_object(path / "params.json", "it belongs beside the weights: fetch it")
-        files = _shard_files(path)
-        shards = [open_archive(file, _COMPUTED) for file in files]
-        stored = _merge(path, shards)
-        config = _config(path, params, stored)
-        check_tensors(_label(path), config, {name: w.shape for name, w in stored.items()})
-        warnings: tuple[str, ...] = ()
-        if config.norm_eps == 1e-6 and "n_kv_heads" not in params.values:
-            warnings = (
-                f"{_label(path)}: params.json says norm_eps 1e-06; most of Llama 2 is 1e-05",
-            )
-        return cls(path, config, stored, _find_tokenizer(path), warnings)
+        return cls(path, read_params(path), _find_tokenizer(path))
 
     def read_vocabulary(self) -> Vocabulary:
         """See the base class."""
-        return read_model(self._tokenizer)
+        if self._tokenizer.name == TEKKEN:
+            return read_tekken(self._tokenizer)
+        return read_model_file(self._tokenizer, is_llama_3_0=not is_scaled(self._params))
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""
         weight = self._stored[name]
         if weight.dim is None:
-            return weight.shards[0].to(dtype)
+            return aligned(weight.shards[0]).to(dtype)
         merged = torch.empty(weight.shape, dtype=dtype)
         start = 0
         for shard in weight.shards:
@@ -123,21 +119,24 @@ def _label(path: Path) -> str:
     return f"model {str(path)!r}"
 
 
-def _shard_files(folder: Path) -> list[Path]:
-    """List the shards in order; their numbers must have no gap."""
+def _open_shards(folder: Path) -> list[dict[str, Tensor]]:
+    """Map the shards in order; their numbers must have no gap."""
     files = sorted(folder.glob("consolidated.*.pth"))
+    if not files and (folder / MISTRAL_WEIGHTS).exists():
+        return [open_safetensors(folder / MISTRAL_WEIGHTS, _COMPUTED)]
     if not files:
-        raise ModelError(_label(folder), "no consolidated.*.pth in it", "fetch the weights")
+        why = f"no consolidated.*.pth or {MISTRAL_WEIGHTS} in it"
+        raise ModelError(_label(folder), why, "fetch the weights")
     for number, file in enumerate(files):
         if file.name != f"consolidated.{number:02}.pth":
             raise ModelError(
                 _label(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
             )
-    return files
+    return [open_archive(file, _COMPUTED) for file in files]
 
 
-def _merge(path: Path, shards: list[dict[str, Tensor]]) -> dict[str, _Stored]:
-    """Collect the shards of each weight, without copying any."""
+def _merge(path: Path, shards: list[dict[str, Tensor]], dim: int) -> dict[str, _Stored]:
+    """Collect the shards of each weight of a model of width ``dim``, without copying any."""
     first = shards[0]
     for number, shard in enumerate(shards):
         if shard.keys() == first.keys():
@@ -152,9 +151,9 @@ def _merge(path: Path, shards: list[dict[str, Tensor]]) -> dict[str, _Stored]:
             )
     stored = {}
     for name, weight in first.items():
-        dim = _split_dim(name) if len(shards) > 1 and weight.dim() == 2 else None
-        parts = (weight,) if dim is None else tuple(shard[name] for shard in shards)
-        stored[name] = _Stored(parts, dim)
+        along = _split_dim(name, weight, dim) if len(shards) > 1 and weight.dim() == 2 else None
+        parts = (weight,) if along is None else tuple(shard[name] for shard in shards)
+        stored[name] = _Stored(parts, along)
     return stored
 
 
@@ -162,62 +161,32 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-def _split_dim(name: str) -> int | None:
+def _split_dim(name: str, shard: Tensor, dim: int) -> int | None:
     """Return the dimension along which Meta divides a weight among shards."""
+    if name == _EMBEDDING:
+        return 0 if shard.shape[1] == dim else 1
     if _SPLIT_ROWS.search(name):
         return 0
     return 1 if _SPLIT_COLUMNS.search(name) else None
 
 
-def _config(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> LlamaConfig:
-    """Read the config from ``params.json``, with the vocabulary size of the embedding."""
-    embedding = stored.get("tok_embeddings.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise ModelError(_label(path), "tensor tok_embeddings.weight is missing", FETCH_AGAIN)
-    dim, n_heads = params.size("dim"), params.size("n_heads")
-    theta = params.number("rope_theta", 10_000.0)
-    width, n_shards = embedding.shape[1], len(embedding.shards)
-    if width and dim > width and dim % width == 0:
-        total = n_shards * dim // width
-        raise ModelError(
-            _label(path), f"{n_shards} of {total} shards are there", "fetch the missing ones"
-        )
-    vocab_size = params.number("vocab_size", -1)  # Meta's releases leave it open
-    if vocab_size not in (-1, embedding.shape[0]):
-        why = f"vocab_size is {vocab_size}, but the embedding is of {embedding.shape[0]} tokens"
-        raise params.error(why)
-    if dim % n_heads:
-        raise params.error(f"dim {dim} is no multiple of n_heads {n_heads}")
-    try:
-        return LlamaConfig(
-            dim=dim,
-            n_layers=params.size("n_layers"),
-            n_heads=n_heads,
-            n_kv_heads=params.size("n_kv_heads", n_heads),
-            head_dim=dim // n_heads,
-            hidden_dim=_hidden_dim(
-                dim, params.size("multiple_of", 256), params.number("ffn_dim_multiplier", 1.0)
-            ),
-            vocab_size=embedding.shape[0],
-            norm_eps=params.number("norm_eps", 1e-5),
-            rope_theta=theta,
-            context_length=_CODE_LLAMA_LENGTH if theta >= _CODE_LLAMA_THETA else _CONTEXT_LENGTH,
-        )
-    except ValueError as error:
-        raise params.error(str(error)) from None
-
-
-def _hidden_dim(dim: int, multiple_of: int, multiplier: float) -> int:
-    """Compute the width of the feed-forward layer as Meta's code does from ``params.json``."""
-    hidden = int(multiplier * int(2 * 4 * dim / 3))
-    return -(-hidden // multiple_of) * multiple_of
+def _check_shards(path: Path, params: JsonObject, stored: dict[str, _Stored]) -> None:
+    """Check that there is an embedding, and that no shard is missing, as the names cannot."""
+    for name in (_EMBEDDING, _QUERY):
+        if name not in stored or len(stored[name].shape) != 2:
+            raise ModelError(_label(path), f"tensor {name} is missing", "fetch all files again")
+    query = stored[_QUERY]
+    n_rows, n_shards = query.shape[0], len(query.shards)
+    whole = params.size("n_heads") * head_dim(params)
+    if whole > n_rows and whole % n_rows == 0:
+        why = f"{n_shards} of {counted(n_shards * whole // n_rows, 'shard')} are there"
+        raise ModelError(_label(path), why, "fetch the missing ones")
 
 
 def _find_tokenizer(path: Path) -> Path:
-    """Find ``tokenizer.model`` in the folder, or beside it as with Meta's download script."""
+    """Find the tokenizer in the folder, or beside it as with Meta's download script."""
     for folder in (path, path.resolve().parent):
-        if (folder / "tokenizer.model").exists():
-            return folder / "tokenizer.model"
-    raise ModelError(
-        _label(path), "no tokenizer.model in it or beside it", "fetch it from the same release"
-    )
+        if found := meta_tokenizers([entry.name for entry in folder.iterdir()]):
+            return folder / found[0]
+    why = f"no tokenizer.model or {TEKKEN} in it or beside it"
+    raise ModelError(_label(path), why, "fetch it from the same release")

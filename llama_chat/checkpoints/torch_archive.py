@@ -27,6 +27,13 @@ _MAX_PICKLE = 2**19
 """Limit on the bytes of the pickle; that of the largest model takes 0.2 MB."""
 
 
+_OLDER = (
+    "it is a pickle or tar as torch wrote them before 2020, which may run programs",
+    "take safetensors, or load it in torch, if you trust it, and save it again",
+)
+_NO_CHECKPOINT = ("not a checkpoint that torch has written since 2020", FETCH_AGAIN)
+
+
 def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
     """Map the weights of a file into memory, without running code from its pickle.
 
@@ -38,8 +45,9 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
         ModelError: if it is damaged, or holds anything but named weights.
     """
     what = repr(str(path))
-    if not read_head(path).startswith(b"PK\x03\x04"):
-        raise ModelError(what, "not a checkpoint that torch has written since 2020", FETCH_AGAIN)
+    head = read_head(path)
+    if not head.startswith(b"PK\x03\x04"):
+        raise ModelError(what, *(_OLDER if _is_older(head) else _NO_CHECKPOINT))
     weights = {}
     with decoding(what):
         archive = _Archive(path, what)
@@ -53,6 +61,11 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
                 weights[name] = archive.tensor(name, described)
                 check_tensor(what, name, weights[name])
     return weights
+
+
+def _is_older(head: bytes) -> bool:
+    """True for the first bytes of a tar archive, or of a pickle that names its protocol."""
+    return head[257:262] == b"ustar" or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5")
 
 
 class _Archive:

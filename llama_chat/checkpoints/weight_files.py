@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llama_chat.checkpoints.base import FLOAT_NAMES, FLOAT_TYPES, TensorInfo
+from llama_chat.checkpoints.foreign import foreign_tensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular
@@ -36,7 +37,9 @@ def check_tensor(what: str, name: str, weight: Tensor) -> None:
         raise ModelError(what, f"{shown} is not stored as plain numbers", FETCH_AGAIN)
     if weight.dtype not in FLOAT_NAMES:
         kind, known = str(weight.dtype).removeprefix("torch."), ", ".join(FLOAT_TYPES)
-        raise ModelError(what, f"{shown} is of type {kind}", f"take a file of {known}")
+        raise foreign_tensors(what, [name]) or ModelError(
+            what, f"{shown} is of type {kind}", f"take a file of {known}"
+        )
     if weight.dim() > _MAX_DIMS or 0 in weight.shape:
         raise ModelError(what, f"{shown} has impossible dimensions", FETCH_AGAIN)
     if not weight.is_contiguous():
@@ -44,7 +47,7 @@ def check_tensor(what: str, name: str, weight: Tensor) -> None:
 
 
 def read_head(path: Path) -> bytes:
-    """Read the first 64 bytes, checked for errors more specific than "damaged".
+    """Read the first 512 bytes, checked for errors more specific than "damaged".
 
     Raises:
         ModelError: if the file is unreadable, empty, a git-lfs pointer or a web page.
@@ -52,7 +55,7 @@ def read_head(path: Path) -> bytes:
     what = repr(str(path))
     try:
         with open_regular(path) as file:
-            head = file.read(64)
+            head = file.read(512)
     except (OSError, ValueError) as error:
         raise ModelError(what, reason(error), "check it") from None
     if not head:
@@ -99,3 +102,8 @@ def mapped_bytes(path: Path) -> NDArray[np.uint8]:
 def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """View ``data`` as a tensor, without a copy."""
     return torch.from_numpy(data).view(dtype).view(shape)
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """Return a mapped tensor, copied if its numbers are not aligned, as in the oldest files."""
+    return weight.clone() if weight.data_ptr() % weight.element_size() else weight

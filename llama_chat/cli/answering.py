@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llama_chat.errors import LengthLimitError
+from llama_chat.errors import LengthLimitError, counted
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -79,9 +79,10 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     if settings.verbose:
         streams.say(finish.summary())
     n = finish.usage.completion_tokens
+    cut = f"cut off after {counted(n, 'token')}"
     limits = {
-        "length": (f"cut off after {n} tokens", "raise --max-tokens"),
-        "context": (f"cut off after {n} tokens, where the context is full", "shorten the prompt"),
+        "length": (cut, "raise --max-tokens"),
+        "context": (f"{cut}, where the context is full", "shorten the prompt"),
     }
     if n == 0 and not settings.quiet:
         streams.warn("answer: the model ended it at once: try another --seed, or complete --chat")

@@ -14,7 +14,7 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.cli.completing import models
 from llama_chat.cli.loading import plan_load
 from llama_chat.cli.options import takes_settings
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, counted
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
@@ -57,7 +57,7 @@ def inspect(
     """Draw a model: architecture, memory, tensors, tokenizer, template, and what ends a reply."""
     plan = plan_load(settings, target)
     report = describe(plan, settings)
-    for line in plan.checkpoint.warnings:
+    for line in plan.warnings:
         streams.warn(line)
     if as_json:
         streams.write_json(report)
@@ -153,9 +153,11 @@ def _rope(config: "LlamaConfig") -> str:
         case LinearScaling(factor):
             scaling = f"positions divided by {factor:g}"
         case DynamicScaling(factor, original):
-            scaling = f"a larger base past {original:,} tokens, for up to {factor:g} times as many"
+            past = counted(original, "token", ",")
+            scaling = f"a larger base past {past}, for up to {factor:g} times as many"
         case Llama3Scaling(factor, _, _, original):
-            scaling = f"low frequencies divided by {factor:g}, made for {original:,} tokens first"
+            first = counted(original, "token", ",")
+            scaling = f"low frequencies divided by {factor:g}, made for {first} first"
         case FrequencyDivisors(divisors):
             scaling = f"frequencies divided by {min(divisors):g} to {max(divisors):g}, ready-made"
         case other:

@@ -109,7 +109,7 @@ def load_model(settings: Settings) -> "tuple[Llama, Settings]":
     """
     with progress("Loading the model", hidden=settings.plain) as report:
         llama = plan_load(settings).load(report)
-    for line in llama.checkpoint.warnings:
+    for line in llama.warnings:
         streams.warn(line)
     defaults = llama.checkpoint.generation
     return llama, settings.with_model(defaults.sampling, defaults.where)

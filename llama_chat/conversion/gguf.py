@@ -11,6 +11,7 @@ from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.conversion import weights
 from llama_chat.conversion.generation import add_ends, add_sampling
 from llama_chat.conversion.vocabulary import gguf_losses, gguf_vocabulary
+from llama_chat.errors import counted
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
     DynamicScaling,
@@ -49,11 +50,10 @@ class GGUFFile:
         self.sizes = {name: weights.n_bytes(shapes[name], self._kinds[name]) for name in shapes}
         """Bytes of each weight."""
         self.warnings: list[str] = []
-        unfit = [n for n in shapes if len(shapes[n]) > 1 and self._kinds[n] != kind]
-        if unfit:
-            self.warnings.append(
-                f"{len(unfit)} matrices are stored as F16: their rows are no multiple of a block"
-            )
+        matrices = [self._kinds[name] for name in shapes if len(shapes[name]) > 1]
+        if n_unfit := sum(one != kind for one in matrices):
+            share = f"{n_unfit} of {len(matrices)} matrices"
+            self.warnings.append(f"as F16, since rows are no multiple of a block: {share}")
         self._writer = gguf.GGUFWriter(None, _ARCHITECTURE)
         self._writer.add_name(checkpoint.name)
         self._writer.add_file_type(_FILE_TYPES[kind])
@@ -109,7 +109,8 @@ class GGUFFile:
                 # Up to that length no scaling applies.
                 context = min(context, original)
                 self.warnings.append(
-                    f"GGUF has no dynamic rotary scaling: the new model is one of {context} tokens"
+                    f"GGUF has no dynamic rotary scaling: "
+                    f"the new model is one of {counted(context, 'token')}"
                 )
         writer.add_context_length(context)
         writer.add_embedding_length(config.dim)

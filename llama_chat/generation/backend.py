@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from llama_chat.errors import LlamaChatError, is_out_of_memory
+from llama_chat.errors import LlamaChatError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.model.attention import causal_mask
 from llama_chat.model.transformer import Transformer
@@ -92,7 +92,7 @@ class Backend(ABC):
                     raise
                 if not cache.drop_suffixes():
                     raise LlamaChatError(
-                        f"{n_tokens} tokens of context",
+                        f"{counted(n_tokens, 'token')} of context",
                         "not enough memory",
                         "use a smaller model or --context",
                     ) from None

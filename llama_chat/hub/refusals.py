@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.errors import LlamaChatError, UsageError, counted
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -56,7 +56,7 @@ def _refusal(what: str, error: "HfHubHTTPError") -> LlamaChatError:
         case 429:
             wait = error.response.headers.get("Retry-After", "")
             why = "the hub was asked too often"
-            advice = f"wait {wait} seconds" if wait.isdecimal() else "wait a while"
+            advice = f"wait {counted(int(wait), 'second')}" if wait.isdecimal() else "wait a while"
             advice += ", then give the same command"
         case _:
             why, advice = f"the hub answered with status {status}", "try again later"

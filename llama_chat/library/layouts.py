@@ -57,6 +57,12 @@ suffix, and an index with ``.index.json`` after it."""
 
 _CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth", re.ASCII)
 
+MISTRAL_WEIGHTS = "consolidated.safetensors"
+"""Name of the weights in Mistral's own folders, which are like Meta's otherwise."""
+
+TEKKEN = "tekken.json"
+_VERSIONS = re.compile(r"tokenizer\.model\.v(\d+)\w*", re.ASCII)
+
 _AUXILIARY = {"mmproj", "imatrix"}
 """Words in the names of GGUF files that accompany a model."""
 
@@ -167,12 +173,21 @@ def _hugging_face(names: Collection[str]) -> ModelFiles | None:
 
 def _meta(names: Collection[str]) -> ModelFiles | None:
     weights = sorted(name for name in names if _CONSOLIDATED.fullmatch(name))
-    config = [name for name in ("params.json", "tokenizer.model") if name in names]
-    if not weights and "params.json" not in names:
-        return None
     expected = [f"consolidated.{number:02}.pth" for number in range(len(weights))]
-    complete = "params.json" in names and bool(weights) and weights == expected
-    return ModelFiles(tuple(config), tuple(weights), complete)
+    if not weights and MISTRAL_WEIGHTS in names:
+        weights = expected = [MISTRAL_WEIGHTS]
+    config = {"params.json"}.intersection(names)
+    if not weights and not config:
+        return None
+    complete = bool(config) and bool(weights) and weights == expected
+    return ModelFiles((*config, *meta_tokenizers(names)), tuple(weights), complete)
+
+
+def meta_tokenizers(names: Collection[str]) -> list[str]:
+    """Return the tokenizer files of a folder of Meta or Mistral, the one to take first."""
+    versions = {name: int(found[1]) for name in names if (found := _VERSIONS.fullmatch(name))}
+    newest_first = sorted(versions, key=lambda name: (-versions[name], name))
+    return [name for name in (TEKKEN, *newest_first, "tokenizer.model") if name in names]
 
 
 def _is_gguf(name: str, head: bytes) -> bool:

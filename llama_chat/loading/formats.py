@@ -5,18 +5,26 @@ from importlib import import_module
 from pathlib import Path
 
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.foreign import foreign_at
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.small_files import decoding
 from llama_chat.checkpoints.template_source import DEFAULT, TemplateSource
 from llama_chat.errors import ModelError, reason
 from llama_chat.library import starter
-from llama_chat.library.layouts import identify, identify_folder
+from llama_chat.library.layouts import TEKKEN, identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.library import LibraryTokenizer
-from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
+from llama_chat.tokenizers.ranked import read_model_file
+from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
+from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.tokenizer_json import read_json
 from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
+
+_KNOWN = (
+    "give a folder of Meta, Mistral or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c"
+)
+_FOLDER = "give the folder that it is in"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -27,17 +35,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     what = f"model {str(path)!r}"
     try:
-        found = identify(path)
+        foreign, found = foreign_at(path), identify(path)
     except FileNotFoundError:
         raise ModelError(what, "no such file or folder", "check --model") from None
     except (OSError, ValueError) as error:
         raise ModelError(what, reason(error), "check it") from None
+    if foreign is not None:
+        raise ModelError(what, *foreign)
     if found is None:
-        raise ModelError(
-            what,
-            "not a model of a known format",
-            "give a folder of Meta or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c",
-        )
+        in_folder = not path.is_dir() and identify(path.absolute().parent) is not None
+        raise ModelError(what, "not a model of a known format", _FOLDER if in_folder else _KNOWN)
     reader = import_module(f"llama_chat.checkpoints.{found.reader}")
     with decoding(what):
         checkpoint: Checkpoint = reader.open_checkpoint(path)
@@ -56,8 +63,10 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
         ModelError: if there is no tokenizer or it cannot be read.
     """
     with decoding(f"model {str(path)!r}"):
-        if path.suffix == ".model" and not path.is_dir() and path.exists():
-            return make_tokenizer(read_model(path)), TemplateSource(is_meta=True)
+        if path.name == TEKKEN and path.is_file():
+            return make_tokenizer(read_tekken(path)), TemplateSource()
+        if ".model" in path.suffixes and not path.is_dir() and path.exists():
+            return make_tokenizer(read_model_file(path)), TemplateSource(is_meta=True)
         if path.suffix == ".json" and not path.is_dir() and path.exists():
             return make_tokenizer(read_json(path)), TemplateSource()
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else []

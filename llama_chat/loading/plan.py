@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint
-from llama_chat.errors import ModelError, UsageError
+from llama_chat.errors import ModelError, UsageError, counted
 from llama_chat.files import readable_size
 from llama_chat.kernels import native
 from llama_chat.library import find_model
@@ -20,6 +20,7 @@ from llama_chat.loading.weights import (
     FloatTypes,
     WeightFormat,
     choose_weight_format,
+    packs_nothing,
     read_weights,
     weight_bytes,
 )
@@ -71,6 +72,15 @@ class LoadPlan:
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
         return weight_bytes(self.checkpoint, self.weight_format, self.types)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for the user, one line each."""
+        found, wanted = self.checkpoint.warnings, self.weight_format
+        if not packs_nothing(self.checkpoint, wanted):
+            return found
+        why = "no row of a matrix is a multiple of 32 numbers, so that none is packed"
+        return (*found, f"--quantize {wanted}: {why}")
 
     @property
     def kernel(self) -> str:
@@ -170,6 +180,7 @@ class LoadPlan:
             max_saved_bytes=self.max_saved_bytes,
             threads=self.threads,
             draft=draft,
+            warnings=self.warnings,
         )
 
 
@@ -207,7 +218,7 @@ def plan(
         if context > config.longest_context:
             raise UsageError(
                 f"--context {context}",
-                f"the model was made for {config.longest_context} tokens",
+                f"the model was made for {counted(config.longest_context, 'token')}",
                 "give that or less",
             )
         config = replace(config, context_length=context)
@@ -294,7 +305,7 @@ def load(
     """Load a model.
 
     Args:
-        path: a folder of Meta or the Hugging Face Hub, a GGUF file, a file of llama2.c, or
+        path: a folder of Meta, Mistral or the Hugging Face Hub, a GGUF or llama2.c file, or
             the name of a model on this machine as ``llama-chat models`` lists it.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas to split the layers.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.

@@ -20,6 +20,9 @@ WeightFormat = Literal["none", "stored", "int8", "int4"]
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("none", "stored", "int8", "int4")
 
+_QUANTIZED = ("int8", "int4")
+"""Formats that matrices are quantized to at load."""
+
 _CPU = torch.device("cpu")
 
 
@@ -119,9 +122,16 @@ def _bits(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> Lit
 
     Embedding and output keep 8 bits: that costs little memory, and errors matter most there.
     """
-    if weight_format not in ("int8", "int4") or len(shape) != 2 or shape[1] % 32:
+    if weight_format not in _QUANTIZED or len(shape) != 2 or shape[1] % 32:
         return None
     return 4 if weight_format == "int4" and name.startswith("layers.") else 8
+
+
+def packs_nothing(checkpoint: Checkpoint, weight_format: WeightFormat) -> bool:
+    """True if matrices should be quantized at load, and none can be."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    packed = (_bits(name, shape, weight_format) for name, shape in shapes.items())
+    return weight_format in _QUANTIZED and not any(packed)
 
 
 def _read(

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
+from llama_chat.errors import counted
 from llama_chat.terminal.page import draw_page, safe_text, shares
 from llama_chat.terminal.tables import FittedTable
 
@@ -30,8 +31,12 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
     """
     used, bandwidth = report["bandwidth_used"], report["bandwidth_gb_s"]
     rows = [
-        ("prefill", f"{report['prefill_tok_s']:,.0f} tokens/s", f"{n_prompt} tokens"),
-        ("decode", f"{report['decode_tok_s']:,.1f} tokens/s", f"{n_new} tokens after them"),
+        ("prefill", f"{report['prefill_tok_s']:,.0f} tokens/s", counted(n_prompt, "token")),
+        (
+            "decode",
+            f"{report['decode_tok_s']:,.1f} tokens/s",
+            f"{counted(n_new, 'token')} after them",
+        ),
         ("loading", f"{report['load_s']:.2f} s", ""),
         ("first token", f"{report['ttft_s']:.3f} s", "after the prompt"),
         ("bandwidth", f"{used:.0%}", f"of {bandwidth:.1f} GB/s, read by decode"),
@@ -46,7 +51,7 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
     title = Text("\n").join(
         [
             safe_text(report["model"], "bold cyan"),
-            safe_text(f"{report['kernel']}, {report['threads']} threads"),
+            safe_text(f"{report['kernel']}, {counted(report['threads'], 'thread')}"),
         ]
     )
     return draw_page(

@@ -105,7 +105,7 @@ class Chat:
         self.llama, self.session = llama, session
         self.configure()
         dtype = str(llama.model.dtype).removeprefix("torch.")
-        self.notes += filter(None, [*llama.checkpoint.warnings, session.template.take_note()])
+        self.notes += filter(None, [*llama.warnings, session.template.take_note()])
         self.notes.append(
             f"{llama.name} · {dtype} on {llama.model.device} · context {llama.context} · "
             f"template {session.template.name}"

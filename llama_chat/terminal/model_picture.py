@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from llama_chat.checkpoints.float_types import FLOATS
+from llama_chat.errors import counted
 from llama_chat.files import readable_size
 from llama_chat.terminal.page import draw_page, safe_text, shares
 from llama_chat.terminal.sanitizer import sanitize
@@ -81,10 +82,14 @@ def _architecture(report: Report) -> RenderableType:
         )
     rows.append(row("", "norm", "norm"))
     rows.append(row("", "output", "output", "tied" if shape["tie_embeddings"] else ""))
-    heads = f"{shape['n_heads']} heads of {shape['head_dim']}"
+    heads = f"{counted(shape['n_heads'], 'head')} of {shape['head_dim']}"
     if shape["n_kv_heads"] != shape["n_heads"]:
         heads += f", {shape['n_kv_heads']} of keys and values"
-    facts = [heads, f"context {shape['context_length']:,} tokens", f"rotary {report['rope']}"]
+    facts = [
+        heads,
+        f"context {counted(shape['context_length'], 'token', ',')}",
+        f"rotary {report['rope']}",
+    ]
     return Group(FittedTable(rows, right=(1,)), *map(safe_text, facts))
 
 
@@ -133,7 +138,7 @@ def _memory(report: Report) -> RenderableType:
     if report["fits"]:
         verdict = Text(f"fits: {readable_size(whole)} of {readable_size(free)} free", "green")
     elif report["fitting_context"]:
-        tokens = f"{report['fitting_context']:,} tokens"
+        tokens = counted(report["fitting_context"], "token", ",")
         verdict = Text(f"fits up to {tokens}: {readable_size(free)} free", "yellow")
     else:
         needed = f"the weights take {readable_size(weights)} of {readable_size(free)} free"
@@ -144,7 +149,8 @@ def _memory(report: Report) -> RenderableType:
 def _tokenizer(report: Report) -> RenderableType:
     tokens = report["tokenizer"]
     control = tokens["control_tokens"]
-    kind = f"{tokens['kind']}, {tokens['vocab_size']:,} tokens, {len(control):,} of them control"
+    size = counted(tokens["vocab_size"], "token", ",")
+    kind = f"{tokens['kind']}, {size}, {len(control):,} of them control"
     names = {token_id: name for name, token_id in control.items()}
     bos, eos = (
         "none" if token_id is None else f"{names.get(token_id, '')} {token_id}".strip()

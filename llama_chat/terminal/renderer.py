@@ -8,6 +8,7 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.text import Text
 
 from llama_chat.chat.conversation import Message
+from llama_chat.errors import counted
 from llama_chat.generation.events import Finish
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
@@ -119,15 +120,16 @@ class Renderer:
             begun: whether it continued an earlier one.
         """
         n = finish.usage.completion_tokens
+        tokens = counted(n, "token")
         match finish.reason:
             case "stop" if not n:
                 self.note("the model has nothing to add" if begun else "the model ended it at once")
             case "interrupted":
-                self.note(f"stopped after {n} tokens; the text is kept; /continue goes on")
+                self.note(f"stopped after {tokens}; the text is kept; /continue goes on")
             case "length":
-                self.note(f"cut off after {n} tokens; /continue goes on, /max-tokens allows more")
+                self.note(f"cut off after {tokens}; /continue goes on, /max-tokens allows more")
             case "context":
-                self.note(f"cut off after {n} tokens: the context is full; /continue drops turns")
+                self.note(f"cut off after {tokens}: the context is full; /continue drops turns")
 
     def table(
         self,

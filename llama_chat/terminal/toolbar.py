@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
+from llama_chat.errors import counted
+
 if TYPE_CHECKING:
     from llama_chat.terminal.chat import Chat
 
@@ -43,7 +45,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
 
 
 def _context(n_tokens: int, context: int, n_files: int) -> str:
-    attached = f" with {n_files} file{'s' if n_files > 1 else ''}" if n_files else ""
+    attached = f" with {counted(n_files, 'file')}" if n_files else ""
     return f"context {n_tokens}/{context}{attached}"
 
 

@@ -151,12 +151,20 @@ _TO_LATIN1 = dict.fromkeys(range(256), _NOT_LATIN1) | {
 }
 
 
+_FROM_LATIN1 = {byte: character for character, byte in _BYTES.items()}
+
+
 def byte_level_bytes(token: str) -> bytes:
     """Return the bytes of a byte-level token, or the UTF-8 of one outside the alphabet."""
     try:
         return token.translate(_TO_LATIN1).encode("latin-1")
     except UnicodeEncodeError:
         return token.encode("utf-8", "replace")
+
+
+def byte_level_text(data: bytes) -> str:
+    """Return the bytes of a token in the byte-level alphabet."""
+    return data.decode("latin-1").translate(_FROM_LATIN1)
 
 
 def missing_bytes(vocabulary: Collection[str]) -> bytes:

@@ -1,7 +1,5 @@
 """SentencePiece vocabularies, such as that of Llama 2."""
 
-import base64
-import binascii
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -13,6 +11,7 @@ from llama_chat.tokenizers.added_tokens import AddedTokenFinder
 from llama_chat.tokenizers.base import Tokenizer, piece_bytes, read_file
 from llama_chat.tokenizers.sentencepiece_file import (
     make_file,
+    read_pieces,
     user_defined_ids,
     with_types,
     without_prefix,
@@ -23,6 +22,7 @@ from llama_chat.tokenizers.vocabulary import (
     PieceModel,
     TokenType,
     Vocabulary,
+    odd_piece,
 )
 
 _ADVICE = "take the tokenizer.model that came with the model"
@@ -36,8 +36,6 @@ def read_model(path: Path) -> Vocabulary:
     """
     what = f"tokenizer {str(path)!r}"
     data = read_file(path, what)
-    if _is_llama_3(data):
-        raise ModelError(what, "it is of Llama 3, which has another format", "take a Llama 2 model")
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
     try:
@@ -47,7 +45,9 @@ def read_model(path: Path) -> Vocabulary:
     except UnicodeDecodeError:
         raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
     except (RuntimeError, ValueError):
-        raise ModelError(what, "it is not a SentencePiece model, or damaged", _ADVICE) from None
+        why = odd_piece(enumerate(read_pieces(data, what)))
+        why = why or "it is not a SentencePiece model, or damaged"
+        raise ModelError(what, why, _ADVICE) from None
     bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     probe = library.encode("a", out_type=str)
     return Vocabulary(
@@ -151,12 +151,3 @@ def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:
     if library.vocab_size() < 1 or library.unk_id() < 0:
         raise ValueError("it has no pieces, or no unknown one")
     return library
-
-
-def _is_llama_3(data: bytes) -> bool:
-    """True if the first line is a base64 token and its rank, the format of Llama 3."""
-    token, _, rank = data.partition(b"\n")[0].partition(b" ")
-    try:
-        return bool(base64.b64decode(token, validate=True)) and rank.isdigit()
-    except binascii.Error:
-        return False

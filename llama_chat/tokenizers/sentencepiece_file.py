@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, counted
 from llama_chat.tokenizers.vocabulary import DAMAGED, PieceModel, TokenType, Vocabulary
 
 _TYPES = frozenset(TokenType)
@@ -33,7 +33,8 @@ def make_file(vocabulary: Vocabulary, model: PieceModel, control: Collection[int
     """
     tokens, types = vocabulary.pieces, vocabulary.types
     if not len(tokens) == len(model.scores) == len(types):
-        why = f"it has {len(tokens)} tokens, {len(model.scores)} scores and {len(types)} types"
+        n_tokens, n_scores = counted(len(tokens), "token"), counted(len(model.scores), "score")
+        why = f"it has {n_tokens}, {n_scores} and {counted(len(types), 'type')}"
         raise ModelError(vocabulary.what, why, DAMAGED)
     data = bytearray()
     for i, (token, score, kind) in enumerate(zip(tokens, model.scores, types, strict=True)):
@@ -63,6 +64,21 @@ def without_prefix(file: bytes) -> bytes:
     A repeated message overrides single fields of the one before it.
     """
     return file + _bytes(_NORMALIZER, _number(3, False))
+
+
+def read_pieces(file: bytes, what: str) -> list[str]:
+    """Return the pieces of a file that the library refuses.
+
+    Raises:
+        ModelError: about ``what``, if the file is damaged.
+    """
+    pieces = [piece for number, _, piece in _fields(file, what) if number == _PIECES]
+    return [
+        next((text for number, _, text in _fields(piece, what) if number == _PIECE), b"").decode(
+            "utf-8", "replace"
+        )
+        for piece in pieces
+    ]
 
 
 def user_defined_ids(file: bytes, what: str) -> list[int]:

@@ -39,6 +39,8 @@ _MAX_VALUES = 2**21
 """Limit on the values of a file, of which each takes up to 150 bytes in memory; 262,144 tokens with
 twice as many merges, each a list, are 1.8 million."""
 
+_OTHER = "take a model with byte-level BPE or SentencePiece"
+
 _DEPTH = 8
 """Limit on components within components."""
 
@@ -53,7 +55,7 @@ class TokenizerJson:
             ModelError: if it is damaged.
         """
         self.path, self.what = path, f"tokenizer {str(path)!r}"
-        self._document = self._table(_read(path, self.what), "the whole")
+        self._document = self._table(read_document(path, self.what), "the whole")
         self._model = self._table(self._document.get("model"), "model")
         self.is_bpe = self._model.get("type", "BPE") == "BPE"
         vocab = self._model.get("vocab")
@@ -74,9 +76,9 @@ class TokenizerJson:
         self.first, self.last = self._ends()
         """Tokens that the post-processor puts before and after a prompt, or None."""
 
-    def error(self, why: str) -> ModelError:
+    def error(self, why: str, advice: str = DAMAGED) -> ModelError:
         """Make the error about this file."""
-        return ModelError(self.what, why, DAMAGED)
+        return ModelError(self.what, why, advice)
 
     def vocabulary(self) -> Vocabulary:
         """Return the vocabulary, without what other files say about it.
@@ -119,16 +121,17 @@ class TokenizerJson:
     def _check(self) -> str | None:
         """Check the model, and return its unknown token, if it has one."""
         if not self.is_bpe:
-            raise self.error(f"its model is {str(self._model['type'])[:40]!r}, not BPE")
+            raise self.error(f"its model is {str(self._model['type'])[:40]!r}, not BPE", _OTHER)
         for key in ("continuing_subword_prefix", "end_of_word_suffix"):
             if self._model.get(key):
-                raise self.error(f"its BPE has a {key}")
+                raise self.error(f"its BPE has a {key}", _OTHER)
         for name, part in self._components:
             if part["type"] not in _KNOWN[name]:
-                raise self.error(f"its {name} is {part['type'][:40]!r}, which no Llama model has")
+                why = f"its {name} is {part['type'][:40]!r}, which no Llama model has"
+                raise self.error(why, _OTHER)
         replaced = any(part["type"] == "Replace" for _, part in self._components)
         if not (self.byte_level or self.is_metaspace or replaced):
-            raise self.error("it is neither byte-level nor of SentencePiece's kind")
+            raise self.error("it is neither byte-level nor of SentencePiece's kind", _OTHER)
         self._table(self._model.get("vocab"), "vocab")
         self._check_ids()
         # Byte-level vocabularies encode every character, so none is unknown.
@@ -273,7 +276,12 @@ def _prefix(components: Mapping[str, Mapping[str, Any]]) -> Prefix:
     return "first" if scheme == "first" else "never" if scheme == "never" else "every"
 
 
-def _read(path: Path, what: str) -> object:
+def read_document(path: Path, what: str) -> object:
+    """Read a JSON file of a vocabulary.
+
+    Raises:
+        ModelError: about ``what``, if it is not JSON, or too large.
+    """
     data = read_file(path, what, MAX_BYTES)
     if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise ModelError(what, "it has more values than that of any model", DAMAGED)

@@ -1,13 +1,13 @@
 """Description of a vocabulary, the same for every source."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, counted
 
 MAX_TOKENS = 2**20
 """Limit on ids, which are list indices here; the largest vocabularies have 262,144 tokens."""
@@ -115,6 +115,24 @@ class Vocabulary:
     file: Path | None = None
     """Tokenizer file that it was read from."""
 
+    def checked(self) -> "Vocabulary":
+        """Return the vocabulary itself, if its pieces can be told apart.
+
+        A control token may be written like one of text, unless it is SentencePiece's.
+
+        Raises:
+            ModelError: naming a token that is empty, or two that are the same.
+        """
+        groups: dict[bool, list[tuple[int, str]]] = {}
+        apart = isinstance(self.model, MergeModel)
+        for i, (piece, kind) in enumerate(zip(self.pieces, self.types, strict=True)):
+            if kind != TokenType.UNUSED:
+                groups.setdefault(apart and kind == TokenType.CONTROL, []).append((i, piece))
+        for group in groups.values():
+            if why := odd_piece(group):
+                raise ModelError(self.what, why, "take another conversion of the model")
+        return self
+
     def control_ids(self) -> dict[str, int]:
         """Return the tokens that no text may become, by their text, in the order of their ids.
 
@@ -175,7 +193,7 @@ class Vocabulary:
         if any(map(self._is_ordinary, missing)):
             raise ModelError(
                 self.what,
-                f"it has {len(self.pieces)} tokens and the model {n_rows}",
+                f"it has {counted(len(self.pieces), 'token')} and the model {n_rows}",
                 "use the tokenizer that came with the model",
             )
         model = self.model
@@ -198,6 +216,21 @@ class Vocabulary:
     def _is_ordinary(self, token_id: int) -> bool:
         kind, piece = self.types[token_id], self.pieces[token_id]
         return kind in (TokenType.NORMAL, TokenType.BYTE) and not is_marker(piece)
+
+
+def odd_piece(pieces: Iterable[tuple[int, str]]) -> str:
+    """Return a token that is empty or the same as another; an empty text if there is none.
+
+    Args:
+        pieces: ids and pieces of tokens.
+    """
+    ids: dict[str, int] = {}
+    for i, piece in pieces:
+        if not piece:
+            return f"token {i} is empty"
+        if ids.setdefault(piece, i) != i:
+            return f"tokens {ids[piece]} and {i} are both {piece[:40]!r}"
+    return ""
 
 
 _MARKER = re.compile(rf"{SPACE}*(<\S+>|\[\S+\]){SPACE}*")

@@ -10,7 +10,7 @@ from llama_chat.chat.conversation import Attachment, Conversation
 from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.records import ModelTag
-from llama_chat.errors import SaveError, UsageError, reason
+from llama_chat.errors import SaveError, UsageError, counted, reason
 from llama_chat.files import expand_user, readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
@@ -136,7 +136,7 @@ def _copy(chat: Chat, argument: str) -> None:
         if not text:
             raise UsageError("/copy code", "the last reply has no code", "/copy takes it all")
     way = copy(text, chat.renderer)
-    chat.renderer.note(f"copied {len(text)} characters {way}")
+    chat.renderer.note(f"copied {counted(len(text), 'character')} {way}")
 
 
 def _last_code(text: str) -> str:

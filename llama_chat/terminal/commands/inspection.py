@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, counted
 from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.terminal.chat import Chat
@@ -49,7 +49,7 @@ def _context(chat: Chat, argument: str) -> None:
         turns = "turn is" if dropped == 1 else f"{dropped} turns are"
         chat.renderer.note(f"the oldest {turns} no longer shown to the model")
     used, total = sum(len(row.ids) for row in rows), session.engine.context
-    chat.renderer.note(f"{used} of {total} tokens, {total - used} free")
+    chat.renderer.note(f"{used} of {counted(total, 'token')}, {total - used} free")
 
 
 def _if_full(row: "ContextRow") -> str:
@@ -97,7 +97,7 @@ def _tokens(chat: Chat, argument: str) -> None:
     cells = [f"{token_id:>6} {sanitize(repr(tokenizer.piece(token_id)))}" for token_id in row.ids]
     _columns(chat, cells)
     chat.renderer.note(
-        f"message {message.number}, with the template around it: {len(cells)} tokens"
+        f"message {message.number}, with the template around it: {counted(len(cells), 'token')}"
     )
 
 
@@ -134,7 +134,8 @@ def _token_indices(session: "ChatSession", logprobs: TokenLogprobs, argument: st
     if argument.isdecimal():
         number = whole_number(argument, "/why", "a token")
         if number > len(logprobs):
-            raise UsageError("/why", f"the reply has {len(logprobs)} tokens", "/why shows them")
+            why = f"the reply has {counted(len(logprobs), 'token')}"
+            raise UsageError("/why", why, "/why shows them")
         return [number - 1]
     pieces = [_piece(session, logprobs.token(i)[0]) for i in range(len(logprobs))]
     text = "".join(pieces)
@@ -176,7 +177,8 @@ def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs)
         ("#", "token", "probability", "alternatives"), rows, right=("#", "probability")
     )
     chat.renderer.note(
-        f"the least certain of {len(logprobs)} tokens; /why N lists the alternatives to token N"
+        f"the least certain of {counted(len(logprobs), 'token')}; "
+        "/why N lists the alternatives to token N"
     )
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection
 
+from llama_chat.errors import counted
 from llama_chat.terminal.markdown.blocks import (
     Fence,
     Level,
@@ -77,7 +78,7 @@ class MarkdownStream:
         if not isinstance(block, PendingTable) or not block.is_certain:
             return ""
         n_rows = len(block.table.rows)
-        return f"table, {n_rows} {'row' if n_rows == 1 else 'rows'}"
+        return f"table, {counted(n_rows, 'row')}"
 
     def push(self, text: str) -> str:
         """Take more of the text; returns what is final now, ending in the default style."""
