@@ -62,10 +62,14 @@ def test_every_setting_has_a_command_of_its_name(babble: Terminal) -> None:
             assert_has_a_command(setting, babble)
 
 
-def test_settings_of_the_model_load_it_again(babble: Terminal) -> None:
+def test_settings_of_the_model_load_it_again(babble: Terminal, gguf_model: Path) -> None:
     babble.ask("remember me", ENDED)
+    babble.ask(f"/draft {gguf_model}", rf"draft is '?{re.escape(str(gguf_model))}")
+    babble.ask("hello", ENDED)
+    babble.refuse("/draft nowhere", r"model 'nowhere'")
+    babble.ask("/draft default", r"draft is not set")
     for name in (name for name, setting in SETTINGS.items() if setting.scope == "load"):
-        if name != "model":
+        if name not in ("model", "draft"):
             assert_has_a_command(SETTINGS[name], babble)
     babble.ask("/context", r"remember me\n")
 

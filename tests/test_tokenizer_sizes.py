@@ -49,7 +49,7 @@ def write_tokens(n_tokens: int) -> Callable[[Path], Path]:
 
 
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "pieces, few": (write_pieces(6 * MIB), "not a SentencePiece model"),
+    "pieces, few": (write_pieces(6 * MIB), "token 0 is empty"),
     "pieces, many": (write_pieces(60 * MIB), "larger than 6 MiB"),
     "lists, few": (write_json("[],", MIB - 9), "neither byte-level"),
     "lists, many": (write_json("[],", 20 * MIB), "more values than that of any model"),
