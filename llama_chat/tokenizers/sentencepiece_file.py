@@ -66,19 +66,16 @@ def without_prefix(file: bytes) -> bytes:
     return file + _bytes(_NORMALIZER, _number(3, False))
 
 
-def read_pieces(file: bytes, what: str) -> list[str]:
-    """Return the pieces of a file that the library refuses.
+def read_pieces(file: bytes, what: str) -> Iterator[str]:
+    """Yield the pieces of a file that the library refuses.
 
     Raises:
         ModelError: about ``what``, if the file is damaged.
     """
-    pieces = [piece for number, _, piece in _fields(file, what) if number == _PIECES]
-    return [
-        next((text for number, _, text in _fields(piece, what) if number == _PIECE), b"").decode(
-            "utf-8", "replace"
-        )
-        for piece in pieces
-    ]
+    for number, _, piece in _fields(file, what):
+        if number == _PIECES:
+            texts = (text for inner, _, text in _fields(piece, what) if inner == _PIECE)
+            yield next(texts, b"").decode("utf-8", "replace")
 
 
 def user_defined_ids(file: bytes, what: str) -> list[int]:
