@@ -1,5 +1,6 @@
 """Meta's folders of Llama 3: ``params.json``, shards of rows, and a tokenizer of ranks."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def test_params_of_each_release(folder: Path, tmp_path: Path) -> None:
     for params, expected in PARAMS.values():
         (tmp_path / "params.json").write_text(whole)
         edit_json(tmp_path / "params.json", **params)
-        assert open_checkpoint(tmp_path).config == replace(LLAMA_3, **expected)  # type: ignore[arg-type]
+        checkpoint = open_checkpoint(tmp_path)
+        assert checkpoint.config == replace(LLAMA_3, **expected)  # type: ignore[arg-type]
+        assert len(checkpoint.warnings) == (params == {"use_scaled_rope": True})
 
 
 @pytest.mark.parametrize("n_shards", [1, 2, 4])
@@ -59,6 +62,13 @@ def test_shards_of_rows_read_back(n_shards: int, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     for name, weight in weights.items():
         assert checkpoint.read(name, torch.float32).equal(weight), name
+
+
+def test_params_may_be_nested(tmp_path: Path) -> None:
+    write_llama_3(tmp_path)
+    file = tmp_path / "params.json"
+    file.write_text(json.dumps({"model": json.loads(file.read_text())}))
+    assert open_checkpoint(tmp_path).config == LLAMA_3
 
 
 def test_a_tied_model_has_no_output_matrix(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -75,6 +76,26 @@ def test_weights_in_files_of_torch_are_read_too(tmp_path: Path) -> None:
     edit_json(tmp_path / "params.json", head_dim=16, hidden_dim=96, rope_theta=10_000.0)
     assert open_checkpoint(tmp_path).config == config
     assert not open_checkpoint(tmp_path).templates.is_meta
+
+
+def test_weights_in_shards_are_read(tmp_path: Path) -> None:
+    folder = write_mistral(tmp_path / "m")
+    whole = folder / "consolidated.safetensors"
+    weights = safetensors.torch.load_file(whole)
+    expected = load(folder).logits([1, 30, 40])
+    names = {
+        f"consolidated-0000{i}-of-00002.safetensors": list(weights)[i - 1 :: 2] for i in (1, 2)
+    }
+    for file, part in names.items():
+        safetensors.torch.save_file({name: weights[name] for name in part}, folder / file)
+    places = {name: file for file, part in names.items() for name in part}
+    (folder / f"{whole.name}.index.json").write_text(json.dumps({"weight_map": places}))
+    whole.unlink()
+    assert load(folder).logits([1, 30, 40]).equal(expected)
+    (found,) = [model for model in installed_models([str(tmp_path)]) if model.path == folder]
+    assert len(found.files) == 5
+    (folder / min(names)).unlink()
+    assert_refused(folder, f"{min(names)!r} is missing: fetch all shards")
 
 
 FOREIGN: dict[str, tuple[dict[str, object], str]] = {

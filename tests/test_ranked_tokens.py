@@ -129,6 +129,14 @@ def test_damaged_files_are_refused_by_line(case: str, tmp_path: Path) -> None:
     assert line.isprintable()
 
 
+def test_tokens_longer_than_those_of_any_model_are_refused(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(ranks([*BYTES, *(chance.randbytes(250) for _ in range(9000))]))
+    with pytest.raises(Exception, match="longer than those of any model"):
+        open_tokenizer(path)
+
+
 def test_more_merges_than_any_model_has_are_refused(tmp_path: Path) -> None:
     words = [format(n, "b")[1:].encode() for n in range(4, 2**16)]
     path = tmp_path / "tokenizer.model"

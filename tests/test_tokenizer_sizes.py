@@ -25,6 +25,20 @@ def write_pieces(size: int) -> Callable[[Path], Path]:
     return write
 
 
+def write_texts(size: int) -> Callable[[Path], Path]:
+    """Write a SentencePiece model of different pieces, and then an empty one."""
+
+    def write(folder: Path) -> Path:
+        numbers = range(2**14, 2**14 + size // 8)  # of three bytes in UTF-8
+        pieces = (chr(i % 40_000 + 2**11) + chr(i // 40_000 + 65) for i in numbers)
+        fields = (struct.pack("<BB", 0x0A, len(text)) + text for text in map(str.encode, pieces))
+        messages = (struct.pack("<BB", 0x0A, len(field)) + field for field in fields)
+        (folder / "tokenizer.model").write_bytes((b"".join(messages) + b"\x0a\x00")[:size])
+        return folder / "tokenizer.model"
+
+    return write
+
+
 def write_json(item: str, n_items: int) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         text = f'{{"model": {{"type": "BPE"}}, "x": [{item * n_items}1]}}'
@@ -50,6 +64,7 @@ def write_tokens(n_tokens: int) -> Callable[[Path], Path]:
 
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pieces, few": (write_pieces(6 * MIB), "token 0 is empty"),
+    "pieces, different": (write_texts(5 * MIB), "not a SentencePiece model"),
     "pieces, many": (write_pieces(60 * MIB), "larger than 6 MiB"),
     "lists, few": (write_json("[],", MIB - 9), "neither byte-level"),
     "lists, many": (write_json("[],", 20 * MIB), "more values than that of any model"),

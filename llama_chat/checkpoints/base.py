@@ -111,9 +111,9 @@ class _Shaped(Protocol):
 
 _Stored = TypeVar("_Stored", bound=_Shaped)
 
-_MAX_BIASES = 2**24
-"""Limit on the numbers in biases that are read to see if all are zero; the largest models have a
-sixth of it."""
+_MAX_BIASES = 2**25
+"""Limit on the numbers in biases that are read to see if all are zero; Llama 3 with 405 billion
+weights and a bias for each matrix would have 20 million."""
 
 
 def llama_weights(

@@ -1,7 +1,6 @@
 """Models of the llama family in the layout of the Hugging Face Hub."""
 
 import re
-import reprlib
 from pathlib import Path
 
 import torch
@@ -12,11 +11,9 @@ from llama_chat.checkpoints.huggingface_config import model_config, read_config
 from llama_chat.checkpoints.huggingface_generation import find_defaults
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
-from llama_chat.checkpoints.safetensors import open_safetensors
-from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
-from llama_chat.checkpoints.torch_archive import open_archive
+from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.checkpoints.weight_files import aligned, describe
-from llama_chat.errors import ModelError
+from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
@@ -74,7 +71,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             ModelError: if a file is missing or damaged, or the model is not supported.
         """
         config = read_config(path)
-        return cls(path, config, _open_weights(path))
+        return cls(path, config, open_weights(path, HUGGING_FACE_WEIGHTS, _COMPUTED))
 
     def read_vocabulary(self) -> Vocabulary:
         """See the base class."""
@@ -134,49 +131,3 @@ def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
     halves = weight.view(-1, 2, head_dim // 2, weight.shape[1])  # (n_heads, 2, head_dim / 2, dim)
     pairs = halves.transpose(1, 2)  # (n_heads, head_dim / 2, 2, dim)
     return torch.empty(pairs.shape, dtype=dtype).copy_(pairs).view(weight.shape)
-
-
-def _open_weights(folder: Path) -> dict[str, Tensor]:
-    """Map all weights, by their names in the files."""
-    for name in HUGGING_FACE_WEIGHTS:
-        if (folder / name).exists():
-            return _open_file(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            return _open_shards(folder, index)
-    advice = (
-        f"fetch {HUGGING_FACE_WEIGHTS[0]}, or its shards and {HUGGING_FACE_WEIGHTS[0]}.index.json"
-    )
-    raise ModelError(_label(folder), "no weights in it", advice)
-
-
-def _open_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    """Map the shards that ``index`` names; each must hold exactly the tensors listed for it."""
-    places = read_object(index, FETCH_AGAIN).object("weight_map")
-    files = places.values
-    names = sorted({_shard_name(places, value) for value in files.values()})
-    if not names:
-        raise places.error("it names no shard")
-    missing = [file for file in names if not (folder / file).exists()]
-    if missing:
-        raise ModelError(_label(folder), f"{missing[0]!r} is missing", "fetch all shards")
-    weights: dict[str, Tensor] = {}
-    for file in names:
-        shard = _open_file(folder / file)
-        listed = {name for name in files if files[name] == file and not _COMPUTED.search(name)}
-        if odd := sorted(listed ^ shard.keys()):
-            raise places.error(f"{file!r} and it differ in tensor {odd[0][:60]!r}")
-        weights |= shard
-    return weights
-
-
-def _shard_name(places: JsonObject, value: object) -> str:
-    """Check that a value of the index names a file in the same folder, and return it."""
-    if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", value):
-        return value
-    raise places.error(f"{reprlib.repr(value)} is not the name of a shard")
-
-
-def _open_file(path: Path) -> dict[str, Tensor]:
-    opened = open_archive if path.suffix == ".bin" else open_safetensors
-    return opened(path, _COMPUTED)

@@ -75,7 +75,7 @@ def model_config(
             n_kv_heads=config.size("num_key_value_heads", n_heads),
             head_dim=config.size("head_dim", dim // n_heads),
             hidden_dim=config.size("intermediate_size"),
-            vocab_size=n_rows(shapes, config.size("vocab_size")),
+            vocab_size=n_rows(shapes, config.size("vocab_size", 1)),
             norm_eps=config.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             context_length=length,

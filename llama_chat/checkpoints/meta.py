@@ -18,11 +18,11 @@ from llama_chat.checkpoints.meta_config import (
     model_config,
     read_params,
 )
-from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.checkpoints.weight_files import aligned, describe
+from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.errors import ModelError, counted
 from llama_chat.library.layouts import MISTRAL_WEIGHTS, TEKKEN, meta_tokenizers
 from llama_chat.tokenizers.ranked import read_model_file
@@ -122,8 +122,8 @@ def _label(path: Path) -> str:
 def _open_shards(folder: Path) -> list[dict[str, Tensor]]:
     """Map the shards in order; their numbers must have no gap."""
     files = sorted(folder.glob("consolidated.*.pth"))
-    if not files and (folder / MISTRAL_WEIGHTS).exists():
-        return [open_safetensors(folder / MISTRAL_WEIGHTS, _COMPUTED)]
+    if not files and any(folder.glob(f"{MISTRAL_WEIGHTS}*")):
+        return [open_weights(folder, (MISTRAL_WEIGHTS,), _COMPUTED)]
     if not files:
         why = f"no consolidated.*.pth or {MISTRAL_WEIGHTS} in it"
         raise ModelError(_label(folder), why, "fetch the weights")

@@ -26,10 +26,15 @@ _FOREIGN = {
 }
 """Keys of models that are not read."""
 
-_CONTEXT_LENGTHS = {1e6: 16_384, 500_000.0: 8192, 0.0: 4096}
-"""Context lengths of Code Llama, Llama 3 and Llama 2, which are told by the rotary base."""
+_CONTEXT_LENGTHS = {1e6: 16_384, 500_000.0: 8192}
+"""Context lengths of Code Llama and Llama 3, which are told by the least rotary base."""
+_LLAMA_2_LENGTH = 4096
 _SCALED_LENGTH, _SCALED_FROM = 131_072, 8192
 """Context length of Llama 3.1 and later, and that before their rotary scaling."""
+_FACTORS = ("rope_scale_factor", "rope_scaling_factor")
+"""Names of the factor of that scaling, the older one first; the releases do not state it."""
+_SMALLEST_3_1 = 4096
+"""Width of the smallest model of Llama 3.1; those of Llama 3.2 are narrower."""
 _MISTRAL_LENGTH = 32_768
 
 
@@ -40,6 +45,8 @@ def read_params(folder: Path) -> JsonObject:
         ModelError: if it cannot be read, or the model has an unsupported feature.
     """
     params = read_object(folder / "params.json", "it belongs beside the weights: fetch it")
+    if isinstance(params.values.get("model"), dict):  # as some of Llama 3 have it
+        params = params.object("model")
     architecture = params.text("model_type") or "transformer"
     if architecture != "transformer":
         raise params.error(f"its architecture is {architecture[:60]!r}", OF_LLAMA)
@@ -112,10 +119,21 @@ def model_config(
         )
     except ValueError as error:
         raise params.error(str(error)) from None
+    return config, warning or _doubt(params, config)
+
+
+def _doubt(params: JsonObject, config: LlamaConfig) -> str:
+    """Return a warning about a number of ``params.json`` that may not be that of the release."""
     of_llama_2 = not is_mistral(params) and "n_kv_heads" not in params.values
     if config.norm_eps == 1e-6 and of_llama_2:
-        warning = "params.json says norm_eps 1e-06; most of Llama 2 is 1e-05"
-    return config, warning
+        return "params.json says norm_eps 1e-06; most of Llama 2 is 1e-05"
+    unstated = params.values.keys().isdisjoint(_FACTORS)
+    if is_scaled(params) and unstated and config.dim < _SMALLEST_3_1:
+        return (
+            "params.json gives no rope_scale_factor, and 8 is taken; in the small models of Llama "
+            "3.2 it is 32"
+        )
+    return ""
 
 
 def _window(params: JsonObject) -> int | None:
@@ -130,13 +148,15 @@ def _meta_length(params: JsonObject, theta: float) -> int:
     """Return the context length of a release of Meta."""
     if is_scaled(params):
         return _SCALED_LENGTH
-    return next((length for base, length in _CONTEXT_LENGTHS.items() if theta >= base), 4096)
+    known = (length for base, length in _CONTEXT_LENGTHS.items() if theta >= base)
+    return next(known, _LLAMA_2_LENGTH)
 
 
 def _rope_scaling(params: JsonObject) -> Llama3Scaling | None:
     if not is_scaled(params):
         return None
-    factor = params.number("rope_scaling_factor", params.number("rope_scale_factor", 8.0))
+    older, newer = _FACTORS
+    factor = params.number(newer, params.number(older, 8.0))
     return Llama3Scaling(factor, 1.0, params.number("rope_high_freq_factor", 4.0), _SCALED_FROM)
 
 

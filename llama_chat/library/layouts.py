@@ -58,7 +58,8 @@ suffix, and an index with ``.index.json`` after it."""
 _CONSOLIDATED = re.compile(r"consolidated\.(\d\d)\.pth", re.ASCII)
 
 MISTRAL_WEIGHTS = "consolidated.safetensors"
-"""Name of the weights in Mistral's own folders, which are like Meta's otherwise."""
+"""Name of the weights in Mistral's own folders, which are like Meta's otherwise; parts are named as
+those of Hugging Face."""
 
 TEKKEN = "tekken.json"
 _VERSIONS = re.compile(r"tokenizer\.model\.v(\d+)\w*", re.ASCII)
@@ -154,33 +155,40 @@ class ModelFormat:
     """True for the name and the first bytes of a file that is a model by itself."""
 
 
+def _weights(names: Collection[str], whole: str) -> ModelFiles | None:
+    """Return the weights that are one file ``whole``, or parts with an index; None if none are."""
+    stem, _, suffix = whole.rpartition(".")
+    part = re.compile(rf"{re.escape(stem)}-(\d{{5}})-of-(\d{{5}})\.{suffix}", re.ASCII)
+    found = [match for name in sorted(names) if (match := part.fullmatch(name))]
+    if whole in names:
+        return ModelFiles((), (whole,), True)
+    index = {f"{whole}.index.json"}.intersection(names)
+    if not found and not index:
+        return None
+    complete = bool(index) and all(int(match[2]) == len(found) for match in found)
+    return ModelFiles(tuple(index), tuple(match[0] for match in found), complete)
+
+
 def _hugging_face(names: Collection[str]) -> ModelFiles | None:
     config = _HUGGING_FACE_FILES.intersection(names)
+    has_config = "config.json" in names
     for whole in HUGGING_FACE_WEIGHTS:
-        stem, _, suffix = whole.rpartition(".")
-        part = re.compile(rf"{re.escape(stem)}-(\d{{5}})-of-(\d{{5}})\.{suffix}", re.ASCII)
-        index = f"{whole}.index.json"
-        found = [match for name in sorted(names) if (match := part.fullmatch(name))]
-        if whole in names:
-            return ModelFiles(tuple(sorted(config)), (whole,), "config.json" in names)
-        if found or index in names:
-            complete = index in names and all(int(match[2]) == len(found) for match in found)
-            config |= {index} & set(names)
-            weights = tuple(match[0] for match in found)
-            return ModelFiles(tuple(sorted(config)), weights, complete and "config.json" in names)
-    return ModelFiles(tuple(sorted(config)), (), False) if "config.json" in names else None
+        if found := _weights(names, whole):
+            files = tuple(sorted(config.union(found.config)))
+            return ModelFiles(files, found.weights, found.is_complete and has_config)
+    return ModelFiles(tuple(sorted(config)), (), False) if has_config else None
 
 
 def _meta(names: Collection[str]) -> ModelFiles | None:
-    weights = sorted(name for name in names if _CONSOLIDATED.fullmatch(name))
-    expected = [f"consolidated.{number:02}.pth" for number in range(len(weights))]
-    if not weights and MISTRAL_WEIGHTS in names:
-        weights = expected = [MISTRAL_WEIGHTS]
+    shards = sorted(name for name in names if _CONSOLIDATED.fullmatch(name))
+    expected = [f"consolidated.{number:02}.pth" for number in range(len(shards))]
+    in_shards = ModelFiles((), tuple(shards), shards == expected) if shards else None
+    found = in_shards or _weights(names, MISTRAL_WEIGHTS)
     config = {"params.json"}.intersection(names)
-    if not weights and not config:
-        return None
-    complete = bool(config) and bool(weights) and weights == expected
-    return ModelFiles((*config, *meta_tokenizers(names)), tuple(weights), complete)
+    if found is None:
+        return ModelFiles((*config, *meta_tokenizers(names)), (), False) if config else None
+    files = (*config, *meta_tokenizers(names), *found.config)
+    return ModelFiles(files, found.weights, found.is_complete and bool(config))
 
 
 def meta_tokenizers(names: Collection[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Checkpoints and tokenizers, opened by path with the reader of their format."""
 
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -21,11 +22,6 @@ from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.tokenizer_json import read_json
 from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
 
-_KNOWN = (
-    "give a folder of Meta, Mistral or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c"
-)
-_FOLDER = "give the folder that it is in"
-
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint of any known format, reading its headers only.
@@ -43,8 +39,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if foreign is not None:
         raise ModelError(what, *foreign)
     if found is None:
-        in_folder = not path.is_dir() and identify(path.absolute().parent) is not None
-        raise ModelError(what, "not a model of a known format", _FOLDER if in_folder else _KNOWN)
+        raise ModelError(what, "not a model of a known format", _advice(path))
     reader = import_module(f"llama_chat.checkpoints.{found.reader}")
     with decoding(what):
         checkpoint: Checkpoint = reader.open_checkpoint(path)
@@ -52,6 +47,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         texts = {DEFAULT: starter.CHAT_TEMPLATE}
         checkpoint.templates = replace(checkpoint.templates, texts=texts, where="llama-chat")
     return checkpoint
+
+
+def _advice(path: Path) -> str:
+    """Return the next step for a path that is no model by itself."""
+    with suppress(OSError):
+        if not path.is_dir() and identify(path.absolute().parent) is not None:
+            return "give the folder that it is in"
+    known = "a folder of Meta, Mistral or the Hugging Face Hub, a .gguf file, or a .bin of llama2.c"
+    return f"give {known}"
 
 
 def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
@@ -66,7 +70,9 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
         if path.name == TEKKEN and path.is_file():
             return make_tokenizer(read_tekken(path)), TemplateSource()
         if ".model" in path.suffixes and not path.is_dir() and path.exists():
-            return make_tokenizer(read_model_file(path)), TemplateSource(is_meta=True)
+            return make_tokenizer(read_model_file(path)), TemplateSource(
+                is_meta=path.suffix == ".model"
+            )
         if path.suffix == ".json" and not path.is_dir() and path.exists():
             return make_tokenizer(read_json(path)), TemplateSource()
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else []

@@ -18,8 +18,10 @@ from llama_chat.tokenizers.bpe import PRE_TOKENIZERS, byte_level_text
 from llama_chat.tokenizers.sentencepiece import read_model
 from llama_chat.tokenizers.vocabulary import MAX_TOKENS, MergeModel, TokenType, Vocabulary
 
-_MAX_TOKEN = 512
+_MAX_TOKEN = 256
 """Limit on the bytes of a token; the longest of Llama 3 has 128."""
+_MAX_BYTES = 2**21
+"""Limit on the bytes of all tokens, which are cut in two at each place; Llama 3 has 0.8 million."""
 _MAX_MERGES = 2**19
 """Limit on merges; Llama 3 has 280,147."""
 
@@ -83,8 +85,10 @@ def merge_model(
         name: GGUF's name of it.
 
     Raises:
-        ModelError: if they have too many merges.
+        ModelError: if they are too long, or have too many merges.
     """
+    if sum(map(len, tokens)) > _MAX_BYTES:
+        raise ModelError(what, "its tokens are longer than those of any model", _ADVICE)
     pieces = [byte_level_text(token) for token in tokens]
     known = set(pieces)
     pairs = (

@@ -1,7 +1,7 @@
 """SentencePiece vocabularies, such as that of Llama 2."""
 
 from functools import cached_property
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 
 import sentencepiece
@@ -25,6 +25,9 @@ from llama_chat.tokenizers.vocabulary import (
     odd_piece,
 )
 
+_MAX_PIECES = 2**18
+"""Pieces of which an odd one is named, as many as the largest vocabularies have."""
+
 _ADVICE = "take the tokenizer.model that came with the model"
 
 
@@ -45,7 +48,7 @@ def read_model(path: Path) -> Vocabulary:
     except UnicodeDecodeError:
         raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
     except (RuntimeError, ValueError):
-        why = odd_piece(enumerate(read_pieces(data, what)))
+        why = odd_piece(enumerate(islice(read_pieces(data, what), _MAX_PIECES)))
         why = why or "it is not a SentencePiece model, or damaged"
         raise ModelError(what, why, _ADVICE) from None
     bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))

@@ -67,14 +67,14 @@ def without_prefix(file: bytes) -> bytes:
 
 
 def read_pieces(file: bytes, what: str) -> Iterator[str]:
-    """Yield the pieces of a file that the library refuses, of which there may be millions.
+    """Yield the pieces of a file that the library refuses.
 
     Raises:
         ModelError: about ``what``, if the file is damaged.
     """
     for number, _, piece in _fields(file, what):
         if number == _PIECES:
-            texts = (text for number, _, text in _fields(piece, what) if number == _PIECE)
+            texts = (text for inner, _, text in _fields(piece, what) if inner == _PIECE)
             yield next(texts, b"").decode("utf-8", "replace")
 
 
