@@ -1,0 +1,50 @@
+/* The most operations that one core does with an instruction: all in registers.
+
+   Each function runs N_CHAINS independent chains of the instruction, so that its latency is hidden,
+   for ROUNDS rounds, and returns the operations: a multiplication and an addition count as two. */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define ROUNDS 20000000L
+#define N_CHAINS 12
+#define EACH_CHAIN for (int chain = 0; chain < N_CHAINS; chain++)
+
+/* Keep the compiler from computing the sums without the instruction, or none at all. */
+#define KEEP(value) __asm__ volatile("" : "+x"(value))
+
+#define PEAK(name, features, vector, zero, step, operations)                    \
+    __attribute__((visibility("default"), target(features))) double name(void) { \
+        vector sums[N_CHAINS], a = zero(), b = zero();                           \
+        EACH_CHAIN sums[chain] = zero();                                        \
+        KEEP(a);                                                                \
+        KEEP(b);                                                                \
+        for (long round = 0; round < ROUNDS; round++) EACH_CHAIN {              \
+            sums[chain] = step;                                                 \
+            KEEP(sums[chain]);                                                  \
+        }                                                                       \
+        return (double)ROUNDS * N_CHAINS * (operations);                        \
+    }
+
+PEAK(fma_avx2, "avx2,fma", __m256, _mm256_setzero_ps, _mm256_fmadd_ps(a, b, sums[chain]), 16)
+PEAK(fma_avx512, "avx512f", __m512, _mm512_setzero_ps, _mm512_fmadd_ps(a, b, sums[chain]), 32)
+PEAK(bytes_avx2, "avx2", __m256i, _mm256_setzero_si256,
+     _mm256_add_epi16(_mm256_maddubs_epi16(a, b), sums[chain]), 64)
+PEAK(bytes_avx512_vnni, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512,
+     _mm512_dpbusd_epi32(sums[chain], a, b), 128)
+
+__attribute__((visibility("default"), target("avx512f,avx512bf16"))) double bf16_avx512(void) {
+    __m512 sums[N_CHAINS];
+    __m512i bits = _mm512_setzero_si512();
+    __m512bh a, b;
+    EACH_CHAIN sums[chain] = _mm512_setzero_ps();
+    KEEP(bits);
+    memcpy(&a, &bits, sizeof a);
+    memcpy(&b, &bits, sizeof b);
+    for (long round = 0; round < ROUNDS; round++) EACH_CHAIN {
+        sums[chain] = _mm512_dpbf16_ps(sums[chain], a, b);
+        KEEP(sums[chain]);
+    }
+    return (double)ROUNDS * N_CHAINS * 64;
+}

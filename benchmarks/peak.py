@@ -1,0 +1,79 @@
+"""Measure the most operations a second that the instructions of the kernels reach on this machine.
+
+    python -m benchmarks.peak [--threads 2] [--rounds 5] [--json FILE]
+
+Every thread runs one instruction in registers alone. The result is the bound on prefill: a token
+takes two operations for each weight of the matrices.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+INSTRUCTIONS = {
+    "fma_avx2": ("avx2", "fma"),
+    "fma_avx512": ("avx512f",),
+    "bytes_avx2": ("avx2",),
+    "bytes_avx512_vnni": ("avx512_vnni",),
+    "bf16_avx512": ("avx512_bf16",),
+}
+"""Functions of the source, and the features that they need, as the system calls them."""
+
+
+def features() -> set[str]:
+    """Return the features of the processor."""
+    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line]
+    return set(flags[0].split()) if flags else set()
+
+
+def build(folder: Path) -> ctypes.CDLL:
+    """Compile the source."""
+    library = folder / "peak.so"
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", SOURCE, "-o", library], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def measure(library: ctypes.CDLL, name: str, n_threads: int, n_rounds: int) -> float:
+    """Return the operations a second of all threads together, the median over the rounds."""
+    run = getattr(library, name)
+    run.restype = ctypes.c_double
+    speeds: list[float] = []
+    with ThreadPoolExecutor(n_threads) as pool:
+        for _ in range(n_rounds + 1):  # the first warms up
+            began = time.perf_counter()
+            done = sum(pool.map(lambda _: run(), range(n_threads)))
+            speeds.append(done / (time.perf_counter() - began))
+    return statistics.median(speeds[1:])
+
+
+def main() -> None:
+    """Run the benchmark and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    here = features()
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        library = build(Path(folder))
+        for name, needed in INSTRUCTIONS.items():
+            if here.issuperset(needed):
+                found[name] = measure(library, name, options.threads, options.rounds)
+                print(f"{name:<20} {found[name] / 1e9:8.0f} billion operations a second")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
