@@ -7,6 +7,7 @@
 #define FOR_LEVELS(LEVEL)                                                                          \
     LEVEL(portable)                                                                                \
     LEVEL(avx2)                                                                                    \
+    LEVEL(avx2_vnni)                                                                               \
     LEVEL(avx512)                                                                                  \
     LEVEL(avx512_bf16)
 

@@ -3,8 +3,9 @@
 #include "kernel_set.h"
 
 #define LANES 4
+#define REGISTERS 16
 
-/* Larger tiles would not fit in sixteen registers. */
+/* Larger tiles would not fit in the registers. */
 #define FOR_TILE_SIZES(DO, ...) DO(1, __VA_ARGS__) DO(2, __VA_ARGS__) DO(4, __VA_ARGS__)
 
 static int is_supported(void) { return 1; }
