@@ -160,7 +160,7 @@ static void compare_groups(const void *x, int is_bf16, int64_t n, int group)
         if (isnan(b.scales[1]))
             continue;
         for (int i = 0; i < group; i++) {
-            const int at = 4 * (i / 4 * 3 + 1) + i % 4;
+            const int at = 8 * (i % (group / 2) / 4 * 3 + 1) + i / (group / 2) * 4 + i % 4;
             report("quantize_row", abs(a.quants[at] - b.quants[at]) <= 1);
             sum += a.quants[at];
         }

@@ -26,13 +26,12 @@ INLINE __m256i sums_of_two_products(__m256i signed_a, __m256i signed_b)
 }
 
 INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
-                         const byte_vector *high, const int8_t *x_low, const int8_t *x_high, int n,
-                         int n_vectors, int bits)
+                         const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int m = 0; m < n; m++) {
-        const __m256i x_a = (__m256i)broadcast_quants(x_low + 4 * m);
-        const __m256i x_b = (__m256i)broadcast_quants(x_high + 4 * m);
+        const __m256i x_a = (__m256i)broadcast_quants(x + 8 * m);
+        const __m256i x_b = (__m256i)broadcast_quants(x + 8 * m + 4);
         for (int v = 0; v < n_vectors; v++) {
             const __m256i a = (__m256i)low[v], b = (__m256i)high[v];
             if (bits == 8) {

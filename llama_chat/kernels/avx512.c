@@ -51,7 +51,7 @@ INLINE __m512i rounded_integers(__m512 shifted)
 static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, uint8_t *tile)
 {
     const __m512 infinity = _mm512_set1_ps(INFINITY), shift = _mm512_set1_ps(ROUNDING);
-    uint8_t *to = tile + 4 * m;
+    uint8_t *to = tile;
     for (int64_t g = 0; g < n_columns; g += 32, to += n * tile_group_bytes(32)) {
         __m512 low = _mm512_loadu_ps(x + g), high = _mm512_loadu_ps(x + g + 16);
         __m512 low_size = _mm512_abs_ps(low), high_size = _mm512_abs_ps(high);
@@ -63,15 +63,16 @@ static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, 
         __m512i first = rounded_integers(_mm512_fmadd_ps(low, inverse, shift));
         __m512i second = rounded_integers(_mm512_fmadd_ps(high, inverse, shift));
         int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-        int32_t quants[8];
-        _mm_storeu_si128((__m128i *)quants, _mm512_cvtepi32_epi8(first));
-        _mm_storeu_si128((__m128i *)(quants + 4), _mm512_cvtepi32_epi8(second));
-        for (int c = 0; c < 8; c++)
-            memcpy(to + 4 * c * n, quants + c, 4);
+        const __m128i a = _mm512_cvtepi32_epi8(first), b = _mm512_cvtepi32_epi8(second);
+        int64_t quants[4];
+        _mm_storeu_si128((__m128i *)quants, _mm_unpacklo_epi32(a, b));
+        _mm_storeu_si128((__m128i *)(quants + 2), _mm_unpackhi_epi32(a, b));
+        for (int step = 0; step < 4; step++)
+            memcpy(to + 8 * (step * n + m), quants + step, 8);
         float *floats = (float *)(to + n * 32);
-        floats[0] = scale;
-        floats[n] = scale * (float)sum;
-        ((int32_t *)floats)[2 * n] = -8 * sum;
+        floats[m] = scale;
+        floats[n + m] = scale * (float)sum;
+        ((int32_t *)floats)[2 * n + m] = -8 * sum;
     }
 }
 

@@ -12,19 +12,18 @@ static int is_supported(void) { return 1; }
 
 #define W8_IS_SIGNED 1
 
-/* Add four neighbouring numbers: products of the rows 0 and 1, and of the rows 2 and 3. In pairs they
- * still fit in 16 bits: two products of at most 128 * 127, or four of at most 63 * 127. */
+/* Add four neighbouring numbers of the rows 0 and 1, and of the rows 2 and 3. Pairs of them fit in
+ * 16 bits: two products of at most 128 * 127, or four of at most 63 * 127. */
 INLINE integer_vector add_fours(integer_vector sums, int16x8_t first, int16x8_t second)
 {
     return (integer_vector)vpadalq_s16((int32x4_t)sums, vpaddq_s16(first, second));
 }
 
 INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
-                         const byte_vector *high, const int8_t *x_low, const int8_t *x_high, int n,
-                         int n_vectors, int bits)
+                         const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     for (int m = 0; m < n; m++) {
-        const int8x16_t x_a = load_lanes(x_low + 4 * m, 1), x_b = load_lanes(x_high + 4 * m, 1);
+        const int8x16_t x_a = broadcast_four(x + 8 * m), x_b = broadcast_four(x + 8 * m + 4);
         for (int v = 0; v < n_vectors; v++) {
             const int8x16_t a = (int8x16_t)low[v], b = (int8x16_t)high[v];
             int16x8_t first = vmull_s8(vget_low_s8(a), vget_low_s8(x_a));

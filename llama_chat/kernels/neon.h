@@ -5,6 +5,7 @@
 
 #include <arm_neon.h>
 
+#include "activation_tile.h"
 #include "vectors.h"
 
 /* Eight vectors of sums, as many of totals, and the operands fit in 32 registers. */
@@ -36,20 +37,20 @@ INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits,
     }
 }
 
-/* Load the four quants of up to four of `n` rows, each in a lane. */
-INLINE int8x16_t load_lanes(const int8_t *x, int n)
+/* Broadcast four quants of a row of activations. */
+INLINE int8x16_t broadcast_four(const int8_t *x)
 {
-    int32_t one;
-    int64_t two;
-    if (n == 1) {
-        memcpy(&one, x, sizeof one);
-        return vreinterpretq_s8_s32(vdupq_n_s32(one));
-    }
-    if (n == 2) {
-        memcpy(&two, x, sizeof two);
-        return vreinterpretq_s8_s64(vdupq_n_s64(two));
-    }
-    return vld1q_s8(x);
+    return vreinterpretq_s8_s32(vdupq_n_s32(load_four_quants(x)));
+}
+
+/* Load the eight quants of two rows of activations, or of one row twice. */
+INLINE int8x16_t load_two_rows(const int8_t *x, int n)
+{
+    int64_t eight;
+    if (n > 1)
+        return vld1q_s8(x);
+    memcpy(&eight, x, sizeof eight);
+    return vreinterpretq_s8_s64(vdupq_n_s64(eight));
 }
 
 #endif

@@ -30,17 +30,14 @@ INLINE int32x4_t add_lane(int32x4_t sums, byte_vector weights, int8x16_t x, int 
 }
 
 INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
-                         const byte_vector *high, const int8_t *x_low, const int8_t *x_high, int n,
-                         int n_vectors, int bits)
+                         const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     (void)bits;
     for (int m = 0; m < n; m++) {
-        const int first = m / 4 * 4;
-        const int8x16_t a = load_lanes(x_low + 4 * first, n);
-        const int8x16_t b = load_lanes(x_high + 4 * first, n);
+        const int8x16_t rows = load_two_rows(x + m / 2 * 16, n);
         for (int v = 0; v < n_vectors; v++) {
-            const int32x4_t sum = add_lane((int32x4_t)sums[m][v], low[v], a, m % 4);
-            sums[m][v] = (integer_vector)add_lane(sum, high[v], b, m % 4);
+            const int32x4_t sum = add_lane((int32x4_t)sums[m][v], low[v], rows, m % 2 * 2);
+            sums[m][v] = (integer_vector)add_lane(sum, high[v], rows, m % 2 * 2 + 1);
         }
     }
 }

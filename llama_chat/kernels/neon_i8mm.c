@@ -1,4 +1,4 @@
-/* AArch64 processors with products of matrices of bytes (ARMv8.6, and most since 2021). */
+/* AArch64 processors with products of matrices of bytes (ARMv8.6, and many since 2021). */
 
 #include "arm_features.h"
 
@@ -55,9 +55,9 @@ INLINE void deinterleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n
         }
 }
 
-INLINE integer_vector add_matrix_product(integer_vector sums, integer_vector w, integer_vector x)
+INLINE integer_vector add_matrix_product(integer_vector sums, integer_vector w, int8x16_t x)
 {
-    return (integer_vector)vusmmlaq_s32((int32x4_t)sums, (uint8x16_t)w, (int8x16_t)x);
+    return (integer_vector)vusmmlaq_s32((int32x4_t)sums, (uint8x16_t)w, x);
 }
 
 INLINE integer_vector add_dot_products(integer_vector sums, byte_vector w, int8x16_t x)
@@ -66,25 +66,21 @@ INLINE integer_vector add_dot_products(integer_vector sums, byte_vector w, int8x
 }
 
 INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
-                         const byte_vector *high, const int8_t *x_low, const int8_t *x_high, int n,
-                         int n_vectors, int bits)
+                         const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     (void)bits;
     for (int v = 0; v < n_vectors; v++) {
         if (n == 1) {
-            sums[0][v] = add_dot_products(sums[0][v], low[v], load_lanes(x_low, 1));
-            sums[0][v] = add_dot_products(sums[0][v], high[v], load_lanes(x_high, 1));
+            sums[0][v] = add_dot_products(sums[0][v], low[v], broadcast_four(x));
+            sums[0][v] = add_dot_products(sums[0][v], high[v], broadcast_four(x + 4));
             continue;
         }
         const integer_vector a = (integer_vector)low[v], b = (integer_vector)high[v];
         const integer_vector first = zip_low(a, b), second = zip_high(a, b);
         for (int m = 0; m < n; m += 2) {
-            const int at = m / 4 * 16;
-            const integer_vector x_a = (integer_vector)load_lanes(x_low + at, n);
-            const integer_vector x_b = (integer_vector)load_lanes(x_high + at, n);
-            const integer_vector x = m % 4 ? zip_high(x_a, x_b) : zip_low(x_a, x_b);
-            sums[m][v] = add_matrix_product(sums[m][v], first, x);
-            sums[m + 1][v] = add_matrix_product(sums[m + 1][v], second, x);
+            const int8x16_t rows = load_two_rows(x + 8 * m, n);
+            sums[m][v] = add_matrix_product(sums[m][v], first, rows);
+            sums[m + 1][v] = add_matrix_product(sums[m + 1][v], second, rows);
         }
     }
 }

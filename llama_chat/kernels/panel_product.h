@@ -7,9 +7,9 @@
  *     W8_IS_SIGNED         1 if W8 is multiplied as q, 0 if as q + 128
  *     split_nibbles(v, above, shift, bits, &low, &high)
  *                          splits W4; or W6, whose upper bits are those of `above` >> `shift`
- *     add_products(sums, low, high, x_low, x_high, n, n_vectors, bits)
- *                          adds, for each of four bytes in each lane, low * x_low + high * x_high;
- *                          row m of the activations has four numbers at x_low + 4 * m
+ *     add_products(sums, low, high, x, n, n_vectors, bits)
+ *                          adds, for row m of the activations, the products of the four bytes in
+ *                          each lane of `low` with x + 8 * m, and of `high` with x + 8 * m + 4
  *
  * and, if those sums are in another order than (n, n_vectors) vectors, INTERLEAVES_SUMS,
  * interleave_sums() and deinterleave_sums().
@@ -41,22 +41,23 @@ INLINE vector load_scales(const uint8_t *from, int row, vector super_scales, pac
     return super_scales * load_int8((const int8_t *)from + row);
 }
 
-/* Load the quants of chunks 2 * step and 2 * step + 1 of W8, or of both nibbles of chunk `step`. */
+/* Load the quants of four columns of the first half of a group, and of four of the second: both
+ * nibbles of a chunk, or two chunks of W8. */
 INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout layout,
                         byte_vector *low, byte_vector *high)
 {
     const uint8_t *at = block + 4 * row;
+    const byte_vector first = *(const byte_vector *)(at + step * CHUNK);
     if (layout.bits == 8) {
         const uint8_t flip = W8_IS_SIGNED ? 0x80 : 0;
-        *low = *(const byte_vector *)(at + 2 * step * CHUNK) ^ flip;
-        *high = *(const byte_vector *)(at + (2 * step + 1) * CHUNK) ^ flip;
+        *low = first ^ flip;
+        *high = *(const byte_vector *)(at + (step + layout.group / 8) * CHUNK) ^ flip;
         return;
     }
-    const byte_vector nibbles = *(const byte_vector *)(at + step * CHUNK);
     byte_vector above = {0};
     if (layout.bits == 6)
         above = *(const byte_vector *)(at + upper_chunk(step, layout.group) * CHUNK);
-    split_nibbles(nibbles, above, upper_shift(step, layout.group), layout.bits, low, high);
+    split_nibbles(first, above, upper_shift(step, layout.group), layout.bits, low, high);
 }
 
 /* Compute the integer sums of a block. */
@@ -71,13 +72,10 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
     }
     interleave_sums(sums, n, n_vectors);
     for (int step = 0; step < layout.group / 8; step++) {
-        const int first = layout.bits == 8 ? 2 * step : step;
-        const int second = layout.bits == 8 ? first + 1 : first + low_chunks(layout);
         byte_vector low[PANEL_VECTORS], high[PANEL_VECTORS];
         for (int v = 0; v < n_vectors; v++)
             load_quants(block, step, row + v * LANES, layout, low + v, high + v);
-        add_products(sums, low, high, x.quants + 4 * first * n, x.quants + 4 * second * n, n,
-                     n_vectors, layout.bits);
+        add_products(sums, low, high, x.quants + 8 * step * n, n, n_vectors, layout.bits);
     }
     deinterleave_sums(sums, n, n_vectors);
 }

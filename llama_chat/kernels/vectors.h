@@ -23,9 +23,9 @@ typedef uint8_t byte_vector __attribute__((vector_size(4 * LANES), aligned(1), m
 /* Vectors of one number for each row of a panel. */
 enum { PANEL_VECTORS = PANEL / LANES };
 
-/* Load LANES numbers in bfloat16. For the narrowest registers a vector type is faster than a loop
- * that widens integers, which compilers turn into one instruction for the others; for ARM, GCC loads
- * both number by number. */
+/* Load LANES numbers in bfloat16. Compilers turn a loop that widens integers into one instruction
+ * of x86, but for the narrowest registers a vector type is faster. For ARM, GCC 12 would load the
+ * numbers one by one in both forms. */
 INLINE vector load_bf16(const uint16_t *from)
 {
 #if ARM64
@@ -43,7 +43,8 @@ INLINE vector load_bf16(const uint16_t *from)
 }
 
 /* Load LANES numbers of 8 bits. Compilers turn a loop that widens to integers into one instruction
- * of x86, but a vector type or a loop to floats into many; for ARM, GCC loads byte by byte. */
+ * of x86, but a vector type or a loop to floats into many. For ARM, GCC 12 would load byte by byte.
+ */
 INLINE vector load_int8(const int8_t *from)
 {
     integer_vector numbers;

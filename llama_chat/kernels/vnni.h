@@ -11,15 +11,14 @@
 #define W8_IS_SIGNED 0
 
 INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
-                         const byte_vector *high, const int8_t *x_low, const int8_t *x_high, int n,
-                         int n_vectors, int bits)
+                         const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     (void)bits;
     for (int v = 0; v < n_vectors; v++) {
         for (int m = 0; m < n; m++)
-            sums[m][v] = sum_of_products(sums[m][v], low[v], broadcast_quants(x_low + 4 * m));
+            sums[m][v] = sum_of_products(sums[m][v], low[v], broadcast_quants(x + 8 * m));
         for (int m = 0; m < n; m++)
-            sums[m][v] = sum_of_products(sums[m][v], high[v], broadcast_quants(x_high + 4 * m));
+            sums[m][v] = sum_of_products(sums[m][v], high[v], broadcast_quants(x + 8 * m + 4));
     }
 }
 
