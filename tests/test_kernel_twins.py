@@ -18,7 +18,9 @@ from tests.conftest import ROOT
 
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 
-needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is here")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("cc") and native.supported_levels()), reason="no C compiler is here"
+)
 needs_emulator = pytest.mark.skipif(
     not (shutil.which(CROSS_COMPILER) and shutil.which(EMULATOR)),
     reason=f"no {CROSS_COMPILER} or {EMULATOR} is here (gcc-aarch64-linux-gnu, qemu-user)",

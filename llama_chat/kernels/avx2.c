@@ -17,6 +17,9 @@ BEGIN_TARGET("avx2,fma,f16c")
 
 #include "avx2.h"
 
+/* For one row a panel is read once, from front to back. For two, Clang would spill registers. */
+#define VECTORS_AT_ONCE(n) ((n) == 1 ? 2 : 1)
+
 #define W8_IS_SIGNED 1
 
 /* Add two neighbouring products of at most 128 * 127 in 16 bits, which overflow for more. */

@@ -8,9 +8,6 @@
 /* Larger tiles would not fit in 16 registers. */
 #define FOR_TILE_SIZES(DO, ...) DO(1, __VA_ARGS__) DO(2, __VA_ARGS__) DO(4, __VA_ARGS__)
 
-/* For a few rows a panel is read once, from front to back; otherwise twice. */
-#define VECTORS_AT_ONCE(n) ((n) <= 2 ? 2 : 1)
-
 INLINE vector load_f16(const uint16_t *from)
 {
     return (vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));

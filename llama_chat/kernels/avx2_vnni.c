@@ -42,6 +42,9 @@ BEGIN_TARGET("avx2,fma,f16c," VNNI)
 
 #include "avx2.h"
 
+/* A panel is read once for two rows, too: there are no products that need registers. */
+#define VECTORS_AT_ONCE(n) ((n) <= 2 ? 2 : 1)
+
 INLINE integer_vector sum_of_products(integer_vector sums, byte_vector a, integer_vector b)
 {
     return (integer_vector)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)a, (__m256i)b);

@@ -16,6 +16,7 @@
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t half_vector __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t int8_vector __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef uint32_t bits_vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t integer_vector __attribute__((vector_size(4 * LANES)));
 typedef uint8_t byte_vector __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
@@ -42,13 +43,15 @@ INLINE vector load_bf16(const uint16_t *from)
 #endif
 }
 
-/* Load LANES numbers of 8 bits. Compilers turn a loop that widens to integers into one instruction
- * of x86, but a vector type or a loop to floats into many. For ARM, GCC 12 would load byte by byte.
- */
+/* Load LANES numbers of 8 bits. GCC turns a loop that widens to integers into one instruction of
+ * x86, but a vector type or a loop to floats into many; for ARM, it would load byte by byte. Clang
+ * does not always recognize the loop. */
 INLINE vector load_int8(const int8_t *from)
 {
     integer_vector numbers;
-#if ARM64
+#if defined(__clang__)
+    numbers = __builtin_convertvector(*(const int8_vector *)from, integer_vector);
+#elif ARM64
     int32_t four;
     memcpy(&four, from, sizeof four);
     const int16x8_t wider = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
