@@ -62,30 +62,40 @@ def build_library(sources: Sequence[Path], library: Path) -> bool:
     return False
 
 
-def _build(compile_with: Sequence[str], sources: Sequence[Path], library: Path) -> None:
-    """Compile each source, as many at a time as there are cores, and link all of them.
+def compile_sources(
+    compile_with: Sequence[str], sources: Sequence[Path], folder: Path
+) -> list[str]:
+    """Compile each source, as many at a time as there are cores, and return the object files.
+
+    Those for other processors are compiled too, and hold no code.
 
     Raises:
         CalledProcessError: if the compiler fails.
         OSError: if there is no such compiler.
     """
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(_n_cores()) as pool:
-        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
-        commands = [
-            [*compile_with, "-c", str(source), "-o", str(to)]
-            for source, to in zip(sources, objects, strict=True)
-        ]
+    objects = [str(folder / f"{source.stem}.o") for source in sources]
+    with ThreadPoolExecutor(_n_cores()) as pool:
         # The portable kernels take longest and are last in the alphabet: start with them.
-        running = [pool.submit(_run, command) for command in reversed(commands)]
+        running = [
+            pool.submit(_run, [*compile_with, "-c", str(source), "-o", to])
+            for source, to in reversed(list(zip(sources, objects, strict=True)))
+        ]
         try:
             for done in running:
                 done.result()
         finally:
             pool.shutdown(cancel_futures=True)
+    return objects
+
+
+def _build(compile_with: Sequence[str], sources: Sequence[Path], library: Path) -> None:
+    """Compile the sources and link them; raises what ``compile_sources`` does."""
+    with TemporaryDirectory() as folder:
+        objects = compile_sources(compile_with, sources, Path(folder))
         # Replace the file, never overwrite it: a running program has the old one mapped.
         linked = library.with_name(f"{library.name}.{os.getpid()}")
         try:
-            _run([*compile_with, "-shared", *map(str, objects), "-o", str(linked), "-lm"])
+            _run([*compile_with, "-shared", *objects, "-o", str(linked), "-lm"])
             linked.replace(library)
         finally:
             linked.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
  *
  * A few rows of activations make a tile: each loaded weight is multiplied with all of them while it
  * is in a register, with sixteen rows of weights in the lanes of a vector. Like a panel, a tile is
- * a run of groups, each in the order of reading: the quants, four columns of each row at a time;
- * the scales of the rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the
- * integer sum of W4 without minima, whose weights are stored as q + 8.
+ * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
+ * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
+ * rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the integer sum of W4
+ * without minima, whose weights are stored as q + 8.
  */
 
 #ifndef ACTIVATION_TILE_H

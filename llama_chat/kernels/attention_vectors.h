@@ -9,14 +9,10 @@
 #include "kv_cache_rows.h"
 #include "vectors.h"
 
-/* Accumulator registers of a tile, about half of all registers. */
-enum { N_SUMS = LANES == 16 ? 16 : 8 };
+/* Accumulator registers of a tile. */
+enum { N_SUMS = REGISTERS / 2 };
 
-/* Load LANES numbers of a row, from number `at` on; those of INT8 without their scale.
- *
- * Compilers turn a loop that widens to integers into one instruction, but a vector type or a loop
- * to floats into many.
- */
+/* Load LANES numbers of a row, from number `at` on; those of INT8 without their scale. */
 INLINE vector load(const char *row, int64_t at, int kind)
 {
     row += at * kind_bytes(kind);
@@ -24,14 +20,7 @@ INLINE vector load(const char *row, int64_t at, int kind)
         return *(const vector *)row;
     if (kind == BFLOAT16)
         return load_bf16((const uint16_t *)row);
-    if (kind == FLOAT16)
-        return load_f16((const uint16_t *)row);
-    int32_t loaded[LANES];
-    integer_vector numbers;
-    for (int i = 0; i < LANES; i++)
-        loaded[i] = ((const int8_t *)row)[i];
-    memcpy(&numbers, loaded, sizeof numbers);
-    return __builtin_convertvector(numbers, vector);
+    return kind == FLOAT16 ? load_f16((const uint16_t *)row) : load_int8((const int8_t *)row);
 }
 
 /* Load one row of a head as floats. */

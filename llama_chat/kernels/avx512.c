@@ -6,14 +6,17 @@
 #include <immintrin.h>
 
 #define LANES 16
+#define REGISTERS 32
 
-/* Sums of twelve rows fit in 32 registers, together with the weights. */
+/* Sums of twelve rows fit in the registers, together with the weights. */
 #define FOR_TILE_SIZES(DO, ...)                                                                    \
     DO(1, __VA_ARGS__)                                                                             \
     DO(2, __VA_ARGS__)                                                                             \
     DO(4, __VA_ARGS__)                                                                             \
     DO(8, __VA_ARGS__)                                                                             \
     DO(12, __VA_ARGS__)
+
+#define VECTORS_AT_ONCE(n) 1
 
 static int is_supported(void)
 {
@@ -23,84 +26,19 @@ static int is_supported(void)
 
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")
 
-INLINE __m512 load_halves(const uint8_t *from)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
-}
-
-/* Load the scales or minima of a block. */
-INLINE __m512 load_scales(const uint8_t *from, __m512 super_scales, packed_layout layout)
-{
-    if (!layout.groups_per_super_block)
-        return load_halves(from);
-    __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
-    return _mm512_mul_ps(super_scales, _mm512_cvtepi32_ps(whole));
-}
-
-/* Multiply a panel; the formula is in portable.c. */
-INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t *tile, float *out,
-                           int64_t out_stride, packed_layout layout, int n)
-{
-    const int chunks = low_chunks(layout), group = layout.group, bits = layout.bits;
-    const __m512i low_nibbles = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(0x30);
-    __m512 totals[MAX_TILE], super_scales = _mm512_setzero_ps(), super_mins = super_scales;
-    for (int m = 0; m < n; m++)
-        totals[m] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
-        tile_group x = tile_group_at(tile, g, group, n);
-        __m512i dots[MAX_TILE];
-        if (begins_super_block(layout, g)) {
-            super_scales = load_halves(block);
-            if (layout.has_mins)
-                super_mins = load_halves(block + 2 * PANEL);
-            block += super_scale_bytes(layout);
-        }
-        for (int m = 0; m < n; m++)
-            dots[m] = _mm512_set1_epi32(initial_sum(x.w4_offsets[m], layout));
-        for (int c = 0; c < chunks; c++) {
-            __m512i v = _mm512_loadu_si512(block + c * CHUNK);
-            __m512i low = _mm512_and_si512(v, low_nibbles);
-            __m512i high = _mm512_and_si512(_mm512_srli_epi16(v, 4), low_nibbles);
-            if (bits == 6) {
-                __m512i upper = _mm512_loadu_si512(block + upper_chunk(c, group) * CHUNK);
-                upper = _mm512_srli_epi16(upper, upper_shift(c, group));
-                low = _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16(upper, 4), two_bits));
-                high = _mm512_or_si512(high, _mm512_and_si512(upper, two_bits));
-            }
-            for (int m = 0; m < n; m++) {
-                const int8_t *at = x.quants + 4 * (c * n + m);
-                dots[m] = _mm512_dpbusd_epi32(dots[m], bits == 8 ? v : low,
-                                              _mm512_set1_epi32(load_four_quants(at)));
-            }
-            if (bits != 8)
-                for (int m = 0; m < n; m++) {
-                    const int8_t *at = x.quants + 4 * ((chunks + c) * n + m);
-                    dots[m] = _mm512_dpbusd_epi32(dots[m], high,
-                                                  _mm512_set1_epi32(load_four_quants(at)));
-                }
-        }
-        const uint8_t *scales = block + quant_bytes(layout);
-        __m512 scale = load_scales(scales, super_scales, layout);
-        for (int m = 0; m < n; m++)
-            totals[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]),
-                                        _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[m])),
-                                        totals[m]);
-        if (!layout.has_mins)
-            continue;
-        __m512 min = load_scales(scales + scale_bytes(layout), super_mins, layout);
-        for (int m = 0; m < n; m++)
-            totals[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(x.sums[m]), totals[m]);
-    }
-    for (int m = 0; m < n; m++)
-        _mm512_storeu_ps(out + m * out_stride, totals[m]);
-}
-
 #include "vectors.h"
 
 INLINE vector load_f16(const uint16_t *from)
 {
     return (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 }
+
+INLINE integer_vector sum_of_products(integer_vector sums, byte_vector a, integer_vector b)
+{
+    return (integer_vector)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+}
+
+#include "vnni.h"
 
 #include "generic_kernels.h"
 
@@ -113,7 +51,7 @@ INLINE __m512i rounded_integers(__m512 shifted)
 static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, uint8_t *tile)
 {
     const __m512 infinity = _mm512_set1_ps(INFINITY), shift = _mm512_set1_ps(ROUNDING);
-    uint8_t *to = tile + 4 * m;
+    uint8_t *to = tile;
     for (int64_t g = 0; g < n_columns; g += 32, to += n * tile_group_bytes(32)) {
         __m512 low = _mm512_loadu_ps(x + g), high = _mm512_loadu_ps(x + g + 16);
         __m512 low_size = _mm512_abs_ps(low), high_size = _mm512_abs_ps(high);
@@ -125,15 +63,16 @@ static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, 
         __m512i first = rounded_integers(_mm512_fmadd_ps(low, inverse, shift));
         __m512i second = rounded_integers(_mm512_fmadd_ps(high, inverse, shift));
         int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-        int32_t quants[8];
-        _mm_storeu_si128((__m128i *)quants, _mm512_cvtepi32_epi8(first));
-        _mm_storeu_si128((__m128i *)(quants + 4), _mm512_cvtepi32_epi8(second));
-        for (int c = 0; c < 8; c++)
-            memcpy(to + 4 * c * n, quants + c, 4);
+        const __m128i a = _mm512_cvtepi32_epi8(first), b = _mm512_cvtepi32_epi8(second);
+        int64_t quants[4];
+        _mm_storeu_si128((__m128i *)quants, _mm_unpacklo_epi32(a, b));
+        _mm_storeu_si128((__m128i *)(quants + 2), _mm_unpackhi_epi32(a, b));
+        for (int step = 0; step < 4; step++)
+            memcpy(to + 8 * (step * n + m), quants + step, 8);
         float *floats = (float *)(to + n * 32);
-        floats[0] = scale;
-        floats[n] = scale * (float)sum;
-        ((int32_t *)floats)[2 * n] = -8 * sum;
+        floats[m] = scale;
+        floats[n + m] = scale * (float)sum;
+        ((int32_t *)floats)[2 * n + m] = -8 * sum;
     }
 }
 

@@ -16,6 +16,12 @@
 #define X86 0
 #endif
 
+#if defined(__aarch64__) && defined(__GNUC__)
+#define ARM64 1
+#else
+#define ARM64 0
+#endif
+
 #define PRAGMA(text) _Pragma(#text)
 
 /* Compile the functions between BEGIN_TARGET("avx2,fma") and END_TARGET for these instructions. */

@@ -6,7 +6,11 @@
  * is the best. */
 #define FOR_LEVELS(LEVEL)                                                                          \
     LEVEL(portable)                                                                                \
+    LEVEL(neon)                                                                                    \
+    LEVEL(neon_dotprod)                                                                            \
+    LEVEL(neon_i8mm)                                                                               \
     LEVEL(avx2)                                                                                    \
+    LEVEL(avx2_vnni)                                                                               \
     LEVEL(avx512)                                                                                  \
     LEVEL(avx512_bf16)
 

@@ -15,7 +15,7 @@
 #include "vectors.h"
 
 /* Rows of weights and of activations in a tile: their sums and operands fill the registers. */
-enum { TILE_W = LANES == 16 ? 4 : 2, TILE_X = 6 };
+enum { TILE_W = REGISTERS == 32 ? 4 : 2, TILE_X = 6 };
 
 INLINE vector load_weights(const uint8_t *row, int64_t at, int type)
 {

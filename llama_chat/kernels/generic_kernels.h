@@ -2,7 +2,7 @@
  * includes this.
  *
  * Before including this, the level defines multiply_panel() and FOR_TILE_SIZES (see
- * dot_products.h), LANES (see vectors.h), and load_f16() (see float_products.h).
+ * dot_products.h), LANES and REGISTERS (see vectors.h), and load_f16() (see float_products.h).
  */
 
 #ifndef GENERIC_KERNELS_H

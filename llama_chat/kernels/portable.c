@@ -3,8 +3,9 @@
 #include "kernel_set.h"
 
 #define LANES 4
+#define REGISTERS 16
 
-/* Larger tiles would not fit in sixteen registers. */
+/* Larger tiles would not fit in the registers. */
 #define FOR_TILE_SIZES(DO, ...) DO(1, __VA_ARGS__) DO(2, __VA_ARGS__) DO(4, __VA_ARGS__)
 
 static int is_supported(void) { return 1; }
@@ -52,7 +53,7 @@ INLINE void multiply_chunk(const uint8_t *block, int c, const int8_t *low, const
 INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t *tile, float *out,
                            int64_t out_stride, packed_layout layout, int n)
 {
-    const int chunks = low_chunks(layout), group = layout.group;
+    const int chunks = low_chunks(layout), group = layout.group, steps = group / 8;
     float totals[MAX_TILE][PANEL] = {{0}}, super_scales[PANEL] = {0}, super_mins[PANEL] = {0};
     for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
         tile_group x = tile_group_at(tile, g, group, n);
@@ -72,8 +73,8 @@ INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t
             for (int r = 0; r < PANEL; r++)
                 dots[r] = initial_sum(x.w4_offsets[m], layout);
             for (int c = 0; c < chunks; c++) {
-                const int8_t *low = x.quants + 4 * (c * n + m);
-                multiply_chunk(block, c, low, low + 4 * chunks * n, layout, dots);
+                const int8_t *low = x.quants + 8 * (c % steps * n + m) + c / steps * 4;
+                multiply_chunk(block, c, low, low + 4, layout, dots);
             }
             for (int r = 0; r < PANEL; r++)
                 totals[m][r] += scales[r] * x.scales[m] * (float)dots[r] +

@@ -42,8 +42,10 @@ INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int g
             sum += quant;
         }
         uint8_t *to = tile + g * n * tile_group_bytes(group);
-        for (int c = 0; c < group / 4; c++)
-            memcpy(to + 4 * (c * n + m), quants + 4 * c, 4);
+        for (int step = 0; step < group / 8; step++) {
+            memcpy(to + 8 * (step * n + m), quants + 4 * step, 4);
+            memcpy(to + 8 * (step * n + m) + 4, quants + group / 2 + 4 * step, 4);
+        }
         float *floats = (float *)(to + n * group);
         floats[m] = by.scale;
         floats[n + m] = by.scale * (float)sum;

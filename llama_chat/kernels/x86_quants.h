@@ -1,0 +1,29 @@
+/* Quants of packed weights in vectors of x86-64, which has no shifts of bytes: masks remove bits of
+ * the neighbours. */
+
+#ifndef X86_QUANTS_H
+#define X86_QUANTS_H
+
+#include "vectors.h"
+
+typedef uint16_t word_vector __attribute__((vector_size(4 * LANES), may_alias));
+
+INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits, byte_vector *low,
+                          byte_vector *high)
+{
+    *low = v & 15;
+    *high = (byte_vector)((word_vector)v >> 4) & 15;
+    if (bits == 6) {
+        const word_vector upper = (word_vector)above >> shift;
+        *low |= (byte_vector)(upper << 4) & 0x30;
+        *high |= (byte_vector)upper & 0x30;
+    }
+}
+
+/* Broadcast the four quants of a row. */
+INLINE integer_vector broadcast_quants(const int8_t *x)
+{
+    return (integer_vector){0} + load_four_quants(x);
+}
+
+#endif

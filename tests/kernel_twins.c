@@ -1,0 +1,383 @@
+/* Compares the kernels of all levels that a processor supports with their portable twins.
+ *
+ * Prints the name of each level, and a line for each kernel that differs. Most inputs are such that
+ * all results are whole numbers below 2**24: then results must be equal, in whatever order they are
+ * summed. Others are random, and results may differ by rounding.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cpu.h"
+#include "kv_cache_rows.h"
+#include "matrix_product.h"
+
+static kernel_set tested, portable;
+
+/* ---- random numbers and comparisons --------------------------------------------------------- */
+
+static uint32_t random_state = 1;
+
+static uint32_t random_bits(void) /* G. Marsaglia 2003, "Xorshift RNGs" */
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    random_state ^= random_state << 5;
+    return random_state;
+}
+
+static int random_below(int n) { return (int)(random_bits() >> 8) % n; }
+
+static float random_float(void) { return (float)(int32_t)random_bits() * 0x1p-31f; }
+
+static void fill(float *to, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        to[i] = random_float();
+}
+
+static void fill_whole(float *to, int64_t n, int limit)
+{
+    for (int64_t i = 0; i < n; i++)
+        to[i] = (float)(random_below(2 * limit + 1) - limit);
+}
+
+static int n_failures;
+
+static void report(const char *what, int is_equal)
+{
+    static const char *last;
+    if (is_equal)
+        return;
+    n_failures++;
+    if (last != what)
+        printf("%s: %s differs\n", tested.name, what);
+    last = what;
+}
+
+/* Compare numbers, which may differ by a part of the largest of them. */
+static void compare(const char *what, const float *got, const float *expected, int64_t n,
+                    float tolerance)
+{
+    float largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (isfinite(expected[i]))
+            largest = fmaxf(largest, fabsf(expected[i]));
+    for (int64_t i = 0; i < n; i++)
+        report(what, isnan(expected[i]) ? isnan(got[i])
+                                        : got[i] == expected[i] ||
+                                              fabsf(got[i] - expected[i]) <= tolerance * largest);
+}
+
+/* ---- packed matrices ------------------------------------------------------------------------ */
+
+enum { MAX_COLUMNS = 512, MAX_ROWS = 19 };
+
+/* Fill panels with bytes of one value, or random ones. Scales and minima are whole numbers of at
+ * most 2, or random numbers, some of them subnormal. */
+static void fill_panels(const matrix *w, int byte, int is_whole, uint8_t *to)
+{
+    static const uint16_t whole[] = {0, 0x3c00, 0x4000, 0xbc00, 0xc000};
+    const packed_layout layout = w->layout;
+    const int is_stepped = layout.groups_per_super_block > 0;
+    for (int64_t g = 0; g < n_panels(w) * n_groups(w); g++) {
+        const int64_t n_steps = begins_super_block(layout, g) ? super_scale_bytes(layout) / 2 : 0;
+        const int64_t n_scales = (block_bytes(layout) - quant_bytes(layout)) / (is_stepped ? 1 : 2);
+        for (int64_t i = 0; i < n_steps; i++, to += 2)
+            memcpy(to, &(uint16_t){is_whole ? 0x2400 : random_bits() & 0x97ff}, 2); /* 2**-6 */
+        for (int64_t i = 0; i < quant_bytes(layout); i++)
+            *to++ = (uint8_t)(byte < 0 ? random_bits() : (uint32_t)byte);
+        for (int64_t i = 0; i < n_scales && is_stepped; i++)
+            *to++ = (uint8_t)(is_whole ? (uint32_t)(random_below(4) - 2) * 64 : random_bits());
+        for (int64_t i = 0; i < n_scales && !is_stepped; i++, to += 2)
+            memcpy(to, &(uint16_t){is_whole ? whole[random_below(5)] : random_bits() & 0xa3ff}, 2);
+    }
+}
+
+/* Multiply one panel with a tile, by both; and row by row, which must give the same. */
+static void compare_tile(const matrix *w, int index, int size, const float *x, float tolerance)
+{
+    static uint8_t tile[MAX_TILE * 3 * MAX_COLUMNS], row[3 * MAX_COLUMNS];
+    float got[MAX_TILE * (PANEL + 3)], expected[MAX_TILE * PANEL], alone[PANEL];
+    const int n = tested.tile_sizes[size], group = w->layout.group;
+    dot_product *const *products = tested.dot_products + index * tested.n_tile_sizes;
+    quantize_tile(&portable, x, 0, w->n_columns, group, n, tile);
+    products[size](w->data, n_groups(w), tile, got, PANEL + 3);
+    for (int m = 0; m < n; m++) {
+        portable.quantize_row(x + m * w->n_columns, 0, w->n_columns, group, 1, 0, row);
+        portable.dot_products[index * portable.n_tile_sizes](w->data, n_groups(w), row,
+                                                             expected + m * PANEL, PANEL);
+        products[0](w->data, n_groups(w), row, alone, PANEL);
+        memmove(got + m * PANEL, got + m * (PANEL + 3), sizeof alone);
+        report("tile of several rows", memcmp(alone, got + m * PANEL, sizeof alone) == 0);
+    }
+    compare("packed product", got, expected, n * PANEL, tolerance);
+}
+
+static void compare_packed(packed_layout layout, int index)
+{
+    static uint8_t panels[2 * 4 * PANEL * MAX_COLUMNS];
+    static float x[MAX_TILE * MAX_COLUMNS], got[MAX_COLUMNS], expected[MAX_COLUMNS];
+    static const int bytes[] = {0, 0xff, 0x80, 0x7f, -1, -1};
+    const int span = layout.groups_per_super_block ? layout.groups_per_super_block : 1;
+    for (int n_spans = 1; n_spans <= 2; n_spans++) {
+        matrix w = {PACKED, layout, MAX_ROWS, n_spans * span * layout.group, panels};
+        for (int pattern = 0; pattern < 6; pattern++)
+            for (int is_whole = pattern < 4; is_whole < 2; is_whole++) {
+                fill_panels(&w, bytes[pattern], is_whole, panels);
+                for (int size = 0; size < tested.n_tile_sizes; size++) {
+                    fill(x, MAX_TILE * w.n_columns);
+                    for (int i = 0; i < MAX_TILE * w.n_columns && is_whole; i++)
+                        x[i] = i % layout.group == 0 || pattern % 2
+                                   ? random_below(2) ? 127 : -127 /* so that the scale is 1 */
+                                   : (float)(random_below(255) - 127);
+                    compare_tile(&w, index, size, x, is_whole ? 0 : 1e-5f);
+                }
+                for (int64_t i = 0; i < 2 * w.n_rows; i++) {
+                    const int64_t row = i / 2, is_bf16 = i % 2, bytes = is_bf16 ? 2 : 4;
+                    tested.dequantize_row(&w, row, got, is_bf16);
+                    portable.dequantize_row(&w, row, expected, is_bf16);
+                    report("dequantize_row",
+                           memcmp(got, expected, (size_t)(w.n_columns * bytes)) == 0);
+                }
+            }
+    }
+}
+
+/* ---- quantization of activations ------------------------------------------------------------ */
+
+/* Compare row 1 of a tile of 3. A number half-way between two may be rounded either way. */
+static void compare_groups(const void *x, int is_bf16, int64_t n, int group)
+{
+    static uint8_t got[9 * MAX_COLUMNS], expected[9 * MAX_COLUMNS];
+    tested.quantize_row(x, is_bf16, n, group, 3, 1, got);
+    portable.quantize_row(x, is_bf16, n, group, 3, 1, expected);
+    for (int64_t g = 0; g < n / group; g++) {
+        const tile_group a = tile_group_at(got, g, group, 3);
+        const tile_group b = tile_group_at(expected, g, group, 3);
+        int32_t sum = 0;
+        compare("scale of quantize_row", a.scales + 1, b.scales + 1, 1, 0);
+        if (isnan(b.scales[1]))
+            continue;
+        for (int i = 0; i < group; i++) {
+            const int at = 8 * (i % (group / 2) / 4 * 3 + 1) + i / (group / 2) * 4 + i % 4;
+            report("quantize_row", abs(a.quants[at] - b.quants[at]) <= 1);
+            sum += a.quants[at];
+        }
+        report("sum of quantize_row", a.sums[1] == a.scales[1] * (float)sum);
+        report("offset of quantize_row", a.w4_offsets[1] == -8 * sum);
+    }
+}
+
+static void compare_quantization(void)
+{
+    float x[256], got[256], expected[256];
+    uint16_t halves[256];
+    for (int round = 0; round < 40; round++) {
+        fill(x, 256);
+        for (int i = 0; i < 32; i++) { /* halves are rounded to even, in a group of scale 1 */
+            x[i] = i ? (float)random_below(253) - 126.5f : 127;
+            x[32 + i] = 0;
+            x[64 + i] *= 1e30f;
+        }
+        x[128 + random_below(32)] = round % 3 ? NAN : INFINITY;
+        for (int i = 0; i < 256; i++)
+            halves[i] = to_bf16(x[i]);
+        for (int group = 16; group <= 32; group += 16) {
+            compare_groups(x, 0, 256, group);
+            compare_groups(halves, 1, 256, group);
+            tested.quantization_error(x, 256, group, got);
+            portable.quantization_error(x, 256, group, expected);
+            for (int i = 0; i < 256; i++)
+                got[i] = fabsf(got[i]), expected[i] = fabsf(expected[i]);
+            for (int g = 0; g < 256; g += group)
+                compare("quantization_error", got + g, expected + g, group, 1e-3f);
+        }
+    }
+}
+
+/* ---- matrices of floats --------------------------------------------------------------------- */
+
+static void compare_float_products(void)
+{
+    enum { ROWS = 9, COLUMNS = FLOAT_CHUNK + 39, N_X = 13 };
+    static float weights[ROWS * COLUMNS], x[N_X * COLUMNS];
+    static uint16_t halves[ROWS * COLUMNS];
+    float got[N_X * ROWS], expected[N_X * ROWS], alone[ROWS];
+    for (int type = WEIGHT_F32; type <= WEIGHT_F16; type++)
+        for (int n_x = 1; n_x <= N_X; n_x++)
+            for (int is_whole = 0; is_whole < 2; is_whole++) {
+                const int64_t columns = n_x % 4 ? 1 + random_below(67) : COLUMNS;
+                is_whole ? fill_whole(weights, ROWS * columns, 60) : fill(weights, ROWS * columns);
+                is_whole ? fill_whole(x, n_x * columns, 60) : fill(x, n_x * columns);
+                if (!is_whole)
+                    weights[0] = n_x % 2 ? INFINITY : NAN, weights[1] = 3e-7f; /* subnormal */
+                for (int64_t i = 0; i < ROWS * columns; i++) {
+                    halves[i] = type == WEIGHT_F16 ? to_half(weights[i]) : to_bf16(weights[i]);
+                    if (type == WEIGHT_F16 && isinf(weights[i]))
+                        halves[i] = 0x7c00; /* which to_half() never makes */
+                }
+                const void *data = type == WEIGHT_F32 ? (void *)weights : (void *)halves;
+                const matrix w = {type, {0}, ROWS, columns, data};
+                fill_whole(got, N_X * ROWS, 60);
+                memcpy(expected, got, sizeof got);
+                const int mode = n_x % 3 ? STORE_FLOAT : ACCUMULATE;
+                tested.multiply_floats(&w, (range){1, ROWS}, x, n_x, got, mode);
+                portable.multiply_floats(&w, (range){1, ROWS}, x, n_x, expected, mode);
+                compare("multiply_floats", got, expected, n_x * ROWS, is_whole ? 0 : 1e-5f);
+                for (int m = 0; m < n_x && mode == STORE_FLOAT; m++) {
+                    tested.multiply_floats(&w, (range){1, ROWS}, x + m * columns, 1, alone, mode);
+                    report("multiply_floats of several rows",
+                           memcmp(alone + 2, got + m * ROWS + 2, sizeof alone - 8) == 0);
+                }
+            }
+}
+
+/* ---- between the products ------------------------------------------------------------------- */
+
+static void compare_activations(void)
+{
+    float x[100], y[100], got[100], expected[100];
+    for (int n = 1; n <= 100; n += n < 20 ? 1 : 16) {
+        fill(x, n);
+        fill(y, n);
+        tested.rms_norm(x, y, n, 1e-5f, got);
+        portable.rms_norm(x, y, n, 1e-5f, expected);
+        compare("rms_norm", got, expected, n, 1e-6f);
+        memcpy(got, x, sizeof x), memcpy(expected, x, sizeof x);
+        tested.add(got, y, n);
+        portable.add(expected, y, n);
+        compare("add", got, expected, n, 0);
+        for (int i = 0; i < n; i++)
+            got[i] = expected[i] = x[i] * (i % 3 ? 5.0f : 1e3f);
+        tested.swiglu(got, y, n);
+        portable.swiglu(expected, y, n);
+        compare("swiglu", got, expected, n, 1e-6f);
+    }
+}
+
+/* ---- the cache and attention ---------------------------------------------------------------- */
+
+enum { CAPACITY = 180, N_NEW = 24, MAX_WIDTH = 128 };
+
+/* A cache of one layer, with random rows before the new ones. */
+typedef struct {
+    kv_cache cache;
+    float keys[CAPACITY * MAX_WIDTH], values[CAPACITY * MAX_WIDTH];
+    float key_scales[CAPACITY * 8], value_scales[CAPACITY * 8];
+    float cos[N_NEW * MAX_WIDTH / 2], sin[N_NEW * MAX_WIDTH / 2];
+    void *key_rows[1], *value_rows[1];
+    float *key_scale_rows[1], *value_scale_rows[1];
+} small_cache;
+
+static void fill_rows(void *rows, int64_t n, float *scales, int kind)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float x = random_float() * 2;
+        if (kind == FLOAT32)
+            ((float *)rows)[i] = x;
+        else if (kind == INT8)
+            ((int8_t *)rows)[i] = (int8_t)(x * 63);
+        else
+            ((uint16_t *)rows)[i] = kind == BFLOAT16 ? to_bf16(x) : to_half(x);
+    }
+    for (int i = 0; i < CAPACITY * 8; i++)
+        scales[i] = 0.01f + fabsf(random_float()) * 0.02f;
+}
+
+static small_cache *new_cache(int kind, int n_heads, int n_kv_heads, int head_dim, int length)
+{
+    static small_cache c;
+    const int64_t n = CAPACITY * n_kv_heads * head_dim;
+    fill_rows(c.keys, n, c.key_scales, kind);
+    fill_rows(c.values, n, c.value_scales, kind);
+    fill(c.cos, N_NEW * head_dim / 2);
+    fill(c.sin, N_NEW * head_dim / 2);
+    c.key_rows[0] = c.keys, c.value_rows[0] = c.values;
+    c.key_scale_rows[0] = c.key_scales, c.value_scale_rows[0] = c.value_scales;
+    c.cache = (kv_cache){kind, n_heads, n_kv_heads, head_dim, c.key_rows, c.value_rows,
+                         c.key_scale_rows, c.value_scale_rows, CAPACITY, length, c.cos, c.sin};
+    return &c;
+}
+
+static void run_attention(const kernel_set *kernels, const kv_cache *cache, const float *q, int n_x,
+                          float *out)
+{
+    static char memory[1 << 22];
+    arena space = {memory, 0};
+    attention_buffers buffers = {0};
+    allocate_shared_attention(cache, n_x, &space, &buffers);
+    allocate_thread_attention(cache, n_x, &space, &buffers);
+    attend(kernels, cache, 0, q, n_x, out, &buffers, (team_member){0, 1});
+}
+
+static void compare_stored(const small_cache *c, const float *x, int kind)
+{
+    static float got[CAPACITY * MAX_WIDTH], expected[CAPACITY * MAX_WIDTH];
+    static float got_scales[CAPACITY * 8], scales[CAPACITY * 8];
+    const range columns = {0, c->cache.n_kv_heads * c->cache.head_dim};
+    tested.store_rows(&c->cache, &(void *){got}, &(float *){got_scales}, 0, x, 3, columns);
+    portable.store_rows(&c->cache, &(void *){expected}, &(float *){scales}, 0, x, 3, columns);
+    compare("scales of store_rows", got_scales, scales, CAPACITY * 8, 0);
+    for (size_t i = 0; i < sizeof got && kind == INT8; i++)
+        report("store_rows of int8", abs(((int8_t *)got)[i] - ((int8_t *)expected)[i]) <= 1);
+    report("store_rows", kind == INT8 || memcmp(got, expected, sizeof got) == 0);
+}
+
+static void compare_cache(int kind, int n_heads, int n_kv_heads, int head_dim)
+{
+    static float q[N_NEW * 2 * MAX_WIDTH], got[N_NEW * 2 * MAX_WIDTH], expected[sizeof got / 4];
+    static const int lengths[] = {0, 130}, news[] = {1, 3, 8, 9, N_NEW};
+    const int64_t width = n_heads * head_dim;
+    for (int i = 0; i < 10; i++) {
+        const int n_x = news[i % 5];
+        const small_cache *c = new_cache(kind, n_heads, n_kv_heads, head_dim, lengths[i / 5]);
+        const int is_rounded = kind == BFLOAT16 && !strcmp(tested.name, "avx512_bf16");
+        fill(q, n_x * width);
+        run_attention(&tested, &c->cache, q, n_x, got);
+        run_attention(&portable, &c->cache, q, n_x, expected);
+        compare("attention", got, expected, n_x * width, is_rounded && n_x > 8 ? 0.02f : 1e-5f);
+        memcpy(got, q, sizeof q), memcpy(expected, q, sizeof q);
+        tested.rotate(&c->cache, got, n_x, width, (range){2, width}, 0.3f);
+        portable.rotate(&c->cache, expected, n_x, width, (range){2, width}, 0.3f);
+        compare("rotate", got, expected, n_x * width, 1e-6f);
+        q[0] = 1e6f, q[1] = -65519, q[2] = 65520, q[3] = 3e-8f, q[4] = -6e-6f;
+        q[5] = kind == INT8 ? 1 : NAN, q[6] = kind == INT8 ? 1 : -INFINITY;
+        compare_stored(c, q, kind);
+    }
+}
+
+int main(int n_arguments, char **arguments)
+{
+    (void)arguments;
+    kernel_set previous = portable = kernels_of(0);
+    for (int level = 0; level < n_levels(); level++) {
+        if (!level_is_supported(level))
+            continue;
+        tested = kernels_of(level);
+        puts(tested.name);
+        if (n_arguments > 1) /* only list the levels */
+            continue;
+/* Functions that a level inherits were compared before. */
+#define HAS_OWN(function) (tested.function != previous.function)
+        int index = 0;
+#define COMPARE_PACKED(...) compare_packed((packed_layout){__VA_ARGS__}, index++);
+        if (HAS_OWN(dot_products)) {
+            FOR_LAYOUTS(COMPARE_PACKED)
+        }
+        if (HAS_OWN(quantize_row))
+            compare_quantization();
+        if (HAS_OWN(multiply_floats))
+            compare_float_products();
+        if (HAS_OWN(rms_norm))
+            compare_activations();
+        for (int kind = FLOAT32; kind <= FLOAT16 && HAS_OWN(attend_block); kind++) {
+            compare_cache(kind, 8, 4, 8);
+            compare_cache(kind, 6, 2, 16);
+            compare_cache(kind, 6, 1, 20);
+            compare_cache(kind, 2, 2, 64);
+        }
+        previous = tested;
+    }
+    return n_failures != 0;
+}

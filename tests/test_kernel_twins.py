@@ -1,0 +1,77 @@
+"""The kernels of each level against the portable ones; those of ARM in an emulator.
+
+``kernel_twins.c`` compares them. It is compiled once for each version of its sources.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from hatch_build import FLAGS, KERNELS, compile_sources
+from llama_chat.kernels import native
+from tests.conftest import ROOT
+
+CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("cc") and native.supported_levels()), reason="no C compiler is here"
+)
+needs_emulator = pytest.mark.skipif(
+    not (shutil.which(CROSS_COMPILER) and shutil.which(EMULATOR)),
+    reason=f"no {CROSS_COMPILER} or {EMULATOR} is here (gcc-aarch64-linux-gnu, qemu-user)",
+)
+
+
+def build(cache: pytest.Cache, compiler: str, *options: str) -> Path:
+    """Compile and link the comparison, unless the cache of pytest has it."""
+    sources = [*sorted(KERNELS.glob("*.c")), ROOT / "tests" / "kernel_twins.c"]
+    command = [compiler, *FLAGS, *options, f"-I{KERNELS}"]
+    texts = [path.read_text() for path in (*sources, *sorted(KERNELS.glob("*.h")))]
+    digest = hashlib.sha256(repr([command, texts]).encode()).hexdigest()
+    program = cache.mkdir("kernel-twins") / f"{compiler}-{digest[:16]}"
+    if not program.exists():
+        for old in program.parent.glob(f"{compiler}-*"):
+            old.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=program.parent) as folder:
+            objects = compile_sources(command, sources, Path(folder))
+            linked = Path(folder) / "linked"
+            subprocess.run([*command, *objects, "-o", linked, "-lm"], check=True)
+            linked.replace(program)
+    return program
+
+
+def run(*command: str | os.PathLike[str]) -> list[str]:
+    """Run the comparison, and return the levels that it compared."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout.split()
+
+
+@needs_compiler
+def test_the_levels_of_this_processor_compute_what_the_portable_one_does(
+    pytestconfig: pytest.Config,
+) -> None:
+    """AVX2 with VNNI too where only AVX-512 has it, in its encoding."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    expected = [*native.supported_levels()]
+    if "avx512" in expected and "avx2_vnni" not in expected:
+        expected.insert(expected.index("avx512"), "avx2_vnni")
+    assert run(build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512")) == expected
+
+
+@needs_emulator
+def test_the_levels_of_arm_compute_what_the_portable_one_does(pytestconfig: pytest.Config) -> None:
+    cache = pytestconfig.cache
+    assert cache is not None
+    program = build(cache, CROSS_COMPILER, "-Og", "-static")
+    levels = ["portable", "neon", "neon_dotprod", "neon_i8mm"]
+    assert run(EMULATOR, "-cpu", "max", program) == levels
+    # Older processors lack optional instructions, and are found to do so.
+    assert run(EMULATOR, "-cpu", "neoverse-n1", program, "list") == levels[:3]
+    assert run(EMULATOR, "-cpu", "cortex-a72", program, "list") == levels[:2]
