@@ -7,8 +7,6 @@
 
 #include "numbers.h"
 
-enum { CACHE_LINE = 64 };
-
 /* An arena without memory only counts bytes, so the same code computes sizes and allocates. */
 typedef struct {
     char *memory;

@@ -7,6 +7,9 @@
  * only fast if they are inlined there. */
 #define INLINE static inline __attribute__((always_inline))
 
+/* Bytes that the processor reads from memory at a time. */
+enum { CACHE_LINE = 64 };
+
 /* All other functions are hidden: see -fvisibility in hatch_build.py. */
 #define EXPORT __attribute__((visibility("default")))
 

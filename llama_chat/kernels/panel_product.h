@@ -80,6 +80,16 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
     deinterleave_sums(sums, n, n_vectors);
 }
 
+/* Bytes ahead of a block at which memory is read. The processor reads ahead by itself as far as one
+ * row of activations needs; not while the products of several rows take longer than the memory. */
+enum { PREFETCH_AHEAD = 2048 };
+
+INLINE void prefetch_block(const uint8_t *block, packed_layout layout)
+{
+    for (int64_t at = 0; at < block_bytes(layout); at += CACHE_LINE)
+        __builtin_prefetch(block + at);
+}
+
 /* Multiply `n_vectors` vectors of rows of a panel, from `row` on. */
 INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64_t n_groups,
                              const uint8_t *tile, float *out, int64_t out_stride,
@@ -91,6 +101,8 @@ INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64
         for (int v = 0; v < n_vectors; v++)
             totals[m][v] = (vector){0};
     for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
+        if (row == 0) /* later vectors find the panel in the cache */
+            prefetch_block(block + PREFETCH_AHEAD, layout);
         const tile_group x = tile_group_at(tile, g, layout.group, n);
         integer_vector sums[MAX_TILE][PANEL_VECTORS];
         if (begins_super_block(layout, g)) {
