@@ -104,6 +104,13 @@ def test_part_of_a_control_token_is_no_stop() -> None:
     assert watcher.push("x") == ("x", None)
 
 
+def test_a_control_token_between_those_of_a_stop_divides_it() -> None:
+    watcher = StopStrings(["<b>x"], CONTROL)
+    assert watcher.push("", 8) == ("", None)
+    assert watcher.push("", 7) == ("", None)
+    assert watcher.push("x") == ("x", None)
+
+
 def test_a_text_is_found_across_control_tokens() -> None:
     watcher = StopStrings(["xy", "<a>z"], CONTROL)
     assert watcher.push("wx", 7) == ("w", None)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 _FIRST_MARK = 0xD800
 _N_MARKS = 1024
 """Code points that no text contains: each stands for a control token of a stop string."""
+_OTHER = chr(_FIRST_MARK + _N_MARKS)
+"""Mark of a control token that is in no stop string."""
 
 
 class StopStrings:
@@ -34,7 +36,7 @@ class StopStrings:
         }
         """Stop strings with marks for control tokens, and without."""
         self._marks = {control_ids[name]: mark for name, mark in marks.items()}
-        self._unmarked = str.maketrans("", "", "".join(marks.values()))
+        self._unmarked = str.maketrans("", "", "".join(marks.values()) + _OTHER)
         self._held = ""
 
     def push(self, text: str, hidden: int | None = None) -> tuple[str, str | None]:
@@ -44,7 +46,7 @@ class StopStrings:
             The text that can be passed on, and the stop string if one is complete: then the text
             ends right before it, and the text after it is dropped.
         """
-        held = self._held + text + ("" if hidden is None else self._marks.get(hidden, ""))
+        held = self._held + text + ("" if hidden is None else self._marks.get(hidden, _OTHER))
         shown = held.translate(self._unmarked)
         found = [(at, stop) for stop in self._stops if (at := shown.find(stop)) >= 0]
         found += [
