@@ -37,8 +37,11 @@ INLINE void multiply_float_tile(const uint8_t *w, int64_t w_bytes, const float *
     int64_t i = columns.start;
     for (; i + LANES <= columns.end; i += LANES) {
         vector weights[TILE_W];
-        for (int r = 0; r < n_w; r++)
+        for (int r = 0; r < n_w; r++) {
+            /* The next tile: each row of weights is a stream of its own, and a short one. */
+            __builtin_prefetch(w + (r + n_w) * w_bytes + i * float_bytes(type));
             weights[r] = load_weights(w + r * w_bytes, i, type);
+        }
         for (int m = 0; m < n_x; m++) {
             const vector row = *(const vector *)(x + m * x_stride + i);
             for (int r = 0; r < n_w; r++)
@@ -105,8 +108,9 @@ INLINE void multiply_floats_of(const matrix *w, range rows, const float *x, int 
 #define ROWS(n_w)                                                                                  \
     multiply_float_rows(w->data + r * w_bytes, w_bytes, x + m * w->n_columns, w->n_columns,        \
                         columns, type, n_w, n, y + m * w->n_rows + r, w->n_rows, adds)
-                for (; r + TILE_W <= end; r += TILE_W)
-                    ROWS(TILE_W);
+                if (n > 1) /* else memory is the limit, and read fastest row by row */
+                    for (; r + TILE_W <= end; r += TILE_W)
+                        ROWS(TILE_W);
                 for (; r < end; r++)
                     ROWS(1);
 #undef ROWS
