@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.programs import OURS, Program, add_options, interpreters, start
-from llama_chat.generation.engine import PREFILL_CHUNK
+from llama_chat.generation.backend import PREFILL_CHUNK
 from llama_chat.library import find_model
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.tokenizers.base import Tokenizer

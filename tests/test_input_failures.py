@@ -1,4 +1,4 @@
-"""What fails in the input is one line, and the chat goes on: no stack trace, no wait for Enter."""
+"""A failure in the input is one line, and the chat goes on: no stack trace, no wait for Enter."""
 
 import re
 import sys

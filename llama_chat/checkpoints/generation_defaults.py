@@ -1,4 +1,4 @@
-"""What a checkpoint says about generation: tokens that end a reply, and sampling settings."""
+"""Suggestions of a checkpoint for generation: end tokens and sampling settings."""
 
 import reprlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from llama_chat.settings.setting import Value
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """Suggestions of a checkpoint for generation."""
+    """End tokens and sampling settings that a checkpoint suggests."""
 
     ends: tuple[tuple[int | str, str], ...] = ()
     """Tokens that end a reply, by id or by text, each with the file or metadata key that says so.

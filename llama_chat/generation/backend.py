@@ -11,6 +11,9 @@ from llama_chat.generation.kv_cache import KVCache
 from llama_chat.model.attention import causal_mask
 from llama_chat.model.transformer import Transformer
 
+PREFILL_CHUNK = 512
+"""Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
+
 
 class Backend(ABC):
     """Forward passes of one model over the tokens of one sequence."""

@@ -6,7 +6,7 @@ from itertools import repeat
 
 from torch import Tensor
 
-from llama_chat.generation.backend import Backend
+from llama_chat.generation.backend import PREFILL_CHUNK, Backend
 from llama_chat.generation.speculation import (
     EMA_WEIGHT,
     NO_DRAFT,
@@ -14,10 +14,8 @@ from llama_chat.generation.speculation import (
     DraftPlan,
     PassCost,
     best_plan,
+    moving_average,
 )
-
-_CHUNK = 512
-"""Tokens that the draft model reads in one pass."""
 
 _RETRY = 64
 """Sampled tokens after which a draft is tried again, and the time of a pass without one measured
@@ -89,8 +87,7 @@ class ModelDrafter(Drafter):
             drafted += self._most_likely(logits)
         if length > 1:
             seconds = (time.perf_counter() - began) / (length - 1)
-            average = self._token_seconds or seconds
-            self._token_seconds = average + EMA_WEIGHT * (min(seconds, 2 * average) - average)
+            self._token_seconds = moving_average(self._token_seconds, seconds)
         self._expected = drafted
         return drafted
 
@@ -108,7 +105,7 @@ class ModelDrafter(Drafter):
         ids, cache = self._ids, self._cache
         cache.trim(min(cache.seek(ids), len(ids) - 1))
         while cache.length < self._n_given - 1:
-            chunk = ids[cache.length : min(cache.length + _CHUNK, self._n_given - 1)]
+            chunk = ids[cache.length : min(cache.length + PREFILL_CHUNK, self._n_given - 1)]
             self._backend.forward(chunk, cache, should_stop=should_stop)
         while cache.length < len(ids):
             start = cache.length

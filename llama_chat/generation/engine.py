@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError
-from llama_chat.generation.backend import Backend, TorchBackend
+from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend
 from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.draft_model import ModelDrafter
 from llama_chat.generation.end_tokens import end_tokens
@@ -31,9 +31,6 @@ from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
-
-PREFILL_CHUNK = 512
-"""Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
 
 
 @dataclass(slots=True)

@@ -31,6 +31,12 @@ _COST_DECAY = 0.998
 """Factor on the estimated cost of further rows after each pass, so that drafts are tried again."""
 
 
+def moving_average(average: float | None, seconds: float) -> float:
+    """Return the exponential moving average with a further time; an outlier is clipped."""
+    average = average or seconds
+    return average + EMA_WEIGHT * (min(seconds, 2 * average) - average)
+
+
 class PassCost:
     """Cost of a pass over several tokens, relative to a pass over one; measured while decoding.
 
@@ -53,8 +59,7 @@ class PassCost:
         # Otherwise a cost once measured too high would never be measured again.
         self._row_costs = {n: cost * _COST_DECAY for n, cost in self._row_costs.items()}
         if n_rows == 1:
-            one = self.one_row_seconds or seconds
-            self.one_row_seconds = one + EMA_WEIGHT * (min(seconds, 2 * one) - one)
+            self.one_row_seconds = moving_average(self.one_row_seconds, seconds)
         elif self.one_row_seconds is not None:
             cost = min(max((seconds / self.one_row_seconds - 1) / (n_rows - 1), 0.0), 1.0)
             self._row_costs[n_rows] += EMA_WEIGHT * (cost - self._row_costs[n_rows])

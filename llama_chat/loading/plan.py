@@ -260,7 +260,7 @@ def _plan_draft(planned: LoadPlan, path: Path) -> LoadPlan:
         why = "where torch computes the model, drafts would change the text"
         raise UsageError(what, why, "leave out --draft")
     device = str(planned.devices[0])
-    found = plan(path, device, kv_dtype="auto", threads=planned.threads)
+    found = plan(path, device, threads=planned.threads)
     if found.tokenizer.fingerprint != planned.tokenizer.fingerprint:
         why = "its vocabulary is not that of the model"
         raise UsageError(what, why, "take a smaller model of the same family")

@@ -116,7 +116,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def _mark(self) -> str | None:
-        """What tokens hold for U+2581; None if not every byte of a text is in one of its tokens."""
+        """Text of tokens for U+2581; None if not every byte of a text is in one of its tokens."""
         data = b"".join(map(self.token_bytes, self._encode(_PROBE, True)))
         if self.prefix != "never":
             data = data.removeprefix(b" ")
