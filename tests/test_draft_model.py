@@ -182,6 +182,12 @@ def test_memory_of_both_models_is_counted(pair: tuple[Path, Path]) -> None:
         replace(both, bytes_free=both.bytes_needed - 1).check_fit()
 
 
+def test_memory_of_a_model_that_is_dropped_counts_for_both(pair: tuple[Path, Path]) -> None:
+    planned = plan(pair[0], draft=pair[1], reclaimable=2**50)
+    assert planned.draft is not None
+    assert min(planned.bytes_free, planned.draft.bytes_free) >= 2**50
+
+
 def test_another_vocabulary_is_refused(pair: tuple[Path, Path], shared_data: Path) -> None:
     other = shared_data / "models" / "stories260K"
     with pytest.raises(UsageError, match="its vocabulary is not that of the model"):

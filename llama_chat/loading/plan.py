@@ -245,10 +245,11 @@ def plan(
     )
     if draft is None:
         return planned
-    return replace(planned, draft=_plan_draft(planned, find_model(os.fspath(draft), model_paths)))
+    draft_path = find_model(os.fspath(draft), model_paths)
+    return replace(planned, draft=_plan_draft(planned, draft_path, reclaimable))
 
 
-def _plan_draft(planned: LoadPlan, path: Path) -> LoadPlan:
+def _plan_draft(planned: LoadPlan, path: Path, reclaimable: int) -> LoadPlan:
     """Plan to load the draft model at ``path`` beside the one that is ``planned``.
 
     Raises:
@@ -260,7 +261,7 @@ def _plan_draft(planned: LoadPlan, path: Path) -> LoadPlan:
         why = "where torch computes the model, drafts would change the text"
         raise UsageError(what, why, "leave out --draft")
     device = str(planned.devices[0])
-    found = plan(path, device, threads=planned.threads)
+    found = plan(path, device, threads=planned.threads, reclaimable=reclaimable)
     if found.tokenizer.fingerprint != planned.tokenizer.fingerprint:
         why = "its vocabulary is not that of the model"
         raise UsageError(what, why, "take a smaller model of the same family")
