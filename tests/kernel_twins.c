@@ -308,7 +308,8 @@ static void run_attention(const kernel_set *kernels, const kv_cache *cache, cons
     attention_buffers buffers = {0};
     allocate_shared_attention(cache, n_x, &space, &buffers);
     allocate_thread_attention(cache, n_x, &space, &buffers);
-    attend(kernels, cache, 0, q, n_x, out, &buffers, (team_member){0, 1});
+    work_share share = {0};
+    attend(kernels, cache, 0, q, n_x, out, &buffers, &(team_phase){{0, 1}, &share, 1});
 }
 
 static void compare_stored(const small_cache *c, const float *x, int kind)

@@ -53,6 +53,7 @@ typedef struct {
     float *gate, *up;             /* (n_x, hidden_dim) */
     input_rows input;             /* if there are more tokens than a tile holds */
     float *products;              /* (tile, vocab_size), see run_output() */
+    work_share *shares;           /* one for each thread */
 } shared_buffers;
 
 /* Buffers of each thread. */
@@ -66,7 +67,8 @@ typedef struct {
 int output_tile(const kernel_set *kernels, int n_x);
 
 void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, arena *memory, shared_buffers *shared, attention_buffers *attention);
+                     int n_x, int n_threads, arena *memory, shared_buffers *shared,
+                     attention_buffers *attention);
 void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
                      int n_x, arena *memory, thread_buffers *local);
 
