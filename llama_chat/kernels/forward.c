@@ -45,6 +45,8 @@ static void convert_rows(const worker *t, int form, const float *x, int64_t n, i
     char *to = (char *)t->input.forms[form] + m * row_bytes(form, n);
     if (form == AS_FLOATS)
         memcpy(to, x, (size_t)(size * row_bytes(form, n)));
+    else if (form == AS_BF16)
+        t->kernels->round_to_bf16(x, size * n, (uint16_t *)to);
     else
         quantize_tile(t->kernels, x, 0, n, form == GROUPS_OF_32 ? 32 : 16, size, (uint8_t *)to);
 }
@@ -57,7 +59,7 @@ static void prepare_input(worker *t, const float *x, int64_t n, const float *nor
     const int tile = max_tile(kernels), is_shared = t->n_x > tile;
     int is_used[N_FORMS] = {0};
     for (int i = 0; i < n_matrices; i++)
-        is_used[form_for(matrices[i])] = 1;
+        is_used[form_for(kernels, matrices[i], t->n_x)] = 1;
     t->input = is_shared ? t->shared->input : t->local->input;
     if (!norm && is_used[AS_FLOATS]) { /* they are floats already */
         t->input.forms[AS_FLOATS] = (void *)x;
@@ -120,12 +122,14 @@ INLINE range panels_of(range rows)
 /* Multiply some rows of a matrix with its form of the input, into y (n_x, rows of w). */
 static void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int store_mode)
 {
-    const int form = form_for(w);
+    const int form = form_for(t->kernels, w, t->n_x);
     const void *x = t->input.forms[form];
     if (rows.start >= rows.end)
         return;
     if (form == AS_FLOATS)
         t->kernels->multiply_floats(w, rows, x, t->n_x, y, store_mode);
+    else if (form == AS_BF16)
+        t->kernels->multiply_bf16(w, rows, x, t->n_x, y, store_mode);
     else
         multiply_panels(t->kernels, w, x, t->n_x, y, store_mode, panels_of(rows));
 }
@@ -235,7 +239,7 @@ static void multiply_output_twice(const worker *t, int n, range rows, float *log
     const matrix *output = &t->w->output;
     const int64_t vocab_size = output->n_rows;
     float *products = t->shared->products;
-    multiply_panels(t->kernels, output, t->local->input.forms[form_for(output)], 2 * n, products,
+    multiply_panels(t->kernels, output, t->local->input.forms[form_for(t->kernels, output, n)], 2 * n, products,
                     STORE_FLOAT, panels_of(rows));
     for (int m = 0; m < n; m++) {
         float *to = logits + m * vocab_size + rows.start;
@@ -265,7 +269,7 @@ static void run_output(worker *t, const float *x, int n_x, float *logits, pass_r
         }
         if (is_packed)
             quantize_tile(kernels, normed, 0, dim, output->layout.group, 2 * n,
-                          t->local->input.forms[form_for(output)]);
+                          t->local->input.forms[form_for(t->kernels, output, n)]);
         for (range part; take_steps(t, n_parts, output, step, &part);) {
             const range rows = take_rows(&part, output, step);
             if (is_packed)
