@@ -28,10 +28,26 @@ def test_help_lists_every_command_and_explains_each_with_an_example(babble: Term
     for command in COMMANDS.values():
         assert f"/{command.name}" in text
         assert command.example.startswith(f"/{command.name}")
+    assert len(text.splitlines()) < 24
+    babble.ask("/help sampling", r"/temperature \[x\] +\S[\s\S]*/seed \[n\] +\S.*\n")
     babble.ask("/help versions", r"for example: /versions 1")
     babble.ask("/help /tree", r"for example: /tree")
     babble.ask("/? undo", r"for example: /undo 2")
     babble.ask("/help nonsense", r"/nonsense: no such command: /help lists the commands")
+
+
+def test_commands_have_short_forms(babble: Terminal) -> None:
+    for typed, name in {
+        "/temp 0.5": "temperature is 0.5",
+        "/topp 0.5": "top-p is 0.5",
+        "/max 7": "max-tokens is 7",
+        "/sys Be brief.": r"system: Be brief\.",
+        "/se": "/set, /settings, /sessions, /search, /seed|more than one",
+        "/mo": "model is",
+        "/c": "more than one command begins so: .*/continue",
+    }.items():
+        babble.ask(typed, name)
+        babble.type(CTRL_C)
 
 
 def typed_value(setting: Setting) -> str:
@@ -300,7 +316,30 @@ def test_files_are_attached_and_counted(babble: Terminal, tmp_path: Path) -> Non
     assert "with 1 file" not in babble.shown
     babble.ask(f'/file "{notes}"', r"attached: my notes\.txt")
     babble.ask("/file off", r"no attachments")
-    babble.ask(f"/file {tmp_path}", r"not a file|is a directory")
+
+
+def test_file_takes_folders_wildcards_and_names_with_blanks(
+    babble: Terminal, tmp_path: Path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "my notes.txt").write_text("one")
+    (folder / "b.txt").write_text("two")
+    (folder / "c.md").write_text("three")
+    (folder / "picture").write_bytes(b"\xff\xfe\x00")
+    (folder / "empty").touch()
+    babble.ask(f"/file {folder}/my notes.txt", r"attached: my notes\.txt, 1 line\n")
+    babble.ask(f"/file {folder}/*.txt", r"attached before: my notes.*\n[^\0]*attached: b\.txt")
+    text = babble.ask(f"/file {folder}", r"attached: c\.md, 1 line\n")
+    assert re.search(r"left out: .*picture", text)
+    assert re.search(r"left out: .*empty", text)
+    babble.wait_for(r"with 3 files")
+    babble.refuse(f"/file {folder}/*.none", r"\*\.none': no text there")
+    babble.refuse(f"/file {folder}/your notes.txt", r"no such file: quotes hold blanks together")
+    for i in range(51):
+        (folder / f"{i}.log").write_text("x")
+    babble.refuse(f"/file {folder}", r"more than 50 files")
+    babble.ask("/file off", r"no attachments")
 
 
 def test_export_writes_markdown_and_json_and_never_over_a_file(

@@ -1,12 +1,27 @@
 """Slash commands, and the parsing of their arguments."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from llama_chat.chat.conversation import Message
-from llama_chat.errors import UsageError
+from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.terminal.chat import Chat
+
+ALIASES = {
+    "quit": "exit",
+    "bye": "exit",
+    "q": "exit",
+    "?": "help",
+    "new": "clear",
+    "temp": "temperature",
+    "topp": "top-p",
+    "topk": "top-k",
+    "max": "max-tokens",
+    "sys": "system",
+    "repeat": "repeat-penalty",
+}
+"""Names of commands in similar programs, and short forms."""
 
 Value = tuple[str, str]
 """Possible value of an argument, and its meaning."""
@@ -31,11 +46,35 @@ class Command:
     """Lister of the values that complete the argument typed so far."""
     paths: bool = False
     """True if the argument may be a path too."""
+    rare: bool = False
+    """True if a beginning of its name means another command, if one of those begins so."""
 
     @property
     def usage(self) -> str:
         """Syntax of the command, such as ``/undo [n]``."""
         return f"/{self.name} {self.argument}".rstrip()
+
+
+def find(commands: Mapping[str, Command], name: str) -> Command:
+    """Find the command ``name``, or the only one whose name begins with it.
+
+    Of several, the only one that is not rare.
+
+    Raises:
+        UsageError: if there is none or more than one; with a suggestion.
+    """
+    name = ALIASES.get(name.lower(), name.lower())
+    if name in commands:
+        return commands[name]
+    fitting = [command for known, command in commands.items() if name and known.startswith(name)]
+    usual = [command for command in fitting if not command.rare]
+    if len(fitting) == 1 or len(usual) == 1:
+        return (usual or fitting)[0]
+    if fitting:
+        names = ", ".join("/" + command.name for command in usual or fitting)
+        raise UsageError(f"/{name}", "more than one command begins so", names)
+    advice = did_you_mean(name, commands, "/help lists the commands", prefix="/")
+    raise UsageError(f"/{name}", "no such command", advice)
 
 
 def whole_number(typed: str, what: str, of: str) -> int:

@@ -1,12 +1,11 @@
 """Commands for attachments, saved conversations, exports and the clipboard."""
 
 import os
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from llama_chat.chat import store
-from llama_chat.chat.conversation import Attachment, Conversation
+from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.records import ModelTag
@@ -14,32 +13,9 @@ from llama_chat.errors import SaveError, UsageError, counted, reason
 from llama_chat.files import expand_user, readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
+from llama_chat.terminal.commands.attachments import FILE
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import to_json
-
-
-def _file(chat: Chat, argument: str) -> None:
-    if argument == "off":
-        chat.attachments = []
-        chat.renderer.note("no attachments")
-        return
-    for name in _paths(argument):
-        path = expand_user(name)
-        text = read_prompt_text(path, pipes=False)
-        if not text.strip():
-            raise UsageError(f"file {name!r}", "it is empty", "attach a text")
-        chat.attachments.append(Attachment(text, path.name))
-    for attachment in chat.attachments:
-        chat.renderer.note(f"attached: {attachment.summary}")
-    if not chat.attachments:
-        chat.renderer.note("no attachments; /file PATH adds one")
-
-
-def _paths(argument: str) -> list[str]:
-    try:
-        return shlex.split(argument)
-    except ValueError:
-        raise UsageError("/file", "a quote is not closed", 'write /file "my notes.txt"') from None
 
 
 def _save(chat: Chat, argument: str) -> None:
@@ -148,15 +124,7 @@ def _last_code(text: str) -> str:
 
 
 COMMANDS = (
-    Command(
-        "file",
-        "[path…|off]",
-        "Attach texts to the next message.",
-        "/file notes.txt",
-        _file,
-        lambda chat, argument: [("off", "no attachments")],
-        paths=True,
-    ),
+    FILE,
     Command(
         "copy",
         "[code]",

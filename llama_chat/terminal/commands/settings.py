@@ -198,6 +198,7 @@ def _setting_command(setting: Setting) -> Command:
         f"{setting.command} {setting.example}",
         _runner(setting.name),
         lambda chat, argument: _values_of(setting),
+        rare=setting.group != "Sampling" and setting.name != "max_tokens",
     )
 
 
@@ -247,3 +248,16 @@ COMMANDS: tuple[Command, ...] = (
         if setting.name not in {*(command.name for command in _SPECIAL), *_ELSEWHERE}
     ),
 )
+
+
+def _groups() -> dict[str, tuple[Command, ...]]:
+    """Group the commands: those of no setting, and each setting under its heading."""
+    found: dict[str, list[Command]] = {}
+    for command in COMMANDS:
+        setting = SETTINGS.get(command.name.replace("-", "_"))
+        found.setdefault(setting.group if setting else "Settings", []).append(command)
+    return {heading: tuple(commands) for heading, commands in found.items()}
+
+
+GROUPS = _groups()
+"""Commands by the heading under which ``/help`` lists them."""
