@@ -141,15 +141,19 @@ def _read(
     types: FloatTypes,
     device: torch.device,
 ) -> Tensor | Packed:
-    bits = _bits(name, checkpoint.tensors[name].shape, weight_format)
-    if bits is not None:
-        return place(quantize(checkpoint.read(name, torch.float32), bits), device)
+    info = checkpoint.tensors[name]
+    bits = _bits(name, info.shape, weight_format)
     packed = checkpoint.read_packed(name) if weight_format == "stored" else None
-    if packed is None:
-        return checkpoint.read(name, types.of(checkpoint.tensors[name])).to(device)
-    placed = place(packed, device)
+    if bits is not None:
+        as_stored = FLOAT_TYPES.get(info.type, torch.float32)
+        weight = place(quantize(checkpoint.read(name, as_stored), bits), device)
+    elif packed is not None:
+        weight = place(packed, device)
+    else:
+        weight = checkpoint.read(name, types.of(info)).to(device)
+    # What was copied is not needed again; of what was not copied, nothing was touched yet.
     checkpoint.forget(name)
-    return placed
+    return weight
 
 
 def _tensor_bytes(
