@@ -1,6 +1,6 @@
 """Weights of a model, read from a checkpoint into their format and device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -11,9 +11,9 @@ from torch import Tensor
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import padded_rows
-from llama_chat.quantization.linear import Packed, place
-from llama_chat.quantization.packed import packed_bytes
-from llama_chat.quantization.quantize import quantize
+from llama_chat.quantization.linear import Packed, place, place_parts
+from llama_chat.quantization.packed import PackedWeight, packed_bytes
+from llama_chat.quantization.quantize import quantize_in_parts
 
 WeightFormat = Literal["none", "stored", "int8", "int4"]
 """Format of the matrices in memory: floats, packed as in the file, or quantized at load."""
@@ -145,8 +145,8 @@ def _read(
     bits = _bits(name, info.shape, weight_format)
     packed = checkpoint.read_packed(name) if weight_format == "stored" else None
     if bits is not None:
-        as_stored = FLOAT_TYPES.get(info.type, torch.float32)
-        weight = place(quantize(checkpoint.read(name, as_stored), bits), device)
+        parts = _quantize(checkpoint, name, bits)
+        weight: Tensor | Packed = place_parts(parts, info.shape[0], device)
     elif packed is not None:
         weight = place(packed, device)
     else:
@@ -154,6 +154,14 @@ def _read(
     # What was copied is not needed again; of what was not copied, nothing was touched yet.
     checkpoint.forget(name)
     return weight
+
+
+def _quantize(checkpoint: Checkpoint, name: str, bits: Literal[4, 8]) -> Iterator[PackedWeight]:
+    """Quantize a matrix in parts, each of which is no longer in memory as a float then."""
+    as_stored = FLOAT_TYPES.get(checkpoint.tensors[name].type, torch.float32)
+    for part in quantize_in_parts(checkpoint.read(name, as_stored), bits):
+        checkpoint.forget(name)
+        yield part
 
 
 def _tensor_bytes(

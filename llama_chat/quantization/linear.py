@@ -3,7 +3,7 @@
 import math
 import threading
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from operator import itemgetter
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.matrix import FloatMatrix, NativeMatrix
-from llama_chat.quantization.packed import PackedWeight
+from llama_chat.quantization.packed import PackedWeight, stack
 from llama_chat.quantization.quantize import quantize
 
 Packed = PackedWeight | NativeMatrix
@@ -100,9 +100,26 @@ class Embedding(_Matrix):
 
 def place(weight: PackedWeight, device: torch.device) -> Packed:
     """Copy a matrix to ``device``, in the layout that is fastest there."""
-    if native.is_available() and device.type == "cpu":
-        return NativeMatrix(weight.bits, *weight.tensors)
-    return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
+    return place_parts([weight], weight.shape[0], device)
+
+
+def place_parts(parts: Iterable[PackedWeight], n_rows: int, device: torch.device) -> Packed:
+    """Copy a matrix of ``n_rows`` that comes in parts, each some of its rows; see ``place``.
+
+    All parts but the last must be of whole panels.
+    """
+    if not (native.is_available() and device.type == "cpu"):
+        return stack([part.map(lambda tensor: tensor.to(device)) for part in parts])
+    matrix, first = None, 0
+    for part in parts:
+        if matrix is None:
+            matrix = NativeMatrix(part.bits, *part.tensors, n_rows=n_rows)
+        else:
+            matrix.write_rows(first, *part.tensors)
+        first += part.shape[0]
+    if matrix is None:
+        raise ValueError("a matrix without rows")
+    return matrix
 
 
 def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
