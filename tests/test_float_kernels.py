@@ -107,7 +107,7 @@ def test_weights_of_16_bits_stay_as_stored(
     assert isinstance(llama.backend, NativeBackend)
     assert llama.model.blocks[0].attention.wq.weight.dtype == expected
     assert llama.engine().cache.dtype == torch.float16
-    assert plan(path).kernel == native.path_name()
+    assert plan(path).kernel == native.level_name()
     assert load(path, dtype="float32").model.dtype == torch.float32
 
 

@@ -87,7 +87,7 @@ def _kernel(model: Transformer) -> str:
     layouts = model.packed_layouts
     if not layouts:
         return floats
-    path = native.path_name() if model.device.type == "cpu" else "torch"
+    path = native.level_name() if model.device.type == "cpu" else "torch"
     return f"{path} {' '.join(layouts)}, {floats}"
 
 

@@ -118,17 +118,6 @@ def level_number(name: str | None = None) -> int:
     return list(describe()["levels"]).index(level_name() if name is None else name)
 
 
-def has_openmp() -> bool:
-    """True if the library was built with OpenMP, and so computes in several threads."""
-    return bool(describe()["has_openmp"])
-
-
-def path_name() -> str:
-    """Name the code that multiplies packed weights: a level, or ``torch``."""
-    name = level_name()
-    return name if name == TORCH or has_openmp() else f"{name} (one thread: built without OpenMP)"
-
-
 def _check(loaded: ctypes.CDLL) -> None:
     """Check that a library has the structs and constants of ``abi.py``.
 
