@@ -24,7 +24,10 @@ class NativeBackend(Backend):
         """Use ``create`` instead."""
         super().__init__(model, threads)
         self.kernels = kernels
-        self._prompts_in_torch = model.has_one_dtype and prefers_unpacked(model.dtype)
+        widest = model.blocks[0].feed_forward.w1
+        bits = 8 if widest.packed is None else widest.packed.bits
+        in_torch = prefers_unpacked(model.dtype, bits, model.config.dim)
+        self._prompts_in_torch = model.has_one_dtype and in_torch
         self._torch = TorchBackend(model)
 
     @classmethod

@@ -82,10 +82,14 @@ def is_available() -> bool:
     return level_name() != TORCH
 
 
+def is_portable() -> bool:
+    """True if the level in use is made for no instruction set, and may be slower than torch."""
+    return is_available() and level_name() == supported_levels()[0]
+
+
 def multiplies_floats() -> bool:
     """True if floats are multiplied in C too; portable C would be slower than torch."""
-    name = level_name()
-    return name != TORCH and name != supported_levels()[0]
+    return is_available() and not is_portable()
 
 
 @cache

@@ -11,7 +11,7 @@ from torch import Tensor
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import padded_rows
-from llama_chat.quantization.linear import Packed, place, place_parts
+from llama_chat.quantization.linear import Packed, place, place_parts, prefers_floats
 from llama_chat.quantization.packed import PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize_in_parts
 
@@ -60,7 +60,8 @@ def choose_weight_format(
 
     Args:
         wanted: a ``WeightFormat``, or ``auto``: quantized files stay packed. Without C kernels, as
-            on a GPU, they are unpacked if the floats take at most half of ``bytes_free``.
+            on a GPU, and where these are slower than torch, they are unpacked if the floats take
+            at most half of ``bytes_free``.
         checkpoint: the model.
         types: types of weights that are not packed.
         bytes_free: bytes of free memory.
@@ -68,9 +69,23 @@ def choose_weight_format(
     """
     if wanted != "auto":
         return cast("WeightFormat", wanted)
-    fits_unpacked = weight_bytes(checkpoint, "none", types) <= bytes_free // 2
+    if weight_bytes(checkpoint, "none", types) > bytes_free // 2:
+        return "stored"
     has_kernels = native.is_available() and device.type == "cpu"
-    return "none" if fits_unpacked and not has_kernels else "stored"
+    return "stored" if has_kernels and not _are_floats_faster(checkpoint, types.dtype) else "none"
+
+
+def _are_floats_faster(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """True if torch multiplies floats faster than the kernels multiply the packed weights."""
+    packed = [
+        (info.n_weights, n_bytes, info.shape[1])
+        for name, info in checkpoint.tensors.items()
+        if (n_bytes := checkpoint.packed_bytes(name)) is not None
+    ]
+    if not packed or not native.is_portable():
+        return False
+    n_weights, n_bytes, width = max(packed)
+    return prefers_floats(dtype, 4 if 8 * n_bytes < 6 * n_weights else 8, width)
 
 
 def read_weights(
