@@ -72,6 +72,12 @@ class _Matrix(nn.Module):
         return self.weight.device
 
     @property
+    def type_name(self) -> str:
+        """Name of the packed layout, such as ``W4``, or of the float type."""
+        floats = str(self.weight.dtype).removeprefix("torch.")
+        return floats if self.packed is None else f"W{self.packed.bits}"
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of the weights."""
         return self.weight.nbytes if self.packed is None else self.packed.n_bytes
