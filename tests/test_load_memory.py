@@ -1,6 +1,7 @@
 """Peak memory of a load: what the model takes, and of the file no more than one layer at a time."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from harness.program import Program
 from llama_chat.cli.app import run
+from llama_chat.loading.plan import load
 from tests.execute import EXECUTE
 from tests.model_files import META, write_meta
 
@@ -99,3 +101,16 @@ def test_a_model_at_work_takes_its_file_once(model: Path, tmp_path: Path) -> Non
     used, weights = peak(model, tmp_path, after="llama.logits([1, 2, 3])")
     assert weights == pytest.approx(CONFIG.n_layers * LAYER_BYTES, rel=0.05)
     assert used <= weights + SLACK
+
+
+def test_loading_leaves_the_number_of_threads(tmp_path: Path) -> None:
+    write_meta(tmp_path)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        load(tmp_path, "cpu", quantize="int8")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -106,7 +106,9 @@ def read_weights(
     """
     weights: Weights = {}
     n_done, n_layers = 0, checkpoint.config.n_layers
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    n_threads = torch.get_num_threads()
+    # Each thread has its own matrix: those of torch would only wait for each other.
+    with ThreadPoolExecutor(n_threads, "reader", torch.set_num_threads, (1,)) as pool:
 
         def read_one(name: str) -> Tensor | Packed:
             device = device_of(name, n_layers, devices)
@@ -121,6 +123,7 @@ def read_weights(
                     report(n_done, checkpoint.n_bytes)
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C, start no further read
+            torch.set_num_threads(n_threads)  # the number for new threads, too
     return weights
 
 
