@@ -3,9 +3,9 @@
     python -m benchmarks.make_model OUT.gguf [--shape 7b] [--type Q4_0] [--layers N]
                                     [--tokenizer tokenizer.model]
 
-Its replies are nonsense, but take the time of a trained model's. ``Q4_K_M`` mixes Q4_K and Q6_K as
-the files of that name do. Without a vocabulary of 32,000 tokens, such as Llama 2's, each byte of a
-text is a token.
+Its replies are nonsense, but take the time of a trained model's. ``Q4_K_M`` mixes Q4_K and Q6_K,
+and ``Q5_K_M`` Q5_K and Q6_K, as the files of these names do. Without a vocabulary of 32,000 tokens,
+such as Llama 2's, each byte of a text is a token.
 """
 
 import argparse
@@ -42,15 +42,15 @@ SHAPES = {
 }
 VOCAB_SIZE = 32_000
 CONTEXT = 4096
-TYPES = ("Q4_0", "Q4_1", "Q4_K_M", "Q8_0", "F16")
+TYPES = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16")
 
 
 def tensors(shape: Shape, type_name: str) -> Iterator[tuple[str, tuple[int, int], Kind]]:
     """Name, shape and type of every matrix."""
     dim, hidden = shape.dim, shape.hidden_dim
     kv_dim = dim // shape.n_heads * shape.n_kv_heads
-    mixed = type_name == "Q4_K_M"
-    usual = Kind.Q4_K if mixed else Kind[type_name]
+    mixed = type_name.endswith("_M")
+    usual = Kind[type_name.removesuffix("_M")]
     yield "token_embd", (VOCAB_SIZE, dim), usual
     for i in range(shape.n_layers):
         more = Kind.Q6_K if mixed and i % 2 else usual
@@ -70,11 +70,19 @@ SCALES_AT = {
     Kind.Q4_1: (0, 2),
     Kind.Q8_0: (0,),
     Kind.Q4_K: (0, 2),
+    Kind.Q5_K: (0, 2),
     Kind.Q6_K: (208,),
 }
 """Byte offsets of the float16 scales and minima in a block; all other bytes are random."""
 
-STEPS = {Kind.Q4_0: 8, Kind.Q4_1: 16, Kind.Q8_0: 128, Kind.Q4_K: 16 * 64, Kind.Q6_K: 32 * 128}
+STEPS = {
+    Kind.Q4_0: 8,
+    Kind.Q4_1: 16,
+    Kind.Q8_0: 128,
+    Kind.Q4_K: 16 * 64,
+    Kind.Q5_K: 32 * 64,
+    Kind.Q6_K: 32 * 128,
+}
 """Largest factor of a block's scale."""
 
 
@@ -84,8 +92,12 @@ def random_matrix(
     """Make the stored bytes of random weights, scaled so that activations do not vanish."""
     rows, columns = shape
     largest = 1.7 * columns**-0.5
-    if kind == Kind.F16:
-        return rng.uniform(-largest, largest, shape).astype(np.float16).view(np.uint8)
+    if kind in (Kind.F16, Kind.BF16):
+        weights = rng.uniform(-largest, largest, shape)
+        if kind == Kind.F16:
+            return weights.astype(np.float16).view(np.uint8)
+        upper = weights.astype(np.float32).view(np.uint32) >> 16
+        return upper.astype(np.uint16).view(np.uint8)
     n_weights, n_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows, columns // n_weights, n_bytes), dtype=np.uint8)
     scale = np.array([largest / STEPS[kind]], np.float16).view(np.uint8)

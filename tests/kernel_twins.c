@@ -233,6 +233,35 @@ static void compare_float_products(void)
             }
 }
 
+/* Compare with the products of floats that are bfloat16 already. */
+static void compare_bf16_products(void)
+{
+    enum { ROWS = 9, COLUMNS = 2 * FLOAT_CHUNK + 39, N_X = 69 };
+    static float x[N_X * COLUMNS];
+    static uint16_t weights[ROWS * COLUMNS], rounded[N_X * COLUMNS];
+    static float got[N_X * ROWS], expected[N_X * ROWS];
+    for (int n_x = 1; n_x <= N_X; n_x += n_x < 14 ? 1 : 55)
+        for (int mode = STORE_FLOAT; mode <= ACCUMULATE; mode += ACCUMULATE - STORE_FLOAT) {
+            const int64_t columns = n_x < 14 ? 1 + random_below(130) : COLUMNS;
+            fill(x, ROWS * columns);
+            for (int64_t i = 0; i < ROWS * columns; i++)
+                weights[i] = to_bf16(x[i]);
+            fill(x, n_x * columns);
+            x[0] = 1e30f, x[n_x * columns - 1] = -1 - 0x1p-8f; /* a tie */
+            tested.round_to_bf16(x, n_x * columns, rounded);
+            for (int64_t i = 0; i < n_x * columns; i++) {
+                report("round_to_bf16", rounded[i] == to_bf16(x[i]));
+                x[i] = bf16_to_float(rounded[i]);
+            }
+            const matrix w = {WEIGHT_BF16, {0}, ROWS, columns, (void *)weights};
+            fill(got, N_X * ROWS);
+            memcpy(expected, got, sizeof got);
+            tested.multiply_bf16(&w, (range){1, ROWS}, rounded, n_x, got, mode);
+            portable.multiply_floats(&w, (range){1, ROWS}, x, n_x, expected, mode);
+            compare("multiply_bf16", got, expected, n_x * ROWS, 1e-5f);
+        }
+}
+
 /* ---- between the products ------------------------------------------------------------------- */
 
 static void compare_activations(void)
@@ -308,7 +337,8 @@ static void run_attention(const kernel_set *kernels, const kv_cache *cache, cons
     attention_buffers buffers = {0};
     allocate_shared_attention(cache, n_x, &space, &buffers);
     allocate_thread_attention(cache, n_x, &space, &buffers);
-    attend(kernels, cache, 0, q, n_x, out, &buffers, (team_member){0, 1});
+    work_share share = {0};
+    attend(kernels, cache, 0, q, n_x, out, &buffers, &(team_phase){{0, 1}, &share, 1});
 }
 
 static void compare_stored(const small_cache *c, const float *x, int kind)
@@ -369,6 +399,8 @@ int main(int n_arguments, char **arguments)
             compare_quantization();
         if (HAS_OWN(multiply_floats))
             compare_float_products();
+        if (HAS_OWN(multiply_bf16))
+            compare_bf16_products();
         if (HAS_OWN(rms_norm))
             compare_activations();
         for (int kind = FLOAT32; kind <= FLOAT16 && HAS_OWN(attend_block); kind++) {

@@ -11,6 +11,7 @@ from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.loading.plan import load, plan
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
@@ -58,7 +59,12 @@ def test_logits_are_those_of_torch_in_float32(
     for n_new in (1, 2, 5, 7, 8, 9, 13, 60, 89):
         got = fast.forward(ids[:n_new], fast.new_cache(torch.float32), all_logits=True)
         expected = slow.forward(ids[:n_new], slow.new_cache(), all_logits=True)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        # Of many tokens, that level rounds the input of products of bfloat16 to it.
+        rounds = level == "avx512_bf16" and dtype == torch.bfloat16 and n_new > MAX_EXACT_BATCH
+        if rounds:
+            assert (got - expected).norm() < 0.01 * expected.norm()
+        else:
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", native.supported_levels())

@@ -27,22 +27,22 @@ INLINE int64_t n_splits(const kv_cache *cache, int n_x)
 
 static void attend_splits(const kernel_set *kernels, const kv_cache *cache, int64_t layer,
                           const float *q, int n_x, float *out, const attention_buffers *buffers,
-                          team_member me)
+                          team_phase *phase)
 {
     const int64_t group = queries_per_kv_head(cache), splits = n_splits(cache, n_x);
     const int64_t split_stride = n_x * group * partial_floats(cache);
     const int64_t total = cache->length + n_x, step = split_rows(cache);
     const decode_buffers *local = &buffers->decode;
     memset(local->queries, 0, sizeof(float) * (size_t)(QUERY_BATCH * padded_head(cache)));
-    range items = share_of(cache->n_kv_heads * splits, me);
-    for (int64_t item = items.start; item < items.end; item++) {
-        int64_t first = item % splits * step;
-        range rows = {first, first + step < total ? first + step : total};
-        kernels->attend_to_split(cache, layer, q, n_x, item / splits, rows, local,
-                                 buffers->partials + item * split_stride);
-    }
-    wait_for_team();
-    range queries = share_of(n_x * cache->n_heads, me);
+    for (range items; take_part(phase, cache->n_kv_heads * splits, 1, splits, &items);)
+        for (int64_t item = items.start; item < items.end; item++) {
+            int64_t first = item % splits * step;
+            range rows = {first, first + step < total ? first + step : total};
+            kernels->attend_to_split(cache, layer, q, n_x, item / splits, rows, local,
+                                     buffers->partials + item * split_stride);
+        }
+    end_phase(phase);
+    range queries = share_of(n_x * cache->n_heads, phase->me);
     for (int64_t i = queries.start; i < queries.end; i++) {
         int64_t m = i / cache->n_heads, head = i % cache->n_heads;
         const float *first = buffers->partials + head / group * splits * split_stride +
@@ -50,7 +50,7 @@ static void attend_splits(const kernel_set *kernels, const kv_cache *cache, int6
         kernels->merge_partials(first, splits, split_stride, cache->head_dim,
                                 out + i * cache->head_dim);
     }
-    wait_for_team();
+    end_phase(phase);
 }
 
 /* ---- prefill -------------------------------------------------------------------------------- */
@@ -63,16 +63,18 @@ INLINE int64_t block_tokens(const kv_cache *cache)
 }
 
 static void attend_blocks(const kernel_set *kernels, const kv_cache *cache, int64_t layer,
-                          const float *q, int n_x, float *out, const prefill_buffers *buffers)
+                          const float *q, int n_x, float *out, const prefill_buffers *buffers,
+                          team_phase *phase)
 {
     const int64_t step = block_tokens(cache), blocks = round_up(n_x, step) / step;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < cache->n_kv_heads * blocks; item++) {
+    for (range items; take_part(phase, cache->n_kv_heads * blocks, 1, 1, &items);) {
         /* The last tokens, which attend to the most keys, go first. */
-        int64_t first = (blocks - 1 - item / cache->n_kv_heads) * step;
+        int64_t first = (blocks - 1 - items.start / cache->n_kv_heads) * step;
         range tokens = {first, first + step < n_x ? first + step : n_x};
-        kernels->attend_block(cache, layer, q, item % cache->n_kv_heads, tokens, out, buffers);
+        kernels->attend_block(cache, layer, q, items.start % cache->n_kv_heads, tokens, out,
+                              buffers);
     }
+    end_phase(phase);
 }
 
 /* ---- both ----------------------------------------------------------------------------------- */
@@ -109,10 +111,10 @@ void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
 }
 
 void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
-            int n_x, float *out, const attention_buffers *buffers, team_member me)
+            int n_x, float *out, const attention_buffers *buffers, team_phase *phase)
 {
     if (n_x <= MAX_EXACT_BATCH)
-        attend_splits(kernels, cache, layer, q, n_x, out, buffers, me);
+        attend_splits(kernels, cache, layer, q, n_x, out, buffers, phase);
     else
-        attend_blocks(kernels, cache, layer, q, n_x, out, &buffers->prefill);
+        attend_blocks(kernels, cache, layer, q, n_x, out, &buffers->prefill, phase);
 }

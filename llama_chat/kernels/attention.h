@@ -5,7 +5,7 @@
 
 #include "arena.h"
 #include "numbers.h"
-#include "threads.h"
+#include "work_shares.h"
 
 /* New tokens of a pass up to which results equal, bit for bit, those of passes over one token;
  * see attention.c. */
@@ -89,6 +89,6 @@ void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
 /* Attend causally with the rotated queries q of the new tokens to the cache, which has their rows
  * already; out (n_x, n_heads * head_dim). Called by all threads of a team; contains barriers. */
 void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
-            int n_x, float *out, const attention_buffers *buffers, team_member me);
+            int n_x, float *out, const attention_buffers *buffers, team_phase *phase);
 
 #endif

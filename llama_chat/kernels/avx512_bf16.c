@@ -1,7 +1,8 @@
 /* x86-64 processors with AVX-512 and products of bfloat16 (Intel since Cooper Lake, AMD since
- * Zen 4): twice as many per instruction as of floats, for prefill with a cache in bfloat16. */
+ * Zen 4): twice as many per instruction as of floats, for prefill with weights or a cache in
+ * bfloat16. */
 
-#include "kernel_set.h"
+#include "matrix_product.h"
 
 /* GCC supports these since version 10. */
 #if X86 && (defined(__clang__) || __GNUC__ >= 10)
@@ -81,6 +82,103 @@ static void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
         avx512_kernels.attend_block(cache, layer, q, head, tokens, out, buffers);
 }
 
+/* ---- weights in bfloat16 -------------------------------------------------------------------- */
+
+/* Numbers in a vector; rows of weights and of activations in a tile. */
+enum { LANES = 32, TILE_W = 4, TILE_X = 6 };
+
+/* Load `n` numbers, or LANES if there are more, padded with zeros. */
+INLINE __m512bh load_numbers(const uint16_t *from, int64_t n)
+{
+    const __mmask32 all = 0xffffffff;
+    return (__m512bh)(n < LANES ? _mm512_maskz_loadu_epi16(all >> (LANES - n), from)
+                                : _mm512_loadu_si512(from));
+}
+
+/* Add the products of `n` columns, or of LANES if there are more. */
+INLINE void add_bf16_products(const uint16_t *w, const uint16_t *x, int64_t n_columns, int64_t n,
+                              int n_w, int n_x, __m512 sums[TILE_X][TILE_W])
+{
+    __m512bh weights[TILE_W];
+    for (int r = 0; r < n_w; r++)
+        weights[r] = load_numbers(w + r * n_columns, n);
+    for (int m = 0; m < n_x; m++) {
+        const __m512bh row = load_numbers(x + m * n_columns, n);
+        for (int r = 0; r < n_w; r++)
+            sums[m][r] = _mm512_dpbf16_ps(sums[m][r], weights[r], row);
+    }
+}
+
+/* Multiply `columns` of a tile, and store (n_x, n_w) or add to it. */
+INLINE void multiply_bf16_tile(const uint16_t *w, const uint16_t *x, int64_t n_columns,
+                               range columns, int n_w, int n_x, float *y, int64_t y_stride, int adds)
+{
+    __m512 sums[TILE_X][TILE_W];
+    for (int m = 0; m < n_x; m++)
+        for (int r = 0; r < n_w; r++)
+            sums[m][r] = _mm512_setzero_ps();
+    int64_t i = columns.start;
+    for (; i + LANES <= columns.end; i += LANES)
+        add_bf16_products(w + i, x + i, n_columns, LANES, n_w, n_x, sums);
+    if (i < columns.end)
+        add_bf16_products(w + i, x + i, n_columns, columns.end - i, n_w, n_x, sums);
+    for (int m = 0; m < n_x; m++)
+        for (int r = 0; r < n_w; r++) {
+            float *to = y + m * y_stride + r, sum = _mm512_reduce_add_ps(sums[m][r]);
+            *to = adds ? *to + sum : sum;
+        }
+}
+
+INLINE void multiply_bf16_rows(const uint16_t *w, const uint16_t *x, int64_t n_columns,
+                               range columns, int n_w, int n_x, float *y, int64_t y_stride, int adds)
+{
+#define TILE(n)                                                                                    \
+    multiply_bf16_tile(w, x + m * n_columns, n_columns, columns, n_w, n, y + m * y_stride,         \
+                       y_stride, adds)
+    int m = 0;
+    for (; m + TILE_X <= n_x; m += TILE_X)
+        TILE(TILE_X);
+    for (; m + 2 <= n_x; m += 2)
+        TILE(2);
+    if (m < n_x)
+        TILE(1);
+#undef TILE
+}
+
+static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_x, float *y,
+                          int store_mode)
+{
+    const int64_t n = w->n_columns, chunk = 2 * FLOAT_CHUNK;
+    const uint16_t *weights = (const uint16_t *)w->data;
+    for (int m = 0; m < n_x; m += FLOAT_BLOCK) {
+        const int size = (int)min(n_x - m, FLOAT_BLOCK);
+        for (int64_t at = 0; at < n; at += chunk) {
+            const range columns = {at, min(at + chunk, n)};
+            const int adds = store_mode == ACCUMULATE || at > 0;
+            int64_t r = rows.start;
+#define ROWS(n_w)                                                                                  \
+    multiply_bf16_rows(weights + r * n, x + m * n, n, columns, n_w, size, y + m * w->n_rows + r,   \
+                       w->n_rows, adds)
+            for (; r + TILE_W <= rows.end; r += TILE_W)
+                ROWS(TILE_W);
+            for (; r < rows.end; r++)
+                ROWS(1);
+#undef ROWS
+        }
+    }
+}
+
+static void round_to_bf16(const float *x, int64_t n, uint16_t *to)
+{
+    int64_t i = 0;
+    for (; i + PADDING <= n; i += PADDING) {
+        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+        memcpy(to + i, &rounded, sizeof rounded);
+    }
+    for (; i < n; i++)
+        to[i] = finite_to_bf16(x[i]);
+}
+
 END_TARGET
 #endif
 
@@ -89,6 +187,8 @@ const kernel_set avx512_bf16_kernels = {
 #if HAS_AVX512_BF16
     .is_supported = is_supported,
     .base = &avx512_kernels,
+    .multiply_bf16 = multiply_bf16,
+    .round_to_bf16 = round_to_bf16,
     .attend_block = attend_block,
 #endif
 };

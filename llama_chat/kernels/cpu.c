@@ -39,6 +39,8 @@ static void inherit(kernel_set *set, const kernel_set *base)
     if (!set->function)                                                                            \
         set->function = base->function;
     INHERIT(multiply_floats)
+    INHERIT(multiply_bf16)
+    INHERIT(round_to_bf16)
     INHERIT(quantize_row)
     INHERIT(quantization_error)
     INHERIT(dequantize_row)

@@ -17,6 +17,9 @@
 /* Rows of weights and of activations in a tile: their sums and operands fill the registers. */
 enum { TILE_W = REGISTERS == 32 ? 4 : 2, TILE_X = 6 };
 
+/* Activations that leave half of the first cache of a core to weights. */
+enum { CACHED_FLOATS = 4096 };
+
 INLINE vector load_weights(const uint8_t *row, int64_t at, int type)
 {
     row += at * float_bytes(type);
@@ -38,8 +41,10 @@ INLINE void multiply_float_tile(const uint8_t *w, int64_t w_bytes, const float *
     for (; i + LANES <= columns.end; i += LANES) {
         vector weights[TILE_W];
         for (int r = 0; r < n_w; r++) {
-            /* The next tile: each row of weights is a stream of its own, and a short one. */
-            __builtin_prefetch(w + (r + n_w) * w_bytes + i * float_bytes(type));
+            /* The next tile: several rows are as many short streams. The processor reads a single
+             * one ahead by itself, and is only held up by further requests. */
+            if (n_x > 1 || n_w > 1)
+                __builtin_prefetch(w + (r + n_w) * w_bytes + i * float_bytes(type));
             weights[r] = load_weights(w + r * w_bytes, i, type);
         }
         for (int m = 0; m < n_x; m++) {
@@ -93,22 +98,26 @@ INLINE void multiply_floats_of(const matrix *w, range rows, const float *x, int 
                                int store_mode, int type)
 {
     const int64_t w_bytes = w->n_columns * float_bytes(type);
-    const int block = n_x <= MAX_EXACT_BATCH ? n_x : FLOAT_BLOCK;
-    /* Few activations stay in the cache: then whole rows of weights are read from front to back. */
-    const int64_t step = n_x <= MAX_EXACT_BATCH ? TILE_W : rows.end - rows.start;
+    const int is_small = n_x <= MAX_EXACT_BATCH;
+    /* Small batches read whole rows of weights from front to back. */
+    const int64_t chunk = is_small ? w->n_columns : FLOAT_CHUNK;
+    const int64_t step = is_small ? TILE_W : rows.end - rows.start;
+    const int block = is_small ? n_x : FLOAT_BLOCK;
+    /* A row of activations that stays in the first cache leaves memory as the limit, which is read
+     * fastest as a single stream; a wider one is worth loading once for several rows of weights. */
+    const int by_row = n_x == 1 && w->n_columns <= CACHED_FLOATS;
     for (int m = 0; m < n_x; m += block) {
         const int n = n_x - m < block ? n_x - m : block;
         for (int64_t first = rows.start; first < rows.end; first += step)
-            for (int64_t at = 0; at < w->n_columns; at += FLOAT_CHUNK) {
-                const int64_t last = at + FLOAT_CHUNK;
-                const range columns = {at, last < w->n_columns ? last : w->n_columns};
+            for (int64_t at = 0; at < w->n_columns; at += chunk) {
+                const range columns = {at, min(at + chunk, w->n_columns)};
                 const int adds = store_mode == ACCUMULATE || at > 0;
-                const int64_t end = first + step < rows.end ? first + step : rows.end;
+                const int64_t end = min(first + step, rows.end);
                 int64_t r = first;
 #define ROWS(n_w)                                                                                  \
     multiply_float_rows(w->data + r * w_bytes, w_bytes, x + m * w->n_columns, w->n_columns,        \
                         columns, type, n_w, n, y + m * w->n_rows + r, w->n_rows, adds)
-                if (n > 1) /* else memory is the limit, and read fastest row by row */
+                if (!by_row)
                     for (; r + TILE_W <= end; r += TILE_W)
                         ROWS(TILE_W);
                 for (; r < end; r++)

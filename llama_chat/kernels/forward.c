@@ -1,8 +1,8 @@
 /* A forward pass of a Llama model.
  *
  * It computes the same as model/transformer.py, with activations in float32, in one parallel region
- * for all layers. Each thread computes its share of the rows of every matrix, and the operations
- * that need no other rows; the threads wait for each other where one needs the results of others.
+ * for all layers. The threads divide the rows of every matrix, along with the operations that need
+ * no other rows (work_shares.h), and wait for each other where one needs the results of others.
  *
  * For a few tokens, every thread normalizes and converts all activations by itself, which takes
  * less time than waiting for another thread. For many, the threads share that work, too.
@@ -14,6 +14,10 @@
 
 #include "cpu.h"
 
+/* Bytes of weights that a thread takes at a time: long enough to be read ahead of their use, and
+ * short enough that no thread waits long for another at the end of a phase. */
+enum { MIN_PART_BYTES = 1 << 16, MAX_PART_BYTES = 1 << 20 };
+
 /* State of one thread in a pass. */
 typedef struct {
     const kernel_set *kernels;
@@ -22,7 +26,7 @@ typedef struct {
     const shared_buffers *shared;
     const thread_buffers *local;
     int n_x;
-    team_member me;
+    team_phase phase;
     input_rows input; /* of the next products */
 } worker;
 
@@ -41,6 +45,8 @@ static void convert_rows(const worker *t, int form, const float *x, int64_t n, i
     char *to = (char *)t->input.forms[form] + m * row_bytes(form, n);
     if (form == AS_FLOATS)
         memcpy(to, x, (size_t)(size * row_bytes(form, n)));
+    else if (form == AS_BF16)
+        t->kernels->round_to_bf16(x, size * n, (uint16_t *)to);
     else
         quantize_tile(t->kernels, x, 0, n, form == GROUPS_OF_32 ? 32 : 16, size, (uint8_t *)to);
 }
@@ -53,14 +59,14 @@ static void prepare_input(worker *t, const float *x, int64_t n, const float *nor
     const int tile = max_tile(kernels), is_shared = t->n_x > tile;
     int is_used[N_FORMS] = {0};
     for (int i = 0; i < n_matrices; i++)
-        is_used[form_for(matrices[i])] = 1;
+        is_used[form_for(kernels, matrices[i], t->n_x)] = 1;
     t->input = is_shared ? t->shared->input : t->local->input;
     if (!norm && is_used[AS_FLOATS]) { /* they are floats already */
         t->input.forms[AS_FLOATS] = (void *)x;
         is_used[AS_FLOATS] = 0;
     }
-    const int step = is_shared ? t->me.n_threads : 1, first = is_shared ? t->me.index : 0;
-    for (int start = first * tile; start < t->n_x; start += step * tile)
+    const team_member me = is_shared ? t->phase.me : (team_member){0, 1};
+    for (int start = me.index * tile; start < t->n_x; start += me.n_threads * tile)
         for (int m = start; m < t->n_x && m < start + tile;) {
             const int size = next_tile_size(kernels, t->n_x - m);
             const float *rows = x + m * n;
@@ -79,17 +85,32 @@ static void prepare_input(worker *t, const float *x, int64_t n, const float *nor
         wait_for_team();
 }
 
-/* Rows of the weights in this thread's share of a product: whole panels, and a multiple of `unit`
- * rows. */
-static range rows_of_share(const worker *t, const matrix *w, int64_t unit)
+/* Rows of a matrix that one thread computes together: whole panels, and a multiple of `unit`. */
+INLINE int64_t step_rows(int64_t unit)
 {
     int64_t step = PANEL;
     while (step % unit)
         step += PANEL;
-    range share = share_of(round_up(w->n_rows, step) / step, t->me);
-    range rows = {share.start * step, share.end * step};
-    if (rows.end > w->n_rows)
-        rows.end = w->n_rows;
+    return step;
+}
+
+INLINE int64_t n_steps(const matrix *w, int64_t step) { return round_up(w->n_rows, step) / step; }
+
+/* Take a part of the phase's `n` steps, each `step` rows of matrices like `w`; 0 if none is left. */
+static int take_steps(const worker *t, int64_t n, const matrix *w, int64_t step, range *part)
+{
+    const int64_t bytes = step * weight_row_bytes(w);
+    return take_part(&t->phase, n, 1 + MIN_PART_BYTES / bytes, 1 + MAX_PART_BYTES / bytes, part);
+}
+
+/* Rows of `w` in a part of the steps of several matrices, of which `w` is the first; removes its
+ * steps from the part. */
+static range take_rows(range *part, const matrix *w, int64_t step)
+{
+    const int64_t n = n_steps(w, step);
+    const range rows = {min(min(part->start, n) * step, w->n_rows),
+                        min(min(part->end, n) * step, w->n_rows)};
+    *part = (range){max(part->start - n, 0), max(part->end - n, 0)};
     return rows;
 }
 
@@ -99,24 +120,27 @@ INLINE range panels_of(range rows)
 }
 
 /* Multiply some rows of a matrix with its form of the input, into y (n_x, rows of w). */
-static void multiply_rows(const kernel_set *kernels, const matrix *w, const input_rows *input,
-                          range rows, int n_x, float *y, int store_mode)
+static void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int store_mode)
 {
-    const int form = form_for(w);
-    const void *x = input->forms[form];
+    const int form = form_for(t->kernels, w, t->n_x);
+    const void *x = t->input.forms[form];
+    if (rows.start >= rows.end)
+        return;
     if (form == AS_FLOATS)
-        kernels->multiply_floats(w, rows, x, n_x, y, store_mode);
+        t->kernels->multiply_floats(w, rows, x, t->n_x, y, store_mode);
+    else if (form == AS_BF16)
+        t->kernels->multiply_bf16(w, rows, x, t->n_x, y, store_mode);
     else
-        multiply_panels(kernels, w, x, n_x, y, store_mode, panels_of(rows));
+        multiply_panels(t->kernels, w, x, t->n_x, y, store_mode, panels_of(rows));
 }
 
-/* Compute this thread's share of a product, in y (n_x, rows of w), and return its rows. */
-static range multiply_share(const worker *t, const matrix *w, int64_t unit, float *y,
-                            int store_mode)
+/* Add a matrix times the input to the residual stream. */
+static void add_product(worker *t, const matrix *w)
 {
-    range rows = rows_of_share(t, w, unit);
-    multiply_rows(t->kernels, w, &t->input, rows, t->n_x, y, store_mode);
-    return rows;
+    const int64_t step = step_rows(1), n = n_steps(w, step);
+    for (range part; take_steps(t, n, w, step, &part);)
+        multiply_rows(t, w, take_rows(&part, w, step), t->shared->x, ACCUMULATE);
+    end_phase(&t->phase);
 }
 
 /* ---- a layer -------------------------------------------------------------------------------- */
@@ -135,47 +159,54 @@ static void run_projections(worker *t, int64_t l)
     const shared_buffers *b = t->shared;
     const kernel_set *kernels = t->kernels;
     const kv_cache *cache = t->cache;
-    const int64_t dim = t->w->dim, unit = store_unit(cache);
+    const int64_t width = cache->n_heads * cache->head_dim;
     const int64_t kv_width = cache->n_kv_heads * cache->head_dim;
-    prepare_input(t, b->x, dim, layer->attention_norm,
+    const int64_t step = step_rows(store_unit(cache));
+    const int64_t n = n_steps(&layer->wq, step) + 2 * n_steps(&layer->wk, step);
+    prepare_input(t, b->x, t->w->dim, layer->attention_norm,
                   (const matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
-    range columns = multiply_share(t, &layer->wq, 1, b->q, STORE_FLOAT);
-    kernels->rotate(cache, b->q, t->n_x, cache->n_heads * cache->head_dim, columns,
-                    1 / sqrtf((float)cache->head_dim));
-    columns = multiply_share(t, &layer->wk, unit, b->k, STORE_FLOAT);
-    kernels->rotate(cache, b->k, t->n_x, kv_width, columns, 1);
-    kernels->store_rows(cache, cache->keys, cache->key_scales, l, b->k, t->n_x, columns);
-    columns = multiply_share(t, &layer->wv, unit, b->v, STORE_FLOAT);
-    kernels->store_rows(cache, cache->values, cache->value_scales, l, b->v, t->n_x, columns);
-    wait_for_team();
+    for (range part; take_steps(t, n, &layer->wq, step, &part);) {
+        range rows = take_rows(&part, &layer->wq, step);
+        multiply_rows(t, &layer->wq, rows, b->q, STORE_FLOAT);
+        kernels->rotate(cache, b->q, t->n_x, width, rows, 1 / sqrtf((float)cache->head_dim));
+        rows = take_rows(&part, &layer->wk, step);
+        multiply_rows(t, &layer->wk, rows, b->k, STORE_FLOAT);
+        kernels->rotate(cache, b->k, t->n_x, kv_width, rows, 1);
+        kernels->store_rows(cache, cache->keys, cache->key_scales, l, b->k, t->n_x, rows);
+        rows = take_rows(&part, &layer->wv, step);
+        multiply_rows(t, &layer->wv, rows, b->v, STORE_FLOAT);
+        kernels->store_rows(cache, cache->values, cache->value_scales, l, b->v, t->n_x, rows);
+    }
+    end_phase(&t->phase);
 }
 
 /* Add wo * attention to the residual stream. */
 static void add_attention(worker *t, const layer_weights *layer)
 {
-    const shared_buffers *b = t->shared;
-    prepare_input(t, b->attention, layer->wo.n_columns, NULL,
+    prepare_input(t, t->shared->attention, layer->wo.n_columns, NULL,
                   (const matrix *[]){&layer->wo}, 1);
-    multiply_share(t, &layer->wo, 1, b->x, ACCUMULATE);
-    wait_for_team();
+    add_product(t, &layer->wo);
 }
 
 static void run_feed_forward(worker *t, const layer_weights *layer)
 {
     const shared_buffers *b = t->shared;
     const int64_t hidden = t->w->hidden_dim;
+    const int64_t step = step_rows(1), n = n_steps(&layer->w1, step);
     prepare_input(t, b->x, t->w->dim, layer->ffn_norm,
                   (const matrix *[]){&layer->w1, &layer->w3}, 2);
-    multiply_share(t, &layer->w3, 1, b->up, STORE_FLOAT);
-    range columns = multiply_share(t, &layer->w1, 1, b->gate, STORE_FLOAT);
-    for (int m = 0; m < t->n_x; m++) {
-        const int64_t at = m * hidden + columns.start;
-        t->kernels->swiglu(b->gate + at, b->up + at, columns.end - columns.start);
+    for (range part; take_steps(t, n, &layer->w1, step, &part);) {
+        const range rows = take_rows(&part, &layer->w1, step);
+        multiply_rows(t, &layer->w3, rows, b->up, STORE_FLOAT);
+        multiply_rows(t, &layer->w1, rows, b->gate, STORE_FLOAT);
+        for (int m = 0; m < t->n_x; m++) {
+            const int64_t at = m * hidden + rows.start;
+            t->kernels->swiglu(b->gate + at, b->up + at, rows.end - rows.start);
+        }
     }
-    wait_for_team();
+    end_phase(&t->phase);
     prepare_input(t, b->gate, hidden, NULL, (const matrix *[]){&layer->w2}, 1);
-    multiply_share(t, &layer->w2, 1, b->x, ACCUMULATE);
-    wait_for_team();
+    add_product(t, &layer->w2);
 }
 
 static void run_layer(worker *t, int64_t l, pass_record *record)
@@ -185,12 +216,12 @@ static void run_layer(worker *t, int64_t l, pass_record *record)
     run_projections(t, l);
     const double projected = now();
     attend(t->kernels, t->cache, l, t->shared->q, t->n_x, t->shared->attention,
-           &t->local->attention, t->me);
+           &t->local->attention, &t->phase);
     const double attended = now();
     add_attention(t, layer);
     const double added = now();
     run_feed_forward(t, layer);
-    if (t->me.index == 0 && record) {
+    if (t->phase.me.index == 0 && record) {
         record->projections += projected - began + added - attended;
         record->attention += attended - projected;
         record->feed_forward += now() - added;
@@ -199,24 +230,22 @@ static void run_layer(worker *t, int64_t l, pass_record *record)
 
 /* ---- logits --------------------------------------------------------------------------------- */
 
-/* Compute this thread's logits of a few normalized tokens (n, dim) from quantized activations.
+/* Compute some logits of a few normalized tokens (n, dim) from quantized activations.
  *
  * These cost more accuracy here than in any other product, and reading the matrix takes most of the
  * time anyway: so their errors are quantized to 8 bits too, as further rows. */
 static void multiply_output_twice(const worker *t, int n, range rows, float *logits)
 {
-    const kernel_set *kernels = t->kernels;
     const matrix *output = &t->w->output;
-    const int64_t dim = t->w->dim, vocab_size = output->n_rows;
-    uint8_t *quantized = t->local->input.forms[form_for(output)];
-    float *normed = t->local->normed, *products = t->shared->products;
-    quantize_tile(kernels, normed, 0, dim, output->layout.group, 2 * n, quantized);
-    multiply_panels(kernels, output, quantized, 2 * n, products, STORE_FLOAT, panels_of(rows));
+    const int64_t vocab_size = output->n_rows;
+    float *products = t->shared->products;
+    multiply_panels(t->kernels, output, t->local->input.forms[form_for(t->kernels, output, n)], 2 * n, products,
+                    STORE_FLOAT, panels_of(rows));
     for (int m = 0; m < n; m++) {
         float *to = logits + m * vocab_size + rows.start;
         const float *product = products + 2 * m * vocab_size + rows.start;
         memcpy(to, product, sizeof(float) * (size_t)(rows.end - rows.start));
-        kernels->add(to, product + vocab_size, rows.end - rows.start);
+        t->kernels->add(to, product + vocab_size, rows.end - rows.start);
     }
 }
 
@@ -227,25 +256,31 @@ static void run_output(worker *t, const float *x, int n_x, float *logits, pass_r
     const kernel_set *kernels = t->kernels;
     const matrix *output = &t->w->output;
     const int64_t dim = t->w->dim, vocab_size = output->n_rows;
+    const int64_t step = step_rows(1), n_parts = n_steps(output, step);
     const int is_packed = output->type == PACKED, rows_each = is_packed ? 2 : 1;
-    range rows = rows_of_share(t, output, 1);
     for (int start = 0; start < n_x;) {
         const int n = next_tile_size(kernels, rows_each * (n_x - start)) / rows_each;
-        float *to = logits + start * vocab_size;
+        float *normed = t->local->normed, *to = logits + start * vocab_size;
         for (int m = 0; m < n; m++) {
-            float *normed = t->local->normed + rows_each * m * dim;
-            kernels->rms_norm(x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps, normed);
+            float *row = normed + rows_each * m * dim;
+            kernels->rms_norm(x + (start + m) * dim, t->w->norm, dim, t->w->norm_eps, row);
             if (is_packed)
-                kernels->quantization_error(normed, dim, output->layout.group, normed + dim);
+                kernels->quantization_error(row, dim, output->layout.group, row + dim);
         }
         if (is_packed)
-            multiply_output_twice(t, n, rows, to);
-        else
-            kernels->multiply_floats(output, rows, t->local->normed, n, to, STORE_FLOAT);
+            quantize_tile(kernels, normed, 0, dim, output->layout.group, 2 * n,
+                          t->local->input.forms[form_for(t->kernels, output, n)]);
+        for (range part; take_steps(t, n_parts, output, step, &part);) {
+            const range rows = take_rows(&part, output, step);
+            if (is_packed)
+                multiply_output_twice(t, n, rows, to);
+            else
+                kernels->multiply_floats(output, rows, normed, n, to, STORE_FLOAT);
+        }
+        end_phase(&t->phase);
         start += n;
     }
-    wait_for_team();
-    if (t->me.index == 0 && record)
+    if (t->phase.me.index == 0 && record)
         record->output += now() - began;
 }
 
@@ -274,7 +309,7 @@ static void run_pass(team_member me, void *argument)
     for (int thread = 0; thread <= me.index; thread++)
         allocate_thread(all->kernels, all->w, all->cache, all->n_x, &memory, &local);
     worker t = {.kernels = all->kernels, .w = all->w, .cache = all->cache, .shared = all->shared,
-                .local = &local, .n_x = all->n_x, .me = me};
+                .local = &local, .n_x = all->n_x, .phase = {me, all->shared->shares, 1}};
     for (int64_t l = all->first; l < all->end; l++)
         run_layer(&t, l, all->record);
     if (me.index == 0 && all->record)
@@ -294,7 +329,7 @@ EXPORT int64_t forward_scratch_bytes(const model_weights *w, const kv_cache *cac
     arena shared_memory = {0}, thread_memory = {0};
     shared_buffers shared;
     thread_buffers local;
-    allocate_shared(&kernels, w, cache, n_x, &shared_memory, &shared, &local.attention);
+    allocate_shared(&kernels, w, cache, n_x, n_threads, &shared_memory, &shared, &local.attention);
     allocate_thread(&kernels, w, cache, n_x, &thread_memory, &local);
     return shared_memory.used + thread_memory.used * n_threads;
 }
@@ -316,7 +351,8 @@ EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int
     arena memory = {scratch, 0};
     shared_buffers shared = {.x = x};
     attention_buffers attention = {0};
-    allocate_shared(&kernels, w, cache, n_x, &memory, &shared, &attention);
+    allocate_shared(&kernels, w, cache, n_x, n_threads, &memory, &shared, &attention);
+    memset(shared.shares, 0, (size_t)n_threads * sizeof *shared.shares);
     pass all = {.kernels = &kernels, .w = w, .cache = cache, .shared = &shared, .n_x = n_x,
                 .first = first, .end = end, .logits = logits, .n_logits = n_logits,
                 .attention = attention, .memory = memory, .record = record};

@@ -3,8 +3,6 @@
 #include "cpu.h"
 #include "forward.h"
 
-INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* Columns of the widest quantized activations. */
 static int64_t max_columns(const model_weights *w)
 {
@@ -23,8 +21,10 @@ int output_tile(const kernel_set *kernels, int n_x)
 }
 
 void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, arena *memory, shared_buffers *shared, attention_buffers *attention)
+                     int n_x, int n_threads, arena *memory, shared_buffers *shared,
+                     attention_buffers *attention)
 {
+    shared->shares = arena_alloc(memory, n_threads * (int64_t)sizeof *shared->shares);
     const int64_t heads = cache->n_heads * cache->head_dim;
     const int64_t kv_heads = cache->n_kv_heads * cache->head_dim;
     shared->q = arena_floats(memory, n_x * heads);

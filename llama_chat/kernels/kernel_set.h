@@ -34,6 +34,12 @@ struct kernel_set {
     void (*multiply_floats)(const matrix *w, range rows, const float *x, int n_x, float *y,
                             int store_mode);
 
+    /* The same for many rows of activations, rounded to bfloat16, and weights in bfloat16; NULL if
+     * that is not faster. */
+    void (*multiply_bf16)(const matrix *w, range rows, const uint16_t *x, int n_x, float *y,
+                          int store_mode);
+    void (*round_to_bf16)(const float *x, int64_t n, uint16_t *to);
+
     /* Quantize a row, x (n_columns) in bfloat16 or float32, as row `m` of a tile of `n` rows. */
     void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                          uint8_t *tile);

@@ -26,4 +26,10 @@ INLINE int64_t n_panels(const matrix *w) { return (w->n_rows + PANEL - 1) / PANE
 
 INLINE int64_t float_bytes(int type) { return type == WEIGHT_F32 ? 4 : 2; }
 
+/* Bytes of a row of weights. */
+INLINE int64_t weight_row_bytes(const matrix *w)
+{
+    return w->type == PACKED ? panel_bytes(w) / PANEL : w->n_columns * float_bytes(w->type);
+}
+
 #endif

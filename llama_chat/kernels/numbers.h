@@ -92,6 +92,10 @@ INLINE int32_t rounded_integer(float shifted)
     return bits - ROUNDING_BITS;
 }
 
+INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
 INLINE int64_t round_up(int64_t n, int64_t multiple)
 {
     return (n + multiple - 1) / multiple * multiple;
