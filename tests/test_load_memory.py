@@ -13,7 +13,7 @@ from harness.program import Program
 from llama_chat.cli.app import run
 from llama_chat.loading.plan import load
 from tests.execute import EXECUTE
-from tests.model_files import META, write_meta
+from tests.model_files import META, SMALL, write_hollow_gguf, write_meta
 
 CONFIG = replace(
     META, dim=1024, n_heads=16, n_kv_heads=16, head_dim=64, hidden_dim=2752, n_layers=4
@@ -31,6 +31,17 @@ before = peak_rss()
 llama = load({path!r}, "cpu", {dtype!r}, {quantize!r}, threads=2)
 {after}
 print(peak_rss() - before, llama.model.n_bytes)
+"""
+
+
+OPEN = """
+import time
+from dataclasses import replace
+from llama_chat.generation.measuring import peak_rss
+from llama_chat.loading.plan import plan
+before, began = peak_rss(), time.process_time()
+llama = replace(plan({path!r}, "cpu"), bytes_free=10**12).load()
+print(peak_rss() - before, time.process_time() - began)
 """
 
 
@@ -101,6 +112,19 @@ def test_a_model_at_work_takes_its_file_once(model: Path, tmp_path: Path) -> Non
     used, weights = peak(model, tmp_path, after="llama.logits([1, 2, 3])")
     assert weights == pytest.approx(CONFIG.n_layers * LAYER_BYTES, rel=0.05)
     assert used <= weights + SLACK
+
+
+def test_a_model_of_26_gb_opens_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "7b.gguf"
+    heads = replace(SMALL, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=128)
+    write_hollow_gguf(path, replace(heads, dim=4096, hidden_dim=11008))
+    assert path.stat().st_size > 25e9
+    with Program(OPEN.format(path=str(path)), home=tmp_path, command=EXECUTE) as process:
+        out, err = process.communicate()
+    assert err == b""
+    used, seconds = map(float, out.split())
+    assert used < 2**26
+    assert seconds < 1
 
 
 def test_loading_leaves_the_number_of_threads(tmp_path: Path) -> None:
