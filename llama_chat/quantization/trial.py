@@ -50,10 +50,13 @@ def is_faster(what: str, one: Callable[[], object], other: Callable[[], object])
 def _best_seconds(compute: Callable[[], object]) -> float:
     """Return the least time of a call, of two or as many as there is time for."""
     times: list[float] = []
-    while len(times) < 2 or sum(times) < _SECONDS:
-        began = time.perf_counter()
+    now = time.perf_counter()
+    end = now + _SECONDS
+    while len(times) < 2 or now < end:
+        began = now
         compute()
-        times.append(time.perf_counter() - began)
+        now = time.perf_counter()
+        times.append(now - began)
     return min(times)
 
 
