@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +18,26 @@ KERNELS = Path(__file__).with_name("llama_chat") / "kernels"
 # The kernels use neither errno nor floating-point traps, which would prevent vectorization.
 FLAGS = (
     *("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
-    *("-fPIC", "-fvisibility=hidden"),
+    *("-fPIC", "-fvisibility=hidden", "-pthread"),
 )
 
-THREADS = ("-fopenmp", "-fopenmp-simd")
-"""Flags to try in turn: OpenMP with threads, then only its SIMD directives."""
+APPLE_OPENMP = "torch/lib/libomp.dylib"
+"""OpenMP of torch in its package, since Apple's compiler comes without a library of its own."""
+
+
+def thread_flags(packages: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield flags to try in turn, for compiling and for linking.
+
+    OpenMP, with torch's library among ``packages`` on macOS; then only its SIMD directives, and
+    POSIX threads.
+    """
+    yield ["-fopenmp"], []
+    library = packages / APPLE_OPENMP
+    if sys.platform == "darwin" and library.exists():
+        beside = f"@loader_path/../../{Path(APPLE_OPENMP).parent}"
+        paths = [f"-Wl,-rpath,{path}" for path in (beside, library.parent)]
+        yield ["-Xclang", "-fopenmp"], [str(library), *paths]
+    yield ["-fopenmp-simd"], []
 
 
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic only since 1.28
@@ -42,16 +57,17 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic o
 
 
 def build_library(sources: Sequence[Path], library: Path) -> bool:
-    """Compile and link ``sources``, with threads if the compiler has OpenMP.
+    """Compile and link ``sources``, with OpenMP if the compiler has it.
 
     Returns:
         True if the library was built; otherwise one line on stderr says why not.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     reason = "no C compiler"
-    for threads in THREADS if compiler else ():
+    variants = thread_flags(Path(sysconfig.get_path("platlib")))
+    for compiling, linking in variants if compiler else ():
         try:
-            _build([*str(compiler).split(), *FLAGS, threads], sources, library)
+            _build([*str(compiler).split(), *FLAGS, *compiling], linking, sources, library)
         except subprocess.CalledProcessError as error:
             reason = _first_error(error.stderr)
         except OSError as error:
@@ -88,14 +104,19 @@ def compile_sources(
     return objects
 
 
-def _build(compile_with: Sequence[str], sources: Sequence[Path], library: Path) -> None:
-    """Compile the sources and link them; raises what ``compile_sources`` does."""
+def _build(
+    compile_with: Sequence[str], linking: Sequence[str], sources: Sequence[Path], library: Path
+) -> None:
+    """Compile the sources, link them and load the library; raises what ``compile_sources`` does."""
     with TemporaryDirectory() as folder:
         objects = compile_sources(compile_with, sources, Path(folder))
         # Replace the file, never overwrite it: a running program has the old one mapped.
         linked = library.with_name(f"{library.name}.{os.getpid()}")
         try:
-            _run([*compile_with, "-shared", *objects, "-o", str(linked), "-lm"])
+            _run([*compile_with, "-shared", *objects, *linking, "-o", str(linked), "-lm"])
+            # A library that another one provides may be where this one does not look.
+            if linking:
+                _run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(linked)!r})"])
             linked.replace(library)
         finally:
             linked.unlink(missing_ok=True)

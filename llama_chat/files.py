@@ -46,6 +46,11 @@ def data_home() -> Path:
     return _xdg("XDG_DATA_HOME", ".local/share")
 
 
+def cache_home() -> Path:
+    """Return the folder of what can be computed again."""
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
 def state_home() -> Path:
     """Return the folder of the input history."""
     return _xdg("XDG_STATE_HOME", ".local/state")

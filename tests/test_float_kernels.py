@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
@@ -104,7 +105,7 @@ def test_a_cache_in_float16_keeps_what_torch_rounds(level: str) -> None:
 
 @pytest.mark.parametrize("stored", [gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16])
 def test_weights_of_16_bits_stay_as_stored(
-    stored: gguf.GGMLQuantizationType, tmp_path: Path
+    stored: gguf.GGMLQuantizationType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.gguf"
     write_gguf(path, quantization=stored)
@@ -113,8 +114,13 @@ def test_weights_of_16_bits_stay_as_stored(
     assert isinstance(llama.backend, NativeBackend)
     assert llama.model.blocks[0].attention.wq.weight.dtype == expected
     assert llama.engine().cache.dtype == torch.float16
-    assert plan(path).kernel == native.path_name()
+    assert plan(path).kernel == native.level_name()
+    amx = llama.backend.prompts_in_torch
+    prompts = f", prompts torch {str(expected)[6:]} on cpu" if amx else ""
+    assert kernel_name(llama.backend) == f"{native.level_name()} {str(expected)[6:]}{prompts}"
     assert load(path, dtype="float32").model.dtype == torch.float32
+    monkeypatch.setattr(native, "level_name", lambda: native.TORCH)
+    assert kernel_name(load(path, "cpu", "bfloat16").backend) == "torch bfloat16 on cpu"
 
 
 def test_only_portable_c_leaves_floats_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

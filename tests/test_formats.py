@@ -104,7 +104,7 @@ def test_every_type_computes_what_its_floats_do(kind: BlockType, tmp_path: Path)
     floats, packed = (load(path, dtype="float32", quantize=mode) for mode in ("none", "stored"))
     expected = logits_of(reference, ids)
     assert logits_of(floats.model, ids).equal(expected)
-    assert packed.model.packed_layouts == [f"W{PACKED_AS[kind.name][0]}"]
+    assert packed.model.matrix_types == [f"W{PACKED_AS[kind.name][0]}"]
     assert packed.model.n_bytes < floats.model.n_bytes / 3
     exact = loss(floats, ids)
     assert exact > 5

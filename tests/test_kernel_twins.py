@@ -28,7 +28,11 @@ needs_emulator = pytest.mark.skipif(
 
 
 def build(cache: pytest.Cache, compiler: str, *options: str) -> Path:
-    """Compile and link the comparison, unless the cache of pytest has it."""
+    """Compile and link the comparison, unless the cache of pytest has it.
+
+    Unless it is static, there is a library of the same kernels beside it, with the suffix ``.so``.
+    It has no OpenMP.
+    """
     sources = [*sorted(KERNELS.glob("*.c")), ROOT / "tests" / "kernel_twins.c"]
     command = [compiler, *FLAGS, *options, f"-I{KERNELS}"]
     texts = [path.read_text() for path in (*sources, *sorted(KERNELS.glob("*.h")))]
@@ -40,6 +44,9 @@ def build(cache: pytest.Cache, compiler: str, *options: str) -> Path:
         with tempfile.TemporaryDirectory(dir=program.parent) as folder:
             objects = compile_sources(command, sources, Path(folder))
             linked = Path(folder) / "linked"
+            if "-static" not in options:
+                subprocess.run([*command, "-shared", *objects, "-o", linked, "-lm"], check=True)
+                linked.replace(program.with_suffix(".so"))
             subprocess.run([*command, *objects, "-o", linked, "-lm"], check=True)
             linked.replace(program)
     return program
@@ -52,17 +59,22 @@ def run(*command: str | os.PathLike[str]) -> list[str]:
     return done.stdout.split()
 
 
+def build_here(pytestconfig: pytest.Config) -> Path:
+    """Build the comparison for this processor; AVX2 with VNNI too where only AVX-512 has it."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    return build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512")
+
+
 @needs_compiler
 def test_the_levels_of_this_processor_compute_what_the_portable_one_does(
     pytestconfig: pytest.Config,
 ) -> None:
-    """AVX2 with VNNI too where only AVX-512 has it, in its encoding."""
-    cache = pytestconfig.cache
-    assert cache is not None
+    """AVX2 with VNNI in the encoding of AVX-512, too."""
     expected = [*native.supported_levels()]
     if "avx512" in expected and "avx2_vnni" not in expected:
         expected.insert(expected.index("avx512"), "avx2_vnni")
-    assert run(build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512")) == expected
+    assert run(build_here(pytestconfig)) == expected
 
 
 @needs_emulator

@@ -242,7 +242,7 @@ def test_a_failed_build_says_why_in_one_line(
 
 
 @needs_compiler
-def test_a_compiler_without_openmp_builds_for_one_thread(
+def test_a_compiler_without_openmp_builds_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compiler = tmp_path / "compiler"
@@ -257,28 +257,6 @@ def test_a_compiler_without_openmp_builds_for_one_thread(
     assert capsys.readouterr().err == ""
     assert ctypes.CDLL(str(tmp_path / "a.so")).split_blocks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.so", "compiler"]
-
-
-@needs_library
-@needs_compiler
-def test_a_library_without_openmp_says_that_it_has_one_thread(
-    compile_library: Compile, gguf_model: Path, tmp_path: Path
-) -> None:
-    functions = "\n".join(f"void {name}(void) {{}}" for name in native.SIGNATURES)
-    library = compile_library(describing(native.describe() | {"has_openmp": False}) + functions)
-    code = """
-import sys
-from pathlib import Path
-from llama_chat.cli.app import run
-from llama_chat.kernels import native
-native.LIBRARY = Path(sys.argv[1])
-sys.exit(run(["inspect", sys.argv[2], "--quantize", "int8"]))
-"""
-    done = run_python(code, tmp_path, str(library), str(gguf_model), COLUMNS="100")
-    assert done.stderr == ""
-    best = native.supported_levels()[-1]
-    heading = f"Memory, packed to int8, computed by {best} (one thread: built without OpenMP)"
-    assert heading in done.stdout.splitlines()
 
 
 @needs_compiler

@@ -15,6 +15,7 @@ from llama_chat.errors import ModelError, UsageError
 from llama_chat.files import readable_size
 from llama_chat.generation.events import Token
 from llama_chat.kernels import native
+from llama_chat.loading.devices import pick_dtype
 from llama_chat.loading.plan import LoadPlan, load, plan
 from llama_chat.loading.weights import WEIGHT_FORMATS, FloatTypes, choose_weight_format
 from llama_chat.model.rope import MAX_CONTEXT
@@ -22,6 +23,7 @@ from llama_chat.settings.settings import Settings
 from tests.model_files import SMALL, write_gguf, write_hollow_gguf
 
 LARGE = replace(SMALL, dim=1024, n_heads=16, head_dim=64, hidden_dim=2048, n_layers=4)
+AMX = ("_is_amx_tile_supported",)
 OTHER_BYTES = 2**29 + LARGE.kv_cache_bytes(512, 2) + LARGE.rotary_bytes(512)
 """Bytes needed beside the weights: working memory, and what a whole context takes."""
 
@@ -149,3 +151,26 @@ def test_a_dropped_model_leaves_nothing_in_memory(template: str, gguf_model: Pat
     second = used_and_dropped()
     gc.collect()
     assert [reference() for reference in [*first, *second]] == [None] * 10
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [((), "float32"), (("_is_avx512_bf16_supported",), "bfloat16"), (AMX, "bfloat16")],
+)
+def test_torch_computes_bfloat16_where_the_processor_does(
+    instructions: tuple[str, ...],
+    expected: str,
+    large_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AVX-512 alone converts each number, which takes longer than float32."""
+    for name in ("_is_avx512_bf16_supported", *AMX):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert pick_dtype("auto", torch.float16, torch.device("cpu")) == getattr(torch, expected)
+    monkeypatch.setattr(native, "level_name", lambda: native.TORCH)
+    planned = plan(large_model, "cpu")
+    assert (planned.kernel, planned.dtype) == ("torch", getattr(torch, expected))
+    # A type that is asked for, and one of float32, stay.
+    assert plan(large_model, "cpu", "bfloat16").dtype == torch.bfloat16
+    assert pick_dtype("auto", torch.float32, torch.device("cpu")) == torch.float32

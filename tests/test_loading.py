@@ -82,7 +82,7 @@ def test_the_toolbar_shows_the_progress_of_loading(
         terminal.wait_for(r"slow · .*loading …")
         first, *_ = re.findall(r"loading (\d+) %", terminal.wait_for(LOADING))
         terminal.wait_until(lambda: f"loading {first} %" not in terminal.text)
-        later = re.search(r"loading (\d+) %", terminal.wait_for(LOADING))
+        later = re.search(r"loading (\d+) %", terminal.wait_for(LOADING + r" at \d+\.\d [MG]B/s"))
         assert later is not None
         assert int(first) < int(later[1]) <= 100
         assert "context" not in terminal.text

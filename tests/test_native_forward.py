@@ -166,8 +166,6 @@ def in_a_fresh_thread(call: Callable[[], T]) -> T:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_threads_asked_for_take_part(threads: int, n_new: int, level: str) -> None:
     """The number does not depend on the Python thread that calls."""
-    if not native.has_openmp():
-        threads = 1
     backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16), level)
     backend.threads = threads
 
@@ -186,6 +184,9 @@ def test_the_threads_asked_for_take_part(threads: int, n_new: int, level: str) -
     assert logits.equal(alone)
 
 
+@pytest.mark.skipif(
+    not (native.supported_levels() and native.describe()["has_openmp"]), reason="no OpenMP here"
+)
 def test_a_smaller_team_than_asked_for_gives_the_same(tmp_path: Path) -> None:
     code = """
 import torch
@@ -207,8 +208,6 @@ for n_new in (1, 8, 40):
 
 
 def test_a_model_computes_in_the_threads_that_it_was_loaded_with(gguf_model: Path) -> None:
-    if not native.has_openmp():
-        pytest.skip("built without OpenMP")
     before = torch.get_num_threads()
     try:
         backends = [load(gguf_model, quantize="int8", threads=n).backend for n in (1, 2)]

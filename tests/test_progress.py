@@ -36,6 +36,12 @@ with progress("Working [b]hard[/b]") as report:
         report(3, 10)
 """
 
+IN_BYTES = (
+    UNTIL_TOLD.replace('[/b]"', '[/b]", in_bytes=True')
+    .replace("report(3, 10)", "report(done := done + 2**20, 2**40)")
+    .replace("as report:", "as report:\n    done = 3 * 2**38")
+)
+
 FAILING = UNTIL_TOLD + "    raise SystemExit(3)\n"
 
 
@@ -73,6 +79,13 @@ def test_a_slow_job_shows_a_bar_that_leaves_no_trace(script: str, status: int) -
     pyte.ByteStream(screen).feed(shown)
     assert "".join(screen.display).strip() == ""
     assert (screen.cursor.x, screen.cursor.y, screen.cursor.hidden) == (0, 0, False)
+
+
+def test_a_job_of_bytes_shows_how_many_and_their_rate() -> None:
+    child = spawn(IN_BYTES)
+    child.expect(rb"75%.*?0\.8/1\.1 TB.*?\d+\.\d [GM]B/s")
+    child.sendline("")
+    output_of(child)
 
 
 def test_a_quick_job_shows_nothing() -> None:

@@ -87,6 +87,13 @@ class Checkpoint(ABC):
         copy.
         """
 
+    @abstractmethod
+    def forget(self, name: str) -> None:
+        """Release the memory of the file's bytes of the weight ``name``, once they were read.
+
+        Views of them stay valid: their numbers are read from the file again if needed.
+        """
+
     def read_packed(self, name: str) -> PackedWeight | None:
         """Read the matrix ``name`` packed, without quantizing it again.
 
@@ -95,9 +102,6 @@ class Checkpoint(ABC):
             or has scales that are not finite.
         """
         return None
-
-    def forget(self, name: str) -> None:  # noqa: B027 - most read without a copy
-        """Release the pages of the weight ``name``, once its bytes have been copied."""
 
     def packed_bytes(self, name: str) -> int | None:
         """Compute the bytes that ``read_packed`` returns; None if the weight is not quantized."""

@@ -21,6 +21,7 @@ from llama_chat.checkpoints.gguf_generation import find_defaults
 from llama_chat.checkpoints.gguf_metadata import Metadata
 from llama_chat.checkpoints.gguf_template import find_templates
 from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary, vocabulary_warnings
+from llama_chat.checkpoints.weight_files import release_pages
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 from llama_chat.quantization.packed import PackedWeight
@@ -108,7 +109,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def forget(self, name: str) -> None:
         """See the base class."""
-        self._stored[name].forget()
+        release_pages(torch.from_numpy(self._stored[name].data()))
 
     def packed_bytes(self, name: str) -> int | None:
         """See the base class."""
@@ -125,12 +126,8 @@ def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
     """Read a tensor as floats: a view of the mapped file if it holds that type, else a copy."""
     data, kind = tensor.data(), tensor.kind
     if isinstance(kind, BlockType):
-        weight = dequantize(data, kind, dtype)
-    else:
-        weight = torch.from_numpy(data).view(kind.dtype).to(dtype)
-    if isinstance(kind, BlockType) or kind.dtype != dtype:
-        tensor.forget()
-    return weight.view(tensor.shape)
+        return dequantize(data, kind, dtype).view(tensor.shape)
+    return torch.from_numpy(data).view(kind.dtype).to(dtype).view(tensor.shape)
 
 
 def _meta_name(name: str) -> str | None:

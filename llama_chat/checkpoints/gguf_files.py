@@ -45,12 +45,6 @@ class StoredTensor:
         """View its bytes, without a copy."""
         return np.frombuffer(self.mapped, np.uint8, self.n_bytes, self.begin)
 
-    def forget(self) -> None:
-        """Release its pages; they are read from the file again if needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            first_page = self.begin // mmap.PAGESIZE * mmap.PAGESIZE
-            self.mapped.madvise(mmap.MADV_DONTNEED, first_page, self.end - first_page)
-
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:

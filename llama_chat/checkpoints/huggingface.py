@@ -12,7 +12,7 @@ from llama_chat.checkpoints.huggingface_generation import find_defaults
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.small_files import JsonObject
-from llama_chat.checkpoints.weight_files import aligned, describe
+from llama_chat.checkpoints.weight_files import aligned, describe, release_pages
 from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
 from llama_chat.tokenizers.vocabulary import Vocabulary
@@ -83,6 +83,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         if name.endswith(("wq.weight", "wk.weight")):
             return _interleave(weight, self.config.head_dim, dtype)
         return aligned(weight).to(dtype)
+
+    def forget(self, name: str) -> None:
+        """See the base class."""
+        release_pages(self._weights[name])
 
 
 open_checkpoint = HuggingFaceCheckpoint.open

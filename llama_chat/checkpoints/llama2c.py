@@ -15,7 +15,12 @@ from torch import Tensor
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.checkpoints.template_source import TemplateSource
-from llama_chat.checkpoints.weight_files import describe, mapped_bytes, mapped_tensor
+from llama_chat.checkpoints.weight_files import (
+    describe,
+    mapped_bytes,
+    mapped_tensor,
+    release_pages,
+)
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
@@ -81,6 +86,10 @@ class Llama2cCheckpoint(Checkpoint):
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """See the base class."""
         return self._weights[name].to(dtype)
+
+    def forget(self, name: str) -> None:
+        """See the base class."""
+        release_pages(self._weights[name])
 
 
 open_checkpoint = Llama2cCheckpoint.open

@@ -21,7 +21,7 @@ from llama_chat.checkpoints.meta_config import (
 from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
-from llama_chat.checkpoints.weight_files import aligned, describe
+from llama_chat.checkpoints.weight_files import aligned, describe, release_pages
 from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.errors import ModelError, counted
 from llama_chat.library.layouts import MISTRAL_WEIGHTS, TEKKEN, meta_tokenizers
@@ -110,6 +110,11 @@ class MetaCheckpoint(Checkpoint):
             merged.narrow(weight.dim, start, length).copy_(shard)
             start += length
         return merged
+
+    def forget(self, name: str) -> None:
+        """See the base class."""
+        for shard in self._stored[name].shards:
+            release_pages(shard)
 
 
 open_checkpoint = MetaCheckpoint.open

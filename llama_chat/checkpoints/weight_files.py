@@ -1,7 +1,9 @@
 """Common code of all weight files: types, memory mapping, and failed downloads."""
 
+import ctypes
 import mmap
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,23 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
         raise ModelError(what or repr(str(path)), reason(error), "check it") from None
     except ValueError:
         raise ModelError(what or repr(str(path)), "it is empty", FETCH_AGAIN) from None
+
+
+def release_pages(weight: Tensor) -> None:
+    """Release the memory of a mapped tensor; its numbers are read from the file again if needed.
+
+    Memory that ``map_file`` has not mapped would lose its contents.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        start = weight.data_ptr()
+        first_page = start // mmap.PAGESIZE * mmap.PAGESIZE
+        size = ctypes.c_size_t(start + weight.nbytes - first_page)
+        _c_library().madvise(ctypes.c_void_p(first_page), size, mmap.MADV_DONTNEED)
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def mapped_bytes(path: Path) -> NDArray[np.uint8]:

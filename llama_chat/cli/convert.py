@@ -63,7 +63,7 @@ def convert(
         streams.warn(line)
     n_bytes = sum(plan.sizes.values())
     check_space(target.path, n_bytes)
-    with progress(f"Writing {target.path.name}", hidden=quiet) as report:  # noqa: SIM117
+    with progress(f"Writing {target.path.name}", in_bytes=True, hidden=quiet) as report:  # noqa: SIM117
         with appearing(target.path) as temporary:
             plan.write(temporary, report)
     if not quiet:

@@ -107,7 +107,7 @@ def load_model(settings: Settings) -> "tuple[Llama, Settings]":
         ModelError: if there is none, or it cannot be loaded.
         UsageError: if a setting does not suit it or this machine.
     """
-    with progress("Loading the model", hidden=settings.plain) as report:
+    with progress("Loading the model", in_bytes=True, hidden=settings.plain) as report:
         llama = plan_load(settings).load(report)
     for line in llama.warnings:
         streams.warn(line)

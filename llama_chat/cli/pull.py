@@ -61,7 +61,7 @@ def fetch(name: str, settings: Settings) -> None:
         _say(settings, f"{name} is already here: {starter.installed_path(name)}")
         return
     _refuse_offline(name, settings)
-    with progress(f"Fetching {name}", hidden=_is_hidden(settings)) as report:
+    with progress(f"Fetching {name}", in_bytes=True, hidden=_is_hidden(settings)) as report:
         path = starter.pull(name, report)
     _say(settings, f"fetched {name}: {path}")
 
@@ -86,7 +86,7 @@ def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
         _say(settings, f"to choose: llama-chat pull {wanted.repository}:{others[0]}")
     title = f"Fetching {wanted.name} ({readable_size(found.size)})"
     try:
-        with progress(title, hidden=_is_hidden(settings)) as report:
+        with progress(title, in_bytes=True, hidden=_is_hidden(settings)) as report:
             path = fetch_files(wanted, found, report)
     except KeyboardInterrupt:
         streams.say("interrupted: the same command goes on from here")

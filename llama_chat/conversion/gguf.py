@@ -94,6 +94,7 @@ class GGUFFile:
             for name, size in self.sizes.items():
                 data = weights.read_bytes(self._checkpoint, name, self._kinds[name])
                 writer.write_tensor_data(data)
+                self._checkpoint.forget(name)
                 done += size
                 report(done, total)
         finally:

@@ -115,6 +115,7 @@ class HuggingFaceFolder:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             file.write(weights.as_bytes(self._read(name)).data)
+            self._checkpoint.forget(name)
             written(self.sizes[name])
 
     def _read(self, name: str) -> Tensor:

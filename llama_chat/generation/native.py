@@ -24,7 +24,11 @@ class NativeBackend(Backend):
         """Use ``create`` instead."""
         super().__init__(model, threads)
         self.kernels = kernels
-        self._prompts_in_torch = model.has_one_dtype and prefers_unpacked(model.dtype)
+        widest = model.blocks[0].feed_forward.w1
+        bits = 8 if widest.packed is None else widest.packed.bits
+        in_torch = prefers_unpacked(model.dtype, bits, model.config.dim)
+        self.prompts_in_torch = model.has_one_dtype and in_torch
+        """True if torch computes prompts, because it does so faster."""
         self._torch = TorchBackend(model)
 
     @classmethod
@@ -41,7 +45,7 @@ class NativeBackend(Backend):
         should_stop: Callable[[], bool] | None,
     ) -> Tensor:
         is_small = len(ids) <= MAX_EXACT_BATCH
-        if not is_small and self._prompts_in_torch:
+        if not is_small and self.prompts_in_torch:
             return self._torch._run(ids, cache, n_logits, should_stop)
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
         start, end = cache.length, cache.length + len(ids)

@@ -284,6 +284,41 @@ static void run_output(worker *t, const float *x, int n_x, float *logits, pass_r
         record->output += now() - began;
 }
 
+/* ---- the team ------------------------------------------------------------------------------- */
+
+/* What forward() tells its threads. */
+typedef struct {
+    const kernel_set *kernels;
+    const model_weights *w;
+    const kv_cache *cache;
+    const shared_buffers *shared;
+    int n_x, n_logits;
+    int64_t first, end;
+    float *logits;
+    attention_buffers attention; /* the shared ones */
+    arena memory;                /* for the threads' buffers */
+    pass_record *record;
+} pass;
+
+/* Compute one thread's part of a pass. */
+static void run_pass(team_member me, void *argument)
+{
+    const pass *all = argument;
+    thread_buffers local = {.attention = all->attention};
+    arena memory = all->memory;
+    for (int thread = 0; thread <= me.index; thread++)
+        allocate_thread(all->kernels, all->w, all->cache, all->n_x, &memory, &local);
+    worker t = {.kernels = all->kernels, .w = all->w, .cache = all->cache, .shared = all->shared,
+                .local = &local, .n_x = all->n_x, .phase = {me, all->shared->shares, 1}};
+    for (int64_t l = all->first; l < all->end; l++)
+        run_layer(&t, l, all->record);
+    if (me.index == 0 && all->record)
+        all->record->n_threads = me.n_threads;
+    const float *last = all->shared->x + (all->n_x - all->n_logits) * all->w->dim;
+    if (all->logits)
+        run_output(&t, last, all->n_logits, all->logits, all->record);
+}
+
 /* ---- called from Python --------------------------------------------------------------------- */
 
 /* Bytes of scratch memory that forward() needs for a team of up to `n_threads`. */
@@ -318,20 +353,8 @@ EXPORT void forward(const model_weights *w, const kv_cache *cache, float *x, int
     attention_buffers attention = {0};
     allocate_shared(&kernels, w, cache, n_x, n_threads, &memory, &shared, &attention);
     memset(shared.shares, 0, (size_t)n_threads * sizeof *shared.shares);
-#pragma omp parallel num_threads(n_threads)
-    {
-        const team_member me = this_thread();
-        thread_buffers local = {.attention = attention};
-        arena local_memory = memory;
-        for (int thread = 0; thread <= me.index; thread++)
-            allocate_thread(&kernels, w, cache, n_x, &local_memory, &local);
-        worker t = {.kernels = &kernels, .w = w, .cache = cache, .shared = &shared, .local = &local,
-                    .n_x = n_x, .phase = {me, shared.shares, 1}};
-        for (int64_t l = first; l < end; l++)
-            run_layer(&t, l, record);
-        if (me.index == 0 && record)
-            record->n_threads = me.n_threads;
-        if (logits)
-            run_output(&t, x + (n_x - n_logits) * w->dim, n_logits, logits, record);
-    }
+    pass all = {.kernels = &kernels, .w = w, .cache = cache, .shared = &shared, .n_x = n_x,
+                .first = first, .end = end, .logits = logits, .n_logits = n_logits,
+                .attention = attention, .memory = memory, .record = record};
+    run_team(n_threads, run_pass, &all);
 }

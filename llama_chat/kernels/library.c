@@ -37,15 +37,6 @@ __attribute__((format(printf, 2, 3))) static void append(text_buffer *text, cons
     text->left -= written;
 }
 
-static int has_openmp(void)
-{
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 static void append_level(text_buffer *to, const char *separator, int level)
 {
     const kernel_set kernels = kernels_of(level);

@@ -50,32 +50,43 @@ class NativeMatrix:
         super_scales: Tensor | None = None,
         super_mins: Tensor | None = None,
         *,
+        n_rows: int | None = None,
         level: str | None = None,
     ) -> None:
         """Copy the tensors of a ``PackedWeight``.
 
-        ``level`` is one of ``supported_levels()``; None for the one in use.
+        With ``n_rows`` it has as many, of which these tensors are the first, and ``write_rows``
+        writes the others. ``level`` is one of ``supported_levels()``; None for the one in use.
         """
         self._library = native.library()
         self._level = native.level_number(level)
         rows, n_groups, n_bytes = quants.shape
         self.bits = bits
         self.group = n_bytes * 8 // bits
-        self.shape = rows, n_groups * self.group
+        self.shape = n_rows or rows, n_groups * self.group
         """``(out, in)``."""
-        parts = quants, scales, mins, super_scales, super_mins
-        row_bytes = sum(part[0].nbytes for part in parts if part is not None)
-        self.n_bytes = padded_rows(rows) * row_bytes
+        tensors = quants, scales, mins, super_scales, super_mins
+        self._row_bytes = sum(tensor[0].nbytes for tensor in tensors if tensor is not None)
+        self.n_bytes = padded_rows(self.shape[0]) * self._row_bytes
         """Bytes of memory."""
         self._panels = allocate(self.n_bytes)
         super_groups = 0 if super_scales is None else n_groups // super_scales.shape[1]
         layout = PackedLayout(bits, self.group, mins is not None, super_groups)
         self.matrix = Matrix(PACKED, layout, *self.shape, self._panels.data_ptr())
         self._address = ctypes.byref(self.matrix)
-        if quants.stride(2) != 1:
+        self.write_rows(0, *tensors)
+
+    def write_rows(self, first: int, *tensors: Tensor | None) -> None:
+        """Copy tensors of some rows, from ``first`` on, which is a multiple of ``PANEL``."""
+        quants = tensors[0]
+        if quants is None or quants.stride(2) != 1:
             raise ValueError("the quants of a group are not contiguous")
-        source = UnpackedMatrix(*map(TensorView.of, parts))
-        self._library.pack_panels(self._address, ctypes.byref(source), self._panels.data_ptr())
+        if first % PANEL or first + len(quants) > self.shape[0]:
+            raise ValueError(f"{len(quants)} rows from {first} on are not whole panels")
+        to = self._panels.data_ptr() + first * self._row_bytes
+        part = Matrix(PACKED, self.matrix.layout, len(quants), self.shape[1], to)
+        source = UnpackedMatrix(*map(TensorView.of, tensors))
+        self._library.pack_panels(ctypes.byref(part), ctypes.byref(source), to)
 
     def multiply(self, x: Tensor) -> Tensor:
         """Compute ``x @ weights.T``, with ``x`` quantized to 8 bits per group.

@@ -2,6 +2,8 @@
 
 #include "matrix_product.h"
 
+#include <stdatomic.h>
+
 #include "cpu.h"
 
 /* Bytes of quantized rows that stay in the private cache of a core while all panels are read. */
@@ -85,31 +87,51 @@ EXPORT int64_t multiply_scratch_bytes(const matrix *w, int64_t n_x)
     return n_x * quantized_row_bytes(w->n_columns, w->layout.group);
 }
 
+typedef struct {
+    const kernel_set *kernels;
+    const matrix *w;
+    const char *x;
+    int n_x;
+    void *y;
+    int is_bf16;
+    uint8_t *scratch;
+    atomic_int next_share; /* of the panels */
+} product_job;
+
+/* Quantize this thread's share of x. */
+static void quantize_share(const product_job *job, team_member me)
+{
+    const matrix *w = job->w;
+    const int64_t x_bytes = w->n_columns * (job->is_bf16 ? 2 : 4);
+    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
+    const int tile = max_tile(job->kernels);
+    const range tiles = share_of((job->n_x + tile - 1) / tile, me);
+    for (int m = (int)tiles.start * tile; m < job->n_x && m < tiles.end * tile;) {
+        const int n = next_tile_size(job->kernels, job->n_x - m);
+        quantize_tile(job->kernels, job->x + m * x_bytes, job->is_bf16, w->n_columns,
+                      w->layout.group, n, job->scratch + m * row_bytes);
+        m += n;
+    }
+}
+
+static void multiply_shares(team_member me, void *argument)
+{
+    product_job *job = argument;
+    quantize_share(job, me);
+    wait_for_team();
+    const int64_t n = n_panels(job->w), n_shares = 8 * (int64_t)me.n_threads;
+    const int store_mode = job->is_bf16 ? STORE_BF16 : STORE_FLOAT;
+    for (int64_t i; (i = atomic_fetch_add(&job->next_share, 1)) < n_shares;)
+        multiply_panels(job->kernels, job->w, job->scratch, job->n_x, job->y, store_mode,
+                        (range){n * i / n_shares, n * (i + 1) / n_shares});
+}
+
 /* Compute y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or
  * float32. Uses `n_threads` threads, or one if there is too little work for more. */
 EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf16,
                      uint8_t *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
-    const int64_t x_bytes = w->n_columns * (is_bf16 ? 2 : 4);
-    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
-    const int tile = max_tile(&kernels);
-    (void)n_threads; /* not used without OpenMP */
-#pragma omp parallel num_threads(n_threads) if (n_x * w->n_rows * w->n_columns > 65536)
-    {
-#pragma omp for schedule(static)
-        for (int start = 0; start < n_x; start += tile)
-            for (int m = start; m < n_x && m < start + tile;) {
-                int n = next_tile_size(&kernels, n_x - m);
-                quantize_tile(&kernels, (const char *)x + m * x_bytes, is_bf16, w->n_columns,
-                              w->layout.group, n, scratch + m * row_bytes);
-                m += n;
-            }
-        const int64_t n_shares = 8 * (int64_t)this_thread().n_threads;
-#pragma omp for schedule(dynamic)
-        for (int64_t share = 0; share < n_shares; share++)
-            multiply_panels(&kernels, w, scratch, n_x, y, is_bf16 ? STORE_BF16 : STORE_FLOAT,
-                            (range){n_panels(w) * share / n_shares,
-                                    n_panels(w) * (share + 1) / n_shares});
-    }
+    product_job job = {&kernels, w, x, n_x, y, is_bf16, scratch, 0};
+    run_team(n_x * w->n_rows * w->n_columns > 65536 ? n_threads : 1, multiply_shares, &job);
 }

@@ -82,10 +82,14 @@ def is_available() -> bool:
     return level_name() != TORCH
 
 
+def is_portable() -> bool:
+    """True if the level in use is made for no instruction set, and may be slower than torch."""
+    return is_available() and level_name() == supported_levels()[0]
+
+
 def multiplies_floats() -> bool:
     """True if floats are multiplied in C too; portable C would be slower than torch."""
-    name = level_name()
-    return name != TORCH and name != supported_levels()[0]
+    return is_available() and not is_portable()
 
 
 @cache
@@ -116,17 +120,6 @@ def supported_levels() -> tuple[str, ...]:
 def level_number(name: str | None = None) -> int:
     """Return the number of a level in C; None for the one in use."""
     return list(describe()["levels"]).index(level_name() if name is None else name)
-
-
-def has_openmp() -> bool:
-    """True if the library was built with OpenMP, and so computes in several threads."""
-    return bool(describe()["has_openmp"])
-
-
-def path_name() -> str:
-    """Name the code that multiplies packed weights: a level, or ``torch``."""
-    name = level_name()
-    return name if name == TORCH or has_openmp() else f"{name} (one thread: built without OpenMP)"
 
 
 def _check(loaded: ctypes.CDLL) -> None:

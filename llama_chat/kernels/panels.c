@@ -55,15 +55,30 @@ EXPORT void pack_panels(const matrix *w, const unpacked_matrix *from, uint8_t *t
         }
 }
 
+typedef struct {
+    const kernel_set *kernels;
+    const matrix *w;
+    const int64_t *ids;
+    int64_t n;
+    char *to;
+    int is_bf16;
+} row_job;
+
+static void dequantize_share(team_member me, void *argument)
+{
+    const row_job *job = argument;
+    const int64_t row_bytes = job->w->n_columns * (job->is_bf16 ? 2 : 4);
+    const range share = share_of(job->n, me);
+    for (int64_t i = share.start; i < share.end; i++)
+        job->kernels->dequantize_row(job->w, job->ids[i], job->to + i * row_bytes, job->is_bf16);
+}
+
 /* Dequantize the `n` rows `ids`, to (n, n_columns) in bfloat16 or float32. Uses `n_threads`
  * threads, or one if there is too little work for more. */
 EXPORT void dequantize_rows(const matrix *w, const int64_t *ids, int64_t n, void *to,
                             int is_bf16, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
-    const int64_t row_bytes = w->n_columns * (is_bf16 ? 2 : 4);
-    (void)n_threads; /* not used without OpenMP */
-#pragma omp parallel for num_threads(n_threads) schedule(static) if (n * w->n_columns > 65536)
-    for (int64_t i = 0; i < n; i++)
-        kernels.dequantize_row(w, ids[i], (char *)to + i * row_bytes, is_bf16);
+    row_job job = {&kernels, w, ids, n, to, is_bf16};
+    run_team(n * w->n_columns > 65536 ? n_threads : 1, dequantize_share, &job);
 }

@@ -1,4 +1,4 @@
-/* Teams of OpenMP threads, or of a single one where the compiler has no OpenMP. */
+/* Teams of threads: of OpenMP, or of POSIX threads where the compiler has none; see team.c. */
 
 #ifndef THREADS_H
 #define THREADS_H
@@ -7,32 +7,23 @@
 
 #include "compiler.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 /* The calling thread in its team. A team may be smaller than requested, so shares of work are
  * computed from `n_threads` here alone. */
 typedef struct {
     int index, n_threads;
 } team_member;
 
-INLINE team_member this_thread(void)
-{
-#ifdef _OPENMP
-    return (team_member){omp_get_thread_num(), omp_get_num_threads()};
-#else
-    return (team_member){0, 1};
-#endif
-}
+typedef void team_function(team_member me, void *argument);
+
+/* Let a team of `n_threads`, or fewer if the system provides fewer, call `function`; the calling
+ * thread is member 0. Returns once all have returned. */
+void run_team(int n_threads, team_function *function, void *argument);
 
 /* Wait for all threads of the team (barrier). */
-INLINE void wait_for_team(void)
-{
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
+void wait_for_team(void);
+
+/* True if the threads are those of OpenMP. */
+int has_openmp(void);
 
 typedef struct {
     int64_t start, end;

@@ -1,5 +1,6 @@
 """Devices and float types that torch supports on this machine."""
 
+import platform
 from collections.abc import Sequence
 
 import torch
@@ -56,7 +57,7 @@ def pick_dtype(
     """Choose the type of the weights in memory.
 
     ``auto`` keeps float32 as stored, and with ``keeps_stored`` all types. Everything else becomes
-    bfloat16 if the device computes it fast, else float16 on a GPU and float32 on a CPU.
+    bfloat16 if the device has instructions for it, else float16 on a GPU and float32 on a CPU.
 
     Raises:
         UsageError: if the device cannot compute in ``wanted``.
@@ -64,8 +65,7 @@ def pick_dtype(
     if device.type == "cuda":
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        # Any processor computes bfloat16; without the instructions it takes much longer.
-        bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        bfloat16 = _computes_bfloat16()
     else:
         bfloat16 = True
     if wanted != "auto":
@@ -77,3 +77,13 @@ def pick_dtype(
     if bfloat16:
         return torch.bfloat16
     return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def _computes_bfloat16() -> bool:
+    """True if this processor multiplies bfloat16; any other takes longer than for float32.
+
+    oneDNN says of x86 that it can where it has to convert each number.
+    """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -90,7 +90,7 @@ class LoadPlan:
             self.weight_format == "stored" and not stored <= FLOAT_TYPES.keys()
         )
         is_native = self.devices[0].type == "cpu" and (packs or native.multiplies_floats())
-        return native.path_name() if is_native else native.TORCH
+        return native.level_name() if is_native else native.TORCH
 
     @property
     def bytes_needed(self) -> int:

@@ -1,6 +1,6 @@
 """Weights of a model, read from a checkpoint into their format and device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -11,9 +11,9 @@ from torch import Tensor
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import padded_rows
-from llama_chat.quantization.linear import Packed, place
-from llama_chat.quantization.packed import packed_bytes
-from llama_chat.quantization.quantize import quantize
+from llama_chat.quantization.linear import Packed, place, place_parts, prefers_floats
+from llama_chat.quantization.packed import PackedWeight, packed_bytes
+from llama_chat.quantization.quantize import quantize_in_parts
 
 WeightFormat = Literal["none", "stored", "int8", "int4"]
 """Format of the matrices in memory: floats, packed as in the file, or quantized at load."""
@@ -60,7 +60,8 @@ def choose_weight_format(
 
     Args:
         wanted: a ``WeightFormat``, or ``auto``: quantized files stay packed. Without C kernels, as
-            on a GPU, they are unpacked if the floats take at most half of ``bytes_free``.
+            on a GPU, and where these are slower than torch, they are unpacked if the floats take
+            at most half of ``bytes_free``.
         checkpoint: the model.
         types: types of weights that are not packed.
         bytes_free: bytes of free memory.
@@ -68,9 +69,23 @@ def choose_weight_format(
     """
     if wanted != "auto":
         return cast("WeightFormat", wanted)
-    fits_unpacked = weight_bytes(checkpoint, "none", types) <= bytes_free // 2
+    if weight_bytes(checkpoint, "none", types) > bytes_free // 2:
+        return "stored"
     has_kernels = native.is_available() and device.type == "cpu"
-    return "none" if fits_unpacked and not has_kernels else "stored"
+    return "stored" if has_kernels and not _are_floats_faster(checkpoint, types.dtype) else "none"
+
+
+def _are_floats_faster(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """True if torch multiplies floats faster than the kernels multiply the packed weights."""
+    packed = [
+        (info.n_weights, n_bytes, info.shape[1])
+        for name, info in checkpoint.tensors.items()
+        if (n_bytes := checkpoint.packed_bytes(name)) is not None
+    ]
+    if not packed or not native.is_portable():
+        return False
+    n_weights, n_bytes, width = max(packed)
+    return prefers_floats(dtype, 4 if 8 * n_bytes < 6 * n_weights else 8, width)
 
 
 def read_weights(
@@ -91,7 +106,9 @@ def read_weights(
     """
     weights: Weights = {}
     n_done, n_layers = 0, checkpoint.config.n_layers
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    n_threads = torch.get_num_threads()
+    # Each thread has its own matrix: those of torch would only wait for each other.
+    with ThreadPoolExecutor(n_threads, "reader", torch.set_num_threads, (1,)) as pool:
 
         def read_one(name: str) -> Tensor | Packed:
             device = device_of(name, n_layers, devices)
@@ -106,6 +123,7 @@ def read_weights(
                     report(n_done, checkpoint.n_bytes)
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C, start no further read
+            torch.set_num_threads(n_threads)  # the number for new threads, too
     return weights
 
 
@@ -141,15 +159,27 @@ def _read(
     types: FloatTypes,
     device: torch.device,
 ) -> Tensor | Packed:
-    bits = _bits(name, checkpoint.tensors[name].shape, weight_format)
-    if bits is not None:
-        return place(quantize(checkpoint.read(name, torch.float32), bits), device)
+    info = checkpoint.tensors[name]
+    bits = _bits(name, info.shape, weight_format)
     packed = checkpoint.read_packed(name) if weight_format == "stored" else None
-    if packed is None:
-        return checkpoint.read(name, types.of(checkpoint.tensors[name])).to(device)
-    placed = place(packed, device)
+    if bits is not None:
+        parts = _quantize(checkpoint, name, bits)
+        weight: Tensor | Packed = place_parts(parts, info.shape[0], device)
+    elif packed is not None:
+        weight = place(packed, device)
+    else:
+        weight = checkpoint.read(name, types.of(info)).to(device)
+    # What was copied is not needed again; of what was not copied, nothing was touched yet.
     checkpoint.forget(name)
-    return placed
+    return weight
+
+
+def _quantize(checkpoint: Checkpoint, name: str, bits: Literal[4, 8]) -> Iterator[PackedWeight]:
+    """Quantize a matrix in parts, each of which is no longer in memory as a float then."""
+    as_stored = FLOAT_TYPES.get(checkpoint.tensors[name].type, torch.float32)
+    for part in quantize_in_parts(checkpoint.read(name, as_stored), bits):
+        checkpoint.forget(name)
+        yield part
 
 
 def _tensor_bytes(

@@ -193,10 +193,14 @@ class Transformer(nn.Module):
         return self.norm.weight.dtype
 
     @property
+    def matrices(self) -> list[Linear | Embedding]:
+        """All matrices."""
+        return [module for module in self.modules() if isinstance(module, Linear | Embedding)]
+
+    @property
     def has_one_dtype(self) -> bool:
         """True if all matrices that are not packed have the type of the activations."""
-        matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
-        return all(m.packed is not None or m.weight.dtype == self.dtype for m in matrices)
+        return all(m.packed is not None or m.weight.dtype == self.dtype for m in self.matrices)
 
     @property
     def n_bytes(self) -> int:
@@ -205,10 +209,9 @@ class Transformer(nn.Module):
         return sum(module.n_bytes for module in self.modules() if isinstance(module, kinds))
 
     @property
-    def packed_layouts(self) -> list[str]:
-        """Packed layouts of the matrices: ``W4``, ``W6``, ``W8``."""
-        matrices = (module for module in self.modules() if isinstance(module, Linear | Embedding))
-        return sorted({f"W{m.packed.bits}" for m in matrices if m.packed is not None})
+    def matrix_types(self) -> list[str]:
+        """Types of the matrices: ``W4``, ``W6``, ``W8`` of packed ones, ``float16`` and so on."""
+        return sorted({matrix.type_name for matrix in self.matrices})
 
     def load_weights(self, weights: Mapping[str, Tensor | Packed]) -> None:
         """Assign all weights by name, without copying any.

@@ -2,8 +2,7 @@
 
 import math
 import threading
-import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from operator import itemgetter
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.matrix import FloatMatrix, NativeMatrix
-from llama_chat.quantization.packed import PackedWeight
+from llama_chat.quantization.packed import PackedWeight, stack
 from llama_chat.quantization.quantize import quantize
+from llama_chat.quantization.trial import is_faster
 
 Packed = PackedWeight | NativeMatrix
 """A packed matrix: in the layout of the C kernels, or in that of torch."""
@@ -72,6 +72,12 @@ class _Matrix(nn.Module):
         return self.weight.device
 
     @property
+    def type_name(self) -> str:
+        """Name of the packed layout, such as ``W4``, or of the float type."""
+        floats = str(self.weight.dtype).removeprefix("torch.")
+        return floats if self.packed is None else f"W{self.packed.bits}"
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of the weights."""
         return self.weight.nbytes if self.packed is None else self.packed.n_bytes
@@ -100,9 +106,26 @@ class Embedding(_Matrix):
 
 def place(weight: PackedWeight, device: torch.device) -> Packed:
     """Copy a matrix to ``device``, in the layout that is fastest there."""
-    if native.is_available() and device.type == "cpu":
-        return NativeMatrix(weight.bits, *weight.tensors)
-    return weight.map(lambda tensor: tensor.to(device, copy=True).contiguous())
+    return place_parts([weight], weight.shape[0], device)
+
+
+def place_parts(parts: Iterable[PackedWeight], n_rows: int, device: torch.device) -> Packed:
+    """Copy a matrix of ``n_rows`` that comes in parts, each some of its rows; see ``place``.
+
+    All parts but the last must be of whole panels.
+    """
+    if not (native.is_available() and device.type == "cpu"):
+        return stack([part.map(lambda tensor: tensor.to(device)) for part in parts])
+    matrix, first = None, 0
+    for part in parts:
+        if matrix is None:
+            matrix = NativeMatrix(part.bits, *part.tensors, n_rows=n_rows)
+        else:
+            matrix.write_rows(first, *part.tensors)
+        first += part.shape[0]
+    if matrix is None:
+        raise ValueError("a matrix without rows")
+    return matrix
 
 
 def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,7 +153,9 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     out, width = weight.shape
     rows = x.reshape(-1, width)
     is_small = len(rows) <= MAX_EXACT_BATCH
-    if isinstance(weight, NativeMatrix) and (is_small or not prefers_unpacked(x.dtype)):
+    if isinstance(weight, NativeMatrix) and (
+        is_small or not prefers_unpacked(x.dtype, weight.bits, width)
+    ):
         product = _multiply_packed(rows, weight)
     else:
         product = _multiply_unpacked(rows, weight)
@@ -152,27 +177,45 @@ def _multiply_unpacked(rows: Tensor, weight: Packed) -> Tensor:
 
 
 @cache
-def prefers_unpacked(dtype: torch.dtype) -> bool:
+def prefers_unpacked(dtype: torch.dtype, bits: int, width: int) -> bool:
     """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
 
     They are on processors with matrix units for bfloat16 (AMX). If the portable level is in use,
-    both ways are timed, at the first call.
+    both ways are tried, with a matrix of ``width`` columns; see ``trial``.
     """
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return True
-    return native.level_name() == native.supported_levels()[0] and _is_unpacked_faster(dtype)
+    if not native.is_portable():
+        return False
+    weight, rows = _sample(bits, 256, width), torch.ones(64, width, dtype=dtype)
+    return is_faster(
+        f"many rows, W{bits} of {width} columns, {dtype}",
+        lambda: _multiply_unpacked(rows, weight),
+        lambda: _multiply_packed(rows, weight),
+    )
 
 
-@torch.inference_mode()
-def _is_unpacked_faster(dtype: torch.dtype) -> bool:
-    """Time the product of many rows both ways, three times each, and compare the best times."""
-    weight = NativeMatrix(8, *quantize(torch.ones(1024, 1024), 8).tensors)
-    rows = torch.ones(64, 1024, dtype=dtype)
+@cache
+def prefers_floats(dtype: torch.dtype, bits: int, width: int) -> bool:
+    """True if products of one row are faster with floats of ``dtype``, in torch, than packed.
 
-    def best_seconds(multiply: Callable[[Tensor, NativeMatrix], Tensor]) -> float:
-        return min(timeit.repeat(lambda: multiply(rows, weight), number=1, repeat=3))
+    Likewise: they never are, unless the portable level is in use.
+    """
+    if not native.is_portable():
+        return False
+    packed, row = _sample(bits, 1024, width), torch.ones(1, width, dtype=dtype)
+    floats = torch.ones(packed.shape, dtype=dtype)
+    return is_faster(
+        f"one row, W{bits} of {width} columns, {dtype}",
+        lambda: F.linear(row, floats),
+        lambda: _multiply_packed(row, packed),
+    )
 
-    return best_seconds(_multiply_unpacked) < best_seconds(_multiply_packed)
+
+def _sample(bits: int, n_rows: int, width: int) -> NativeMatrix:
+    """Make a matrix for a trial; one of 8 bits stands for one of 6 too."""
+    weight = quantize(torch.ones(n_rows, width), 4 if bits == 4 else 8)
+    return NativeMatrix(weight.bits, *weight.tensors)
 
 
 class _Scratch(threading.local):

@@ -6,7 +6,7 @@ the reference for the C kernels, and the fallback where they were not built.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -154,6 +154,13 @@ def _group_scales(numbers: Tensor, super_scales: Tensor | None) -> Tensor:
         by_super_block = floats.reshape(*super_scales.shape, -1)
         floats = (by_super_block * super_scales.float().unsqueeze(-1)).view(numbers.shape)
     return floats.unsqueeze(-1)
+
+
+def stack(parts: Sequence[PackedWeight]) -> PackedWeight:
+    """Combine parts of a matrix, each some of its rows, in order."""
+    tensors = zip(*(part.tensors for part in parts), strict=True)
+    stacked = (None if each[0] is None else torch.cat(cast("Any", each)) for each in tensors)
+    return PackedWeight(parts[0].bits, *cast("Any", stacked))
 
 
 def packed_bytes(shape: tuple[int, ...], bits: Literal[4, 8], group: int, *, mins: bool) -> int:

@@ -159,11 +159,11 @@ class Chat:
 
     def _wait(self, doing: str, patience_s: float) -> None:
         """Wait for the background job, with a progress bar, until it ends or Ctrl-C is pressed."""
-        with progress(doing, patience_s, hidden=self.renderer.plain) as report:
+        plain, in_bytes = self.renderer.plain, self.loader.is_loading
+        with progress(doing, patience_s, in_bytes=in_bytes, hidden=plain) as report:
             while not (self.interrupts.pending or self.loader.wait(_POLL_S)):
-                done, total = self.loader.progress
-                if total:
-                    report(done, total)
+                if self.loader.progress[1]:
+                    report(*self.loader.progress)
 
     def tell_notes(self) -> None:
         """Write and clear the notes of background jobs; with ``quiet`` only clear them."""

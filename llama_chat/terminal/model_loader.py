@@ -54,6 +54,11 @@ class ModelLoader:
         return self._worker.done, self._worker.total
 
     @property
+    def rate(self) -> float:
+        """Progress of the job a second; 0 while unknown."""
+        return self._worker.rate
+
+    @property
     def error(self) -> BaseException | None:
         """Error that ended the last job, if one did."""
         return self._worker.error

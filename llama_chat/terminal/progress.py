@@ -23,11 +23,16 @@ PREFILL_PATIENCE_S = 1.0
 
 @contextmanager
 def progress(
-    description: str, patience_s: float = PATIENCE_S, *, hidden: bool = False
+    description: str,
+    patience_s: float = PATIENCE_S,
+    *,
+    in_bytes: bool = False,
+    hidden: bool = False,
 ) -> Iterator[Report]:
     """Show a progress bar with percentage and time left, and remove it at the end.
 
-    Nothing is written if stderr is no terminal, or with ``hidden``.
+    With ``in_bytes`` it shows the bytes and their rate too. Nothing is written if stderr is no
+    terminal, or with ``hidden``.
     """
     bar: Progress | None = None
     task: TaskID | None = None
@@ -38,7 +43,7 @@ def progress(
         if bar is None:
             if done >= total or time.monotonic() - began < patience_s:
                 return
-            bar = _new_bar()
+            bar = _new_bar(in_bytes=in_bytes)
             bar.start()
             task = bar.add_task(description, total=total)
         if task is not None:
@@ -57,15 +62,17 @@ def progress(
                 bar.console.show_cursor()
 
 
-def _new_bar() -> "Progress":
+def _new_bar(*, in_bytes: bool) -> "Progress":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         Progress,
         SpinnerColumn,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
     console = Console(stderr=True)
@@ -74,6 +81,7 @@ def _new_bar() -> "Progress":
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
+        *((DownloadColumn(), TransferSpeedColumn()) if in_bytes else ()),
         TimeRemainingColumn(),
         console=console,
         transient=True,

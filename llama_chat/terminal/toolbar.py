@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from llama_chat.errors import counted
+from llama_chat.files import readable_size
 
 if TYPE_CHECKING:
     from llama_chat.terminal.chat import Chat
@@ -62,6 +63,10 @@ def _work(chat: "Chat") -> str:
     """Describe the background job and its progress."""
     if not chat.loader.busy:
         return ""
-    what = "loading" if chat.loader.is_loading else "reading"
-    done, total = chat.loader.progress
-    return f"{what} {100 * done // total} %" if total else f"{what} …"
+    loader = chat.loader
+    what = "loading" if loader.is_loading else "reading"
+    done, total = loader.progress
+    if not total:
+        return f"{what} …"
+    rate = f" at {readable_size(int(loader.rate))}/s" if loader.is_loading and loader.rate else ""
+    return f"{what} {100 * done // total} %{rate}"

@@ -1,5 +1,6 @@
 """Background thread for one job at a time."""
 
+import time
 from collections.abc import Callable
 from threading import Thread
 
@@ -24,6 +25,8 @@ class Worker:
         """
         self.done, self.total = 0, 0
         """Progress of the job."""
+        self._first_report = 0.0, 0
+        """Time and progress of the first report of the job."""
         self.busy = False
         """True while a job runs."""
         self.error: BaseException | None = None
@@ -31,6 +34,12 @@ class Worker:
         self._on_change = on_change
         self._thread: Thread | None = None
         self._stopping = False
+
+    @property
+    def rate(self) -> float:
+        """Progress of the job a second, since its first report; 0 before the second one."""
+        began, first = self._first_report
+        return (self.done - first) / max(time.monotonic() - began, 1e-3)
 
     def start(self, job: Callable[[Hooks], None]) -> None:
         """Start ``job``, after stopping the one that runs.
@@ -65,6 +74,8 @@ class Worker:
         self._on_change()
 
     def _report(self, done: int, total: int) -> None:
+        if not self.total:
+            self._first_report = time.monotonic(), done
         moved = not self.total or _STEPS * done // total != _STEPS * self.done // self.total
         self.done, self.total = done, total
         if moved:
