@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.program import run
-from harness.terminal import CTRL_D, READY, Terminal
+from harness.terminal import CTRL_D, ESCAPE, READY, Terminal
 
 ENDED = r"cut off after \d+ tokens"
 
@@ -99,13 +99,18 @@ def test_save_names_a_conversation_and_load_goes_to_another(
         terminal.refuse("/save tea time", r"there is a conversation of that name")
         terminal.refuse("/save ../../x", r"not a possible name")
         terminal.ask("/save snow", r"saved as snow")
-        text = terminal.ask("/sessions", r"/load NAME")
-        assert re.search(r"(?m)^● +snow +2 +\d{4}-\d\d-\d\d \d\d:\d\d +about snow$", text)
-        assert re.search(r"(?m)^ +tea time +2 ", text)
+        terminal.line("/sessions")
+        text = terminal.wait_for(r"Enter picks")
+        assert re.search(r"(?m)^› ● \d{4}-\d\d-\d\d \d\d:\d\d +2  snow  about snow$", text)
+        assert re.search(r"(?m)^ +\d{4}\S+ \S+ +2  tea time  about tea$", text)
+        terminal.type(ESCAPE)
         terminal.ask("/load tea", r"› about tea\n")
         terminal.ask("and more", ENDED)
         terminal.ask("/load snow", r"› about snow\n")
-        terminal.ask("/load", r"/load NAME")
+        terminal.line("/load")
+        terminal.wait_for(r"Enter picks")
+        terminal.type(ESCAPE)
+        terminal.wait_for(r"› /load\s+›")
         terminal.refuse("/load nothing", r"none is saved by that name")
         leave(terminal)
     result = run("sessions", "show", "tea time", "--json", home=tmp_path)
@@ -186,7 +191,8 @@ def test_saved_text_cannot_reach_the_terminal_with_control_sequences(
         terminal.ask(f"/load {tmp_path}/evil.json", r"ZXZpbA==")
         terminal.ask("/tree", r"● here")
         terminal.ask("/save evil", r"no message yet|saved as evil")
-        terminal.ask("/sessions", r"/load NAME")
+        terminal.line("/sessions")
+        terminal.wait_for(r"Enter picks")
         for sequence in (b"\x1b]52", b"\x1b[2J", b"\xc2\x9b", "\u202e".encode()):
             assert sequence not in terminal.raw
 

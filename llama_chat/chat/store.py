@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,17 +131,37 @@ def entries() -> list[Entry]:
     Raises:
         UsageError: if the folder cannot be read.
     """
-    found = []
+    return [entry for entry, _ in _read_all()]
+
+
+def _read_all() -> Iterator[tuple[Entry, Loaded | None]]:
+    """Read all conversations, the latest first; None stands for one that cannot be read."""
     for changed, path in _files():
         try:
             loaded = read(path_of(path.stem))
         except LlamaChatError as error:
-            found.append(Entry(path.stem, path, changed, "", 0, "", error.why))
+            yield Entry(path.stem, path, changed, "", 0, "", error.why), None
             continue
         messages = loaded.conversation.all
         title = messages[0].preview if messages else ""
-        found.append(Entry(path.stem, path, changed, title, len(messages), loaded.tag.name))
-    return found
+        yield Entry(path.stem, path, changed, title, len(messages), loaded.tag.name), loaded
+
+
+def search(words: str) -> Iterator[tuple[Entry, str]]:
+    """Find the conversations with a message that contains ``words``, in any case of letters.
+
+    Yields:
+        Each of them, the latest first, and its first message that does.
+
+    Raises:
+        UsageError: if the folder cannot be read.
+    """
+    wanted = " ".join(words.casefold().split())
+    for entry, loaded in _read_all():
+        for message in loaded.conversation.all if loaded else ():
+            if wanted in " ".join(message.text.casefold().split()):
+                yield entry, message.text
+                break
 
 
 def refuse_if_open(path: Path) -> None:

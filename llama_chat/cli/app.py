@@ -1,5 +1,6 @@
 """Command line of the program: its commands, errors and exit status."""
 
+import itertools
 import os
 import signal
 import sys
@@ -52,6 +53,16 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _with_names(arguments: Sequence[str]) -> list[str]:
+    """Give ``--resume`` an empty name where none follows: Typer has no optional values."""
+    completed: list[str] = []
+    for word, following in itertools.pairwise([*arguments, "-"]):
+        completed.append(word)
+        if word == "--resume" and following.startswith("-") and "--" not in completed:
+            completed.append("")
+    return completed
+
+
 def _only_a_command(ctx: typer.Context) -> None:
     """Talk with a Llama-2 model in the terminal."""
     ctx.obj = {}  # no flags before the command
@@ -60,6 +71,7 @@ def _only_a_command(ctx: typer.Context) -> None:
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
+    arguments = _with_names(arguments)
     try:
         completing.prepare()
         command = typer.main.get_command(build(arguments))

@@ -26,8 +26,8 @@ Resume = Annotated[
     str | None,
     typer.Option(
         "--resume",
-        metavar="NAME",
-        help="Go on with a saved conversation.",
+        metavar="[NAME]",
+        help="Go on with a saved conversation; without a name, pick one.",
         autocompletion=conversations,
     ),
 ]
@@ -59,7 +59,7 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
         raise UsageError(
             "stdout", "the chat needs a terminal", "use llama-chat ask or complete in a pipe"
         )
-    saved = store.latest() if go_on else None if resume is None else store.find(resume)
+    saved = store.latest() if go_on else _saved(resume, settings)
     attachments = [] if streams.is_terminal(sys.stdin) else [_read_piped()]
     if not settings.model and not starter.is_installed(starter.DEFAULT):
         _offer_starter(settings)
@@ -72,6 +72,27 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
             _run_chat(settings, prompt, attachments, saved, interrupts)
     if interrupts.status:
         raise typer.Exit(interrupts.status)
+
+
+def _saved(resume: str | None, settings: Settings) -> Path | None:
+    """Find the conversation to resume; an empty name lets the user pick one.
+
+    Raises:
+        UsageError: if there is none, or none can be picked here.
+        Exit: if the user picks none.
+    """
+    if resume != "":
+        return None if resume is None else store.find(resume)
+    if settings.plain or not streams.is_terminal(sys.stdin):
+        raise UsageError("--resume", "no name is given", "llama-chat sessions lists them")
+    from llama_chat.terminal.commands.sessions import pick_session
+
+    if not (entries := store.entries()):
+        raise UsageError("--resume", "no conversation is saved yet", "begin one: llama-chat")
+    name = pick_session(entries)
+    if name is None:
+        raise typer.Exit
+    return store.path_of(name)
 
 
 def _read_piped() -> Attachment:
@@ -101,6 +122,7 @@ def _run_chat(
     """Show the attachments and the saved conversation, and run the chat."""
     from llama_chat.terminal.app import ChatApp
     from llama_chat.terminal.chat import Chat
+    from llama_chat.terminal.commands.sessions import go_on as resume
 
     chat = Chat(settings, plan_load, prompt, interrupts)
     chat.attachments = attachments
@@ -111,9 +133,8 @@ def _run_chat(
             tell(f"attached: {attachment.summary}")
         chat.renderer.space()
     if saved is not None:
-        chat.open(saved)
         tell(f"going on with {saved.stem}")
-        chat.renderer.show(chat.conversation.head)
+        resume(chat, saved)
     ChatApp(chat).run()
 
 

@@ -1,7 +1,7 @@
 """The slash commands of the chat."""
 
 from llama_chat.terminal.chat import Chat
-from llama_chat.terminal.commands import conversation, files, inspection, settings
+from llama_chat.terminal.commands import conversation, files, inspection, sessions, settings
 from llama_chat.terminal.commands.command import Command, find
 from llama_chat.terminal.commands.help import help_command
 
@@ -33,6 +33,7 @@ def _exit(chat: Chat, argument: str) -> None:
 
 GROUPS: dict[str, tuple[Command, ...]] = {
     "Conversation": conversation.COMMANDS,
+    "Saved": sessions.COMMANDS,
     "Files": files.COMMANDS,
     "Inside": inspection.COMMANDS,
     **settings.GROUPS,

@@ -1,79 +1,15 @@
-"""Commands for attachments, saved conversations, exports and the clipboard."""
+"""Commands for attachments, exports and the clipboard."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
 
-from llama_chat.chat import store
-from llama_chat.chat.conversation import Conversation
-from llama_chat.chat.dialogs import parse_dialog, to_dialog, to_markdown
-from llama_chat.chat.prompt_files import read_prompt_text
-from llama_chat.chat.records import ModelTag
+from llama_chat.chat.dialogs import to_dialog, to_markdown
 from llama_chat.errors import SaveError, UsageError, counted, reason
-from llama_chat.files import expand_user, readable_time
+from llama_chat.files import expand_user
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
 from llama_chat.terminal.commands.attachments import FILE
-from llama_chat.terminal.commands.command import Command, Value
+from llama_chat.terminal.commands.command import Command
 from llama_chat.terminal.streams import to_json
-
-
-def _save(chat: Chat, argument: str) -> None:
-    if not chat.conversation.all:
-        raise UsageError("/save", "there is no message yet", "type a message first")
-    chat.file.save(chat.conversation, chat.tag)
-    if argument:
-        chat.file.rename(argument)
-    chat.renderer.note(f"saved as {chat.file.name}")
-
-
-def _load(chat: Chat, argument: str) -> None:
-    if not argument:
-        _sessions(chat, "")
-    elif argument.endswith(".json"):
-        chat.take(_dialog(expand_user(argument)), ModelTag())
-        chat.file.close()
-        chat.renderer.show(chat.conversation.head)
-    else:
-        chat.open(store.find(argument))
-        chat.renderer.show(chat.conversation.head)
-
-
-def _dialog(path: Path) -> Conversation:
-    """Read a conversation from a JSON list of messages."""
-    messages = parse_dialog(read_prompt_text(path, pipes=False), path.name)
-    conversation = Conversation()
-    if messages[0].role == "system":
-        conversation.system = messages.pop(0).text
-    for message in messages:
-        conversation.add(message)
-    return conversation
-
-
-def _sessions(chat: Chat, argument: str) -> None:
-    entries = store.entries()
-    if not entries:
-        chat.renderer.note("no conversation is saved yet")
-        return
-    chat.renderer.table(
-        ("", "conversation", "messages", "saved", "begins with"),
-        (
-            (
-                "●" if entry.path == chat.file.path else "",
-                entry.name,
-                str(entry.n_messages),
-                readable_time(entry.changed),
-                entry.title or entry.problem,
-            )
-            for entry in entries
-        ),
-        right=("messages",),
-    )
-    chat.renderer.note("/load NAME goes on with one")
-
-
-def _session_values(chat: Chat, argument: str) -> Iterable[Value]:
-    return [(name, readable_time(changed)) for name, changed in store.dated_names()]
 
 
 def _export(chat: Chat, argument: str) -> None:
@@ -133,17 +69,6 @@ COMMANDS = (
         _copy,
         lambda chat, argument: [("code", "the last code block alone")],
     ),
-    Command("save", "[name]", "Give the conversation a name.", "/save blue-sky", _save),
-    Command(
-        "load",
-        "[name|FILE.json]",
-        "Go on with a saved conversation.",
-        "/load blue-sky",
-        _load,
-        _session_values,
-        paths=True,
-    ),
-    Command("sessions", "", "List the saved conversations.", "/sessions", _sessions),
     Command(
         "export",
         "FILE.md|FILE.json",

@@ -1,0 +1,171 @@
+"""Commands for saved conversations: saving, finding and going on with them."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Conversation
+from llama_chat.chat.dialogs import parse_dialog
+from llama_chat.chat.prompt_files import read_prompt_text
+from llama_chat.chat.records import ModelTag
+from llama_chat.errors import LlamaChatError, UsageError, counted
+from llama_chat.files import expand_user, readable_time
+from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.commands.command import Command, Value
+from llama_chat.terminal.streams import one_line
+
+_PREVIEWED = 4
+"""Last messages in the preview of a saved conversation."""
+
+
+def _save(chat: Chat, argument: str) -> None:
+    if not chat.conversation.all:
+        raise UsageError("/save", "there is no message yet", "type a message first")
+    chat.file.save(chat.conversation, chat.tag)
+    if argument:
+        chat.file.rename(argument)
+    chat.renderer.note(f"saved as {chat.file.name}")
+
+
+def _load(chat: Chat, argument: str) -> None:
+    if not argument:
+        _sessions(chat, "")
+    elif argument.endswith(".json"):
+        chat.take(_dialog(expand_user(argument)), ModelTag())
+        chat.file.close()
+        _show_end(chat)
+    else:
+        go_on(chat, store.find(argument))
+
+
+def go_on(chat: Chat, path: Path) -> None:
+    """Go on with a saved conversation, whose last turn is shown.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    chat.open(path)
+    _show_end(chat)
+
+
+def _show_end(chat: Chat) -> None:
+    earlier = len(chat.conversation.path()) - 2
+    if earlier > 0:
+        chat.renderer.note(f"{counted(earlier, 'earlier message')}; /history shows all")
+    chat.renderer.show(chat.conversation.head)
+
+
+def _dialog(path: Path) -> Conversation:
+    """Read a conversation from a JSON list of messages."""
+    messages = parse_dialog(read_prompt_text(path, pipes=False), path.name)
+    conversation = Conversation()
+    if messages[0].role == "system":
+        conversation.system = messages.pop(0).text
+    for message in messages:
+        conversation.add(message)
+    return conversation
+
+
+def _sessions(chat: Chat, argument: str) -> None:
+    entries = store.entries()
+    if not entries:
+        chat.renderer.note("no conversation is saved yet")
+    elif not chat.renderer.plain:
+        if name := pick_session(entries, chat.file.path, lambda: chat.interrupts.pending):
+            go_on(chat, store.path_of(name))
+    else:
+        chat.renderer.table(
+            ("", "conversation", "messages", "saved", "begins with"),
+            (
+                (
+                    "●" if entry.path == chat.file.path else "",
+                    entry.name,
+                    str(entry.n_messages),
+                    readable_time(entry.changed),
+                    entry.title or entry.problem,
+                )
+                for entry in entries
+            ),
+            right=("messages",),
+        )
+        chat.renderer.note("/load NAME goes on with one")
+
+
+def pick_session(
+    entries: Iterable[store.Entry],
+    current: Path | None = None,
+    is_ended: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """Let the user pick a saved conversation, and return its name; None if they leave the list."""
+    from llama_chat.terminal.picker import Choice, pick
+
+    choices = [
+        Choice(
+            entry.name,
+            f"{'●' if entry.path == current else ' '} {readable_time(entry.changed)}  "
+            f"{entry.n_messages:>4}  {entry.name}  {one_line(entry.problem or entry.title)}",
+        )
+        for entry in entries
+    ]
+    return pick("Conversation", choices, _preview, is_ended)
+
+
+def _preview(name: str) -> list[str]:
+    """Return the last lines of a saved conversation."""
+    with suppress(LlamaChatError):
+        path = store.read(store.path_of(name)).conversation.path()
+        return [
+            f"› {message.preview}" if message.role == "user" else message.preview
+            for message in path[-_PREVIEWED:]
+        ]
+    return []
+
+
+def _search(chat: Chat, argument: str) -> None:
+    if not argument:
+        raise UsageError("/search", "no word is given", "write /search tomatoes")
+    found = [
+        (entry.name, readable_time(entry.changed), _excerpt(text, argument))
+        for entry, text in store.search(argument)
+    ]
+    if not found:
+        raise UsageError(
+            "/search", f"no conversation says {argument[:40]!r}", "/sessions lists them"
+        )
+    chat.renderer.table(("conversation", "saved", "says"), found)
+    chat.renderer.note("/load NAME goes on with one")
+
+
+def _excerpt(text: str, word: str) -> str:
+    """Return the words around ``word`` in ``text``."""
+    line = " ".join(text.split())
+    at = line.casefold().find(" ".join(word.casefold().split()))
+    first = max(0, at - 30)
+    return ("…" if first else "") + line[first:]
+
+
+def _session_values(chat: Chat, argument: str) -> Iterable[Value]:
+    return [(name, readable_time(changed)) for name, changed in store.dated_names()]
+
+
+COMMANDS = (
+    Command("save", "[name]", "Give the conversation a name.", "/save blue-sky", _save),
+    Command(
+        "load",
+        "[name|FILE.json]",
+        "Go on with a saved conversation.",
+        "/load blue-sky",
+        _load,
+        _session_values,
+        paths=True,
+    ),
+    Command("sessions", "", "Pick a saved conversation to go on with.", "/sessions", _sessions),
+    Command(
+        "search",
+        "WORDS",
+        "Find the saved conversations that say this.",
+        "/search tomatoes",
+        _search,
+    ),
+)

@@ -1,0 +1,87 @@
+"""Saved conversations are picked from a list, found by a word, and shown from their beginning."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.program import run
+from harness.terminal import CTRL_C, ESCAPE, READY, UP, Terminal
+from llama_chat.chat import store
+from llama_chat.chat.conversation import Conversation, Message
+from tests.conversations import saved
+
+DOWN = "\x1b[B"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with three saved conversations of four messages each."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / ".local/share"))
+    for age, topic in enumerate(["tomatoes", "planets", "\x1b[31mred\u202e wine"]):
+        conversation = Conversation()
+        for text in (f"What about {topic}?", f"They are {topic}", "Why?", f"Because of {topic}"):
+            role = "assistant" if len(conversation.all) % 2 else "user"
+            conversation.add(Message(role, text))
+        path = saved(conversation, f"about-{age}")
+        os.utime(path, (10**9 - 3600 * age, 10**9 - 3600 * age))
+    assert len(store.names()) == 3
+    return tmp_path
+
+
+def test_resume_without_a_name_lets_one_be_picked(home: Path, gguf_model: Path) -> None:
+    with Terminal("--resume", "-m", gguf_model, home=home) as terminal:
+        terminal.wait_for(r"Enter picks")
+        assert re.search(r"› .*about-0.*tomatoes", terminal.shown)
+        assert "Because of tomatoes" in terminal.shown
+        assert "\x1b[31mred" not in terminal.raw.decode()
+        terminal.type(DOWN)
+        terminal.wait_for(r"› .*about-1.*planets[\s\S]*Because of planets")
+        terminal.type("about ToMa")
+        terminal.wait_for(r"› .*about-0.*tomatoes")
+        assert "about-1" not in terminal.shown
+        terminal.type("\r")
+        terminal.wait_for(READY)
+        text = terminal.text
+        assert "Enter picks" not in text
+        assert "2 earlier messages; /history shows all" in text
+        assert re.search(r"going on with about-0[\s\S]*› Why\?\s[\s\S]*Because of tomatoes", text)
+        terminal.line("/exit")
+        assert terminal.wait_for_end() == 0
+
+
+@pytest.mark.parametrize("key", [ESCAPE, CTRL_C])
+def test_a_list_that_is_left_changes_nothing(key: str, home: Path, gguf_model: Path) -> None:
+    with Terminal("--resume", "-m", gguf_model, home=home) as terminal:
+        terminal.wait_for(r"Enter picks")
+        terminal.type(key)
+        assert terminal.wait_for_end() == 0
+        assert not terminal.text.strip()
+
+
+def test_the_list_is_in_the_chat_too(home: Path, gguf_model: Path) -> None:
+    with Terminal("-m", gguf_model, home=home) as terminal:
+        terminal.wait_for(READY)
+        terminal.line("/sessions")
+        terminal.wait_for(r"Enter picks")
+        terminal.type("nothing like it\r")
+        terminal.wait_for("nothing fits")
+        terminal.type(ESCAPE)
+        terminal.wait_for(r"› /sessions\s+›")
+        terminal.line("/load")
+        terminal.wait_for(r"Enter picks")
+        terminal.type(DOWN + DOWN + UP + "\r")
+        terminal.wait_for(r"› Why\?\s[\s\S]*Because of planets\s+it was held with .*\n›")
+        terminal.line("/search OF  tomatoes")
+        terminal.wait_for(r"about-0 .*Because of tomatoes")
+        assert not re.search(r"about-[12] .*Because", terminal.text)
+        terminal.line("/search cucumbers")
+        terminal.wait_for(r"/search: no conversation says 'cucumbers'")
+
+
+def test_nothing_is_picked_where_the_cursor_cannot_move(home: Path, gguf_model: Path) -> None:
+    with Terminal("--resume", "--plain", "-m", gguf_model, home=home) as terminal:
+        terminal.wait_for(r"--resume: no name is given: llama-chat sessions lists them")
+        assert terminal.wait_for_end() == 2
+    assert run("--resume", "-m", gguf_model, home=home, stdin=b"hello").status == 2
