@@ -26,10 +26,12 @@ Styled = list[tuple[str, frozenset[str]]]
 """Characters, each with the names of its styles."""
 
 
-def formatted(pieces: str | Iterable[str], *, width: int = 200, color: bool = False) -> str:
+def formatted(
+    pieces: str | Iterable[str], *, width: int = 200, color: bool = False, wrap: bool = False
+) -> str:
     """Return all output for a text that arrives in ``pieces``; a string is one piece."""
     system = ColorSystem.STANDARD if color else None
-    stream = MarkdownStream(Painter(system), lambda: width)
+    stream = MarkdownStream(Painter(system), lambda: width, wrap=wrap)
     pieces = [pieces] if isinstance(pieces, str) else pieces
     return "".join(stream.push(piece) for piece in pieces) + stream.finish()
 

@@ -157,7 +157,7 @@ def test_signals_at_the_prompt_restore_the_terminal(
     assert "Traceback" not in chat.text
 
 
-def test_a_reply_wider_than_the_screen_has_no_hard_wraps(
+def test_a_reply_wider_than_the_screen_is_broken_between_words_or_by_the_terminal(
     starter_model: Path, tmp_path: Path
 ) -> None:
     flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "40")
@@ -165,9 +165,16 @@ def test_a_reply_wider_than_the_screen_has_no_hard_wraps(
         terminal.wait_for(READY)
         terminal.line("Tell me about cats.")
         terminal.wait_for(r"cut off")
-    reply = terminal.raw.partition(b"about cats.")[2].partition(b"cut off")[0]
-    longest = max(len(line) for line in re.sub(rb"\x1b\[[0-9;?]*\w", b"", reply).split(b"\r\n"))
-    assert longest > 60
+        begun = len(terminal.raw)
+        terminal.ask("/wrap terminal", "wrap")
+        terminal.ask("/retry", "cut off")
+    by_us, by_terminal = (
+        re.sub(rb"\x1b\[[0-9;?]*\w", b"", raw.partition(b"cut off")[0].rpartition(line)[2])
+        for raw, line in ((terminal.raw, b"me about cats."), (terminal.raw[begun:], b"/retry"))
+    )
+    assert max(map(len, by_us.split(b"\r\n"))) <= 40
+    assert max(map(len, by_terminal.split(b"\r\n"))) > 60
+    assert by_us.split() == by_terminal.split()
 
 
 def test_without_a_model_the_starter_is_offered(tmp_path: Path) -> None:

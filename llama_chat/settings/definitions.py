@@ -301,6 +301,17 @@ class OutputSettings:
         },
         example="never",
     )
+    wrap: str = define(
+        "choice",
+        "words",
+        "Breaks between the rows of a formatted reply.",
+        scope="display",
+        values={
+            "words": "between words, on terminals",
+            "terminal": "where the terminal's edge is",
+        },
+        example="terminal",
+    )
     plain: bool = define(
         "switch",
         False,

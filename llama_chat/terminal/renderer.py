@@ -10,31 +10,27 @@ from rich.text import Text
 from llama_chat.chat.conversation import Message
 from llama_chat.errors import counted
 from llama_chat.generation.events import Finish
+from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
-from llama_chat.terminal.streams import use_color
+from llama_chat.terminal.streams import is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
 
 
 class Renderer:
     """Writer of replies as they stream, and of notes between them.
 
-    Append-only: written text is never redrawn, except for a status at the end. The terminal wraps
-    lines, so that copying a long line gives one line.
+    Append-only: written text is never redrawn, except for a status at the end.
     """
 
-    def __init__(self, color: str = "auto", markdown: str = "auto", *, plain: bool = False) -> None:
-        """Write to stdout.
-
-        Args:
-            color: ``auto``, ``always`` or ``never``.
-            markdown: the same, for formatting replies.
-            plain: whether the cursor must never move back.
-        """
-        self.plain = plain or os.environ.get("TERM") == "dumb"
+    def __init__(self, settings: OutputSettings) -> None:
+        """Write to stdout; with ``settings.plain`` the cursor never moves back."""
+        color, markdown = settings.color, settings.markdown
+        self.plain = settings.plain or os.environ.get("TERM") == "dumb"
         self.colored = use_color(color, sys.stdout) and not (self.plain and color == "auto")
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
+        self._wraps = settings.wrap == "words" and is_terminal(sys.stdout)
         self.console = Console(
             file=sys.stdout,
             highlight=False,
@@ -49,7 +45,12 @@ class Renderer:
 
     def reply(self, begun: str = "") -> "ReplyWriter":
         """Begin a reply, or continue one whose part ``begun`` was written before."""
-        writer = ReplyWriter(self, self._painter(), formatted=self._formatted)
+        markdown = (
+            MarkdownStream(self._painter(), lambda: self.console.width, wrap=self._wraps)
+            if self._formatted
+            else None
+        )
+        writer = ReplyWriter(self, markdown)
         writer.skip(begun)
         return writer
 
@@ -167,11 +168,9 @@ class Renderer:
 class ReplyWriter:
     """Writer of one reply, piece by piece."""
 
-    def __init__(self, renderer: Renderer, painter: Painter, *, formatted: bool) -> None:
+    def __init__(self, renderer: Renderer, markdown: MarkdownStream | None) -> None:
         self._renderer = renderer
-        self._markdown = (
-            MarkdownStream(painter, lambda: renderer.console.width) if formatted else None
-        )
+        self._markdown = markdown
 
     def skip(self, text: str) -> None:
         """Continue after ``text`` without writing it: a code block that it opens is open."""

@@ -30,6 +30,8 @@ class Span(NamedTuple):
 
     text: str
     style: Style = PLAIN
+    whole: bool = False
+    """True for code and addresses, which word wrap never breaks."""
 
 
 class Painter:
@@ -55,14 +57,14 @@ class Painter:
             (style if self._colored else style.without_color).render(
                 sanitize(text), color_system=system
             )
-            for text, style in spans
+            for text, style, _ in spans
             if text
         )
 
 
 def width_of(spans: Iterable[Span]) -> int:
     """Compute the terminal columns that ``spans`` take."""
-    return sum(cell_len(sanitize(text)) for text, _ in spans)
+    return sum(cell_len(sanitize(span.text)) for span in spans)
 
 
 def stripped(spans: list[Span]) -> list[Span]:
@@ -71,5 +73,5 @@ def stripped(spans: list[Span]) -> list[Span]:
     while spans and not (text := spans[-1].text.rstrip(" \t")):
         spans.pop()
     if spans:
-        spans[-1] = Span(text, spans[-1].style)
+        spans[-1] = spans[-1]._replace(text=text)
     return spans

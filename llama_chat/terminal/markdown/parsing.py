@@ -126,8 +126,7 @@ class Parsed:
         """Return the text without its markers, styled on top of ``base``."""
         spans = _spans(self._state.tokens, base)
         if self._n_after:
-            text, style = spans[-1]
-            spans[-1] = Span(text[: -self._n_after], style)
+            spans[-1] = spans[-1]._replace(text=spans[-1].text[: -self._n_after])
         return spans
 
 
@@ -138,7 +137,7 @@ def _spans(tokens: list[Token], base: Style) -> list[Span]:
     for token in tokens:
         kind, style = token.type, styles[-1]
         if kind == "code_inline":
-            spans.append(_span(token.content, style + CODE))
+            spans.append(_span(token.content, style + CODE, whole=True))
         elif kind == "image":
             inside = _spans(token.children or [], style + UNDERLINE)
             spans += _link(inside, str(token.attrs["src"]), token, style)
@@ -159,9 +158,9 @@ def _spans(tokens: list[Token], base: Style) -> list[Span]:
     return spans
 
 
-def _span(text: str, style: Style) -> Span:
+def _span(text: str, style: Style, *, whole: bool = False) -> Span:
     """Make a one-line span: a line break from an entity becomes a blank, as in HTML."""
-    return Span(text.replace("\n", " "), style)
+    return Span(text.replace("\n", " "), style, whole)
 
 
 def _link(inside: list[Span], url: str, token: Token, style: Style) -> list[Span]:
@@ -169,8 +168,10 @@ def _link(inside: list[Span], url: str, token: Token, style: Style) -> list[Span
     text = "".join(span.text for span in inside)
     title = f'"{token.attrs["title"]}"' if "title" in token.attrs else ""
     if not text:
-        inside, url = [_span(url, style + UNDERLINE)], ""
+        inside, url = [_span(url, style + UNDERLINE, whole=True)], ""
     elif url in (text, f"mailto:{text}"):
-        url = ""
-    note = " ".join(filter(None, (url, title)))
-    return [*inside, _span(f" ({note})", style + DIM)] if note else inside
+        inside, url = [span._replace(whole=True) for span in inside], ""
+    note = [_span(url, style + DIM, whole=True)] if url else []
+    if title:
+        note.append(_span(f" {title}" if url else title, style + DIM))
+    return [*inside, Span(" (", style + DIM), *note, Span(")", style + DIM)] if note else inside

@@ -17,6 +17,7 @@ from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream, format_l
 from llama_chat.terminal.markdown.line_starts import Kind, Start, columns, recognise
 from llama_chat.terminal.markdown.painting import DIM, HEADINGS, Painter, Span, stripped, width_of
 from llama_chat.terminal.markdown.table import Table
+from llama_chat.terminal.markdown.wrapping import WordWrap
 
 CODE_MAX = 2_000
 """Length beyond which a line of code is written as it arrives, without colours."""
@@ -41,22 +42,27 @@ _CLOSING = {"\\[": "\\]", "$$": "$$"}
 class MarkdownStream:
     """Streaming formatter for a terminal that is only appended to.
 
-    Returned text is final: later text never changes it. The terminal wraps lines, so that copying
-    a long line gives one line.
+    Returned text is final: later text never changes it. Code, and tables that do not fit, are left
+    to the terminal to wrap, so that copying a long line gives one line; so is prose unless
+    ``wrap`` is true.
 
     Unlike in CommonMark, emphasis and links end in the line they begin in, a table begins with a
     pipe, and lines are never joined.
     """
 
-    def __init__(self, painter: Painter, width: Callable[[], int]) -> None:
+    def __init__(self, painter: Painter, width: Callable[[], int], *, wrap: bool = False) -> None:
         """Begin the text of one answer.
 
         Args:
             painter: converts spans to text for the terminal.
-            width: returns the current columns of the terminal; called for each table.
+            width: returns the current columns of the terminal; called for each table and row.
+            wrap: whether to break prose between words.
         """
         self._painter = painter
         self._width = width
+        self._wrap = wrap
+        self._rows: WordWrap | None = None
+        """Word wrap of the line of prose."""
         self._written: list[str] = []
         self._line = Line()
         self._inline = InlineStream()
@@ -232,6 +238,7 @@ class MarkdownStream:
                 self._begin_item(marker[0], indent)
             case Kind.TASK:
                 line.margin.append(Span("☐" if marker[1] == " " else "☑"))
+                line.hanging.append(Span("  "))
                 self._begin_prose(rest)
             case Kind.HEADING:
                 style = HEADINGS[min(len(marker[1]), len(HEADINGS)) - 1]
@@ -282,7 +289,9 @@ class MarkdownStream:
         line.mode = Mode.PROSE
         self._levels[line.depth].is_paragraph = not heading
         self._inline = heading or InlineStream()
-        self._write([*line.margin, *self._inline.push(text)])
+        self._rows = WordWrap(line.margin, line.hanging, self._width) if self._wrap else None
+        self._write(line.margin)
+        self._continue(text)
 
     def _begin_verbatim(self, text: str) -> None:
         self._line.mode = Mode.VERBATIM
@@ -298,7 +307,8 @@ class MarkdownStream:
         """Take more of a line whose kind is known."""
         line, block = self._line, self._block
         if line.mode is Mode.PROSE:
-            self._write(self._inline.push(text))
+            spans = self._inline.push(text)
+            self._write(self._rows.push(spans) if self._rows else spans)
         elif line.mode is Mode.VERBATIM:
             self._write([Span(text)])
         elif line.mode is Mode.WHOLE:
@@ -316,7 +326,9 @@ class MarkdownStream:
             case Mode.BLANK:
                 self._end_blank(newline)
             case Mode.PROSE:
-                self._write(self._inline.finish(), newline)
+                spans = self._inline.finish()
+                rows = self._rows
+                self._write([*rows.push(spans), *rows.finish()] if rows else spans, newline)
             case Mode.VERBATIM:
                 self._write([], newline)
             case Mode.WHOLE:
@@ -360,7 +372,11 @@ class MarkdownStream:
             return
         if not block.is_certain:
             self._levels[block.depth].is_paragraph = True
-            self._write([*block.margin, *format_line(block.header)], newline)
+            spans = format_line(block.header)
+            if self._wrap:
+                rows = WordWrap(block.margin, block.hanging, self._width)
+                spans = [*rows.push(spans), *rows.finish()]
+            self._write([*block.margin, *spans], newline)
             return
         margin = block.margin
         lines = block.table.lay_out(self._width() - width_of(block.hanging))
