@@ -7,9 +7,18 @@ from tests.markdown_output import formatted, having, styled, visible
 
 SHOWN = {
     # Inline
-    "emphasis": ("a *b* _c_ **d** __e__ ***f*** ~~g~~ h", "a b c d e f g h"),
+    "emphasis": ("a *b* _c_ **d** __e f__ ***f*** ~~g~~ h", "a b c d e f f g h"),
     "emphasis in emphasis": ("**a *b* c** *d **e** f*", "a b c d e f"),
-    "emphasis in a word": ("un*frigging*believable", "unfriggingbelievable"),
+    "emphasis at the end of a word": ("**C**ascading *un*do", "Cascading undo"),
+    "no emphasis in a word": (
+        "5*4*3*2*1 a*b*c 2**3**4 x_1*x_2*x_3 é*ü*ß *5*4",
+        "5*4*3*2*1 a*b*c 2**3**4 x_1*x_2*x_3 é*ü*ß 54",
+    ),
+    "emphasis in scripts without case": ("مع**كتاب**ك ผม**ชอบ**กิน", "معكتابك ผมชอบกิน"),
+    "names between underscores": (
+        "__init__ (__main__) a.__class__.__name__ __init__.py __FILE__ *__x1__* __a__ __Note__",
+        "__init__ (__main__) a.__class__.__name__ __init__.py __FILE__ __x1__ a Note",
+    ),
     "emphasis beside CJK": ("水温**很**重要", "水温很重要"),
     "code": ("use `a*b*c` or ``a`b`` or `` ` ``", "use a*b*c or a`b or `"),
     "code wins over emphasis": ("*a `b* c` d*", "a b* c d"),
@@ -226,6 +235,37 @@ a      b|c
 ─────  ─────
 x (u)  | | y
 one    <z>
+""",
+    ),
+    "pipes in code": (
+        """
+| a `|` b | `c|d` |
+|---|---|
+| `one|two` | ``x`|`y`` |
+| `a | b` |
+| e` | f` |
+""",
+        """
+a | b    c|d
+───────  ─────
+one|two  x`|`y
+`a       b`
+e`       f`
+""",
+    ),
+    "line breaks in cells": (
+        """
+| a<br>b | c |
+|---|--:|
+| d <br/> *e*<BR />`<br>` | f |
+""",
+        """
+a     c
+b
+────  ─
+d     f
+e
+<br>
 """,
     ),
     "rows shorter and longer than the header": (

@@ -1,17 +1,21 @@
-r"""Parsing of inline Markdown to spans, by markdown-it with four changes.
+r"""Parsing of inline Markdown to spans, by markdown-it with six changes.
 
 - A backslash is an escape only before a character that means something in Markdown. Before others
   it stays, as paths and LaTeX need it: ``C:\temp``, ``\{x\}``, ``a \\ b``.
 - LaTeX between ``\(`` and ``\)``, or ``\[`` and ``\]``, is kept unchanged.
+- Asterisks between letters or digits, as in ``5*4*3``, begin no emphasis, unless the script has no
+  upper case: those that put no blanks between words are among them.
+- Names such as ``__init__`` and ``__FILE__`` stay.
 - An ``https://…`` without brackets around it is a link.
 - Addresses are shown as they are written, not percent-encoded.
 """
 
 import re
 import string
+import unicodedata
 
 from markdown_it import MarkdownIt
-from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline import StateInline, emphasis
 from markdown_it.token import Token
 from rich.style import Style
 
@@ -34,6 +38,7 @@ URL = (
 
 _ESCAPE = re.compile(rf"({MATH})|\\({ESCAPABLE})|(\\[\\()\[\]])")
 _BARE_URL = re.compile(URL)
+_NAME = re.compile(r"(?<![A-Za-z0-9_])__(?:[a-z][a-z0-9_]+|[A-Z][A-Z0-9_]+)__(?![A-Za-z0-9_])")
 _STYLES = {"em": ITALIC, "strong": BOLD, "s": STRIKE}
 
 
@@ -70,6 +75,39 @@ def _bare_url(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def is_within_word(before: str, after: str) -> bool:
+    """True if asterisks between these characters, or none, begin no emphasis."""
+    return all(c and unicodedata.category(c) in ("Lu", "Ll", "Lt", "Nd") for c in (before, after))
+
+
+def _emphasis(state: StateInline, silent: bool) -> bool:
+    """Inline rule for ``*`` and ``_``, which begin nothing within a word."""
+    start, n_before = state.pos, len(state.delimiters)
+    if not emphasis.tokenize(state, silent):
+        return False
+    if is_within_word(state.src[start - 1 : start], state.src[state.pos : state.pos + 1]):
+        for delimiter in state.delimiters[n_before:]:
+            delimiter.open = False
+    return True
+
+
+def _name(state: StateInline, silent: bool) -> bool:
+    """Inline rule for names between two underscores."""
+    found = _NAME.match(state.src, state.pos, state.posMax)
+    if not found:
+        return False
+    if not silent:
+        state.push("text_special", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def keep_words(parser: MarkdownIt) -> None:
+    """Make ``parser`` read products and names as they are written."""
+    parser.inline.ruler.at("emphasis", _emphasis)
+    parser.inline.ruler.before("emphasis", "name", _name)
+
+
 class _Parser(MarkdownIt):
     """Parser of inline Markdown only."""
 
@@ -77,6 +115,7 @@ class _Parser(MarkdownIt):
         super().__init__("zero", {"html": True})
         self.enable(["backticks", "strikethrough", "emphasis", "link", "image"])
         self.enable(["autolink", "html_inline", "entity"])
+        keep_words(self)
         self.inline.ruler.before("backticks", "latex_or_escape", _escape)
         self.inline.ruler.before("backticks", "bare_url", _bare_url)
 
