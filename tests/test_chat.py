@@ -253,6 +253,7 @@ def test_replies_are_formatted_unless_markdown_is_never(
         # A reply that is continued within a code block stays in it.
         terminal.ask("/continue", r"cut off after 40 tokens|\n\n(?=›)")
         assert ("```" in terminal.text) == (markdown == "never")
+        assert terminal.text.count("┌─") == terminal.text.count("└─")
     keyword = b"\x1b[35mdef\x1b[0m"
     assert (keyword in terminal.raw) == (markdown == "auto")
 

@@ -56,6 +56,14 @@ SHOWN = {
     # Headings and rules
     "headings": ("# a\n###### b ##\n####### c\n#d\n", "a\nb\n####### c\n#d\n"),
     "heading with hashes": ("# C# and F# #\n# # a\n#\n", "C# and F#\n# a\n#\n"),
+    "headings above a line": (
+        "*Tea* time\n===\na\nb: 茶\n-----\n\n  c\n  ---  \n> d\n> ===\n- e\n  ===\n",
+        "Tea time\n════════\na\nb: 茶\n─────\n\n  c\n  ─\n│ d\n│ ═\n• e\n  ═\n",
+    ),
+    "no headings above a line": (
+        "a\n==\n\n===\n- b\n---\na\n    ---\n# c\n===\n",
+        "a\n==\n\n===\n• b\n────────\na\n    ---\nc\n===\n",
+    ),
     "rules": ("***\n- - -\n______________\n", "────────\n────────\n────────\n"),
     "no rules": ("**\n-- \n---a\n", "**\n--\n---a\n"),
     # Lists
@@ -79,21 +87,49 @@ SHOWN = {
     "nested quotes": ("> a\n> > b\n>>c\n", "│ a\n│ │ b\n│ │ c\n"),
     "list in a quote": ("> - a\n>   - b\n> 1. c\n", "│ • a\n│   • b\n│ 1. c\n"),
     "quote in a list": ("- > a\n  > b\n", "• │ a\n  │ b\n"),
-    "quote with code": ("> ```\n> a\n>   *b*\n> ```\nc\n", "│ a\n│   *b*\nc\n"),
-    "quote that ends its code": ("> ```\n> a\nb *c*\n", "│ a\nb c\n"),
+    "quote with code": ("> ```\n> a\n>   *b*\n> ```\nc\n", "│ ┌─\n│ a\n│   *b*\n│ └─\nc\n"),
+    "quote that ends its code": ("> ```\n> a\nb *c*\n", "│ ┌─\n│ a\n│ └─\nb c\n"),
     # Code
-    "fence": ("a\n```\n*b*\n\n\n  # c\n```\nd\n", "a\n*b*\n\n\n  # c\nd\n"),
-    "tilde fence": ("~~~ py `x`\n```\na\n~~~~\nb", "```\na\nb"),
-    "fence with a longer one inside": ("````\n```\na\n```\n````\nb", "```\na\n```\nb"),
-    "fence with a shorter end": ("```\na\n``\n``` b\n```\nc", "a\n``\n``` b\nc"),
-    "fences that are indented": ("  ```\n  a\n     ```\n```\n    ```\n```\n", "a\n    ```\n"),
-    "unclosed fence": ("```py\na\n  b", "a\n  b"),
-    "empty fence": ("a\n\n```\n```\n\nb", "a\n\nb"),
-    "fence without an end at the end": ("a\n```", "a\n"),
+    "fence": ("a\n```\n*b*\n\n\n  # c\n```\nd\n", "a\n┌─\n*b*\n\n\n  # c\n└─\nd\n"),
+    "tilde fence": ("~~~ py `x`\n```\na\n~~~~\nb", "┌─ py\n```\na\n└─\nb"),
+    "fence with a longer one inside": (
+        "````\n```\na\n```\n````\nb",
+        "┌─\n```\na\n```\n└─\nb",
+    ),
+    "fence with a shorter end": (
+        "```\na\n``\n``` b\n```\nc",
+        "┌─\na\n``\n``` b\n└─\nc",
+    ),
+    "fences that are indented": (
+        "  ```\n  a\n     ```\n```\n    ```\n```\n",
+        "┌─\na\n└─\n┌─\n    ```\n└─\n",
+    ),
+    "unclosed fence": ("```py\na\n  b", "┌─ py\na\n  b\n└─"),
+    "unclosed fence in a quote": ("> ```\n> a\n", "│ ┌─\n│ a\n│ └─\n"),
+    "languages": (
+        "```C++ title=x\n```\n``` {.py}\n```\n```" + "x" * 30 + "\n```\n",
+        "┌─ C++\n└─\n┌─ .py\n└─\n┌─ " + "x" * 20 + "\n└─\n",
+    ),
+    "empty fence": ("a\n\n```\n```\n\nb", "a\n\n┌─\n└─\n\nb"),
+    "fence without an end at the end": ("a\n```", "a\n┌─\n└─"),
     "code on a line of three backticks": ("```a` b``` c\n", "a` b c\n"),
-    "fence in a list": ("- a\n  ```py\n  b\n    c\n\td\n  ```\n- e\n", "• a\nb\n  c\n\td\n• e\n"),
-    "fence after a bullet": ("- ```\n  a\n  ```\n  b\n", "•\na\n  b\n"),
-    "fence indented less than its code": ("1. a\n   ```\nb:\n    c\n```\n", "1. a\nb:\n    c\n"),
+    "fence in a list": (
+        "- a\n  ```py\n  b\n    c\n\n\td\n  ```\n- e\n",
+        "• a\n  ┌─ py\n  b\n    c\n\n  \td\n  └─\n• e\n",
+    ),
+    "fence in a list in a quote": (
+        "> 1. a\n>    ```\n>    b\n>    ```\n> - ```\n>   c\n",
+        "│ 1. a\n│    ┌─\n│    b\n│    └─\n│ •\n│   ┌─\n│   c\n│   └─\n",
+    ),
+    "fence in a nested list": (
+        "- a\n  - b\n    ```\n    c\n      d\n    ```\n  ```\n  e\n  ```\n",
+        "• a\n  • b\n    ┌─\n    c\n      d\n    └─\n  ┌─\n  e\n  └─\n",
+    ),
+    "fence after a bullet": ("- ```\n  a\n  ```\n  b\n", "•\n  ┌─\n  a\n  └─\n  b\n"),
+    "fence indented less than its code": (
+        "1. a\n   ```\nb:\n    c\n```\n",
+        "1. a\n   ┌─\nb:\n    c\n└─\n",
+    ),
     "indented code": ("    *a*\n\n\n\t`b`\n\nc *d*\n", "    *a*\n\n\n\t`b`\n\nc d\n"),
     "indented code in a quote": (
         "a\n\n\n\n>     *a*\n>\n>     `b`\n",
@@ -110,7 +146,7 @@ SHOWN = {
     # Lines
     "empty lines": ("a\n\n\n \n\nb\n", "a\n\nb\n"),
     "other line ends": ("# a\r\n\r\n- *b*\r\n", "a\n\n• b\n"),
-    "tabs": ("a\tb\n```\n\tc\td\t\n```\n", "a\tb\n\tc\td\t\n"),
+    "tabs": ("a\tb\n```\n\tc\td\t\n```\n", "a\tb\n┌─\n\tc\td\t\n└─\n"),
     "right to left": ("- **שלום** עולם\n- مرحبا *بك*\n", "• שלום עולם\n• مرحبا بك\n"),
 }
 
@@ -152,9 +188,9 @@ STYLES = {
     "a comment over lines": (
         "```js\n/* a\n * if (b)\n */\nc\n```",
         "dim",
-        ["/* a", " * if (b)", " */"],
+        ["┌─ js", "/* a", " * if (b)", " */", "└─"],
     ),
-    "an unclosed comment": ("```html\n<!-- a\n <b>", "dim", ["<!-- a", " <b>"]),
+    "an unclosed comment": ("```html\n<!-- a\n <b>", "dim", ["┌─ html", "<!-- a", " <b>", "└─"]),
     "additions": ("```diff\n+a\n-b\n```\n+ c", "green", ["+a"]),
     "PHP without its tag": ("```php\nif ($a) { b(); }\n```", "magenta", ["if"]),
     "an unknown language": ("```teascript\nif x\n```", "magenta", []),
@@ -190,7 +226,7 @@ def test_colours_never_change_code() -> None:
     for language in sorted(LANGUAGES):
         source = "\n".join([f"~~~~{language}", *lines, *reversed(lines), "~~~~", ""])
         assert visible(styled(formatted(source, color=True))) == "\n".join(
-            [*lines, *reversed(lines), ""]
+            [f"┌─ {language}", *lines, *reversed(lines), "└─", ""]
         )
 
 

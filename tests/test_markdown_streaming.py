@@ -165,10 +165,12 @@ def test_the_words_of_the_reply_are_those_markdown_it_finds() -> None:
 
 def test_the_code_of_the_reply_is_that_which_markdown_it_finds() -> None:
     output = formatted(REPLY).replace("\n│ ", "\n")
-    blocks = [token.content for token in MarkdownIt().parse(SOURCE) if token.type == "fence"]
-    assert len(blocks) == 14
-    for code in blocks:
-        assert f"\n{code}" in output
+    fences = [token for token in MarkdownIt().parse(SOURCE) if token.type == "fence"]
+    shown = re.findall(r"^( *)┌─ ?(.*)\n([\s\S]*?)^\1└─$", output, re.M)
+    assert len(fences) == len(shown) == 14
+    for fence, (indentation, language, code) in zip(fences, shown, strict=True):
+        assert re.sub(f"^{indentation}", "", code, flags=re.M) == fence.content
+        assert language == fence.info
 
 
 OWN_TEXT = "https://example.org"
@@ -183,6 +185,8 @@ def _texts(tokens: list[Token]) -> Iterator[str]:
             yield " ".join(_texts(token.children or [])).replace("[x]", "")
         elif token.type == "list_item_open":
             yield token.info
+        elif token.type == "fence":
+            yield f"{token.info}\n{token.content}"
         elif token.type == "link_open":
             links.append(token)
         elif token.type == "link_close":

@@ -137,7 +137,7 @@ ROWS = {
     "emphasis": ("aa **bb cc** dd", 6, "aa bb\ncc dd"),
     "a long word": ("a " + "b" * 25 + " c d", 10, "a\n" + "b" * 25 + "\nc d"),
     "a long word that ends a row": ("b" * 20 + " c", 10, "b" * 20 + "\nc"),
-    "code": ("```\naaaa bbbb cccc\n```", 8, "aaaa bbbb cccc\n"),
+    "code": ("```\naaaa bbbb cccc\n```", 8, "┌─\naaaa bbbb cccc\n└─"),
     "indented code": ("    aaaa bbbb cccc", 8, "    aaaa bbbb cccc"),
     "a record of a table": ("|a|b|\n|-|-|\n|cc dd|ee ff gg|", 8, "a: cc dd\nb: ee ff gg"),
     "a line that begins no table": ("|aaaa bbbb|\ncccc dddd", 8, "|aaaa\nbbbb|\ncccc\ndddd"),

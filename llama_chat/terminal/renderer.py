@@ -175,7 +175,7 @@ class ReplyWriter:
     def skip(self, text: str) -> None:
         """Continue after ``text`` without writing it: a code block that it opens is open."""
         if self._markdown is not None:
-            self._markdown.push(text[: text.rfind("\n") + 1])
+            self._renderer.write(self._markdown.skip(text[: text.rfind("\n") + 1]))
 
     def push(self, text: str) -> None:
         """Write a piece."""

@@ -12,12 +12,11 @@ from llama_chat.terminal.markdown.blocks import (
     PendingTable,
     Verbatim,
 )
-from llama_chat.terminal.markdown.highlighting import highlighter
-from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream, format_line
+from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream
 from llama_chat.terminal.markdown.line_starts import Kind, Start, columns, recognise
 from llama_chat.terminal.markdown.painting import DIM, HEADINGS, Painter, Span, stripped, width_of
+from llama_chat.terminal.markdown.prose import ProseLine
 from llama_chat.terminal.markdown.table import Table
-from llama_chat.terminal.markdown.wrapping import WordWrap
 
 CODE_MAX = 2_000
 """Length beyond which a line of code is written as it arrives, without colours."""
@@ -32,10 +31,11 @@ BAR = Span("│ ", DIM)
 RULE = Span("─" * 8, DIM)
 """Horizontal rule, short enough that no terminal wraps it."""
 
-_ALL = frozenset(Kind) - {Kind.TASK}
+_ALL = frozenset(Kind) - {Kind.TASK, Kind.UNDERLINE}
 _ANYWHERE = frozenset({Kind.BULLET, Kind.NUMBER, Kind.FENCE, Kind.ROW})
 """Kinds recognised at any indentation, since models often indent them too far."""
 _ITEMS = frozenset({Kind.BULLET, Kind.NUMBER})
+_UNDERLINES = {"=": "═", "-": "─"}
 _CLOSING = {"\\[": "\\]", "$$": "$$"}
 
 
@@ -60,12 +60,10 @@ class MarkdownStream:
         """
         self._painter = painter
         self._width = width
-        self._wrap = wrap
-        self._rows: WordWrap | None = None
-        """Word wrap of the line of prose."""
+        self._row_width = width if wrap else None
         self._written: list[str] = []
         self._line = Line()
-        self._inline = InlineStream()
+        self._prose = ProseLine([], [], None)
         self._levels = [Level()]
         self._block: Fence | Verbatim | PendingTable | None = None
         self._is_after_blank = False
@@ -94,6 +92,13 @@ class MarkdownStream:
         self._read(text.removesuffix("\r").replace("\r\n", "\n"))
         return self._take()
 
+    def skip(self, text: str) -> str:
+        """Take lines that are shown already; returns the line above code that they leave open."""
+        self.push(text)
+        if isinstance(self._block, Fence):
+            self._write(self._block.top, "\n")
+        return self._take()
+
     def finish(self) -> str:
         """End the text; returns the rest."""
         if self._has_return:
@@ -104,6 +109,8 @@ class MarkdownStream:
         if is_within:
             self._decide(complete=True)
             self._end_line("")
+            if isinstance(self._block, Fence) and line.mode is not Mode.DROPPED:
+                self._write([], "\n")
         self._close_block("" if is_within else "\n")
         return self._take()
 
@@ -166,7 +173,7 @@ class MarkdownStream:
             level.is_code = True
             self._begin_verbatim(line.held)
             return False
-        kinds = {Kind.QUOTE} if block else self._possible_kinds(indent - level.start_of(indent))
+        kinds = {Kind.QUOTE} if block else self._possible_kinds(indent)
         start = recognise(body + "\n" * complete, kinds)
         if not start:
             return False
@@ -207,11 +214,13 @@ class MarkdownStream:
         return not belongs
 
     def _possible_kinds(self, indent: int) -> Collection[Kind]:
-        """Return the kinds of lines that can begin ``indent`` columns into the open container."""
-        line = self._line
-        kinds = _ALL if indent < 4 else _ANYWHERE
+        """Return the kinds of lines that can begin in the column ``indent`` of a quote."""
+        line, level = self._line, self._levels[self._line.depth]
+        kinds = _ALL if indent - level.start_of(indent) < 4 else _ANYWHERE
         if line.has_item:
             kinds |= {Kind.TASK}
+        elif level.is_paragraph and kinds is _ALL and indent >= max(level.items, default=0):
+            kinds |= {Kind.UNDERLINE}
         return kinds if line.n_markers < MARKERS_MAX else kinds - _ITEMS - {Kind.QUOTE}
 
     def _begin(self, start: Start, body: str, indent: int) -> None:
@@ -243,6 +252,11 @@ class MarkdownStream:
             case Kind.HEADING:
                 style = HEADINGS[min(len(marker[1]), len(HEADINGS)) - 1]
                 self._begin_prose(rest, InlineStream(style, heading=True))
+            case Kind.UNDERLINE:
+                fits = level.columns <= self._width() - width_of(line.margin)
+                length = level.columns if fits else len(RULE.text)
+                line.margin.append(Span(_UNDERLINES[marker[1]] * length, DIM))
+                self._begin_verbatim("")
             case Kind.RULE:
                 line.margin.append(RULE)
                 self._begin_verbatim("")
@@ -279,17 +293,19 @@ class MarkdownStream:
     def _begin_fence(self, marker: re.Match[str], indent: int) -> None:
         line = self._line
         fence, info = (marker[1], marker[2]) if marker[1] else (marker[3], marker[4])
-        self._block = Fence(line.depth, indent, fence, highlighter(info))
+        container = self._levels[line.depth].start_of(indent)
+        n_outer = next((n for n, s in reversed([*enumerate(line.margin, 1)]) if s is BAR), 0)
+        self._block = Fence(line.depth, line.margin[:n_outer], container, indent, fence, info)
         if line.has_item:
             self._write(stripped(line.margin), "\n")
+        self._write(self._block.top, "\n")
         line.mode = Mode.DROPPED
 
     def _begin_prose(self, text: str, heading: InlineStream | None = None) -> None:
         line = self._line
         line.mode = Mode.PROSE
         self._levels[line.depth].is_paragraph = not heading
-        self._inline = heading or InlineStream()
-        self._rows = WordWrap(line.margin, line.hanging, self._width) if self._wrap else None
+        self._prose = ProseLine(line.margin, line.hanging, self._row_width, heading)
         self._write(line.margin)
         self._continue(text)
 
@@ -307,8 +323,7 @@ class MarkdownStream:
         """Take more of a line whose kind is known."""
         line, block = self._line, self._block
         if line.mode is Mode.PROSE:
-            spans = self._inline.push(text)
-            self._write(self._rows.push(spans) if self._rows else spans)
+            self._write(self._prose.push(text))
         elif line.mode is Mode.VERBATIM:
             self._write([Span(text)])
         elif line.mode is Mode.WHOLE:
@@ -326,9 +341,8 @@ class MarkdownStream:
             case Mode.BLANK:
                 self._end_blank(newline)
             case Mode.PROSE:
-                spans = self._inline.finish()
-                rows = self._rows
-                self._write([*rows.push(spans), *rows.finish()] if rows else spans, newline)
+                self._write(self._prose.finish(), newline)
+                self._levels[line.depth].columns = self._prose.columns
             case Mode.VERBATIM:
                 self._write([], newline)
             case Mode.WHOLE:
@@ -353,7 +367,7 @@ class MarkdownStream:
         match block:
             case Fence():
                 if block.is_closed_by(text):
-                    self._block = None
+                    self._close_block(newline)
                 else:
                     self._write([*line.margin, *block.spans(text)], newline)
             case Verbatim():
@@ -366,17 +380,18 @@ class MarkdownStream:
                 self._block = PendingTable(line.depth, line.margin, line.hanging, text, Table(text))
 
     def _close_block(self, newline: str = "\n") -> None:
-        """End the open block; ``newline`` ends its last line if it is a table."""
+        """End the open block; ``newline`` ends its last line if that is written now."""
         block, self._block = self._block, None
+        if isinstance(block, Fence):
+            self._write(block.bottom, newline)
         if not isinstance(block, PendingTable):
             return
         if not block.is_certain:
             self._levels[block.depth].is_paragraph = True
-            spans = format_line(block.header)
-            if self._wrap:
-                rows = WordWrap(block.margin, block.hanging, self._width)
-                spans = [*rows.push(spans), *rows.finish()]
+            prose = ProseLine(block.margin, block.hanging, self._row_width)
+            spans = [*prose.push(block.header), *prose.finish()]
             self._write([*block.margin, *spans], newline)
+            self._levels[block.depth].columns = prose.columns
             return
         margin = block.margin
         lines = block.table.lay_out(self._width() - width_of(block.hanging))
