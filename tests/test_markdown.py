@@ -320,6 +320,33 @@ a  b
 
 """,
     ),
+    "no pipes around it": (
+        """
+*Tea* | °C | min
+--- | ---: | :-:
+Green | **75** | 2
+ a\\|b | `x|y` | 3
+|only | 1
+*no row*
+""",
+        """
+Tea     °C  min
+─────  ───  ───
+Green   75   2
+a|b    x|y   3
+only     1
+no row
+""",
+    ),
+    "no pipes around it, in a list in a quote": (
+        "> - a | b\n>   -|-\n>   cc | d\n>\n> e\n",
+        "│ • a   b\n│   ──  ─\n│   cc  d\n│\n│ e\n",
+    ),
+    "no pipes around it, unfinished": ("a | b\n-|-\nccc | d\ne", "a    b\n───  ─\nccc  d\ne"),
+    "no table": (
+        "a || b\nc | d\n- e | f\n\n1 | 2\n-|-|-\n3 | 4\n---\n5 | *6*",
+        "a || b\nc | d\n• e | f\n\n1 | 2\n-|-|-\n3 | 4\n─────\n5 | 6",
+    ),
     "no header": ("| | |\n|-|-|\n| a | b |\n", "a  b\n"),
     "one column": ("|a|\n|-|\n|b|\n", "a\n─\nb\n"),
     "only a header": ("|a|b|\n|-|-|\n", "a  b\n─  ─\n"),
@@ -376,3 +403,11 @@ def test_a_table_that_is_too_wide_becomes_records() -> None:
     assert formatted(WIDE, width=width) == ALIGNED
     assert formatted(WIDE, width=width - 1) == RECORDS
     assert formatted("|a|b|\n|-|-|\n", width=3) == "a\nb\n"
+
+
+def test_a_table_without_pipes_around_it_that_is_too_wide_becomes_records() -> None:
+    source = "Tea | *Taste*\n--- | ---\nSencha | fresh\nAssam | malty\n"
+    records = "Tea | Taste\nTea: Sencha\nTaste: fresh\n\nTea: Assam\nTaste: malty\n"
+    assert formatted(source, width=12) == records
+    assert formatted(list(source), width=12, wrap=True) == records
+    assert formatted("Tea | *Taste*\n--- | ---\n", width=9) == "Tea | Taste\n"

@@ -150,6 +150,8 @@ def test_the_changed_widths_are_those_of_the_tables() -> None:
         ("    a = ", "    a = "),
         ("see https://a.b/c and", "see https://a.b/c and"),
         ("| a | b |\n| c", "| a | b |\n"),
+        ("if a | b or", "if a"),
+        ("if a | b or\nc", "if a | b or\nc"),
     ],
 )
 def test_certain_text_is_written_before_the_line_ends(source: str, early: str) -> None:

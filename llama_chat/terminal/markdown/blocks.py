@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from llama_chat.terminal.markdown.highlighting import Highlighter, highlighter, language
+from llama_chat.terminal.markdown.inline import HELD_MAX
 from llama_chat.terminal.markdown.line_starts import columns, without_indent
-from llama_chat.terminal.markdown.painting import DIM, Span
+from llama_chat.terminal.markdown.painting import DIM, Span, stripped, width_of
+from llama_chat.terminal.markdown.prose import ProseLine
 from llama_chat.terminal.markdown.table import Table
 
 _LANGUAGE_MAX = 20
@@ -162,7 +164,27 @@ class PendingTable:
     depth: int
     margin: list[Span]
     hanging: list[Span]
-    header: str
-    table: Table
+    prose: ProseLine
+    """The line that may be the header; its margin and first cell are written if it is begun."""
+    table: Table = field(init=False)
     is_certain: bool = False
     """True if there is a delimiter row below the header."""
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.prose.text)
+
+    def continues(self, line: str, *, complete: bool) -> bool:
+        """True if ``line`` is, or as far as it is complete may be, a row of the table."""
+        if not self.prose.is_begun:
+            return line.startswith("|")
+        return "|" in line or not (complete or len(line) > HELD_MAX)
+
+    def lines(self, width: int) -> list[list[Span]]:
+        """Lay out the table, without what is written, or format the line if it begins none."""
+        margin = [] if self.prose.is_begun else self.margin
+        if not self.is_certain:
+            return [[*margin, *self.prose.finish()]]
+        held = self.prose.held if self.prose.is_begun else ""
+        first, *more = self.table.lay_out(width - width_of(self.hanging), held)
+        lines = [[*margin, *self.prose.finish_cell(), *first]]
+        return [stripped(line) for line in (*lines, *([*self.hanging, *line] for line in more))]

@@ -15,14 +15,10 @@ from llama_chat.terminal.markdown.blocks import (
 from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream
 from llama_chat.terminal.markdown.line_starts import Kind, Start, columns, recognise
 from llama_chat.terminal.markdown.painting import DIM, HEADINGS, Painter, Span, stripped, width_of
-from llama_chat.terminal.markdown.prose import ProseLine
-from llama_chat.terminal.markdown.table import Table
+from llama_chat.terminal.markdown.prose import ROW_MAX, ProseLine
 
 CODE_MAX = 2_000
 """Length beyond which a line of code is written as it arrives, without colours."""
-
-ROW_MAX = 10_000
-"""Length beyond which a line begins no table."""
 
 MARKERS_MAX = 32
 """Quotes and list items that may begin in one line; further markers are text."""
@@ -46,8 +42,8 @@ class MarkdownStream:
     to the terminal to wrap, so that copying a long line gives one line; so is prose unless
     ``wrap`` is true.
 
-    Unlike in CommonMark, emphasis and links end in the line they begin in, a table begins with a
-    pipe, and lines are never joined.
+    Unlike in CommonMark, emphasis and links end in the line they begin in, and lines are never
+    joined.
     """
 
     def __init__(self, painter: Painter, width: Callable[[], int], *, wrap: bool = False) -> None:
@@ -79,7 +75,7 @@ class MarkdownStream:
         While it is not empty, the text returned so far is empty or ends with a newline.
         """
         block = self._block
-        if not isinstance(block, PendingTable) or not block.is_certain:
+        if not isinstance(block, PendingTable) or not block.is_certain or block.prose.is_begun:
             return ""
         n_rows = len(block.table.rows)
         return f"table, {counted(n_rows, 'row')}"
@@ -200,8 +196,8 @@ class MarkdownStream:
             begin = self._begin_whole if block.end else self._begin_verbatim
             begin(self._line.held)
         elif block.is_certain:
-            belongs = body.startswith("|")
-            if belongs:
+            belongs = block.continues(body, complete=complete)
+            if "|" in body and belongs:
                 self._begin_whole(body)
         elif complete:
             belongs = block.is_certain = block.table.delimit(body)
@@ -341,8 +337,11 @@ class MarkdownStream:
             case Mode.BLANK:
                 self._end_blank(newline)
             case Mode.PROSE:
-                self._write(self._prose.finish(), newline)
-                self._levels[line.depth].columns = self._prose.columns
+                if self._prose.held:
+                    self._block = PendingTable(line.depth, line.margin, line.hanging, self._prose)
+                else:
+                    self._write(self._prose.finish(), newline)
+                    self._levels[line.depth].columns = self._prose.columns
             case Mode.VERBATIM:
                 self._write([], newline)
             case Mode.WHOLE:
@@ -377,7 +376,8 @@ class MarkdownStream:
             case PendingTable():
                 block.table.add(text)
             case None:
-                self._block = PendingTable(line.depth, line.margin, line.hanging, text, Table(text))
+                prose = ProseLine(line.margin, line.hanging, self._row_width, row=text)
+                self._block = PendingTable(line.depth, line.margin, line.hanging, prose)
 
     def _close_block(self, newline: str = "\n") -> None:
         """End the open block; ``newline`` ends its last line if that is written now."""
@@ -386,15 +386,9 @@ class MarkdownStream:
             self._write(block.bottom, newline)
         if not isinstance(block, PendingTable):
             return
-        if not block.is_certain:
-            self._levels[block.depth].is_paragraph = True
-            prose = ProseLine(block.margin, block.hanging, self._row_width)
-            spans = [*prose.push(block.header), *prose.finish()]
-            self._write([*block.margin, *spans], newline)
-            self._levels[block.depth].columns = prose.columns
-            return
-        margin = block.margin
-        lines = block.table.lay_out(self._width() - width_of(block.hanging))
-        for number, line in enumerate(lines, 1):
-            self._write(stripped([*margin, *line]), "\n" if number < len(lines) else newline)
-            margin = block.hanging
+        *lines, last = block.lines(self._width())
+        for line in lines:
+            self._write(line, "\n")
+        self._write(last, newline)
+        level = self._levels[block.depth]
+        level.is_paragraph, level.columns = not block.is_certain, block.prose.columns

@@ -73,28 +73,38 @@ class Table:
         """Take a row; it may have fewer or more cells than the header."""
         self.rows.append(split_row(line, len(self.header)))
 
-    def lay_out(self, columns: int) -> list[Line]:
+    def lay_out(self, columns: int, held: str = "") -> list[Line]:
         """Lay out the lines of the table, at most ``columns`` wide.
 
         If that is impossible, every row becomes a record of ``header: value`` lines of any length,
         so that no cell is broken or cut.
+
+        Args:
+            columns: columns of the terminal for it.
+            held: the header without its first cell, if that is written already, and is left out.
         """
+        head = BOLD
+        if held:
+            head, self.alignments[0] = PLAIN, "left"
         n_cells = max(map(len, [self.header, *self.rows]))
         header, *rows = (
             [format_cell(cell, style) for cell in cells] + [[[]]] * (n_cells - len(cells))
-            for cells, style in [(self.header, BOLD), *((row, PLAIN) for row in self.rows)]
+            for cells, style in [(self.header, head), *((row, PLAIN) for row in self.rows)]
         )
         widths = [
             max(width_of(line) for cell in column for line in cell)
             for column in zip(header, *rows, strict=True)
         ]
         if sum(widths) + len(_GAP) * (n_cells - 1) > columns:
-            return _records(header, rows)
+            records = _records(header, rows) if rows or not held else []
+            return [[Span(" "), *format_line(held)], *records] if held else records or [[]]
         lines = [line for row in rows for line in self._lines(row, widths)]
         if any(cell != [[]] for cell in header):
             rule = [[Span("─" * width, DIM)] for width in widths]
             lines[:0] = [*self._lines(header, widths), self._line(rule, widths)]
-        return lines
+        if held:
+            lines[0] = lines[0][1 + len(header[0][0]) :]
+        return lines or [[]]
 
     def _lines(self, cells: list[Cell], widths: list[int]) -> list[Line]:
         rows = zip_longest(*cells, fillvalue=[])
