@@ -24,7 +24,7 @@ def used(chat: Terminal) -> int:
 def test_a_first_conversation(chat: Terminal) -> None:
     chat.line("What is the capital of France?")
     text = chat.wait_for(r"tok/s · first in \d")
-    assert re.search(r"› What is the capital of France\?\n.*Paris", text)
+    assert re.search(r"› What is the capital of France\?\n── model\n.*Paris", text)
     before = used(chat)
     chat.line("Write a long story about a river.")
     chat.wait_for(r"cut off after 30 tokens; /continue goes on")

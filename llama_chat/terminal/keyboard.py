@@ -10,22 +10,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from types import FrameType
 from typing import Any, Protocol
 
-from prompt_toolkit import PromptSession
+from prompt_toolkit import PromptSession, print_formatted_text
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
-from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.styles import Style
 
+from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
-from llama_chat.terminal.sanitizer import REPLACEMENTS
+from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
 
 _STYLE = Style.from_dict(
     {
@@ -203,12 +204,16 @@ class PromptInput:
     def _prompt(self, default: str) -> str:
         self._is_shown = False
         try:
-            return self._session.prompt(
+            text = self._session.prompt(
                 default=default,
                 pre_run=self._prepare,
                 handle_sigint=False,
                 set_exception_handler=False,  # it would wait for Enter
             )
+            if is_long(text):
+                echo = [("class:prompt", PROMPT), ("", sanitize(shortened(text)))]
+                print_formatted_text(FormattedText(echo), style=self._session.style)
+            return text
         finally:
             self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
 
@@ -319,6 +324,7 @@ def _keys(
     @keys.on("enter")
     def _(event: KeyPressEvent) -> None:
         on_send()
+        event.app.erase_when_done = is_long(event.current_buffer.text)
         event.current_buffer.validate_and_handle()
 
     @keys.on("escape", "enter")

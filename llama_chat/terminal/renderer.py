@@ -11,11 +11,15 @@ from llama_chat.chat.conversation import Message
 from llama_chat.errors import counted
 from llama_chat.generation.events import Finish
 from llama_chat.settings.definitions import OutputSettings
+from llama_chat.terminal.echo import shortened
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
+
+REPLY_MARK = "── model"
+"""Line before a reply."""
 
 
 class Renderer:
@@ -44,7 +48,12 @@ class Renderer:
         self._status = ""
 
     def reply(self, begun: str = "") -> "ReplyWriter":
-        """Begin a reply, or continue one whose part ``begun`` was written before."""
+        """Begin a reply, or continue one whose part ``begun`` was written before.
+
+        A mark shows who speaks: always the same, so that no width of the terminal breaks it.
+        """
+        if not (begun or self.plain):
+            self.line(Text(REPLY_MARK, style="dim"))
         markdown = (
             MarkdownStream(self._painter(), lambda: self.console.width, wrap=self._wraps)
             if self._formatted
@@ -99,7 +108,7 @@ class Renderer:
     def echo_user(self, text: str) -> None:
         """Write a message of the user as it looked in the input."""
         self.end_line()
-        self.console.print(Text(f"› {sanitize(text)}", style="bold"))
+        self.console.print(Text(f"› {sanitize(shortened(text))}", style="bold"))
 
     def show(self, message: Message | None) -> None:
         """Write a message as it looked at first, a reply after its question."""
