@@ -289,6 +289,19 @@ class OutputSettings:
         },
         example="never",
     )
+    theme: str = define(
+        "choice",
+        "auto",
+        "Colours for the background of the terminal.",
+        scope="display",
+        values={
+            "auto": "for that which COLORFGBG says, else for any",
+            "dark": "for a dark one",
+            "light": "for a light one",
+            "none": "no colours in the chat: only bold, dim and underlined",
+        },
+        example="light",
+    )
     markdown: str = define(
         "choice",
         "auto",

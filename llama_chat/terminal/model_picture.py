@@ -139,7 +139,7 @@ def _memory(report: Report) -> RenderableType:
         verdict = Text(f"fits: {readable_size(whole)} of {readable_size(free)} free", "green")
     elif report["fitting_context"]:
         tokens = counted(report["fitting_context"], "token", ",")
-        verdict = Text(f"fits up to {tokens}: {readable_size(free)} free", "yellow")
+        verdict = Text(f"fits up to {tokens}: {readable_size(free)} free", "bold")
     else:
         needed = f"the weights take {readable_size(weights)} of {readable_size(free)} free"
         verdict = Text(f"does not fit: {needed}", "red")
@@ -186,7 +186,7 @@ def _template(report: Report) -> RenderableType:
         how = "rendered by Jinja" if is_jinja else f"{template['name']}, rendered by llama-chat"
         rows.append(safe_text(how + (f", from {template['source']}" if template["source"] else "")))
     if template["note"]:
-        rows.append(safe_text(template["note"], "yellow"))
+        rows.append(safe_text(template["note"], "bold"))
     if len(template["texts"]) > 1 and template["name"] is not None:
         rows.append(safe_text("--template-name: " + ", ".join(template["texts"]), "dim"))
     for number, dialog in enumerate(template["dialogs"], 1):

@@ -68,7 +68,7 @@ def _new_bar() -> "Progress":
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, no_color=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

@@ -17,6 +17,7 @@ from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
+from llama_chat.terminal.theme import substitutes
 
 REPLY_MARK = "── model"
 """Line before a reply."""
@@ -32,7 +33,12 @@ class Renderer:
         """Write to stdout; with ``settings.plain`` the cursor never moves back."""
         color, markdown = settings.color, settings.markdown
         self.plain = settings.plain or os.environ.get("TERM") == "dumb"
-        self.colored = use_color(color, sys.stdout) and not (self.plain and color == "auto")
+        self.colored = (
+            use_color(color, sys.stdout)
+            and not (self.plain and color == "auto")
+            and settings.theme != "none"
+        )
+        self._substitutes = substitutes(settings.theme) if self.colored else {}
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
         self._wraps = settings.wrap == "words" and is_terminal(sys.stdout)
         self.console = Console(
@@ -171,7 +177,11 @@ class Renderer:
 
     def _painter(self) -> Painter:
         system = self.console.color_system
-        return Painter(COLOR_SYSTEMS[system] if system else None, colored=self.colored)
+        return Painter(
+            COLOR_SYSTEMS[system] if system else None,
+            colored=self.colored,
+            substitutes=self._substitutes,
+        )
 
 
 class ReplyWriter:
