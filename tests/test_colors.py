@@ -61,9 +61,10 @@ def colors(raw: bytes) -> set[int]:
 def test_without_colours_there_are_none_and_a_suggestion_is_underlined(
     way: str, gguf_model: Path, tmp_path: Path
 ) -> None:
-    flags = {"--color": ["--color", "never"], "--theme": ["--theme", "none"]}.get(way, [])
-    env = {"TERM": "xterm-256color"} | ({"NO_COLOR": "1"} if way == "NO_COLOR" else {})
-    with Terminal("-m", gguf_model, "--max-tokens", "4", *flags, home=tmp_path, **env) as terminal:
+    more = {"--color": ["--color", "never"], "--theme": ["--theme", "none"]}.get(way, [])
+    no_color = "1" if way == "NO_COLOR" else ""
+    flags = ("-m", gguf_model, "--max-tokens", "4", *more)
+    with Terminal(*flags, home=tmp_path, TERM="xterm-256color", NO_COLOR=no_color) as terminal:
         use_all_colors(terminal, tmp_path)
         rows = [terminal.screen.buffer[y] for y in range(terminal.screen.lines)]
         *_, line = (cells for cells in rows if row(cells) == "› hello there")
