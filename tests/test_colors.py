@@ -63,7 +63,7 @@ def test_without_colours_there_are_none_and_a_suggestion_is_underlined(
 ) -> None:
     more = {"--color": ["--color", "never"], "--theme": ["--theme", "none"]}.get(way, [])
     no_color = "1" if way == "NO_COLOR" else ""
-    flags = ("-m", gguf_model, "--max-tokens", "4", *more)
+    flags: list[str | Path] = ["-m", gguf_model, "--max-tokens", "4", *more]
     with Terminal(*flags, home=tmp_path, TERM="xterm-256color", NO_COLOR=no_color) as terminal:
         use_all_colors(terminal, tmp_path)
         rows = [terminal.screen.buffer[y] for y in range(terminal.screen.lines)]

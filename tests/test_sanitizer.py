@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escaped, sanitize
+from llama_chat.terminal.streams import AnswerWriter
 
 ATTACKS = [
     "\x1b]52;c;ZXZpbA==\x07",  # writes to the clipboard
@@ -46,3 +48,25 @@ def test_json_for_a_terminal_says_the_same(text: str) -> None:
     harmless = escaped(json.dumps({text: [text]}, ensure_ascii=False))
     assert sanitize(harmless) == harmless
     assert json.loads(harmless) == {text: [text]}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "written"),
+    [
+        (["a\r\nb\r\n"], "a\r\nb\n"),
+        (["a\r", "\nb\r", "c\r"], "a\r\nb␍c␍\n"),
+        (["\r", "\n\r\n", "a"], "\r\n\r\na\n"),
+        (["a\n\r", "\r\n\n"], "a\n␍\n"),
+        (["\r\n", "\n"], ""),
+        (["\u200eאב\u200f\u061c ", "a\u202eb\u2066c"], "\u200eאב\u200f\u061c a\ufffdb\ufffdc\n"),
+        (["\x1b[2J\x9b\x00"], "␛[2J\ufffd␀\n"),
+    ],
+)
+def test_into_a_pipe_line_ends_and_direction_marks_are_data(
+    pieces: list[str], written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = AnswerWriter()
+    for piece in pieces:
+        writer.write(piece)
+    writer.finish()
+    assert capsys.readouterr().out == written

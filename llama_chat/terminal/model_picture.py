@@ -35,12 +35,15 @@ Report = Mapping[str, Any]
 """Report of ``cli.inspect.describe``."""
 
 
-def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> str:
-    """Draw a model, at most as wide as the terminal.
+def draw_model(
+    report: Report, *, colored: bool, wrapped: bool = True, with_tensors: bool = False
+) -> str:
+    """Draw a model.
 
     Args:
         report: description of the model; its control characters are replaced.
         colored: whether to use colours; without them it is plain text.
+        wrapped: whether it is at most as wide as the terminal, or lines are never broken.
         with_tensors: whether to list every tensor.
     """
     sections = {
@@ -54,7 +57,7 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
     }
     if with_tensors:
         sections["Tensors"] = _tensors(report)
-    return draw_page(_title(report), sections, colored=colored)
+    return draw_page(_title(report), sections, colored=colored, wrapped=wrapped)
 
 
 def _title(report: Report) -> Text:
