@@ -42,9 +42,15 @@ def use_all_colors(terminal: Terminal, home: Path) -> None:
     terminal.wait_for("temperature +Randomness")
     terminal.type(CTRL_R + "the")
     terminal.wait_for("I-search")
-    terminal.type(CTRL_C * 3)
-    terminal.wait_for("Ctrl-C again")
-    terminal.type("no\xa0break" + CTRL_C + "hello")
+    terminal.type(CTRL_C)
+    terminal.wait_for(r"›.*/te.*\n")
+    terminal.type(CTRL_C + CTRL_C)
+    terminal.wait_for(r"Ctrl-C again.*\n›")
+    terminal.type("no\xa0break")
+    terminal.wait_for("› no.break")
+    terminal.type(CTRL_C)
+    terminal.wait_for(r"›\n\s*random")
+    terminal.type("hello")
     terminal.wait_for(r"Ctrl-C again[\s\S]*› hello there\n")
 
 
