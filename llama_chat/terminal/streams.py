@@ -147,16 +147,22 @@ class AnswerWriter:
         """Write to stdout; with ``raw`` every character unchanged, and none added."""
         sys.stdout.write("")  # if stdout is closed, that is an error before any work
         self._raw = raw
-        self._sanitize = sanitize if is_terminal(sys.stdout) else sanitize_data
+        self._is_shown = is_terminal(sys.stdout)
+        self._sanitize = sanitize if self._is_shown else sanitize_data
         self._held = ""
         """Newlines at the end of what was written, or a carriage return."""
         self._empty = True
 
     def write(self, text: str) -> None:
-        """Write a piece of the answer; newlines at its end are held until more text follows."""
+        """Write a piece of the answer; newlines at its end are held until more text follows.
+
+        On a terminal, blanks at the beginning of the answer are left out.
+        """
         if not text:
             return
         if not self._raw:
+            if self._is_shown and self._empty and not self._held:
+                text = text.lstrip(" ")
             text = self._held + text
             body = text.rstrip("\r\n")
             self._held = text[len(body) :]
