@@ -211,6 +211,7 @@ class PromptInput:
 
     def _prompt(self, default: str) -> str:
         self._is_shown = False
+        self._session.app.erase_when_done = False
         try:
             text = self._session.prompt(
                 default=default,
@@ -220,7 +221,11 @@ class PromptInput:
             )
             if is_long(text):
                 echo = [("class:prompt", PROMPT), ("", sanitize(shortened(text)))]
-                print_formatted_text(FormattedText(echo), style=self._session.style)
+                print_formatted_text(
+                    FormattedText(echo),
+                    style=self._session.style,
+                    color_depth=self._session.color_depth,
+                )
             return text
         finally:
             self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
