@@ -12,6 +12,7 @@ from rich.color import ColorSystem
 from harness.terminal import Terminal
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.inline import HELD_MAX
+from llama_chat.terminal.renderer import REPLY_MARK
 from tests.markdown_output import formatted, styled, visible
 
 DATA = Path(__file__).parent / "data"
@@ -104,6 +105,7 @@ def test_a_terminal_holds_the_whole_reply_once(
     screen = terminal.screen
     rows = [*screen.history.top, *(screen.buffer[y] for y in range(screen.lines))]
     physical = ["".join(row[x].data for x in range(200)) for row in rows]
+    assert physical.pop(0).rstrip() == REPLY_MARK
     for line in shown(width, later_width).splitlines():
         wanted = squeezed(line)
         found, words = squeezed(physical[0]), physical.pop(0)

@@ -175,7 +175,7 @@ def test_only_a_terminal_gets_wrapped_text_and_only_if_it_is_set(wrap: str, tmp_
     player = [sys.executable, "-m", "tests.play_reply", str(tokens), "never", wrap]
     with Terminal(command=player, size=(25, 8), home=tmp_path) as terminal:
         terminal.wait_for_end()
-        rows = terminal.shown.split("\n")[:2]
+        mark, *rows = terminal.shown.split("\n")[:3]
     assert (
         rows
         == {
@@ -184,7 +184,7 @@ def test_only_a_terminal_gets_wrapped_text_and_only_if_it_is_set(wrap: str, tmp_
         }[wrap]
     )
     piped = subprocess.run(player, stdout=subprocess.PIPE, check=True, env=environment(tmp_path))
-    assert piped.stdout.decode() == "• the quick brown fox jumps over the lazy\nbye\n"
+    assert piped.stdout.decode() == f"{mark}\n• the quick brown fox jumps over the lazy\nbye\n"
 
 
 def test_a_new_width_counts_from_the_next_row() -> None:
