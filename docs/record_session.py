@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyte
 from pyte.screens import Char
 from rich.console import Console
 from rich.style import Style
@@ -31,6 +32,9 @@ LINES = (
     ("What is the capital of Italy?", r"Rome\."),
     ("/tree", r"● here"),
 )
+pyte.graphics.TEXT[2] = "+blink"
+"""Dim, which pyte does not know; nothing blinks here."""
+
 COLORS = {"brown": "yellow"}
 """Rich's names of colours that pyte names differently."""
 
@@ -65,6 +69,8 @@ def styled(row: list[Char]) -> Text:
             bold=cell.bold,
             italic=cell.italics,
             underline=cell.underscore,
+            reverse=cell.reverse,
+            dim=cell.blink,
             # Makes blanks a separate run: some viewers drop them at the start of a run.
             blink=cell.data == " " or None,
         )

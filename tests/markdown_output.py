@@ -1,10 +1,11 @@
 """Format Markdown in tests, and parse the output."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from rich.color import ColorSystem
+from rich.style import Style
 
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 
@@ -26,10 +27,17 @@ Styled = list[tuple[str, frozenset[str]]]
 """Characters, each with the names of its styles."""
 
 
-def formatted(pieces: str | Iterable[str], *, width: int = 200, color: bool = False) -> str:
+def formatted(
+    pieces: str | Iterable[str],
+    *,
+    width: int = 200,
+    color: bool = False,
+    wrap: bool = False,
+    substitutes: Mapping[str, Style] | None = None,
+) -> str:
     """Return all output for a text that arrives in ``pieces``; a string is one piece."""
     system = ColorSystem.STANDARD if color else None
-    stream = MarkdownStream(Painter(system), lambda: width)
+    stream = MarkdownStream(Painter(system, substitutes=substitutes), lambda: width, wrap=wrap)
     pieces = [pieces] if isinstance(pieces, str) else pieces
     return "".join(stream.push(piece) for piece in pieces) + stream.finish()
 

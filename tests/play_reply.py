@@ -1,22 +1,23 @@
 """Play a recorded reply through the program's renderer, in a separate process.
 
-    python -m tests.play_reply TOKENS PAUSE
+    python -m tests.play_reply TOKENS PAUSE [WRAP]
 
 TOKENS is a JSON array of texts. Where the reply so far ends with PAUSE, it waits for a line on
-stdin.
+stdin. WRAP is a value of the setting ``wrap``.
 """
 
 import json
 import sys
 from pathlib import Path
 
+from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.renderer import Renderer
 
 
 def main() -> None:
     """Play the reply."""
-    tokens, pause = sys.argv[1:]
-    writer = Renderer().reply()
+    tokens, pause, *wrap = sys.argv[1:]
+    writer = Renderer(OutputSettings(wrap=wrap[0] if wrap else "words")).reply()
     text = ""
     for token in json.loads(Path(tokens).read_text()):
         text += token

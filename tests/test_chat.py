@@ -24,7 +24,7 @@ def used(chat: Terminal) -> int:
 def test_a_first_conversation(chat: Terminal) -> None:
     chat.line("What is the capital of France?")
     text = chat.wait_for(r"tok/s · first in \d")
-    assert re.search(r"› What is the capital of France\?\n.*Paris", text)
+    assert re.search(r"› What is the capital of France\?\n── model\n.*Paris", text)
     before = used(chat)
     chat.line("Write a long story about a river.")
     chat.wait_for(r"cut off after 30 tokens; /continue goes on")
@@ -157,7 +157,7 @@ def test_signals_at_the_prompt_restore_the_terminal(
     assert "Traceback" not in chat.text
 
 
-def test_a_reply_wider_than_the_screen_has_no_hard_wraps(
+def test_a_reply_wider_than_the_screen_is_broken_between_words_or_by_the_terminal(
     starter_model: Path, tmp_path: Path
 ) -> None:
     flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "40")
@@ -165,9 +165,15 @@ def test_a_reply_wider_than_the_screen_has_no_hard_wraps(
         terminal.wait_for(READY)
         terminal.line("Tell me about cats.")
         terminal.wait_for(r"cut off")
-    reply = terminal.raw.partition(b"about cats.")[2].partition(b"cut off")[0]
-    longest = max(len(line) for line in re.sub(rb"\x1b\[[0-9;?]*\w", b"", reply).split(b"\r\n"))
-    assert longest > 60
+        begun = len(terminal.raw)
+        terminal.ask("/wrap terminal", "wrap")
+        terminal.ask("/retry", "cut off")
+    by_us, by_terminal = (
+        re.sub(rb"\x1b\[[0-9;?]*\w", b"", raw.partition(b"cut off")[0].rpartition(line)[2])
+        for raw, line in ((terminal.raw, b"me about cats."), (terminal.raw[begun:], b"/retry"))
+    )
+    assert max(map(len, by_us.split(b"\r\n"))) <= 40
+    assert max(map(len, by_terminal.split(b"\r\n"))) > 60
 
 
 def test_without_a_model_the_starter_is_offered(tmp_path: Path) -> None:
@@ -247,6 +253,7 @@ def test_replies_are_formatted_unless_markdown_is_never(
         # A reply that is continued within a code block stays in it.
         terminal.ask("/continue", r"cut off after 40 tokens|\n\n(?=›)")
         assert ("```" in terminal.text) == (markdown == "never")
+        assert terminal.text.count("┌─") == terminal.text.count("└─")
     keyword = b"\x1b[35mdef\x1b[0m"
     assert (keyword in terminal.raw) == (markdown == "auto")
 

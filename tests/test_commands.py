@@ -180,7 +180,7 @@ def test_editing_an_earlier_message_makes_a_branch(babble: Terminal) -> None:
     babble.line("/edit 1")
     babble.wait_for(r"message 1: Enter sends it anew, on a branch; Ctrl-C leaves it\n\n› first wo")
     babble.type(" changed\r")
-    babble.wait_for(r"› first words changed\n.*\n?cut off")
+    babble.wait_for(r"› first words changed\n── model\n.*\n?cut off")
     text = babble.ask("/tree", r"● here")
     assert re.search(r"├ 1 you +first words\n", text)
     assert re.search(r"└ 5 you +first words changed\n", text)

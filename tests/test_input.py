@@ -81,6 +81,27 @@ def test_a_paste_of_any_length_is_one_message(babble: Terminal, tmp_path: Path) 
     assert "def f(x):\\n\\n    if x:\\n\\t\\treturn 1\\n\\n\\n    return 2" in text
 
 
+@pytest.mark.parametrize("n_lines", [20, 21, 300])
+def test_a_paste_of_over_20_lines_is_echoed_by_its_first_line_and_size(
+    n_lines: int, babble: Terminal, tmp_path: Path
+) -> None:
+    lines = [f"row\x1b {number}" for number in range(n_lines)]
+    babble.paste("\r".join(lines))
+    babble.wait_for(rf"row␛ {n_lines - 1}\n")
+    babble.type("\r")
+    babble.wait_for(r"cut off after 8|not sent|leave no space")
+    echoed = re.search(r"›([\s\S]*?)── model|›([\s\S]*?)conversation:", babble.text)
+    assert echoed
+    if n_lines > 20:
+        size = sum(map(len, lines)) + n_lines - 1
+        assert (
+            echoed[1] or echoed[2]
+        ).strip() == f"row␛ 0 … ({n_lines} lines, {size:,} characters)"
+    else:
+        assert "row␛ 19" in echoed[0]
+    assert len(re.findall("row␛ 0", babble.text)) == 1
+
+
 def test_history_is_searched_and_comes_back_in_the_next_session(
     gguf_model: Path, tmp_path: Path
 ) -> None:

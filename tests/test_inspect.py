@@ -134,6 +134,18 @@ def test_it_is_as_wide_as_the_terminal_at_most(
     assert re.search(r"feed-forward  79,626,240  59\.2%  █+", text)
 
 
+def test_into_a_pipe_no_line_is_broken(gguf_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / ("long " * 30) / ("name " * 20 + ".gguf")
+    model.parent.mkdir()
+    model.symlink_to(gguf_model)
+    lines = run("inspect", model, home=tmp_path, COLUMNS="50").out.splitlines()
+    assert str(model) in lines
+    assert max(map(len, lines)) < 500
+    with Terminal("inspect", model, home=tmp_path, size=(50, 90)) as terminal:
+        assert terminal.wait_for_end() == 0
+        assert str(model).replace(" ", "") in re.sub(r"\s", "", terminal.text)
+
+
 def test_colours_change_nothing_but_colours(gguf_model: Path) -> None:
     report = report_of(gguf_model)
     plain, colored = picture_of(report), draw_model(report, colored=True)

@@ -70,7 +70,7 @@ def test_a_signal_while_decoding_saves_and_ends(
         terminal.child.kill(number)
         assert terminal.wait_for_end() == status
         assert "Traceback" not in terminal.text
-        shown = re.search(r"about a river\.\n(\S.{20})", terminal.text)
+        shown = re.search(r"about a river\.\n── model\n(\S.{20})", terminal.text)
     assert shown is not None
     with Terminal("-m", starter_model, "--continue", home=tmp_path) as again:
         text = again.wait_for(READY)

@@ -7,9 +7,18 @@ from tests.markdown_output import formatted, having, styled, visible
 
 SHOWN = {
     # Inline
-    "emphasis": ("a *b* _c_ **d** __e__ ***f*** ~~g~~ h", "a b c d e f g h"),
+    "emphasis": ("a *b* _c_ **d** __e f__ ***f*** ~~g~~ h", "a b c d e f f g h"),
     "emphasis in emphasis": ("**a *b* c** *d **e** f*", "a b c d e f"),
-    "emphasis in a word": ("un*frigging*believable", "unfriggingbelievable"),
+    "emphasis at the end of a word": ("**C**ascading *un*do", "Cascading undo"),
+    "no emphasis in a word": (
+        "5*4*3*2*1 a*b*c 2**3**4 x_1*x_2*x_3 é*ü*ß *5*4",
+        "5*4*3*2*1 a*b*c 2**3**4 x_1*x_2*x_3 é*ü*ß 54",
+    ),
+    "emphasis in scripts without case": ("مع**كتاب**ك ผม**ชอบ**กิน", "معكتابك ผมชอบกิน"),
+    "names between underscores": (
+        "__init__ (__main__) a.__class__.__name__ __init__.py __FILE__ *__x1__* __a__ __Note__",
+        "__init__ (__main__) a.__class__.__name__ __init__.py __FILE__ __x1__ a Note",
+    ),
     "emphasis beside CJK": ("水温**很**重要", "水温很重要"),
     "code": ("use `a*b*c` or ``a`b`` or `` ` ``", "use a*b*c or a`b or `"),
     "code wins over emphasis": ("*a `b* c` d*", "a b* c d"),
@@ -47,6 +56,14 @@ SHOWN = {
     # Headings and rules
     "headings": ("# a\n###### b ##\n####### c\n#d\n", "a\nb\n####### c\n#d\n"),
     "heading with hashes": ("# C# and F# #\n# # a\n#\n", "C# and F#\n# a\n#\n"),
+    "headings above a line": (
+        "*Tea* time\n===\na\nb: 茶\n-----\n\n  c\n  ---  \n> d\n> ===\n- e\n  ===\n",
+        "Tea time\n════════\na\nb: 茶\n─────\n\n  c\n  ─\n│ d\n│ ═\n• e\n  ═\n",
+    ),
+    "no headings above a line": (
+        "a\n==\n\n===\n- b\n---\na\n    ---\n# c\n===\n",
+        "a\n==\n\n===\n• b\n────────\na\n    ---\nc\n===\n",
+    ),
     "rules": ("***\n- - -\n______________\n", "────────\n────────\n────────\n"),
     "no rules": ("**\n-- \n---a\n", "**\n--\n---a\n"),
     # Lists
@@ -70,21 +87,49 @@ SHOWN = {
     "nested quotes": ("> a\n> > b\n>>c\n", "│ a\n│ │ b\n│ │ c\n"),
     "list in a quote": ("> - a\n>   - b\n> 1. c\n", "│ • a\n│   • b\n│ 1. c\n"),
     "quote in a list": ("- > a\n  > b\n", "• │ a\n  │ b\n"),
-    "quote with code": ("> ```\n> a\n>   *b*\n> ```\nc\n", "│ a\n│   *b*\nc\n"),
-    "quote that ends its code": ("> ```\n> a\nb *c*\n", "│ a\nb c\n"),
+    "quote with code": ("> ```\n> a\n>   *b*\n> ```\nc\n", "│ ┌─\n│ a\n│   *b*\n│ └─\nc\n"),
+    "quote that ends its code": ("> ```\n> a\nb *c*\n", "│ ┌─\n│ a\n│ └─\nb c\n"),
     # Code
-    "fence": ("a\n```\n*b*\n\n\n  # c\n```\nd\n", "a\n*b*\n\n\n  # c\nd\n"),
-    "tilde fence": ("~~~ py `x`\n```\na\n~~~~\nb", "```\na\nb"),
-    "fence with a longer one inside": ("````\n```\na\n```\n````\nb", "```\na\n```\nb"),
-    "fence with a shorter end": ("```\na\n``\n``` b\n```\nc", "a\n``\n``` b\nc"),
-    "fences that are indented": ("  ```\n  a\n     ```\n```\n    ```\n```\n", "a\n    ```\n"),
-    "unclosed fence": ("```py\na\n  b", "a\n  b"),
-    "empty fence": ("a\n\n```\n```\n\nb", "a\n\nb"),
-    "fence without an end at the end": ("a\n```", "a\n"),
+    "fence": ("a\n```\n*b*\n\n\n  # c\n```\nd\n", "a\n┌─\n*b*\n\n\n  # c\n└─\nd\n"),
+    "tilde fence": ("~~~ py `x`\n```\na\n~~~~\nb", "┌─ py\n```\na\n└─\nb"),
+    "fence with a longer one inside": (
+        "````\n```\na\n```\n````\nb",
+        "┌─\n```\na\n```\n└─\nb",
+    ),
+    "fence with a shorter end": (
+        "```\na\n``\n``` b\n```\nc",
+        "┌─\na\n``\n``` b\n└─\nc",
+    ),
+    "fences that are indented": (
+        "  ```\n  a\n     ```\n```\n    ```\n```\n",
+        "┌─\na\n└─\n┌─\n    ```\n└─\n",
+    ),
+    "unclosed fence": ("```py\na\n  b", "┌─ py\na\n  b\n└─"),
+    "unclosed fence in a quote": ("> ```\n> a\n", "│ ┌─\n│ a\n│ └─\n"),
+    "languages": (
+        "```C++ title=x\n```\n``` {.py}\n```\n```" + "x" * 30 + "\n```\n",
+        "┌─ C++\n└─\n┌─ .py\n└─\n┌─ " + "x" * 20 + "\n└─\n",
+    ),
+    "empty fence": ("a\n\n```\n```\n\nb", "a\n\n┌─\n└─\n\nb"),
+    "fence without an end at the end": ("a\n```", "a\n┌─\n└─"),
     "code on a line of three backticks": ("```a` b``` c\n", "a` b c\n"),
-    "fence in a list": ("- a\n  ```py\n  b\n    c\n\td\n  ```\n- e\n", "• a\nb\n  c\n\td\n• e\n"),
-    "fence after a bullet": ("- ```\n  a\n  ```\n  b\n", "•\na\n  b\n"),
-    "fence indented less than its code": ("1. a\n   ```\nb:\n    c\n```\n", "1. a\nb:\n    c\n"),
+    "fence in a list": (
+        "- a\n  ```py\n  b\n    c\n\n\td\n  ```\n- e\n",
+        "• a\n  ┌─ py\n  b\n    c\n\n  \td\n  └─\n• e\n",
+    ),
+    "fence in a list in a quote": (
+        "> 1. a\n>    ```\n>    b\n>    ```\n> - ```\n>   c\n",
+        "│ 1. a\n│    ┌─\n│    b\n│    └─\n│ •\n│   ┌─\n│   c\n│   └─\n",
+    ),
+    "fence in a nested list": (
+        "- a\n  - b\n    ```\n    c\n      d\n    ```\n  ```\n  e\n  ```\n",
+        "• a\n  • b\n    ┌─\n    c\n      d\n    └─\n  ┌─\n  e\n  └─\n",
+    ),
+    "fence after a bullet": ("- ```\n  a\n  ```\n  b\n", "•\n  ┌─\n  a\n  └─\n  b\n"),
+    "fence indented less than its code": (
+        "1. a\n   ```\nb:\n    c\n```\n",
+        "1. a\n   ┌─\nb:\n    c\n└─\n",
+    ),
     "indented code": ("    *a*\n\n\n\t`b`\n\nc *d*\n", "    *a*\n\n\n\t`b`\n\nc d\n"),
     "indented code in a quote": (
         "a\n\n\n\n>     *a*\n>\n>     `b`\n",
@@ -101,7 +146,7 @@ SHOWN = {
     # Lines
     "empty lines": ("a\n\n\n \n\nb\n", "a\n\nb\n"),
     "other line ends": ("# a\r\n\r\n- *b*\r\n", "a\n\n• b\n"),
-    "tabs": ("a\tb\n```\n\tc\td\t\n```\n", "a\tb\n\tc\td\t\n"),
+    "tabs": ("a\tb\n```\n\tc\td\t\n```\n", "a\tb\n┌─\n\tc\td\t\n└─\n"),
     "right to left": ("- **שלום** עולם\n- مرحبا *بك*\n", "• שלום עולם\n• مرحبا بك\n"),
 }
 
@@ -143,9 +188,9 @@ STYLES = {
     "a comment over lines": (
         "```js\n/* a\n * if (b)\n */\nc\n```",
         "dim",
-        ["/* a", " * if (b)", " */"],
+        ["┌─ js", "/* a", " * if (b)", " */", "└─"],
     ),
-    "an unclosed comment": ("```html\n<!-- a\n <b>", "dim", ["<!-- a", " <b>"]),
+    "an unclosed comment": ("```html\n<!-- a\n <b>", "dim", ["┌─ html", "<!-- a", " <b>", "└─"]),
     "additions": ("```diff\n+a\n-b\n```\n+ c", "green", ["+a"]),
     "PHP without its tag": ("```php\nif ($a) { b(); }\n```", "magenta", ["if"]),
     "an unknown language": ("```teascript\nif x\n```", "magenta", []),
@@ -181,7 +226,7 @@ def test_colours_never_change_code() -> None:
     for language in sorted(LANGUAGES):
         source = "\n".join([f"~~~~{language}", *lines, *reversed(lines), "~~~~", ""])
         assert visible(styled(formatted(source, color=True))) == "\n".join(
-            [*lines, *reversed(lines), ""]
+            [f"┌─ {language}", *lines, *reversed(lines), "└─", ""]
         )
 
 
@@ -228,6 +273,37 @@ x (u)  | | y
 one    <z>
 """,
     ),
+    "pipes in code": (
+        """
+| a `|` b | `c|d` |
+|---|---|
+| `one|two` | ``x`|`y`` |
+| `a | b` |
+| e` | f` |
+""",
+        """
+a | b    c|d
+───────  ─────
+one|two  x`|`y
+`a       b`
+e`       f`
+""",
+    ),
+    "line breaks in cells": (
+        """
+| a<br>b | c |
+|---|--:|
+| d <br/> *e*<BR />`<br>` | f |
+""",
+        """
+a     c
+b
+────  ─
+d     f
+e
+<br>
+""",
+    ),
     "rows shorter and longer than the header": (
         """
 | a | b |
@@ -243,6 +319,33 @@ a  b
 1  2  3
 
 """,
+    ),
+    "no pipes around it": (
+        """
+*Tea* | °C | min
+--- | ---: | :-:
+Green | **75** | 2
+ a\\|b | `x|y` | 3
+|only | 1
+*no row*
+""",
+        """
+Tea     °C  min
+─────  ───  ───
+Green   75   2
+a|b    x|y   3
+only     1
+no row
+""",
+    ),
+    "no pipes around it, in a list in a quote": (
+        "> - a | b\n>   -|-\n>   cc | d\n>\n> e\n",
+        "│ • a   b\n│   ──  ─\n│   cc  d\n│\n│ e\n",
+    ),
+    "no pipes around it, unfinished": ("a | b\n-|-\nccc | d\ne", "a    b\n───  ─\nccc  d\ne"),
+    "no table": (
+        "a || b\nc | d\n- e | f\n\n1 | 2\n-|-|-\n3 | 4\n---\n5 | *6*",
+        "a || b\nc | d\n• e | f\n\n1 | 2\n-|-|-\n3 | 4\n─────\n5 | 6",
     ),
     "no header": ("| | |\n|-|-|\n| a | b |\n", "a  b\n"),
     "one column": ("|a|\n|-|\n|b|\n", "a\n─\nb\n"),
@@ -300,3 +403,11 @@ def test_a_table_that_is_too_wide_becomes_records() -> None:
     assert formatted(WIDE, width=width) == ALIGNED
     assert formatted(WIDE, width=width - 1) == RECORDS
     assert formatted("|a|b|\n|-|-|\n", width=3) == "a\nb\n"
+
+
+def test_a_table_without_pipes_around_it_that_is_too_wide_becomes_records() -> None:
+    source = "Tea | *Taste*\n--- | ---\nSencha | fresh\nAssam | malty\n"
+    records = "Tea | Taste\nTea: Sencha\nTaste: fresh\n\nTea: Assam\nTaste: malty\n"
+    assert formatted(source, width=12) == records
+    assert formatted(list(source), width=12, wrap=True) == records
+    assert formatted("Tea | *Taste*\n--- | ---\n", width=9) == "Tea | Taste\n"

@@ -1,15 +1,18 @@
 """Markdown as a user sees it arrive: early, whole, and once, on terminals of any width."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.color import ColorSystem
 
 from harness.terminal import Terminal
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.inline import HELD_MAX
+from llama_chat.terminal.renderer import REPLY_MARK
 from tests.markdown_output import formatted, styled, visible
 
 DATA = Path(__file__).parent / "data"
@@ -65,6 +68,13 @@ TASTES_WIDE_COLUMNS = (
         "Old cheese | smoked fish",
     ),
 )
+FENCES = [token for token in MarkdownIt().parse("".join(REPLY)) if token.type == "fence"]
+UNBROKEN = {
+    *(line.strip() for fence in FENCES for line in fence.content.splitlines()),
+    *TASTES.splitlines(),
+    *(line for line in SHOWN.splitlines() if re.search("^(中文|日本語|<p )|https:", line)),
+}
+"""Lines not broken, or not only between words: code, records, HTML, Chinese, addresses."""
 BETWEEN_TABLES = "And one that few terminals can hold:\n\n"
 
 
@@ -95,19 +105,22 @@ def test_a_terminal_holds_the_whole_reply_once(
     screen = terminal.screen
     rows = [*screen.history.top, *(screen.buffer[y] for y in range(screen.lines))]
     physical = ["".join(row[x].data for x in range(200)) for row in rows]
+    assert physical.pop(0).rstrip() == REPLY_MARK
     for line in shown(width, later_width).splitlines():
         wanted = squeezed(line)
-        found = squeezed(physical.pop(0))
+        found, words = squeezed(physical[0]), physical.pop(0)
         while len(found) < len(wanted):
-            found += squeezed(physical.pop(0))
+            found, words = found + squeezed(physical[0]), f"{words} {physical.pop(0)}"
         assert found == wanted
+        if line.strip() not in UNBROKEN:
+            assert words.replace("│", "").split() == line.replace("│", "").split()
     (below,) = physical
     assert squeezed(below) == ""
 
 
 def squeezed(line: str) -> str:
-    """Remove the blanks of a line: a tab has become several, and wrapping adds some."""
-    return "".join(line.split())
+    """Remove blanks and bars: a tab has become several blanks, and further rows have bars."""
+    return "".join(line.replace("│", "").split())
 
 
 def test_the_changed_widths_are_those_of_the_tables() -> None:
@@ -134,11 +147,13 @@ def test_the_changed_widths_are_those_of_the_tables() -> None:
         ("- a *b* c", "• a b c"),
         ("1. a", "1. a"),
         ("> > a", "│ │ a"),
-        ("```py\nx = 1\ny =", "x = 1\n"),
+        ("```py\nx = 1\ny =", "┌─ py\nx = 1\n"),
         ("<div class='a", "<div class='a"),
         ("    a = ", "    a = "),
         ("see https://a.b/c and", "see https://a.b/c and"),
         ("| a | b |\n| c", "| a | b |\n"),
+        ("if a | b or", "if a"),
+        ("if a | b or\nc", "if a | b or\nc"),
     ],
 )
 def test_certain_text_is_written_before_the_line_ends(source: str, early: str) -> None:
@@ -180,8 +195,8 @@ def test_a_very_long_line_of_code_is_written_before_it_ends() -> None:
     stream = MarkdownStream(Painter(ColorSystem.STANDARD), lambda: 80)
     line = "x = 1; " * 400
     early = stream.push(f"```python\n{line}")
-    assert early == line
-    assert visible(styled(stream.push("y\nz\n```\n") + stream.finish())) == "y\nz\n"
+    assert visible(styled(early)) == f"┌─ python\n{line}"
+    assert visible(styled(stream.push("y\nz\n```\n") + stream.finish())) == "y\nz\n└─\n"
 
 
 MARKS = ("*", "_", "~", "`", "[", "![", "<", "&", "\\(", "](", "http://", "|")

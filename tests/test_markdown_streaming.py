@@ -13,6 +13,7 @@ from markdown_it.token import Token
 from rich.color import ColorSystem
 
 from llama_chat.terminal.markdown import MarkdownStream, Painter
+from llama_chat.terminal.markdown.parsing import keep_words
 from llama_chat.terminal.sanitizer import BIDI_CONTROLS
 from tests.markdown_output import Styled, cut, formatted, styled, visible
 
@@ -62,6 +63,7 @@ def test_cuts_between_pieces_change_nothing(text: str, places: list[int]) -> Non
 @example("_a*b_c* **d")
 @example("**a*b**c* `d** e")
 @example("a*b** c")
+@example("*a __ab__ b* 1*2*3*")
 def test_a_line_is_read_as_markdown_it_reads_it(line: str) -> None:
     """The line also arrives character by character, so that each is read without the next."""
     line = "x " + line[:280]
@@ -72,6 +74,7 @@ def test_a_line_is_read_as_markdown_it_reads_it(line: str) -> None:
 def styled_by_markdown_it(line: str) -> Styled:
     """Parse a paragraph of one line with markdown-it, and give it the documented styles."""
     parser = MarkdownIt("commonmark").enable("strikethrough")
+    keep_words(parser)
     return list(_styled_tokens(parser.parse(line)[1].children or [], frozenset()))
 
 
@@ -156,16 +159,18 @@ def test_the_recorded_reply_is_what_was_checked_by_eye() -> None:
 def test_the_words_of_the_reply_are_those_markdown_it_finds() -> None:
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable("reference")
     tokens = parser.parse(SOURCE)
-    words = re.findall(r"\w+", " ".join(_texts(tokens)))
-    assert re.findall(r"\w+", formatted(REPLY, width=10**6)) == words
+    words = re.findall(r"[^\W_]+", " ".join(_texts(tokens)))
+    assert re.findall(r"[^\W_]+", formatted(REPLY, width=10**6)) == words
 
 
 def test_the_code_of_the_reply_is_that_which_markdown_it_finds() -> None:
     output = formatted(REPLY).replace("\n│ ", "\n")
-    blocks = [token.content for token in MarkdownIt().parse(SOURCE) if token.type == "fence"]
-    assert len(blocks) == 14
-    for code in blocks:
-        assert f"\n{code}" in output
+    fences = [token for token in MarkdownIt().parse(SOURCE) if token.type == "fence"]
+    shown = re.findall(r"^( *)┌─ ?(.*)\n([\s\S]*?)^\1└─$", output, re.M)
+    assert len(fences) == len(shown) == 14
+    for fence, (indentation, language, code) in zip(fences, shown, strict=True):
+        assert re.sub(f"^{indentation}", "", code, flags=re.M) == fence.content
+        assert language == fence.info
 
 
 OWN_TEXT = "https://example.org"
@@ -180,6 +185,8 @@ def _texts(tokens: list[Token]) -> Iterator[str]:
             yield " ".join(_texts(token.children or [])).replace("[x]", "")
         elif token.type == "list_item_open":
             yield token.info
+        elif token.type == "fence":
+            yield f"{token.info}\n{token.content}"
         elif token.type == "link_open":
             links.append(token)
         elif token.type == "link_close":

@@ -143,6 +143,9 @@ def test_echo_writes_the_prompt_and_one_final_newline_is_no_part_of_it(
 ) -> None:
     flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "3", "--temperature", "0", "-q")
     plain = run(*flags, home=home, stdin=b"  the hat\n").out
+    data = "a\r\nb\u200e \u05d0\u200f\u061c c\u202ed\re"
+    shown = run(*flags, "--echo", home=home, stdin=data.encode()).out
+    assert shown.startswith(data.replace("\u202e", "\ufffd").replace("\re", "␍e"))
     echoed = run(*flags, "--echo", home=home, stdin=b"  the hat").out
     assert echoed == "  the hat" + plain
 

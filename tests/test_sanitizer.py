@@ -1,11 +1,18 @@
 """No control sequence of a model reaches the terminal, however it is split."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.program import environment
+from harness.terminal import Terminal
 from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escaped, sanitize
+from llama_chat.terminal.streams import AnswerWriter
 
 ATTACKS = [
     "\x1b]52;c;ZXZpbA==\x07",  # writes to the clipboard
@@ -46,3 +53,41 @@ def test_json_for_a_terminal_says_the_same(text: str) -> None:
     harmless = escaped(json.dumps({text: [text]}, ensure_ascii=False))
     assert sanitize(harmless) == harmless
     assert json.loads(harmless) == {text: [text]}
+
+
+def test_on_a_terminal_an_answer_begins_without_blanks(tmp_path: Path) -> None:
+    code = (
+        "from llama_chat.terminal.streams import AnswerWriter\n"
+        "writer = AnswerWriter()\n"
+        "for answer in (' ', '  one ', 'two\\n  three'), (' four',):\n"
+        "    for piece in answer: writer.write(piece)\n"
+        "    writer.finish()\n"
+    )
+    command = [sys.executable, "-c", code]
+    with Terminal(command=command, home=tmp_path) as terminal:
+        assert terminal.wait_for_end() == 0
+        assert terminal.text.rstrip() == "one two\n  three\nfour"
+    piped = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment(tmp_path))
+    assert piped.stdout == b"   one two\n  three\n four\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "written"),
+    [
+        (["a\r\nb\r\n"], "a\r\nb\n"),
+        (["a\r", "\nb\r", "c\r"], "a\r\nb␍c␍\n"),
+        (["\r", "\n\r\n", "a"], "\r\n\r\na\n"),
+        (["a\n\r", "\r\n\n"], "a\n␍\n"),
+        (["\r\n", "\n"], ""),
+        (["\u200eאב\u200f\u061c ", "a\u202eb\u2066c"], "\u200eאב\u200f\u061c a\ufffdb\ufffdc\n"),
+        (["\x1b[2J\x9b\x00"], "␛[2J\ufffd␀\n"),
+    ],
+)
+def test_into_a_pipe_line_ends_and_direction_marks_are_data(
+    pieces: list[str], written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = AnswerWriter()
+    for piece in pieces:
+        writer.write(piece)
+    writer.finish()
+    assert capsys.readouterr().out == written

@@ -43,4 +43,5 @@ def bench(
 
     counts = prompt_tokens, new_tokens
     colored = streams.use_color(settings.color, sys.stdout)
-    AnswerWriter(raw=True).write(draw_bench(report, *counts, colored=colored))
+    wrapped = streams.is_terminal(sys.stdout)
+    AnswerWriter(raw=True).write(draw_bench(report, *counts, colored=colored, wrapped=wrapped))

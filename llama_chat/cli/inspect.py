@@ -65,7 +65,10 @@ def inspect(
         colored = streams.use_color(settings.color, sys.stdout)
         from llama_chat.terminal.model_picture import draw_model
 
-        AnswerWriter(raw=True).write(draw_model(report, colored=colored, with_tensors=tensors))
+        wrapped = streams.is_terminal(sys.stdout)
+        AnswerWriter(raw=True).write(
+            draw_model(report, colored=colored, wrapped=wrapped, with_tensors=tensors)
+        )
 
 
 def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:

@@ -289,6 +289,19 @@ class OutputSettings:
         },
         example="never",
     )
+    theme: str = define(
+        "choice",
+        "auto",
+        "Colours for the background of the terminal.",
+        scope="display",
+        values={
+            "auto": "for that which COLORFGBG says, else for any",
+            "dark": "for a dark one",
+            "light": "for a light one",
+            "none": "no colours in the chat: only bold, dim and underlined",
+        },
+        example="light",
+    )
     markdown: str = define(
         "choice",
         "auto",
@@ -300,6 +313,17 @@ class OutputSettings:
             "never": "as the model writes it",
         },
         example="never",
+    )
+    wrap: str = define(
+        "choice",
+        "words",
+        "Breaks between the rows of a formatted reply.",
+        scope="display",
+        values={
+            "words": "between words, on terminals",
+            "terminal": "where the terminal's edge is",
+        },
+        example="terminal",
     )
     plain: bool = define(
         "switch",

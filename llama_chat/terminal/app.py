@@ -208,7 +208,7 @@ class ChatApp:
         self._chat.tell_notes()
         warnings, self._warnings = self._warnings, []
         for line in warnings:
-            self._chat.renderer.note(f"warning: {one_line(line)}", "yellow")
+            self._chat.renderer.note(f"warning: {one_line(line)}", "bold")
 
     def _on_change(self) -> None:
         """Schedule ``_update`` in the thread of the input; called in any thread."""

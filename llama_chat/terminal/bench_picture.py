@@ -20,7 +20,9 @@ _PARTS = {
 """Displayed names of the parts of a token's time."""
 
 
-def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored: bool) -> str:
+def draw_bench(
+    report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored: bool, wrapped: bool = True
+) -> str:
     """Draw a measurement.
 
     Args:
@@ -28,6 +30,7 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
         n_prompt: tokens that were prefilled.
         n_new: tokens that were decoded.
         colored: whether to use colours.
+        wrapped: whether it is at most as wide as the terminal, or lines are never broken.
     """
     used, bandwidth = report["bandwidth_used"], report["bandwidth_gb_s"]
     rows = [
@@ -58,4 +61,5 @@ def draw_bench(report: Mapping[str, Any], n_prompt: int, n_new: int, *, colored:
         title,
         {"Speed": speeds, f"One token, {sum(token.values()):.2f} ms": shares(parts)},
         colored=colored,
+        wrapped=wrapped,
     )

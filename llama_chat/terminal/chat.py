@@ -46,7 +46,7 @@ class Chat:
             interrupts: tells of Ctrl-C, and of signals that end the chat.
         """
         self._settings = PromptedSettings(settings)
-        self.renderer = self._new_renderer()
+        self.renderer = Renderer(settings)
         self.conversation = Conversation(settings.system)
         self.file = ConversationFile()
         self.tag = ModelTag()
@@ -229,7 +229,7 @@ class Chat:
             self.notes += filter(None, [self.session.template.take_note()])
         self._settings.change(name, value, source)
         if scope == "display":
-            self.renderer = self._new_renderer()
+            self.renderer = Renderer(self.settings)
         self.configure()
 
     def configure(self) -> None:
@@ -250,10 +250,6 @@ class Chat:
         self._settings.end_prompt()
         self.conversation.examples = ()
         self.configure()
-
-    def _new_renderer(self) -> Renderer:
-        settings = self.settings
-        return Renderer(settings.color, settings.markdown, plain=settings.plain)
 
     def send(self, text: str) -> None:
         """Send a message, with the attachments in front, and show the reply."""

@@ -10,33 +10,41 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from types import FrameType
 from typing import Any, Protocol
 
-from prompt_toolkit import PromptSession
+from prompt_toolkit import PromptSession, print_formatted_text
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
-from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
+from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
+from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
-from llama_chat.terminal.sanitizer import REPLACEMENTS
+from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
 
-_STYLE = Style.from_dict(
-    {
-        "prompt": "bold ansigreen",
-        "auto-suggestion": "ansibrightblack",
-        "bottom-toolbar": "noreverse ansibrightblack",
-        "bottom-toolbar.text": "noreverse ansibrightblack",
-        "bottom-toolbar.warning": "noreverse ansiyellow",
-    }
-)
-_NO_STYLE = Style.from_dict({"bottom-toolbar": "noreverse"})
+_STYLE = {
+    "prompt": "bold ansigreen",
+    "auto-suggestion": "fg:default dim",
+    "bottom-toolbar": "noreverse",
+    "bottom-toolbar.text": "noreverse dim",
+    "bottom-toolbar.warning": "noreverse bold",
+    **dict.fromkeys(("search", "completion-menu"), "fg:default bg:default reverse"),
+    "completion-menu.completion.current": "fg:default bg:default noreverse bold",
+    "completion-menu.meta.completion": "fg:default bg:default",
+    "completion-menu.meta.completion.current": "fg:default bg:default noreverse",
+    **dict.fromkeys(("scrollbar.background", "scrollbar.button"), "bg:default"),
+    **dict.fromkeys(("aborting", "exiting"), "fg:default dim"),
+    "nbsp": "fg:default underline",
+}
+"""Styles that read well on any background: on some, bright black and yellow are not to be seen."""
+_NO_COLOR = {"auto-suggestion": "nodim underline"}
 
 # The table by which prompt-toolkit draws every character: of the input, suggestions, completions
 # and the toolbar. The text of the input stays as it is.
@@ -171,7 +179,8 @@ class PromptInput:
             complete_in_thread=True,  # keys must not wait for a slow disk
             key_bindings=_keys(completer, on_clear, on_send, on_failure, self._edit),
             bottom_toolbar=lambda: self._drawn(toolbar),
-            style=_STYLE if colored else _NO_STYLE,
+            style=Style.from_dict(_STYLE if colored else _STYLE | _NO_COLOR),
+            color_depth=ColorDepth.DEPTH_4_BIT if colored else ColorDepth.DEPTH_1_BIT,
             enable_suspend=True,
         )
 
@@ -202,13 +211,22 @@ class PromptInput:
 
     def _prompt(self, default: str) -> str:
         self._is_shown = False
+        self._session.app.erase_when_done = False
         try:
-            return self._session.prompt(
+            text = self._session.prompt(
                 default=default,
                 pre_run=self._prepare,
                 handle_sigint=False,
                 set_exception_handler=False,  # it would wait for Enter
             )
+            if is_long(text):
+                echo = [("class:prompt", PROMPT), ("", sanitize(shortened(text)))]
+                print_formatted_text(
+                    FormattedText(echo),
+                    style=self._session.style,
+                    color_depth=self._session.color_depth,
+                )
+            return text
         finally:
             self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
 
@@ -319,6 +337,7 @@ def _keys(
     @keys.on("enter")
     def _(event: KeyPressEvent) -> None:
         on_send()
+        event.app.erase_when_done = is_long(event.current_buffer.text)
         event.current_buffer.validate_and_handle()
 
     @keys.on("escape", "enter")

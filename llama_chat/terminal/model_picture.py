@@ -35,12 +35,15 @@ Report = Mapping[str, Any]
 """Report of ``cli.inspect.describe``."""
 
 
-def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> str:
-    """Draw a model, at most as wide as the terminal.
+def draw_model(
+    report: Report, *, colored: bool, wrapped: bool = True, with_tensors: bool = False
+) -> str:
+    """Draw a model.
 
     Args:
         report: description of the model; its control characters are replaced.
         colored: whether to use colours; without them it is plain text.
+        wrapped: whether it is at most as wide as the terminal, or lines are never broken.
         with_tensors: whether to list every tensor.
     """
     sections = {
@@ -54,7 +57,7 @@ def draw_model(report: Report, *, colored: bool, with_tensors: bool = False) -> 
     }
     if with_tensors:
         sections["Tensors"] = _tensors(report)
-    return draw_page(_title(report), sections, colored=colored)
+    return draw_page(_title(report), sections, colored=colored, wrapped=wrapped)
 
 
 def _title(report: Report) -> Text:
@@ -139,7 +142,7 @@ def _memory(report: Report) -> RenderableType:
         verdict = Text(f"fits: {readable_size(whole)} of {readable_size(free)} free", "green")
     elif report["fitting_context"]:
         tokens = counted(report["fitting_context"], "token", ",")
-        verdict = Text(f"fits up to {tokens}: {readable_size(free)} free", "yellow")
+        verdict = Text(f"fits up to {tokens}: {readable_size(free)} free", "bold")
     else:
         needed = f"the weights take {readable_size(weights)} of {readable_size(free)} free"
         verdict = Text(f"does not fit: {needed}", "red")
@@ -186,7 +189,7 @@ def _template(report: Report) -> RenderableType:
         how = "rendered by Jinja" if is_jinja else f"{template['name']}, rendered by llama-chat"
         rows.append(safe_text(how + (f", from {template['source']}" if template["source"] else "")))
     if template["note"]:
-        rows.append(safe_text(template["note"], "yellow"))
+        rows.append(safe_text(template["note"], "bold"))
     if len(template["texts"]) > 1 and template["name"] is not None:
         rows.append(safe_text("--template-name: " + ", ".join(template["texts"]), "dim"))
     for number, dialog in enumerate(template["dialogs"], 1):

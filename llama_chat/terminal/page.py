@@ -16,15 +16,32 @@ from llama_chat.terminal.tables import FittedTable
 _LEAST_WIDTH, _GREATEST_WIDTH = 40, 100
 """Limits of the page's width, which otherwise is that of the terminal."""
 
+_UNWRAPPED = 10_000
+"""Width that no line has."""
+
+_BAR_WIDTH = 60
+
 
 def draw_page(
-    title: RenderableType, sections: Mapping[str, RenderableType], *, colored: bool
+    title: RenderableType,
+    sections: Mapping[str, RenderableType],
+    *,
+    colored: bool,
+    wrapped: bool = True,
 ) -> str:
-    """Draw a title, and sections under their headings; without colours it is plain text."""
+    """Draw a title, and sections under their headings.
+
+    Args:
+        title: the title.
+        sections: what is below each heading.
+        colored: whether to use colours; without them it is plain text.
+        wrapped: whether it is at most as wide as the terminal, or lines are never broken.
+    """
     page = io.StringIO()
+    columns = min(max(shutil.get_terminal_size().columns, _LEAST_WIDTH), _GREATEST_WIDTH)
     console = Console(
         file=page,
-        width=min(max(shutil.get_terminal_size().columns, _LEAST_WIDTH), _GREATEST_WIDTH),
+        width=columns if wrapped else _UNWRAPPED,
         force_terminal=colored,
         color_system="standard" if colored else None,
         no_color=not colored,
@@ -52,7 +69,7 @@ def shares(parts: Iterable[tuple[str, str, float]]) -> FittedTable:
             Text(label),
             Text(shown),
             Text(f"{amount / total:.1%}"),
-            Bar(total, 0, amount, color="cyan"),
+            Bar(total, 0, amount, width=_BAR_WIDTH, color="cyan"),
         )
         for label, shown, amount in known
     ]

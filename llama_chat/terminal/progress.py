@@ -75,7 +75,7 @@ def _new_bar(*, in_bytes: bool) -> "Progress":
         TransferSpeedColumn,
     )
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, no_color=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

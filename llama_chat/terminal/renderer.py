@@ -10,31 +10,37 @@ from rich.text import Text
 from llama_chat.chat.conversation import Message
 from llama_chat.errors import counted
 from llama_chat.generation.events import Finish
+from llama_chat.settings.definitions import OutputSettings
+from llama_chat.terminal.echo import shortened
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
-from llama_chat.terminal.streams import use_color
+from llama_chat.terminal.streams import is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
+from llama_chat.terminal.theme import substitutes
+
+REPLY_MARK = "── model"
+"""Line before a reply."""
 
 
 class Renderer:
     """Writer of replies as they stream, and of notes between them.
 
-    Append-only: written text is never redrawn, except for a status at the end. The terminal wraps
-    lines, so that copying a long line gives one line.
+    Append-only: written text is never redrawn, except for a status at the end.
     """
 
-    def __init__(self, color: str = "auto", markdown: str = "auto", *, plain: bool = False) -> None:
-        """Write to stdout.
-
-        Args:
-            color: ``auto``, ``always`` or ``never``.
-            markdown: the same, for formatting replies.
-            plain: whether the cursor must never move back.
-        """
-        self.plain = plain or os.environ.get("TERM") == "dumb"
-        self.colored = use_color(color, sys.stdout) and not (self.plain and color == "auto")
+    def __init__(self, settings: OutputSettings) -> None:
+        """Write to stdout; with ``settings.plain`` the cursor never moves back."""
+        color, markdown = settings.color, settings.markdown
+        self.plain = settings.plain or os.environ.get("TERM") == "dumb"
+        self.colored = (
+            use_color(color, sys.stdout)
+            and not (self.plain and color == "auto")
+            and settings.theme != "none"
+        )
+        self._substitutes = substitutes(settings.theme) if self.colored else {}
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
+        self._wraps = settings.wrap == "words" and is_terminal(sys.stdout)
         self.console = Console(
             file=sys.stdout,
             highlight=False,
@@ -48,8 +54,18 @@ class Renderer:
         self._status = ""
 
     def reply(self, begun: str = "") -> "ReplyWriter":
-        """Begin a reply, or continue one whose part ``begun`` was written before."""
-        writer = ReplyWriter(self, self._painter(), formatted=self._formatted)
+        """Begin a reply, or continue one whose part ``begun`` was written before.
+
+        A mark shows who speaks: always the same, so that no width of the terminal breaks it.
+        """
+        if not (begun or self.plain):
+            self.line(Text(REPLY_MARK, style="dim"))
+        markdown = (
+            MarkdownStream(self._painter(), lambda: self.console.width, wrap=self._wraps)
+            if self._formatted
+            else None
+        )
+        writer = ReplyWriter(self, markdown)
         writer.skip(begun)
         return writer
 
@@ -98,7 +114,7 @@ class Renderer:
     def echo_user(self, text: str) -> None:
         """Write a message of the user as it looked in the input."""
         self.end_line()
-        self.console.print(Text(f"› {sanitize(text)}", style="bold"))
+        self.console.print(Text(f"› {sanitize(shortened(text))}", style="bold"))
 
     def show(self, message: Message | None) -> None:
         """Write a message as it looked at first, a reply after its question."""
@@ -161,22 +177,24 @@ class Renderer:
 
     def _painter(self) -> Painter:
         system = self.console.color_system
-        return Painter(COLOR_SYSTEMS[system] if system else None, colored=self.colored)
+        return Painter(
+            COLOR_SYSTEMS[system] if system else None,
+            colored=self.colored,
+            substitutes=self._substitutes,
+        )
 
 
 class ReplyWriter:
     """Writer of one reply, piece by piece."""
 
-    def __init__(self, renderer: Renderer, painter: Painter, *, formatted: bool) -> None:
+    def __init__(self, renderer: Renderer, markdown: MarkdownStream | None) -> None:
         self._renderer = renderer
-        self._markdown = (
-            MarkdownStream(painter, lambda: renderer.console.width) if formatted else None
-        )
+        self._markdown = markdown
 
     def skip(self, text: str) -> None:
         """Continue after ``text`` without writing it: a code block that it opens is open."""
         if self._markdown is not None:
-            self._markdown.push(text[: text.rfind("\n") + 1])
+            self._renderer.write(self._markdown.skip(text[: text.rfind("\n") + 1]))
 
     def push(self, text: str) -> None:
         """Write a piece."""

@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterable
 from itertools import takewhile
 
-BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Unicode characters that reorder the text around them."""
+DIRECTION_MARKS = "\u061c\u200e\u200f"
+"""Unicode characters that only have a direction, as letters do."""
+
+BIDI_CONTROLS = DIRECTION_MARKS + "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Unicode characters that reorder the text around them, or have a direction unseen."""
 
 REPLACEMENTS: dict[str, str] = {
     **{chr(code): chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
@@ -17,6 +20,8 @@ REPLACEMENTS: dict[str, str] = {
 """Visible characters, each for one that a terminal must not get."""
 
 _TABLE = str.maketrans(REPLACEMENTS)
+_DATA_TABLE = {code: _TABLE[code] for code in _TABLE if chr(code) not in DIRECTION_MARKS + "\r"}
+_LONE_RETURN = re.compile(r"\r(?!\n)")
 
 _UNESCAPED = re.compile(f"[\x7f-\x9f{BIDI_CONTROLS}\u2028\u2029\ud800-\udfff]")
 """Characters that JSON may hold as they are, and a terminal, a script or UTF-8 may not."""
@@ -37,6 +42,11 @@ def sanitize(text: str) -> str:
     replaced. Newline and tab stay.
     """
     return text.translate(_TABLE)
+
+
+def sanitize_data(text: str) -> str:
+    """Sanitize text for a pipe: direction marks stay, and carriage returns before a newline."""
+    return _LONE_RETURN.sub(REPLACEMENTS["\r"], text.translate(_DATA_TABLE))
 
 
 def restored(line: str, text: str) -> str:

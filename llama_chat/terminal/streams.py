@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from llama_chat.errors import ClosedPipe, LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import MAX_PROMPT_BYTES, decode_text
-from llama_chat.terminal.sanitizer import escaped, sanitize
+from llama_chat.terminal.sanitizer import escaped, sanitize, sanitize_data
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -147,27 +147,37 @@ class AnswerWriter:
         """Write to stdout; with ``raw`` every character unchanged, and none added."""
         sys.stdout.write("")  # if stdout is closed, that is an error before any work
         self._raw = raw
-        self._newlines = ""
+        self._is_shown = is_terminal(sys.stdout)
+        self._sanitize = sanitize if self._is_shown else sanitize_data
+        self._held = ""
+        """Newlines at the end of what was written, or a carriage return."""
         self._empty = True
 
     def write(self, text: str) -> None:
-        """Write a piece of the answer; newlines at its end are held until more text follows."""
+        """Write a piece of the answer; newlines at its end are held until more text follows.
+
+        On a terminal, blanks at the beginning of the answer are left out.
+        """
         if not text:
             return
         if not self._raw:
-            text = self._newlines + sanitize(text)
-            body = text.rstrip("\n")
-            self._newlines = text[len(body) :]
-            text = body
+            if self._is_shown and self._empty and not self._held:
+                text = text.lstrip(" ")
+            text = self._held + text
+            body = text.rstrip("\r\n")
+            self._held = text[len(body) :]
+            text = self._sanitize(body)
         if text:
             self._empty = False
             sys.stdout.write(text)
 
     def finish(self) -> None:
         """End the answer."""
-        if not self._raw and not self._empty:
-            sys.stdout.write("\n")
-        self._newlines, self._empty = "", True
+        if not self._raw:
+            returns = self._sanitize(self._held).rstrip("\r\n")
+            if returns or not self._empty:
+                sys.stdout.write(returns + "\n")
+        self._held, self._empty = "", True
 
 
 def to_json(value: object, indent: int | None = None) -> str:

@@ -184,7 +184,7 @@ def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs)
 
 def _probability_style(probability: float) -> str:
     """Choose the style of a token: plain if probable, more visible the less it is."""
-    return "" if probability > 0.7 else "yellow" if probability > 0.3 else "bold red"
+    return "" if probability > 0.7 else "bold" if probability > 0.3 else "bold red"
 
 
 def _show_alternatives(

@@ -3,10 +3,15 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from llama_chat.terminal.markdown.highlighting import Highlighter
+from llama_chat.terminal.markdown.highlighting import Highlighter, highlighter, language
+from llama_chat.terminal.markdown.inline import HELD_MAX
 from llama_chat.terminal.markdown.line_starts import columns, without_indent
-from llama_chat.terminal.markdown.painting import Span
+from llama_chat.terminal.markdown.painting import DIM, Span, stripped, width_of
+from llama_chat.terminal.markdown.prose import ProseLine
 from llama_chat.terminal.markdown.table import Table
+
+_LANGUAGE_MAX = 20
+"""Length to which the name of a language is cut."""
 
 
 class Mode(Enum):
@@ -56,6 +61,8 @@ class Level:
     """Columns in which the text of the open list items begins."""
     is_paragraph: bool = False
     """True if the next line may continue a paragraph."""
+    columns: int = 0
+    """Columns of the last line of the paragraph."""
     is_code: bool = False
     """True if the last line that is not empty is indented code."""
 
@@ -71,13 +78,19 @@ class Level:
 
 @dataclass(slots=True)
 class Fence:
-    """Fenced code block."""
+    """Fenced code block, shown between two dim lines, the first with the language."""
 
     depth: int
+    margin: list[Span]
+    """Bars of the quotes it is in."""
+    container: int
+    """Column of the text of the list item it is in, where its code is shown."""
     indent: int
     """Column of the fence."""
     marker: str
-    highlighter: Highlighter | None
+    info: str
+    """Language, perhaps with more behind."""
+    highlighter: Highlighter | None = field(init=False)
     code_indent: int = field(init=False)
     """Columns of indentation removed from the code: at first those of the fence.
 
@@ -87,6 +100,24 @@ class Fence:
 
     def __post_init__(self) -> None:
         self.code_indent = self.indent
+        self.highlighter = highlighter(self.info)
+
+    @property
+    def top(self) -> list[Span]:
+        """Line above the code."""
+        return self._edge(f"┌─ {language(self.info)[:_LANGUAGE_MAX]}".rstrip(" "))
+
+    @property
+    def bottom(self) -> list[Span]:
+        """Line below the code."""
+        return self._edge("└─")
+
+    def _edge(self, line: str) -> list[Span]:
+        return [*self.margin, Span(self._indentation), Span(line, DIM)]
+
+    @property
+    def _indentation(self) -> str:
+        return " " * min(self.container, self.code_indent)
 
     def is_closed_by(self, line: str) -> bool:
         """True if ``line`` is the closing fence."""
@@ -96,13 +127,15 @@ class Fence:
     def spans(self, line: str) -> list[Span]:
         """Highlight a line of the code."""
         code = self._code(line)
-        return self.highlighter.line(code) if self.highlighter else [Span(code)]
+        spans = self.highlighter.line(code) if self.highlighter else [Span(code)]
+        return [Span(self._indentation), *spans] if code else spans
 
     def uncoloured(self, line: str) -> str:
         """Return the code of a line that is too long to highlight."""
         if self.highlighter:
             self.highlighter.forget()
-        return self._code(line)
+        code = self._code(line)
+        return self._indentation + code
 
     def _code(self, line: str) -> str:
         body = line.lstrip(" \t")
@@ -131,7 +164,27 @@ class PendingTable:
     depth: int
     margin: list[Span]
     hanging: list[Span]
-    header: str
-    table: Table
+    prose: ProseLine
+    """The line that may be the header; its margin and first cell are written if it is begun."""
+    table: Table = field(init=False)
     is_certain: bool = False
     """True if there is a delimiter row below the header."""
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.prose.text)
+
+    def continues(self, line: str, *, complete: bool) -> bool:
+        """True if ``line`` is, or as far as it is complete may be, a row of the table."""
+        if not self.prose.is_begun:
+            return line.startswith("|")
+        return "|" in line or not (complete or len(line) > HELD_MAX)
+
+    def lines(self, width: int) -> list[list[Span]]:
+        """Lay out the table, without what is written, or format the line if it begins none."""
+        margin = [] if self.prose.is_begun else self.margin
+        if not self.is_certain:
+            return [[*margin, *self.prose.finish()]]
+        held = self.prose.held if self.prose.is_begun else ""
+        first, *more = self.table.lay_out(width - width_of(self.hanging), held)
+        lines = [[*margin, *self.prose.finish_cell(), *first]]
+        return [stripped(line) for line in (*lines, *([*self.hanging, *line] for line in more))]

@@ -139,16 +139,22 @@ def _style(kind: str) -> Style:
     return _STYLES.get(kind, PLAIN)
 
 
+def language(info: str) -> str:
+    """Return the language in the info string of a fence; empty if it names none."""
+    found = _LANGUAGE.search(info)
+    return found[0] if found else ""
+
+
 def highlighter(info: str) -> Highlighter | None:
     """Return a highlighter for the info string of a fence; None if its language is unknown."""
-    found = _LANGUAGE.search(info.lower())
-    if not found or found[0] not in LANGUAGES:
+    name = language(info).lower()
+    if name not in LANGUAGES:
         return None
     # Imported late: not every conversation has code in it.
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
 
     try:
-        return Highlighter(get_lexer_by_name(found[0], **_OPTIONS.get(found[0], {})))
+        return Highlighter(get_lexer_by_name(name, **_OPTIONS.get(name, {})))
     except ClassNotFound:  # an older Pygments
         return None

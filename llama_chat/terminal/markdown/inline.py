@@ -15,6 +15,7 @@ from llama_chat.terminal.markdown.parsing import (
     URL,
     URL_CHARACTERS,
     Parsed,
+    is_within_word,
 )
 
 HELD_MAX = 300
@@ -231,7 +232,8 @@ class InlineStream:
             state = StateInline(self._before + self._held, PARSER, {}, [])
             scanned = state.scanDelims(len(self._before) + self._position, run[1] != "_")
             self._may_be_closed = scanned.can_close
-            if scanned.can_open:
+            before = (self._before + self._held[: self._position])[-1:]
+            if scanned.can_open and not is_within_word(before, self._held[run.end()]):
                 self._openers.append(self._position)
                 self._has_delimiters = True
         return self._pass(len(run[0]))

@@ -16,6 +16,8 @@ class Kind(Enum):
     NUMBER = auto()
     TASK = auto()
     HEADING = auto()
+    UNDERLINE = auto()
+    """Line below a heading."""
     RULE = auto()
     FENCE = auto()
     ROW = auto()
@@ -52,6 +54,7 @@ _NUMBER = _rule(
 )
 _TASK = _rule(Kind.TASK, r"\[([ xX])\](?=[ \t])", r"\[(?:[ xX]\]?)?")
 _HEADING = _rule(Kind.HEADING, r"(#{1,6})[ \t]+(?=[^ \t\n])", r"#{1,6}[ \t]*")
+_UNDERLINE = _rule(Kind.UNDERLINE, r"(=|-)\1{2,}[ \t]*\n", r"(=|-)\1*[ \t]*")
 _BREAK = _rule(
     Kind.RULE,
     r"(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})\n",
@@ -72,7 +75,8 @@ _MATH = _rule(Kind.MATH, r"(\\\[|\$\$)[ \t]*\n", r"\\|\$|(?:\\\[|\$\$)[ \t]*")
 
 _RULES = {
     ">": (_QUOTE,),
-    "-": (_BREAK, _BULLET),
+    "=": (_UNDERLINE,),
+    "-": (_UNDERLINE, _BREAK, _BULLET),
     "*": (_BREAK, _BULLET),
     "+": (_BULLET,),
     "_": (_BREAK,),

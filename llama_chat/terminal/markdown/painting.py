@@ -1,6 +1,6 @@
 """Styled spans of text, and their conversion to escape sequences."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -30,6 +30,8 @@ class Span(NamedTuple):
 
     text: str
     style: Style = PLAIN
+    whole: bool = False
+    """True for code and addresses, which word wrap never breaks."""
 
 
 class Painter:
@@ -38,31 +40,43 @@ class Painter:
     Every span ends in the default style, since writing may be interrupted at any point.
     """
 
-    def __init__(self, color_system: ColorSystem | None, *, colored: bool = True) -> None:
+    def __init__(
+        self,
+        color_system: ColorSystem | None,
+        *,
+        colored: bool = True,
+        substitutes: Mapping[str, Style] | None = None,
+    ) -> None:
         """Paint for a terminal.
 
         Args:
             color_system: colours that it supports; None adds no escape sequences.
             colored: whether to use colours, or only bold, italic and the like.
+            substitutes: styles in place of colours, by their names.
         """
         self._color_system = color_system
         self._colored = colored
+        self._substitutes = substitutes or {}
 
     def paint(self, spans: Iterable[Span]) -> str:
         """Convert the spans of a line to text."""
         system = self._color_system
         return "".join(
-            (style if self._colored else style.without_color).render(
-                sanitize(text), color_system=system
-            )
-            for text, style in spans
+            self._adapted(style).render(sanitize(text), color_system=system)
+            for text, style, _ in spans
             if text
         )
+
+    def _adapted(self, style: Style) -> Style:
+        if not self._colored:
+            return style.without_color
+        substitute = self._substitutes.get(style.color.name) if style.color else None
+        return style.without_color + substitute if substitute else style
 
 
 def width_of(spans: Iterable[Span]) -> int:
     """Compute the terminal columns that ``spans`` take."""
-    return sum(cell_len(sanitize(text)) for text, _ in spans)
+    return sum(cell_len(sanitize(span.text)) for span in spans)
 
 
 def stripped(spans: list[Span]) -> list[Span]:
@@ -71,5 +85,5 @@ def stripped(spans: list[Span]) -> list[Span]:
     while spans and not (text := spans[-1].text.rstrip(" \t")):
         spans.pop()
     if spans:
-        spans[-1] = Span(text, spans[-1].style)
+        spans[-1] = spans[-1]._replace(text=text)
     return spans

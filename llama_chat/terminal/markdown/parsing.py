@@ -1,17 +1,21 @@
-r"""Parsing of inline Markdown to spans, by markdown-it with four changes.
+r"""Parsing of inline Markdown to spans, by markdown-it with six changes.
 
 - A backslash is an escape only before a character that means something in Markdown. Before others
   it stays, as paths and LaTeX need it: ``C:\temp``, ``\{x\}``, ``a \\ b``.
 - LaTeX between ``\(`` and ``\)``, or ``\[`` and ``\]``, is kept unchanged.
+- Asterisks between letters or digits, as in ``5*4*3``, begin no emphasis, unless the script has no
+  upper case: those that put no blanks between words are among them.
+- Names such as ``__init__`` and ``__FILE__`` stay.
 - An ``https://…`` without brackets around it is a link.
 - Addresses are shown as they are written, not percent-encoded.
 """
 
 import re
 import string
+import unicodedata
 
 from markdown_it import MarkdownIt
-from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline import StateInline, emphasis
 from markdown_it.token import Token
 from rich.style import Style
 
@@ -34,6 +38,7 @@ URL = (
 
 _ESCAPE = re.compile(rf"({MATH})|\\({ESCAPABLE})|(\\[\\()\[\]])")
 _BARE_URL = re.compile(URL)
+_NAME = re.compile(r"(?<![A-Za-z0-9_])__(?:[a-z][a-z0-9_]+|[A-Z][A-Z0-9_]+)__(?![A-Za-z0-9_])")
 _STYLES = {"em": ITALIC, "strong": BOLD, "s": STRIKE}
 
 
@@ -70,6 +75,39 @@ def _bare_url(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def is_within_word(before: str, after: str) -> bool:
+    """True if asterisks between these characters, or none, begin no emphasis."""
+    return all(c and unicodedata.category(c) in ("Lu", "Ll", "Lt", "Nd") for c in (before, after))
+
+
+def _emphasis(state: StateInline, silent: bool) -> bool:
+    """Inline rule for ``*`` and ``_``, which begin nothing within a word."""
+    start, n_before = state.pos, len(state.delimiters)
+    if not emphasis.tokenize(state, silent):
+        return False
+    if is_within_word(state.src[start - 1 : start], state.src[state.pos : state.pos + 1]):
+        for delimiter in state.delimiters[n_before:]:
+            delimiter.open = False
+    return True
+
+
+def _name(state: StateInline, silent: bool) -> bool:
+    """Inline rule for names between two underscores."""
+    found = _NAME.match(state.src, state.pos, state.posMax)
+    if not found:
+        return False
+    if not silent:
+        state.push("text_special", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def keep_words(parser: MarkdownIt) -> None:
+    """Make ``parser`` read products and names as they are written."""
+    parser.inline.ruler.at("emphasis", _emphasis)
+    parser.inline.ruler.before("emphasis", "name", _name)
+
+
 class _Parser(MarkdownIt):
     """Parser of inline Markdown only."""
 
@@ -77,6 +115,7 @@ class _Parser(MarkdownIt):
         super().__init__("zero", {"html": True})
         self.enable(["backticks", "strikethrough", "emphasis", "link", "image"])
         self.enable(["autolink", "html_inline", "entity"])
+        keep_words(self)
         self.inline.ruler.before("backticks", "latex_or_escape", _escape)
         self.inline.ruler.before("backticks", "bare_url", _bare_url)
 
@@ -126,8 +165,7 @@ class Parsed:
         """Return the text without its markers, styled on top of ``base``."""
         spans = _spans(self._state.tokens, base)
         if self._n_after:
-            text, style = spans[-1]
-            spans[-1] = Span(text[: -self._n_after], style)
+            spans[-1] = spans[-1]._replace(text=spans[-1].text[: -self._n_after])
         return spans
 
 
@@ -138,7 +176,7 @@ def _spans(tokens: list[Token], base: Style) -> list[Span]:
     for token in tokens:
         kind, style = token.type, styles[-1]
         if kind == "code_inline":
-            spans.append(_span(token.content, style + CODE))
+            spans.append(_span(token.content, style + CODE, whole=True))
         elif kind == "image":
             inside = _spans(token.children or [], style + UNDERLINE)
             spans += _link(inside, str(token.attrs["src"]), token, style)
@@ -159,9 +197,9 @@ def _spans(tokens: list[Token], base: Style) -> list[Span]:
     return spans
 
 
-def _span(text: str, style: Style) -> Span:
+def _span(text: str, style: Style, *, whole: bool = False) -> Span:
     """Make a one-line span: a line break from an entity becomes a blank, as in HTML."""
-    return Span(text.replace("\n", " "), style)
+    return Span(text.replace("\n", " "), style, whole)
 
 
 def _link(inside: list[Span], url: str, token: Token, style: Style) -> list[Span]:
@@ -169,8 +207,10 @@ def _link(inside: list[Span], url: str, token: Token, style: Style) -> list[Span
     text = "".join(span.text for span in inside)
     title = f'"{token.attrs["title"]}"' if "title" in token.attrs else ""
     if not text:
-        inside, url = [_span(url, style + UNDERLINE)], ""
+        inside, url = [_span(url, style + UNDERLINE, whole=True)], ""
     elif url in (text, f"mailto:{text}"):
-        url = ""
-    note = " ".join(filter(None, (url, title)))
-    return [*inside, _span(f" ({note})", style + DIM)] if note else inside
+        inside, url = [span._replace(whole=True) for span in inside], ""
+    note = [_span(url, style + DIM, whole=True)] if url else []
+    if title:
+        note.append(_span(f" {title}" if url else title, style + DIM))
+    return [*inside, Span(" (", style + DIM), *note, Span(")", style + DIM)] if note else inside

@@ -12,17 +12,13 @@ from llama_chat.terminal.markdown.blocks import (
     PendingTable,
     Verbatim,
 )
-from llama_chat.terminal.markdown.highlighting import highlighter
-from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream, format_line
+from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream
 from llama_chat.terminal.markdown.line_starts import Kind, Start, columns, recognise
 from llama_chat.terminal.markdown.painting import DIM, HEADINGS, Painter, Span, stripped, width_of
-from llama_chat.terminal.markdown.table import Table
+from llama_chat.terminal.markdown.prose import ROW_MAX, ProseLine
 
 CODE_MAX = 2_000
 """Length beyond which a line of code is written as it arrives, without colours."""
-
-ROW_MAX = 10_000
-"""Length beyond which a line begins no table."""
 
 MARKERS_MAX = 32
 """Quotes and list items that may begin in one line; further markers are text."""
@@ -31,35 +27,39 @@ BAR = Span("│ ", DIM)
 RULE = Span("─" * 8, DIM)
 """Horizontal rule, short enough that no terminal wraps it."""
 
-_ALL = frozenset(Kind) - {Kind.TASK}
+_ALL = frozenset(Kind) - {Kind.TASK, Kind.UNDERLINE}
 _ANYWHERE = frozenset({Kind.BULLET, Kind.NUMBER, Kind.FENCE, Kind.ROW})
 """Kinds recognised at any indentation, since models often indent them too far."""
 _ITEMS = frozenset({Kind.BULLET, Kind.NUMBER})
+_UNDERLINES = {"=": "═", "-": "─"}
 _CLOSING = {"\\[": "\\]", "$$": "$$"}
 
 
 class MarkdownStream:
     """Streaming formatter for a terminal that is only appended to.
 
-    Returned text is final: later text never changes it. The terminal wraps lines, so that copying
-    a long line gives one line.
+    Returned text is final: later text never changes it. Code, and tables that do not fit, are left
+    to the terminal to wrap, so that copying a long line gives one line; so is prose unless
+    ``wrap`` is true.
 
-    Unlike in CommonMark, emphasis and links end in the line they begin in, a table begins with a
-    pipe, and lines are never joined.
+    Unlike in CommonMark, emphasis and links end in the line they begin in, and lines are never
+    joined.
     """
 
-    def __init__(self, painter: Painter, width: Callable[[], int]) -> None:
+    def __init__(self, painter: Painter, width: Callable[[], int], *, wrap: bool = False) -> None:
         """Begin the text of one answer.
 
         Args:
             painter: converts spans to text for the terminal.
-            width: returns the current columns of the terminal; called for each table.
+            width: returns the current columns of the terminal; called for each table and row.
+            wrap: whether to break prose between words.
         """
         self._painter = painter
         self._width = width
+        self._row_width = width if wrap else None
         self._written: list[str] = []
         self._line = Line()
-        self._inline = InlineStream()
+        self._prose = ProseLine([], [], None)
         self._levels = [Level()]
         self._block: Fence | Verbatim | PendingTable | None = None
         self._is_after_blank = False
@@ -75,7 +75,7 @@ class MarkdownStream:
         While it is not empty, the text returned so far is empty or ends with a newline.
         """
         block = self._block
-        if not isinstance(block, PendingTable) or not block.is_certain:
+        if not isinstance(block, PendingTable) or not block.is_certain or block.prose.is_begun:
             return ""
         n_rows = len(block.table.rows)
         return f"table, {counted(n_rows, 'row')}"
@@ -88,6 +88,13 @@ class MarkdownStream:
         self._read(text.removesuffix("\r").replace("\r\n", "\n"))
         return self._take()
 
+    def skip(self, text: str) -> str:
+        """Take lines that are shown already; returns the line above code that they leave open."""
+        self.push(text)
+        if isinstance(self._block, Fence):
+            self._write(self._block.top, "\n")
+        return self._take()
+
     def finish(self) -> str:
         """End the text; returns the rest."""
         if self._has_return:
@@ -98,6 +105,8 @@ class MarkdownStream:
         if is_within:
             self._decide(complete=True)
             self._end_line("")
+            if isinstance(self._block, Fence) and line.mode is not Mode.DROPPED:
+                self._write([], "\n")
         self._close_block("" if is_within else "\n")
         return self._take()
 
@@ -160,7 +169,7 @@ class MarkdownStream:
             level.is_code = True
             self._begin_verbatim(line.held)
             return False
-        kinds = {Kind.QUOTE} if block else self._possible_kinds(indent - level.start_of(indent))
+        kinds = {Kind.QUOTE} if block else self._possible_kinds(indent)
         start = recognise(body + "\n" * complete, kinds)
         if not start:
             return False
@@ -187,8 +196,8 @@ class MarkdownStream:
             begin = self._begin_whole if block.end else self._begin_verbatim
             begin(self._line.held)
         elif block.is_certain:
-            belongs = body.startswith("|")
-            if belongs:
+            belongs = block.continues(body, complete=complete)
+            if "|" in body and belongs:
                 self._begin_whole(body)
         elif complete:
             belongs = block.is_certain = block.table.delimit(body)
@@ -201,11 +210,13 @@ class MarkdownStream:
         return not belongs
 
     def _possible_kinds(self, indent: int) -> Collection[Kind]:
-        """Return the kinds of lines that can begin ``indent`` columns into the open container."""
-        line = self._line
-        kinds = _ALL if indent < 4 else _ANYWHERE
+        """Return the kinds of lines that can begin in the column ``indent`` of a quote."""
+        line, level = self._line, self._levels[self._line.depth]
+        kinds = _ALL if indent - level.start_of(indent) < 4 else _ANYWHERE
         if line.has_item:
             kinds |= {Kind.TASK}
+        elif level.is_paragraph and kinds is _ALL and indent >= max(level.items, default=0):
+            kinds |= {Kind.UNDERLINE}
         return kinds if line.n_markers < MARKERS_MAX else kinds - _ITEMS - {Kind.QUOTE}
 
     def _begin(self, start: Start, body: str, indent: int) -> None:
@@ -232,10 +243,16 @@ class MarkdownStream:
                 self._begin_item(marker[0], indent)
             case Kind.TASK:
                 line.margin.append(Span("☐" if marker[1] == " " else "☑"))
+                line.hanging.append(Span("  "))
                 self._begin_prose(rest)
             case Kind.HEADING:
                 style = HEADINGS[min(len(marker[1]), len(HEADINGS)) - 1]
                 self._begin_prose(rest, InlineStream(style, heading=True))
+            case Kind.UNDERLINE:
+                fits = level.columns <= self._width() - width_of(line.margin)
+                length = level.columns if fits else len(RULE.text)
+                line.margin.append(Span(_UNDERLINES[marker[1]] * length, DIM))
+                self._begin_verbatim("")
             case Kind.RULE:
                 line.margin.append(RULE)
                 self._begin_verbatim("")
@@ -272,17 +289,21 @@ class MarkdownStream:
     def _begin_fence(self, marker: re.Match[str], indent: int) -> None:
         line = self._line
         fence, info = (marker[1], marker[2]) if marker[1] else (marker[3], marker[4])
-        self._block = Fence(line.depth, indent, fence, highlighter(info))
+        container = self._levels[line.depth].start_of(indent)
+        n_outer = next((n for n, s in reversed([*enumerate(line.margin, 1)]) if s is BAR), 0)
+        self._block = Fence(line.depth, line.margin[:n_outer], container, indent, fence, info)
         if line.has_item:
             self._write(stripped(line.margin), "\n")
+        self._write(self._block.top, "\n")
         line.mode = Mode.DROPPED
 
     def _begin_prose(self, text: str, heading: InlineStream | None = None) -> None:
         line = self._line
         line.mode = Mode.PROSE
         self._levels[line.depth].is_paragraph = not heading
-        self._inline = heading or InlineStream()
-        self._write([*line.margin, *self._inline.push(text)])
+        self._prose = ProseLine(line.margin, line.hanging, self._row_width, heading)
+        self._write(line.margin)
+        self._continue(text)
 
     def _begin_verbatim(self, text: str) -> None:
         self._line.mode = Mode.VERBATIM
@@ -298,7 +319,7 @@ class MarkdownStream:
         """Take more of a line whose kind is known."""
         line, block = self._line, self._block
         if line.mode is Mode.PROSE:
-            self._write(self._inline.push(text))
+            self._write(self._prose.push(text))
         elif line.mode is Mode.VERBATIM:
             self._write([Span(text)])
         elif line.mode is Mode.WHOLE:
@@ -316,7 +337,11 @@ class MarkdownStream:
             case Mode.BLANK:
                 self._end_blank(newline)
             case Mode.PROSE:
-                self._write(self._inline.finish(), newline)
+                if self._prose.held:
+                    self._block = PendingTable(line.depth, line.margin, line.hanging, self._prose)
+                else:
+                    self._write(self._prose.finish(), newline)
+                    self._levels[line.depth].columns = self._prose.columns
             case Mode.VERBATIM:
                 self._write([], newline)
             case Mode.WHOLE:
@@ -341,7 +366,7 @@ class MarkdownStream:
         match block:
             case Fence():
                 if block.is_closed_by(text):
-                    self._block = None
+                    self._close_block(newline)
                 else:
                     self._write([*line.margin, *block.spans(text)], newline)
             case Verbatim():
@@ -351,19 +376,19 @@ class MarkdownStream:
             case PendingTable():
                 block.table.add(text)
             case None:
-                self._block = PendingTable(line.depth, line.margin, line.hanging, text, Table(text))
+                prose = ProseLine(line.margin, line.hanging, self._row_width, row=text)
+                self._block = PendingTable(line.depth, line.margin, line.hanging, prose)
 
     def _close_block(self, newline: str = "\n") -> None:
-        """End the open block; ``newline`` ends its last line if it is a table."""
+        """End the open block; ``newline`` ends its last line if that is written now."""
         block, self._block = self._block, None
+        if isinstance(block, Fence):
+            self._write(block.bottom, newline)
         if not isinstance(block, PendingTable):
             return
-        if not block.is_certain:
-            self._levels[block.depth].is_paragraph = True
-            self._write([*block.margin, *format_line(block.header)], newline)
-            return
-        margin = block.margin
-        lines = block.table.lay_out(self._width() - width_of(block.hanging))
-        for number, line in enumerate(lines, 1):
-            self._write(stripped([*margin, *line]), "\n" if number < len(lines) else newline)
-            margin = block.hanging
+        *lines, last = block.lines(self._width())
+        for line in lines:
+            self._write(line, "\n")
+        self._write(last, newline)
+        level = self._levels[block.depth]
+        level.is_paragraph, level.columns = not block.is_certain, block.prose.columns

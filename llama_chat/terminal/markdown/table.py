@@ -1,6 +1,7 @@
 """Parsing of GFM pipe tables, and their layout for a terminal."""
 
 import re
+from itertools import zip_longest
 from typing import Literal
 
 from rich.style import Style
@@ -9,23 +10,44 @@ from llama_chat.terminal.markdown.inline import format_line
 from llama_chat.terminal.markdown.painting import BOLD, DIM, PLAIN, Span, width_of
 
 Line = list[Span]
+Cell = list[Line]
 Alignment = Literal["left", "center", "right"]
 
 CELL_MAX = 2_000
 """Length beyond which a cell is shown unformatted, to bound the time."""
 
 _GAP = "  "
+_CODE = r"(?<![`\\])(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)"
 _PIPE = re.compile(r"(?<!\\)\|")
+_CODE_OR_PIPE = re.compile(rf"{_CODE}|(?P<separator>{_PIPE.pattern})")
+_CODE_OR_BREAK = re.compile(rf"{_CODE}|(?P<separator>[ \t]*<[bB][rR][ \t]*/?>[ \t]*)")
 _DELIMITER = re.compile(r":?-+:?")
 
 
-def split_row(line: str) -> list[str]:
-    """Split a row into its cells, without the blanks and pipes around them."""
+def split_row(line: str, n_cells: int) -> list[str]:
+    """Split a row into its cells, without the blanks and pipes around them.
+
+    Pipes in code divide nothing, unless the row has ``n_cells`` cells only if they do.
+    """
     inner = line.strip(" \t").removeprefix("|")
-    cells = _PIPE.split(inner)
-    if len(cells) > 1 and not cells[-1].strip(" \t"):
-        cells.pop()  # the pipe at the end
+    rows = [_PIPE.split(inner)]
+    if "`" in inner and len(inner) <= CELL_MAX:
+        rows.insert(0, _split(inner, _CODE_OR_PIPE))
+    for cells in rows:
+        if len(cells) > 1 and not cells[-1].strip(" \t"):
+            cells.pop()  # the pipe at the end
+    cells = next((cells for cells in rows if len(cells) == n_cells), rows[0])
     return [cell.strip(" \t").replace("\\|", "|").replace("\t", " ") for cell in cells]
+
+
+def _split(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """Split ``text`` at the separators that ``pattern`` finds outside of code."""
+    pieces, start = [], 0
+    for found in pattern.finditer(text):
+        if found["separator"]:
+            pieces.append(text[start : found.start()])
+            start = found.end()
+    return [*pieces, text[start:]]
 
 
 class Table:
@@ -33,13 +55,15 @@ class Table:
 
     def __init__(self, header: str) -> None:
         """Begin a table with the line that may be its header."""
-        self.header = split_row(header)
+        self._header = header
+        self.header: list[str] = []
         self.alignments: list[Alignment] = []
         self.rows: list[list[str]] = []
 
     def delimit(self, line: str) -> bool:
         """Take the line below the header; returns False if that is no delimiter row for it."""
-        cells = split_row(line)
+        cells = split_row(line, 0)
+        self.header = split_row(self._header, len(cells))
         if len(cells) != len(self.header) or not all(map(_DELIMITER.fullmatch, cells)):
             return False
         self.alignments = [_alignment(cell) for cell in cells]
@@ -47,27 +71,44 @@ class Table:
 
     def add(self, line: str) -> None:
         """Take a row; it may have fewer or more cells than the header."""
-        self.rows.append(split_row(line))
+        self.rows.append(split_row(line, len(self.header)))
 
-    def lay_out(self, columns: int) -> list[Line]:
+    def lay_out(self, columns: int, held: str = "") -> list[Line]:
         """Lay out the lines of the table, at most ``columns`` wide.
 
         If that is impossible, every row becomes a record of ``header: value`` lines of any length,
         so that no cell is broken or cut.
+
+        Args:
+            columns: columns of the terminal for it.
+            held: the header without its first cell, if that is written already, and is left out.
         """
+        head = BOLD
+        if held:
+            head, self.alignments[0] = PLAIN, "left"
         n_cells = max(map(len, [self.header, *self.rows]))
         header, *rows = (
-            [format_cell(cell, style) for cell in cells] + [[]] * (n_cells - len(cells))
-            for cells, style in [(self.header, BOLD), *((row, PLAIN) for row in self.rows)]
+            [format_cell(cell, style) for cell in cells] + [[[]]] * (n_cells - len(cells))
+            for cells, style in [(self.header, head), *((row, PLAIN) for row in self.rows)]
         )
-        widths = [max(map(width_of, column)) for column in zip(header, *rows, strict=True)]
+        widths = [
+            max(width_of(line) for cell in column for line in cell)
+            for column in zip(header, *rows, strict=True)
+        ]
         if sum(widths) + len(_GAP) * (n_cells - 1) > columns:
-            return _records(header, rows)
-        lines = [self._line(row, widths) for row in rows]
-        if any(header):
+            records = _records(header, rows) if rows or not held else []
+            return [[Span(" "), *format_line(held)], *records] if held else records or [[]]
+        lines = [line for row in rows for line in self._lines(row, widths)]
+        if any(cell != [[]] for cell in header):
             rule = [[Span("─" * width, DIM)] for width in widths]
-            lines[:0] = [self._line(header, widths), self._line(rule, widths)]
-        return lines
+            lines[:0] = [*self._lines(header, widths), self._line(rule, widths)]
+        if held:
+            lines[0] = lines[0][1 + len(header[0][0]) :]
+        return lines or [[]]
+
+    def _lines(self, cells: list[Cell], widths: list[int]) -> list[Line]:
+        rows = zip_longest(*cells, fillvalue=[])
+        return [self._line(list(row), widths) for row in rows]
 
     def _line(self, cells: list[Line], widths: list[int]) -> Line:
         line: Line = []
@@ -81,9 +122,11 @@ class Table:
         return line
 
 
-def format_cell(cell: str, base: Style = PLAIN) -> Line:
+def format_cell(cell: str, base: Style = PLAIN) -> Cell:
     """Format the inline Markdown of a cell."""
-    return format_line(cell, base) if len(cell) <= CELL_MAX else [Span(cell, base)]
+    if len(cell) > CELL_MAX:
+        return [[Span(cell, base)]]
+    return [format_line(line, base) for line in _split(cell, _CODE_OR_BREAK)]
 
 
 def _alignment(cell: str) -> Alignment:
@@ -92,16 +135,18 @@ def _alignment(cell: str) -> Alignment:
     return "left"
 
 
-def _records(header: list[Line], rows: list[list[Line]]) -> list[Line]:
+def _records(header: list[Cell], rows: list[list[Cell]]) -> list[Line]:
     """Format every row as ``header: value`` lines, with an empty line between rows."""
+    names = [[span for line in cell for span in line] for cell in header]
     if not rows:
-        return [cell for cell in header if cell]
+        return [name for name in names if name]
     lines: list[Line] = []
     for row in rows:
-        pairs = [(name, value) for name, value in zip(header, row, strict=True) if name or value]
+        pairs = [pair for pair in zip(names, row, strict=True) if pair != ([], [[]])]
         if lines and pairs:
             lines.append([])
-        for name, value in pairs:
+        for name, (value, *more) in pairs:
             colon = Span(": " if value else ":", BOLD)
             lines.append([*name, colon, *value] if name else value)
+            lines += [[Span("  "), *line] for line in more]
     return lines
