@@ -190,16 +190,16 @@ class Terminal:
         self.wait_for(r"›\n(?=\n* .*temp)")
         return error
 
-    def vanish(self) -> None:
+    def vanish(self, patience_s: float = LEAVING_S) -> None:
         """Close the window while the program runs, and wait until the program has ended.
 
         Raises:
-            TimeoutError: if it does not end.
+            TimeoutError: if it does not end within ``patience_s``.
         """
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-        self.child.wait(LEAVING_S)
+        self.child.wait(patience_s)
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its exit status as a shell reports it."""

@@ -22,8 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for age, topic in enumerate(["tomatoes", "planets", "\x1b[31mred\u202e wine"]):
         conversation = Conversation()
         for text in (f"What about {topic}?", f"They are {topic}", "Why?", f"Because of {topic}"):
-            role = "assistant" if len(conversation.all) % 2 else "user"
-            conversation.add(Message(role, text))
+            conversation.add(Message("assistant" if len(conversation.all) % 2 else "user", text))
         path = saved(conversation, f"about-{age}")
         os.utime(path, (10**9 - 3600 * age, 10**9 - 3600 * age))
     assert len(store.names()) == 3

@@ -1,0 +1,274 @@
+"""Hold random chats in tmux: type, paste, resize, interrupt, suspend, edit and leave.
+
+    python -m harness.campaigns.chats [COUNT] [SEED]
+
+At the end of each, the screen and its scrollback must show every message once and in order, with
+its reply, and no other prompt; the modes of the terminal must be as before, and no process left.
+Prints what was otherwise, and the counts.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.process import ROOT
+from harness.program import environment, run
+from llama_chat.library import starter
+
+PATIENCE_S = 30.0
+
+SHELL = "shell$"
+
+TOOLBAR = re.compile(r"context \d+/\d+|SmolLM2\S* ·")
+
+
+class Tmux:
+    """A window of a tmux server of its own, with an interactive shell."""
+
+    def __init__(self, home: Path) -> None:
+        self._socket = str(home / "tmux")
+        env = environment(home, TERM="screen-256color", SHELL="/bin/bash")
+        shell = f"exec env PS1='{SHELL} ' bash --norc -i"
+        size = ("-x", "100", "-y", "30")
+        command = ["tmux", "-f", os.devnull, "-S", self._socket, "new-session", "-d", *size, shell]
+        subprocess.run(command, env=env, cwd=ROOT, check=True)
+        self.ask("set-option", "-g", "history-limit", "20000")
+
+    def ask(self, *command: str) -> str:
+        """Run a command of tmux, and return what it prints."""
+        done = ["tmux", "-S", self._socket, *command]
+        return subprocess.run(done, capture_output=True, text=True, check=True).stdout
+
+    @property
+    def text(self) -> str:
+        """Scrollback and screen, with wrapped lines joined."""
+        return self.ask("capture-pane", "-p", "-J", "-S", "-")
+
+    @property
+    def shown(self) -> str:
+        """The screen."""
+        return self.ask("capture-pane", "-p", "-J")
+
+    def type(self, text: str) -> None:
+        """Type characters."""
+        self.ask("send-keys", "-l", text)
+
+    def press(self, *names: str) -> None:
+        """Press keys by their names in tmux."""
+        self.ask("send-keys", *names)
+
+    def paste(self, text: str) -> None:
+        """Paste, bracketed if the program asked for that."""
+        self.ask("set-buffer", text)
+        self.ask("paste-buffer", "-p")
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Change the size of the window."""
+        self.ask("resize-window", "-x", str(columns), "-y", str(lines))
+
+    def wait_for(self, pattern: str, *, shown: bool = True) -> str:
+        """Wait until the screen, or all text, matches; return it.
+
+        Raises:
+            TimeoutError: if it does not.
+        """
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            text = self.shown if shown else self.text
+            if re.search(pattern, text):
+                return text
+            time.sleep(0.05)
+        raise TimeoutError(f"no {pattern!r}")
+
+    def kill(self) -> None:
+        """End the server."""
+        self.ask("kill-server")
+
+
+class RandomChat:
+    """A chat whose steps are drawn from ``chance``."""
+
+    def __init__(self, chance: random.Random, home: Path) -> None:
+        self._chance = chance
+        self._home = home
+        self._said: list[str] = []
+        """First line of each message that was sent."""
+        self._terminal = Tmux(home)
+
+    def hold(self) -> list[str]:
+        """Hold the chat; returns what is not as it should be."""
+        terminal = self._terminal
+        try:
+            terminal.wait_for(re.escape(SHELL))
+            model = shlex.quote(str(starter.installed_path(starter.DEFAULT)))
+            editor = "VISUAL='sed -i s/draft/edited/'"
+            flags = f"-m {model} --max-tokens 6 --temperature 0"
+            terminal.type(f"stty -g; {editor} {sys.executable} -m llama_chat {flags}; stty -g")
+            terminal.press("Enter")
+            terminal.wait_for(r"template \w+\s+›")
+            steps = [self._say, self._say_much, self._resize, self._clear, self._suspend]
+            steps += [self._interrupt, self._edit, self._say, self._resize]
+            for step in self._chance.choices(steps, k=self._chance.randint(5, 12)):
+                step()
+            return self._leave()
+        except TimeoutError as error:
+            return [f"{error} in:\n{terminal.text}"]
+        finally:
+            terminal.kill()
+
+    def _wait_for_input(self) -> None:
+        self._terminal.wait_for(r"(?m)^›[^\n]*\n(.*\n)*.*(context \d|SmolLM2)")
+
+    def _message(self) -> str:
+        text = f"m{len(self._said)} {self._chance.choice(['short', 'a few words ' * 9])}".strip()
+        self._said.append(text)
+        return text
+
+    def _finish_reply(self) -> None:
+        n = len(self._said) - 1
+        self._terminal.wait_for(
+            rf"› m{n} [\s\S]*?(after \d+ tokens?|ended it at once|stopped)[\s\S]*?\n›", shown=False
+        )
+        self._wait_for_input()
+
+    def _say(self) -> None:
+        self._terminal.type(self._message())
+        self._drag()
+        self._terminal.press("Enter")
+        self._finish_reply()
+
+    def _say_much(self) -> None:
+        lines = [f"line {i}" for i in range(self._chance.choice([2, 5, 40]))]
+        self._terminal.paste("\n".join([self._message(), *lines]))
+        self._terminal.press("Enter")
+        self._finish_reply()
+
+    def _interrupt(self) -> None:
+        self._terminal.type(self._message())
+        self._terminal.press("Enter")
+        self._terminal.wait_for(rf"› m{len(self._said) - 1} ", shown=False)
+        self._drag()
+        self._terminal.press("C-c")
+        self._finish_reply()
+
+    def _resize(self) -> None:
+        self._terminal.resize(self._chance.randint(20, 200), self._chance.randint(8, 50))
+        self._wait_for_input()
+
+    def _drag(self) -> None:
+        """Resize several times, as a mouse does, in one of three cases."""
+        for _ in range(self._chance.choice([0, 0, 5])):
+            self._terminal.resize(self._chance.randint(20, 200), self._chance.randint(8, 50))
+
+    def _clear(self) -> None:
+        self._terminal.type("some draft that is never sent")
+        self._drag()
+        self._terminal.press("C-c")
+        self._wait_for_input()
+
+    def _edit(self) -> None:
+        self._terminal.type(f"{self._message()} draft")
+        self._terminal.press("C-g")
+        self._terminal.wait_for(r"edited")
+        self._terminal.press("Enter")
+        self._finish_reply()
+
+    def _suspend(self) -> None:
+        self._terminal.press("C-z")
+        self._terminal.wait_for(rf"Stopped[\s\S]*{re.escape(SHELL)} *\s*\Z")
+        self._terminal.type("fg")
+        self._terminal.press("Enter")
+        self._terminal.wait_for(rf"{re.escape(SHELL)} fg[\s\S]*\n›")
+        self._wait_for_input()
+
+    def _leave(self) -> list[str]:
+        terminal = self._terminal
+        terminal.resize(200, 50)
+        self._wait_for_input()
+        for key in self._chance.choice([["C-d"], ["C-c", "C-c"], ["/exit", "Enter"]]):
+            terminal.press(key)
+            time.sleep(0.3)  # two Ctrl-C are two decisions
+        text = terminal.wait_for(rf"[0-9a-f:]{{60,}}\s+{re.escape(SHELL)}", shown=False)
+        return [*self._lost(text), *self._left(text)]
+
+    def _lost(self, text: str) -> list[str]:
+        """Find messages and replies that are missing, shown twice, or out of order."""
+        bad = []
+        names = json.loads(run("sessions", "--json", home=self._home).out)
+        saved = (
+            run("sessions", "show", names[0]["name"], "--json", home=self._home).out
+            if names
+            else "[]"
+        )
+        joined, at = _squeezed(text), 0
+        for entry in json.loads(saved):
+            first = entry["content"].split("\n")[0]
+            found = joined.find(_squeezed(first), at)
+            if found < 0:
+                bad.append(f"not shown, or not in order: {first!r}")
+            else:
+                at = found + len(_squeezed(first))
+        for number, _ in enumerate(self._said):
+            n_shown = len(re.findall(rf"(?m)^› m{number} ", text))
+            if n_shown != 1:
+                bad.append(f"message {number} is shown {n_shown} times")
+        return bad
+
+    def _left(self, text: str) -> list[str]:
+        """Find prompts, modes and processes that were left."""
+        bad = []
+        stray = [
+            line for line in re.findall(r"(?m)^›.*$", text) if not re.match(r"› (m\d|/exit)", line)
+        ]
+        # The chat was left at the last one, or at two by Ctrl-C.
+        if len(stray) > 1 + ("Ctrl-C again" in text):
+            bad.append(f"stray prompts: {stray}")
+        modes = re.findall(r"(?m)^[0-9a-f:]{60,}$", text)
+        if len(set(modes)) != 1:
+            bad.append(f"modes: {modes}")
+        flags = self._terminal.ask("display-message", "-p", "#{cursor_flag}#{wrap_flag}").strip()
+        if flags != "11":
+            bad.append(f"cursor and wrap flags: {flags}")
+        ours = f"HOME={self._home}\0".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (path / "cmdline").read_bytes()
+                if ours in (path / "environ").read_bytes() and b"llama_chat" in command:
+                    bad.append(f"left: {command!r}")
+            except OSError:  # it has ended
+                continue
+        return bad if not bad else [*bad, text]
+
+
+def _squeezed(text: str) -> str:
+    """Remove all white space, where lines may be broken, and marks of Markdown."""
+    return re.sub(r"[\s*_`#>│-]", "", text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hold chats; returns 1 if anything was wrong."""
+    count = int(arguments[0]) if arguments else 200
+    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(2**31)
+    print(f"seeds {seed} to {seed + count - 1}", flush=True)
+    counts = Counter[str]()
+    for each in range(seed, seed + count):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+            bad = RandomChat(random.Random(each), Path(home)).hold()
+        counts["bad"] += bool(bad)
+        if bad:
+            print(f"seed {each}:", *bad, sep="\n  ", flush=True)
+    print(f"{count} chats, {counts['bad']} bad")
+    return min(counts["bad"], 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
