@@ -66,7 +66,7 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
     model_path(settings)  # a wrong name is an error before anything is drawn
     prompt = open_prompt(settings)
     with Interrupts() as interrupts:
-        from llama_chat.terminal.keyboard import hold_keys
+        from llama_chat.terminal.raw_input import hold_keys
 
         with hold_keys():
             _run_chat(settings, prompt, attachments, saved, interrupts)

@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import signal
 import sys
-import termios
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import FrameType
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from prompt_toolkit import PromptSession
@@ -19,12 +16,12 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
-from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.styles import Style
 
 from llama_chat.terminal.editor import edit_text
+from llama_chat.terminal.raw_input import RawInput
 from llama_chat.terminal.sanitizer import REPLACEMENTS
 
 _STYLE = Style.from_dict(
@@ -80,50 +77,6 @@ class Input(Protocol):
         """Make ``read`` raise ``error``, if it runs."""
 
 
-@contextmanager
-def hold_keys() -> Iterator[None]:
-    """Keep keys that are typed while no input is open, for the next one.
-
-    Turns off echo, line buffering, and the translation of Enter to the newline that Ctrl-J types.
-    Ctrl-C still sends SIGINT. Enter this once around a whole chat: an input restores the mode that
-    it found.
-    """
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    held = termios.tcgetattr(descriptor)
-    held[0] &= ~termios.ICRNL
-    held[3] &= ~(termios.ECHO | termios.ICANON)
-
-    def hold(number: int = 0, frame: FrameType | None = None) -> None:
-        with suppress(termios.error):  # the terminal has gone
-            termios.tcsetattr(descriptor, termios.TCSANOW, held)
-
-    hold()
-    # After Ctrl-Z and fg the terminal is in the shell's mode.
-    on_continue = signal.signal(signal.SIGCONT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCONT, on_continue)
-        with suppress(termios.error):
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-class _RawInput(Vt100Input):
-    """Input of prompt-toolkit that may stay in raw mode while text is written above the prompt.
-
-    In the mode that prompt-toolkit sets meanwhile, keys would be echoed, and Enter would become the
-    newline of Ctrl-J.
-    """
-
-    n_writers = 0
-    """Number of those who write, or wait to write."""
-
-    def cooked_mode(self) -> AbstractContextManager[None]:
-        """Return the context in which another program has the terminal, or text is written."""
-        return nullcontext() if self.n_writers else super().cooked_mode()
-
-
 class PromptInput:
     """Multi-line input that Enter sends, with a toolbar below."""
 
@@ -158,7 +111,7 @@ class PromptInput:
         self._on_failure = on_failure
         self._ended_by: BaseException | None = None
         """Argument of ``end``, once that was called."""
-        self._input = _RawInput(sys.stdin)
+        self._input = RawInput(sys.stdin)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             input=self._input,
@@ -337,7 +290,7 @@ def _keys(
     @keys.on("tab")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if buffer.complete_state:
+        if buffer.complete_state and buffer.complete_state.completions:
             buffer.complete_next()
             return
         # Completed here: prompt-toolkit ignores a Tab while its own completion still runs.
