@@ -1,6 +1,6 @@
 """Read lines, and print each as it was sent, until one is ``end``.
 
-python -m tests.play_keys [plain|late]
+python -m tests.play_keys [plain] [late]
 """
 
 import select
@@ -26,7 +26,7 @@ class Words(Completer):
 
 def open_input() -> Input:
     """Open the input that the command line names."""
-    if sys.argv[1:] == ["plain"]:
+    if "plain" in sys.argv:
         return PlainInput(InMemoryHistory(), lambda: None)
     return PromptInput(
         InMemoryHistory(),
@@ -45,7 +45,7 @@ def main() -> None:
     """Print every line."""
     lines = open_input()
     with hold_keys():
-        if sys.argv[1:] == ["late"]:
+        if "late" in sys.argv:
             print("waiting", flush=True)
             select.select([0], [], [])
         sent = ""

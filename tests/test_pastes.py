@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.terminal import CTRL_C, ESCAPE, Terminal
+from harness.terminal import CTRL_C, CTRL_D, ESCAPE, Terminal
 
 COMMAND = (sys.executable, "-m", "tests.play_keys")
 LINES = "def f(x):\r\r    if x:\r\t\treturn 1\r"
@@ -18,11 +18,24 @@ LINE_S = 0.2
 """Longer than the pause that ends a burst of keys."""
 
 
+PLAIN: list[dict[str, str]] = [{}, {"TERM": "dumb"}, {"TERM": "unknown"}]
+"""Environments of readline: a common terminal, and those that tell nothing about themselves."""
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[Terminal]:
     """An input that prints what was sent."""
     with Terminal(home=tmp_path, command=COMMAND, size=(80, 40)) as terminal:
         terminal.wait_for("›\n\n*toolbar")
+        yield terminal
+
+
+@pytest.fixture(params=PLAIN, ids=["", "dumb", "unknown"])
+def plain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    """The same with readline."""
+    command = (*COMMAND, "plain")
+    with Terminal(home=tmp_path, command=command, size=(80, 40), **request.param) as terminal:
+        terminal.wait_for(">")
         yield terminal
 
 
@@ -111,3 +124,52 @@ def test_unknown_keys_are_dropped_and_known_ones_work(keys: Terminal) -> None:
     keys.wait_for("› z\n")
     keys.type("\x1b[99;5u")  # Ctrl-C
     keys.wait_for("›\n\n*toolbar")
+
+
+def test_plain_a_marked_paste_is_one_message(plain: Terminal) -> None:
+    assert b"\x1b[?2004h" in plain.raw
+    plain.paste("def f(x):\r\r\treturn 1")
+    plain.watch_for(LINE_S)
+    assert sent(plain) == []
+    plain.type("\r")
+    plain.wait_for("sent: ")
+    assert sent(plain) == [r"sent: 'def f(x):\n\n\treturn 1'"]
+
+
+def test_plain_an_unmarked_paste_is_one_message(plain: Terminal) -> None:
+    plain.type(LINES)
+    plain.wait_for("sent: .*\n>")
+    plain.type("more\rand")
+    plain.watch_for(LINE_S)
+    plain.type(" more\r")
+    plain.wait_for("sent: 'm")
+    assert sent(plain) == [SENT.replace("1\\n'", "1'"), r"sent: 'more\nand more'"]
+
+
+def test_plain_keys_with_modifiers(plain: Terminal) -> None:
+    plain.type("a\x1b[13;2ub\x1b[27;5;13~c\x1b\rd\x1b[97;6ue\x1b[57441;5uf\x1b[97:65;2ug\r")
+    plain.wait_for("sent: ")
+    assert sent(plain) == [r"sent: 'a\nb\nc\ndefg'"]
+
+
+def test_plain_lines_that_wait_when_the_input_opens_were_typed(tmp_path: Path) -> None:
+    with Terminal(home=tmp_path, command=(*COMMAND, "plain", "late")) as terminal:
+        terminal.wait_for("waiting")
+        terminal.type("one\rtwo\rend\r")
+        assert terminal.wait_for_end() == 0
+        assert sent(terminal) == ["sent: 'one'", "sent: 'two'", "sent: 'end'"]
+
+
+def test_plain_the_end_of_input_right_after_a_line(plain: Terminal) -> None:
+    plain.type("hello\r" + CTRL_D)
+    plain.wait_for("sent: 'hello'")
+    plain.wait_for("EOFError")
+
+
+def test_a_shell_in_emacs_gets_no_escape_sequence(tmp_path: Path) -> None:
+    env = {"TERM": "dumb", "INSIDE_EMACS": "29.1,comint"}
+    with Terminal(home=tmp_path, command=(*COMMAND, "plain"), **env) as terminal:
+        terminal.wait_for(">")
+        terminal.type("hello\r")
+        terminal.wait_for("sent: 'hello'")
+        assert ESCAPE.encode() not in terminal.raw

@@ -1,6 +1,5 @@
 """Output of the chat on the terminal."""
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +12,7 @@ from llama_chat.generation.events import Finish
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
-from llama_chat.terminal.streams import use_color
+from llama_chat.terminal.streams import is_dumb, use_color
 from llama_chat.terminal.tables import FittedTable
 
 
@@ -32,7 +31,7 @@ class Renderer:
             markdown: the same, for formatting replies.
             plain: whether the cursor must never move back.
         """
-        self.plain = plain or os.environ.get("TERM") == "dumb"
+        self.plain = plain or is_dumb()
         self.colored = use_color(color, sys.stdout) and not (self.plain and color == "auto")
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
         self.console = Console(

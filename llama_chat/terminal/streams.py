@@ -18,6 +18,11 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
+def is_dumb() -> bool:
+    """True if nothing is known of the terminal: it may only print."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
+
+
 def prepare() -> None:
     """Make all streams UTF-8 in every locale, without newline translation, and guard stdout."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -92,7 +97,7 @@ def use_color(choice: str, stream: TextIO | None) -> bool:
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and not is_dumb()
 
 
 def read_stdin() -> str:
