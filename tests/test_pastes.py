@@ -167,8 +167,8 @@ def test_plain_the_end_of_input_right_after_a_line(plain: Terminal) -> None:
 
 
 def test_a_shell_in_emacs_gets_no_escape_sequence(tmp_path: Path) -> None:
-    env = {"TERM": "dumb", "INSIDE_EMACS": "29.1,comint"}
-    with Terminal(home=tmp_path, command=(*COMMAND, "plain"), **env) as terminal:
+    command = (*COMMAND, "plain")
+    with Terminal(home=tmp_path, command=command, TERM="dumb", INSIDE_EMACS="29.1") as terminal:
         terminal.wait_for(">")
         terminal.type("hello\r")
         terminal.wait_for("sent: 'hello'")
