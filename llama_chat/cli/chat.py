@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +72,8 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
         with hold_keys():
             _run_chat(settings, prompt, attachments, saved, interrupts)
     if interrupts.status:
+        if threading.active_count() > 1:
+            os._exit(interrupts.status)  # Python would wait for the load
         raise typer.Exit(interrupts.status)
 
 

@@ -46,7 +46,8 @@ class ChatApp:
         try:
             self._read_loop()
         finally:
-            chat.loader.stop()
+            # A signal waits for nothing: a load can take seconds to notice.
+            chat.loader.stop(wait=not chat.interrupts.status)
         if chat.unsaved is not None:
             chat.save()
             if chat.unsaved is not None:

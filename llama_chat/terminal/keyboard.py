@@ -21,6 +21,7 @@ from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.styles import Style
 
 from llama_chat.terminal.editor import edit_text
+from llama_chat.terminal.history import put_aside, take_up
 from llama_chat.terminal.raw_input import RawInput
 from llama_chat.terminal.sanitizer import REPLACEMENTS
 
@@ -148,8 +149,10 @@ class PromptInput:
         try:
             return self._prompt(default)
         except Exception as error:
-            if isinstance(error, EOFError) or error is self._ended_by:
-                raise
+            if self._ended_by is not None or isinstance(error, EOFError):
+                if self.text.strip():  # for Up in the next chat
+                    self._session.history.append_string(self.text)
+                raise self._ended_by or error from None
             self._on_failure(error)
         return self._prompt(self.text)  # what fails again ends the chat
 
@@ -186,17 +189,18 @@ class PromptInput:
         """Open an editor with the typed text."""
         buffer = self._session.default_buffer
 
-        def edit() -> str:
-            return edit_text(buffer.text, lambda: self._ended_by is not None)
+        def edit() -> None:
+            edited = edit_text(buffer.text, lambda: self._ended_by is not None)
+            buffer.document = Document(edited)
 
         async def act() -> None:
-            buffer.document = Document(await run_in_terminal(edit))
+            await run_in_terminal(edit)
 
         self._session.app.create_background_task(act())
 
     def clear(self) -> None:
         """See ``Input``."""
-        self._session.default_buffer.reset()
+        put_aside(self._session.default_buffer)
 
     def redraw(self) -> None:
         """See ``Input``."""
@@ -272,6 +276,7 @@ def _keys(
     @keys.on("enter")
     def _(event: KeyPressEvent) -> None:
         on_send()
+        take_up(event.current_buffer)
         event.current_buffer.validate_and_handle()
 
     @keys.on("escape", "enter")
@@ -282,7 +287,7 @@ def _keys(
     @keys.on("c-c")
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
-            event.current_buffer.reset()
+            put_aside(event.current_buffer)
             on_clear()
         else:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")

@@ -110,7 +110,11 @@ class PlainInput:
         try:
             with _echo(), _polling(self._poll):
                 line = self._read(default)
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, KeyboardInterrupt) as error:
+            if draft := readline.get_line_buffer():
+                self._remember(draft)
+                if isinstance(error, EOFError):  # of a signal: Ctrl-D ends an empty line
+                    self._history.append_string(draft)
             sys.stdout.write("\n")  # the cursor is still at the end of the typed line
             raise
         line = restored(line, self._remembered.get(line, default))
