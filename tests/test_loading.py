@@ -203,7 +203,7 @@ def test_the_system_message_and_examples_are_read_before_the_first_message(
     flags = ("-m", starter_model, "--prompt", "translate_to_french", "--max-tokens", "8")
     with Terminal(*flags, home=tmp_path) as terminal:
         terminal.wait_for(READY)
-        terminal.ask("cheese", r"\n\n")
+        terminal.ask("cheese", r"\S.*\n\n")
         text = terminal.ask("/stats", r"seed +\d+")
         context = terminal.ask("/context", r"free")
     head = sum(map(int, re.findall(r"(?m)^ +(?:system|user|assistant) +(\d+)", context)))

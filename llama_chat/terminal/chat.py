@@ -1,7 +1,6 @@
 """A conversation on a terminal: its model, its settings and its file."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.errors import LlamaChatError, SaveError, UsageError
-from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.generation.events import Finish
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value
 from llama_chat.settings.settings import DEFAULT_SOURCE, Settings
@@ -19,6 +18,7 @@ from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
 from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
+from llama_chat.terminal.replying import show_reply
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
@@ -259,7 +259,8 @@ class Chat:
         """Send a message, with the attachments in front, and show the reply."""
         session, attachments = self.wait_for_session(), tuple(self.attachments)
         self.finish_prefill()
-        self._reply(
+        show_reply(
+            self,
             lambda hooks: session.send(
                 text, hooks, attachments=attachments, reply_prefix=self.reply_prefix
             ),
@@ -270,7 +271,8 @@ class Chat:
         """Answer the last message once more, and show the reply."""
         session = self.wait_for_session()
         self.stop_prefill()
-        self._reply(
+        show_reply(
+            self,
             lambda hooks: session.retry(hooks, reply_prefix=self.reply_prefix),
             shown=self.reply_prefix,
         )
@@ -280,46 +282,11 @@ class Chat:
         session = self.wait_for_session()
         self.stop_prefill()
         begun = session.conversation.head
-        self._reply(session.resume, begun=begun.text if begun and begun.role != "user" else "")
-
-    def _reply(
-        self, generate: Callable[[Hooks], Iterator[Event]], *, begun: str = "", shown: str = ""
-    ) -> None:
-        """Show a reply as it is generated; Ctrl-C stops it, in prefill too, and keeps its text.
-
-        Args:
-            generate: starts the generation.
-            begun: the part of the reply that is on the screen already.
-            shown: the part of the reply to show first.
-        """
-        watching = self.interrupts
-        plain = self.renderer.plain
-        with progress("Reading", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
-            events = generate(Hooks(lambda: watching.pending, on_prefill))
-            first = next(events)
-        # The message is in the conversation now: an error raised from here would offer it again.
-        self.attachments, self.reply_prefix = [], ""
-        self.save(durable=False)  # kept even if the reply fails
-        writer, failure, event = self.renderer.reply(begun), None, first
-        try:
-            writer.push(shown)
-            for event in itertools.chain([first], events):
-                writer.push(event.text)
-        except LlamaChatError as error:
-            failure = error
-        finally:
-            try:
-                writer.finish()
-            finally:  # also if the terminal has gone
-                self.save()
-        watching.take()
-        if failure is not None:
-            self.renderer.error(str(failure))
-        if isinstance(event, Finish):  # as the last one always is
-            self.last = event
-            self.renderer.ended(event, begun=bool(begun))
-            if self.settings.verbose:
-                self.renderer.note(event.summary())
+        show_reply(
+            self,
+            session.resume,
+            begun=begun.text if begun and begun.role != "user" else "",
+        )
 
     def start_editing(self, message: Message) -> None:
         """Let the next input replace ``message``, on a new branch."""
