@@ -165,8 +165,7 @@ def test_control_c_while_waiting_puts_the_message_back_into_the_input(
     with Terminal("-m", gguf_model, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.line("too early")
-        terminal.wait_for(r"› too early\n")
-        terminal.wait_until_asleep()
+        terminal.wait_for(r"› too early\n\S? *Loading")
         terminal.child.kill(signal.SIGINT)  # as a terminal does while no key is being read
         terminal.wait_for(r"stopped\n[\s\S]*› too early")
         gate.open()
@@ -176,6 +175,19 @@ def test_control_c_while_waiting_puts_the_message_back_into_the_input(
         terminal.wait_for(r"/tree: there is no message yet")
         terminal.type(CTRL_C + CTRL_D)
         assert terminal.wait_for_end() == 0
+
+
+def test_what_is_sent_before_anything_is_known_of_the_load(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    """As while torch is imported."""
+    command = [sys.executable, "-m", "tests.play_stuck", "load"]
+    with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
+        terminal.wait_for("loading …")
+        terminal.line("too early")
+        terminal.wait_for(r"› too early\n\S? *Loading … ")
+        terminal.type(CTRL_C)
+        terminal.wait_for(r"› too early\nstopped\n")
 
 
 @pytest.mark.parametrize("flags", [("--plain",), ()], ids=["plain", "dumb"])

@@ -16,7 +16,7 @@ from llama_chat.settings.setting import Value
 from llama_chat.settings.settings import DEFAULT_SOURCE, Settings
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
-from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.replying import show_reply
 
@@ -139,7 +139,7 @@ class Chat:
         if self.session is None and not loader.is_loading and loader.error is None:
             self.load()
         while self.session is None:
-            self._wait("Loading", PATIENCE_S)
+            self._wait("Loading", 0)
             self.adopt_loaded()
             if loader.error is not None:
                 raise loader.error
@@ -162,7 +162,7 @@ class Chat:
         with progress(doing, patience_s, hidden=self.renderer.plain) as report:
             while not (self.interrupts.pending or self.loader.wait(_POLL_S)):
                 done, total = self.loader.progress
-                if total:
+                if total or not patience_s:
                     report(done, total)
 
     def tell_notes(self) -> None:
