@@ -173,3 +173,16 @@ def test_a_shell_in_emacs_gets_no_escape_sequence(tmp_path: Path) -> None:
         terminal.type("hello\r")
         terminal.wait_for("sent: 'hello'")
         assert ESCAPE.encode() not in terminal.raw
+
+
+@pytest.mark.parametrize(
+    "grapheme",
+    ["🇫🇷", "👍🏽", "👩‍👩‍👧", "e\u0301", "❤️", "1\ufe0f\u20e3", "한", "x"],
+    ids=["flag", "skin", "family", "accent", "variation", "keycap", "hangul", "letter"],
+)
+def test_backspace_removes_one_grapheme(grapheme: str, keys: Terminal) -> None:
+    keys.type(f"a{grapheme}{grapheme}")
+    keys.watch_for(LINE_S)
+    keys.type("\x7fb\r")
+    keys.wait_for("sent: ")
+    assert keys.raw.partition(b"sent: ")[2].startswith(repr(f"a{grapheme}b").encode())

@@ -13,12 +13,21 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
+from prompt_toolkit.filters import (
+    Condition,
+    Filter,
+    emacs_insert_mode,
+    has_completions,
+    has_selection,
+    is_searching,
+    vi_insert_mode,
+)
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.styles import Style
+from wcwidth import grapheme_boundary_before
 
 from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside, take_up
@@ -239,6 +248,7 @@ class PromptInput:
 _Handler = Callable[[KeyPressEvent], None]
 
 _writing = ~is_searching
+_inserting = _writing & (emacs_insert_mode | vi_insert_mode)
 
 
 class _Keys(KeyBindings):
@@ -284,6 +294,8 @@ def _keys(
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    keys.on("backspace", when=_inserting & ~has_selection)(_delete_grapheme)
+
     @keys.on("c-c")
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
@@ -313,3 +325,13 @@ def _keys(
         edit()
 
     return keys
+
+
+def _delete_grapheme(event: KeyPressEvent) -> None:
+    """Delete what is drawn as one before the cursor, such as a flag of two characters."""
+    before = event.current_buffer.document.text_before_cursor
+    start = len(before)
+    for _ in range(event.arg):
+        start = grapheme_boundary_before(before, start)
+    if not event.current_buffer.delete_before_cursor(len(before) - start):
+        event.app.output.bell()
