@@ -13,10 +13,12 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.document import Document
+from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import (
     Condition,
     Filter,
     emacs_insert_mode,
+    emacs_mode,
     has_completions,
     has_selection,
     is_searching,
@@ -31,7 +33,7 @@ from wcwidth import grapheme_boundary_before
 
 from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside, take_up
-from llama_chat.terminal.raw_input import RawInput
+from llama_chat.terminal.raw_input import PAUSE_S, RawInput
 from llama_chat.terminal.sanitizer import REPLACEMENTS
 
 _STYLE = Style.from_dict(
@@ -97,6 +99,7 @@ class PromptInput:
         toolbar: Callable[[], StyleAndTextTuples],
         *,
         colored: bool,
+        vi: bool = False,
         on_open: Callable[[], None],
         on_shown: Callable[[], None],
         on_clear: Callable[[], None],
@@ -110,6 +113,7 @@ class PromptInput:
             completer: for Tab, and while a command is typed.
             toolbar: returns the text of the toolbar; called at every key and ``redraw``.
             colored: whether to use colour.
+            vi: whether the keys are those of vi.
             on_open: called whenever the input opens.
             on_shown: called whenever it is visible and takes keys.
             on_clear: called when Ctrl-C clears it.
@@ -126,6 +130,7 @@ class PromptInput:
             [("class:prompt", PROMPT)],
             input=self._input,
             multiline=True,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             prompt_continuation=" " * len(PROMPT),
             history=history,
             auto_suggest=AutoSuggestFromHistory(),
@@ -138,6 +143,8 @@ class PromptInput:
             enable_suspend=True,
         )
 
+        if vi:  # Escape acts at once; it begins the sequences of other keys, too
+            self._session.app.ttimeoutlen = PAUSE_S
         self._is_shown = False
 
         def after_render(app: Application[str]) -> None:
@@ -289,7 +296,7 @@ def _keys(
         take_up(event.current_buffer)
         event.current_buffer.validate_and_handle()
 
-    @keys.on("escape", "enter")
+    @keys.on("escape", "enter", when=_writing & emacs_mode)
     @keys.on("c-j")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")

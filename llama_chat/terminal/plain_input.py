@@ -78,12 +78,13 @@ def _polling(poll: Callable[[], None]) -> Iterator[None]:
 class PlainInput:
     """Input by readline: nothing is drawn that a screen reader would read again."""
 
-    def __init__(self, history: History, poll: Callable[[], None]) -> None:
+    def __init__(self, history: History, poll: Callable[[], None], *, vi: bool = False) -> None:
         """Create the input, closed.
 
         Args:
             history: earlier inputs.
             poll: raises what ends the input; called many times a second while it is open.
+            vi: whether the keys are those of vi.
         """
         self._remembered: dict[str, str] = {}
         """Earlier inputs, by what is shown of them."""
@@ -91,7 +92,8 @@ class PlainInput:
         for line in reversed(list(history.load_history_strings())):
             self._remember(line)
         readline.set_auto_history(False)
-        for line in (_bracketed_paste(), *_BINDINGS):
+        keys = f"set editing-mode {'vi' if vi else 'emacs'}"
+        for line in (keys, _bracketed_paste(), *_BINDINGS):
             readline.parse_and_bind(line)
         self._history = history
         self._poll = poll
