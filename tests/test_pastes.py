@@ -88,6 +88,13 @@ def test_enter_and_tab_act_after_a_pause(keys: Terminal) -> None:
     keys.wait_for(r"sent: 'two\\nlines'")
 
 
+def test_a_terminal_that_marks_pastes_sends_nothing_else_as_one(keys: Terminal) -> None:
+    keys.paste("two\rlines")
+    keys.type("\ranother\r")
+    keys.wait_for("sent: 'another'")
+    assert sent(keys) == [r"sent: 'two\nlines'", "sent: 'another'"]
+
+
 def test_lines_that_wait_when_the_input_opens_were_typed(tmp_path: Path) -> None:
     with Terminal(home=tmp_path, command=(*COMMAND, "late")) as terminal:
         terminal.wait_for("waiting")

@@ -117,10 +117,9 @@ class RawInput(Vt100Input):
 
     def __init__(self, stdin: TextIO) -> None:
         super().__init__(stdin)
-        # A character in an escape sequence would be typed as that sequence.
-        self.vt100_parser = _Parser(
-            lambda key: self._buffer.append(KeyPress(key.key) if len(key.key) == 1 else key)
-        )
+        self.vt100_parser = _Parser(self._take)
+        self._marks_pastes = False
+        """True once the terminal has marked a paste: then it marks them all."""
         self._held: list[KeyPress] = []
         """Enters and Tabs at the end of a burst."""
         self._pasting = False
@@ -130,6 +129,12 @@ class RawInput(Vt100Input):
         self._early: list[KeyPress] = []
         """Keys that were typed before the input opened."""
         self._on_ready: Callable[[], None] = lambda: None
+
+    def _take(self, key: KeyPress) -> None:
+        """Take a key from the parser."""
+        self._marks_pastes |= key.key == Keys.BracketedPaste
+        # A character in an escape sequence would be typed as that sequence.
+        self._buffer.append(KeyPress(key.key) if len(key.key) == 1 else key)
 
     def cooked_mode(self) -> AbstractContextManager[None]:
         """Return the context in which another program has the terminal, or text is written."""
@@ -164,6 +169,8 @@ class RawInput(Vt100Input):
 
     def _sift(self, run: list[KeyPress]) -> list[KeyPress]:
         """Return the keys of ``run``, which follow each other at once, as they are meant."""
+        if self._marks_pastes:
+            return run
         in_burst = self._pause is not None or len(run) > 1
         self._begin_pause()
         if not in_burst:
