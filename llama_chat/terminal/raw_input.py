@@ -121,7 +121,7 @@ class RawInput(Vt100Input):
         self._marks_pastes = False
         """True once the terminal has marked a paste: then it marks them all."""
         self._held: list[KeyPress] = []
-        """Enters and Tabs at the end of a burst."""
+        """Keys of a burst that ends in Enter or Tab: they act, and are seen, together."""
         self._pasting = False
         """True in a burst with a line or a Tab before more text."""
         self._pause: asyncio.TimerHandle | None = None
@@ -175,17 +175,17 @@ class RawInput(Vt100Input):
         self._begin_pause()
         if not in_burst:
             return run
-        run = self._held + run
+        run, self._held = self._held + run, []
         n_text = len(run)
         while n_text and run[n_text - 1].key in _ACTING:
             n_text -= 1
         self._pasting |= any(key.key in _ACTING for key in run[:n_text])
         if self._pasting:
-            self._held = []
             text = "".join(_TYPED.get(key.key, key.data) for key in run)
             return [KeyPress(Keys.BracketedPaste, text)]
-        self._held = run[n_text:]
-        return run[:n_text]
+        if n_text < len(run):
+            run, self._held = [], run
+        return run
 
     def _begin_pause(self) -> None:
         """Time the pause anew."""
