@@ -85,7 +85,7 @@ def test_the_status_changes_nothing_that_is_written(monkeypatch: pytest.MonkeyPa
 
 def in_tmux(home: Path, *arguments: str | Path) -> str:
     """Ask for a story in tmux, and return what its scrollback and screen hold at the end."""
-    tmux = ("tmux", "-u", "-L", f"status-{home.name}", "-f", os.devnull)
+    tmux = ("tmux", "-u", "-L", f"status-{home.name}-{len(arguments)}", "-f", os.devnull)
     env = environment(home, TERM="xterm-256color")
 
     def call(*words: str) -> str:
