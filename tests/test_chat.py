@@ -107,8 +107,7 @@ def test_system_and_prompt_files_begin_the_conversation(chat: Terminal) -> None:
     rows = re.findall(r"(?m)^ *\d* *(system|user|assistant) +(\d+) +(\d+)", text)
     assert [row[0] for row in rows] == ["system", "user", "assistant", "user", "assistant"]
     assert all(tokens == cached for _, tokens, cached in rows)  # prefilled in the background
-    chat.line("/temperature")
-    chat.wait_for(r"temperature is 0\.0")
+    chat.ask("/temperature", r"temperature is 0\.0")
     chat.line("/prompt off")
     chat.wait_for(r"no prompt file")
     chat.line("/system")
