@@ -13,7 +13,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import InMemoryHistory
 
-from llama_chat.terminal.keyboard import PromptInput, hold_keys
+from llama_chat.terminal.keyboard import PromptInput
+from llama_chat.terminal.raw_input import hold_keys
 
 WHAT = sys.argv[1]
 

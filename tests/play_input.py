@@ -11,7 +11,8 @@ from threading import Thread
 from prompt_toolkit.completion import DummyCompleter
 from prompt_toolkit.history import InMemoryHistory
 
-from llama_chat.terminal.keyboard import PromptInput, hold_keys
+from llama_chat.terminal.keyboard import PromptInput
+from llama_chat.terminal.raw_input import hold_keys
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A failure in the input is one line, and the chat goes on: no stack trace, no wait for Enter."""
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,8 @@ def test_the_input_goes_on_whatever_fails_in_it(what: str, tmp_path: Path) -> No
         opened = 2 if what == "first drawing" else 1  # Ctrl-C between the two ends the program
         terminal.wait_until(lambda: terminal.raw.count(b"\x1b[?2004h") == opened)
         terminal.type("x" + CTRL_C)
-        terminal.type("/h\t")
+        # A menu that is open already is what Tab chooses from.
+        terminal.type("h\t" if what == "tab" else "/h\t")
         if what not in ("storing", "opening", "first drawing"):
             terminal.wait_for(f"told: the {what} fails")
         terminal.type(CTRL_C + "hello\r")
@@ -137,14 +139,18 @@ def test_an_editor_that_fails_leaves_the_text(
         assert not re.search("Traceback|Press ENTER", terminal.text)
 
 
-def test_an_editor_may_write_what_is_not_utf_8(gguf_model: Path, tmp_path: Path) -> None:
+def test_text_of_an_editor_that_is_not_utf_8_is_kept(gguf_model: Path, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\nprintf 'a\\377b\\n' > \"$1\"\n")
     editor.chmod(0o755)
-    with Terminal("-m", gguf_model, home=tmp_path, VISUAL=str(editor)) as terminal:
+    with Terminal("-m", gguf_model, home=tmp_path, size=WIDE, VISUAL=str(editor)) as terminal:
         terminal.wait_for(READY)
         terminal.type("draft" + CTRL_G)
-        terminal.wait_for("› a\ufffdb\n")
+        terminal.wait_for(r"warning: text of the editor: byte 1 is not UTF-8: .*\n› draft")
+        kept = re.search(r"it is kept in (\S+)\n", terminal.text)
+    assert kept is not None
+    assert Path(kept[1]).read_bytes() == b"a\xffb\n"
+    shutil.rmtree(Path(kept[1]).parent)
 
 
 def test_a_text_that_cannot_be_stored_for_the_editor_stays(

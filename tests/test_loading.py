@@ -165,8 +165,7 @@ def test_control_c_while_waiting_puts_the_message_back_into_the_input(
     with Terminal("-m", gguf_model, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
         terminal.line("too early")
-        terminal.wait_for(r"› too early\n")
-        terminal.wait_until_asleep()
+        terminal.wait_for(r"› too early\n\S? *Loading")
         terminal.child.kill(signal.SIGINT)  # as a terminal does while no key is being read
         terminal.wait_for(r"stopped\n[\s\S]*› too early")
         gate.open()
@@ -176,6 +175,19 @@ def test_control_c_while_waiting_puts_the_message_back_into_the_input(
         terminal.wait_for(r"/tree: there is no message yet")
         terminal.type(CTRL_C + CTRL_D)
         assert terminal.wait_for_end() == 0
+
+
+def test_what_is_sent_before_anything_is_known_of_the_load(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    """As while torch is imported."""
+    command = [sys.executable, "-m", "tests.play_stuck", "load"]
+    with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
+        terminal.wait_for("loading …")
+        terminal.line("too early")
+        terminal.wait_for(r"› too early\n\S? *Loading … ")
+        terminal.type(CTRL_C)
+        terminal.wait_for(r"› too early\nstopped\n")
 
 
 @pytest.mark.parametrize("flags", [("--plain",), ()], ids=["plain", "dumb"])
@@ -203,7 +215,7 @@ def test_the_system_message_and_examples_are_read_before_the_first_message(
     flags = ("-m", starter_model, "--prompt", "translate_to_french", "--max-tokens", "8")
     with Terminal(*flags, home=tmp_path) as terminal:
         terminal.wait_for(READY)
-        terminal.ask("cheese", r"\n\n")
+        terminal.ask("cheese", r"\S.*\n\n")
         text = terminal.ask("/stats", r"seed +\d+")
         context = terminal.ask("/context", r"free")
     head = sum(map(int, re.findall(r"(?m)^ +(?:system|user|assistant) +(\d+)", context)))

@@ -11,6 +11,7 @@ READY = r"template \w+\n\n?> ?"
 MODES: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("--plain",), {}),
     ((), {"TERM": "dumb"}),
+    ((), {"TERM": "unknown"}),
     ((), {"LLAMA_CHAT_PLAIN": "true"}),
 ]
 

@@ -89,7 +89,8 @@ def test_a_signal_between_two_inputs(
     with Terminal(*flags, home=tmp_path, command=command) as terminal:
         modes = termios.tcgetattr(terminal.descriptor)
         terminal.wait_for(READY)
-        terminal.type("/top-k 3\rhello\r")
+        terminal.ask("/top-k 3", "top-k is 3")
+        terminal.line("hello")
         assert_left_clean(terminal, modes, 143)
 
 

@@ -27,10 +27,10 @@ def ask(
 
     With stdin piped the document comes first, then a blank line, then the question.
     """
-    answer(message_of(question), settings, as_json=as_json, raw=raw)
+    answer(message_of(question, settings), settings, as_json=as_json, raw=raw)
 
 
-def message_of(question: str | None) -> str:
+def message_of(question: str | None, settings: Settings) -> str:
     """Combine a question and a piped stdin into a message.
 
     Raises:
@@ -45,7 +45,8 @@ def message_of(question: str | None) -> str:
                 "question", "there is none", 'llama-chat ask "Why?", or pipe a text to stdin'
             )
         return question
-    document = without_final_newline(streams.read_stdin())
+    advice = "" if question is None else "; </dev/null sends the question alone"
+    document = without_final_newline(streams.read_stdin(quiet=settings.quiet, advice=advice))
     if document.strip():
         return document if question is None else f"{document}\n\n{question}"
     if question is None:

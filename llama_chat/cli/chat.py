@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -66,11 +67,13 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
     model_path(settings)  # a wrong name is an error before anything is drawn
     prompt = open_prompt(settings)
     with Interrupts() as interrupts:
-        from llama_chat.terminal.keyboard import hold_keys
+        from llama_chat.terminal.raw_input import hold_keys
 
         with hold_keys():
             _run_chat(settings, prompt, attachments, saved, interrupts)
     if interrupts.status:
+        if threading.active_count() > 1:
+            os._exit(interrupts.status)  # Python would wait for the load
         raise typer.Exit(interrupts.status)
 
 

@@ -47,7 +47,7 @@ def complete(
     """
     if files.count("-") > 1:
         raise UsageError("stdin", "named twice", "it can be read only once")
-    prompts = [_open(name) for name in files]
+    prompts = [_open(name, settings) for name in files]
     llama, settings = load_model(settings)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
@@ -82,9 +82,9 @@ def _generation(
     )
 
 
-def _open(name: str) -> PromptFile:
+def _open(name: str, settings: Settings) -> PromptFile:
     if name != "-":
         return load_prompt(name)
     if streams.is_terminal(sys.stdin):
         raise UsageError("stdin", "it is a terminal", "pipe a text to it, or name a file")
-    return raw_prompt(streams.read_stdin(), Path("stdin"))
+    return raw_prompt(streams.read_stdin(quiet=settings.quiet), Path("stdin"))

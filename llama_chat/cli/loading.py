@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
+from llama_chat.errors import UsageError, reason
 from llama_chat.library import find_model
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -27,7 +28,13 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
 
     Raises:
         ModelError: if there is none.
+        UsageError: if the current folder is gone: the libraries of torch need one to be found.
     """
+    if "torch" not in sys.modules:
+        try:
+            Path.cwd()
+        except OSError as error:
+            raise UsageError("current folder", reason(error), "change to one that exists") from None
     return find_model(wanted or settings.model or "", settings.model_paths)
 
 

@@ -39,4 +39,4 @@ def main(
     if streams.is_terminal(sys.stdin) or go_on or resume is not None:
         open_chat(settings, go_on=go_on, resume=resume)
     else:
-        answer(message_of(None), settings, as_json=as_json)
+        answer(message_of(None, settings), settings, as_json=as_json)

@@ -332,6 +332,17 @@ class OutputSettings:
         scope="display",
         example="true",
     )
+    editing_mode: str = define(
+        "choice",
+        "emacs",
+        "Keys of the input in the chat.",
+        scope="display",
+        values={
+            "emacs": "as in most shells",
+            "vi": "Escape begins commands, i goes back to typing",
+        },
+        example="vi",
+    )
     no_save: bool = define(
         "switch",
         False,

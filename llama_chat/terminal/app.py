@@ -46,7 +46,8 @@ class ChatApp:
         try:
             self._read_loop()
         finally:
-            chat.loader.stop()
+            # A signal waits for nothing: a load can take seconds to notice.
+            chat.loader.stop(wait=not chat.interrupts.status)
         if chat.unsaved is not None:
             chat.save()
             if chat.unsaved is not None:
@@ -129,17 +130,18 @@ class ChatApp:
         else:
             self._chat.finish_editing(self._chat.editing, text)
 
-    def _wanted_options(self) -> tuple[bool, bool, bool]:
-        """Options that the input is created with: plain, coloured, history kept."""
-        renderer = self._chat.renderer
-        return renderer.plain, renderer.colored, not self._chat.settings.no_save
+    def _wanted_options(self) -> tuple[bool, bool, bool, bool]:
+        """Options that the input is created with: plain, coloured, history kept, keys of vi."""
+        renderer, settings = self._chat.renderer, self._chat.settings
+        vi = settings.editing_mode == "vi"
+        return renderer.plain, renderer.colored, not settings.no_save, vi
 
     def _open_input(self) -> Input:
         chat = self._chat
-        self._input_options = plain, colored, keep = self._wanted_options()
+        self._input_options = plain, colored, keep, vi = self._wanted_options()
         history = open_history(self._warn, keep=keep)
         if plain:
-            return PlainInput(history, self._poll)
+            return PlainInput(history, self._poll, vi=vi)
         completer = ChatCompleter(chat)
 
         def on_open() -> None:
@@ -151,6 +153,7 @@ class ChatApp:
             completer,
             self._toolbar,
             colored=colored,
+            vi=vi,
             on_open=on_open,
             on_shown=self._on_shown,
             on_clear=chat.stop_editing,

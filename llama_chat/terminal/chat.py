@@ -1,7 +1,6 @@
 """A conversation on a terminal: its model, its settings and its file."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,15 @@ from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.errors import LlamaChatError, SaveError, UsageError
-from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.generation.events import Finish
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value
 from llama_chat.settings.settings import DEFAULT_SOURCE, Settings
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
-from llama_chat.terminal.progress import PATIENCE_S, PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
+from llama_chat.terminal.replying import show_reply
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
@@ -139,7 +139,7 @@ class Chat:
         if self.session is None and not loader.is_loading and loader.error is None:
             self.load()
         while self.session is None:
-            self._wait("Loading", PATIENCE_S)
+            self._wait("Loading", 0)
             self.adopt_loaded()
             if loader.error is not None:
                 raise loader.error
@@ -162,8 +162,9 @@ class Chat:
         plain, in_bytes = self.renderer.plain, self.loader.is_loading
         with progress(doing, patience_s, in_bytes=in_bytes, hidden=plain) as report:
             while not (self.interrupts.pending or self.loader.wait(_POLL_S)):
-                if self.loader.progress[1]:
-                    report(*self.loader.progress)
+                done, total = self.loader.progress
+                if total or not patience_s:
+                    report(done, total)
 
     def tell_notes(self) -> None:
         """Write and clear the notes of background jobs; with ``quiet`` only clear them."""
@@ -255,7 +256,8 @@ class Chat:
         """Send a message, with the attachments in front, and show the reply."""
         session, attachments = self.wait_for_session(), tuple(self.attachments)
         self.finish_prefill()
-        self._reply(
+        show_reply(
+            self,
             lambda hooks: session.send(
                 text, hooks, attachments=attachments, reply_prefix=self.reply_prefix
             ),
@@ -266,7 +268,8 @@ class Chat:
         """Answer the last message once more, and show the reply."""
         session = self.wait_for_session()
         self.stop_prefill()
-        self._reply(
+        show_reply(
+            self,
             lambda hooks: session.retry(hooks, reply_prefix=self.reply_prefix),
             shown=self.reply_prefix,
         )
@@ -276,46 +279,11 @@ class Chat:
         session = self.wait_for_session()
         self.stop_prefill()
         begun = session.conversation.head
-        self._reply(session.resume, begun=begun.text if begun and begun.role != "user" else "")
-
-    def _reply(
-        self, generate: Callable[[Hooks], Iterator[Event]], *, begun: str = "", shown: str = ""
-    ) -> None:
-        """Show a reply as it is generated; Ctrl-C stops it, in prefill too, and keeps its text.
-
-        Args:
-            generate: starts the generation.
-            begun: the part of the reply that is on the screen already.
-            shown: the part of the reply to show first.
-        """
-        watching = self.interrupts
-        plain = self.renderer.plain
-        with progress("Reading", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
-            events = generate(Hooks(lambda: watching.pending, on_prefill))
-            first = next(events)
-        # The message is in the conversation now: an error raised from here would offer it again.
-        self.attachments, self.reply_prefix = [], ""
-        self.save(durable=False)  # kept even if the reply fails
-        writer, failure, event = self.renderer.reply(begun), None, first
-        try:
-            writer.push(shown)
-            for event in itertools.chain([first], events):
-                writer.push(event.text)
-        except LlamaChatError as error:
-            failure = error
-        finally:
-            try:
-                writer.finish()
-            finally:  # also if the terminal has gone
-                self.save()
-        watching.take()
-        if failure is not None:
-            self.renderer.error(str(failure))
-        if isinstance(event, Finish):  # as the last one always is
-            self.last = event
-            self.renderer.ended(event, begun=bool(begun))
-            if self.settings.verbose:
-                self.renderer.note(event.summary())
+        show_reply(
+            self,
+            session.resume,
+            begun=begun.text if begun and begun.role != "user" else "",
+        )
 
     def start_editing(self, message: Message) -> None:
         """Let the next input replace ``message``, on a new branch."""

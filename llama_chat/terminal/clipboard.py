@@ -7,6 +7,8 @@ import subprocess
 
 from llama_chat.terminal.renderer import Renderer
 
+_TMUX = ["tmux", "load-buffer", "-w", "-"]
+
 _TOOLS = (
     ("WAYLAND_DISPLAY", ["wl-copy"]),
     ("DISPLAY", ["xclip", "-selection", "clipboard"]),
@@ -17,20 +19,30 @@ _TOOLS = (
 
 _TIMEOUT_S = 5.0
 
+_SCREEN_BYTES = 256
+"""Longest sequence that every version of screen passes on."""
+
 
 def copy(text: str, renderer: Renderer) -> str:
     """Copy ``text`` with a tool of this machine, else through the terminal; returns which.
 
-    Over SSH only the terminal reaches the user's clipboard.
+    Over SSH only the terminal reaches the user's clipboard; tmux and screen may lie in between.
     """
     for variable, command in () if os.environ.get("SSH_TTY") else _TOOLS:
         available = variable is None or os.environ.get(variable)
         if available and shutil.which(command[0]) and _run(command, text):
             return f"by {command[0]}"
+    if os.environ.get("TMUX") and _run(_TMUX, text):
+        return "through tmux, if the terminal allows that"
     # OSC 52; nothing tells whether the terminal allows it.
     data = base64.b64encode(text.encode("utf-8", "replace")).decode()
-    renderer.write(f"\x1b]52;c;{data}\x07")
-    return "through the terminal, if it allows that"
+    sequence = f"\x1b]52;c;{data}\x07"
+    if not os.environ.get("STY"):
+        renderer.write(sequence)
+        return "through the terminal, if it allows that"
+    for begin in range(0, len(sequence), _SCREEN_BYTES):
+        renderer.write(f"\x1bP{sequence[begin : begin + _SCREEN_BYTES]}\x1b\\")
+    return "through screen, if the terminal allows that"
 
 
 def _run(command: list[str], text: str) -> bool:

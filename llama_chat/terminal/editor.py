@@ -18,7 +18,10 @@ from llama_chat.terminal import streams
 
 _ADVICE = "name an editor in VISUAL or EDITOR"
 
-_POLL_S = 0.2
+_POLL_S = 0.1
+
+_KILL_S = 0.5
+"""Seconds that an editor has to end when it is asked to."""
 
 
 def find_editor() -> list[str]:
@@ -73,12 +76,15 @@ def run_editor(
 
 
 def _wait(editor: "subprocess.Popen[bytes]", should_stop: Callable[[], bool]) -> int:
-    while True:
-        try:
+    while not should_stop():
+        with suppress(subprocess.TimeoutExpired):
             return editor.wait(_POLL_S)
-        except subprocess.TimeoutExpired:
-            if should_stop():
-                editor.terminate()
+    editor.terminate()
+    try:
+        return editor.wait(_KILL_S)
+    except subprocess.TimeoutExpired:
+        editor.kill()
+        return editor.wait()
 
 
 @contextmanager
@@ -99,25 +105,44 @@ def _yielded_terminal() -> Iterator[None]:
 def edit_text(text: str, should_stop: Callable[[], bool]) -> str:
     """Let the user edit ``text``, and return it without the final newline that editors add.
 
-    Bytes that are not UTF-8 become U+FFFD.
+    Text that was written but cannot be returned stays in its file, which the error names. Once
+    ``should_stop`` is True, the text as it is in the file is returned.
 
     Raises:
-        UsageError: if there is no editor.
-        LlamaChatError: if it fails.
-        SaveError: if the text cannot be stored for it.
+        UsageError: if there is no editor, or the text is not UTF-8.
+        LlamaChatError: if the editor fails.
+        SaveError: if the text cannot be stored for it, or is gone.
     """
     command = find_editor()
     before = text.encode("utf-8", "replace")
     try:
-        # A folder, for what editors leave beside the file.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / "message.md"
+        path = (
+            Path(tempfile.mkdtemp()) / "message.md"
+        )  # a folder, for files of the editor beside it
+        try:
             path.write_bytes(before)
             run_editor(command, path, should_stop)
             after = path.read_bytes()
+            edited = text if after == before else without_final_newline(after.decode("utf-8"))
+        except (LlamaChatError, UnicodeDecodeError) as error:
+            after = path.read_bytes() if path.exists() else before
+            if after == before or should_stop():
+                shutil.rmtree(path.parent, ignore_errors=True)
+            if should_stop():
+                return without_final_newline(after.decode("utf-8", "replace"))
+            raise _failure(error, path if path.exists() else None) from None
     except OSError as error:
         advice = "free space for temporary files, or set TMPDIR"
         raise SaveError("text for the editor", reason(error), advice) from None
-    if after == before:
-        return text
-    return without_final_newline(after.decode("utf-8", "replace"))
+    shutil.rmtree(path.parent, ignore_errors=True)
+    return edited
+
+
+def _failure(error: LlamaChatError | UnicodeDecodeError, kept: Path | None) -> LlamaChatError:
+    """Return the error to report, which names the file that is kept, if one is."""
+    if isinstance(error, UnicodeDecodeError):
+        why = f"byte {error.start} is not UTF-8"
+        return UsageError("text of the editor", why, f"it is kept in {kept}")
+    if kept is None or isinstance(error, UsageError):
+        return error
+    return LlamaChatError(error.what, error.why, f"what you wrote is kept in {kept}")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from llama_chat.errors import LlamaChatError, reason
@@ -25,6 +26,26 @@ def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
         warn(f"{error.what}: {error.why}: what you type is not remembered")
         return InMemoryHistory()
     return _KeptHistory(path, warn)
+
+
+class _Draft(str):
+    """Input of this session that was not sent."""
+
+    __slots__ = ()
+
+
+def put_aside(buffer: Buffer) -> None:
+    """Delete the text of ``buffer``; Up brings it back in this session."""
+    if buffer.text.strip():
+        buffer.history._loaded_strings.insert(0, _Draft(buffer.text))
+    buffer.reset()
+
+
+def take_up(buffer: Buffer) -> None:
+    """Forget the last draft if it is sent now: it becomes an input like all others."""
+    strings = buffer.history._loaded_strings
+    if strings and isinstance(strings[0], _Draft) and strings[0] == buffer.text:
+        del strings[0]
 
 
 class _KeptHistory(FileHistory):

@@ -1,9 +1,18 @@
 """Handling of the signals that stop a reply or end the chat."""
 
+import os
 import signal
+import time
 from collections.abc import Callable
+from threading import Timer
 from types import FrameType, TracebackType
 from typing import Any
+
+_PATIENCE_S = 5.0
+"""Time in which the chat must have ended once a signal asked for it."""
+
+_REPEAT_S = 1.0
+"""Time after which another signal ends it at once; a window that closes sends several."""
 
 
 class Interrupted(Exception):
@@ -24,6 +33,9 @@ class Interrupts:
         """Called when one of these comes, at an arbitrary point of the main thread."""
         self._pressed = False
         self._previous_handlers: dict[int, Any] = {}
+        self._ended_at = 0.0
+        self._watchdog: Timer | None = None
+        """Ends the process if it does not end by itself."""
 
     def __enter__(self) -> "Interrupts":
         """Install the handlers."""
@@ -41,6 +53,8 @@ class Interrupts:
         """Restore the handlers; once the chat is to end, the terminal may be gone: no error is."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         return self.status != 0 and isinstance(error, Exception)
 
     @property
@@ -58,4 +72,10 @@ class Interrupts:
             self._pressed = True
         elif not self.status:
             self.status = 128 + number
+            self._ended_at = time.monotonic()
+            self._watchdog = Timer(_PATIENCE_S, os._exit, [self.status])
+            self._watchdog.daemon = True
+            self._watchdog.start()
             self.on_end()
+        elif time.monotonic() - self._ended_at > _REPEAT_S:
+            os._exit(self.status)

@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import signal
 import sys
-import termios
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import FrameType
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from prompt_toolkit import PromptSession, print_formatted_text
@@ -16,17 +13,29 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition, Filter, has_completions, is_searching
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import (
+    Condition,
+    Filter,
+    emacs_insert_mode,
+    emacs_mode,
+    has_completions,
+    has_selection,
+    is_searching,
+    vi_insert_mode,
+)
 from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
-from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
+from wcwidth import grapheme_boundary_before
 
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
+from llama_chat.terminal.history import put_aside, take_up
+from llama_chat.terminal.raw_input import PAUSE_S, RawInput
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
 
 _STYLE = {
@@ -88,50 +97,6 @@ class Input(Protocol):
         """Make ``read`` raise ``error``, if it runs."""
 
 
-@contextmanager
-def hold_keys() -> Iterator[None]:
-    """Keep keys that are typed while no input is open, for the next one.
-
-    Turns off echo, line buffering, and the translation of Enter to the newline that Ctrl-J types.
-    Ctrl-C still sends SIGINT. Enter this once around a whole chat: an input restores the mode that
-    it found.
-    """
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    held = termios.tcgetattr(descriptor)
-    held[0] &= ~termios.ICRNL
-    held[3] &= ~(termios.ECHO | termios.ICANON)
-
-    def hold(number: int = 0, frame: FrameType | None = None) -> None:
-        with suppress(termios.error):  # the terminal has gone
-            termios.tcsetattr(descriptor, termios.TCSANOW, held)
-
-    hold()
-    # After Ctrl-Z and fg the terminal is in the shell's mode.
-    on_continue = signal.signal(signal.SIGCONT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCONT, on_continue)
-        with suppress(termios.error):
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-class _RawInput(Vt100Input):
-    """Input of prompt-toolkit that may stay in raw mode while text is written above the prompt.
-
-    In the mode that prompt-toolkit sets meanwhile, keys would be echoed, and Enter would become the
-    newline of Ctrl-J.
-    """
-
-    n_writers = 0
-    """Number of those who write, or wait to write."""
-
-    def cooked_mode(self) -> AbstractContextManager[None]:
-        """Return the context in which another program has the terminal, or text is written."""
-        return nullcontext() if self.n_writers else super().cooked_mode()
-
-
 class PromptInput:
     """Multi-line input that Enter sends, with a toolbar below."""
 
@@ -142,6 +107,7 @@ class PromptInput:
         toolbar: Callable[[], StyleAndTextTuples],
         *,
         colored: bool,
+        vi: bool = False,
         on_open: Callable[[], None],
         on_shown: Callable[[], None],
         on_clear: Callable[[], None],
@@ -155,6 +121,7 @@ class PromptInput:
             completer: for Tab, and while a command is typed.
             toolbar: returns the text of the toolbar; called at every key and ``redraw``.
             colored: whether to use colour.
+            vi: whether the keys are those of vi.
             on_open: called whenever the input opens.
             on_shown: called whenever it is visible and takes keys.
             on_clear: called when Ctrl-C clears it.
@@ -166,11 +133,12 @@ class PromptInput:
         self._on_failure = on_failure
         self._ended_by: BaseException | None = None
         """Argument of ``end``, once that was called."""
-        self._input = _RawInput(sys.stdin)
+        self._input = RawInput(sys.stdin)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             input=self._input,
             multiline=True,
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             prompt_continuation=" " * len(PROMPT),
             history=history,
             auto_suggest=AutoSuggestFromHistory(),
@@ -184,6 +152,8 @@ class PromptInput:
             enable_suspend=True,
         )
 
+        if vi:  # Escape acts at once; it begins the sequences of other keys, too
+            self._session.app.ttimeoutlen = PAUSE_S
         self._is_shown = False
 
         def after_render(app: Application[str]) -> None:
@@ -204,8 +174,10 @@ class PromptInput:
         try:
             return self._prompt(default)
         except Exception as error:
-            if isinstance(error, EOFError) or error is self._ended_by:
-                raise
+            if self._ended_by is not None or isinstance(error, EOFError):
+                if self.text.strip():  # for Up in the next chat
+                    self._session.history.append_string(self.text)
+                raise self._ended_by or error from None
             self._on_failure(error)
         return self._prompt(self.text)  # what fails again ends the chat
 
@@ -251,17 +223,18 @@ class PromptInput:
         """Open an editor with the typed text."""
         buffer = self._session.default_buffer
 
-        def edit() -> str:
-            return edit_text(buffer.text, lambda: self._ended_by is not None)
+        def edit() -> None:
+            edited = edit_text(buffer.text, lambda: self._ended_by is not None)
+            buffer.document = Document(edited)
 
         async def act() -> None:
-            buffer.document = Document(await run_in_terminal(edit))
+            await run_in_terminal(edit)
 
         self._session.app.create_background_task(act())
 
     def clear(self) -> None:
         """See ``Input``."""
-        self._session.default_buffer.reset()
+        put_aside(self._session.default_buffer)
 
     def redraw(self) -> None:
         """See ``Input``."""
@@ -300,6 +273,7 @@ class PromptInput:
 _Handler = Callable[[KeyPressEvent], None]
 
 _writing = ~is_searching
+_inserting = _writing & (emacs_insert_mode | vi_insert_mode)
 
 
 class _Keys(KeyBindings):
@@ -338,17 +312,20 @@ def _keys(
     def _(event: KeyPressEvent) -> None:
         on_send()
         event.app.erase_when_done = is_long(event.current_buffer.text)
+        take_up(event.current_buffer)
         event.current_buffer.validate_and_handle()
 
-    @keys.on("escape", "enter")
+    @keys.on("escape", "enter", when=_writing & emacs_mode)
     @keys.on("c-j")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    keys.on("backspace", when=_inserting & ~has_selection)(_delete_grapheme)
+
     @keys.on("c-c")
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
-            event.current_buffer.reset()
+            put_aside(event.current_buffer)
             on_clear()
         else:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
@@ -356,7 +333,7 @@ def _keys(
     @keys.on("tab")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if buffer.complete_state:
+        if buffer.complete_state and buffer.complete_state.completions:
             buffer.complete_next()
             return
         # Completed here: prompt-toolkit ignores a Tab while its own completion still runs.
@@ -374,3 +351,13 @@ def _keys(
         edit()
 
     return keys
+
+
+def _delete_grapheme(event: KeyPressEvent) -> None:
+    """Delete what is drawn as one before the cursor, such as a flag of two characters."""
+    before = event.current_buffer.document.text_before_cursor
+    start = len(before)
+    for _ in range(event.arg):
+        start = grapheme_boundary_before(before, start)
+    if not event.current_buffer.delete_before_cursor(len(before) - start):
+        event.app.output.bell()

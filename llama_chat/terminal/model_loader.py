@@ -104,9 +104,9 @@ class ModelLoader:
         self._prefix = prefix
         self._worker.start(job)
 
-    def stop(self) -> None:
+    def stop(self, *, wait: bool = True) -> None:
         """Stop the running job, wait until it has ended, and discard a loaded model."""
-        self._worker.stop()
+        self._worker.stop(wait=wait)
         self._loaded, self.is_loading = None, False
 
     def wait(self, seconds: float) -> bool:

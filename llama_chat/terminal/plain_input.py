@@ -1,6 +1,9 @@
 """Input by readline, for screen readers and for terminals that only print."""
 
+import fcntl
+import os
 import readline
+import select
 import signal
 import sys
 import termios
@@ -9,9 +12,36 @@ from contextlib import contextmanager
 
 from prompt_toolkit.history import History
 
+from llama_chat.terminal.raw_input import PAUSE_S
 from llama_chat.terminal.sanitizer import restored, sanitize
 
 _POLL_S = 0.1
+
+_NEWLINE = r'"\C-v\C-j"'
+
+_BINDINGS = (
+    "set enable-active-region off",  # it would write a paste twice
+    rf'"\C-j": {_NEWLINE}',
+    rf'"\e\C-m": {_NEWLINE}',
+    # Enter with Shift, Ctrl or Alt, in the forms of CSI u and modifyOtherKeys.
+    *(rf'"\e[13;{modifiers}u": {_NEWLINE}' for modifiers in range(2, 9)),
+    *(rf'"\e[27;{modifiers};13~": {_NEWLINE}' for modifiers in range(2, 9)),
+    r'"\e[": skip-csi-sequence',  # of keys that are not known
+)
+
+
+def _bracketed_paste() -> str:
+    """Return the line that tells readline to mark pastes, which Python has turned off.
+
+    Most terminals can, whatever their name; a shell within Emacs would show the sequence.
+    """
+    can = os.environ.get("TERM") != "dumb" or "INSIDE_EMACS" not in os.environ
+    return f"set enable-bracketed-paste {'on' if can else 'off'}"
+
+
+def _n_waiting() -> int:
+    """Return the number of bytes that were typed and not read."""
+    return int.from_bytes(fcntl.ioctl(sys.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 @contextmanager
@@ -48,12 +78,13 @@ def _polling(poll: Callable[[], None]) -> Iterator[None]:
 class PlainInput:
     """Input by readline: nothing is drawn that a screen reader would read again."""
 
-    def __init__(self, history: History, poll: Callable[[], None]) -> None:
+    def __init__(self, history: History, poll: Callable[[], None], *, vi: bool = False) -> None:
         """Create the input, closed.
 
         Args:
             history: earlier inputs.
             poll: raises what ends the input; called many times a second while it is open.
+            vi: whether the keys are those of vi.
         """
         self._remembered: dict[str, str] = {}
         """Earlier inputs, by what is shown of them."""
@@ -61,9 +92,13 @@ class PlainInput:
         for line in reversed(list(history.load_history_strings())):
             self._remember(line)
         readline.set_auto_history(False)
-        readline.parse_and_bind(r'"\C-j": "\C-v\C-j"')
+        keys = f"set editing-mode {'vi' if vi else 'emacs'}"
+        for line in (keys, _bracketed_paste(), *_BINDINGS):
+            readline.parse_and_bind(line)
         self._history = history
         self._poll = poll
+        self._at_end = False
+        """True if Ctrl-D followed a line at once."""
 
     @property
     def text(self) -> str:
@@ -72,11 +107,16 @@ class PlainInput:
 
     def read(self, default: str = "") -> str:
         """See ``Input``."""
-        readline.set_startup_hook(lambda: readline.insert_text(sanitize(default)))
+        if self._at_end:
+            raise EOFError
         try:
             with _echo(), _polling(self._poll):
-                line = input("> ")
-        except (EOFError, KeyboardInterrupt):
+                line = self._read(default)
+        except (EOFError, KeyboardInterrupt) as error:
+            if draft := readline.get_line_buffer():
+                self._remember(draft)
+                if isinstance(error, EOFError):  # of a signal: Ctrl-D ends an empty line
+                    self._history.append_string(draft)
             sys.stdout.write("\n")  # the cursor is still at the end of the typed line
             raise
         line = restored(line, self._remembered.get(line, default))
@@ -84,6 +124,21 @@ class PlainInput:
             self._history.append_string(line)
             self._remember(line)
         return line
+
+    def _read(self, default: str) -> str:
+        """Read a line, and those that follow at once: they belong to a paste."""
+        n_early = _n_waiting()  # typed before the line was open, at an unknown speed
+        readline.set_startup_hook(lambda: readline.insert_text(sanitize(default)))
+        lines = [input("> ")]
+        readline.set_startup_hook(None)
+        if n_early <= len(lines[0].encode()) + 1:
+            while select.select([sys.stdin], [], [], PAUSE_S)[0]:
+                try:
+                    lines.append(input())
+                except EOFError:
+                    self._at_end = True
+                    break
+        return "\n".join(lines)
 
     def _remember(self, line: str) -> None:
         shown = sanitize(line)

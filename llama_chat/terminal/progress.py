@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Report = Callable[[int, int], None]
-"""Called with the amount done and the total."""
+"""Called with the amount done and the total, which is 0 while it is unknown."""
 
 PATIENCE_S = 0.3
 """Seconds until a job shows a bar."""
@@ -41,13 +41,14 @@ def progress(
     def report(done: int, total: int) -> None:
         nonlocal bar, task
         if bar is None:
-            if done >= total or time.monotonic() - began < patience_s:
+            if done >= total > 0 or time.monotonic() - began < patience_s:
                 return
             bar = _new_bar(in_bytes=in_bytes)
-            bar.start()
-            task = bar.add_task(description, total=total)
+            task = bar.add_task(description, total=None)
         if task is not None:
-            bar.update(task, completed=done, total=total)
+            text = description if total else f"{description} …"
+            bar.update(task, completed=done, total=total or None, description=text)
+            bar.start()  # only now: it draws the text at once
 
     if hidden or not is_terminal(sys.stderr):
         yield lambda done, total: None

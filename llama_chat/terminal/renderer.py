@@ -1,6 +1,5 @@
 """Output of the chat on the terminal."""
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +14,7 @@ from llama_chat.terminal.echo import shortened
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
-from llama_chat.terminal.streams import is_terminal, use_color
+from llama_chat.terminal.streams import is_dumb, is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
 from llama_chat.terminal.theme import substitutes
 
@@ -32,7 +31,7 @@ class Renderer:
     def __init__(self, settings: OutputSettings) -> None:
         """Write to stdout; with ``settings.plain`` the cursor never moves back."""
         color, markdown = settings.color, settings.markdown
-        self.plain = settings.plain or os.environ.get("TERM") == "dumb"
+        self.plain = settings.plain or is_dumb()
         self.colored = (
             use_color(color, sys.stdout)
             and not (self.plain and color == "auto")

@@ -2,12 +2,15 @@
 
 import json
 import os
+import select
 import sys
 from typing import Any, NoReturn, TextIO, cast
 
 from llama_chat.errors import ClosedPipe, LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import MAX_PROMPT_BYTES, decode_text
 from llama_chat.terminal.sanitizer import escaped, sanitize, sanitize_data
+
+_STDIN_PATIENCE_S = 2.0
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -16,6 +19,11 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
         return False
+
+
+def is_dumb() -> bool:
+    """True if nothing is known of the terminal: it may only print."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
 
 
 def prepare() -> None:
@@ -92,17 +100,23 @@ def use_color(choice: str, stream: TextIO | None) -> bool:
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and not is_dumb()
 
 
-def read_stdin() -> str:
+def read_stdin(*, quiet: bool = False, advice: str = "") -> str:
     """Read all of stdin as text.
+
+    Args:
+        quiet: whether to write nothing if nothing comes for two seconds.
+        advice: the end of the line that is written then.
 
     Raises:
         UsageError: if it is closed, binary, not UTF-8 or too large.
     """
     if sys.stdin is None:
         raise UsageError("stdin", "closed", "pipe a text to it")
+    if not quiet and not select.select([sys.stdin], [], [], _STDIN_PATIENCE_S)[0]:
+        say(f"llama-chat: waiting for a text on stdin{advice}")
     return decode_text(sys.stdin.buffer, "stdin", MAX_PROMPT_BYTES)
 
 

@@ -52,10 +52,11 @@ class Worker:
         self._thread = Thread(target=self._run, args=(job,), name="worker")
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, wait: bool = True) -> None:
         """Ask the job to stop, and wait until it has."""
         self._stopping = True
-        self.wait()
+        if wait:
+            self.wait()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the end of the job, at most ``seconds``; returns False if it still runs."""

@@ -1,0 +1,210 @@
+"""Keys as terminals send them, and the mode in which they wait for the next input."""
+
+import asyncio
+import re
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import groupby
+from string import ascii_lowercase
+from types import FrameType
+from typing import TextIO
+
+from prompt_toolkit.input import vt100_parser
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
+from prompt_toolkit.input.vt100 import Vt100Input
+from prompt_toolkit.key_binding import KeyPress
+from prompt_toolkit.keys import Keys
+
+PAUSE_S = 0.05
+"""Time without a key after which a burst of keys has ended: terminals send the characters of a
+paste faster, people type slower."""
+
+
+@contextmanager
+def hold_keys() -> Iterator[None]:
+    """Keep keys that are typed while no input is open, for the next one.
+
+    Turns off echo, line buffering, and the translation of Enter to the newline that Ctrl-J types.
+    Ctrl-C still sends SIGINT. Enter this once around a whole chat: an input restores the mode that
+    it found.
+    """
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    held = termios.tcgetattr(descriptor)
+    held[0] &= ~termios.ICRNL
+    held[3] &= ~(termios.ECHO | termios.ICANON)
+
+    def hold(number: int = 0, frame: FrameType | None = None) -> None:
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, held)
+
+    hold()
+    # After Ctrl-Z and fg the terminal is in the shell's mode.
+    on_continue = signal.signal(signal.SIGCONT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, on_continue)
+        with suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+def _extended_keys() -> Iterator[tuple[str, Keys | tuple[Keys | str, ...] | str]]:
+    """Yield the sequences by which terminals tell keys with modifiers, and the keys they mean.
+
+    Each in both of its forms: CSI u, and modifyOtherKeys.
+    """
+    enter, tab, space, backspace = 13, 9, 32, 127
+    shift, alt, ctrl = 2, 3, 5
+    keys: dict[tuple[int, int], Keys | tuple[Keys | str, ...] | str] = {
+        **{(enter, modifiers): Keys.ControlJ for modifiers in range(2, 9)},
+        (tab, shift): Keys.BackTab,
+        (space, shift): " ",
+        (backspace, shift): Keys.ControlH,
+        **{(ord(letter), ctrl): Keys(f"c-{letter}") for letter in ascii_lowercase},
+        **{(ord(letter), alt): (Keys.Escape, letter) for letter in ascii_lowercase},
+    }
+    for (code, modifiers), key in keys.items():
+        yield f"\x1b[{code};{modifiers}u", key
+        yield f"\x1b[27;{modifiers};{code}~", key
+
+
+ANSI_SEQUENCES["\x1b\r"] = Keys.ControlJ  # Alt-Enter
+ANSI_SEQUENCES.update(_extended_keys())  # type: ignore[arg-type] # characters are keys too
+# So that the parser waits for the end of any control sequence, as it does for those it knows.
+vt100_parser._cpr_response_prefix_re = re.compile(r"\x1b\[[0-?]*[ -/]*\Z")
+
+_CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]\Z")
+
+
+class _Parser(vt100_parser.Vt100Parser):
+    """Parser that drops control sequences it does not know; otherwise they would be typed."""
+
+    def _get_match(self, prefix: str) -> Keys | tuple[Keys, ...] | None:
+        key = super()._get_match(prefix)
+        return Keys.Ignore if key is None and _CONTROL_SEQUENCE.match(prefix) else key
+
+
+_TYPED: dict[Keys | str, str] = {Keys.ControlM: "\r", Keys.ControlI: "\t", Keys.ControlJ: "\n"}
+"""Keys that are characters within a paste."""
+
+_ACTING = (Keys.ControlM, Keys.ControlI)
+"""Those of them that do something else when typed by hand."""
+
+_UNSEEN = (Keys.CPRResponse, Keys.Ignore)
+"""Keys that nobody pressed."""
+
+
+def _is_text(key: KeyPress) -> bool:
+    return len(key.key) == 1 or key.key in _TYPED
+
+
+class RawInput(Vt100Input):
+    """Input of prompt-toolkit that tells a paste from typing, also if the terminal does not.
+
+    In a burst of keys, Enter and Tab are text if text follows; only after a pause do they act.
+
+    The terminal may stay in raw mode while text is written above the prompt: in the mode that
+    prompt-toolkit sets meanwhile, keys would be echoed, and Enter would become the newline of
+    Ctrl-J.
+    """
+
+    n_writers = 0
+    """Number of those who write, or wait to write."""
+
+    def __init__(self, stdin: TextIO) -> None:
+        super().__init__(stdin)
+        self.vt100_parser = _Parser(self._take)
+        self._marks_pastes = False
+        """True once the terminal has marked a paste: then it marks them all."""
+        self._held: list[KeyPress] = []
+        """Keys of a burst that ends in Enter or Tab: they act, and are seen, together."""
+        self._pasting = False
+        """True in a burst with a line or a Tab before more text."""
+        self._pause: asyncio.TimerHandle | None = None
+        """Timer of the pause that would end the burst; None between bursts."""
+        self._early: list[KeyPress] = []
+        """Keys that were typed before the input opened."""
+        self._on_ready: Callable[[], None] = lambda: None
+
+    def _take(self, key: KeyPress) -> None:
+        """Take a key from the parser."""
+        self._marks_pastes |= key.key == Keys.BracketedPaste
+        # A character in an escape sequence would be typed as that sequence.
+        self._buffer.append(KeyPress(key.key) if len(key.key) == 1 else key)
+
+    def cooked_mode(self) -> AbstractContextManager[None]:
+        """Return the context in which another program has the terminal, or text is written."""
+        return nullcontext() if self.n_writers else super().cooked_mode()
+
+    def attach(self, input_ready_callback: Callable[[], None]) -> AbstractContextManager[None]:
+        """Begin to read; keys that wait already were typed at an unknown speed, and act at once."""
+        self._on_ready = input_ready_callback
+        self._pasting, self._pause = False, None
+        self._early = self._release()
+        while new := super().read_keys():
+            self._early += new
+        if self._early:
+            # Not sooner: the history is loaded first.
+            asyncio.get_running_loop().call_later(0, input_ready_callback)
+        return super().attach(input_ready_callback)
+
+    def read_keys(self) -> list[KeyPress]:
+        """Read the keys that have arrived; an Enter or a Tab may be held until a pause."""
+        keys, self._early = self._early, []
+        for is_text, run in groupby(super().read_keys(), _is_text):
+            if is_text:
+                keys += self._sift(list(run))
+                continue
+            for key in run:
+                if key.key not in _UNSEEN:
+                    keys += self._end_burst()
+                keys.append(key)
+        if self._pause is None:  # such as after a pause: nothing was read then
+            keys = self._release() + keys
+        return keys
+
+    def _sift(self, run: list[KeyPress]) -> list[KeyPress]:
+        """Return the keys of ``run``, which follow each other at once, as they are meant."""
+        if self._marks_pastes:
+            return run
+        in_burst = self._pause is not None or len(run) > 1
+        self._begin_pause()
+        if not in_burst:
+            return run
+        run, self._held = self._held + run, []
+        n_text = len(run)
+        while n_text and run[n_text - 1].key in _ACTING:
+            n_text -= 1
+        self._pasting |= any(key.key in _ACTING for key in run[:n_text])
+        if self._pasting:
+            text = "".join(_TYPED.get(key.key, key.data) for key in run)
+            return [KeyPress(Keys.BracketedPaste, text)]
+        if n_text < len(run):
+            run, self._held = [], run
+        return run
+
+    def _begin_pause(self) -> None:
+        """Time the pause anew."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._on_pause)
+
+    def _on_pause(self) -> None:
+        self._pause, self._pasting = None, False
+        if self._held:
+            self._on_ready()
+
+    def _end_burst(self) -> list[KeyPress]:
+        """End a burst, and return the keys that were held."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause, self._pasting = None, False
+        return self._release()
+
+    def _release(self) -> list[KeyPress]:
+        held, self._held = self._held, []
+        return held
