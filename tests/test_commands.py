@@ -427,7 +427,7 @@ def test_prompt_files_are_listed_and_previewed(babble: Terminal) -> None:
 
 def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
     babble.refuse("/sta", r"no reply yet")
-    babble.refuse("/te", r"/te: more than one command begins so: /template, /temperature")
+    babble.refuse("/te", r"/te: more than one command begins so: /temperature, /template")
     babble.ask("//help", ENDED)
     babble.ask("/context", r"/help\n")
     babble.line("/quit")

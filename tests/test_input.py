@@ -150,9 +150,9 @@ def test_a_menu_describes_the_commands_that_match_the_typed_text(babble: Termina
     babble.wait_for(r"temperature\s+Randomness")
     babble.wait_for(r"template\s+Show or choose")
     babble.type("m" + TAB)
-    babble.wait_for(r"› /template")
-    babble.type(TAB)
     babble.wait_for(r"› /temperature")
+    babble.type(TAB)
+    babble.wait_for(r"› /template")
 
 
 @pytest.mark.parametrize(

@@ -252,10 +252,11 @@ COMMANDS: tuple[Command, ...] = (
 
 def _groups() -> dict[str, tuple[Command, ...]]:
     """Group the commands: those of no setting, and each setting under its heading."""
-    found: dict[str, list[Command]] = {}
+    found: dict[str, list[Command]] = {"Settings": []}
+    found |= {setting.group: [] for setting in SETTINGS.values()}
     for command in COMMANDS:
         setting = SETTINGS.get(command.name.replace("-", "_"))
-        found.setdefault(setting.group if setting else "Settings", []).append(command)
+        found[setting.group if setting else "Settings"].append(command)
     return {heading: tuple(commands) for heading, commands in found.items()}
 
 
