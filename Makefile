@@ -3,7 +3,7 @@
 # make lint   formatting, types and the direction of imports
 # make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
 # make attack-text    thousands of hostile settings and prompt files
-# make attack-terminal  signals at hundreds of moments of a chat
+# make attack-terminal  signals at hundreds of moments of a chat, closed windows, random chats in tmux
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -37,6 +37,8 @@ attack-text: $(VENV)/.installed-dev
 attack-terminal: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
 	$(BIN)/python -m harness.campaigns.signals
+	$(BIN)/python -m harness.campaigns.closings
+	$(BIN)/python -m harness.campaigns.chats
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet

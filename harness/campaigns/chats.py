@@ -8,11 +8,9 @@ Prints what was otherwise, and the counts.
 """
 
 import json
-import os
 import random
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,78 +18,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.process import ROOT
-from harness.program import environment, run
+from harness.program import run
+from harness.tmux import SHELL, Tmux
 from llama_chat.library import starter
-
-PATIENCE_S = 30.0
-
-SHELL = "shell$"
-
-TOOLBAR = re.compile(r"context \d+/\d+|SmolLM2\S* ·")
-
-
-class Tmux:
-    """A window of a tmux server of its own, with an interactive shell."""
-
-    def __init__(self, home: Path) -> None:
-        self._socket = str(home / "tmux")
-        env = environment(home, TERM="screen-256color", SHELL="/bin/bash")
-        shell = f"exec env PS1='{SHELL} ' bash --norc -i"
-        size = ("-x", "100", "-y", "30")
-        command = ["tmux", "-f", os.devnull, "-S", self._socket, "new-session", "-d", *size, shell]
-        subprocess.run(command, env=env, cwd=ROOT, check=True)
-        self.ask("set-option", "-g", "history-limit", "20000")
-
-    def ask(self, *command: str) -> str:
-        """Run a command of tmux, and return what it prints."""
-        done = ["tmux", "-S", self._socket, *command]
-        return subprocess.run(done, capture_output=True, text=True, check=True).stdout
-
-    @property
-    def text(self) -> str:
-        """Scrollback and screen, with wrapped lines joined."""
-        return self.ask("capture-pane", "-p", "-J", "-S", "-")
-
-    @property
-    def shown(self) -> str:
-        """The screen."""
-        return self.ask("capture-pane", "-p", "-J")
-
-    def type(self, text: str) -> None:
-        """Type characters."""
-        self.ask("send-keys", "-l", text)
-
-    def press(self, *names: str) -> None:
-        """Press keys by their names in tmux."""
-        self.ask("send-keys", *names)
-
-    def paste(self, text: str) -> None:
-        """Paste, bracketed if the program asked for that."""
-        self.ask("set-buffer", text)
-        self.ask("paste-buffer", "-p")
-
-    def resize(self, columns: int, lines: int) -> None:
-        """Change the size of the window."""
-        self.ask("resize-window", "-x", str(columns), "-y", str(lines))
-
-    def wait_for(self, pattern: str, *, shown: bool = True) -> str:
-        """Wait until the screen, or all text, matches; return it.
-
-        Raises:
-            TimeoutError: if it does not.
-        """
-        end = time.monotonic() + PATIENCE_S
-        while time.monotonic() < end:
-            text = self.shown if shown else self.text
-            if re.search(pattern, text):
-                return text
-            time.sleep(0.05)
-        raise TimeoutError(f"no {pattern!r}")
-
-    def kill(self) -> None:
-        """End the server."""
-        self.ask("kill-server")
 
 
 class RandomChat:
@@ -178,7 +107,7 @@ class RandomChat:
     def _edit(self) -> None:
         self._terminal.type(f"{self._message()} draft")
         self._terminal.press("C-g")
-        self._terminal.wait_for(r"edited")
+        self._terminal.wait_for(rf"› m{len(self._said) - 1} [\s\S]*edited", shown=False)
         self._terminal.press("Enter")
         self._finish_reply()
 

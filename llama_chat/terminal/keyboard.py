@@ -36,6 +36,7 @@ from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside, take_up
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
+from llama_chat.terminal.resizing import redraw_after_resizes
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
 
 _STYLE = {
@@ -162,6 +163,7 @@ class PromptInput:
                 on_shown()
 
         self._session.app.after_render += after_render
+        redraw_after_resizes(self._session.app)
 
     @property
     def text(self) -> str:

@@ -1,0 +1,58 @@
+"""A window that is resized leaves one prompt, and the draft in it, where lines are reflowed."""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.tmux import SHELL, Tmux
+
+pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
+
+DRAFT = " ".join(f"word{i}" for i in range(12))
+
+
+@pytest.fixture
+def window(gguf_model: Path, tmp_path: Path) -> Iterator[Tmux]:
+    """A chat in a window of 100 columns."""
+    tmux = Tmux(tmp_path)
+    try:
+        tmux.wait_for(re.escape(SHELL))
+        tmux.type(f"clear; {sys.executable} -m llama_chat -m {gguf_model}")
+        tmux.press("Enter")
+        tmux.wait_for(r"template \w+\s+›")
+        yield tmux
+    finally:
+        tmux.kill()
+
+
+@pytest.mark.parametrize("sizes", [[60], [60, 80, 50], [150, 70]], ids=str)
+def test_a_draft_stays_one_draft(sizes: list[int], window: Tmux) -> None:
+    window.type(DRAFT)
+    window.wait_for(r"word11")
+    for number, columns in enumerate(sizes):
+        window.resize(columns, 30)
+        window.type(f" <{number}>")  # drawn after the resize
+        window.wait_for(rf"<\s*{number}\s*>")
+    text = window.ask("capture-pane", "-p", "-J", "-S", "-")
+    assert len(re.findall(r"(?m)^›", text)) == 1
+    assert len(re.findall(r"template \w+", text)) == 1
+    window.press("Enter")
+    text = window.wait_for(r"── model", shown=False)
+    assert len(re.findall(r"(?m)^› word0", text)) == 1
+    assert text.count("context 512 ") == 1
+
+
+def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
+    window.press("C-l")
+    window.wait_for(r"\A›")
+    for number in range(5):
+        window.type(f"<{number}>")
+        window.wait_for(rf"<{number}>")
+        window.press("C-c")
+        window.resize(100 + number, 30)
+        window.wait_for(r"\A› *\n")
+    assert len(re.findall(r"(?m)^›", window.text)) == 1
