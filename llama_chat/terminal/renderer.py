@@ -119,10 +119,15 @@ class Renderer:
         """Write a message as it looked at first, a reply after its question."""
         if message is None:
             return
+        if message.role != "user":
+            self.show(message.parent)
+        self.show_alone(message)
+
+    def show_alone(self, message: Message) -> None:
+        """Write a message as it looked at first."""
         if message.role == "user":
             self.echo_user(message.preview if message.attachments else message.text)
             return
-        self.show(message.parent)
         writer = self.reply()
         writer.push(message.text)
         writer.finish()

@@ -121,6 +121,15 @@ def _tree(chat: Chat, argument: str) -> None:
         chat.renderer.line(line)
 
 
+def _history(chat: Chat, argument: str) -> None:
+    path = chat.conversation.path()
+    if not path:
+        raise UsageError("/history", "there is no message yet", "type a message first")
+    n = whole_number(argument, "/history", "messages") if argument else len(path)
+    for message in path[-n:]:
+        chat.renderer.show_alone(message)
+
+
 def _clear(chat: Chat, argument: str) -> None:
     chat.begin_anew()
     chat.renderer.note("a new conversation; the system message and the examples stay")
@@ -184,6 +193,13 @@ COMMANDS = (
         "/branch 4",
         _branch,
         _branch_values,
+    ),
+    Command(
+        "history",
+        "[n]",
+        "Show the conversation so far, or its last n messages.",
+        "/history 4",
+        _history,
     ),
     Command("tree", "", "Draw the conversation with all its branches.", "/tree", _tree),
     Command("clear", "", "Begin a new conversation.", "/clear", _clear),
