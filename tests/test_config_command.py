@@ -292,3 +292,10 @@ def test_torch_is_not_imported(name: str, home: Path) -> None:
         check=False,
     )
     assert done.returncode == 0
+
+
+def test_a_stop_may_be_a_line_break_in_flag_and_environment(tmp_path: Path) -> None:
+    shown = run("--stop", r"\n\n", "--stop", r"a\tb", "config", "show", "--json", home=tmp_path)
+    assert json.loads(shown.out)["stop"]["value"] == ["\n\n", "a\tb"]
+    shown = run("config", "show", "--json", home=tmp_path, LLAMA_CHAT_STOP=r"END\n")
+    assert json.loads(shown.out)["stop"]["value"] == ["END\n"]

@@ -99,7 +99,7 @@ class Setting:
                 value = _WORDS.get(typed.lower(), typed)
             case "list":
                 paths = [path for path in typed.split(os.pathsep) if path]
-                value = paths if self.is_paths else [typed]
+                value = paths if self.is_paths else [unescape(typed)]
         return self.check(value)
 
     def check(self, value: object) -> Value:
@@ -130,6 +130,11 @@ class Setting:
                 if "\0" not in value:
                     return value
         raise ValueError(f"{_quoted(value)} is not {self.range}")
+
+
+def unescape(typed: str) -> str:
+    r"""Replace ``\n`` by a new line and ``\t`` by a tab, which shells make hard to type."""
+    return typed.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
 def parse(setting: Setting, typed: str, where: str) -> Value:

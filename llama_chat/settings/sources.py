@@ -9,7 +9,7 @@ from llama_chat.documents import read_toml
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import config_home, expand_user
 from llama_chat.settings.definitions import SETTINGS
-from llama_chat.settings.setting import Value, check, parse
+from llama_chat.settings.setting import Value, check, parse, unescape
 from llama_chat.settings.settings import Settings
 
 
@@ -43,6 +43,8 @@ def load_settings(
         if isinstance(flag, str):
             settings = settings.change(name, parse(setting, flag, setting.flag), setting.flag)
         elif flag is not None and flag != []:
+            if isinstance(flag, list) and not setting.is_paths:
+                flag = list(map(unescape, flag))
             settings = settings.change(name, check(setting, flag, setting.flag), setting.flag)
     return settings
 

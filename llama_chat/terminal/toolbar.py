@@ -19,13 +19,13 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     Args:
         chat: the conversation.
         typed: the message typed so far; empty if it is a command.
-        width: columns of the terminal; what does not fit is left out, the model's name first.
+        width: columns of the terminal; what does not fit is left out, the speed first.
     """
     settings = chat.settings
     model = chat.model_name
     sampling = f"temp {settings.temperature:g} · top-p {settings.top_p:g}"
     parts = [model, sampling]
-    warning = ""
+    warning = speed = ""
     if (session := chat.session) is not None:
         use = session.context_use(typed, chat.attachments)
         parts.insert(1, _context(use.n_tokens, session.engine.context, len(chat.attachments)))
@@ -33,10 +33,11 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     if work := _work(chat):
         parts.append(work)
     elif (last := chat.last) is not None and last.usage.completion_tokens:
-        parts.append(f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s")
+        speed = f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s"
+        parts.append(speed)
     if chat.reply_prefix:
         parts.append("reply prefix set")
-    for spare in (model, sampling):
+    for spare in filter(None, (speed, sampling, model)):
         if len(SEPARATOR.join([*parts, *filter(None, [warning])])) >= width - 1:
             parts.remove(spare)
     line: StyleAndTextTuples = [("class:bottom-toolbar.text", " " + SEPARATOR.join(parts))]

@@ -9,8 +9,9 @@ Groups = Mapping[str, Sequence[Command]]
 """Commands by the heading under which they are listed."""
 
 _KEYS = (
-    "Enter sends · Alt-Enter or Ctrl-J begins a new line · Ctrl-R searches what was typed · "
-    "Ctrl-G opens the editor · Ctrl-C stops · // in front sends a line that begins with /"
+    "Enter sends · Alt-Enter or Ctrl-J begins a new line · Ctrl-C stops\n"
+    "Ctrl-R searches what was typed · Ctrl-G opens the editor\n"
+    "// in front sends a line that begins with /"
 )
 
 

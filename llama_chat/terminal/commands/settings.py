@@ -8,7 +8,7 @@ from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.library import installed_models
 from llama_chat.settings.definitions import SETTINGS
-from llama_chat.settings.setting import Setting, parse
+from llama_chat.settings.setting import Setting, parse, unescape
 from llama_chat.settings.settings import DEFAULT_SOURCE
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
@@ -114,7 +114,7 @@ def _texts(argument: str) -> tuple[str, ...]:
     words = shlex.shlex(argument, posix=True)
     words.whitespace_split, words.commenters, words.escape = True, "", ""
     try:
-        return tuple(word.replace(r"\n", "\n").replace(r"\t", "\t") for word in words if word)
+        return tuple(unescape(word) for word in words if word)
     except ValueError:
         raise UsageError("/stop", "a quote is not closed", r'write /stop "\n\n" END') from None
 
