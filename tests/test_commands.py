@@ -50,6 +50,13 @@ def test_commands_have_short_forms(babble: Terminal) -> None:
         babble.type(CTRL_C)
 
 
+def test_a_lone_word_that_is_a_command_elsewhere_names_the_command(babble: Terminal) -> None:
+    babble.refuse("quit", r"'quit': commands begin with /: /exit, or a blank and quit")
+    babble.refuse("Help", r"/help, or a blank and help")
+    babble.ask(" help", ENDED)
+    babble.ask("help me", ENDED)
+
+
 def typed_value(setting: Setting) -> str:
     """Return a value other than the default."""
     special = {"device": "cpu", "context": "300", "quantize": "none", "template": "plain"}

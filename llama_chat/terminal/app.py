@@ -5,7 +5,7 @@ import shlex
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from llama_chat.errors import LlamaChatError, unexpected
+from llama_chat.errors import LlamaChatError, UsageError, unexpected
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import find_command, parse_command
 from llama_chat.terminal.completion import ChatCompleter
@@ -110,6 +110,7 @@ class ChatApp:
         try:
             parsed = parse_command(line)
             if parsed is None:
+                _refuse_command_without_slash(line)
                 self._send(line[1:] if line.startswith("//") else line)
             else:
                 name, argument = parsed
@@ -231,3 +232,14 @@ class ChatApp:
             self._input.write_above(self._tell)
         else:
             self._input.redraw()
+
+
+def _refuse_command_without_slash(line: str) -> None:
+    """Check that a message is not a lone word that other programs take for a command.
+
+    Raises:
+        UsageError: if it is.
+    """
+    word = line.rstrip().lower()
+    if name := {"exit": "exit", "quit": "exit", ":q": "exit", "help": "help"}.get(word):
+        raise UsageError(repr(word), "commands begin with /", f"/{name}, or a blank and {word}")
