@@ -1,4 +1,4 @@
-"""What was typed and not sent is never lost, and the program always ends."""
+"""Drafts that were not sent are kept, and the program always ends."""
 
 import re
 import shlex

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
@@ -42,7 +43,7 @@ class _Picker:
 
     def __init__(self, choices: Sequence[Choice], preview: Callable[[str], Sequence[str]]) -> None:
         self._choices = choices
-        self._preview = preview
+        self._preview = cache(preview)  # it is drawn again at every key
         self._chosen = 0
         self.filter = Buffer(multiline=False, on_text_changed=self._reset)
 

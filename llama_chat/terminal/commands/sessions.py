@@ -15,9 +15,6 @@ from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import one_line
 
-_PREVIEWED = 4
-"""Last messages in the preview of a saved conversation."""
-
 
 def _save(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
@@ -113,11 +110,13 @@ def pick_session(
 
 def _preview(name: str) -> list[str]:
     """Return the last lines of a saved conversation."""
+    from llama_chat.terminal.picker import PREVIEW_LINES
+
     with suppress(LlamaChatError):
         path = store.read(store.path_of(name)).conversation.path()
         return [
             f"› {message.preview}" if message.role == "user" else message.preview
-            for message in path[-_PREVIEWED:]
+            for message in path[-PREVIEW_LINES:]
         ]
     return []
 

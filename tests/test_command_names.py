@@ -1,0 +1,48 @@
+"""Names of the slash commands: help, short forms, beginnings, and words without a slash."""
+
+from harness.terminal import CTRL_C, Terminal
+from llama_chat.terminal.commands import COMMANDS
+from tests.test_commands import ENDED
+
+
+def test_help_lists_every_command_and_explains_each_with_an_example(babble: Terminal) -> None:
+    text = babble.ask("/help", r"// in front sends")
+    for command in COMMANDS.values():
+        assert f"/{command.name}" in text
+        assert command.example.startswith(f"/{command.name}")
+    assert len(text.splitlines()) < 24
+    babble.ask("/help sampling", r"/temperature \[x\] +\S[\s\S]*/seed \[n\] +\S.*\n")
+    babble.ask("/help versions", r"for example: /versions 1")
+    babble.ask("/help /tree", r"for example: /tree")
+    babble.ask("/? undo", r"for example: /undo 2")
+    babble.ask("/help nonsense", r"/nonsense: no such command: /help lists the commands")
+
+
+def test_commands_have_short_forms(babble: Terminal) -> None:
+    for typed, name in {
+        "/temp 0.5": "temperature is 0.5",
+        "/topp 0.5": "top-p is 0.5",
+        "/max 7": "max-tokens is 7",
+        "/sys Be brief.": r"system: Be brief\.",
+        "/se": "/set, /settings, /sessions, /search, /seed|more than one",
+        "/mo": "model is",
+        "/c": "more than one command begins so: .*/continue",
+    }.items():
+        babble.ask(typed, name)
+        babble.type(CTRL_C)
+
+
+def test_a_lone_word_that_is_a_command_elsewhere_names_the_command(babble: Terminal) -> None:
+    babble.refuse("quit", r"'quit': commands begin with /: /exit, or a blank and quit")
+    babble.refuse("Help", r"/help, or a blank and help")
+    babble.ask(" help", ENDED)
+    babble.ask("help me", ENDED)
+
+
+def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
+    babble.refuse("/sta", r"no reply yet")
+    babble.refuse("/te", r"/te: more than one command begins so: /temperature, /template")
+    babble.ask("//help", ENDED)
+    babble.ask("/context", r"/help\n")
+    babble.line("/quit")
+    assert babble.wait_for_end() == 0
