@@ -84,7 +84,11 @@ def test_the_list_is_in_the_chat_too(home: Path, gguf_model: Path) -> None:
 
 
 def test_nothing_is_picked_where_the_cursor_cannot_move(home: Path, gguf_model: Path) -> None:
+    why = r"--resume: no name is given: llama-chat sessions lists them"
     with Terminal("--resume", "--plain", "-m", gguf_model, home=home) as terminal:
-        terminal.wait_for(r"--resume: no name is given: llama-chat sessions lists them")
+        terminal.wait_for(why)
+        assert terminal.wait_for_end() == 2
+    with Terminal("--resume", "-m", gguf_model, home=home, TERM="dumb") as terminal:
+        terminal.wait_for(why)
         assert terminal.wait_for_end() == 2
     assert run("--resume", "-m", gguf_model, home=home, stdin=b"hello").status == 2

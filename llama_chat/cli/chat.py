@@ -86,7 +86,7 @@ def _saved(resume: str | None, settings: Settings) -> Path | None:
     """
     if resume != "":
         return None if resume is None else store.find(resume)
-    if settings.plain or not streams.is_terminal(sys.stdin):
+    if settings.plain or streams.is_dumb() or not streams.is_terminal(sys.stdin):
         raise UsageError("--resume", "no name is given", "llama-chat sessions lists them")
     from llama_chat.terminal.commands.sessions import pick_session
 
