@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.cache_rows import BLOCK
 from llama_chat.generation.cuda_graph import GraphBackend, _BucketCache
-from llama_chat.generation.kv_cache import BLOCK
 from llama_chat.model.transformer import ROTARY_BLOCK
 from tests.models import TINY, random_model
 
@@ -74,7 +74,7 @@ def test_a_graph_is_captured_again_if_the_buffer_of_any_layer_moved(layer: int) 
     backend.forward([2], cache)
     assert backend.n_captured == 1
     # As after growth that an interrupt broke off between two layers.
-    cache._buffers[1][layer] = cache._buffers[1][layer].clone()
+    cache._rows.buffers[1][layer] = cache._rows.buffers[1][layer].clone()
     backend.forward([3], cache)
     assert backend.n_captured == 2
 

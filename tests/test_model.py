@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.generation.backend import TorchBackend
-from llama_chat.generation.kv_cache import BLOCK, KVCache
+from llama_chat.generation.cache_rows import BLOCK
+from llama_chat.generation.kv_cache import KVCache
 from llama_chat.model.attention import causal_mask, grouped_query_attention
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,12 +16,28 @@ PREFILL_CHUNK = 512
 """Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """Tokens that a pass appends to one sequence."""
+
+    ids: Sequence[int]
+    """One or more tokens, which follow those of the cache."""
+    cache: KVCache
+    n_logits: int = 1
+    """Number of the last of them whose logits are wanted."""
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence with these."""
+        return self.cache.length + len(self.ids)
+
+
 class Backend(ABC):
-    """Forward passes of one model over the tokens of one sequence."""
+    """Forward passes of one model over the tokens of one or several sequences."""
 
     max_exact_batch: int = 1
-    """Tokens of one pass up to which its logits and cache rows equal, bit for bit, those of passes
-    over one token each."""
+    """Tokens of one sequence in a pass up to which its logits and cache rows equal, bit for bit,
+    those of passes over one token each."""
 
     def __init__(self, model: Transformer, threads: int | None = None) -> None:
         """Compute ``model`` with ``threads`` CPU threads; None for as many as torch uses."""
@@ -44,7 +61,6 @@ class Backend(ABC):
         devices = [block.device for block in self.model.blocks]
         return KVCache(self.model.config, dtype or self.model.dtype, devices, max_saved_bytes)
 
-    @torch.inference_mode()
     def forward(
         self,
         ids: Sequence[int],
@@ -69,31 +85,53 @@ class Backend(ABC):
             LlamaChatError: if memory runs out, even without the suffixes that the cache saved.
             ValueError: if the tokens exceed the context.
         """
+        extension = Extension(ids, cache, len(ids) if all_logits else 1)
+        logits = self.forward_batch([extension], should_stop)[0]
+        return logits if all_logits else logits[-1]
+
+    @torch.inference_mode()
+    def forward_batch(
+        self,
+        extensions: Sequence[Extension],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Tensor]:
+        """Append tokens to several sequences, and compute the logits that follow them.
+
+        What a sequence gets does not depend on the others of the pass.
+
+        Args:
+            extensions: one or more, each of another cache; all are unchanged if this raises.
+            should_stop: called between layers.
+
+        Returns:
+            Logits ``(n_logits, vocab_size)`` in float32 of each.
+
+        Raises:
+            InterruptedForward, LlamaChatError, ValueError: as ``forward``.
+        """
         # OpenMP keeps a thread count for each calling thread.
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        n_logits = len(ids) if all_logits else 1
-        logits = self._run_within_memory(ids, cache, n_logits, should_stop)
-        cache.commit(ids)
-        return logits if all_logits else logits[-1]
+        logits = self._run_within_memory(extensions, should_stop)
+        for extension in extensions:
+            extension.cache.commit(extension.ids)
+        return logits
 
     def _run_within_memory(
-        self,
-        ids: Sequence[int],
-        cache: KVCache,
-        n_logits: int,
-        should_stop: Callable[[], bool] | None,
-    ) -> Tensor:
-        """Grow the cache, and run; if memory runs out, once more without its saved suffixes."""
-        n_tokens = cache.length + len(ids)
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        """Grow the caches, and run; if memory runs out, once more without their saved suffixes."""
         while True:
             try:
-                self._reserve(cache, n_tokens)
-                return self._run(ids, cache, n_logits, should_stop)
+                for extension in extensions:
+                    self._reserve(extension.cache, extension.end)
+                return self._run(extensions, should_stop)
             except (MemoryError, RuntimeError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if not cache.drop_suffixes():
+                dropped = [extension.cache.drop_suffixes() for extension in extensions]
+                if not any(dropped):
+                    n_tokens = sum(extension.end for extension in extensions)
                     raise LlamaChatError(
                         f"{counted(n_tokens, 'token')} of context",
                         "not enough memory",
@@ -106,36 +144,32 @@ class Backend(ABC):
 
     @abstractmethod
     def _run(
-        self,
-        ids: Sequence[int],
-        cache: KVCache,
-        n_logits: int,
-        should_stop: Callable[[], bool] | None,
-    ) -> Tensor:
-        """Write the rows of ``ids`` past the end of the cache, which has space for them.
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        """Write the rows of the extensions past the ends of their caches, which have the space.
 
         Returns:
-            Logits of the last tokens, ``(n_logits, vocab_size)`` in float32.
+            Logits ``(n_logits, vocab_size)`` in float32 of each.
         """
 
 
 class TorchBackend(Backend):
-    """Forward passes of the torch modules."""
+    """Forward passes of the torch modules, of one sequence after the other."""
 
     def _run(
-        self,
-        ids: Sequence[int],
-        cache: KVCache,
-        n_logits: int,
-        should_stop: Callable[[], bool] | None,
-    ) -> Tensor:
-        n_new, n_total, device = len(ids), cache.length + len(ids), self.model.device
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        return [self._extend(extension, should_stop) for extension in extensions]
+
+    def _extend(self, new: Extension, should_stop: Callable[[], bool] | None) -> Tensor:
+        """Compute one extension; returns its logits."""
+        n_new, device = len(new.ids), self.model.device
         logits: Tensor = self.model(
-            torch.tensor([ids], device=device),
-            torch.arange(cache.length, n_total),
-            causal_mask(n_new, n_total, device) if n_new > 1 else None,
-            cache,
-            n_logits=n_logits,
+            torch.tensor([new.ids], device=device),
+            torch.arange(new.cache.length, new.end),
+            causal_mask(n_new, new.end, device) if n_new > 1 else None,
+            new.cache,
+            n_logits=max(new.n_logits, 1),
             should_stop=should_stop,
         )
-        return logits[0]
+        return logits[0][: new.n_logits]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from llama_chat.errors import is_out_of_memory
-from llama_chat.generation.backend import TorchBackend
-from llama_chat.generation.kv_cache import BLOCK, KVCache
+from llama_chat.generation.backend import Extension, TorchBackend
+from llama_chat.generation.cache_rows import BLOCK
+from llama_chat.generation.kv_cache import KVCache
 from llama_chat.model.transformer import Transformer
 
 _WARM_UPS = 3
@@ -75,15 +76,13 @@ class GraphBackend(TorchBackend):
             cache.reserve(length)
 
     def _run(
-        self,
-        ids: Sequence[int],
-        cache: KVCache,
-        n_logits: int,
-        should_stop: Callable[[], bool] | None,
-    ) -> Tensor:
-        if len(ids) > 1:
-            return super()._run(ids, cache, n_logits, should_stop)
-        return self._decode(ids[0], cache)
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        new = extensions[0]
+        # A graph belongs to the buffers of one cache.
+        if len(extensions) > 1 or len(new.ids) > 1 or new.cache.segments:
+            return super()._run(extensions, should_stop)
+        return [self._decode(new.ids[0], new.cache)[: new.n_logits]]
 
     def _decode(self, token_id: int, cache: KVCache) -> Tensor:
         """Compute the logits ``(1, vocab_size)`` of one token, valid until the next call."""

@@ -1,6 +1,5 @@
 """KV cache of a sequence, with the suffixes that were cut off it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,15 +7,9 @@ import torch
 from torch import Tensor
 
 from llama_chat.errors import is_out_of_memory
-from llama_chat.kernels.forward import NativeCache
-from llama_chat.kernels.pages import allocate
+from llama_chat.generation.cache_rows import CacheRows, Segment
+from llama_chat.kernels.forward import Buffers, NativeCache
 from llama_chat.model.config import LlamaConfig
-
-BLOCK = 256
-"""Rows by which the cache grows: memory follows the sequence, not the context length."""
-
-_MIN_SCALE = 1e-30
-"""Least divisor: the scale of a head of zeros is 0."""
 
 MAX_SUFFIXES = 16
 """Limit on the number of saved suffixes."""
@@ -30,20 +23,13 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
-def _allocate(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Allocate an uninitialised buffer of the type and on the device of ``like``."""
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
-    return allocate(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedSuffix:
     """Rows cut off the cache: those of ``ids[start:]``, computed after ``ids[:start]``."""
 
     ids: list[int]
     start: int
-    rows: Sequence[Sequence[Tensor]]
+    rows: Buffers
     """The ``len(ids) - start`` rows, for each buffer and layer of the cache."""
 
     @property
@@ -53,7 +39,7 @@ class SavedSuffix:
 
 
 class KVCache:
-    """Keys and values of the tokens ``ids``, in buffers that grow by blocks.
+    """Keys and values of the tokens ``ids``.
 
     Invariant: ``ids`` are exactly the tokens whose rows are stored, in order. A forward pass writes
     rows past the end, which are not read until ``commit`` has added their tokens; an interrupt
@@ -62,6 +48,8 @@ class KVCache:
     When a conversation switches to another branch, ``seek`` saves the suffix that it cuts off, and
     restores it if its tokens return, so that no forward pass is needed. Saved suffixes are only an
     optimization: they stay within ``max_saved_bytes``, and are dropped when memory runs out.
+
+    Sequences that begin alike share the rows of their prefix: see ``fork``.
     """
 
     def __init__(
@@ -86,23 +74,11 @@ class KVCache:
             self._max_saved_bytes = min(self._max_saved_bytes, max_saved_bytes)
         self.dtype = dtype
         self._ids: list[int] = []
-        self._limit = config.context_length
-        self._n_heads = config.n_heads
+        self._rows = CacheRows(config, dtype, devices)
         self._trimmed: list[int] = []
         """Trimmed tokens whose rows are still intact past the end."""
         self._suffixes: list[SavedSuffix] = []
         """Least recently used first."""
-        # (B, n_kv_heads, capacity, head_dim) for each layer
-        shape = (1, config.n_kv_heads, 0, config.head_dim)
-        kinds: list[tuple[tuple[int, ...], torch.dtype]] = [(shape, dtype)] * 2
-        if dtype == torch.int8:
-            kinds += [(shape[:3], torch.float32)] * 2
-        self._buffers = [
-            [torch.empty(size, dtype=kind, device=device) for device in devices]
-            for size, kind in kinds
-        ]
-        """Keys and values, and for int8 their scales."""
-        self._native: NativeCache | None = None
 
     @property
     def ids(self) -> Sequence[int]:
@@ -117,24 +93,36 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Number of tokens that fit before the buffers must grow."""
-        return min((buffer.shape[2] for buffers in self._buffers for buffer in buffers), default=0)
+        return self._rows.capacity
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(buffer.nbytes for buffers in self._buffers for buffer in buffers)
+        """Bytes of the buffers, without those of shared segments."""
+        return self._rows.n_bytes
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Segments with the first rows, which other sequences may read, too."""
+        return self._rows.segments
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the rows of one token."""
+        return self._row_bytes
 
     @property
     def data_pointers(self) -> tuple[int, ...]:
         """Addresses of the buffers of all layers; they change when the buffers grow."""
-        return tuple(buffer.data_ptr() for each in self._buffers for buffer in each)
+        return tuple(buffer.data_ptr() for each in self._rows.buffers for buffer in each)
 
     @property
     def native(self) -> NativeCache:
         """Buffers for the kernels, which write the rows of new tokens there."""
-        if self._native is None:
-            self._native = NativeCache(*self._buffers, n_heads=self._n_heads)
-        return self._native
+        return self._rows.native
+
+    def layer(self, layer: int) -> Sequence[Tensor]:
+        """Return the whole buffers of one layer: keys, values, and for int8 their scales."""
+        return [each[layer] for each in self._rows.buffers]
 
     def reserve(self, length: int) -> None:
         """Grow the buffers until ``length`` tokens fit.
@@ -142,20 +130,8 @@ class KVCache:
         Raises:
             ValueError: if that is more than the context length of the model.
         """
-        if length > self._limit:
-            raise ValueError(f"{length} tokens exceed the context of {self._limit}")
         self._trimmed = []
-        if length <= self.capacity:
-            return
-        self._native = None
-        capacity = min(-(-length // BLOCK) * BLOCK, self._limit)
-        for buffers in self._buffers:
-            for layer, old in enumerate(buffers):
-                if old.shape[2] >= capacity:  # grown already, before an interrupt
-                    continue
-                grown = _allocate((*old.shape[:2], capacity, *old.shape[3:]), old)
-                grown[:, :, : self.length] = old[:, :, : self.length]
-                buffers[layer] = grown
+        self._rows.reserve(length, self.length)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store rows past the end, without committing them, and return all rows with them.
@@ -168,32 +144,27 @@ class KVCache:
         Returns:
             Keys and values, as ``read`` returns them.
         """
-        start, end = self.length, self.length + keys.shape[1]
-        stored, scales = self._buffers[:2], self._buffers[2:] or (None, None)
-        for rows, buffers, scale in zip((keys, values), stored, scales, strict=True):
-            rows = rows.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
-            if scale is not None:
-                row_scales = rows.float().abs().amax(-1) / 127
-                scale[layer][:, :, start:end] = row_scales
-                rows = (rows / row_scales.clamp_min(_MIN_SCALE).unsqueeze(-1)).round()
-            buffers[layer][:, :, start:end] = rows
-        return self.read(layer, end, keys.dtype)
+        self._rows.write(layer, self.length, keys, values)
+        return self.read(layer, self.length + keys.shape[1], keys.dtype)
 
     def read(self, layer: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Read the keys and values of the first ``end`` rows of a layer.
 
         Returns:
-            Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``; views of the buffers if these
-            have that type.
+            Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``.
         """
-        keys, values, *scales = (buffer[:, :, :end] for buffer in self.layer(layer))
-        if scales:
-            keys, values = keys * scales[0].unsqueeze(-1), values * scales[1].unsqueeze(-1)
-        return keys.to(dtype), values.to(dtype)
+        return self._rows.read(layer, end, dtype)
 
-    def layer(self, layer: int) -> Sequence[Tensor]:
-        """Return the whole buffers of one layer: keys, values, and for int8 their scales."""
-        return [each[layer] for each in self._buffers]
+    def fork(self, length: int) -> "KVCache":
+        """Make a cache of the first ``length`` tokens, which reads their rows where they are.
+
+        Either may be changed afterwards without an effect on the other.
+        """
+        other = object.__new__(KVCache)
+        other.__dict__.update(self.__dict__)
+        other._ids, other._trimmed, other._suffixes = self._ids[:length], [], []
+        other._rows = self._rows.fork(length)
+        return other
 
     def commit(self, ids: Sequence[int]) -> None:
         """Add the tokens of the rows that a completed forward pass wrote."""
@@ -203,7 +174,8 @@ class KVCache:
         """Drop all tokens from ``length`` on; ``restore`` may bring them back."""
         trimmed, self._trimmed = self._ids[length:], []
         del self._ids[length:]
-        self._trimmed = trimmed
+        if trimmed and self._rows.cut(length):
+            self._trimmed = trimmed
 
     def restore(self, token_id: int) -> bool:
         """Append ``token_id`` if its row is still intact past the end; return False if not."""
@@ -260,7 +232,7 @@ class KVCache:
             del self._suffixes[0]
         try:
             # A copy, since new tokens will overwrite the buffers.
-            rows = [[buffer[:, :, start:end].clone() for buffer in each] for each in self._buffers]
+            rows = self._rows.copy(start, end)
         except (MemoryError, RuntimeError) as error:
             self._drop_suffixes_after(error)
         else:
@@ -297,8 +269,5 @@ class KVCache:
         """Append the rows of ``suffix`` up to token ``end``."""
         start = self.length
         self.reserve(end)
-        rows = slice(start - suffix.start, end - suffix.start)
-        for buffers, saved in zip(self._buffers, suffix.rows, strict=True):
-            for buffer, layer in zip(buffers, saved, strict=True):
-                buffer[:, :, start:end] = layer[:, :, rows]
+        self._rows.paste(start, suffix.rows, slice(start - suffix.start, end - suffix.start))
         self.commit(suffix.ids[start:end])

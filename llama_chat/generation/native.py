@@ -1,16 +1,19 @@
 """Forward passes in C."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from llama_chat.generation.backend import Backend, TorchBackend
-from llama_chat.generation.kv_cache import KVCache
+from llama_chat.generation.backend import Backend, Extension, TorchBackend
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.quantization.linear import prefers_unpacked
+
+MAX_TOKENS_AT_ONCE = 32
+"""Tokens of a pass that is computed in one call, too short to be stopped."""
 
 
 class NativeBackend(Backend):
@@ -38,38 +41,61 @@ class NativeBackend(Backend):
         return None if kernels is None else cls(model, kernels, threads)
 
     def _run(
-        self,
-        ids: Sequence[int],
-        cache: KVCache,
-        n_logits: int,
-        should_stop: Callable[[], bool] | None,
-    ) -> Tensor:
-        is_small = len(ids) <= MAX_EXACT_BATCH
-        if not is_small and self.prompts_in_torch:
-            return self._torch._run(ids, cache, n_logits, should_stop)
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        logits: dict[int, Tensor] = {}
+        here = []
+        for i, new in enumerate(extensions):
+            if self.prompts_in_torch and not _is_exact(new):
+                logits[i] = self._torch._extend(new, should_stop)
+            else:
+                here.append(i)
+        # Sequences of few tokens come first: see kernels/forward.c.
+        here.sort(key=lambda i: not _is_exact(extensions[i]))
+        if here:
+            computed = self._extend([extensions[i] for i in here], should_stop)
+            logits |= zip(here, computed, strict=True)
+        return [logits[i] for i in range(len(extensions))]
+
+    def _extend(
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        """Compute all extensions in one pass; returns the logits of each."""
+        ids = [token_id for new in extensions for token_id in new.ids]
+        positions = [i for new in extensions for i in range(new.cache.length, new.end)]
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
-        start, end = cache.length, cache.length + len(ids)
-        cos, sin = (table[start:end] for table in self.model.rotary(end, self.model.device))
+        tables = self.model.rotary(max(positions) + 1, self.model.device)
+        cos, sin = (table[positions] for table in tables)
+        sequences = [(new.cache.native, range(new.cache.length, new.end)) for new in extensions]
+        ends = list(accumulate(len(new.ids) for new in extensions))
+        logit_rows = [
+            row
+            for new, end in zip(extensions, ends, strict=True)
+            for row in range(end - new.n_logits, end)
+        ]
         # All layers in one call for a few tokens; for many, a call per layer, to allow a stop.
         n_layers = self.kernels.n_layers
-        step = n_layers if is_small else 1
+        step = n_layers if len(ids) <= MAX_TOKENS_AT_ONCE else 1
         for first in range(0, n_layers, step):
             if should_stop is not None and should_stop():
                 raise InterruptedForward
             layers = range(first, first + step)
             logits = self.kernels.forward(
                 x,
-                cache.native,
-                start,
+                sequences,
                 cos,
                 sin,
                 layers=layers,
-                n_logits=n_logits if layers.stop == n_layers else 0,
+                logit_rows=logit_rows if layers.stop == n_layers else (),
                 n_threads=self.threads,
             )
         if logits is None:
-            raise ValueError("a model without layers")
-        return logits
+            return [torch.empty(0, self.model.config.vocab_size) for _ in extensions]
+        return list(torch.split(logits, [new.n_logits for new in extensions]))
+
+
+def _is_exact(new: Extension) -> bool:
+    return len(new.ids) <= MAX_EXACT_BATCH
 
 
 def _native_model(model: Transformer) -> NativeModel | None:

@@ -98,19 +98,30 @@ class ModelWeights(ctypes.Structure):
     )
 
 
-class KVCache(ctypes.Structure):
-    """``kv_cache`` of ``attention.h``."""
+class CacheSegment(ctypes.Structure):
+    """``cache_segment`` of ``attention.h``."""
 
     _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("n_heads", ctypes.c_int64),
-        ("n_kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
         *(
             (name, ctypes.POINTER(ctypes.c_void_p))
             for name in ("keys", "values", "key_scales", "value_scales")
         ),
         ("capacity", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+    )
+
+
+class KVCache(ctypes.Structure):
+    """``kv_cache`` of ``attention.h``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("n_new", ctypes.c_int32),
+        ("n_heads", ctypes.c_int64),
+        ("n_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("segments", ctypes.POINTER(CacheSegment)),
+        ("n_segments", ctypes.c_int64),
         ("length", ctypes.c_int64),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
@@ -130,6 +141,7 @@ STRUCTS = {
     "unpacked_matrix": UnpackedMatrix,
     "layer_weights": LayerWeights,
     "model_weights": ModelWeights,
+    "cache_segment": CacheSegment,
     "kv_cache": KVCache,
     "pass_record": PassRecord,
 }

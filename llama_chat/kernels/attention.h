@@ -7,24 +7,34 @@
 #include "numbers.h"
 #include "work_shares.h"
 
-/* New tokens of a pass up to which results equal, bit for bit, those of passes over one token;
+/* New tokens of a sequence up to which results equal, bit for bit, those of passes over one token;
  * see attention.c. */
 enum { MAX_EXACT_BATCH = 8 };
 
 /* Types of cached keys and values. */
 enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, FLOAT16 = 3 };
 
-/* The cache, and the rotary tables of the `n_x` new tokens. */
+/* Rows of a cache that lie in one piece of memory. Sequences that begin alike share the segments of
+ * their prefix. */
 typedef struct {
-    int32_t kind;
-    int64_t n_heads, n_kv_heads, head_dim;
     void *const *keys; /* for each layer (n_kv_heads, capacity, head_dim) */
     void *const *values;
     float *const *key_scales; /* INT8 only: for each layer (n_kv_heads, capacity) */
     float *const *value_scales;
-    int64_t capacity, length; /* rows allocated, and rows in use before the new tokens */
-    const float *cos, *sin;   /* (n_x, head_dim / 2) */
+    int64_t capacity, start; /* rows allocated, and the row of the sequence that is the first */
+} cache_segment;
+
+/* The cache of one sequence, and its new tokens in a pass. */
+typedef struct {
+    int32_t kind, n_new;
+    int64_t n_heads, n_kv_heads, head_dim;
+    const cache_segment *segments; /* in order; the last one takes the new rows */
+    int64_t n_segments, length;    /* rows in use before the new tokens */
+    const float *cos, *sin;        /* rotary tables of the new tokens (n_new, head_dim / 2) */
 } kv_cache;
+
+/* Tokens of a sequence in a pass up to which their results are those of passes over one token. */
+INLINE int is_exact(const kv_cache *sequence) { return sequence->n_new <= MAX_EXACT_BATCH; }
 
 /* Heads are padded to a multiple of this number of floats, the widest register of all levels. */
 enum { PADDING = 16 };
@@ -81,14 +91,15 @@ typedef struct {
     prefill_buffers prefill;
 } attention_buffers;
 
-void allocate_shared_attention(const kv_cache *cache, int n_x, arena *memory,
+void allocate_shared_attention(const kv_cache *sequences, int n_sequences, arena *memory,
                                attention_buffers *buffers);
-void allocate_thread_attention(const kv_cache *cache, int n_x, arena *memory,
+void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena *memory,
                                attention_buffers *buffers);
 
-/* Attend causally with the rotated queries q of the new tokens to the cache, which has their rows
- * already; out (n_x, n_heads * head_dim). Called by all threads of a team; contains barriers. */
-void attend(const kernel_set *kernels, const kv_cache *cache, int64_t layer, const float *q,
-            int n_x, float *out, const attention_buffers *buffers, team_phase *phase);
+/* Attend causally with the rotated queries q of the new tokens of each sequence to its cache, which
+ * has their rows already; out (n_x, n_heads * head_dim). Called by all threads of a team; contains
+ * barriers. */
+void attend(const kernel_set *kernels, const kv_cache *sequences, int n_sequences, int64_t layer,
+            const float *q, float *out, const attention_buffers *buffers, team_phase *phase);
 
 #endif

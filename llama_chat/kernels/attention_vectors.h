@@ -24,11 +24,9 @@ INLINE vector load(const char *row, int64_t at, int kind)
 }
 
 /* Load one row of a head as floats. */
-INLINE void load_row(const char *rows, const float *scales, int64_t row, int64_t n, int kind,
-                     float *to)
+INLINE void load_row(const char *from, const float *scales, int64_t n, int kind, float *to)
 {
-    const char *from = rows + row * n * kind_bytes(kind);
-    const float scale = kind == INT8 ? scales[row] : 1;
+    const float scale = kind == INT8 ? *scales : 1;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         *(vector *)(to + i) = load(from, i, kind) * scale;

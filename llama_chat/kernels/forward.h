@@ -42,14 +42,21 @@ INLINE int64_t row_bytes(int form, int64_t n_columns)
     }
 }
 
-/* Form of `n_x` rows for the products of a matrix. */
-INLINE int form_for(const kernel_set *kernels, const matrix *w, int n_x)
+/* Form of rows for the products of a matrix, exact or not. */
+INLINE int form_for(const kernel_set *kernels, const matrix *w, int is_exact)
 {
     if (w->type == PACKED)
         return w->layout.group == 32 ? GROUPS_OF_32 : GROUPS_OF_16;
-    const int rounds = w->type == WEIGHT_BF16 && kernels->multiply_bf16 && n_x > MAX_EXACT_BATCH;
-    return rounds ? AS_BF16 : AS_FLOATS;
+    return w->type == WEIGHT_BF16 && kernels->multiply_bf16 && !is_exact ? AS_BF16 : AS_FLOATS;
 }
+
+/* The new tokens of a pass: those of one sequence after the other, the exact ones first. */
+typedef struct {
+    const kv_cache *sequences;
+    int n_sequences, n_x, n_exact; /* tokens */
+    const int32_t *logit_rows;     /* those whose logits are computed */
+    int n_logits;
+} token_batch;
 
 /* Buffers shared by all threads. */
 typedef struct {
@@ -57,7 +64,9 @@ typedef struct {
     float *q, *k, *v, *attention; /* (n_x, heads * head_dim) */
     float *gate, *up;             /* (n_x, hidden_dim) */
     input_rows input;             /* if there are more tokens than a tile holds */
-    float *products;              /* (tile, vocab_size), see run_output() */
+    float *normed;                /* (rows, dim), of logits: see run_output() */
+    void *quantized;              /* the same, for a packed output */
+    float *products;              /* (tile, vocab_size) */
     work_share *shares;           /* one for each thread */
 } shared_buffers;
 
@@ -68,13 +77,13 @@ typedef struct {
     attention_buffers attention;
 } thread_buffers;
 
-/* Rows of the largest tile that run_output() makes of `n_x` tokens. */
-int output_tile(const kernel_set *kernels, int n_x);
+/* Rows for each token whose logits are computed: a packed output takes one of errors, too. */
+INLINE int rows_per_logits(const model_weights *w) { return w->output.type == PACKED ? 2 : 1; }
 
-void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, int n_threads, arena *memory, shared_buffers *shared,
+void allocate_shared(const kernel_set *kernels, const model_weights *w, const token_batch *batch,
+                     int n_threads, arena *memory, shared_buffers *shared,
                      attention_buffers *attention);
-void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, arena *memory, thread_buffers *local);
+void allocate_thread(const kernel_set *kernels, const model_weights *w, const token_batch *batch,
+                     arena *memory, thread_buffers *local);
 
 #endif

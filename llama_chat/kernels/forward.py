@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels import native
-from llama_chat.kernels.abi import PARTS, KVCache, LayerWeights, ModelWeights, PassRecord
+from llama_chat.kernels.abi import (
+    PARTS,
+    CacheSegment,
+    KVCache,
+    LayerWeights,
+    ModelWeights,
+    PassRecord,
+)
 from llama_chat.kernels.matrix import FloatMatrix, NativeMatrix
 from llama_chat.kernels.scratch import ScratchPool
 
@@ -17,36 +24,48 @@ _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float1
 """``FLOAT32``, ``BFLOAT16``, ``INT8`` and ``FLOAT16`` of ``attention.h``."""
 
 
-class NativeCache:
-    """Pointers to the buffers of a cache, for C.
+Buffers = Sequence[Sequence[Tensor]]
+"""Keys, values, and for int8 the scales of both, each of all layers: ``(1, n_kv_heads, capacity,
+head_dim)`` in float32, bfloat16, float16 or int8, and the scales ``(1, n_kv_heads, capacity)`` in
+float32."""
 
-    The tensors hold, for each layer, ``(1, n_kv_heads, capacity, head_dim)`` in float32, bfloat16,
-    float16 or int8, and for int8 the scales ``(1, n_kv_heads, capacity)`` in float32. They must be
-    contiguous and outlive this object.
+
+class NativeCache:
+    """Pointers to the rows of a sequence, for C.
+
+    The tensors must be contiguous and outlive this object.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
-        key_scales: Sequence[Tensor] = (),
-        value_scales: Sequence[Tensor] = (),
-        *,
-        n_heads: int,
-    ) -> None:
-        addresses = ctypes.c_void_p * len(keys)
-        _, n_kv_heads, capacity, head_dim = keys[0].shape
-        self.view = KVCache(
-            _CACHE_KINDS[keys[0].dtype],
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            *(
-                addresses(*(tensor.data_ptr() for tensor in tensors)) if tensors else None
-                for tensors in (keys, values, key_scales, value_scales)
-            ),
-            capacity,
+    def __init__(self, segments: Sequence[tuple[Buffers, int]], *, n_heads: int) -> None:
+        """Collect the pointers.
+
+        Args:
+            segments: buffers, and the row of the sequence that is their first; in order. New rows
+                go to the last.
+            n_heads: number of query heads.
+        """
+        (keys, *_), _ = segments[0]
+        _, n_kv_heads, _, head_dim = keys[0].shape
+        self._segments = (CacheSegment * len(segments))(
+            *(_segment(buffers, start) for buffers, start in segments)
         )
+        self.view = KVCache(
+            kind=_CACHE_KINDS[keys[0].dtype],
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            segments=self._segments,
+            n_segments=len(segments),
+        )
+
+
+def _segment(buffers: Buffers, start: int) -> CacheSegment:
+    pointers = [
+        (ctypes.c_void_p * len(layers))(*(tensor.data_ptr() for tensor in layers))
+        for layers in buffers
+    ]
+    scales = pointers[2:] or (None, None)
+    return CacheSegment(*pointers[:2], *scales, buffers[0][0].shape[2], start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,46 +144,51 @@ class NativeModel:
     def forward(
         self,
         x: Tensor,
-        cache: NativeCache,
-        length: int,
+        sequences: Sequence[tuple[NativeCache, range]],
         cos: Tensor,
         sin: Tensor,
         *,
         layers: range,
-        n_logits: int,
+        logit_rows: Sequence[int] = (),
         n_threads: int | None = None,
     ) -> Tensor | None:
-        """Run tokens through some layers, storing their keys and values in the cache.
+        """Run tokens of some sequences through some layers, storing their keys and values.
 
         Args:
             x: the input of the first of these layers, ``(n, dim)`` in float32; overwritten by the
-                output of the last.
-            cache: the buffers for keys and values.
-            length: rows in use; the new ones are stored after them.
+                output of the last. It has the tokens of one sequence after the other.
+            sequences: the buffers of each, and the rows that its tokens take. Those of up to
+                ``MAX_EXACT_BATCH`` tokens come first.
             cos: ``(n, head_dim // 2)`` in float32, contiguous.
             sin: the same.
             layers: the layers to run, in order.
-            n_logits: number of last tokens to compute logits of; 0 unless the last layer is
+            logit_rows: tokens of ``x`` to compute logits of; empty unless the last layer is
                 included.
             n_threads: number of threads; None for as many as torch uses.
 
         Returns:
-            Logits ``(n_logits, vocab_size)`` in float32, or None if ``n_logits`` is 0.
+            Logits ``(len(logit_rows), vocab_size)`` in float32, or None if there are none.
         """
-        n, view, level = len(x), cache.view, native.level_number(self.level)
+        level = native.level_number(self.level)
         n_threads = n_threads or torch.get_num_threads()
-        view.length, view.cos, view.sin = length, cos.data_ptr(), sin.data_ptr()
-        model = self._address, ctypes.byref(view)
-        n_bytes = self._library.forward_scratch_bytes(*model, n, level, n_threads)
+        views = (KVCache * len(sequences))(*(cache.view for cache, _ in sequences))
+        first = 0
+        for view, (_, rows) in zip(views, sequences, strict=True):
+            view.n_new, view.length = len(rows), rows.start
+            view.cos, view.sin = cos[first:].data_ptr(), sin[first:].data_ptr()
+            first += len(rows)
+        n_logits = len(logit_rows)
         logits = torch.empty(n_logits, self._vocab_size) if n_logits else None
+        model = self._address, views, len(views)
+        n_bytes = self._library.forward_scratch_bytes(*model, n_logits, level, n_threads)
         with self._scratch.borrow(n_bytes) as scratch:
             self._library.forward(
                 *model,
                 x.data_ptr(),
-                n,
                 layers.start,
                 layers.stop,
                 None if logits is None else logits.data_ptr(),
+                (ctypes.c_int32 * n_logits)(*logit_rows),
                 n_logits,
                 scratch.data_ptr(),
                 ctypes.byref(self._recording.record),

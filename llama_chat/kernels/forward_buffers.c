@@ -15,18 +15,15 @@ static void allocate_input(const model_weights *w, int n_rows, arena *memory, in
         rows->forms[form] = arena_alloc(memory, n_rows * row_bytes(form, max_columns(w)));
 }
 
-int output_tile(const kernel_set *kernels, int n_x)
-{
-    return 2 * n_x < max_tile(kernels) ? 2 * n_x : max_tile(kernels);
-}
-
-void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, int n_threads, arena *memory, shared_buffers *shared,
+void allocate_shared(const kernel_set *kernels, const model_weights *w, const token_batch *batch,
+                     int n_threads, arena *memory, shared_buffers *shared,
                      attention_buffers *attention)
 {
     shared->shares = arena_alloc(memory, n_threads * (int64_t)sizeof *shared->shares);
+    const kv_cache *cache = batch->sequences;
     const int64_t heads = cache->n_heads * cache->head_dim;
     const int64_t kv_heads = cache->n_kv_heads * cache->head_dim;
+    const int n_x = batch->n_x, n_rows = rows_per_logits(w) * batch->n_logits;
     shared->q = arena_floats(memory, n_x * heads);
     shared->k = arena_floats(memory, n_x * kv_heads);
     shared->v = arena_floats(memory, n_x * kv_heads);
@@ -34,14 +31,21 @@ void allocate_shared(const kernel_set *kernels, const model_weights *w, const kv
     shared->gate = arena_floats(memory, n_x * w->hidden_dim);
     shared->up = arena_floats(memory, n_x * w->hidden_dim);
     allocate_input(w, n_x > max_tile(kernels) ? n_x : 0, memory, &shared->input);
-    shared->products = arena_floats(memory, output_tile(kernels, n_x) * w->output.n_rows);
-    allocate_shared_attention(cache, n_x, memory, attention);
+    shared->normed = arena_floats(memory, n_rows * w->dim);
+    if (w->output.type == PACKED) {
+        const int64_t bytes = quantized_row_bytes(w->dim, w->output.layout.group);
+        shared->quantized = arena_alloc(memory, n_rows * bytes);
+        const int64_t tile = min(n_rows, max_tile(kernels));
+        shared->products = arena_floats(memory, tile * w->output.n_rows);
+    }
+    allocate_shared_attention(cache, batch->n_sequences, memory, attention);
 }
 
-void allocate_thread(const kernel_set *kernels, const model_weights *w, const kv_cache *cache,
-                     int n_x, arena *memory, thread_buffers *local)
+void allocate_thread(const kernel_set *kernels, const model_weights *w, const token_batch *batch,
+                     arena *memory, thread_buffers *local)
 {
-    local->normed = arena_floats(memory, max_tile(kernels) * w->dim);
-    allocate_input(w, output_tile(kernels, n_x), memory, &local->input);
-    allocate_thread_attention(cache, n_x, memory, &local->attention);
+    const int64_t tile = max_tile(kernels);
+    local->normed = arena_floats(memory, tile * w->dim);
+    allocate_input(w, (int)min(batch->n_x, tile), memory, &local->input);
+    allocate_thread_attention(batch->sequences, batch->n_sequences, memory, &local->attention);
 }

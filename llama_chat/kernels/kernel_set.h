@@ -55,18 +55,16 @@ struct kernel_set {
     void (*swiglu)(float *gate, const float *up, int64_t n);
     void (*add)(float *x, const float *y, int64_t n);
 
-    /* Rotate the `columns` of x (n_x, width) by the angles of their tokens, times `scale`. */
-    void (*rotate)(const kv_cache *cache, float *x, int n_x, int64_t width, range columns,
-                   float scale);
+    /* Rotate the `columns` of x (n_new, width) by the angles of their tokens, times `scale`. */
+    void (*rotate)(const kv_cache *cache, float *x, int64_t width, range columns, float scale);
 
-    /* Store the `columns` of x (n_x, n_kv_heads * head_dim) in rows of the cache. */
+    /* Store the `columns` of x (n_new, n_kv_heads * head_dim) in the last segment's `buffers`. */
     void (*store_rows)(const kv_cache *cache, void *const *buffers, float *const *scales,
-                       int64_t layer, const float *x, int n_x, range columns);
+                       int64_t layer, const float *x, range columns);
 
     /* Attend with all queries of one head of keys to the rows of one split. */
-    void (*attend_to_split)(const kv_cache *cache, int64_t layer, const float *q, int n_x,
-                            int64_t head, range rows, const decode_buffers *buffers,
-                            float *partials);
+    void (*attend_to_split)(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
+                            range rows, const decode_buffers *buffers, float *partials);
 
     /* Merge one query's partial results, `stride` floats apart, into to (n). */
     void (*merge_partials)(const float *partials, int64_t n_partials, int64_t stride, int64_t n,

@@ -24,10 +24,9 @@ INLINE void rotate_row(const kv_cache *cache, float *x, int64_t m, range columns
     }
 }
 
-static void rotate(const kv_cache *cache, float *x, int n_x, int64_t width, range columns,
-                   float scale)
+static void rotate(const kv_cache *cache, float *x, int64_t width, range columns, float scale)
 {
-    for (int64_t m = 0; m < n_x; m++)
+    for (int64_t m = 0; m < cache->n_new; m++)
         rotate_row(cache, x + m * width, m, columns, scale);
 }
 
@@ -45,12 +44,12 @@ INLINE float quantize_head(const float *from, int64_t n, int8_t *to)
     return max / 127 + not_finite;
 }
 
-/* Store `n` numbers of one head of a token, from number `first` on: all of them, if INT8. */
+/* Store `n` numbers of one head of a token, from number `first` on: all of them, if INT8. `row` is
+ * that of the token and the head in the buffers. */
 INLINE void store_head(const kv_cache *cache, void *const *buffers, float *const *scales,
-                       int64_t layer, int64_t head, int64_t row, int64_t first, int64_t n,
-                       const float *from)
+                       int64_t layer, int64_t row, int64_t first, int64_t n, const float *from)
 {
-    int64_t at = (head * cache->capacity + row) * cache->head_dim + first;
+    int64_t at = row * cache->head_dim + first;
     if (cache->kind == FLOAT32)
         memcpy((float *)buffers[layer] + at, from, sizeof(float) * (size_t)n);
     else if (cache->kind == BFLOAT16)
@@ -60,20 +59,21 @@ INLINE void store_head(const kv_cache *cache, void *const *buffers, float *const
         for (int64_t i = 0; i < n; i++)
             ((uint16_t *)buffers[layer])[at + i] = to_half(from[i]);
     else
-        scales[layer][head * cache->capacity + row] =
-            quantize_head(from, n, (int8_t *)buffers[layer] + at);
+        scales[layer][row] = quantize_head(from, n, (int8_t *)buffers[layer] + at);
 }
 
 static void store_rows(const kv_cache *cache, void *const *buffers, float *const *scales,
-                       int64_t layer, const float *x, int n_x, range columns)
+                       int64_t layer, const float *x, range columns)
 {
     const int64_t n = cache->head_dim, width = cache->n_kv_heads * n;
-    for (int64_t m = 0; m < n_x; m++)
+    const cache_segment *own = cache->segments + cache->n_segments - 1;
+    const int64_t first_row = cache->length - own->start;
+    for (int64_t m = 0; m < cache->n_new; m++)
         for (int64_t i = columns.start, end; i < columns.end; i = end) {
             const int64_t first = i % n, next_head = i + n - first;
             end = next_head < columns.end ? next_head : columns.end;
-            store_head(cache, buffers, scales, layer, i / n, cache->length + m, first, end - i,
-                       x + m * width + i);
+            store_head(cache, buffers, scales, layer, i / n * own->capacity + first_row + m, first,
+                       end - i, x + m * width + i);
         }
 }
 

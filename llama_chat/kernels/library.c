@@ -18,6 +18,7 @@ enum { ABI = 3 };
     STRUCT(unpacked_matrix)                                                                        \
     STRUCT(layer_weights)                                                                          \
     STRUCT(model_weights)                                                                          \
+    STRUCT(cache_segment)                                                                          \
     STRUCT(kv_cache)                                                                               \
     STRUCT(pass_record)
 

@@ -36,12 +36,12 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
     "multiply_scratch_bytes": (_INT64, (_POINTER, _INT64)),
     "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT)),
-    "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT, _INT)),
+    "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT, _INT, _INT)),
     "forward": (
         None,
         (
-            *(_POINTER, _POINTER, _POINTER, _INT, _INT64, _INT64),
-            *(_POINTER, _INT, _POINTER, _POINTER, _INT, _INT),
+            *(_POINTER, _POINTER, _INT, _POINTER, _INT64, _INT64),
+            *(_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT, _INT),
         ),
     ),
 }

@@ -17,6 +17,11 @@
 
 #include "kv_cache_rows.h"
 
+INLINE head_rows bf16_row(const kv_cache *cache, int64_t layer, int64_t head, int64_t row)
+{
+    return rows_of_head(cache, layer, head, (range){row, row + 1}, BFLOAT16);
+}
+
 /* Load pairs of keys (width / 2, KEY_BLOCK) and of values (KEY_BLOCK / 2, width) of some rows,
  * padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
@@ -24,15 +29,13 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
     const size_t row_bytes = sizeof(uint16_t) * (size_t)n;
-    const char *keys = rows_of_head(cache, cache->keys, layer, head, kind);
-    const char *values = rows_of_head(cache, cache->values, layer, head, kind);
     uint32_t *key_pairs = (uint32_t *)b->keys, *value_pairs = (uint32_t *)b->values;
     uint32_t *key = (uint32_t *)b->row;
     uint16_t *value = (uint16_t *)b->row;
     memset(b->row, 0, sizeof(float) * (size_t)width);
     for (int64_t r = 0; r < KEY_BLOCK; r++) {
         if (rows.start + r < rows.end)
-            memcpy(key, keys + (rows.start + r) * (int64_t)row_bytes, row_bytes);
+            memcpy(key, bf16_row(cache, layer, head, rows.start + r).keys, row_bytes);
         else
             memset(key, 0, row_bytes);
         for (int64_t d = 0; d < width / 2; d++)
@@ -42,7 +45,7 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
         memset(b->row, 0, sizeof(float) * (size_t)width);
         for (int64_t i = 0; i < 2; i++)
             if (rows.start + r + i < rows.end)
-                memcpy(value + i * width, values + (rows.start + r + i) * (int64_t)row_bytes,
+                memcpy(value + i * width, bf16_row(cache, layer, head, rows.start + r + i).values,
                        row_bytes);
         for (int64_t d = 0; d < width; d++)
             value_pairs[r / 2 * width + d] = value[d] | (uint32_t)value[width + d] << 16;

@@ -16,17 +16,15 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
                        const prefill_buffers *b, int kind)
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
-    const char *keys = rows_of_head(cache, cache->keys, layer, head, kind);
-    const char *values = rows_of_head(cache, cache->values, layer, head, kind);
-    const float *key_scales = scales_of_head(cache, cache->key_scales, layer, head, kind);
-    const float *value_scales = scales_of_head(cache, cache->value_scales, layer, head, kind);
     for (int64_t r = 0; r < KEY_BLOCK; r++) {
         float *value = b->values + r * width;
         memset(b->row, 0, sizeof(float) * (size_t)width);
         memset(value, 0, sizeof(float) * (size_t)width);
         if (rows.start + r < rows.end) {
-            load_row(keys, key_scales, rows.start + r, n, kind, b->row);
-            load_row(values, value_scales, rows.start + r, n, kind, value);
+            const range left = {rows.start + r, rows.end};
+            const head_rows row = rows_of_head(cache, layer, head, left, kind);
+            load_row(row.keys, row.key_scales, n, kind, b->row);
+            load_row(row.values, row.value_scales, n, kind, value);
         }
         for (int64_t d = 0; d < width; d++)
             b->keys[d * KEY_BLOCK + r] = b->row[d];

@@ -1,0 +1,87 @@
+/* Products of matrices with the tokens of a pass. */
+
+#include "worker.h"
+
+/* Convert `size` rows of x from row `m` on, (size, n), to one form. */
+static void convert_rows(const worker *t, int form, const float *x, int64_t n, int m, int size)
+{
+    char *to = (char *)t->input.forms[form] + m * row_bytes(form, n);
+    if (form == AS_FLOATS)
+        memcpy(to, x, (size_t)(size * row_bytes(form, n)));
+    else if (form == AS_BF16)
+        t->kernels->round_to_bf16(x, size * n, (uint16_t *)to);
+    else
+        quantize_tile(t->kernels, x, 0, n, form == GROUPS_OF_32 ? 32 : 16, size, (uint8_t *)to);
+}
+
+void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
+                   const matrix *const *matrices, int n_matrices)
+{
+    const kernel_set *kernels = t->kernels;
+    const int tile = max_tile(kernels), is_shared = t->n_x > tile;
+    int is_used[N_FORMS] = {0};
+    for (int i = 0; i < n_matrices; i++) {
+        is_used[form_for(kernels, matrices[i], 1)] |= t->batch->n_exact > 0;
+        is_used[form_for(kernels, matrices[i], 0)] |= t->batch->n_exact < t->n_x;
+    }
+    t->input = is_shared ? t->shared->input : t->local->input;
+    if (!norm && is_used[AS_FLOATS]) { /* they are floats already */
+        t->input.forms[AS_FLOATS] = (void *)x;
+        is_used[AS_FLOATS] = 0;
+    }
+    const team_member me = is_shared ? t->phase.me : (team_member){0, 1};
+    for (int start = me.index * tile; start < t->n_x; start += me.n_threads * tile)
+        for (int m = start; m < t->n_x && m < start + tile;) {
+            const int size = next_tile_size(kernels, t->n_x - m);
+            const float *rows = x + m * n;
+            if (norm) {
+                for (int i = 0; i < size; i++)
+                    kernels->rms_norm(rows + i * n, norm, n, t->w->norm_eps,
+                                      t->local->normed + i * n);
+                rows = t->local->normed;
+            }
+            for (int form = 0; form < N_FORMS; form++)
+                if (is_used[form])
+                    convert_rows(t, form, rows, n, m, size);
+            m += size;
+        }
+    if (is_shared)
+        wait_for_team();
+}
+
+void multiply_exactly(const worker *t, const matrix *w, range rows, const float *x, int n,
+                      float *y, int store_mode)
+{
+    for (int m = 0; m < n; m += MAX_EXACT_BATCH)
+        t->kernels->multiply_floats(w, rows, x + m * w->n_columns,
+                                    (int)min(MAX_EXACT_BATCH, n - m), y + m * w->n_rows,
+                                    store_mode);
+}
+
+void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int store_mode)
+{
+    const int form = form_for(t->kernels, w, 0), n_exact = t->batch->n_exact;
+    const char *x = t->input.forms[form];
+    if (rows.start >= rows.end)
+        return;
+    if (w->type == PACKED) { /* every row is exact */
+        multiply_panels(t->kernels, w, (const uint8_t *)x, t->n_x, y, store_mode, panels_of(rows));
+        return;
+    }
+    multiply_exactly(t, w, rows, t->input.forms[AS_FLOATS], n_exact, y, store_mode);
+    const int n_left = t->n_x - n_exact;
+    x += n_exact * row_bytes(form, w->n_columns);
+    y += n_exact * w->n_rows;
+    if (n_left && form == AS_BF16)
+        t->kernels->multiply_bf16(w, rows, (const uint16_t *)x, n_left, y, store_mode);
+    else if (n_left)
+        t->kernels->multiply_floats(w, rows, (const float *)x, n_left, y, store_mode);
+}
+
+void add_product(worker *t, const matrix *w)
+{
+    const int64_t step = step_rows(1), n = n_steps(w, step);
+    for (range part; take_steps(t, n, w, step, &part);)
+        multiply_rows(t, w, take_rows(&part, w, step), t->shared->x, ACCUMULATE);
+    end_phase(&t->phase);
+}
