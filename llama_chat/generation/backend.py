@@ -9,11 +9,27 @@ from torch import Tensor
 
 from llama_chat.errors import LlamaChatError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import causal_mask
 from llama_chat.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
+
+
+MIN_PROMPT_CHUNK = MAX_EXACT_BATCH + 1
+"""Least tokens of a pass that are evaluated as a prompt, and not as exactly as single tokens."""
+
+
+def chunk_size(n_left: int, limit: int) -> int:
+    """Return the tokens of a prompt to evaluate in the next pass, at most ``limit``.
+
+    All parts are large enough to be evaluated as a prompt, so that results do not depend on how it
+    is divided.
+    """
+    if n_left <= limit:
+        return n_left
+    return min(limit, n_left - MIN_PROMPT_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,11 +45,6 @@ class Segment:
     start: int
     """Row of the sequence that is the first of the buffers."""
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the buffers."""
-        return _n_bytes(self.buffers)
-
 
 class CacheRows:
     """Keys and values of the tokens of a sequence, in all layers.
@@ -93,6 +88,17 @@ class CacheRows:
     def n_bytes(self) -> int:
         """Bytes of the buffers, without those of segments."""
         return _n_bytes(self.buffers)
+
+    @property
+    def buffer_sizes(self) -> dict[int, int]:
+        """Bytes of each buffer, those of segments included, by its address."""
+        everything = [self.buffers, *(segment.buffers for segment in self.segments)]
+        return {
+            buffer.data_ptr(): buffer.nbytes
+            for buffers in everything
+            for layers in buffers
+            for buffer in layers
+        }
 
     @property
     def native(self) -> NativeCache:

@@ -1,55 +1,29 @@
 """Prefill and decode: ids in, tokens out, through one cache."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError
-from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend
+from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend, chunk_size
+from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.draft_model import ModelDrafter
 from llama_chat.generation.end_tokens import end_tokens
 from llama_chat.generation.events import (
     Event,
-    Finish,
-    FinishReason,
     Hooks,
-    Timings,
-    Token,
-    Usage,
 )
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.lookup import LookupDrafter
 from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.speculation import Drafter, DraftVerifier, PassCost
-from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Timestamps of one generation, in seconds of ``time.perf_counter``."""
-
-    began: float = field(default_factory=time.perf_counter)
-    prefilled: float | None = None
-    first: float | None = None
-    last: float = 0.0
-
-    def sampled(self) -> None:
-        self.last = time.perf_counter()
-        self.first = self.first or self.last
-
-    def timings(self) -> Timings:
-        prefilled = self.prefilled or time.perf_counter()
-        first = self.first or prefilled
-        return Timings(prefilled - self.began, max(self.last - first, 0.0), first - self.began)
+from llama_chat.tokenizers.streaming import Leading
 
 
 def choose_backend(
@@ -152,12 +126,15 @@ class Engine:
 
     def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:
         """Evaluate ``ids`` in chunks, and return the logits that follow the last."""
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = ids[start : start + PREFILL_CHUNK]
+        done = 0
+        while done < len(ids):
+            n_tokens = chunk_size(len(ids) - done, PREFILL_CHUNK)
+            chunk = ids[done : done + n_tokens]
             logits = self.backend.forward(chunk, self.cache, should_stop=hooks.should_stop)
-            self.n_evaluated += len(chunk)
+            done += n_tokens
+            self.n_evaluated += n_tokens
             if hooks.on_prefill is not None and len(ids) > 1:
-                hooks.on_prefill(start + len(chunk), len(ids))
+                hooks.on_prefill(done, len(ids))
         return logits
 
     def _append_sampled(
@@ -206,68 +183,30 @@ class Engine:
             PromptTooLongError: if ``ids`` exceed the context.
         """
         hooks = hooks or Hooks()
-        clock = _Clock()
-        ids = list(ids)
-        n_prompt = len(ids)
+        request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading)
+        text = Continuation(request, self.tokenizer, self.end_ids, self.context)
         self.n_reused = 0
-        decoder = StreamingDecoder(self.tokenizer, leading)
-        decoder.decode(ids[n_prompt - n_begun :])
-        control_ids = self.tokenizer.control_ids
-        ends = self.end_ids.union(end_ids, (control_ids[s] for s in stop if s in control_ids))
-        stops = StopStrings(stop, control_ids)
         verifier = None
         drafters = self._drafters(lookup)
         if drafters:
             for drafter in drafters:
-                drafter.set_ids(ids)
+                drafter.set_ids(text.ids)
             verifier = DraftVerifier(self.backend, self.cache, drafters, self._pass_cost)
-        end = self.context if max_tokens is None else min(self.context, n_prompt + max_tokens)
-        reason: FinishReason = "interrupted"
-        stopped_at: str | None = None
-        ended_by: int | None = None
         try:
-            logits = self.prefill(ids, hooks)
-            clock.prefilled = time.perf_counter()
+            logits = self.prefill(text.ids, hooks)
             while not (hooks.should_stop is not None and hooks.should_stop()):
-                token_id, logprob, alternatives = sampler(logits, ids)
-                clock.sampled()
-                if token_id in ends:
-                    reason, ended_by = "stop", token_id
+                token = text.sample(logits)
+                if token is None:
                     break
-                ids.append(token_id)
-                text = decoder.push(token_id)
-                is_hidden = not self.tokenizer.token_bytes(token_id)
-                text, stopped_at = stops.push(text, token_id if is_hidden else None)
-                yield Token(token_id, text, logprob, alternatives)
-                if stopped_at is not None:
-                    reason = "stop"
+                yield token
+                if text.reason is not None:
                     break
-                if max_tokens is not None and len(ids) - n_prompt >= max_tokens:
-                    reason = "length"
-                    break
-                if len(ids) >= self.context:
-                    reason = "context"
-                    break
-                logits = self._append_sampled(token_id, verifier, end - len(ids) - 1, hooks)
+                n_left = text.max_length - len(text.ids)
+                logits = self._append_sampled(token.id, verifier, n_left - 1, hooks)
         except InterruptedForward:
             pass
-        held = ""
-        if stopped_at is None:
-            certain, stopped_at = stops.push(decoder.flush(), ended_by)
-            held = certain + stops.flush()
-        yield Finish(
-            reason,
-            held,
-            Usage(
-                n_prompt,
-                self.n_reused,
-                len(ids) - n_prompt,
-                *(verifier.counts if verifier else (0, 0)),
-            ),
-            clock.timings(),
-            sampler.seed,
-            stopped_at,
-        )
+        text.n_reused = self.n_reused
+        yield text.finish(*(verifier.counts if verifier else ()))
 
     def _drafters(self, lookup: bool) -> list[Drafter]:
         """Return the drafters to use: none where a pass over a draft may change the logits."""

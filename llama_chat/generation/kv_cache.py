@@ -106,6 +106,11 @@ class KVCache:
         return self._rows.segments
 
     @property
+    def buffer_sizes(self) -> dict[int, int]:
+        """Bytes of each buffer, those of shared segments included, by its address."""
+        return self._rows.buffer_sizes
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of the rows of one token."""
         return self._row_bytes

@@ -1,0 +1,264 @@
+"""Generation of many continuations at once (continuous batching).
+
+Every step is one forward pass, with one token of each sequence that is being continued and some of
+the prompts of those that are not yet (Yu et al. 2022,
+https://www.usenix.org/conference/osdi22/presentation/yu): the weights are read once for all of
+them. Sequences join and leave at any step, and what one of them gets does not depend on the others.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.backend import (
+    MIN_PROMPT_CHUNK,
+    PREFILL_CHUNK,
+    Backend,
+    Extension,
+    chunk_size,
+)
+from llama_chat.generation.cache_rows import BLOCK
+from llama_chat.generation.continuation import Continuation, Request
+from llama_chat.generation.engine import prompt_too_long
+from llama_chat.generation.events import Event
+from llama_chat.generation.kv_cache import KVCache, common_prefix
+from llama_chat.generation.prefix_store import MIN_SHARED, PrefixStore, total_bytes
+from llama_chat.model.transformer import InterruptedForward
+from llama_chat.tokenizers.base import Tokenizer
+
+MIXED_CHUNK = 128
+"""Prompt tokens of a step in which others are continued, so that these do not wait for long."""
+
+
+@dataclass(eq=False, slots=True)
+class BatchedSequence:
+    """A request, and how far it is."""
+
+    text: Continuation
+    cache: KVCache | None = None
+    """Its tokens; None while it waits, and when it has ended."""
+
+    @property
+    def is_prefilled(self) -> bool:
+        """True if the next pass continues it."""
+        return self.cache is not None and self.n_left == 1
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that are not in the cache yet."""
+        return len(self.text.ids) - (self.cache.length if self.cache else 0)
+
+
+Update = tuple[BatchedSequence, Event | LlamaChatError]
+"""An event of a sequence: a token, its last event, or the error that ended it."""
+
+
+class Scheduler:
+    """Sequences that share forward passes, and the rows of what they have in common."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        end_ids: frozenset[int],
+        *,
+        max_parallel: int,
+        cache_dtype: torch.dtype | None = None,
+        max_bytes: int | None = None,
+        keeps_replies: bool = False,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        """Begin without sequences.
+
+        Args:
+            backend: computes the forward passes.
+            tokenizer: of the same model.
+            end_ids: tokens that end a generation.
+            max_parallel: limit on the sequences that are computed at a time.
+            cache_dtype: type of keys and values; None for that of the activations.
+            max_bytes: limit on the memory of all caches; None for none.
+            keeps_replies: keep the rows of sequences that have ended, for those that continue them.
+            notify: called with one-line notices about waiting.
+        """
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.max_parallel = max_parallel
+        self.store = PrefixStore()
+        self._end_ids = end_ids
+        self._cache_dtype = cache_dtype
+        self._max_bytes = max_bytes
+        self._keeps_replies = keeps_replies
+        self._notify = notify
+        self._waiting: deque[BatchedSequence] = deque()
+        self._running: list[BatchedSequence] = []
+        self.n_evaluated = 0
+        """Tokens evaluated so far."""
+
+    @property
+    def n_waiting(self) -> int:
+        """Number of sequences that are not computed yet."""
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        """Number of sequences that are computed."""
+        return len(self._running)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all caches."""
+        return total_bytes([*self._caches, *self.store.caches])
+
+    @property
+    def _caches(self) -> list[KVCache]:
+        return [sequence.cache for sequence in self._running if sequence.cache is not None]
+
+    def add(self, request: Request) -> BatchedSequence:
+        """Add a sequence, which waits until there is room for it.
+
+        Raises:
+            PromptTooLongError: if its prompt exceeds the context.
+        """
+        if not request.ids:
+            raise ValueError("no tokens to prefill")
+        context = self.backend.context
+        if len(request.ids) > context:
+            raise prompt_too_long(len(request.ids), context)
+        text = Continuation(request, self.tokenizer, self._end_ids, context)
+        sequence = BatchedSequence(text)
+        self._waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: BatchedSequence) -> None:
+        """End a sequence at once, without an event; one that has ended stays as it is."""
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        elif sequence in self._running:
+            self._leave(sequence)
+
+    def step(self, should_stop: Callable[[], bool] | None = None) -> list[Update]:
+        """Run one forward pass, and return the events that follow.
+
+        Args:
+            should_stop: polled between layers; True ends the pass, and nothing has changed.
+        """
+        self._admit()
+        sequences, extensions = self._next_pass()
+        if not extensions:
+            return []
+        try:
+            logits = self.backend.forward_batch(extensions, should_stop)
+        except InterruptedForward:
+            return []
+        self.n_evaluated += sum(len(extension.ids) for extension in extensions)
+        updates: list[Update] = []
+        for sequence, found in zip(sequences, logits, strict=True):
+            if len(found):
+                updates += self._continue(sequence, found[-1])
+        return updates
+
+    # ---- admission
+
+    def _admit(self) -> None:
+        """Begin waiting sequences, in their order, as far as there is room."""
+        for sequence in list(self._waiting):
+            if len(self._running) >= self.max_parallel:
+                return
+            ids = sequence.text.ids
+            if self._is_prefix_pending(ids):
+                continue
+            if not self._make_room(sequence):
+                if self._notify is not None:
+                    self._notify("not enough memory for more answers at once: others wait")
+                return
+            cache = self.store.fork(ids)
+            sequence.cache = cache or self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
+            sequence.text.n_reused = sequence.cache.length
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+
+    def _is_prefix_pending(self, ids: Sequence[int]) -> bool:
+        """True if a prompt is being evaluated that has more in common than what is stored."""
+        stored = self.store.n_shared(ids)
+        return any(
+            common_prefix(other.text.ids, ids) >= stored + MIN_SHARED
+            for other in self._running
+            if not other.is_prefilled
+        )
+
+    def _make_room(self, sequence: BatchedSequence) -> bool:
+        """Free memory for all that a sequence may need; return False if others must end first."""
+        if self._max_bytes is None:
+            return True
+        while True:
+            needed = self._bytes_to_come(sequence) + sum(map(self._bytes_to_come, self._running))
+            if self.n_bytes + needed <= self._max_bytes:
+                return True
+            if not self.store.drop_oldest():
+                return not self._running  # alone it may try
+
+    def _bytes_to_come(self, sequence: BatchedSequence) -> int:
+        """Bytes by which the cache of a sequence may grow."""
+        cache, end = sequence.cache, sequence.text.max_length
+        if cache is None:
+            cache = self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
+            end -= self.store.n_shared(sequence.text.ids)
+        rows = max(-(-end // BLOCK) * BLOCK - cache.capacity, 0)
+        return rows * cache.row_bytes
+
+    # ---- passes
+
+    def _next_pass(self) -> tuple[list[BatchedSequence], list[Extension]]:
+        """Choose the tokens of the next pass: one of each that is continued, then prompts."""
+        continued = [sequence for sequence in self._running if sequence.is_prefilled]
+        sequences, extensions = [], []
+        for sequence in continued:
+            if sequence.cache is not None:
+                sequences.append(sequence)
+                extensions.append(Extension(sequence.text.ids[-1:], sequence.cache))
+        room = MIXED_CHUNK if continued else PREFILL_CHUNK
+        for sequence in self._running:
+            cache, n_left = sequence.cache, sequence.n_left
+            if cache is None or n_left == 1:
+                continue
+            if n_left > room and room < 2 * MIN_PROMPT_CHUNK:  # too little to divide it
+                break
+            n_new = chunk_size(n_left, room)
+            ids = sequence.text.ids[cache.length : cache.length + n_new]
+            sequences.append(sequence)
+            extensions.append(Extension(ids, cache, int(n_new == n_left)))
+            room -= n_new
+        return sequences, extensions
+
+    def _continue(self, sequence: BatchedSequence, logits: Tensor) -> Iterator[Update]:
+        """Sample the next token of a sequence; yields its events."""
+        text, cache = sequence.text, sequence.cache
+        if cache is not None and len(text.ids) == text.n_prompt:
+            self._store_prompt(text.ids, cache)
+        try:
+            token = text.sample(logits)
+        except LlamaChatError as error:
+            self._leave(sequence)
+            yield sequence, error
+            return
+        if token is not None:
+            yield sequence, token
+        if text.reason is not None:
+            self._leave(sequence)
+            yield sequence, text.finish()
+
+    def _store_prompt(self, ids: Sequence[int], cache: KVCache) -> None:
+        """Store an evaluated prompt, unless most of it is stored."""
+        if len(ids) - self.store.n_shared(ids) >= MIN_SHARED:
+            self.store.add(cache.fork(len(ids)))
+
+    def _leave(self, sequence: BatchedSequence) -> None:
+        """Take a sequence out, and keep its rows if others may continue it."""
+        self._running.remove(sequence)
+        if self._keeps_replies and sequence.cache is not None:
+            self.store.add(sequence.cache)
+        sequence.cache = None

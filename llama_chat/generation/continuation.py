@@ -1,0 +1,127 @@
+"""The tokens that continue a prompt, as they are sampled: text, stop strings, limits, end."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llama_chat.generation.events import Finish, FinishReason, Timings, Token, Usage
+from llama_chat.generation.sampling import Sampler
+from llama_chat.generation.stopping import StopStrings
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to continue, and where to end."""
+
+    ids: Sequence[int]
+    """The prompt, at least one token."""
+    sampler: Sampler
+    max_tokens: int | None = None
+    """Limit on the tokens generated; None leaves the context as the only limit."""
+    stop: Sequence[str] = ()
+    """Texts to end before, in which control tokens may stand as well; one that is a control token
+    counts as an end token."""
+    end_ids: Iterable[int] = ()
+    """End tokens in addition to those of the model."""
+    n_begun: int = 0
+    """Number of tokens at the end of ``ids`` that begin the text to continue. Their text is not
+    yielded again, except for a character that they leave incomplete."""
+    leading: Leading = "keep"
+    """Treatment of leading white space, see ``StreamingDecoder``."""
+
+
+class Continuation:
+    """State of one generation between its forward passes."""
+
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, end_ids: frozenset[int], context: int
+    ) -> None:
+        """Begin after the prompt.
+
+        Args:
+            request: the prompt and its limits.
+            tokenizer: of the model.
+            end_ids: end tokens of the model.
+            context: context length in tokens.
+        """
+        self.ids = list(request.ids)
+        """The prompt, and the tokens sampled so far."""
+        self.n_prompt = len(self.ids)
+        self.reason: FinishReason | None = None
+        """Reason of its end; None while it goes on."""
+        self.n_reused = 0
+        """Tokens of the prompt that needed no forward pass."""
+        self._request = request
+        self._tokenizer = tokenizer
+        self._decoder = StreamingDecoder(tokenizer, request.leading)
+        self._decoder.decode(self.ids[self.n_prompt - request.n_begun :])
+        control_ids = tokenizer.control_ids
+        stop = request.stop
+        self._ends = end_ids.union(
+            request.end_ids, (control_ids[s] for s in stop if s in control_ids)
+        )
+        self._stops = StopStrings(stop, control_ids)
+        self._context = context
+        self._stopped_at: str | None = None
+        self._ended_by: int | None = None
+        self._began = time.perf_counter()
+        self._prefilled: float | None = None
+        self._first: float | None = None
+        self._last = 0.0
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that ``ids`` may have at the end."""
+        limit = self._request.max_tokens
+        return self._context if limit is None else min(self._context, self.n_prompt + limit)
+
+    def sample(self, logits: Tensor) -> Token | None:
+        """Choose the next token from the ``logits`` ``(vocab_size,)`` that follow ``ids``.
+
+        Returns:
+            The token; None if it is an end token. ``reason`` is set if it is the last one.
+        """
+        self._prefilled = self._prefilled or time.perf_counter()
+        token_id, logprob, alternatives = self._request.sampler(logits, self.ids)
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        if token_id in self._ends:
+            self.reason, self._ended_by = "stop", token_id
+            return None
+        self.ids.append(token_id)
+        text = self._decoder.push(token_id)
+        is_hidden = not self._tokenizer.token_bytes(token_id)
+        text, self._stopped_at = self._stops.push(text, token_id if is_hidden else None)
+        limit = self._request.max_tokens
+        if self._stopped_at is not None:
+            self.reason = "stop"
+        elif limit is not None and len(self.ids) - self.n_prompt >= limit:
+            self.reason = "length"
+        elif len(self.ids) >= self._context:
+            self.reason = "context"
+        return Token(token_id, text, logprob, alternatives)
+
+    def finish(self, n_drafted: int = 0, n_accepted: int = 0) -> Finish:
+        """Return the last event; a continuation that goes on is interrupted."""
+        held = ""
+        if self._stopped_at is None:
+            certain, self._stopped_at = self._stops.push(self._decoder.flush(), self._ended_by)
+            held = certain + self._stops.flush()
+        n_new = len(self.ids) - self.n_prompt
+        return Finish(
+            self.reason or "interrupted",
+            held,
+            Usage(self.n_prompt, self.n_reused, n_new, n_drafted, n_accepted),
+            self._timings(),
+            self._request.sampler.seed,
+            self._stopped_at,
+        )
+
+    def _timings(self) -> Timings:
+        prefilled = self._prefilled or time.perf_counter()
+        first = self._first or prefilled
+        return Timings(prefilled - self._began, max(self._last - first, 0.0), first - self._began)

@@ -1,0 +1,67 @@
+"""Caches of earlier sequences, whose rows new ones that begin alike share."""
+
+from collections.abc import Iterable, Sequence
+
+from llama_chat.generation.backend import MIN_PROMPT_CHUNK
+from llama_chat.generation.kv_cache import KVCache, common_prefix
+
+MIN_SHARED = 16
+"""Least tokens in common that are worth a shared segment."""
+
+
+class PrefixStore:
+    """Caches that are read and not extended, the least recently used first.
+
+    They only save time: whoever needs their memory drops them.
+    """
+
+    def __init__(self) -> None:
+        self._caches: list[KVCache] = []
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    @property
+    def caches(self) -> Sequence[KVCache]:
+        """The stored caches."""
+        return self._caches
+
+    def add(self, cache: KVCache) -> None:
+        """Store a cache in place of those that hold a part of the same tokens."""
+        self._caches = [each for each in self._caches if cache.ids[: each.length] != each.ids]
+        self._caches.append(cache)
+
+    def n_shared(self, ids: Sequence[int]) -> int:
+        """Return the number of first ``ids`` that a stored cache has."""
+        return max((common_prefix(cache.ids, ids) for cache in self._caches), default=0)
+
+    def fork(self, ids: Sequence[int]) -> KVCache | None:
+        """Make a cache of the longest stored prefix of ``ids``, except the last few of them.
+
+        These are evaluated as the prompt would be without the store. None if the prefix is too
+        short to be worth it. A cache that ``ids`` only extend is taken out of the store instead:
+        so a dialog that grows turn by turn stays in one piece.
+        """
+        best = max(self._caches, key=lambda cache: common_prefix(cache.ids, ids), default=None)
+        if best is None:
+            return None
+        length = min(common_prefix(best.ids, ids), len(ids) - MIN_PROMPT_CHUNK)
+        if length < MIN_SHARED:
+            return None
+        self._caches.remove(best)
+        if length == best.length:
+            return best
+        self._caches.append(best)
+        return best.fork(length)
+
+    def drop_oldest(self) -> bool:
+        """Free the least recently used cache; return False if there is none."""
+        return bool(self._caches) and bool(self._caches.pop(0))
+
+
+def total_bytes(caches: Iterable[KVCache]) -> int:
+    """Bytes of all buffers of the ``caches``, each counted once."""
+    sizes: dict[int, int] = {}
+    for cache in caches:
+        sizes |= cache.buffer_sizes
+    return sum(sizes.values())
