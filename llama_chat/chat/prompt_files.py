@@ -49,7 +49,17 @@ class PromptFile:
     stop: tuple[str, ...] = ()
     settings: dict[str, Value] = field(default_factory=dict)
     """Sampling settings, and ``max_tokens``."""
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for the user about a raw prompt."""
+        what = f"prompt {str(self.path)!r}"
+        if self.text == "":
+            return (f"{what}: it is empty: the model begins from nothing",)
+        if self.text and self.text[-1] in " \t":
+            why = "ends in white space, which makes other tokens than the same without"
+            return (f"{what}: {why}",)
+        return ()
 
     @property
     def values(self) -> dict[str, Value]:
@@ -108,14 +118,7 @@ def raw_prompt(text: str, path: Path) -> PromptFile:
 
     An empty text is allowed, with a warning.
     """
-    what = f"prompt {str(path)!r}"
-    text = without_final_newline(text)
-    warnings: tuple[str, ...] = ()
-    if not text:
-        warnings = (f"{what}: it is empty: the model begins from nothing",)
-    elif text[-1] in " \t":
-        warnings = (f"{what}: ends in white space, which makes other tokens than the same without",)
-    return PromptFile(path.stem, path, text=text, warnings=warnings)
+    return PromptFile(path.stem, path, text=without_final_newline(text))
 
 
 def read_prompt_text(path: Path, *, pipes: bool = True) -> str:

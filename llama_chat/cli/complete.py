@@ -1,7 +1,7 @@
 """``llama-chat complete``: continue raw text."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.settings import Settings
@@ -39,15 +40,18 @@ def complete(
     fail_on_length: Annotated[
         bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
     ] = False,
+    variables: Variables = None,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
-    The bytes of a text file are the prompt, less one final newline. A structured file is answered
-    once for each of its questions.
+    The bytes of a text file are the prompt, less one final newline, with its slots filled. A
+    structured file is answered once for each of its questions.
     """
     if files.count("-") > 1:
-        raise UsageError("stdin", "named twice", "it can be read only once")
-    prompts = [_open(name, settings) for name in files]
+        raise _stdin_twice()
+    slots = Slots(variables, lambda: _for_slots(files, settings))
+    prompts = [_open(name, settings, slots) for name in files]
+    slots.check_used()
     llama, settings = load_model(settings)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
@@ -82,9 +86,19 @@ def _generation(
     )
 
 
-def _open(name: str, settings: Settings) -> PromptFile:
+def _stdin_twice() -> UsageError:
+    return UsageError("stdin", "named twice", "it can be read only once")
+
+
+def _for_slots(files: Sequence[str], settings: Settings) -> str:
+    if "-" in files:
+        raise _stdin_twice()
+    return read_piped(quiet=settings.quiet)
+
+
+def _open(name: str, settings: Settings, slots: Slots) -> PromptFile:
     if name != "-":
-        return load_prompt(name)
+        return slots.fill(load_prompt(name))
     if streams.is_terminal(sys.stdin):
         raise UsageError("stdin", "it is a terminal", "pipe a text to it, or name a file")
     return raw_prompt(streams.read_stdin(quiet=settings.quiet), Path("stdin"))

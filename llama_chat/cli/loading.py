@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
+from llama_chat.cli.slots import Slots
 from llama_chat.errors import UsageError, reason
 from llama_chat.library import find_model
 from llama_chat.settings.settings import Settings
@@ -131,10 +132,10 @@ def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
     return settings.overlay(prompt.values, str(prompt.path))
 
 
-def open_prompt(settings: Settings) -> PromptFile | None:
-    """Load the prompt file named in the settings, if one is."""
+def open_prompt(settings: Settings, slots: Slots) -> PromptFile | None:
+    """Load the prompt file named in the settings, if one is, and fill its slots."""
     name = settings.prompt
-    return load_prompt(name) if name else None
+    return slots.fill(load_prompt(name)) if name else None
 
 
 def new_session(
