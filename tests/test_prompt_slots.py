@@ -14,7 +14,7 @@ from llama_chat import files
 from llama_chat.chat import prompt_slots
 from llama_chat.chat.prompt_files import load_prompt, raw_prompt
 from llama_chat.chat.prompt_slots import fill
-from llama_chat.errors import UsageError
+from llama_chat.errors import PromptTooLongError, UsageError
 
 VALUES = {
     "name": "Ada",
@@ -92,11 +92,11 @@ def test_bad_files_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         ("{{file:.}}", "is a directory"),
         ("{{file:missing}}", "no such file"),
         ("{{file:a\0b\x1b[2J}}", "not a possible name"),
-        ("{{file:large}}", "larger than 0 KiB"),
+        ("{{file:large}}", "larger than"),
         ("{{file:binary}}", "it is binary"),
-        ("{{file:half}}" * 2, "its slots make it larger"),
+        ("{{file:half}}" * 2, "with its slots filled: larger"),
     ):
-        with pytest.raises(UsageError, match=why) as caught:
+        with pytest.raises((UsageError, PromptTooLongError), match=why) as caught:
             fill(raw_prompt(slot, tmp_path / "p.txt"), {})
         assert str(caught.value).isprintable()
     assert files.MAX_PROMPT_BYTES == 64 * 2**20

@@ -14,7 +14,13 @@ from pathlib import Path
 from llama_chat.chat.conversation import Example
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.errors import UsageError, did_you_mean
-from llama_chat.files import MAX_PROMPT_BYTES, expand_user, read_text, without_final_newline
+from llama_chat.files import (
+    MAX_PROMPT_BYTES,
+    expand_user,
+    prompt_too_large,
+    read_text,
+    without_final_newline,
+)
 
 STDIN = "stdin"
 """Name of the slot of stdin, which no variable can have."""
@@ -47,7 +53,8 @@ def fill(
         stdin: reads the text of ``{{stdin}}``; None where there is none to read.
 
     Raises:
-        UsageError: if a slot has no value, its file cannot be read, or a text becomes too long.
+        UsageError: if a slot has no value, or its file cannot be read.
+        PromptTooLongError: if a text becomes too long.
     """
     what, names = f"prompt {str(prompt.path)!r}", slot_names(prompt)
     for name in sorted(names - values.keys() - {STDIN}):
@@ -88,8 +95,7 @@ def _fill(what: str, values: Mapping[str, str], read: Callable[[str], str], text
         done = slot.end()
         left -= len(value.encode("utf-8", "replace"))
         if left < 0:  # a few slots of a large text would fill the memory
-            limit = f"{MAX_PROMPT_BYTES >> 20} MiB"
-            raise UsageError(what, f"its slots make it larger than {limit}", "give shorter texts")
+            raise prompt_too_large(f"{what} with its slots filled")
     return "".join([*parts, text[done:]])
 
 
@@ -97,5 +103,5 @@ def _read(what: str, folder: Path, path: str) -> str:
     slot = f"{what}, slot {f'{{{{file:{path[:80]}}}}}'!r}"
     file = folder / expand_user(path)
     return without_final_newline(
-        read_text(file, slot, "check the path", MAX_PROMPT_BYTES, pipes=False)
+        read_text(file, slot, "check the path", MAX_PROMPT_BYTES, pipes=False, prompt=True)
     )

@@ -76,7 +76,7 @@ def answer(
     slots.check_used()
     message = _message(question, settings, slots)
     settings = with_prompt_file(settings, prompt)
-    llama, settings = load_model(settings)
+    llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
     write_answer(
         lambda hooks: session.send(message, hooks),

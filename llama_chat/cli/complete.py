@@ -52,7 +52,8 @@ def complete(
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
     slots.check_used()
-    llama, settings = load_model(settings)
+    texts = [text for prompt in prompts for text in prompt.renders()]
+    llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
         if len(files) > 1 and not as_json and not ours.quiet:

@@ -77,4 +77,4 @@ def _spans(origins: Sequence[Origin]) -> list[dict[str, int | Origin]]:
 
 
 def _read(name: str) -> str:
-    return streams.read_stdin() if name == "-" else read_prompt_text(Path(name))
+    return streams.read_stdin(prompt=False) if name == "-" else read_prompt_text(Path(name))
