@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llama_chat.cli.answering import write_answer
+from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, Variables, read_piped
@@ -25,13 +26,14 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
     variables: Variables = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Answer one question through the chat template.
 
     With stdin piped the document comes first, then a blank line, then the question; unless the
     prompt file has a slot for it.
     """
-    answer(question, settings, variables, as_json=as_json, raw=raw)
+    answer(question, settings, variables, as_json=as_json, raw=raw, dry_run=dry_run)
 
 
 def _message(question: str | None, settings: Settings, slots: Slots) -> str:
@@ -69,13 +71,17 @@ def answer(
     *,
     as_json: bool = False,
     raw: bool = False,
+    dry_run: bool = False,
 ) -> None:
-    """Answer a question, stdin or both, and write the answer to stdout."""
+    """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
     slots = Slots(variables, lambda: read_piped(quiet=settings.quiet))
     prompt = open_prompt(settings, slots)
     slots.check_used()
     message = _message(question, settings, slots)
     settings = with_prompt_file(settings, prompt)
+    if dry_run:
+        Preview(settings, as_json=as_json).show_message(settings, prompt, message)
+        return
     llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
     write_answer(

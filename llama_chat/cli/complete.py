@@ -10,6 +10,7 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
+from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, Variables, read_piped
@@ -41,6 +42,7 @@ def complete(
         bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
     ] = False,
     variables: Variables = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
@@ -52,6 +54,9 @@ def complete(
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
     slots.check_used()
+    if dry_run:
+        _preview(files, prompts, settings, through_template=through_template, as_json=as_json)
+        return
     texts = [text for prompt in prompts for text in prompt.renders()]
     llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
     for name, prompt in zip(files, prompts, strict=True):
@@ -68,6 +73,27 @@ def complete(
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
             )
+
+
+def _preview(
+    files: Sequence[str],
+    prompts: Sequence[PromptFile],
+    settings: Settings,
+    *,
+    through_template: bool,
+    as_json: bool,
+) -> None:
+    """Show the prompts instead of answering them."""
+    preview = Preview(settings, as_json=as_json)
+    for name, prompt in zip(files, prompts, strict=True):
+        ours = with_prompt_file(settings, prompt)
+        if len(files) > 1 and not as_json and not ours.quiet:
+            streams.say(f"==> {name} <==")
+        for text in prompt.renders():
+            if through_template:
+                preview.show_message(ours, None, text)
+            else:
+                preview.show_text(ours, text)
 
 
 def _generation(

@@ -8,6 +8,7 @@ import typer
 from llama_chat import __version__
 from llama_chat.cli.ask import answer
 from llama_chat.cli.chat import GoOn, Resume, open_chat
+from llama_chat.cli.dry_run import DryRun
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Variables
 from llama_chat.settings.settings import Settings
@@ -29,6 +30,7 @@ def main(
         bool, typer.Option("--json", help="One JSON object, for piped stdin.")
     ] = False,
     variables: Variables = None,
+    dry_run: DryRun = False,
     version: bool = typer.Option(
         False,
         "--version",
@@ -41,4 +43,4 @@ def main(
     if streams.is_terminal(sys.stdin) or go_on or resume is not None:
         open_chat(settings, variables, go_on=go_on, resume=resume)
     else:
-        answer(None, settings, variables, as_json=as_json)
+        answer(None, settings, variables, as_json=as_json, dry_run=dry_run)
