@@ -9,12 +9,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_chat.errors import ModelError, SaveError, UsageError, reason
+from llama_chat.errors import (
+    ModelError,
+    PromptTooLongError,
+    SaveError,
+    UsageError,
+    reason,
+)
 
 _PACKAGE = Path(__file__).resolve().parent
 
 MAX_PROMPT_BYTES = 64 * 2**20
 """Size limit of a prompt, longer than any context; it also ends an endless input."""
+
+_BYTES_OF_A_TOKEN = 4
+"""Bytes of a token of usual text."""
 
 _NOT_A_FILE = "it is not a file"
 
@@ -122,7 +131,15 @@ def read_whole(path: Path, what: str, advice: str, max_bytes: int) -> bytes:
     return data
 
 
-def read_text(path: Path, what: str, advice: str, max_bytes: int, *, pipes: bool = True) -> str:
+def read_text(
+    path: Path,
+    what: str,
+    advice: str,
+    max_bytes: int,
+    *,
+    pipes: bool = True,
+    prompt: bool = False,
+) -> str:
     """Read a text file, without a byte-order mark; line ends stay as they are.
 
     Args:
@@ -132,9 +149,11 @@ def read_text(path: Path, what: str, advice: str, max_bytes: int, *, pipes: bool
         max_bytes: its size limit.
         pipes: True to read a pipe too, such as the ``<(…)`` of a shell, until its writer closes it;
             only a signal whose handler raises ends that wait.
+        prompt: True for a prompt.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
+        PromptTooLongError: if it is a prompt, and too large.
     """
     try:
         # Before it is opened: opening a pipe waits for its writer, and opening a device may act.
@@ -144,33 +163,45 @@ def read_text(path: Path, what: str, advice: str, max_bytes: int, *, pipes: bool
         if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
             raise UsageError(what, "not a file", "name a text file")
         with path.open("rb") as file:
-            return decode_text(file, what, max_bytes)
+            return decode_text(file, what, max_bytes, prompt=prompt)
     except (OSError, ValueError) as error:
         raise UsageError(what, reason(error), advice) from None
 
 
-def decode_text(stream: BinaryIO, what: str, max_bytes: int) -> str:
+def decode_text(stream: BinaryIO, what: str, max_bytes: int, *, prompt: bool = False) -> str:
     """Read ``stream`` to its end as UTF-8 text, without a byte-order mark.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
+        PromptTooLongError: if it is a ``prompt``, and too large.
     """
     try:
         data = stream.read(max_bytes + 1)
     except OSError as error:
         raise UsageError(what, reason(error), "give UTF-8 text") from None
-    if len(data) > max_bytes:
-        limit = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
-        raise UsageError(what, f"larger than {limit}", "give a shorter text")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError(what, "it is UTF-16, not UTF-8", "save it as UTF-8 text")
     if b"\0" in data:
         raise UsageError(what, "it is binary", "give UTF-8 text")
+    if len(data) > max_bytes:
+        raise prompt_too_large(what) if prompt else _too_large(what, max_bytes)
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is not UTF-8"
         raise UsageError(what, where, "save it as UTF-8 text") from None
+
+
+def _too_large(what: str, max_bytes: int) -> UsageError:
+    limit = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
+    return UsageError(what, f"larger than {limit}", "give a shorter text")
+
+
+def prompt_too_large(what: str) -> PromptTooLongError:
+    """Return the error for a prompt of more than ``MAX_PROMPT_BYTES``."""
+    n_tokens = MAX_PROMPT_BYTES // _BYTES_OF_A_TOKEN
+    size = f"larger than {MAX_PROMPT_BYTES >> 20} MiB, some {n_tokens:,} tokens"
+    return PromptTooLongError(what, f"{size}, which fit in no context", "give a shorter text")
 
 
 def without_final_newline(text: str) -> str:

@@ -82,17 +82,9 @@ class Llama:
         An empty one is BOS, since a model needs a token to continue.
 
         Raises:
-            PromptTooLongError: if it is so long that it cannot fit in the context.
+            PromptTooLongError: if it does not fit in the context.
         """
-        tokenizer = self.tokenizer
-        if (least := tokenizer.min_tokens(text)) > self.context:
-            raise prompt_too_long(AtLeast(least), self.context)
-        ids = tokenizer.encode(text)
-        if tokenizer.bos_id is not None and (tokenizer.add_bos or not ids):
-            ids.insert(0, tokenizer.bos_id)
-        if tokenizer.eos_id is not None and tokenizer.add_eos:
-            ids.append(tokenizer.eos_id)
-        return ids
+        return prompt_ids(self.tokenizer, text, self.context)
 
     def generate(
         self,
@@ -166,3 +158,17 @@ class Llama:
             lookup=lookup,
             notify=notify,
         )
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, context: int) -> list[int]:
+    """Encode a raw prompt for a model of that ``context``; see ``Llama.prompt_ids``."""
+    if (least := tokenizer.min_tokens(text)) > context:
+        raise prompt_too_long(AtLeast(least), context)
+    ids = tokenizer.encode(text)
+    if tokenizer.bos_id is not None and (tokenizer.add_bos or not ids):
+        ids.insert(0, tokenizer.bos_id)
+    if tokenizer.eos_id is not None and tokenizer.add_eos:
+        ids.append(tokenizer.eos_id)
+    if len(ids) > context:
+        raise prompt_too_long(len(ids), context)
+    return ids

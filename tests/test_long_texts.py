@@ -1,16 +1,18 @@
 """A text far longer than the context is refused without encoding it, in little memory."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.program import COMMAND, Program, run
+from harness.program import COMMAND, Program, assert_clean_error, run
 from harness.terminal import READY, Terminal
 from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
 from llama_chat.errors import PromptTooLongError
 from llama_chat.llama import Llama
-from llama_chat.loading.plan import load
+from llama_chat.loading.plan import load, plan
 from llama_chat.tokenizers import base
 from llama_chat.tokenizers.base import LONG_TEXT, AtLeast
 from tests.conftest import ROOT
@@ -90,6 +92,24 @@ def test_they_are_refused_with_the_vocabulary_of_the_hub(
     huggingface_model: Path, tmp_path: Path
 ) -> None:
     refuse(huggingface_model, "complete", TEXTS["words"], tmp_path)
+
+
+def test_a_hundred_megabytes_are_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    data = b"the quick brown fox " * 5_000_000
+    for arguments in (("complete", "-"), ("ask", "Why?"), ()):
+        began = time.monotonic()
+        done = run(*arguments, "-m", "no-such-model", home=tmp_path, stdin=data)
+        assert time.monotonic() - began < 2
+        assert_clean_error(done, 4, "stdin: larger than 64 MiB, some 16,777,216 tokens, which fit")
+    zeros = run("complete", "-", home=tmp_path, stdin=bytes(70 * 2**20))
+    assert_clean_error(zeros, 2, "stdin: it is binary")
+
+
+def test_a_plan_refuses_a_text_before_weights_are_read(gguf_model: Path) -> None:
+    planned = replace(plan(gguf_model), bytes_free=0)
+    planned.check_length("short")
+    with pytest.raises(PromptTooLongError, match=r"at least \d+ tokens do not fit .* of 512"):
+        planned.check_length("long " * LONG_TEXT)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harness.program import assert_clean_error, run
 from llama_chat.chat.conversation import Example
 from llama_chat.chat.prompt_files import list_prompts, load_prompt, raw_prompt
-from llama_chat.errors import UsageError
+from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.files import resource
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import parse
@@ -123,12 +123,10 @@ def test_bad_texts_are_refused(case: str, tmp_path: Path) -> None:
 def test_folders_devices_and_huge_files_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     sparse = tmp_path / "large.txt"
-    sparse.touch()
-    os.truncate(sparse, 100 * 2**20)
+    sparse.write_bytes(b"x" * (64 * 2**20 + 1))
     for name, why in (
         ("folder/", "is a directory"),
         ("/dev/zero", "not a file"),
-        ("large.txt", "larger than 64 MiB"),
         ("no/such/file.txt", "no such file"),
         ("x" * 5000, ""),
         ("a\0b", ""),
@@ -138,6 +136,8 @@ def test_folders_devices_and_huge_files_are_refused_at_once(tmp_path: Path) -> N
             load_prompt(name)
         assert why in str(caught.value)
         assert len(str(caught.value)) < 600
+    with pytest.raises(PromptTooLongError, match=r"larger than 64 MiB, some 16,777,216 tokens"):
+        load_prompt("large.txt")
 
 
 def test_a_wrong_name_suggests_the_nearest() -> None:

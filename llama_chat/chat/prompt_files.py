@@ -49,7 +49,17 @@ class PromptFile:
     stop: tuple[str, ...] = ()
     settings: dict[str, Value] = field(default_factory=dict)
     """Sampling settings, and ``max_tokens``."""
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for the user about a raw prompt."""
+        what = f"prompt {str(self.path)!r}"
+        if self.text == "":
+            return (f"{what}: it is empty: the model begins from nothing",)
+        if self.text and self.text[-1] in " \t":
+            why = "ends in white space, which makes other tokens than the same without"
+            return (f"{what}: {why}",)
+        return ()
 
     @property
     def values(self) -> dict[str, Value]:
@@ -96,11 +106,12 @@ def load_prompt(wanted: str, *, pipes: bool = True) -> PromptFile:
 
     Raises:
         UsageError: if there is none, or it is invalid.
+        PromptTooLongError: if it is too large.
     """
     path = _find(wanted)
     if path.suffix == ".toml":
         return _structured(wanted, path, pipes=pipes)
-    return raw_prompt(read_prompt_text(path, pipes=pipes), path)
+    return raw_prompt(read_prompt_text(path, pipes=pipes, prompt=True), path)
 
 
 def raw_prompt(text: str, path: Path) -> PromptFile:
@@ -108,20 +119,13 @@ def raw_prompt(text: str, path: Path) -> PromptFile:
 
     An empty text is allowed, with a warning.
     """
-    what = f"prompt {str(path)!r}"
-    text = without_final_newline(text)
-    warnings: tuple[str, ...] = ()
-    if not text:
-        warnings = (f"{what}: it is empty: the model begins from nothing",)
-    elif text[-1] in " \t":
-        warnings = (f"{what}: ends in white space, which makes other tokens than the same without",)
-    return PromptFile(path.stem, path, text=text, warnings=warnings)
+    return PromptFile(path.stem, path, text=without_final_newline(text))
 
 
-def read_prompt_text(path: Path, *, pipes: bool = True) -> str:
+def read_prompt_text(path: Path, *, pipes: bool = True, prompt: bool = False) -> str:
     """Read a text file named by the user; see ``files.read_text``."""
     what = f"file {str(path)!r}"
-    return read_text(path, what, "check the path", MAX_PROMPT_BYTES, pipes=pipes)
+    return read_text(path, what, "check the path", MAX_PROMPT_BYTES, pipes=pipes, prompt=prompt)
 
 
 def list_prompts() -> list[PromptEntry]:

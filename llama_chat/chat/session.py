@@ -22,6 +22,15 @@ from llama_chat.tokenizers.base import AtLeast
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
 
+def no_space(n_tokens: int, context: int) -> PromptTooLongError:
+    """Return the error for a conversation of ``n_tokens``, after which no reply fits."""
+    return PromptTooLongError(
+        "conversation",
+        f"{n_tokens} tokens leave no space for a reply in the context of {context}",
+        "shorten the message, or begin anew",
+    )
+
+
 class ChatSession:
     """A conversation, and the engine whose KV cache holds its tokens.
 
@@ -134,7 +143,7 @@ class ChatSession:
         """
         messages = self.conversation.messages()
         if excess := self._excess(messages):
-            raise self._too_long(excess)
+            raise no_space(excess, self.engine.context)
         ids = self.ids
         cached = common_prefix(self.engine.cache.ids, ids)
         turns = [message for message in messages if message.number]
@@ -350,16 +359,9 @@ class ChatSession:
             n_dropped += bisect_left(range(n_dropped, (len(turns) - 1) // 2), True, key=fits)
             n_tokens = length(n_dropped)
         if n_tokens >= context:
-            raise self._too_long(n_tokens)
+            raise no_space(n_tokens, context)
         ids, n_left_out = self.template.render(shown(n_dropped), open_reply=True), n_all - n_tokens
         return _Fit(ids, n_dropped, n_dropped - conversation.n_dropped, type(n_all)(n_left_out))
-
-    def _too_long(self, n_tokens: int) -> PromptTooLongError:
-        return PromptTooLongError(
-            "conversation",
-            f"{n_tokens} tokens leave no space for a reply in the context of {self.engine.context}",
-            "shorten the message, or begin anew",
-        )
 
     def _tell_dropped(self, fit: "_Fit") -> None:
         if fit.n_turns:

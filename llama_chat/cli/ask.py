@@ -1,13 +1,16 @@
 """``llama-chat ask``: one question, one answer."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from llama_chat.cli.answering import write_answer
+from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
 from llama_chat.settings.settings import Settings
@@ -22,15 +25,18 @@ def ask(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    variables: Variables = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Answer one question through the chat template.
 
-    With stdin piped the document comes first, then a blank line, then the question.
+    With stdin piped the document comes first, then a blank line, then the question; unless the
+    prompt file has a slot for it.
     """
-    answer(message_of(question, settings), settings, as_json=as_json, raw=raw)
+    answer(question, settings, variables, as_json=as_json, raw=raw, dry_run=dry_run)
 
 
-def message_of(question: str | None, settings: Settings) -> str:
+def _message(question: str | None, settings: Settings, slots: Slots) -> str:
     """Combine a question and a piped stdin into a message.
 
     Raises:
@@ -39,6 +45,10 @@ def message_of(question: str | None, settings: Settings) -> str:
     question = None if question == "-" else question
     if question is not None and not question.strip():
         raise UsageError("question", "it is empty", 'ask something: llama-chat ask "Why?"')
+    if slots.takes_stdin:
+        if question is None:
+            raise UsageError("question", "there is none beside {{stdin}}", 'llama-chat ask "Why?"')
+        return question
     if streams.is_terminal(sys.stdin) or sys.stdin is None:
         if question is None:
             raise UsageError(
@@ -54,11 +64,25 @@ def message_of(question: str | None, settings: Settings) -> str:
     return question  # cron and CI run programs with an empty stdin
 
 
-def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool = False) -> None:
-    """Answer one message and write the answer to stdout."""
-    prompt = open_prompt(settings)
+def answer(
+    question: str | None,
+    settings: Settings,
+    variables: Sequence[str] | None = None,
+    *,
+    as_json: bool = False,
+    raw: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
+    slots = Slots(variables, lambda: read_piped(quiet=settings.quiet))
+    prompt = open_prompt(settings, slots)
+    slots.check_used()
+    message = _message(question, settings, slots)
     settings = with_prompt_file(settings, prompt)
-    llama, settings = load_model(settings)
+    if dry_run:
+        Preview(settings, as_json=as_json).show_message(settings, prompt, message)
+        return
+    llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
     write_answer(
         lambda hooks: session.send(message, hooks),

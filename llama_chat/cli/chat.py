@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from llama_chat.cli.completing import conversations
 from llama_chat.cli.loading import model_path, open_prompt, plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
+from llama_chat.cli.slots import Slots, Variables
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE, starter
 from llama_chat.settings.settings import Settings
@@ -35,19 +37,29 @@ Resume = Annotated[
 
 
 @takes_settings
-def chat(settings: Settings, go_on: GoOn = False, resume: Resume = None) -> None:
+def chat(
+    settings: Settings, go_on: GoOn = False, resume: Resume = None, variables: Variables = None
+) -> None:
     """Open the chat; what `llama-chat` alone does on a terminal.
 
-    A text that is piped to stdin is attached to the first message.
+    A text that is piped to stdin is attached to the first message, unless the prompt file has a
+    slot for it.
     """
-    open_chat(settings, go_on=go_on, resume=resume)
+    open_chat(settings, variables, go_on=go_on, resume=resume)
 
 
-def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = None) -> None:
+def open_chat(
+    settings: Settings,
+    variables: Sequence[str] | None = None,
+    *,
+    go_on: bool = False,
+    resume: str | None = None,
+) -> None:
     """Run the chat; the model loads in the background.
 
     Args:
         settings: the settings.
+        variables: texts ``NAME=TEXT`` for the slots of prompt files.
         go_on: whether to continue the latest conversation.
         resume: the name of a saved conversation to continue.
 
@@ -65,12 +77,15 @@ def open_chat(settings: Settings, *, go_on: bool = False, resume: str | None = N
     if not settings.model and not starter.is_installed(starter.DEFAULT):
         _offer_starter(settings)
     model_path(settings)  # a wrong name is an error before anything is drawn
-    prompt = open_prompt(settings)
+    slots = Slots(variables, (lambda: str(attachments[0])) if attachments else None)
+    prompt = open_prompt(settings, slots)
+    if slots.takes_stdin:
+        attachments = []
     with Interrupts() as interrupts:
         from llama_chat.terminal.raw_input import hold_keys
 
         with hold_keys():
-            _run_chat(settings, prompt, attachments, saved, interrupts)
+            _run_chat(settings, prompt, slots, attachments, saved, interrupts)
     if interrupts.status:
         if threading.active_count() > 1:
             os._exit(interrupts.status)  # Python would wait for the load
@@ -118,6 +133,7 @@ def _read_piped() -> Attachment:
 def _run_chat(
     settings: Settings,
     prompt: PromptFile | None,
+    slots: Slots,
     attachments: list[Attachment],
     saved: Path | None,
     interrupts: Interrupts,
@@ -128,7 +144,7 @@ def _run_chat(
     from llama_chat.terminal.commands.sessions import go_on as resume
 
     chat = Chat(settings, plan_load, prompt, interrupts)
-    chat.attachments = attachments
+    chat.attachments, chat.variables = attachments, slots.values
     tell = chat.renderer.note
     if not settings.quiet:
         tell(f"llama-chat {__version__} · /help lists the commands · Ctrl-D leaves")

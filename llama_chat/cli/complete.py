@@ -1,7 +1,7 @@
 """``llama-chat complete``: continue raw text."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +10,10 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
+from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.settings import Settings
@@ -39,16 +41,24 @@ def complete(
     fail_on_length: Annotated[
         bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
     ] = False,
+    variables: Variables = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
-    The bytes of a text file are the prompt, less one final newline. A structured file is answered
-    once for each of its questions.
+    The bytes of a text file are the prompt, less one final newline, with its slots filled. A
+    structured file is answered once for each of its questions.
     """
     if files.count("-") > 1:
-        raise UsageError("stdin", "named twice", "it can be read only once")
-    prompts = [_open(name, settings) for name in files]
-    llama, settings = load_model(settings)
+        raise _stdin_twice()
+    slots = Slots(variables, lambda: _for_slots(files, settings))
+    prompts = [_open(name, settings, slots) for name in files]
+    slots.check_used()
+    if dry_run:
+        _preview(files, prompts, settings, through_template=through_template, as_json=as_json)
+        return
+    texts = [text for prompt in prompts for text in prompt.renders()]
+    llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
         if len(files) > 1 and not as_json and not ours.quiet:
@@ -63,6 +73,27 @@ def complete(
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
             )
+
+
+def _preview(
+    files: Sequence[str],
+    prompts: Sequence[PromptFile],
+    settings: Settings,
+    *,
+    through_template: bool,
+    as_json: bool,
+) -> None:
+    """Show the prompts instead of answering them."""
+    preview = Preview(settings, as_json=as_json)
+    for name, prompt in zip(files, prompts, strict=True):
+        ours = with_prompt_file(settings, prompt)
+        if len(files) > 1 and not as_json and not ours.quiet:
+            streams.say(f"==> {name} <==")
+        for text in prompt.renders():
+            if through_template:
+                preview.show_message(ours, None, text)
+            else:
+                preview.show_text(ours, text)
 
 
 def _generation(
@@ -82,9 +113,19 @@ def _generation(
     )
 
 
-def _open(name: str, settings: Settings) -> PromptFile:
+def _stdin_twice() -> UsageError:
+    return UsageError("stdin", "named twice", "it can be read only once")
+
+
+def _for_slots(files: Sequence[str], settings: Settings) -> str:
+    if "-" in files:
+        raise _stdin_twice()
+    return read_piped(quiet=settings.quiet)
+
+
+def _open(name: str, settings: Settings, slots: Slots) -> PromptFile:
     if name != "-":
-        return load_prompt(name)
+        return slots.fill(load_prompt(name))
     if streams.is_terminal(sys.stdin):
         raise UsageError("stdin", "it is a terminal", "pipe a text to it, or name a file")
     return raw_prompt(streams.read_stdin(quiet=settings.quiet), Path("stdin"))

@@ -4,13 +4,14 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
+from llama_chat.cli.slots import Slots
 from llama_chat.errors import UsageError, reason
 from llama_chat.library import find_model
 from llama_chat.settings.settings import Settings
@@ -104,8 +105,12 @@ def _exit(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def load_model(settings: Settings) -> "tuple[Llama, Settings]":
+def load_model(settings: Settings, texts: Iterable[str] = ()) -> "tuple[Llama, Settings]":
     """Load the model that the settings name, with a progress bar and warnings on stderr.
+
+    Args:
+        settings: the settings.
+        texts: prompts, of which each must fit in the context.
 
     Returns:
         The model, and the settings with what it suggests where nothing else sets a value.
@@ -113,9 +118,13 @@ def load_model(settings: Settings) -> "tuple[Llama, Settings]":
     Raises:
         ModelError: if there is none, or it cannot be loaded.
         UsageError: if a setting does not suit it or this machine.
+        PromptTooLongError: if a text is so long that it cannot fit; no weight is read then.
     """
     with progress("Loading the model", in_bytes=True, hidden=settings.plain) as report:
-        llama = plan_load(settings).load(report)
+        planned = plan_load(settings)
+        for text in texts:
+            planned.check_length(text)
+        llama = planned.load(report)
     for line in llama.warnings:
         streams.warn(line)
     defaults = llama.checkpoint.generation
@@ -131,10 +140,10 @@ def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
     return settings.overlay(prompt.values, str(prompt.path))
 
 
-def open_prompt(settings: Settings) -> PromptFile | None:
-    """Load the prompt file named in the settings, if one is."""
+def open_prompt(settings: Settings, slots: Slots) -> PromptFile | None:
+    """Load the prompt file named in the settings, if one is, and fill its slots."""
     name = settings.prompt
-    return load_prompt(name) if name else None
+    return slots.fill(load_prompt(name)) if name else None
 
 
 def new_session(

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from llama_chat import __version__
-from llama_chat.cli.ask import answer, message_of
+from llama_chat.cli.ask import answer
 from llama_chat.cli.chat import GoOn, Resume, open_chat
+from llama_chat.cli.dry_run import DryRun
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.slots import Variables
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -27,6 +29,8 @@ def main(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object, for piped stdin.")
     ] = False,
+    variables: Variables = None,
+    dry_run: DryRun = False,
     version: bool = typer.Option(
         False,
         "--version",
@@ -37,6 +41,6 @@ def main(
 ) -> None:
     """Talk with a Llama-2 model in the terminal."""
     if streams.is_terminal(sys.stdin) or go_on or resume is not None:
-        open_chat(settings, go_on=go_on, resume=resume)
+        open_chat(settings, variables, go_on=go_on, resume=resume)
     else:
-        answer(message_of(None, settings), settings, as_json=as_json)
+        answer(None, settings, variables, as_json=as_json, dry_run=dry_run)

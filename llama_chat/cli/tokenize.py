@@ -56,7 +56,7 @@ def tokenize(
     pieces = [tokenizer.piece(token_id) for token_id in ids]
     if as_json:
         report: dict[str, Any] = {"ids": ids, "pieces": pieces}
-        report |= {"spans": _spans(origins)} if dialog is not None else {}
+        report |= {"spans": spans(origins)} if dialog is not None else {}
         streams.write_json(report)
         return
     writer = AnswerWriter()
@@ -65,7 +65,7 @@ def tokenize(
     writer.finish()
 
 
-def _spans(origins: Sequence[Origin]) -> list[dict[str, int | Origin]]:
+def spans(origins: Sequence[Origin]) -> list[dict[str, int | Origin]]:
     """Return the runs of tokens of one origin: control, template or message."""
     spans: list[dict[str, int | Origin]] = []
     start = 0
@@ -77,4 +77,4 @@ def _spans(origins: Sequence[Origin]) -> list[dict[str, int | Origin]]:
 
 
 def _read(name: str) -> str:
-    return streams.read_stdin() if name == "-" else read_prompt_text(Path(name))
+    return streams.read_stdin(prompt=False) if name == "-" else read_prompt_text(Path(name))

@@ -1,6 +1,6 @@
 """A conversation on a terminal: its model, its settings and its file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,8 @@ class Chat:
         """Called, in any thread, when a background job made progress or has ended."""
         self.attachments: list[Attachment] = []
         """Texts to put in front of the next message."""
+        self.variables: Mapping[str, str] = {}
+        """Texts for the slots of prompt files."""
         self.reply_prefix = ""
         """Text with which the next reply begins."""
         self.editing: Message | None = None

@@ -102,11 +102,11 @@ class ChatTemplate(ABC):
         """
         return [token_id for ids, _ in self._runs(messages, open_reply) for token_id in ids]
 
-    def origins(self, messages: Sequence[Message]) -> list[Origin]:
+    def origins(self, messages: Sequence[Message], *, open_reply: bool = False) -> list[Origin]:
         """Return where each of the ids that ``render`` returns comes from."""
         control = set(self._tokenizer.control_ids.values())
         found: list[Origin] = []
-        for ids, run in self._runs(messages, False):
+        for ids, run in self._runs(messages, open_reply):
             if run is None:
                 found += ["control" if token_id in control else "message" for token_id in ids]
             else:

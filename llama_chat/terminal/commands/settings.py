@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterable
 
 from llama_chat.chat.prompt_files import list_prompts, load_prompt
+from llama_chat.chat.prompt_slots import fill
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import readable_size
 from llama_chat.library import installed_models
@@ -136,7 +137,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.end_prompt()
         chat.renderer.note("no prompt file")
         return
-    prompt = load_prompt(argument, pipes=False)
+    prompt = fill(load_prompt(argument, pipes=False), chat.variables)
     for line in prompt.warnings:
         chat.renderer.note(line)
     if prompt.text is not None:
