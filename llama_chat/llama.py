@@ -10,12 +10,15 @@ from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.generation.batch import Scheduler
+from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine, choose_backend, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.base import AtLeast, Tokenizer
+from llama_chat.tokenizers.streaming import Leading
 
 
 class Llama:
@@ -100,16 +103,30 @@ class Llama:
 
         Without ``sampling`` that of the model is used.
         """
-        empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
+        request = self.request(ids, sampling, max_tokens=max_tokens, stop=stop)
         return self._engine.generate(
-            ids,
-            Sampler(sampling or self.sampling),
-            max_tokens=max_tokens,
-            stop=stop,
-            leading="dummy" if empty else "keep",
+            request.ids,
+            request.sampler,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            leading=request.leading,
             lookup=lookup,
             hooks=hooks,
         )
+
+    def request(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Request:
+        """Return the request that ``generate`` computes, for a scheduler."""
+        empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
+        sampler = Sampler(sampling or self.sampling)
+        leading: Leading = "dummy" if empty else "keep"
+        return Request(ids, sampler, max_tokens, stop, leading=leading)
 
     def template(self, name: str = "auto", variant: str | None = None) -> ChatTemplate:
         """Return the chat template ``name``, or that of the checkpoint; see ``choose_template``.
@@ -127,6 +144,31 @@ class Llama:
         cache = self.backend.new_cache(self._cache_dtype, self._max_saved_bytes)
         draft = None if self._draft is None else self._draft.backend
         return Engine(self.backend, self.tokenizer, cache, self.checkpoint.generation, draft)
+
+    def scheduler(
+        self,
+        parallel: int,
+        *,
+        keeps_replies: bool = False,
+        notify: Callable[[str], None] | None = None,
+    ) -> Scheduler:
+        """Return a scheduler of up to ``parallel`` sequences at a time; see ``Scheduler``.
+
+        Their caches may take the memory of one full context, and what is free beside it.
+        """
+        limit = self._max_saved_bytes
+        if limit is not None:
+            limit += self.backend.new_cache(self._cache_dtype).row_bytes * self.context
+        return Scheduler(
+            self.backend,
+            self.tokenizer,
+            self._engine.end_ids,
+            max_parallel=parallel,
+            cache_dtype=self._cache_dtype,
+            max_bytes=limit,
+            keeps_replies=keeps_replies,
+            notify=notify,
+        )
 
     def chat(
         self,

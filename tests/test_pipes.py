@@ -127,8 +127,8 @@ def test_a_seed_gives_the_same_answer_and_greedy_needs_none(home: Path, gguf_mod
 
 
 def test_several_files_share_one_load_and_one_cache(home: Path, gguf_model: Path) -> None:
-    for name, text in (("a.txt", "the cat in the hat"), ("b.txt", "the cat in the house")):
-        (home / name).write_text(text)
+    for name, text in (("a.txt", "the hat, and more"), ("b.txt", "the house, and more of it")):
+        (home / name).write_text("the cat in the hat and " * 3 + text)
     done = run(
         "complete", home / "a.txt", home / "b.txt", "-m", gguf_model, "--json", "-q",
         "--max-tokens", "2", home=home,

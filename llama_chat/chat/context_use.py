@@ -26,3 +26,16 @@ class ContextUse:
     n_tokens: int
     n_dropped: int | None
     """Number of turns that sending the message would drop; None if it does not fit at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """An encoded conversation that fits, and the turns dropped for that."""
+
+    ids: list[int]
+    n_dropped: int
+    """Number of turns dropped from the path, now and earlier."""
+    n_turns: int
+    """Number of turns dropped now."""
+    n_tokens: int
+    """Number of tokens of the turns dropped now."""

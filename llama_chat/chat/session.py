@@ -4,12 +4,13 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from llama_chat.chat.context_use import ContextRow, ContextUse
+from llama_chat.chat.context_use import ContextRow, ContextUse, Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError, counted
+from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
@@ -199,6 +200,22 @@ class ChatSession:
             conversation.add(added)
         yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
 
+    def request(self, text: str) -> Request:
+        """Encode a message as ``send`` would, to be generated elsewhere; nothing is recorded.
+
+        Raises:
+            PromptTooLongError: if it does not fit.
+        """
+        fit = self._fit(Message("user", text), self._open_reply(""))
+        return Request(
+            fit.ids,
+            Sampler(self.sampler.sampling),
+            self.max_tokens,
+            self.stop,
+            self.template.end_ids,
+            leading="strip",
+        )
+
     def retry(self, hooks: Hooks | None = None, *, reply_prefix: str = "") -> Iterator[Event]:
         """Generate another reply to the last user message; the earlier one stays as a version.
 
@@ -332,7 +349,7 @@ class ChatSession:
         if finish.usage.completion_tokens or not reply.interrupted:
             self.prefill_next()
 
-    def _fit(self, *new: Message) -> "_Fit":
+    def _fit(self, *new: Message) -> Fit:
         """Encode the path with ``new`` at its end, dropping oldest turns so that a reply fits.
 
         Raises:
@@ -361,9 +378,9 @@ class ChatSession:
         if n_tokens >= context:
             raise no_space(n_tokens, context)
         ids, n_left_out = self.template.render(shown(n_dropped), open_reply=True), n_all - n_tokens
-        return _Fit(ids, n_dropped, n_dropped - conversation.n_dropped, type(n_all)(n_left_out))
+        return Fit(ids, n_dropped, n_dropped - conversation.n_dropped, type(n_all)(n_left_out))
 
-    def _tell_dropped(self, fit: "_Fit") -> None:
+    def _tell_dropped(self, fit: Fit) -> None:
         if fit.n_turns:
             turns = "turn is" if fit.n_turns == 1 else f"{fit.n_turns} turns are"
             self._tell(
@@ -374,16 +391,3 @@ class ChatSession:
     def _tell(self, line: str) -> None:
         if self._notify is not None:
             self._notify(line)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """An encoded conversation that fits, and the turns dropped for that."""
-
-    ids: list[int]
-    n_dropped: int
-    """Number of turns dropped from the path, now and earlier."""
-    n_turns: int
-    """Number of turns dropped now."""
-    n_tokens: int
-    """Number of tokens of the turns dropped now."""

@@ -54,11 +54,12 @@ def write_answer(
             writer.finish()
     if isinstance(event, Finish):  # as the last one always is
         if as_json:
-            streams.write_json(_answer_json(text, event, model))
+            streams.write_json(answer_json(text, event, model))
         _report_end(event, settings, fail_on_length)
 
 
-def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
+def answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
+    """Return an answer as the object that ``--json`` writes."""
     usage = finish.usage
     return {
         "text": text,

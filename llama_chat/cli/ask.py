@@ -9,6 +9,15 @@ import typer
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
+from llama_chat.cli.many import (
+    AreLines,
+    AreRecords,
+    FailFast,
+    LineOptions,
+    ResumeFrom,
+    Unordered,
+    answer_lines,
+)
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
@@ -27,12 +36,21 @@ def ask(
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
     variables: Variables = None,
     dry_run: DryRun = False,
+    lines: AreLines = False,
+    jsonl: AreRecords = False,
+    unordered: Unordered = False,
+    fail_fast: FailFast = False,
+    resume_from: ResumeFrom = None,
 ) -> None:
-    """Answer one question through the chat template.
+    """Answer one question through the chat template; or many, each in a line of stdin.
 
     With stdin piped the document comes first, then a blank line, then the question; unless the
-    prompt file has a slot for it.
+    prompt file has a slot for it. With --lines and --jsonl every line is such a document.
     """
+    options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
+    if options.apply():
+        answer_lines(question, settings, Slots(variables), options)
+        return
     answer(question, settings, variables, as_json=as_json, raw=raw, dry_run=dry_run)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,14 @@ from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, Variables, read_piped
-from llama_chat.errors import UsageError
+from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
+    from llama_chat.generation.batch import Together
+    from llama_chat.generation.continuation import Request
     from llama_chat.llama import Llama
 
 
@@ -59,14 +62,17 @@ def complete(
         return
     texts = [text for prompt in prompts for text in prompt.renders()]
     llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
-    for name, prompt in zip(files, prompts, strict=True):
-        ours = with_prompt_file(settings, prompt)
-        if len(files) > 1 and not as_json and not ours.quiet:
+    ours = [with_prompt_file(settings, prompt) for prompt in prompts]
+    filled = zip(prompts, ours, strict=True)
+    jobs = [(text, own) for prompt, own in filled for text in prompt.renders()]
+    generate = _generations(llama, jobs, settings, through_template=through_template)
+    for name, prompt, own in zip(files, prompts, ours, strict=True):
+        if len(files) > 1 and not as_json and not own.quiet:
             streams.say(f"==> {name} <==")
         for text in prompt.renders():
             write_answer(
-                _generation(llama, ours, text, through_template),
-                ours,
+                next(generate),
+                own,
                 model=llama.name,
                 as_json=as_json,
                 raw=raw,
@@ -96,8 +102,51 @@ def _preview(
                 preview.show_text(ours, text)
 
 
+def _generations(
+    llama: "Llama",
+    texts: Sequence[tuple[str, Settings]],
+    settings: Settings,
+    *,
+    through_template: bool,
+) -> Iterator[Callable[[Hooks], Iterator[Event]]]:
+    """Yield the generation for each text; those of several texts are computed together."""
+    if len(texts) == 1:
+        [(text, own)] = texts
+        yield _generation(llama, own, text, through_template=through_template)
+        return
+    from llama_chat.generation.batch import Together
+
+    together = Together(
+        llama.scheduler(settings.parallel, notify=streams.warn if settings.verbose else None),
+        (_request(llama, own, text, through_template=through_template) for text, own in texts),
+    )
+    for i in range(len(texts)):
+        yield partial(_read, together, i)
+
+
+def _read(together: "Together", index: int, hooks: Hooks) -> Iterator[Event]:
+    return together.read(index)
+
+
+def _request(
+    llama: "Llama", settings: Settings, text: str, *, through_template: bool
+) -> "Request | LlamaChatError":
+    """Encode a text to be continued with others; returns the error if it cannot be."""
+    try:
+        if through_template:
+            return new_session(llama, settings, None, streams.warn).request(text)
+        return llama.request(
+            llama.prompt_ids(text),
+            settings.sampling,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+        )
+    except LlamaChatError as error:
+        return error
+
+
 def _generation(
-    llama: "Llama", settings: Settings, text: str, through_template: bool
+    llama: "Llama", settings: Settings, text: str, *, through_template: bool
 ) -> Callable[[Hooks], Iterator[Event]]:
     """Make a generation that continues ``text``, raw or as a message of a new conversation."""
     if through_template:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -58,10 +58,11 @@ class Slots:
         """True if a slot of a file that was filled is ``{{stdin}}``."""
         return STDIN in self._names
 
-    def fill(self, prompt: PromptFile) -> PromptFile:
-        """Fill the slots of a prompt file; see ``prompt_slots.fill``."""
+    def fill(self, prompt: PromptFile, further: Mapping[str, str] | None = None) -> PromptFile:
+        """Fill the slots of a prompt file, with ``further`` values too; see ``prompt_slots``."""
         self._names |= slot_names(prompt)
-        return fill(prompt, self.values, None if self._read is None else self._once)
+        values = self.values | dict(further or {})
+        return fill(prompt, values, None if self._read is None else self._once)
 
     def _once(self) -> str:
         if self._stdin is None and self._read is not None:

@@ -7,8 +7,9 @@ them. Sequences join and leave at any step, and what one of them gets does not d
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from llama_chat.generation.backend import (
 from llama_chat.generation.cache_rows import BLOCK
 from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.engine import prompt_too_long
-from llama_chat.generation.events import Event
+from llama_chat.generation.events import Event, Finish, Token
 from llama_chat.generation.kv_cache import KVCache, common_prefix
 from llama_chat.generation.prefix_store import MIN_SHARED, PrefixStore, total_bytes
 from llama_chat.model.transformer import InterruptedForward
@@ -52,6 +53,8 @@ class BatchedSequence:
         """Tokens that are not in the cache yet."""
         return len(self.text.ids) - (self.cache.length if self.cache else 0)
 
+
+Key = TypeVar("Key")
 
 Update = tuple[BatchedSequence, Event | LlamaChatError]
 """An event of a sequence: a token, its last event, or the error that ended it."""
@@ -262,3 +265,76 @@ class Scheduler:
         if self._keeps_replies and sequence.cache is not None:
             self.store.add(sequence.cache)
         sequence.cache = None
+
+
+def generate_all(
+    scheduler: Scheduler, requests: Iterator[tuple[Key, Request] | None]
+) -> Iterator[tuple[Key, Event | LlamaChatError]]:
+    """Generate continuations of many requests, as they come.
+
+    Args:
+        scheduler: computes them; without other sequences.
+        requests: each with a key of its own; None while none has come, which is asked for again
+            after a pass.
+
+    Yields:
+        Each event with the key of its request; the order of different requests is arbitrary.
+    """
+    keys: dict[BatchedSequence, Key] = {}
+    is_open = True
+    try:
+        while is_open or keys:
+            while is_open and scheduler.n_waiting < scheduler.max_parallel:
+                try:
+                    arrived = next(requests)
+                except StopIteration:
+                    is_open = False
+                    break
+                if arrived is None:
+                    break
+                key, request = arrived
+                try:
+                    keys[scheduler.add(request)] = key
+                except LlamaChatError as error:
+                    yield key, error
+            for sequence, event in scheduler.step():
+                yield keys[sequence], event
+                if not isinstance(event, Token):
+                    del keys[sequence]
+    finally:
+        for sequence in keys:
+            scheduler.cancel(sequence)
+
+
+class Together:
+    """Continuations that are computed together, and read one after the other."""
+
+    def __init__(self, scheduler: Scheduler, requests: Iterable[Request | LlamaChatError]) -> None:
+        """Begin with the first event that is read; an error is that of its continuation."""
+        requests = list(requests)
+        self._events: list[deque[Event | LlamaChatError]] = [deque() for _ in requests]
+        self._source = generate_all(
+            scheduler,
+            ((i, each) for i, each in enumerate(requests) if isinstance(each, Request)),
+        )
+        for events, request in zip(self._events, requests, strict=True):
+            if isinstance(request, LlamaChatError):
+                events.append(request)
+
+    def read(self, index: int) -> Iterator[Event]:
+        """Yield the events of one of the requests, computing as far as needed.
+
+        Raises:
+            LlamaChatError: its own error.
+        """
+        events = self._events[index]
+        while True:
+            while not events:
+                i, event = next(self._source)
+                self._events[i].append(event)
+            event = events.popleft()
+            if isinstance(event, LlamaChatError):
+                raise event
+            yield event
+            if isinstance(event, Finish):
+                return

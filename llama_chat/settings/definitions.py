@@ -118,6 +118,15 @@ class ModelSettings:
         high=1024,
         example="4",
     )
+    parallel: int = define(
+        "integer",
+        16,
+        "Answers to compute at a time, where there are many; fewer if memory is short.",
+        scope="program",
+        low=1,
+        high=1024,
+        example="8",
+    )
     draft: str | None = define(
         "path",
         None,

@@ -27,12 +27,13 @@ def progress(
     patience_s: float = PATIENCE_S,
     *,
     in_bytes: bool = False,
+    in_items: bool = False,
     hidden: bool = False,
 ) -> Iterator[Report]:
     """Show a progress bar with percentage and time left, and remove it at the end.
 
-    With ``in_bytes`` it shows the bytes and their rate too. Nothing is written if stderr is no
-    terminal, or with ``hidden``.
+    With ``in_bytes`` or ``in_items`` it shows their number and rate too. Nothing is written if
+    stderr is no terminal, or with ``hidden``.
     """
     bar: Progress | None = None
     task: TaskID | None = None
@@ -43,11 +44,12 @@ def progress(
         if bar is None:
             if done >= total > 0 or time.monotonic() - began < patience_s:
                 return
-            bar = _new_bar(in_bytes=in_bytes)
-            task = bar.add_task(description, total=None)
+            bar = _new_bar(in_bytes=in_bytes, in_items=in_items)
+            task = bar.add_task(description, total=None, rate="")
         if task is not None:
             text = description if total else f"{description} …"
-            bar.update(task, completed=done, total=total or None, description=text)
+            rate = f"{done / (time.monotonic() - began):.1f}/s" if in_items and done else ""
+            bar.update(task, completed=done, total=total or None, description=text, rate=rate)
             bar.start()  # only now: it draws the text at once
 
     if hidden or not is_terminal(sys.stderr):
@@ -63,11 +65,12 @@ def progress(
                 bar.console.show_cursor()
 
 
-def _new_bar(*, in_bytes: bool) -> "Progress":
+def _new_bar(*, in_bytes: bool, in_items: bool) -> "Progress":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         SpinnerColumn,
         TaskProgressColumn,
@@ -83,6 +86,7 @@ def _new_bar(*, in_bytes: bool) -> "Progress":
         BarColumn(),
         TaskProgressColumn(),
         *((DownloadColumn(), TransferSpeedColumn()) if in_bytes else ()),
+        *((MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) if in_items else ()),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -1,0 +1,265 @@
+"""Answers to many questions at once, each a line of JSON: ``ask --lines`` and ``ask --jsonl``."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llama_chat.chat.prompt_files import PromptFile, load_prompt
+from llama_chat.chat.prompt_slots import slot_names
+from llama_chat.cli.answering import answer_json
+from llama_chat.cli.loading import load_model, new_session, with_prompt_file
+from llama_chat.cli.records import Lines, Record, answered_lines, read_record
+from llama_chat.cli.slots import Slots
+from llama_chat.errors import LengthLimitError, LlamaChatError, UsageError, counted
+from llama_chat.files import expand_user
+from llama_chat.generation.events import Finish
+from llama_chat.settings.settings import Settings
+from llama_chat.terminal import streams
+from llama_chat.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession
+    from llama_chat.generation.batch import Scheduler
+    from llama_chat.generation.continuation import Request
+    from llama_chat.llama import Llama
+
+AreLines = Annotated[
+    bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
+]
+AreRecords = Annotated[
+    bool, typer.Option("--jsonl", help="The same, with a JSON text or object in each line.")
+]
+Unordered = Annotated[
+    bool, typer.Option("--unordered", help="Write each answer as soon as it is complete.")
+]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast", help="Stop at the first line that cannot be answered.")
+]
+ResumeFrom = Annotated[
+    str | None,
+    typer.Option("--resume-from", metavar="FILE", help="Skip the lines that it has answers of."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LineOptions:
+    """Flags of ``ask`` about lines."""
+
+    lines: bool
+    jsonl: bool
+    unordered: bool
+    fail_fast: bool
+    resume_from: str | None
+
+    def apply(self) -> bool:
+        """True if stdin has a question in each line.
+
+        Raises:
+            UsageError: if flags are given that need or exclude others.
+        """
+        if self.lines and self.jsonl:
+            raise UsageError("--lines", "given together with --jsonl", "choose one of them")
+        if self.lines or self.jsonl:
+            return True
+        further = {
+            "--unordered": self.unordered,
+            "--fail-fast": self.fail_fast,
+            "--resume-from": self.resume_from is not None,
+        }
+        for flag, is_given in further.items():
+            if is_given:
+                raise UsageError(flag, "it is about many lines", "add --lines or --jsonl")
+        return False
+
+
+def answer_lines(
+    question: str | None,
+    settings: Settings,
+    slots: Slots,
+    options: LineOptions,
+    *,
+    fail_on_length: bool = False,
+) -> None:
+    """Answer each line of stdin, with the ``question`` after it if there is one.
+
+    Raises:
+        LlamaChatError: at the end, if lines could not be answered; or at the first, as chosen.
+        LengthLimitError: at the end, if answers are cut off, and ``fail_on_length`` is set.
+    """
+    answered = _answered(options)
+    prompt = load_prompt(settings.prompt) if settings.prompt else None
+    if prompt is not None and (options.lines or slot_names(prompt) <= slots.values.keys()):
+        prompt = slots.fill(prompt)
+    settings = with_prompt_file(settings, prompt)
+    lines = Lines()
+    llama, settings = load_model(settings)
+    notify = streams.warn if settings.verbose else None
+    run = _Run(llama, settings, prompt, slots, question or "", options, answered)
+    scheduler = llama.scheduler(settings.parallel, notify=notify)
+    with progress("Answering", in_items=True, hidden=settings.plain) as report:
+        try:
+            for n_done in run.answer(scheduler, lines):
+                report(n_done, max(lines.total - len(answered), 0))
+        finally:
+            run.answers.write_complete()
+    run.report_end(fail_on_length)
+
+
+def _answered(options: LineOptions) -> set[int]:
+    """Return the lines to skip, and end a line of theirs that was cut off in the output."""
+    if options.resume_from is None:
+        return set()
+    path = expand_user(options.resume_from)
+    answered = answered_lines(path)
+    if _is_stdout(path) and _ends_within_a_line(path):
+        sys.stdout.write("\n")
+    return answered
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 1, 0))
+        return file.read() not in (b"", b"\n")
+
+
+class _Answers:
+    """Answers, written in the order of their lines, or as they are complete."""
+
+    def __init__(self, *, unordered: bool) -> None:
+        self._unordered = unordered
+        self._pending: dict[int, dict[str, Any] | None] = {}
+        """By the numbers of lines, in order; None while one is not complete."""
+
+    def begin(self, line: int) -> None:
+        """Await the answer of the next line."""
+        self._pending[line] = None
+
+    def complete(self, line: int, answer: dict[str, Any]) -> None:
+        """Take an answer, and write all whose turn it is."""
+        self._pending[line] = answer
+        for number in [line] if self._unordered else list(self._pending):
+            next_one = self._pending[number]
+            if next_one is None:
+                return
+            del self._pending[number]
+            streams.write_json(next_one)
+
+    def write_complete(self) -> None:
+        """Write the complete answers, whatever is missing before them."""
+        pending, self._pending = self._pending, {}
+        for answer in pending.values():
+            if answer is not None:
+                streams.write_json(answer)
+
+
+class _Run:
+    """Answers to all lines of a run, and how many failed."""
+
+    def __init__(
+        self,
+        llama: "Llama",
+        settings: Settings,
+        prompt: PromptFile | None,
+        slots: Slots,
+        question: str,
+        options: LineOptions,
+        answered: set[int],
+    ) -> None:
+        self.answers = _Answers(unordered=options.unordered)
+        self._llama, self._settings, self._prompt, self._slots = llama, settings, prompt, slots
+        self._question, self._options, self._answered = question, options, answered
+        self._has_slots = prompt is not None and not slot_names(prompt) <= slots.values.keys()
+        self._session = None if self._has_slots else self._new_session(prompt)
+        self._texts: dict[int, str] = {}
+        """Text so far of each answer, by the number of its line."""
+        self._n_failed = self._n_cut = self._n_done = 0
+
+    def answer(self, scheduler: "Scheduler", lines: Lines) -> Iterator[int]:
+        """Answer the lines; yields the number of answers so far, after each."""
+        from llama_chat.generation.batch import generate_all
+
+        for record, event in generate_all(scheduler, self._requests(scheduler, lines)):
+            if isinstance(event, LlamaChatError):
+                self._fail(record.line, record.keys, event)
+            else:
+                text = self._texts[record.line] = self._texts.get(record.line, "") + event.text
+                if not isinstance(event, Finish):
+                    continue
+                del self._texts[record.line]
+                self._n_cut += event.reason in ("length", "context")
+                found = answer_json(text, event, self._llama.name)
+                self.answers.complete(record.line, {**record.keys, **found})
+            self._n_done += 1
+            yield self._n_done
+
+    def _requests(
+        self, scheduler: "Scheduler", lines: Lines
+    ) -> "Iterator[tuple[Record, Request] | None]":
+        """Yield the lines that can be answered; see ``generate_all``."""
+        for arrived in lines(lambda: scheduler.n_running + scheduler.n_waiting > 0):
+            if arrived is None:
+                yield None
+                continue
+            number, data = arrived
+            if number in self._answered:
+                continue
+            keys: Any = {"line": number}
+            try:
+                record = read_record(number, data, as_json=self._options.jsonl)
+                if record is None:
+                    continue
+                keys = record.keys
+                request = self._request(record)
+            except LlamaChatError as error:
+                self.answers.begin(number)
+                self._fail(number, keys, error)
+                self._n_done += 1
+            else:
+                self.answers.begin(number)
+                yield record, request
+
+    def _request(self, record: Record) -> "Request":
+        parts = [part for part in (record.question, self._question) if part.strip()]
+        if not parts:
+            raise UsageError("record", "it has no question", 'write {"question": "…"}')
+        session = self._session
+        if session is None and self._prompt is not None:
+            session = self._new_session(self._slots.fill(self._prompt, record.values))
+        if session is None:
+            raise RuntimeError("a prompt without slots has one session")
+        return session.request("\n\n".join(parts))
+
+    def _new_session(self, prompt: PromptFile | None) -> "ChatSession":
+        settings = with_prompt_file(self._settings, prompt)
+        return new_session(self._llama, settings, prompt, streams.warn)
+
+    def _fail(self, line: int, keys: Any, error: LlamaChatError) -> None:
+        if self._options.fail_fast:
+            raise type(error)(f"line {line}: {error.what}", error.why, error.advice)
+        self._n_failed += 1
+        self.answers.complete(line, {**keys, "error": str(error), "status": error.status})
+
+    def report_end(self, fail_on_length: bool) -> None:
+        """Report how many lines failed, and how many answers were cut off."""
+        if self._n_failed:
+            why = f"{counted(self._n_failed, 'line')} of {self._n_done} not answered"
+            raise LlamaChatError("lines", why, "see their errors in the output")
+        if not self._n_cut:
+            return
+        why, advice = f"{self._n_cut} of {self._n_done} cut off", "raise --max-tokens"
+        if fail_on_length:
+            raise LengthLimitError("answers", why, advice)
+        if not self._settings.quiet:
+            streams.warn(f"answers: {why}: {advice}")

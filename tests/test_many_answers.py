@@ -1,0 +1,150 @@
+"""Many questions at once: ``ask --lines``, ``ask --jsonl``, ``complete`` with several files."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.program import Program, Result, run
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+FLAGS = ("--max-tokens", "4", "--temperature", "0", "-q")
+
+
+def ask(home: Path, model: Path, stdin: str | bytes, *arguments: str | Path) -> Result:
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    return run("ask", "-m", model, "--template", "plain", *FLAGS, *arguments, home=home, stdin=data)
+
+
+def answers(done: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def test_each_line_is_answered_as_it_is_alone(home: Path, gguf_model: Path) -> None:
+    questions = ["the cat", "a hat in the house of the cat", "", "why", "the cat in the hat?"]
+    done = ask(home, gguf_model, "\n".join(questions), "--lines")
+    assert done.status == 0, done.err
+    found = answers(done)
+    assert [answer["line"] for answer in found] == [1, 2, 4, 5]
+    for answer in found:
+        alone = ask(home, gguf_model, questions[answer["line"] - 1], "--json")
+        assert answer["text"] == json.loads(alone.out)["text"]
+        assert answer["seed"] is not None
+
+
+def test_a_bad_line_is_an_error_object_and_the_others_are_answered(
+    home: Path, gguf_model: Path
+) -> None:
+    lines = [
+        b'{"question": "the cat", "id": "first"}',
+        b"{not json}",
+        b'"a hat"',
+        b'{"question": 5, "id": [1]}',
+        b"\xff\xfe",
+        b'{"text": "no question"}',
+        b'{"question": "' + b"cat " * 3000 + b'"}',
+        b'{"question": "why", "id": 7}',
+    ]
+    done = ask(home, gguf_model, b"\n".join(lines), "--jsonl")
+    found = answers(done)
+    assert [answer["line"] for answer in found] == list(range(1, 9))
+    assert ["error" in answer for answer in found] == [0, 1, 0, 1, 1, 1, 1, 0]
+    assert [answer.get("id") for answer in found] == ["first", *[None] * 6, 7]
+    assert found[6]["status"] == 4
+    assert done.status == 1
+    assert "5 lines of 8 not answered" in done.err
+
+
+def test_fail_fast_stops_at_the_first_bad_line(home: Path, gguf_model: Path) -> None:
+    done = ask(home, gguf_model, '"the cat"\n{}\n"why"\n', "--jsonl", "--fail-fast")
+    assert done.status == 2
+    assert "line 2: record: it has no question" in done.err
+
+
+@pytest.mark.parametrize("order", ["ordered", "unordered"])
+def test_an_answer_is_written_as_soon_as_its_turn_has_come(
+    home: Path, gguf_model: Path, order: str
+) -> None:
+    flags = ["--unordered"] if order == "unordered" else []
+    flags += ["--template", "plain", "--lines", *FLAGS]
+    with Program("ask", "-m", gguf_model, *flags, home=home) as child:
+        for line in (b"the cat\n", b"a hat\n", b"why\n"):
+            child.stdin.write(line)  # stdin stays open: the next line has not come yet
+            child.stdin.flush()
+            assert "text" in json.loads(child.stdout.readline())
+        child.stdin.close()
+        assert child.wait(20) == 0
+
+
+def test_resuming_skips_what_is_answered(home: Path, gguf_model: Path) -> None:
+    questions = "".join(f"the cat {i}\n" for i in range(6))
+    whole = ask(home, gguf_model, questions, "--lines").out.splitlines(keepends=True)
+    kept = home / "answers.jsonl"
+    bad = json.dumps({"line": 2, "error": "x", "status": 1}) + "\n"
+    kept.write_text(whole[0] + bad + whole[3] + whole[4][:20])
+    done = ask(home, gguf_model, questions, "--lines", "--resume-from", kept)
+    assert [answer["line"] for answer in answers(done)] == [2, 3, 5, 6]
+    kept.write_text(kept.read_text() + "\n" + done.out)
+    assert ask(home, gguf_model, questions, "--lines", "--resume-from", kept).out == ""
+
+
+def test_fields_of_a_record_fill_the_slots_of_the_prompt_file(home: Path, gguf_model: Path) -> None:
+    prompt = home / "prompt.toml"
+    prompt.write_text('system = "Speak {{language}}."\n')
+    lines = [{"question": "the cat", "language": "French"}, {"question": "the cat"}]
+    stdin = "".join(json.dumps(line) + "\n" for line in lines)
+    first, second = answers(ask(home, gguf_model, stdin, "--jsonl", "--prompt", prompt))
+    assert first["prompt_tokens"] > 10
+    assert "slot {{language}} has no value" in second["error"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--lines", "--jsonl"], "choose one"),
+        (["--unordered"], "add --lines"),
+        (["--resume-from", "x"], "add --lines"),
+        (["--lines", "--resume-from", "."], "not a file"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(
+    home: Path, gguf_model: Path, flags: list[str], why: str
+) -> None:
+    done = ask(home, gguf_model, "the cat\n", *flags)
+    assert done.status == 2
+    assert why in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_what_is_complete(
+    home: Path, gguf_model: Path, number: signal.Signals
+) -> None:
+    """The answer of a later line is not lost, though an earlier one is not complete."""
+    command = (sys.executable, "-m", "harness.signalled", str(int(number)), "2", "complete")
+    flags = ("--max-tokens", "99", "--stop", "\n", "-q", "--seed", "1", "--template", "plain")
+    stdin = f"the cat\n{'x' * 500}\n"  # fills the context of 512 before the first has ended
+    with Program("ask", "-m", gguf_model, "--lines", *flags, home=home, command=command) as child:
+        out, err = child.communicate(stdin.encode())
+        assert child.wait(20) == 128 + number, err
+        assert [json.loads(line)["line"] for line in out.splitlines()] == [2]
+
+
+def test_answers_to_files_are_those_to_each_file(home: Path, gguf_model: Path) -> None:
+    texts = ["the cat in", "a", "the hat of the cat " * 5]
+    for i, text in enumerate(texts):
+        (home / f"{i}.txt").write_text(text)
+    files = [home / f"{i}.txt" for i in range(3)]
+    flags = ("-m", gguf_model, *FLAGS)
+    together = run("complete", *files, *flags, home=home)
+    apart = [run("complete", file, *flags, home=home).out for file in files]
+    assert together.out == "".join(apart)
+    one_at_a_time = run("complete", *files, *flags, "--parallel", "1", home=home)
+    assert one_at_a_time.out == together.out
