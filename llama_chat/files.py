@@ -65,6 +65,12 @@ def state_home() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state")
 
 
+def runtime_home() -> Path:
+    """Return the folder of the server's socket: that of the session, or one of the user's own."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return runtime / "llama-chat" if runtime.is_absolute() else state_home()
+
+
 def expand_user(path: str) -> Path:
     """Expand ``~`` and ``~name`` in ``path``; an unknown name stays as it is."""
     try:

@@ -1,0 +1,169 @@
+"""``llama-chat serve``: a warm server on a socket file, and on a port."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from llama_chat import __version__
+from llama_chat.cli.loading import load_model
+from llama_chat.cli.options import takes_settings
+from llama_chat.cli.warm import identity_of
+from llama_chat.errors import LlamaChatError, UsageError, counted
+from llama_chat.files import expand_user
+from llama_chat.server.client import health
+from llama_chat.server.sockets import default_socket
+from llama_chat.settings.settings import Settings
+from llama_chat.terminal import streams
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
+
+_STOP_PATIENCE_S = 60.0
+
+
+@takes_settings
+def serve(
+    settings: Settings,
+    action: Annotated[
+        Literal["start", "status", "stop"],
+        typer.Argument(help="Start a server, or say whether one runs, or end it."),
+    ] = "start",
+    socket: Annotated[
+        str | None, typer.Option("--socket", metavar="PATH", help="Another socket file.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="N", help="A port for HTTP, too; 0 is any.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Address of the port.")
+    ] = "127.0.0.1",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key", metavar="KEY", envvar="LLAMA_CHAT_API_KEY", help="Key for the port."
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option("--cors", metavar="ORIGIN", help="A web page that may use the port."),
+    ] = None,
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="TIME", help="Time for running answers at the end.")
+    ] = "10s",
+    idle: Annotated[
+        str | None,
+        typer.Option("--idle", metavar="TIME", help="End after so long without a request."),
+    ] = None,
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", metavar="N", min=1, help="Requests at a time.")
+    ] = 256,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Log what clients send, too, under -v.")
+    ] = False,
+) -> None:
+    """Keep a model loaded, and answer on a socket file and on a port.
+
+    The port speaks the API of OpenAI: /v1/chat/completions, /v1/completions, /v1/models; also
+    /v1/tokenize, /health and /metrics.
+    """
+    path = expand_user(socket) if socket else default_socket()
+    if action == "status":
+        _show_status(path)
+    elif action == "stop":
+        _stop(path)
+    else:
+        _check_host(host, api_key)
+        _serve(
+            settings,
+            path,
+            port=port,
+            host=host,
+            api_key=api_key,
+            origins=frozenset(cors or ()),
+            grace_s=seconds(grace, "--grace"),
+            idle_s=None if idle is None else seconds(idle, "--idle"),
+            logs_prompts=log_prompts,
+            max_requests=max_requests,
+        )
+
+
+def seconds(text: str, what: str) -> float:
+    """Parse a time such as ``10``, ``90s``, ``10m`` or ``1h``.
+
+    Raises:
+        UsageError: about ``what``, if it is none.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) *([smh]?)", text.strip())
+    if found is None:
+        raise UsageError(f"{what} {text!r}", "not a time", "write 90s, 10m or 1h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _check_host(host: str, api_key: str | None) -> None:
+    from llama_chat.server.serving import LOOPBACK
+
+    if host not in LOOPBACK and not api_key:
+        why = "others can reach that address"
+        raise UsageError(f"--host {host}", why, "set a key: LLAMA_CHAT_API_KEY or --api-key")
+
+
+def _serve(settings: Settings, path: Path, *, max_requests: int, **options: object) -> None:
+    from llama_chat.server.prompts import Prompts
+    from llama_chat.server.serving import Options, serve
+    from llama_chat.server.worker import Worker
+
+    if health(path) is not None:  # an error before the model is loaded
+        raise UsageError(
+            f"socket {str(path)!r}", "a server is running there already", "end it with serve stop"
+        )
+    llama, settings = load_model(settings)
+    scheduler = llama.scheduler(settings.parallel, keeps_replies=True)
+    identity = {
+        "model": llama.name,
+        "version": __version__,
+        "pid": os.getpid(),
+        "context": llama.context,
+        "settings": identity_of(settings),
+    }
+
+    def announce(addresses: Sequence[str]) -> None:
+        if not settings.quiet:
+            streams.say(f"llama-chat: {llama.name} answers on {' and '.join(addresses)}")
+
+    serve(
+        Worker(scheduler, max_requests),
+        Prompts(llama, settings),
+        identity,
+        Options(path, **options),  # type: ignore[arg-type] # checked by its caller
+        log=streams.say if settings.verbose else lambda line: None,
+        on_ready=announce,
+    )
+
+
+def _show_status(path: Path) -> None:
+    found = health(path)
+    if found is None:
+        raise LlamaChatError(f"server on {str(path)!r}", "none is running", "llama-chat serve")
+    streams.write_json(found)
+
+
+def _stop(path: Path) -> None:
+    """End the server, and wait until it has ended."""
+    found = health(path)
+    if found is None:
+        raise LlamaChatError(f"server on {str(path)!r}", "none is running", "nothing to end")
+    try:
+        os.kill(int(found["pid"]), signal.SIGTERM)
+    except (OSError, KeyError, ValueError) as error:
+        raise LlamaChatError("server", f"cannot be ended: {error}", "end its process") from None
+    began = time.monotonic()
+    while path.exists():
+        if time.monotonic() - began > _STOP_PATIENCE_S:
+            why = f"still ending after {counted(int(_STOP_PATIENCE_S), 'second')}"
+            raise LlamaChatError("server", why, "end its process")
+        time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""The warm server: HTTP on a socket, in front of the scheduler."""

@@ -1,0 +1,292 @@
+"""The routes of the server."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.events import Event, Finish
+from llama_chat.server.metrics import metrics_text
+from llama_chat.server.prompts import Prompts
+from llama_chat.server.replies import Choice, Format, error_body, error_of
+from llama_chat.server.schema import ChatRequest, CompletionRequest, TokenizeRequest
+from llama_chat.server.worker import Job, Worker
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class _Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, body: dict[str, Any], **headers: str) -> None:
+        super().__init__(status)
+        self.response = JSONResponse(body, status, headers or None)
+
+
+def _invalid(message: str) -> _Refused:
+    return _Refused(400, error_body(message, "invalid_request_error"))
+
+
+class Api:
+    """Handlers of all routes, on one model."""
+
+    def __init__(self, worker: Worker, prompts: Prompts, identity: dict[str, Any]) -> None:
+        """Answer with ``worker``.
+
+        Args:
+            worker: computes.
+            prompts: encodes what clients send, on the thread of the worker.
+            identity: what ``/health`` says about the model and its settings.
+        """
+        self._worker = worker
+        self._prompts = prompts
+        self._identity = identity
+        self.is_closing = False
+        """True if no request is accepted any more."""
+        self.on_request: Callable[[], None] = lambda: None
+        """Called when a request begins and when it ends."""
+
+    def app(self) -> Starlette:
+        """Return the application."""
+        routes = [
+            Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+            Route("/v1/completions", self._guarded(self._complete), methods=["POST"]),
+            Route("/v1/tokenize", self._guarded(self._tokenize), methods=["POST"]),
+            Route("/v1/models", self._guarded(self._models)),
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+        ]
+        return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found})
+
+    def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """Return a handler that turns every failure into an answer."""
+
+        async def guarded(request: Request) -> Response:
+            self.on_request()
+            try:
+                response: Response = await handler(request)
+            except _Refused as refused:
+                response = refused.response
+            except LlamaChatError as error:
+                status, body = error_of(error)
+                response = JSONResponse(body, status)
+            finally:
+                self.on_request()
+            return response
+
+        return guarded
+
+    # ---- routes
+
+    async def _chat(self, request: Request) -> Response:
+        body = await _read(request, ChatRequest)
+        self._check(body.model)
+        form = self._format(body.n_logprobs, chat=True)
+        return await self._answer(request, body, form, lambda: self._prompts.chat(body), ())
+
+    async def _complete(self, request: Request) -> Response:
+        body = await _read(request, CompletionRequest)
+        self._check(body.model)
+        form = self._format(body.n_logprobs, chat=False)
+        echoes = [text for text in body.prompts for _ in range(body.n)] if body.echo else ()
+        return await self._answer(
+            request, body, form, lambda: self._prompts.completions(body), echoes
+        )
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await _read(request, TokenizeRequest)
+        found = await self._on_worker(lambda: self._prompts.tokenize(body))
+        return JSONResponse(found)
+
+    async def _models(self, request: Request) -> Response:
+        model = {"id": self._prompts.name, "object": "model", "created": 0, "owned_by": "local"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def _health(self, request: Request) -> Response:
+        status = "closing" if self.is_closing else "ok"
+        return JSONResponse({"status": status, **self._identity}, 503 if self.is_closing else 200)
+
+    async def _metrics(self, request: Request) -> Response:
+        sizes = await self._on_worker(lambda: self._worker.sizes)
+        return PlainTextResponse(metrics_text(self._worker.counts, sizes, self._worker.n_jobs))
+
+    # ---- generation
+
+    def _check(self, model: str | None) -> None:
+        """Refuse a request that cannot be taken."""
+        if self.is_closing:
+            raise _Refused(503, error_body("the server is shutting down", "server_error"))
+        if model not in (None, "", self._prompts.name):
+            message = f"model {model[:100]!r} is not here: this server has {self._prompts.name!r}"
+            raise _Refused(404, error_body(message, "invalid_request_error", "model_not_found"))
+        if self._worker.is_full:
+            body = error_body("too many requests at a time", "rate_limit_error")
+            raise _Refused(429, body, **{"Retry-After": "1"})
+
+    def _format(self, n_logprobs: int | None, *, chat: bool) -> Format:
+        name, tokenizer = self._prompts.name, self._prompts.tokenizer
+        return Format(chat=chat, model=name, tokenizer=tokenizer, n_logprobs=n_logprobs)
+
+    async def _answer(
+        self,
+        request: Request,
+        body: ChatRequest | CompletionRequest,
+        form: Format,
+        encode: Callable[[], Sequence[Any]],
+        echoes: Sequence[str],
+    ) -> Response:
+        n = body.n * (len(body.prompts) if isinstance(body, CompletionRequest) else 1)
+        answer = _Answer(self._worker, encode, n)
+        try:
+            if body.stream:
+                first = await _unless_gone(request, answer.next())  # an error has a status yet
+                stream = self._stream(answer, form, first, echoes, body.includes_usage)
+                return StreamingResponse(stream, media_type="text/event-stream")
+            while not answer.is_complete:
+                await _unless_gone(request, answer.next())
+        except BaseException:
+            answer.cancel()
+            raise
+        return JSONResponse(form.whole(answer.choices, echoes))
+
+    async def _stream(
+        self,
+        answer: "_Answer",
+        form: Format,
+        first: tuple[int, Event],
+        echoes: Sequence[str],
+        includes_usage: bool,
+    ) -> AsyncIterator[str]:
+        begun: set[int] = set()
+        number, event = first
+        try:
+            while True:
+                if number not in begun:
+                    begun.add(number)
+                    yield _sse(form.first_chunk(number, echoes[number] if echoes else ""))
+                if event.text or isinstance(event, Finish):
+                    yield _sse(form.chunk(number, event))
+                if answer.is_complete:
+                    break
+                try:
+                    number, event = await answer.next()
+                except LlamaChatError as error:
+                    yield _sse(error_of(error)[1])
+                    break
+            if includes_usage:
+                yield _sse(form.usage_chunk(answer.choices))
+            yield "data: [DONE]\n\n"
+        finally:  # also if the client has gone
+            answer.cancel()
+            self.on_request()
+
+    async def _on_worker(self, task: Callable[[], Any]) -> Any:
+        """Run something on the thread of the worker."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Any] = loop.create_future()
+
+        def run() -> None:
+            try:
+                value = task()
+            except LlamaChatError as error:
+                loop.call_soon_threadsafe(result.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(result.set_result, value)
+
+        self._worker.call(run)
+        return await result
+
+
+class _Answer:
+    """The events of a job, on the event loop."""
+
+    def __init__(self, worker: Worker, encode: Callable[[], Sequence[Any]], n: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.choices = [Choice() for _ in range(n)]
+        self._events: asyncio.Queue[tuple[int, Event | LlamaChatError]] = asyncio.Queue()
+        self._worker = worker
+
+        def deliver(number: int, event: Event | LlamaChatError) -> None:
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+        self._job: Job = worker.submit(encode, deliver)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all choices have ended."""
+        return all(choice.finish is not None for choice in self.choices)
+
+    async def next(self) -> tuple[int, Event]:
+        """Wait for the next event.
+
+        Raises:
+            LlamaChatError: the error that ended the job.
+        """
+        number, event = await self._events.get()
+        if isinstance(event, LlamaChatError):
+            raise event
+        self.choices[number].add(event)
+        return number, event
+
+    def cancel(self) -> None:
+        """End the job, if it goes on."""
+        if not self.is_complete:
+            self._worker.cancel(self._job)
+
+
+async def _unless_gone(request: Request, event: Any) -> tuple[int, Event]:
+    """Wait for an event, unless the client goes away first.
+
+    Raises:
+        ClientDisconnect: if it does.
+    """
+    waiting = asyncio.ensure_future(event)
+    gone = asyncio.ensure_future(_wait_until_gone(request))
+    try:
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientDisconnect
+        found: tuple[int, Event] = await waiting
+        return found
+    finally:
+        waiting.cancel()
+        gone.cancel()
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(request: Request, kind: type[Body]) -> Body:
+    """Read and check the body of a request."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        body = error_body("the body is not application/json", "invalid_request_error")
+        raise _Refused(415, body)
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, found["loc"]))[:200]
+        raise _invalid(f"{where or 'body'}: {found['msg']}") from None
+    except RecursionError:
+        raise _invalid("body: nested too deeply") from None
+
+
+def _sse(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=True)}\n\n"
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    why = "no such route" if status == 404 else "no such method"
+    return JSONResponse(error_body(why, "invalid_request_error"), status)

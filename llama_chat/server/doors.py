@@ -1,0 +1,161 @@
+"""Checks of every request before it is read: its origin, its key, its size and its pace."""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llama_chat.server.replies import error_body
+
+MAX_BODY_BYTES = 16 * 2**20
+
+BODY_PATIENCE_S = 30.0
+"""Longest wait for more of a body."""
+
+READER_PATIENCE_S = 60.0
+"""Longest wait for a client to read what is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What a request must show to be let in, if it does not come through the socket file."""
+
+    hosts: frozenset[str]
+    """Names in ``Host``, without ports: a page of another name must not reach the server through a
+    name of its own that resolves to this machine (DNS rebinding)."""
+    origins: frozenset[str] = frozenset()
+    """Web pages that may read answers."""
+    api_key: str | None = None
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+
+
+class Doors:
+    """Application around another one, which lets in what may come in."""
+
+    def __init__(
+        self, app: ASGIApp, guest: Guest, log: Callable[[str], None], *, logs_bodies: bool = False
+    ) -> None:
+        """Guard ``app``.
+
+        Args:
+            app: the application.
+            guest: what requests over TCP must show.
+            log: called with a line about each request.
+            logs_bodies: add the bodies to the lines; they hold what people write.
+        """
+        self._app = app
+        self._guest = guest
+        self._log = log
+        self._logs_bodies = logs_bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error; see the ASGI specification."""
+        if scope["type"] != "http":
+            return
+        began, status = time.monotonic(), 0
+        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        extra: list[tuple[bytes, bytes]] = []
+        body = _Body(receive, headers)
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *extra]
+            try:
+                await asyncio.wait_for(send(message), READER_PATIENCE_S)
+            except TimeoutError:
+                raise ConnectionResetError from None
+
+        try:
+            if scope.get("server") is not None:  # not through the socket file
+                extra += self._check(headers)
+            if scope["method"] == "OPTIONS" and extra:
+                await _answer(send_on, 204, None)
+            else:
+                await self._app(scope, body.receive, send_on)
+        except _Refused as refused:
+            if not status:
+                kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
+                await _answer(send_on, refused.status, error_body(refused.why, kind))
+        except ConnectionResetError:
+            pass
+        finally:
+            line = f"{scope['method']} {scope['path']} {status} {time.monotonic() - began:.2f} s"
+            prompts = f" {bytes(body.data)!r}" if self._logs_bodies else ""
+            self._log(line + prompts)
+
+    def _check(self, headers: dict[str, bytes]) -> list[tuple[bytes, bytes]]:
+        """Check a request over TCP; returns headers of the answer.
+
+        Raises:
+            _Refused: if it may not come in.
+        """
+        guest = self._guest
+        host = headers.get("host", b"").decode("latin-1").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name not in guest.hosts:
+            raise _Refused(403, "wrong Host")
+        origin = headers.get("origin", b"").decode("latin-1")
+        if origin and origin not in guest.origins:
+            raise _Refused(403, "web pages of other origins are not served")
+        scheme, _, key = headers.get("authorization", b"").decode("latin-1").partition(" ")
+        if guest.api_key is not None and not (
+            scheme.lower() == "bearer"
+            and hmac.compare_digest(key.strip().encode(), guest.api_key.encode())
+        ):
+            raise _Refused(401, "wrong API key")
+        if not origin:
+            return []
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"vary", b"origin"),
+        ]
+
+
+class _Body:
+    """The body of a request, read within limits."""
+
+    def __init__(self, receive: Receive, headers: dict[str, bytes]) -> None:
+        self.data = bytearray()
+        self._receive = receive
+        self._is_complete = False
+        length = headers.get("content-length", b"0")
+        self._is_too_large = not length.isdigit() or int(length) > MAX_BODY_BYTES
+
+    async def receive(self) -> Message:
+        """Receive a message of the body, or later the end of the connection."""
+        if self._is_complete:
+            return await self._receive()
+        if self._is_too_large:
+            raise _Refused(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_PATIENCE_S)
+        except TimeoutError:
+            raise _Refused(408, "the body does not come") from None
+        if message["type"] == "http.request":
+            self.data += message.get("body", b"")
+            self._is_too_large = len(self.data) > MAX_BODY_BYTES
+            self._is_complete = not message.get("more_body", False)
+            if self._is_too_large:
+                return await self.receive()
+        return message
+
+
+async def _answer(send: Send, status: int, body: dict[str, Any] | None) -> None:
+    data = b"" if body is None else json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -1,0 +1,124 @@
+"""Prompts of clients, encoded for the scheduler; text of theirs never becomes a control token."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from llama_chat.chat.conversation import Message
+from llama_chat.chat.templates import ChatTemplate
+from llama_chat.errors import UsageError
+from llama_chat.generation.continuation import Request
+from llama_chat.generation.engine import prompt_too_long
+from llama_chat.generation.sampling import Sampler
+from llama_chat.llama import Llama
+from llama_chat.server.schema import ChatMessage, ChatRequest, CompletionRequest, TokenizeRequest
+from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.settings import Settings
+from llama_chat.tokenizers.base import AtLeast, Tokenizer
+
+
+class Prompts:
+    """Encoder of requests for one model, with the settings of the server where they give none."""
+
+    def __init__(self, llama: Llama, settings: Settings) -> None:
+        """Encode for ``llama``."""
+        self._llama = llama
+        self._settings = settings
+        self._template: ChatTemplate = llama.template(settings.template, settings.template_name)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._llama.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the model."""
+        return self._llama.tokenizer
+
+    def chat(self, body: ChatRequest) -> list[Request]:
+        """Encode a dialog; a last message of the assistant is continued.
+
+        Raises:
+            UsageError: if its roles do not alternate.
+            PromptTooLongError: if it leaves no space for a reply.
+        """
+        messages = _messages(body.messages)
+        least = self._template.min_tokens(messages)
+        if least > self._llama.context:
+            raise prompt_too_long(AtLeast(least), self._llama.context)
+        ids = self._template.render(messages, open_reply=True)
+        if len(ids) >= self._llama.context:
+            raise prompt_too_long(len(ids), self._llama.context)
+        continues = messages[-1].role == "assistant"
+        return [
+            Request(
+                ids,
+                sampler,
+                body.limit or self._settings.max_tokens,
+                body.stop or self._settings.stop,
+                self._template.end_ids,
+                leading="keep" if continues else "strip",
+            )
+            for sampler in self._samplers(body)
+        ]
+
+    def completions(self, body: CompletionRequest) -> list[Request]:
+        """Encode raw texts.
+
+        Raises:
+            PromptTooLongError: if one exceeds the context.
+        """
+        limit = body.limit or self._settings.max_tokens
+        stop = body.stop or self._settings.stop
+        return [
+            replace(self._llama.request(ids, max_tokens=limit, stop=stop), sampler=sampler)
+            for ids in map(self._llama.prompt_ids, body.prompts)
+            for sampler in self._samplers(body)
+        ]
+
+    def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
+        """Encode a text, for ``/v1/tokenize``.
+
+        Raises:
+            PromptTooLongError: if it exceeds the context.
+        """
+        tokenizer = self.tokenizer
+        if (least := tokenizer.min_tokens(body.text)) > self._llama.context:
+            raise prompt_too_long(AtLeast(least), self._llama.context)
+        ids = self._llama.prompt_ids(body.text) if body.add_special else tokenizer.encode(body.text)
+        return {"tokens": ids, "count": len(ids), "max_model_len": self._llama.context}
+
+    def _samplers(self, body: ChatRequest | CompletionRequest) -> list[Sampler]:
+        """Make a sampler for each choice; each has another seed."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+        given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+        sampling: Sampling = replace(self._settings.sampling, **given)
+        seeds = [
+            None if sampling.seed is None else (sampling.seed + i) % 2**63 for i in range(body.n)
+        ]
+        return [
+            Sampler(replace(sampling, seed=seed), with_logprobs=body.n_logprobs is not None)
+            for seed in seeds
+        ]
+
+
+def _messages(given: Sequence[ChatMessage]) -> list[Message]:
+    """Return a dialog as templates take it: neighbours of one role are joined.
+
+    Raises:
+        UsageError: if a system message follows others, or the first is not the user's.
+    """
+    texts: list[tuple[str, str]] = []
+    for message in given:
+        role = "system" if message.role == "developer" else message.role
+        if texts and texts[-1][0] == role:
+            texts[-1] = role, f"{texts[-1][1]}\n\n{message.text}"
+        else:
+            texts.append((role, message.text))
+    turns = texts[1:] if texts[0][0] == "system" else texts
+    if any(role == "system" for role, _ in turns):
+        raise UsageError("messages", "a system message follows others", "put it first")
+    if not turns or turns[0][0] != "user":
+        raise UsageError("messages", "the first is not the user's", "begin with the user")
+    return [Message(role, text) for role, text in texts]  # type: ignore[arg-type] # a checked role

@@ -1,0 +1,153 @@
+"""Answers in the style of OpenAI, from the events of continuations."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError
+from llama_chat.generation.events import Event, Finish, Token
+from llama_chat.tokenizers.base import Tokenizer
+
+_REASONS = {"stop": "stop", "length": "length", "context": "length", "interrupted": "stop"}
+
+
+def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+    """Return an error in the shape that clients expect."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def error_of(error: LlamaChatError) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the body for an error of a request."""
+    if isinstance(error, PromptTooLongError):
+        return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
+    if isinstance(error, UsageError):
+        return 400, error_body(str(error), "invalid_request_error")
+    return 500, error_body(str(error), "server_error")
+
+
+@dataclass
+class Choice:
+    """One continuation, as far as it is."""
+
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    finish: Finish | None = None
+
+    def add(self, event: Event) -> None:
+        """Take its next event."""
+        self.text += event.text
+        if isinstance(event, Finish):
+            self.finish = event
+        else:
+            self.tokens.append(event)
+
+
+class Format:
+    """Objects of one answer: of a chat, or of a raw completion."""
+
+    def __init__(
+        self, *, chat: bool, model: str, tokenizer: Tokenizer, n_logprobs: int | None
+    ) -> None:
+        """Begin an answer, with an id of its own."""
+        self._chat = chat
+        self._model = model
+        self._tokenizer = tokenizer
+        self._n_logprobs = n_logprobs
+        self._id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
+        self._created = int(time.time())
+
+    def whole(self, choices: Sequence[Choice], echoes: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the answer with all choices, which have ended."""
+        found = []
+        for i, choice in enumerate(choices):
+            text = (echoes[i] if echoes else "") + choice.text
+            content: dict[str, Any] = {"text": text}
+            if self._chat:
+                content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            found.append(
+                {
+                    "index": i,
+                    **content,
+                    "logprobs": self._logprobs(choice.tokens),
+                    "finish_reason": self._reason(choice.finish),
+                }
+            )
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {**self._head(kind), "choices": found, "usage": self.usage(choices)}
+
+    def first_chunk(self, index: int, echo: str) -> dict[str, Any]:
+        """Return the chunk before the first token of a choice."""
+        content = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": echo}
+        return self._chunk(index, content, None, None)
+
+    def chunk(self, index: int, event: Event) -> dict[str, Any]:
+        """Return the chunk for an event of a choice."""
+        content: dict[str, Any] = {"text": event.text}
+        if self._chat:
+            content = {"delta": {"content": event.text} if event.text else {}}
+        is_last = isinstance(event, Finish)
+        tokens = [] if isinstance(event, Finish) else [event]
+        reason = self._reason(event) if isinstance(event, Finish) else None
+        return self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
+
+    def usage_chunk(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the chunk with the counts at the end of a stream."""
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._head(kind), "choices": [], "usage": self.usage(choices)}
+
+    @staticmethod
+    def usage(choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the counts of tokens; a prompt that several choices continue counts once."""
+        usages = [choice.finish.usage for choice in choices if choice.finish is not None]
+        prompt = usages[0].prompt_tokens if usages else 0
+        written = sum(usage.completion_tokens for usage in usages)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
+            "prompt_tokens_details": {"cached_tokens": usages[0].cached_tokens if usages else 0},
+        }
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _chunk(self, index: int, content: Any, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._head(kind), "choices": [choice]}
+
+    @staticmethod
+    def _reason(finish: Finish | None) -> str | None:
+        return None if finish is None else _REASONS[finish.reason]
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        n = self._n_logprobs
+        if n is None:
+            return None
+        if self._chat:
+            return {
+                "content": [
+                    self._entry(token.id, token.logprob)
+                    | {"top_logprobs": [self._entry(*other) for other in token.alternatives[:n]]}
+                    for token in tokens
+                ],
+                "refusal": None,
+            }
+        return {
+            "tokens": [self._text(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                {self._text(other): logprob for other, logprob in token.alternatives[:n]}
+                for token in tokens
+            ],
+            "text_offset": [],
+        }
+
+    def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(token_id)
+        return {"token": self._text(token_id), "logprob": logprob, "bytes": list(data)}
+
+    def _text(self, token_id: int) -> str:
+        return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")

@@ -1,0 +1,128 @@
+"""Requests in the style of OpenAI, as clients send them; checked before anything is done."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_CHOICES = 16
+"""Most continuations of one prompt that a request may ask for."""
+
+Text = Annotated[str, Field(max_length=2**24)]
+Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
+
+
+class _Body(BaseModel):
+    """What all requests have; fields that are not known are ignored, as elsewhere."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Generation(_Body):
+    """Limits and sampling of a generation; what is not given is as the server's settings say."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1, le=10**9)
+    temperature: float | None = Field(None, ge=0, le=10, strict=False)
+    top_p: float | None = Field(None, gt=0, le=1, strict=False)
+    top_k: int | None = Field(None, ge=0, le=10**6)
+    min_p: float | None = Field(None, ge=0, le=1, strict=False)
+    repeat_penalty: float | None = Field(None, gt=0, le=10, strict=False)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: Stop | None = None
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("frequency_penalty", "presence_penalty", mode="before")
+    @classmethod
+    def _as_zero(cls, value: object) -> object:
+        return 0 if value == 0.0 else value
+
+    @property
+    def includes_usage(self) -> bool:
+        """True if a stream ends with the counts of tokens."""
+        return bool((self.stream_options or {}).get("include_usage"))
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens to generate, if that is given."""
+        return self.max_tokens
+
+
+class TextPart(_Body):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(_Body):
+    """A message of a dialog."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        """Text of all parts."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ResponseFormat(_Body):
+    """Form of a reply."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(_Generation):
+    """Body of ``/v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: int | None = Field(None, ge=1, le=10**9)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens to generate, if that is given."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def n_logprobs(self) -> int | None:
+        """Number of alternatives for each token; None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Generation):
+    """Body of ``/v1/completions``."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def n_logprobs(self) -> int | None:
+        """Number of alternatives for each token; None for no log-probabilities."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str]:
+        """Texts to continue."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class TokenizeRequest(_Body):
+    """Body of ``/v1/tokenize``."""
+
+    text: Text
+    add_special: bool = True

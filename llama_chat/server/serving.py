@@ -1,0 +1,150 @@
+"""The server as a process: its sockets, its idle time, its end."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llama_chat.server.api import Api
+from llama_chat.server.doors import Doors, Guest
+from llama_chat.server.prompts import Prompts
+from llama_chat.server.sockets import listening, listening_on_port
+from llama_chat.server.worker import Worker
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+_MAX_CONNECTIONS = 512
+
+_MAX_HEADER_BYTES = 64 * 2**10
+
+_HEADER_PATIENCE_S = 10.0
+"""Longest time that a new connection may stay silent."""
+
+_POLL_S = 0.2
+"""Time between two looks at what is running, while the server ends or is idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where a server listens, and for how long."""
+
+    socket: Path
+    port: int | None = None
+    host: str = LOOPBACK[0]
+    api_key: str | None = None
+    origins: frozenset[str] = frozenset()
+    grace_s: float = 10.0
+    """Seconds that running answers have at the end."""
+    idle_s: float | None = None
+    """End after so many seconds without a request; None for never."""
+    logs_prompts: bool = False
+
+
+class _Protocol(H11Protocol):
+    """HTTP that ends connections on which nothing is asked."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(_HEADER_PATIENCE_S, self._end_if_silent)
+
+    def _end_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which lets running answers end before it closes."""
+
+    def __init__(self, config: uvicorn.Config, api: Api, worker: Worker, options: Options) -> None:
+        super().__init__(config)
+        self._api = api
+        self._worker = worker
+        self._options = options
+        self._last_request = time.monotonic()
+        self._closing_since: float | None = None
+        api.on_request = self._note_request
+
+    def _note_request(self) -> None:
+        self._last_request = time.monotonic()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end at a signal; a second one ends at once."""
+        if self._closing_since is None:
+            self._closing_since = time.monotonic()
+            self._api.is_closing = True
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called several times a second; True ends the server."""
+        now = time.monotonic()
+        if self._worker.n_jobs:
+            self._last_request = now
+        if self._closing_since is not None:
+            is_late = now - self._closing_since > self._options.grace_s
+            if is_late or not self._worker.n_jobs:
+                self.force_exit = is_late
+                return True
+        idle = self._options.idle_s
+        if idle is not None and now - self._last_request > idle:
+            return True
+        return await super().on_tick(counter)
+
+
+def serve(
+    worker: Worker,
+    prompts: Prompts,
+    identity: dict[str, Any],
+    options: Options,
+    *,
+    log: Callable[[str], None],
+    on_ready: Callable[[Sequence[str]], None],
+) -> None:
+    """Serve until a signal, or until idle for too long.
+
+    Args:
+        worker: computes.
+        prompts: encodes.
+        identity: facts for ``/health``.
+        options: where to listen.
+        log: called with a line about each request.
+        on_ready: called with the addresses, once connections are accepted.
+
+    Raises:
+        UsageError: if the socket or the port cannot be had.
+    """
+    api = Api(worker, prompts, identity)
+    hosts = frozenset({*LOOPBACK, options.host.lower()})
+    guest = Guest(hosts, options.origins, options.api_key)
+    doors = Doors(api.app(), guest, log, logs_bodies=options.logs_prompts)
+    config = uvicorn.Config(
+        doors,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=2,
+    )
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(listening(options.socket))]
+        addresses = [str(options.socket)]
+        if options.port is not None:
+            sockets.append(stack.enter_context(listening_on_port(options.host, options.port)))
+            host, port = sockets[-1].getsockname()[:2]
+            addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        on_ready(addresses)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _Server(config, api, worker, options).run(sockets=sockets)
+    worker.stop()
