@@ -122,6 +122,7 @@ def _serve(settings: Settings, path: Path, *, max_requests: int, **options: obje
             f"socket {str(path)!r}", "a server is running there already", "end it with serve stop"
         )
     llama, settings = load_model(settings)
+    suggested = llama.checkpoint.generation
     scheduler = llama.scheduler(settings.parallel, keeps_replies=True)
     identity = {
         "model": llama.name,
@@ -129,6 +130,7 @@ def _serve(settings: Settings, path: Path, *, max_requests: int, **options: obje
         "pid": os.getpid(),
         "context": llama.context,
         "settings": identity_of(settings),
+        "suggested": {"values": suggested.sampling, "where": suggested.where},
     }
 
     def announce(addresses: Sequence[str]) -> None:

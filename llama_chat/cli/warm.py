@@ -1,16 +1,143 @@
 """Answers of a server that is running already, in place of loading the model."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from llama_chat.chat.conversation import Conversation
+from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.cli.loading import model_path
+from llama_chat.errors import LlamaChatError, PromptTooLongError
+from llama_chat.generation.events import Event, Finish, Token, finish_of
+from llama_chat.server.client import ServerError, health, stream
+from llama_chat.server.sockets import default_socket
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
+from llama_chat.terminal import streams
 
 _TEMPLATE = ("template", "template_name")
+
+_START_PATIENCE_S = 300.0
+"""Longest wait for a server that was started here."""
 
 
 def identity_of(settings: Settings) -> dict[str, Any]:
     """Return the settings that decide which model a server has, and how it is computed."""
     names = [name for name, setting in SETTINGS.items() if setting.scope == "load"]
     found: dict[str, Any] = {name: settings.value(name) for name in (*names, *_TEMPLATE)}
+    found = {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
     return {**found, "model": str(model_path(settings).resolve())}
+
+
+class WarmModel:
+    """A model that a server has loaded."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self.name = str(facts["model"])
+        self._path = path
+        self._facts = facts
+
+    def settings(self, settings: Settings) -> Settings:
+        """Return the settings with what the model suggests where nothing else sets a value."""
+        suggested = self._facts.get("suggested", {})
+        return settings.with_model(suggested.get("values", {}), suggested.get("where", ""))
+
+    def ask(self, message: str, settings: Settings, prompt: PromptFile | None) -> Iterator[Event]:
+        """Answer a message through the chat template, after the examples of a prompt file."""
+        examples = () if prompt is None else prompt.examples
+        preface = Conversation(settings.system, examples).preface()
+        messages = [{"role": each.role, "content": each.text} for each in preface]
+        messages.append({"role": "user", "content": message})
+        yield from self._events("/v1/chat/completions", settings, {"messages": messages})
+
+    def complete(self, text: str, settings: Settings) -> Iterator[Event]:
+        """Continue a raw text."""
+        yield from self._events("/v1/completions", settings, {"prompt": text})
+
+    def _events(self, route: str, settings: Settings, prompt: dict[str, Any]) -> Iterator[Event]:
+        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")
+        body = prompt | {name: settings.value(name) for name in names}
+        body["stop"] = list(settings.stop)
+        try:
+            for chunk in stream(self._path, route, body):
+                choice = chunk["choices"][0]
+                text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+                if facts := chunk.get("llama_chat"):
+                    yield finish_of(facts, text)
+                elif text:
+                    yield Token(-1, text, 0.0)
+        except ServerError as error:
+            what, _, rest = error.message.partition(": ")
+            why, _, advice = rest.partition(": ")
+            kind = PromptTooLongError if error.code == "context_length_exceeded" else LlamaChatError
+            raise kind(what, why or "the server refused it", advice or "see its log") from None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise LostServer from error
+
+
+class LostServer(LlamaChatError):
+    """The server went away, or is none of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("server", "the connection was lost", "try again, or --no-server")
+
+
+def find(settings: Settings) -> WarmModel | None:
+    """Find the server of the model and the settings, or start one if ``keep_warm`` says so.
+
+    None if there is none: the model is then to be loaded here.
+    """
+    if not settings.server or settings.draft:
+        return None
+    path = default_socket()
+    facts = health(path)
+    if facts is None and settings.keep_warm and not path.exists():
+        facts = _start(settings, path)
+    if facts is None:
+        return None
+    if facts.get("settings") != identity_of(settings):
+        if settings.verbose:
+            streams.say("llama-chat: the running server has another model or other settings")
+        return None
+    if settings.verbose:
+        streams.say(f"llama-chat: answered by the server on {str(path)!r}")
+    return WarmModel(path, facts)
+
+
+def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
+    """Start a server in the background, and wait until it answers; None if it does not."""
+    flags = ["--model", str(model_path(settings).resolve()), "--idle", settings.keep_warm or ""]
+    for name, value in identity_of(settings).items():
+        setting = SETTINGS[name]
+        if name in ("model", "model_paths") or value == setting.default or value is None:
+            continue
+        flags += [setting.flag, str(value)]
+    command = [sys.executable, "-m", "llama_chat", "serve", "--quiet", *flags]
+    nowhere = subprocess.DEVNULL
+    started = subprocess.Popen(
+        command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+    )
+    began = time.monotonic()
+    while started.poll() is None and time.monotonic() - began < _START_PATIENCE_S:
+        if (facts := health(path)) is not None:
+            return facts
+        time.sleep(0.05)
+    return None
+
+
+def answered_warm(events: Iterator[Event]) -> Iterator[Event] | None:
+    """Return the events with the first one received; None if the server went away before it."""
+    try:
+        first = next(events)
+    except LostServer:
+        return None
+
+    def all_events() -> Iterator[Event]:
+        yield first
+        if not isinstance(first, Finish):
+            yield from events
+
+    return all_events()

@@ -1,8 +1,8 @@
 """Events that a generation yields, and hooks to observe and stop it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from llama_chat.generation.logprobs import Alternatives
 
@@ -81,6 +81,21 @@ class Finish:
             f"{usage.completion_tokens} written{drafted} · "
             f"first after {self.timings.ttft_s:.2f} s · {self.decode_tok_s:.1f} tokens/s"
         )
+
+
+def finish_facts(finish: Finish) -> dict[str, Any]:
+    """Return the last event of a continuation as JSON, without its text."""
+    return {name: value for name, value in asdict(finish).items() if name != "text"}
+
+
+def finish_of(facts: dict[str, Any], text: str) -> Finish:
+    """Return the event that ``finish_facts`` described, with its ``text``.
+
+    Raises:
+        TypeError, ValueError: if it is another object.
+    """
+    known = {**facts, "usage": Usage(**facts["usage"]), "timings": Timings(**facts["timings"])}
+    return Finish(text=text, **known)
 
 
 Event = Token | Finish

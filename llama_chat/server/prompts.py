@@ -56,7 +56,7 @@ class Prompts:
                 ids,
                 sampler,
                 body.limit or self._settings.max_tokens,
-                body.stop or self._settings.stop,
+                self._settings.stop if body.stop is None else body.stop,
                 self._template.end_ids,
                 leading="keep" if continues else "strip",
             )
@@ -70,7 +70,7 @@ class Prompts:
             PromptTooLongError: if one exceeds the context.
         """
         limit = body.limit or self._settings.max_tokens
-        stop = body.stop or self._settings.stop
+        stop = self._settings.stop if body.stop is None else body.stop
         return [
             replace(self._llama.request(ids, max_tokens=limit, stop=stop), sampler=sampler)
             for ids in map(self._llama.prompt_ids, body.prompts)

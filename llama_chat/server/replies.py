@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError
-from llama_chat.generation.events import Event, Finish, Token
+from llama_chat.generation.events import Event, Finish, Token, finish_facts
 from llama_chat.tokenizers.base import Tokenizer
 
 _REASONS = {"stop": "stop", "length": "length", "context": "length", "interrupted": "stop"}
+
+
+FINISH_KEY = "llama_chat"
+"""Key of what the last chunk of a choice has for our own client."""
 
 
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
@@ -90,7 +94,8 @@ class Format:
         is_last = isinstance(event, Finish)
         tokens = [] if isinstance(event, Finish) else [event]
         reason = self._reason(event) if isinstance(event, Finish) else None
-        return self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
+        chunk = self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
+        return {**chunk, FINISH_KEY: finish_facts(event)} if isinstance(event, Finish) else chunk
 
     def usage_chunk(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the chunk with the counts at the end of a stream."""

@@ -127,6 +127,20 @@ class ModelSettings:
         high=1024,
         example="8",
     )
+    server: bool = define(
+        "switch",
+        True,
+        "Let a running server answer, if it has the same model and settings.",
+        scope="program",
+        example="false",
+    )
+    keep_warm: str | None = define(
+        "text",
+        None,
+        "Start a server in the background, which ends after so long without a request.",
+        scope="program",
+        example="10m",
+    )
     draft: str | None = define(
         "path",
         None,
