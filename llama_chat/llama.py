@@ -10,6 +10,8 @@ from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.errors import UsageError
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.engine import Engine, choose_backend, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.sampling import Sampler
@@ -83,6 +85,7 @@ class Llama:
 
         Raises:
             PromptTooLongError: if it does not fit in the context.
+            UsageError: if it is empty, and there is no BOS.
         """
         return prompt_ids(self.tokenizer, text, self.context)
 
@@ -94,6 +97,7 @@ class Llama:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         lookup: bool = True,
+        grammar: Grammar | None = None,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids``; see ``Engine.generate``. A cached prefix is not prefilled again.
@@ -108,6 +112,7 @@ class Llama:
             stop=stop,
             leading="dummy" if empty else "keep",
             lookup=lookup,
+            grammar=grammar,
             hooks=hooks,
         )
 
@@ -141,6 +146,7 @@ class Llama:
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
         lookup: bool = True,
+        grammar: Grammar | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> ChatSession:
         """Begin or continue a conversation, with a new KV cache; see ``ChatSession``.
@@ -156,6 +162,7 @@ class Llama:
             stop=stop,
             drop_oldest=drop_oldest,
             lookup=lookup,
+            grammar=grammar,
             notify=notify,
         )
 
@@ -169,6 +176,9 @@ def prompt_ids(tokenizer: Tokenizer, text: str, context: int) -> list[int]:
         ids.insert(0, tokenizer.bos_id)
     if tokenizer.eos_id is not None and tokenizer.add_eos:
         ids.append(tokenizer.eos_id)
+    if not ids:
+        why = "it is empty, and the model has no token to begin with"
+        raise UsageError("prompt", why, "write a text to continue")
     if len(ids) > context:
         raise prompt_too_long(len(ids), context)
     return ids

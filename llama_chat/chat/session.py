@@ -10,6 +10,7 @@ from llama_chat.chat.context_use import ContextRow, ContextUse
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError, counted
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
@@ -48,6 +49,7 @@ class ChatSession:
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
         lookup: bool = True,
+        grammar: Grammar | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         """Begin or continue a conversation.
@@ -61,6 +63,7 @@ class ChatSession:
             stop: stop strings; a reply ends before any of them.
             drop_oldest: True to drop the oldest turns when the context is full, False to raise.
             lookup: True to draft tokens from earlier text; see ``Engine.generate``.
+            grammar: what every reply must meet.
             notify: called with one-line notices for the user.
         """
         self.engine = engine
@@ -71,6 +74,7 @@ class ChatSession:
         self.stop = tuple(stop)
         self.drop_oldest = drop_oldest
         self.lookup = lookup
+        self.grammar = grammar
         self._notify = notify
         self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
@@ -308,6 +312,7 @@ class ChatSession:
             # A reply known only as text continues directly after its last character.
             leading="keep" if reply.ids is None else "strip",
             lookup=self.lookup,
+            grammar=self.grammar,
             hooks=hooks,
         )
         try:

@@ -60,6 +60,7 @@ def write_answer(
 
 def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
     usage = finish.usage
+    constrained = {} if finish.meets_grammar is None else {"meets_grammar": finish.meets_grammar}
     return {
         "text": text,
         "finish_reason": finish.reason,
@@ -71,6 +72,7 @@ def _answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
         "decode_tok_s": round(finish.decode_tok_s, 2),
         "seed": finish.seed,
         "model": model,
+        **constrained,
     }
 
 
@@ -79,7 +81,8 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     if settings.verbose:
         streams.say(finish.summary())
     n = finish.usage.completion_tokens
-    cut = f"cut off after {counted(n, 'token')}"
+    unmet = ", before it meets the grammar" if finish.meets_grammar is False else ""
+    cut = f"cut off after {counted(n, 'token')}{unmet}"
     limits = {
         "length": (cut, "raise --max-tokens"),
         "context": (f"{cut}, where the context is full", "shorten the prompt"),
@@ -87,6 +90,8 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     if n == 0 and not settings.quiet:
         streams.warn("answer: the model ended it at once: try another --seed, or complete --chat")
     if finish.reason not in limits:
+        if finish.stopped_at is not None and unmet and not settings.quiet:
+            streams.warn(f"answer: ended by --stop{unmet}: leave that out")
         return
     why, advice = limits[finish.reason]
     if fail_on_length:

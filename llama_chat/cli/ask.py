@@ -8,11 +8,13 @@ import typer
 
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.dry_run import DryRun, Preview
+from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
+from llama_chat.generation.constraints import Grammar
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -27,13 +29,24 @@ def ask(
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
     variables: Variables = None,
     dry_run: DryRun = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
 ) -> None:
     """Answer one question through the chat template.
 
     With stdin piped the document comes first, then a blank line, then the question; unless the
     prompt file has a slot for it.
     """
-    answer(question, settings, variables, as_json=as_json, raw=raw, dry_run=dry_run)
+    answer(
+        question,
+        settings,
+        variables,
+        grammar=read_grammar(json_schema, regex, grammar),
+        as_json=as_json,
+        raw=raw,
+        dry_run=dry_run,
+    )
 
 
 def _message(question: str | None, settings: Settings, slots: Slots) -> str:
@@ -69,6 +82,7 @@ def answer(
     settings: Settings,
     variables: Sequence[str] | None = None,
     *,
+    grammar: Grammar | None = None,
     as_json: bool = False,
     raw: bool = False,
     dry_run: bool = False,
@@ -84,6 +98,7 @@ def answer(
         return
     llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
+    session.grammar = grammar
     write_answer(
         lambda hooks: session.send(message, hooks),
         settings,

@@ -11,10 +11,12 @@ from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.dry_run import DryRun, Preview
+from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -43,6 +45,9 @@ def complete(
     ] = False,
     variables: Variables = None,
     dry_run: DryRun = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
@@ -51,6 +56,7 @@ def complete(
     """
     if files.count("-") > 1:
         raise _stdin_twice()
+    constraint = read_grammar(json_schema, regex, grammar)
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
     slots.check_used()
@@ -65,7 +71,7 @@ def complete(
             streams.say(f"==> {name} <==")
         for text in prompt.renders():
             write_answer(
-                _generation(llama, ours, text, through_template),
+                _generation(llama, ours, text, constraint, through_template=through_template),
                 ours,
                 model=llama.name,
                 as_json=as_json,
@@ -97,11 +103,17 @@ def _preview(
 
 
 def _generation(
-    llama: "Llama", settings: Settings, text: str, through_template: bool
+    llama: "Llama",
+    settings: Settings,
+    text: str,
+    grammar: Grammar | None,
+    *,
+    through_template: bool,
 ) -> Callable[[Hooks], Iterator[Event]]:
     """Make a generation that continues ``text``, raw or as a message of a new conversation."""
     if through_template:
         session = new_session(llama, settings, None, streams.warn)
+        session.grammar = grammar
         return lambda hooks: session.send(text, hooks)
     return lambda hooks: llama.generate(
         llama.prompt_ids(text),
@@ -109,6 +121,7 @@ def _generation(
         max_tokens=settings.max_tokens,
         stop=settings.stop,
         lookup=settings.lookup,
+        grammar=grammar,
         hooks=hooks,
     )
 

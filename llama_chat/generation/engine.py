@@ -10,6 +10,7 @@ from torch import Tensor
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend
+from llama_chat.generation.constraints import Constraint, Grammar
 from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.draft_model import ModelDrafter
 from llama_chat.generation.end_tokens import end_tokens
@@ -25,7 +26,7 @@ from llama_chat.generation.events import (
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.lookup import LookupDrafter
 from llama_chat.generation.native import NativeBackend
-from llama_chat.generation.sampling import Sampler
+from llama_chat.generation.sampling import Choice, Sampler
 from llama_chat.generation.speculation import Drafter, DraftVerifier, PassCost
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.model.transformer import InterruptedForward, Transformer
@@ -69,6 +70,13 @@ def prompt_too_long(n_tokens: int, context: int) -> PromptTooLongError:
     why = f"{n_tokens} tokens do not fit in the context of {context}"
     advice = "shorten it, or raise --context if the model allows"
     return PromptTooLongError("prompt", why, advice)
+
+
+def _choose(constraint: Constraint, sampler: Sampler, logits: Tensor, ids: Sequence[int]) -> Choice:
+    """Return the token that a constraint forces, or else a sampled one that it allows."""
+    if forced := constraint.forced():
+        return Choice(forced[0], 0.0)
+    return sampler(logits, ids, constraint.mask())
 
 
 class Engine:
@@ -160,13 +168,15 @@ class Engine:
                 hooks.on_prefill(start + len(chunk), len(ids))
         return logits
 
-    def _append_sampled(
-        self, token_id: int, verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
+    def _append_chosen(
+        self, ids: Sequence[int], verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
     ) -> Tensor:
-        """Append one sampled token, which may have been evaluated with a draft already."""
-        if verifier is None:
-            return self._append([token_id], hooks)
-        logits = verifier.evaluate(token_id, max_draft, hooks.should_stop)
+        """Append the last chosen tokens; a single one may have been evaluated with a draft."""
+        if verifier is None or len(ids) > 1:
+            if verifier is not None:
+                verifier.skip(ids)
+            return self._append(ids, Hooks(hooks.should_stop))
+        logits = verifier.evaluate(ids[0], max_draft, hooks.should_stop)
         self.n_evaluated += 1
         return logits
 
@@ -181,6 +191,7 @@ class Engine:
         n_begun: int = 0,
         leading: Leading = "keep",
         lookup: bool = True,
+        grammar: Grammar | None = None,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids`` token by token.
@@ -196,6 +207,7 @@ class Engine:
                 text is not yielded again, except for a character that they leave incomplete.
             leading: treatment of leading white space, see ``StreamingDecoder``.
             lookup: draft from earlier text, too; the tokens are the same either way.
+            grammar: what the text must meet, unless it is cut off; its leading white space stays.
             hooks: to observe and to stop it.
 
         Yields:
@@ -204,17 +216,19 @@ class Engine:
 
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
+            LlamaChatError: if no text of this vocabulary can meet ``grammar``.
         """
         hooks = hooks or Hooks()
         clock = _Clock()
         ids = list(ids)
         n_prompt = len(ids)
         self.n_reused = 0
-        decoder = StreamingDecoder(self.tokenizer, leading)
+        decoder = StreamingDecoder(self.tokenizer, leading if grammar is None else "keep")
         decoder.decode(ids[n_prompt - n_begun :])
         control_ids = self.tokenizer.control_ids
         ends = self.end_ids.union(end_ids, (control_ids[s] for s in stop if s in control_ids))
         stops = StopStrings(stop, control_ids)
+        constraint = grammar.start(self.tokenizer, ends) if grammar is not None else Constraint()
         verifier = None
         drafters = self._drafters(lookup)
         if drafters:
@@ -225,21 +239,24 @@ class Engine:
         reason: FinishReason = "interrupted"
         stopped_at: str | None = None
         ended_by: int | None = None
+        chosen: list[int] = []  # tokens that are not evaluated yet
         try:
             logits = self.prefill(ids, hooks)
             clock.prefilled = time.perf_counter()
             while not (hooks.should_stop is not None and hooks.should_stop()):
-                token_id, logprob, alternatives = sampler(logits, ids)
+                token_id, logprob, alternatives = _choose(constraint, sampler, logits, ids)
                 clock.sampled()
                 if token_id in ends:
                     reason, ended_by = "stop", token_id
                     break
                 ids.append(token_id)
+                chosen.append(token_id)
+                constraint.accept(token_id)
                 text = decoder.push(token_id)
                 is_hidden = not self.tokenizer.token_bytes(token_id)
                 text, stopped_at = stops.push(text, token_id if is_hidden else None)
                 yield Token(token_id, text, logprob, alternatives)
-                if stopped_at is not None:
+                if stopped_at is not None or constraint.is_finished:
                     reason = "stop"
                     break
                 if max_tokens is not None and len(ids) - n_prompt >= max_tokens:
@@ -248,7 +265,9 @@ class Engine:
                 if len(ids) >= self.context:
                     reason = "context"
                     break
-                logits = self._append_sampled(token_id, verifier, end - len(ids) - 1, hooks)
+                if not constraint.forced():
+                    logits = self._append_chosen(chosen, verifier, end - len(ids) - 1, hooks)
+                    chosen = []
         except InterruptedForward:
             pass
         held = ""
@@ -267,6 +286,7 @@ class Engine:
             clock.timings(),
             sampler.seed,
             stopped_at,
+            None if grammar is None else constraint.is_complete,
         )
 
     def _drafters(self, lookup: bool) -> list[Drafter]:
