@@ -1,6 +1,7 @@
 """A loaded model: generation, logits, chat sessions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,14 +11,17 @@ from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.fingerprint import model_fingerprint
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.engine import Engine, choose_backend, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
+from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.definitions import Sampling
 from llama_chat.tokenizers.base import AtLeast, Tokenizer
+from llama_chat.tokenizers.streaming import Leading
 
 
 class Llama:
@@ -63,6 +67,16 @@ class Llama:
         """Name for display."""
         return self.checkpoint.name
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of header, vocabulary and samples of the weights; see ``model_fingerprint``."""
+        return model_fingerprint(self.checkpoint, self.tokenizer)
+
+    @property
+    def kernel(self) -> str:
+        """Name of the code that computes it, with the types of its matrices."""
+        return kernel_name(self.backend)
+
     @property
     def context(self) -> int:
         """Context length in tokens."""
@@ -98,23 +112,29 @@ class Llama:
         stop: Sequence[str] = (),
         lookup: bool = True,
         grammar: Grammar | None = None,
+        logprobs: bool = False,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids``; see ``Engine.generate``. A cached prefix is not prefilled again.
 
-        Without ``sampling`` that of the model is used.
+        Without ``sampling`` that of the model is used. With ``logprobs`` each token has its most
+        likely alternatives.
         """
-        empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
         return self._engine.generate(
             ids,
-            Sampler(sampling or self.sampling),
+            Sampler(sampling or self.sampling, with_logprobs=logprobs),
             max_tokens=max_tokens,
             stop=stop,
-            leading="dummy" if empty else "keep",
+            leading=self.leading(ids),
             lookup=lookup,
             grammar=grammar,
             hooks=hooks,
         )
+
+    def leading(self, ids: Sequence[int]) -> Leading:
+        """Return how the white space before the continuation of a raw prompt is treated."""
+        empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
+        return "dummy" if empty else "keep"
 
     def template(self, name: str = "auto", variant: str | None = None) -> ChatTemplate:
         """Return the chat template ``name``, or that of the checkpoint; see ``choose_template``.

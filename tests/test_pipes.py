@@ -110,6 +110,7 @@ def test_json_has_the_documented_keys(home: Path, gguf_model: Path) -> None:
         "decode_tok_s",
         "seed",
         "model",
+        "receipt",
     }
     assert done.out.count("\n") == 1
     assert answer["finish_reason"] == "length"

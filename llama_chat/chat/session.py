@@ -76,6 +76,8 @@ class ChatSession:
         self.lookup = lookup
         self.grammar = grammar
         self._notify = notify
+        self.prompt_ids: list[int] = []
+        """Prompt of the last reply."""
         self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
     def configure(self, settings: Settings) -> None:
@@ -297,6 +299,7 @@ class ChatSession:
             hooks: hooks to follow and stop the generation.
             undo: restores the conversation, if anything fails before the first event.
         """
+        self.prompt_ids = ids
         reply.interrupted = True
         reply.logprobs = reply.logprobs or TokenLogprobs()
         if reply.ids is not None:

@@ -15,7 +15,7 @@ from llama_chat.cli import completing
 from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError, unexpected
 from llama_chat.terminal import streams
 
-COMMANDS = ("chat", "ask", "complete", "tokenize", "inspect", "convert", "pull", "bench")
+COMMANDS = ("chat", "ask", "complete", "tokenize", "inspect", "convert", "pull", "bench", "replay")
 """Commands; each is a function in the module of its name."""
 
 GROUPS = ("models", "sessions", "config")

@@ -11,6 +11,7 @@ from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.receipts import Logprobs, Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
@@ -32,6 +33,7 @@ def ask(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
+    logprobs: Logprobs = 0,
 ) -> None:
     """Answer one question through the chat template.
 
@@ -46,6 +48,7 @@ def ask(
         as_json=as_json,
         raw=raw,
         dry_run=dry_run,
+        logprobs=logprobs,
     )
 
 
@@ -86,8 +89,10 @@ def answer(
     as_json: bool = False,
     raw: bool = False,
     dry_run: bool = False,
+    logprobs: int = 0,
 ) -> None:
     """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
+    check_logprobs(logprobs, as_json=as_json)
     slots = Slots(variables, lambda: read_piped(quiet=settings.quiet))
     prompt = open_prompt(settings, slots)
     slots.check_used()
@@ -104,5 +109,6 @@ def answer(
         settings,
         model=llama.name,
         as_json=as_json,
+        describe=describe(llama, settings, lambda: Prompt.of_session(session), grammar, logprobs),
         raw=raw,
     )

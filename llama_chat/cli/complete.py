@@ -14,6 +14,7 @@ from llama_chat.cli.dry_run import DryRun, Preview
 from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.receipts import Logprobs, Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, Variables, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
@@ -23,6 +24,8 @@ from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
     from llama_chat.llama import Llama
+
+Generate = Callable[[Hooks], Iterator[Event]]
 
 
 @takes_settings
@@ -48,6 +51,7 @@ def complete(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
+    logprobs: Logprobs = 0,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
@@ -56,6 +60,7 @@ def complete(
     """
     if files.count("-") > 1:
         raise _stdin_twice()
+    check_logprobs(logprobs, as_json=as_json)
     constraint = read_grammar(json_schema, regex, grammar)
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
@@ -70,11 +75,14 @@ def complete(
         if len(files) > 1 and not as_json and not ours.quiet:
             streams.say(f"==> {name} <==")
         for text in prompt.renders():
+            make = _reply if through_template else _continuation
+            generate, prompt_of = make(llama, ours, text, constraint, with_logprobs=logprobs > 0)
             write_answer(
-                _generation(llama, ours, text, constraint, through_template=through_template),
+                generate,
                 ours,
                 model=llama.name,
                 as_json=as_json,
+                describe=describe(llama, ours, prompt_of, constraint, logprobs),
                 raw=raw,
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
@@ -102,28 +110,45 @@ def _preview(
                 preview.show_text(ours, text)
 
 
-def _generation(
+def _reply(
     llama: "Llama",
     settings: Settings,
     text: str,
     grammar: Grammar | None,
     *,
-    through_template: bool,
-) -> Callable[[Hooks], Iterator[Event]]:
-    """Make a generation that continues ``text``, raw or as a message of a new conversation."""
-    if through_template:
-        session = new_session(llama, settings, None, streams.warn)
-        session.grammar = grammar
-        return lambda hooks: session.send(text, hooks)
-    return lambda hooks: llama.generate(
-        llama.prompt_ids(text),
-        settings.sampling,
-        max_tokens=settings.max_tokens,
-        stop=settings.stop,
-        lookup=settings.lookup,
-        grammar=grammar,
-        hooks=hooks,
-    )
+    with_logprobs: bool,
+) -> tuple[Generate, Callable[[], Prompt]]:
+    """Make a reply to ``text`` in a new conversation, which always has log-probabilities."""
+    session = new_session(llama, settings, None, streams.warn)
+    session.grammar = grammar
+    return lambda hooks: session.send(text, hooks), lambda: Prompt.of_session(session)
+
+
+def _continuation(
+    llama: "Llama",
+    settings: Settings,
+    text: str,
+    grammar: Grammar | None,
+    *,
+    with_logprobs: bool,
+) -> tuple[Generate, Callable[[], Prompt]]:
+    """Make a continuation of the raw ``text``."""
+    ids = llama.prompt_ids(text)
+    prompt = Prompt(ids, llama.leading(ids))
+
+    def generate(hooks: Hooks) -> Iterator[Event]:
+        return llama.generate(
+            ids,
+            settings.sampling,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            lookup=settings.lookup,
+            grammar=grammar,
+            logprobs=with_logprobs,
+            hooks=hooks,
+        )
+
+    return generate, lambda: prompt
 
 
 def _stdin_twice() -> UsageError:

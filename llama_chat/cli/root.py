@@ -11,6 +11,7 @@ from llama_chat.cli.chat import GoOn, Resume, open_chat
 from llama_chat.cli.dry_run import DryRun
 from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.receipts import Logprobs
 from llama_chat.cli.slots import Variables
 from llama_chat.errors import UsageError
 from llama_chat.settings.settings import Settings
@@ -36,6 +37,7 @@ def main(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
+    logprobs: Logprobs = 0,
     version: bool = typer.Option(
         False,
         "--version",
@@ -52,4 +54,12 @@ def main(
             raise UsageError(what, "the chat has none", "use it with ask, complete or piped stdin")
         open_chat(settings, variables, go_on=go_on, resume=resume)
     else:
-        answer(None, settings, variables, grammar=constraint, as_json=as_json, dry_run=dry_run)
+        answer(
+            None,
+            settings,
+            variables,
+            grammar=constraint,
+            as_json=as_json,
+            dry_run=dry_run,
+            logprobs=logprobs,
+        )

@@ -85,7 +85,7 @@ class Grammar:
         except (ValueError, TypeError, RecursionError) as error:
             why = _reason(str(error)) if isinstance(error, ValueError) else "it is not JSON"
             raise UsageError(what, why, 'write an object, as {"type": "object"}') from None
-        return cls(what, source)._checked()
+        return cls(what, source).checked()
 
     @classmethod
     def regex(cls, pattern: str) -> "Grammar":
@@ -94,7 +94,7 @@ class Grammar:
         Raises:
             UsageError: if it is none.
         """
-        return cls("regular expression", _library().grammar_from_regex(pattern))._checked()
+        return cls("regular expression", _library().grammar_from_regex(pattern)).checked()
 
     @classmethod
     def lark(cls, grammar: str) -> "Grammar":
@@ -103,9 +103,14 @@ class Grammar:
         Raises:
             UsageError: if it is none.
         """
-        return cls("grammar", _library().grammar_from_lark(grammar))._checked()
+        return cls("grammar", _library().grammar_from_lark(grammar)).checked()
 
-    def _checked(self) -> "Grammar":
+    def checked(self) -> "Grammar":
+        """Return the grammar itself.
+
+        Raises:
+            UsageError: if it is none.
+        """
         is_error, messages = _library().validate_grammar_with_warnings(self.source)
         if is_error:
             raise UsageError(self.what, _reason(messages[0]), "correct it")
