@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from llama_chat.cli.answering import write_answer
-from llama_chat.cli.dry_run import DryRun, Preview
-from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
+from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.receipts import Logprobs, Prompt, check_logprobs, describe
-from llama_chat.cli.slots import Slots, Variables, read_piped
+from llama_chat.cli.receipts import Prompt, check_logprobs, describe
+from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
 from llama_chat.generation.constraints import Grammar
@@ -99,6 +99,8 @@ def answer(
     message = _message(question, settings, slots)
     settings = with_prompt_file(settings, prompt)
     if dry_run:
+        from llama_chat.cli.dry_run import Preview  # imports the templates
+
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
     llama, settings = load_model(settings, [message.strip()])

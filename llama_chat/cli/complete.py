@@ -10,12 +10,12 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
-from llama_chat.cli.dry_run import DryRun, Preview
-from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
+from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.receipts import Logprobs, Prompt, check_logprobs, describe
-from llama_chat.cli.slots import Slots, Variables, read_piped
+from llama_chat.cli.receipts import Prompt, check_logprobs, describe
+from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
@@ -98,6 +98,8 @@ def _preview(
     as_json: bool,
 ) -> None:
     """Show the prompts instead of answering them."""
+    from llama_chat.cli.dry_run import Preview  # imports the templates
+
     preview = Preview(settings, as_json=as_json)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)

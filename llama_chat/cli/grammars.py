@@ -1,44 +1,10 @@
-"""Options for the grammar that answers must meet."""
-
-from typing import Annotated
-
-import typer
+"""Grammars that answers must meet, from the command line."""
 
 from llama_chat.errors import UsageError
 from llama_chat.files import expand_user, read_text
 from llama_chat.generation.constraints import Grammar
 
 _MAX_BYTES = 2**20
-
-_PANEL = "Grammar"
-
-JsonSchema = Annotated[
-    str | None,
-    typer.Option(
-        "--json-schema",
-        metavar="FILE|JSON",
-        help="Answer with JSON that is valid under this schema.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Regex = Annotated[
-    str | None,
-    typer.Option(
-        "--regex",
-        metavar="REGEX",
-        help="Answer with a text that matches from end to end.",
-        rich_help_panel=_PANEL,
-    ),
-]
-GrammarFile = Annotated[
-    str | None,
-    typer.Option(
-        "--grammar",
-        metavar="FILE",
-        help="Answer with a text of this Lark grammar.",
-        rich_help_panel=_PANEL,
-    ),
-]
 
 
 def read_grammar(json_schema: str | None, regex: str | None, file: str | None) -> Grammar | None:

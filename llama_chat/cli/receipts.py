@@ -3,37 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
-
-import typer
+from typing import TYPE_CHECKING, Any, cast
 
 from llama_chat import __version__
 from llama_chat.documents import parse_json
-from llama_chat.errors import UsageError
+from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Finish, Token
 from llama_chat.settings.definitions import SETTINGS, Sampling
 from llama_chat.settings.settings import Settings
-from llama_chat.tokenizers.streaming import Leading
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.llama import Llama
+    from llama_chat.tokenizers.streaming import Leading
 
 Describe = Callable[[Sequence[Token], Finish], dict[str, Any]]
 """Function that describes an answer for its JSON."""
-
-Logprobs = Annotated[
-    int,
-    typer.Option(
-        "--logprobs",
-        metavar="N",
-        min=0,
-        max=10,
-        help="With --json: log-probabilities of the tokens and of the N most likely ones.",
-        show_default=False,
-    ),
-]
 
 
 def check_logprobs(n: int, *, as_json: bool) -> None:
@@ -55,7 +41,7 @@ class Prompt:
     """What an answer continues, and how it ends."""
 
     ids: Sequence[int]
-    leading: Leading
+    leading: "Leading"
     end_ids: Sequence[int] = ()
     """End tokens of the chat template."""
     template: dict[str, str] | None = None
@@ -90,7 +76,7 @@ def describe(
         written = prompt()
         receipt = {
             "version": __version__,
-            "fingerprint": llama.fingerprint,
+            "fingerprint": _fingerprint(llama),
             "kernel": llama.kernel,
             "path": str(Path(llama.checkpoint.path).absolute()),
             "load": {name: settings.value(name) for name in LOAD_SETTINGS},
@@ -110,6 +96,14 @@ def describe(
         return {"logprobs": logprobs, "receipt": receipt}
 
     return described
+
+
+def _fingerprint(llama: "Llama") -> str:
+    """Return the fingerprint; an empty text if the files cannot be read, as the answer is there."""
+    try:
+        return llama.fingerprint
+    except LlamaChatError:
+        return ""
 
 
 def _logprob(llama: "Llama", token: Token, n: int) -> dict[str, Any]:
@@ -137,7 +131,7 @@ class Receipt:
     max_tokens: int
     stop: tuple[str, ...]
     end_ids: tuple[int, ...]
-    leading: Leading
+    leading: "Leading"
     grammar: Grammar | None
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]

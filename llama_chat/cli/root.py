@@ -8,11 +8,9 @@ import typer
 from llama_chat import __version__
 from llama_chat.cli.ask import answer
 from llama_chat.cli.chat import GoOn, Resume, open_chat
-from llama_chat.cli.dry_run import DryRun
-from llama_chat.cli.grammars import GrammarFile, JsonSchema, Regex, read_grammar
+from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.receipts import Logprobs
-from llama_chat.cli.slots import Variables
 from llama_chat.errors import UsageError
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from llama_chat.documents import parse_json
 from llama_chat.errors import LlamaChatError, UsageError
-from llama_chat.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
+
+    from llama_chat.tokenizers.base import Tokenizer
 
 _JSON_STYLE: "JsonCompileOptions" = {
     "whitespace_flexible": False,
@@ -116,7 +117,7 @@ class Grammar:
             raise UsageError(self.what, _reason(messages[0]), "correct it")
         return self
 
-    def start(self, tokenizer: Tokenizer, end_ids: Collection[int]) -> Constraint:
+    def start(self, tokenizer: "Tokenizer", end_ids: Collection[int]) -> Constraint:
         """Begin a text.
 
         Args:
@@ -190,7 +191,7 @@ class _GrammarConstraint(Constraint):
 class _Spelling:
     """The vocabulary of a tokenizer, as the library wants it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
         control = set(tokenizer.control_ids.values())
         spelled = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
@@ -208,7 +209,7 @@ class _Spelling:
 
 
 @lru_cache(maxsize=8)
-def _library_tokenizer(tokenizer: Tokenizer) -> "LLTokenizer":
+def _library_tokenizer(tokenizer: "Tokenizer") -> "LLTokenizer":
     """Return the library's form of a vocabulary, which takes a tenth of a second to make."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
