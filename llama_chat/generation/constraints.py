@@ -9,7 +9,9 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from llama_chat.documents import parse_json
@@ -28,6 +30,9 @@ _JSON_STYLE: "JsonCompileOptions" = {
 }
 """White space of JSON unless ``x-guidance`` in the schema says otherwise: models that may choose it
 can go on with it for ever."""
+
+_DIGITS, _PLACES = 15, 22
+"""Digits, and places after the point, of a fraction that the library reads without rounding."""
 
 _ALLOWED = 200
 """Byte of an allowed token in the masks of the library; that of any other is 0."""
@@ -78,14 +83,14 @@ class Grammar:
         try:
             parsed = parse_json(schema) if isinstance(schema, str) else dict(schema)
             if not isinstance(parsed, dict):
-                raise ValueError("it is no object")
-            if large := _large_number(parsed):
-                raise ValueError(f"{large} is beyond 2^53, where digits would be lost")
+                raise ValueError('it is no object, as {"type": "string"} is')
+            if (number := _inexact_number(parsed)) is not None:
+                raise ValueError(f"{number} has too many digits to be kept exactly")
             text = json.dumps(parsed, allow_nan=False)
             source = _library().grammar_from_json_schema(text, _JSON_STYLE)
         except (ValueError, TypeError, RecursionError) as error:
             why = _reason(str(error)) if isinstance(error, ValueError) else "it is not JSON"
-            raise UsageError(what, why, 'write an object, as {"type": "object"}') from None
+            raise UsageError(what, why, "correct it") from None
         return cls(what, source).checked()
 
     @classmethod
@@ -223,8 +228,8 @@ def _library() -> "type[LLMatcher]":
     return LLMatcher
 
 
-def _large_number(schema: object) -> int:
-    """Return a whole number in a schema that the library would round; 0 if there is none."""
+def _inexact_number(schema: object) -> float | None:
+    """Return a number in a schema of which the library would round the last digits."""
     left = [schema]
     while left:
         value = left.pop()
@@ -232,9 +237,19 @@ def _large_number(schema: object) -> int:
             left += value.values()
         elif isinstance(value, list | tuple):
             left += value
-        elif isinstance(value, int) and abs(value) > 2**53:
+        elif isinstance(value, int | float) and not _is_exact(value):
             return value
-    return 0
+    return None
+
+
+def _is_exact(number: float) -> bool:
+    """True if the library keeps a number as it is; what is not finite is not JSON."""
+    if isinstance(number, int):
+        return abs(number) <= 2**53
+    if not isfinite(number):
+        return True
+    _, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
+    return len(digits) <= _DIGITS and int(exponent) >= -_PLACES and abs(number) <= 2**53
 
 
 def _reason(message: str) -> str:
