@@ -16,11 +16,18 @@ from llama_chat import Grammar, Llama, Sampling, load
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.events import Finish, Token
 from llama_chat.generation.sampling import Sampler
-from llama_chat.loading.formats import load_tokenizer, make_tokenizer, open_checkpoint
+from llama_chat.loading.formats import (
+    load_tokenizer,
+    make_tokenizer,
+    open_checkpoint,
+    open_tokenizer,
+)
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.tokenizer_json import read_json
-from tests.model_files import byte_tokenizer, piece_tokenizer, sentencepiece_model
+from tests.meta_folders import ranks, tekken
+from tests.model_files import byte_tokenizer, piece_tokenizer, sentencepiece_model, write_llama2c
 from tests.schemas import DIGIT, SCHEMAS, SHORT, Schema, closed, several
+from tests.test_llama2c import tokenizer_bin
 from tests.vocabularies import byte_level_json, piece_json
 
 LIMIT = 400
@@ -71,12 +78,20 @@ def tokenizers(
     }
     for name, document in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(document))
+    write_llama2c(folder / "llama2c" / "stories.bin")
+    (folder / "llama2c" / "tokenizer.model").unlink()
+    (folder / "llama2c" / "tokenizer.bin").write_bytes(tokenizer_bin())
+    (folder / "tokenizer.model").write_bytes(ranks())
+    (folder / "tekken.json").write_text(json.dumps(tekken()))
     return [
         load_tokenizer(open_checkpoint(starter_model)),
         load_tokenizer(open_checkpoint(shared_data / "models" / "stories260K")),
         byte_tokenizer(),
         piece_tokenizer(sentencepiece_model()),
         *(make_tokenizer(read_json(folder / f"{name}.json")) for name in documents),
+        load_tokenizer(open_checkpoint(folder / "llama2c" / "stories.bin")),
+        open_tokenizer(folder / "tokenizer.model")[0],
+        open_tokenizer(folder / "tekken.json")[0],
     ]
 
 
@@ -149,7 +164,7 @@ schemas = st.recursive(
 
 
 @settings(max_examples=40, deadline=None)
-@given(schemas, st.integers(0, 2**32), st.integers(0, 6))
+@given(schemas, st.integers(0, 2**32), st.integers(0, 9))
 def test_random_schemas_on_random_logits(
     tokenizers: list[Tokenizer], schema: Schema, seed: int, kind: int
 ) -> None:
@@ -201,10 +216,12 @@ def test_forced_tokens_are_evaluated_together(
 
 
 def test_drafts_change_no_token(stories: Llama) -> None:
+    path = stories.checkpoint.path
     grammar = Grammar.json_schema(several(closed(name=SHORT, age=DIGIT), 3, 4))
-    ids = [token.id for token in tokens(stories, grammar, lookup=True)]
-    assert ids == [token.id for token in tokens(stories, grammar, lookup=False)]
-    stories.generate(stories.prompt_ids("x"))
+    alone = [token.id for token in tokens(stories, grammar, lookup=False)]
+    for llama in (stories, load(path, draft=path)):
+        for lookup in (True, False):
+            assert [token.id for token in tokens(llama, grammar, lookup=lookup)] == alone
 
 
 def test_the_cache_follows_forced_tokens(stories: Llama) -> None:
