@@ -21,7 +21,7 @@ from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish, Token
 from llama_chat.generation.sampling import Sampler
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 
 class AgreeingDrafter(ModelDrafter):

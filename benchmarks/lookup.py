@@ -20,7 +20,7 @@ from llama_chat.generation.events import Finish, Token
 from llama_chat.generation.sampling import Sampler
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 CODE = '''\
 class Inventory:

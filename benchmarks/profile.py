@@ -22,7 +22,7 @@ from llama_chat.library import find_model
 from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
 from llama_chat.quantization.linear import Embedding, Linear
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 
 def matrices(model: Transformer) -> dict[str, Sequence[Linear | Embedding]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from llama_chat.generation.events import Finish
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 TOPICS = ["cats", "rivers", "bread", "clocks", "bridges", "tea", "snow", "maps", "owls", "paper"]
 

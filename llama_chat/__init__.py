@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
+    from llama_chat.generation.constraints import Grammar
     from llama_chat.llama import Llama
     from llama_chat.loading.plan import load
-    from llama_chat.settings.definitions import Sampling
+    from llama_chat.settings.sampling import Sampling
 
 __version__ = "0.1.0"
 
-__all__ = ["ChatSession", "Llama", "Sampling", "__version__", "load"]
+__all__ = ["ChatSession", "Grammar", "Llama", "Sampling", "__version__", "load"]
 
 _MODULES = {
     "ChatSession": "llama_chat.chat.session",
+    "Grammar": "llama_chat.generation.constraints",
     "Llama": "llama_chat.llama",
     "Sampling": "llama_chat.settings.definitions",
     "load": "llama_chat.loading.plan",

@@ -1,6 +1,7 @@
 """A loaded model: generation, logits, chat sessions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,13 +11,17 @@ from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.chat.session import ChatSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.fingerprint import model_fingerprint
+from llama_chat.errors import UsageError
 from llama_chat.generation.batch import Scheduler
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine, choose_backend, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
+from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.tokenizers.base import AtLeast, Tokenizer
 from llama_chat.tokenizers.streaming import Leading
 
@@ -64,6 +69,16 @@ class Llama:
         """Name for display."""
         return self.checkpoint.name
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of header, vocabulary and samples of the weights; see ``model_fingerprint``."""
+        return model_fingerprint(self.checkpoint, self.tokenizer)
+
+    @property
+    def kernel(self) -> str:
+        """Name of the code that computes it, with the types of its matrices."""
+        return kernel_name(self.backend)
+
     @property
     def context(self) -> int:
         """Context length in tokens."""
@@ -86,6 +101,7 @@ class Llama:
 
         Raises:
             PromptTooLongError: if it does not fit in the context.
+            UsageError: if it is empty, and there is no BOS.
         """
         return prompt_ids(self.tokenizer, text, self.context)
 
@@ -97,13 +113,29 @@ class Llama:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         lookup: bool = True,
+        grammar: Grammar | None = None,
+        logprobs: bool = False,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids``; see ``Engine.generate``. A cached prefix is not prefilled again.
 
-        Without ``sampling`` that of the model is used.
+        Without ``sampling`` that of the model is used. With ``logprobs`` each token has its most
+        likely alternatives.
         """
-        request = self.request(ids, sampling, max_tokens=max_tokens, stop=stop)
+        request = self.request(
+            ids,
+            sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            grammar=grammar,
+            logprobs=logprobs,
+        )
+        return self.continued(request, hooks, lookup=lookup)
+
+    def continued(
+        self, request: Request, hooks: Hooks | None = None, *, lookup: bool = True
+    ) -> Iterator[Event]:
+        """Continue the prompt of a request; see ``generate``."""
         return self._engine.generate(
             request.ids,
             request.sampler,
@@ -111,6 +143,7 @@ class Llama:
             stop=request.stop,
             leading=request.leading,
             lookup=lookup,
+            grammar=request.grammar,
             hooks=hooks,
         )
 
@@ -121,12 +154,23 @@ class Llama:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
+        logprobs: bool = False,
     ) -> Request:
         """Return the request that ``generate`` computes, for a scheduler."""
+        return Request(
+            ids,
+            Sampler(sampling or self.sampling, with_logprobs=logprobs),
+            max_tokens,
+            stop,
+            leading=self.leading(ids),
+            grammar=grammar,
+        )
+
+    def leading(self, ids: Sequence[int]) -> Leading:
+        """Return how the white space before the continuation of a raw prompt is treated."""
         empty = len(ids) == 1 and ids[0] == self.tokenizer.bos_id
-        sampler = Sampler(sampling or self.sampling)
-        leading: Leading = "dummy" if empty else "keep"
-        return Request(ids, sampler, max_tokens, stop, leading=leading)
+        return "dummy" if empty else "keep"
 
     def template(self, name: str = "auto", variant: str | None = None) -> ChatTemplate:
         """Return the chat template ``name``, or that of the checkpoint; see ``choose_template``.
@@ -183,6 +227,7 @@ class Llama:
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
         lookup: bool = True,
+        grammar: Grammar | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> ChatSession:
         """Begin or continue a conversation, with a new KV cache; see ``ChatSession``.
@@ -198,6 +243,7 @@ class Llama:
             stop=stop,
             drop_oldest=drop_oldest,
             lookup=lookup,
+            grammar=grammar,
             notify=notify,
         )
 
@@ -211,6 +257,9 @@ def prompt_ids(tokenizer: Tokenizer, text: str, context: int) -> list[int]:
         ids.insert(0, tokenizer.bos_id)
     if tokenizer.eos_id is not None and tokenizer.add_eos:
         ids.append(tokenizer.eos_id)
+    if not ids:
+        why = "it is empty, and the model has no token to begin with"
+        raise UsageError("prompt", why, "write a text to continue")
     if len(ids) > context:
         raise prompt_too_long(len(ids), context)
     return ids

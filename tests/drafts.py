@@ -14,7 +14,7 @@ from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.speculation import PassCost
 from llama_chat.kernels import native
 from llama_chat.model.transformer import Transformer
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.model_files import byte_tokenizer
 
 needs_native = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Hooks
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
 

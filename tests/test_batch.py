@@ -22,7 +22,7 @@ from llama_chat.generation.events import Event, Finish, Token
 from llama_chat.generation.prefix_store import total_bytes
 from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.model_files import byte_tokenizer
 from tests.models import TINY, native_backend, packed_model, random_model
 

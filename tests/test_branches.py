@@ -276,7 +276,7 @@ def test_a_small_vocabulary_has_fewer_alternatives() -> None:
     model = random_model(replace(SMALL, vocab_size=len(byte_tokenizer().control_ids) + 4))
     engine = Engine(TorchBackend(model), byte_tokenizer())
     from llama_chat.generation.sampling import Sampler
-    from llama_chat.settings.definitions import Sampling
+    from llama_chat.settings.sampling import Sampling
 
     choice = Sampler(Sampling(seed=1), with_logprobs=True)(engine.prefill([3, 4]), [])
     assert len(choice.alternatives) == 7

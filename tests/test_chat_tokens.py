@@ -20,7 +20,7 @@ from llama_chat.loading.formats import (
     open_tokenizer,
 )
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.sentencepiece import read_model
 from llama_chat.tokenizers.sentencepiece_file import user_defined_ids, with_types

@@ -10,7 +10,7 @@ import torch
 
 from llama_chat.cli.app import run
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.folders import decoder_of, write_chain, write_tokenizer_files
 from tests.model_files import edit_json, sentencepiece_model
 from tests.vocabularies import added, piece_json

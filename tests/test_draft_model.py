@@ -16,7 +16,7 @@ from llama_chat.generation.speculation import PassCost
 from llama_chat.kernels import native
 from llama_chat.loading.plan import load, plan
 from llama_chat.model.transformer import Transformer
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.drafts import (
     LOOP,
     PROMPT,

@@ -102,6 +102,14 @@ def test_origins_of_an_open_reply_are_those_of_its_ids(name: str, starter_model:
     assert ids[: len(template.render(messages[:-1]))] == template.render(messages[:-1])
 
 
+def test_an_empty_prompt_of_a_model_without_bos_is_one_line(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    for flags in ((), ("--dry-run",)):
+        done = run("complete", "-", "-m", gguf_model, "-q", *flags, home=tmp_path)
+        assert_clean_error(done, 2, "prompt: it is empty, and the model has no token to begin")
+
+
 def test_what_does_not_fit_is_refused_as_it_would_be(gguf_model: Path, tmp_path: Path) -> None:
     flags = ("-m", gguf_model, "--context", "16", "--dry-run")
     for command, why in (

@@ -15,7 +15,7 @@ from llama_chat.llama import Llama
 from llama_chat.loading.formats import open_tokenizer
 from llama_chat.loading.plan import load
 from llama_chat.loading.weights import device_of
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.tokenizers.base import Tokenizer
 from tests.conftest import ROOT
 from tests.model_files import write_meta

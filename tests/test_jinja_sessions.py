@@ -14,7 +14,7 @@ from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.tokenizers.base import Tokenizer
 from tests.model_files import SMALL, byte_tokenizer, write_gguf
 from tests.models import random_model

@@ -24,7 +24,7 @@ from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.speculation import DRAFT_LENGTHS, Drafter, PassCost
 from llama_chat.loading.plan import load
 from llama_chat.model.transformer import Transformer
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.drafts import (
     GREEDY,
     LOOP,

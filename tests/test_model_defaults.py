@@ -14,7 +14,7 @@ from llama_chat.chat.prompted_settings import PromptedSettings
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.loading.formats import open_checkpoint
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from llama_chat.settings.sources import load_settings
 from tests.model_files import edit_json, write_gguf, write_huggingface

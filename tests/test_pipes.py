@@ -14,7 +14,7 @@ from harness.program import COMMAND, Program, assert_clean_error, environment, r
 from llama_chat.generation.events import Token
 from llama_chat.library import starter
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.conftest import ROOT
 from tests.imports import statuses_and_torch
 from tests.model_files import write_gguf
@@ -110,6 +110,7 @@ def test_json_has_the_documented_keys(home: Path, gguf_model: Path) -> None:
         "decode_tok_s",
         "seed",
         "model",
+        "receipt",
     }
     assert done.out.count("\n") == 1
     assert answer["finish_reason"] == "length"

@@ -18,7 +18,7 @@ from llama_chat.loading.plan import load
 from llama_chat.quantization.linear import packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.conftest import ROOT
 
 Layout = tuple[Literal[4, 6, 8], int, bool, bool]

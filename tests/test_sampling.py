@@ -15,7 +15,7 @@ from llama_chat.generation.sampling import (
     keep_top_p,
     penalise_repeats,
 )
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 
 def draws(sampling: Sampling, logits: torch.Tensor, n: int = 300) -> set[int]:

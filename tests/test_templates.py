@@ -21,7 +21,7 @@ from llama_chat.errors import UsageError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.loading.formats import make_tokenizer
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.sentencepiece import read_model
 from llama_chat.tokenizers.vocabulary import Prefix

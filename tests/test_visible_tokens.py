@@ -15,7 +15,7 @@ from llama_chat.cli.app import run as run_here
 from llama_chat.generation.events import Finish
 from llama_chat.loading.formats import open_tokenizer
 from llama_chat.loading.plan import load
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from tests.folders import decoder_of, with_added, write_chain, write_tokenizer_files
 from tests.model_files import sentencepiece_model
 from tests.vocabularies import added, piece_json

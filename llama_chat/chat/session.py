@@ -10,6 +10,7 @@ from llama_chat.chat.context_use import ContextRow, ContextUse, Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import PromptTooLongError, UsageError, counted
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Hooks
@@ -17,7 +18,7 @@ from llama_chat.generation.kv_cache import common_prefix
 from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import InterruptedForward
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import AtLeast
 from llama_chat.tokenizers.streaming import StreamingDecoder
@@ -49,6 +50,7 @@ class ChatSession:
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
         lookup: bool = True,
+        grammar: Grammar | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         """Begin or continue a conversation.
@@ -62,6 +64,7 @@ class ChatSession:
             stop: stop strings; a reply ends before any of them.
             drop_oldest: True to drop the oldest turns when the context is full, False to raise.
             lookup: True to draft tokens from earlier text; see ``Engine.generate``.
+            grammar: what every reply must meet.
             notify: called with one-line notices for the user.
         """
         self.engine = engine
@@ -69,10 +72,11 @@ class ChatSession:
         self.conversation = conversation or Conversation()
         self.sampler = Sampler(sampling or Sampling(), with_logprobs=True)
         self.max_tokens = max_tokens
-        self.stop = tuple(stop)
-        self.drop_oldest = drop_oldest
+        self.stop, self.drop_oldest = tuple(stop), drop_oldest
         self.lookup = lookup
+        self.grammar = grammar
         self._notify = notify
+        self.prompt_ids: list[int] = []  # of the last reply
         self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
     def configure(self, settings: Settings) -> None:
@@ -209,11 +213,12 @@ class ChatSession:
         fit = self._fit(Message("user", text), self._open_reply(""))
         return Request(
             fit.ids,
-            Sampler(self.sampler.sampling),
+            Sampler(self.sampler.sampling, with_logprobs=True),
             self.max_tokens,
             self.stop,
             self.template.end_ids,
             leading="strip",
+            grammar=self.grammar,
         )
 
     def retry(self, hooks: Hooks | None = None, *, reply_prefix: str = "") -> Iterator[Event]:
@@ -310,6 +315,7 @@ class ChatSession:
             hooks: hooks to follow and stop the generation.
             undo: restores the conversation, if anything fails before the first event.
         """
+        self.prompt_ids = ids
         reply.interrupted = True
         reply.logprobs = reply.logprobs or TokenLogprobs()
         if reply.ids is not None:
@@ -325,6 +331,7 @@ class ChatSession:
             # A reply known only as text continues directly after its last character.
             leading="keep" if reply.ids is None else "strip",
             lookup=self.lookup,
+            grammar=self.grammar,
             hooks=hooks,
         )
         try:
@@ -389,5 +396,5 @@ class ChatSession:
             )
 
     def _tell(self, line: str) -> None:
-        if self._notify is not None:
+        if self._notify:
             self._notify(line)

@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llama_chat.cli.receipts import Describe
 from llama_chat.errors import LengthLimitError, counted
-from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
@@ -18,6 +19,7 @@ def write_answer(
     *,
     model: str,
     as_json: bool,
+    describe: Describe | None = None,
     raw: bool = False,
     echo: str = "",
     fail_on_length: bool = False,
@@ -29,6 +31,7 @@ def write_answer(
         settings: the settings, for ``plain``, ``quiet`` and ``verbose``.
         model: the name for the JSON.
         as_json: write one line of JSON at the end, instead of the text as it is generated.
+        describe: returns more of that JSON.
         raw: write every character unchanged.
         echo: text to write first.
         fail_on_length: whether an answer cut off by a limit is an error.
@@ -41,12 +44,14 @@ def write_answer(
     with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
         events = generate(Hooks(on_prefill=on_prefill))
         first = next(events)
-    text = echo
+    text, tokens = echo, []
     if not as_json:
         writer.write(echo)
     try:
         for event in itertools.chain([first], events):
             text += event.text
+            if isinstance(event, Token):
+                tokens.append(event)
             if not as_json:
                 writer.write(event.text)
     finally:
@@ -54,13 +59,15 @@ def write_answer(
             writer.finish()
     if isinstance(event, Finish):  # as the last one always is
         if as_json:
-            streams.write_json(answer_json(text, event, model))
+            more = {} if describe is None else describe(tokens, event)
+            streams.write_json(answer_json(text, event, model) | more)
         _report_end(event, settings, fail_on_length)
 
 
 def answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
     """Return an answer as the object that ``--json`` writes."""
     usage = finish.usage
+    constrained = {} if finish.meets_grammar is None else {"meets_grammar": finish.meets_grammar}
     return {
         "text": text,
         "finish_reason": finish.reason,
@@ -72,6 +79,7 @@ def answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
         "decode_tok_s": round(finish.decode_tok_s, 2),
         "seed": finish.seed,
         "model": model,
+        **constrained,
     }
 
 
@@ -80,7 +88,8 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     if settings.verbose:
         streams.say(finish.summary())
     n = finish.usage.completion_tokens
-    cut = f"cut off after {counted(n, 'token')}"
+    unmet = ", before it meets the grammar" if finish.meets_grammar is False else ""
+    cut = f"cut off after {counted(n, 'token')}{unmet}"
     limits = {
         "length": (cut, "raise --max-tokens"),
         "context": (f"{cut}, where the context is full", "shorten the prompt"),
@@ -88,6 +97,8 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     if n == 0 and not settings.quiet:
         streams.warn("answer: the model ended it at once: try another --seed, or complete --chat")
     if finish.reason not in limits:
+        if finish.stopped_at is not None and unmet and not settings.quiet:
+            streams.warn(f"answer: ended by --stop{unmet}: leave that out")
         return
     why, advice = limits[finish.reason]
     if fail_on_length:

@@ -17,6 +17,7 @@ from llama_chat.terminal import streams
 
 COMMANDS = (
     *("chat", "ask", "complete", "serve", "tokenize", "inspect", "convert", "pull", "bench"),
+    "replay",
 )
 """Commands; each is a function in the module of its name."""
 

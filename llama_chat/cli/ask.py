@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from llama_chat.cli.answering import write_answer
-from llama_chat.cli.dry_run import DryRun, Preview
+from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.many import (
     AreLines,
@@ -19,10 +20,12 @@ from llama_chat.cli.many import (
     answer_lines,
 )
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.slots import Slots, Variables, read_piped
+from llama_chat.cli.receipts import Prompt, check_logprobs, describe
+from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.cli.warm import answered_warm, find
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
+from llama_chat.generation.constraints import Grammar
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -42,17 +45,31 @@ def ask(
     unordered: Unordered = False,
     fail_fast: FailFast = False,
     resume_from: ResumeFrom = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    logprobs: Logprobs = 0,
 ) -> None:
     """Answer one question through the chat template; or many, each in a line of stdin.
 
     With stdin piped the document comes first, then a blank line, then the question; unless the
     prompt file has a slot for it. With --lines and --jsonl every line is such a document.
     """
+    constraint = read_grammar(json_schema, regex, grammar)
     options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
     if options.apply():
-        answer_lines(question, settings, Slots(variables), options)
+        answer_lines(question, settings, Slots(variables), options, grammar=constraint)
         return
-    answer(question, settings, variables, as_json=as_json, raw=raw, dry_run=dry_run)
+    answer(
+        question,
+        settings,
+        variables,
+        grammar=constraint,
+        as_json=as_json,
+        raw=raw,
+        dry_run=dry_run,
+        logprobs=logprobs,
+    )
 
 
 def _message(question: str | None, settings: Settings, slots: Slots) -> str:
@@ -88,30 +105,37 @@ def answer(
     settings: Settings,
     variables: Sequence[str] | None = None,
     *,
+    grammar: Grammar | None = None,
     as_json: bool = False,
     raw: bool = False,
     dry_run: bool = False,
+    logprobs: int = 0,
 ) -> None:
     """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
+    check_logprobs(logprobs, as_json=as_json)
     slots = Slots(variables, lambda: read_piped(quiet=settings.quiet))
     prompt = open_prompt(settings, slots)
     slots.check_used()
     message = _message(question, settings, slots)
     settings = with_prompt_file(settings, prompt)
     if dry_run:
+        from llama_chat.cli.dry_run import Preview  # imports the templates
+
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
-    if not as_json and (warm := find(settings)) is not None:
+    if not (as_json or grammar) and (warm := find(settings)) is not None:
         ours = warm.settings(settings)
         if (events := answered_warm(warm.ask(message, ours, prompt))) is not None:
             write_answer(lambda hooks: events, ours, model=warm.name, as_json=False, raw=raw)
             return
     llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
+    session.grammar = grammar
     write_answer(
         lambda hooks: session.send(message, hooks),
         settings,
         model=llama.name,
         as_json=as_json,
+        describe=describe(llama, settings, lambda: Prompt.of_session(session), grammar, logprobs),
         raw=raw,
     )

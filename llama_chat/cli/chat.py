@@ -14,10 +14,11 @@ from llama_chat.chat import store
 from llama_chat.chat.conversation import Attachment
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.cli.completing import conversations
+from llama_chat.cli.flags import Variables
 from llama_chat.cli.loading import model_path, open_prompt, plan_load
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
-from llama_chat.cli.slots import Slots, Variables
+from llama_chat.cli.slots import Slots
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE, starter
 from llama_chat.settings.settings import Settings

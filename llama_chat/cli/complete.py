@@ -11,19 +11,26 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
-from llama_chat.cli.dry_run import DryRun, Preview
+from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.slots import Slots, Variables, read_piped
+from llama_chat.cli.receipts import Prompt, check_logprobs, describe
+from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession
+    from llama_chat.chat.templates import ChatTemplate
     from llama_chat.generation.batch import Together
     from llama_chat.generation.continuation import Request
     from llama_chat.llama import Llama
+
+Generate = Callable[[Hooks], Iterator[Event]]
 
 
 @takes_settings
@@ -46,6 +53,10 @@ def complete(
     ] = False,
     variables: Variables = None,
     dry_run: DryRun = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    logprobs: Logprobs = 0,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 
@@ -54,6 +65,8 @@ def complete(
     """
     if files.count("-") > 1:
         raise _stdin_twice()
+    check_logprobs(logprobs, as_json=as_json)
+    constraint = read_grammar(json_schema, regex, grammar)
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
     slots.check_used()
@@ -65,16 +78,20 @@ def complete(
     ours = [with_prompt_file(settings, prompt) for prompt in prompts]
     filled = zip(prompts, ours, strict=True)
     jobs = [(text, own) for prompt, own in filled for text in prompt.renders()]
-    generate = _generations(llama, jobs, settings, through_template=through_template)
+    generations = _Texts(
+        llama, constraint, through_template=through_template, with_logprobs=logprobs > 0
+    ).begin(jobs, settings)
     for name, prompt, own in zip(files, prompts, ours, strict=True):
         if len(files) > 1 and not as_json and not own.quiet:
             streams.say(f"==> {name} <==")
         for text in prompt.renders():
+            generate, prompt_of = next(generations)
             write_answer(
-                next(generate),
+                generate,
                 own,
                 model=llama.name,
                 as_json=as_json,
+                describe=describe(llama, own, prompt_of, constraint, logprobs),
                 raw=raw,
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
@@ -90,6 +107,8 @@ def _preview(
     as_json: bool,
 ) -> None:
     """Show the prompts instead of answering them."""
+    from llama_chat.cli.dry_run import Preview  # imports the templates
+
     preview = Preview(settings, as_json=as_json)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
@@ -102,64 +121,80 @@ def _preview(
                 preview.show_text(ours, text)
 
 
-def _generations(
-    llama: "Llama",
-    texts: Sequence[tuple[str, Settings]],
-    settings: Settings,
-    *,
-    through_template: bool,
-) -> Iterator[Callable[[Hooks], Iterator[Event]]]:
-    """Yield the generation for each text; those of several texts are computed together."""
-    if len(texts) == 1:
-        [(text, own)] = texts
-        yield _generation(llama, own, text, through_template=through_template)
-        return
-    from llama_chat.generation.batch import Together
+class _Texts:
+    """Generations that continue texts, raw or as messages of new conversations."""
 
-    together = Together(
-        llama.scheduler(settings.parallel, notify=streams.warn if settings.verbose else None),
-        (_request(llama, own, text, through_template=through_template) for text, own in texts),
-    )
-    for i in range(len(texts)):
-        yield partial(_read, together, i)
+    def __init__(
+        self,
+        llama: "Llama",
+        grammar: Grammar | None,
+        *,
+        through_template: bool,
+        with_logprobs: bool,
+    ) -> None:
+        self._llama = llama
+        self._grammar = grammar
+        self._through_template = through_template
+        self._with_logprobs = with_logprobs
+
+    def begin(
+        self, texts: Sequence[tuple[str, Settings]], settings: Settings
+    ) -> Iterator[tuple[Generate, Callable[[], Prompt]]]:
+        """Yield the generation of each text; those of several texts are computed together."""
+        if len(texts) == 1:
+            [(text, own)] = texts
+            yield self._reply(text, own) if self._through_template else self._alone(text, own)
+            return
+        from llama_chat.generation.batch import Together
+
+        notify = streams.warn if settings.verbose else None
+        requests = [self._request(text, own) for text, own in texts]
+        together = Together(self._llama.scheduler(settings.parallel, notify=notify), requests)
+        template = self._template(settings) if self._through_template else None
+        for i, request in enumerate(requests):
+            yield partial(_read, together, i), partial(Prompt.of_request, request, template)
+
+    def _template(self, settings: Settings) -> "ChatTemplate":
+        return self._llama.template(settings.template, settings.template_name)
+
+    def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Prompt]]:
+        """Begin a reply, which always has log-probabilities."""
+        session = self._session(settings)
+        return partial(session.send, text), partial(Prompt.of_session, session)
+
+    def _alone(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Prompt]]:
+        """Begin a continuation, with drafts from earlier text."""
+        request = self._continuation(text, settings)
+        generate = partial(self._llama.continued, request, lookup=settings.lookup)
+        return generate, partial(Prompt.of_request, request)
+
+    def _request(self, text: str, settings: Settings) -> "Request | LlamaChatError":
+        """Encode a text to be continued with others; returns the error if it cannot be."""
+        try:
+            if self._through_template:
+                return self._session(settings).request(text)
+            return self._continuation(text, settings)
+        except LlamaChatError as error:
+            return error
+
+    def _continuation(self, text: str, settings: Settings) -> "Request":
+        return self._llama.request(
+            self._llama.prompt_ids(text),
+            settings.sampling,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            grammar=self._grammar,
+            logprobs=self._with_logprobs,
+        )
+
+    def _session(self, settings: Settings) -> "ChatSession":
+        session = new_session(self._llama, settings, None, streams.warn)
+        session.grammar = self._grammar
+        return session
 
 
 def _read(together: "Together", index: int, hooks: Hooks) -> Iterator[Event]:
     return together.read(index)
-
-
-def _request(
-    llama: "Llama", settings: Settings, text: str, *, through_template: bool
-) -> "Request | LlamaChatError":
-    """Encode a text to be continued with others; returns the error if it cannot be."""
-    try:
-        if through_template:
-            return new_session(llama, settings, None, streams.warn).request(text)
-        return llama.request(
-            llama.prompt_ids(text),
-            settings.sampling,
-            max_tokens=settings.max_tokens,
-            stop=settings.stop,
-        )
-    except LlamaChatError as error:
-        return error
-
-
-def _generation(
-    llama: "Llama", settings: Settings, text: str, *, through_template: bool
-) -> Callable[[Hooks], Iterator[Event]]:
-    """Make a generation that continues ``text``, raw or as a message of a new conversation."""
-    if through_template:
-        session = new_session(llama, settings, None, streams.warn)
-        return lambda hooks: session.send(text, hooks)
-    return lambda hooks: llama.generate(
-        llama.prompt_ids(text),
-        settings.sampling,
-        max_tokens=settings.max_tokens,
-        stop=settings.stop,
-        lookup=settings.lookup,
-        hooks=hooks,
-    )
 
 
 def _stdin_twice() -> UsageError:

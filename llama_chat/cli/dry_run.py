@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.prompt_files import PromptFile
@@ -20,10 +18,6 @@ from llama_chat.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from llama_chat.loading.plan import LoadPlan
-
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the prompt, its ids and counts; answer nothing.")
-]
 
 _NAMES: dict[Origin, str] = {"control": "control", "template": "template", "message": "text"}
 

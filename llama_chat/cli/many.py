@@ -17,6 +17,7 @@ from llama_chat.cli.records import Lines, Record, answered_lines, read_record
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import LengthLimitError, LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Finish
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -83,6 +84,7 @@ def answer_lines(
     slots: Slots,
     options: LineOptions,
     *,
+    grammar: Grammar | None = None,
     fail_on_length: bool = False,
 ) -> None:
     """Answer each line of stdin, with the ``question`` after it if there is one.
@@ -99,7 +101,7 @@ def answer_lines(
     lines = Lines()
     llama, settings = load_model(settings)
     notify = streams.warn if settings.verbose else None
-    run = _Run(llama, settings, prompt, slots, question or "", options, answered)
+    run = _Run(llama, settings, prompt, slots, question or "", options, answered, grammar)
     scheduler = llama.scheduler(settings.parallel, notify=notify)
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
@@ -176,10 +178,12 @@ class _Run:
         question: str,
         options: LineOptions,
         answered: set[int],
+        grammar: Grammar | None,
     ) -> None:
         self.answers = _Answers(unordered=options.unordered)
         self._llama, self._settings, self._prompt, self._slots = llama, settings, prompt, slots
         self._question, self._options, self._answered = question, options, answered
+        self._grammar = grammar
         self._has_slots = prompt is not None and not slot_names(prompt) <= slots.values.keys()
         self._session = None if self._has_slots else self._new_session(prompt)
         self._texts: dict[int, str] = {}
@@ -243,7 +247,9 @@ class _Run:
 
     def _new_session(self, prompt: PromptFile | None) -> "ChatSession":
         settings = with_prompt_file(self._settings, prompt)
-        return new_session(self._llama, settings, prompt, streams.warn)
+        session = new_session(self._llama, settings, prompt, streams.warn)
+        session.grammar = self._grammar
+        return session
 
     def _fail(self, line: int, keys: Any, error: LlamaChatError) -> None:
         if self._options.fail_fast:

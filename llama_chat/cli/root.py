@@ -8,9 +8,10 @@ import typer
 from llama_chat import __version__
 from llama_chat.cli.ask import answer
 from llama_chat.cli.chat import GoOn, Resume, open_chat
-from llama_chat.cli.dry_run import DryRun
+from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.slots import Variables
+from llama_chat.errors import UsageError
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -31,6 +32,10 @@ def main(
     ] = False,
     variables: Variables = None,
     dry_run: DryRun = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    logprobs: Logprobs = 0,
     version: bool = typer.Option(
         False,
         "--version",
@@ -40,7 +45,19 @@ def main(
     ),
 ) -> None:
     """Talk with a Llama-2 model in the terminal."""
+    constraint = read_grammar(json_schema, regex, grammar)
     if streams.is_terminal(sys.stdin) or go_on or resume is not None:
+        if dry_run or constraint is not None:
+            what = "--dry-run" if constraint is None else constraint.what
+            raise UsageError(what, "the chat has none", "use it with ask, complete or piped stdin")
         open_chat(settings, variables, go_on=go_on, resume=resume)
     else:
-        answer(None, settings, variables, as_json=as_json, dry_run=dry_run)
+        answer(
+            None,
+            settings,
+            variables,
+            grammar=constraint,
+            as_json=as_json,
+            dry_run=dry_run,
+            logprobs=logprobs,
+        )

@@ -3,25 +3,12 @@
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
-
-import typer
 
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompt_slots import NAME, STDIN, fill, slot_names
 from llama_chat.errors import UsageError, did_you_mean
 from llama_chat.files import without_final_newline
 from llama_chat.terminal import streams
-
-Variables = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--var",
-        metavar="NAME=TEXT",
-        help="Text for the slot {{NAME}} of a prompt file; may be given again.",
-        show_default=False,
-    ),
-]
 
 
 class Slots:

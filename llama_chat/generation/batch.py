@@ -125,6 +125,7 @@ class Scheduler:
 
         Raises:
             PromptTooLongError: if its prompt exceeds the context.
+            LlamaChatError: if no text of this vocabulary can meet its grammar.
         """
         if not request.ids:
             raise ValueError("no tokens to prefill")
@@ -238,18 +239,19 @@ class Scheduler:
         return sequences, extensions
 
     def _continue(self, sequence: BatchedSequence, logits: Tensor) -> Iterator[Update]:
-        """Sample the next token of a sequence; yields its events."""
+        """Sample the next token of a sequence, and those that its grammar forces after it."""
         text, cache = sequence.text, sequence.cache
         if cache is not None and len(text.ids) == text.n_prompt:
             self._store_prompt(text.ids, cache)
         try:
-            token = text.sample(logits)
+            while (token := text.sample(logits)) is not None:
+                yield sequence, token
+                if text.reason is not None or not text.is_forced:
+                    break
         except LlamaChatError as error:
             self._leave(sequence)
             yield sequence, error
             return
-        if token is not None:
-            yield sequence, token
         if text.reason is not None:
             self._leave(sequence)
             yield sequence, text.finish()

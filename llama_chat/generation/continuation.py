@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from llama_chat.generation.constraints import Constraint, Grammar
 from llama_chat.generation.events import Finish, FinishReason, Timings, Token, Usage
-from llama_chat.generation.sampling import Sampler
+from llama_chat.generation.sampling import Choice, Sampler
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
@@ -32,6 +33,8 @@ class Request:
     yielded again, except for a character that they leave incomplete."""
     leading: Leading = "keep"
     """Treatment of leading white space, see ``StreamingDecoder``."""
+    grammar: Grammar | None = None
+    """What the text must meet, unless it is cut off; its leading white space stays."""
 
 
 class Continuation:
@@ -47,6 +50,9 @@ class Continuation:
             tokenizer: of the model.
             end_ids: end tokens of the model.
             context: context length in tokens.
+
+        Raises:
+            LlamaChatError: if no text of this vocabulary can meet the grammar.
         """
         self.ids = list(request.ids)
         """The prompt, and the tokens sampled so far."""
@@ -57,7 +63,8 @@ class Continuation:
         """Tokens of the prompt that needed no forward pass."""
         self._request = request
         self._tokenizer = tokenizer
-        self._decoder = StreamingDecoder(tokenizer, request.leading)
+        grammar = request.grammar
+        self._decoder = StreamingDecoder(tokenizer, "keep" if grammar else request.leading)
         self._decoder.decode(self.ids[self.n_prompt - request.n_begun :])
         control_ids = tokenizer.control_ids
         stop = request.stop
@@ -65,6 +72,7 @@ class Continuation:
             request.end_ids, (control_ids[s] for s in stop if s in control_ids)
         )
         self._stops = StopStrings(stop, control_ids)
+        self._constraint = grammar.start(tokenizer, self._ends) if grammar else Constraint()
         self._context = context
         self._stopped_at: str | None = None
         self._ended_by: int | None = None
@@ -79,6 +87,17 @@ class Continuation:
         limit = self._request.max_tokens
         return self._context if limit is None else min(self._context, self.n_prompt + limit)
 
+    @property
+    def is_forced(self) -> bool:
+        """True if the grammar says which token is next, so that no logits are needed."""
+        return bool(self._constraint.forced())
+
+    def _choose(self, logits: Tensor) -> Choice:
+        """Return the token that the grammar forces, or else a sampled one that it allows."""
+        if forced := self._constraint.forced():
+            return Choice(forced[0], 0.0)
+        return self._request.sampler(logits, self.ids, self._constraint.mask())
+
     def sample(self, logits: Tensor) -> Token | None:
         """Choose the next token from the ``logits`` ``(vocab_size,)`` that follow ``ids``.
 
@@ -86,18 +105,19 @@ class Continuation:
             The token; None if it is an end token. ``reason`` is set if it is the last one.
         """
         self._prefilled = self._prefilled or time.perf_counter()
-        token_id, logprob, alternatives = self._request.sampler(logits, self.ids)
+        token_id, logprob, alternatives = self._choose(logits)
         self._last = time.perf_counter()
         self._first = self._first or self._last
         if token_id in self._ends:
             self.reason, self._ended_by = "stop", token_id
             return None
         self.ids.append(token_id)
+        self._constraint.accept(token_id)
         text = self._decoder.push(token_id)
         is_hidden = not self._tokenizer.token_bytes(token_id)
         text, self._stopped_at = self._stops.push(text, token_id if is_hidden else None)
         limit = self._request.max_tokens
-        if self._stopped_at is not None:
+        if self._stopped_at is not None or self._constraint.is_finished:
             self.reason = "stop"
         elif limit is not None and len(self.ids) - self.n_prompt >= limit:
             self.reason = "length"
@@ -119,6 +139,7 @@ class Continuation:
             self._timings(),
             self._request.sampler.seed,
             self._stopped_at,
+            self._constraint.is_complete if self._request.grammar else None,
         )
 
     def _timings(self) -> Timings:

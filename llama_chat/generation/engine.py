@@ -8,6 +8,7 @@ from torch import Tensor
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend, chunk_size
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.cuda_graph import GraphBackend
 from llama_chat.generation.draft_model import ModelDrafter
@@ -137,13 +138,15 @@ class Engine:
                 hooks.on_prefill(done, len(ids))
         return logits
 
-    def _append_sampled(
-        self, token_id: int, verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
+    def _append_chosen(
+        self, ids: Sequence[int], verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
     ) -> Tensor:
-        """Append one sampled token, which may have been evaluated with a draft already."""
-        if verifier is None:
-            return self._append([token_id], hooks)
-        logits = verifier.evaluate(token_id, max_draft, hooks.should_stop)
+        """Append the last chosen tokens; a single one may have been evaluated with a draft."""
+        if verifier is None or len(ids) > 1:
+            if verifier is not None:
+                verifier.skip(ids)
+            return self._append(ids, Hooks(hooks.should_stop))
+        logits = verifier.evaluate(ids[0], max_draft, hooks.should_stop)
         self.n_evaluated += 1
         return logits
 
@@ -158,6 +161,7 @@ class Engine:
         n_begun: int = 0,
         leading: Leading = "keep",
         lookup: bool = True,
+        grammar: Grammar | None = None,
         hooks: Hooks | None = None,
     ) -> Iterator[Event]:
         """Continue ``ids`` token by token.
@@ -173,6 +177,7 @@ class Engine:
                 text is not yielded again, except for a character that they leave incomplete.
             leading: treatment of leading white space, see ``StreamingDecoder``.
             lookup: draft from earlier text, too; the tokens are the same either way.
+            grammar: what the text must meet, unless it is cut off; its leading white space stays.
             hooks: to observe and to stop it.
 
         Yields:
@@ -181,9 +186,10 @@ class Engine:
 
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
+            LlamaChatError: if no text of this vocabulary can meet ``grammar``.
         """
         hooks = hooks or Hooks()
-        request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading)
+        request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading, grammar)
         text = Continuation(request, self.tokenizer, self.end_ids, self.context)
         self.n_reused = 0
         verifier = None
@@ -192,6 +198,7 @@ class Engine:
             for drafter in drafters:
                 drafter.set_ids(text.ids)
             verifier = DraftVerifier(self.backend, self.cache, drafters, self._pass_cost)
+        chosen: list[int] = []  # tokens that are not evaluated yet
         try:
             logits = self.prefill(text.ids, hooks)
             while not (hooks.should_stop is not None and hooks.should_stop()):
@@ -201,8 +208,11 @@ class Engine:
                 yield token
                 if text.reason is not None:
                     break
-                n_left = text.max_length - len(text.ids)
-                logits = self._append_sampled(token.id, verifier, n_left - 1, hooks)
+                chosen.append(token.id)
+                if not text.is_forced:
+                    n_left = text.max_length - len(text.ids)
+                    logits = self._append_chosen(chosen, verifier, n_left - 1, hooks)
+                    chosen = []
         except InterruptedForward:
             pass
         text.n_reused = self.n_reused

@@ -17,7 +17,8 @@ class Token:
     text: str
     """Text completed by it; empty while a character or a possible stop string is incomplete."""
     logprob: float
-    """Natural logarithm of its probability under the model, before any sampling setting."""
+    """Natural logarithm of its probability under the model, before any sampling setting; 0 for a
+    token that a grammar forced."""
     alternatives: Alternatives = ()
     """The most likely tokens at that position, if the sampler was made ``with_logprobs``."""
 
@@ -59,6 +60,8 @@ class Finish:
     seed: int
     stopped_at: str | None = None
     """Stop string that ended it, if one did."""
+    meets_grammar: bool | None = None
+    """True if the text meets the grammar that it was constrained by; None without one."""
 
     @property
     def prefill_tok_s(self) -> float:

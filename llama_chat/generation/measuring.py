@@ -16,7 +16,7 @@ from llama_chat.generation.events import Finish
 from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 _READ_BYTES = 2**30
 """Bytes summed to measure bandwidth: far more than any CPU cache holds."""

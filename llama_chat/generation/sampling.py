@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_chat.errors import ModelError
 from llama_chat.generation.logprobs import N_ALTERNATIVES, Alternatives
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 REPEAT_WINDOW = 64
 """Number of last tokens that the repetition penalty applies to."""
@@ -53,6 +53,18 @@ def penalise_repeats(logits: Tensor, recent: Sequence[int], penalty: float) -> T
     scores = logits[ids]
     logits[ids] = torch.where(scores > 0, scores / penalty, scores * penalty)
     return logits
+
+
+def keep_allowed(logits: Tensor, allowed: bytearray) -> Tensor:
+    """Make all other tokens impossible.
+
+    Args:
+        logits: ``(vocab_size,)``; not changed.
+        allowed: a byte for each token, not 0 for those to keep; tokens beyond its end are dropped.
+    """
+    mask = torch.zeros(len(logits), dtype=torch.uint8)
+    mask[: len(allowed)] = torch.frombuffer(allowed, dtype=torch.uint8)[: len(logits)]
+    return logits.masked_fill(mask == 0, -torch.inf)
 
 
 class Choice(NamedTuple):
@@ -101,12 +113,15 @@ class Sampler:
         seed = secrets.randbelow(2**32) if self._sampling.seed is None else self._sampling.seed
         self._generator.manual_seed(seed)
 
-    def __call__(self, logits: Tensor, previous: Sequence[int]) -> Choice:
+    def __call__(
+        self, logits: Tensor, previous: Sequence[int], allowed: bytearray | None = None
+    ) -> Choice:
         """Choose a token.
 
         Args:
             logits: ``(vocab_size,)`` in float32.
             previous: all tokens so far, for the repetition penalty.
+            allowed: a byte for each token, 0 for those that may not be chosen; None if all may.
 
         Raises:
             ModelError: if the logits are not finite.
@@ -123,6 +138,8 @@ class Sampler:
         scores = raw
         if settings.repeat_penalty != 1 and previous:
             scores = penalise_repeats(raw, previous[-REPEAT_WINDOW:], settings.repeat_penalty)
+        if allowed is not None:
+            scores = keep_allowed(scores, allowed)
         token_id = int(scores.argmax()) if settings.temperature == 0 else self._draw(scores)
         logprob = float(raw[token_id] - normaliser)
         if not self._with_logprobs:

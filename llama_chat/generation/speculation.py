@@ -177,6 +177,13 @@ class DraftVerifier:
                 return prefetched[0][1]
         return self._forward(token_id, max_draft, should_stop)
 
+    def skip(self, ids: Sequence[int]) -> None:
+        """Tell the drafters of tokens that are appended to the cache without ``evaluate``."""
+        self._prefetched = []
+        for token_id in ids:
+            for drafter in self._drafters:
+                drafter.append(token_id)
+
     def _forward(
         self, token_id: int, max_draft: int, should_stop: Callable[[], bool] | None
     ) -> Tensor:

@@ -12,7 +12,7 @@ from llama_chat.generation.engine import prompt_too_long
 from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.server.schema import ChatMessage, ChatRequest, CompletionRequest, TokenizeRequest
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import AtLeast, Tokenizer
 

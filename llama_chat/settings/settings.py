@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
-from llama_chat.settings.definitions import (
-    SETTINGS,
-    ModelSettings,
-    OutputSettings,
-    ReplySettings,
-    Sampling,
-)
+from llama_chat.settings.definitions import SETTINGS, ModelSettings, OutputSettings, ReplySettings
+from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.setting import Value
 
 DEFAULT_SOURCE = "default"

@@ -6,9 +6,11 @@ the tokenizer, as in Llama 2, the same tags in a message are encoded character b
 that they do not act as tags.
 """
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import dropwhile, takewhile
@@ -137,6 +139,20 @@ class ChatTemplate(ABC):
             if is_control and not begins.issuperset(ids):
                 return frozenset(ids)
         return frozenset()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what it writes, by which another template is told from it."""
+        system, user, reply = (
+            Message("system", "S"),
+            Message("user", "A"),
+            Message("assistant", "B"),
+        )
+        written: list[list[int]] = []
+        for sample in ([user], [user, reply, user], [system, user]):
+            with suppress(UsageError):  # it refuses such a conversation
+                written.append(self.render(sample))
+        return hashlib.sha256(repr(written).encode()).hexdigest()[:16]
 
     def _own_runs(self, messages: Sequence[Message]) -> list[tuple[tuple[int, ...], bool]]:
         """Return what the template writes before a text of a message, or else after ``_REPLY``.

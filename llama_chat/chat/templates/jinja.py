@@ -1,5 +1,6 @@
 """Any chat template that a model ships, rendered by Jinja in a process of its own."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -57,6 +58,7 @@ class JinjaTemplate(ChatTemplate):
         # The cache must not refer to the template: the reference cycle would outlive a reload.
         controls = tuple(tokenizer.control_ids)
         self._write = lru_cache(maxsize=64)(partial(_write, renderer, dict(tokens), controls))
+        self._fingerprint = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
         self._has_clock = "strftime_now" in text
         try:
             asked, *others = samples = self._samples()
@@ -72,6 +74,11 @@ class JinjaTemplate(ChatTemplate):
         self.tags = tuple(sorted({*_TAG.findall(text), *written}))
         super().__init__(tokenizer)
         self.begins_text = bool(self._prompt) and not self._control.split(self._prompt)[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of its text, which may write the date."""
+        return self._fingerprint
 
     def own_controls(self, tokenizer: Tokenizer) -> Iterable[str]:
         """See the base class."""

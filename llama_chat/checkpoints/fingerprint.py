@@ -1,0 +1,111 @@
+"""Fingerprint of a model: a hash by which another one is told from it.
+
+It is of the header – architecture, names, shapes and types of the weights – the vocabulary, and
+blocks of the weight files, spread evenly: to read all of them would take as long as to load them.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.documents import parse_json
+from llama_chat.errors import LlamaChatError
+from llama_chat.files import (
+    cache_home,
+    open_regular,
+    private_folder,
+    read_start,
+    write_atomically,
+)
+from llama_chat.library.layouts import PART_NAME
+from llama_chat.tokenizers.base import Tokenizer
+
+FILE = "fingerprints.json"
+"""Name of the file in the cache folder that holds hashes of blocks."""
+
+_N_BLOCKS = 16
+_BLOCK_BYTES = 2**16
+"""So many blocks of a file are read, the first and the last among them."""
+
+_SUFFIXES = (".safetensors", ".pth", ".bin")
+"""Suffixes of the weights in a folder."""
+
+_MAX_BYTES = 2**17
+_MAX_RESULTS = 200
+"""Results kept; the oldest are dropped."""
+
+
+def model_fingerprint(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
+    """Return the fingerprint of a model, 16 hexadecimal digits.
+
+    Raises:
+        LlamaChatError: if a file cannot be read.
+    """
+    tensors = sorted(
+        (name, list(info.shape), info.type) for name, info in checkpoint.tensors.items()
+    )
+    parts = [repr(checkpoint.config), json.dumps(tensors), tokenizer.fingerprint]
+    return _hash("\0".join([*parts, _weights_hash(_files(checkpoint.path))]).encode())
+
+
+def _files(path: Path) -> list[Path]:
+    """List the weight files of a model."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if part := PART_NAME.fullmatch(path.stem):
+        n_parts = int(part[3])
+        names = (f"{part[1]}-{i:05}-of-{part[3]}{path.suffix}" for i in range(1, n_parts + 1))
+        return [path.with_name(name) for name in names]
+    return [path]
+
+
+def _weights_hash(files: Sequence[Path]) -> str:
+    """Return the hash of blocks of ``files``, known or computed."""
+    try:
+        stats = [(str(file.absolute()), file.stat()) for file in files]
+        key = _hash(repr([(at, stat.st_size, stat.st_mtime_ns) for at, stat in stats]).encode())
+        known = _read()
+        if key not in known:
+            blocks = (block for file in files for block in _blocks(file))
+            known[key] = _hash(b"".join(blocks))
+            _write(known)
+    except (OSError, ValueError) as error:
+        raise LlamaChatError("fingerprint of the model", str(error), "check its files") from None
+    return known[key]
+
+
+def _blocks(file: Path) -> list[bytes]:
+    """Read the size and blocks of a file."""
+    with open_regular(file) as stream:
+        size = stream.seek(0, 2)
+        last = max(size - _BLOCK_BYTES, 0)
+        places = sorted({last * i // (_N_BLOCKS - 1) for i in range(_N_BLOCKS)})
+        found = [size.to_bytes(8, "little")]
+        for place in places:
+            stream.seek(place)
+            found.append(stream.read(_BLOCK_BYTES))
+    return found
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _read() -> dict[str, str]:
+    """Read the known hashes; none if the file is missing or holds anything else."""
+    with suppress(LlamaChatError, ValueError):
+        found = parse_json(read_start(cache_home() / FILE, _MAX_BYTES).decode())
+        if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+            return found
+    return {}
+
+
+def _write(results: dict[str, str]) -> None:
+    """Write the hashes, if possible."""
+    kept = dict(list(results.items())[-_MAX_RESULTS:])
+    with suppress(LlamaChatError):
+        path = private_folder(cache_home()) / FILE
+        write_atomically(path, json.dumps(kept, indent=1).encode())

@@ -1,0 +1,223 @@
+"""Receipts: all that decides what an answer is, in its JSON, and read again from there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_chat import __version__
+from llama_chat.documents import parse_json
+from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.generation.constraints import Grammar
+from llama_chat.generation.events import Finish, Token
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.sampling import Sampling
+from llama_chat.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from llama_chat.chat.session import ChatSession
+    from llama_chat.chat.templates import ChatTemplate
+    from llama_chat.generation.continuation import Request
+    from llama_chat.llama import Llama
+    from llama_chat.tokenizers.streaming import Leading
+
+Describe = Callable[[Sequence[Token], Finish], dict[str, Any]]
+"""Function that describes an answer for its JSON."""
+
+
+def check_logprobs(n: int, *, as_json: bool) -> None:
+    """Refuse ``--logprobs`` without ``--json``.
+
+    Raises:
+        UsageError: saying so.
+    """
+    if n and not as_json:
+        raise UsageError("--logprobs", "only JSON has a place for them", "add --json")
+
+
+LOAD_SETTINGS = ("device", "dtype", "quantize", "kv_dtype", "context", "threads")
+"""Settings that a replay loads the model with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an answer continues, and how it ends."""
+
+    ids: Sequence[int]
+    leading: "Leading"
+    end_ids: Sequence[int] = ()
+    """End tokens of the chat template."""
+    template: dict[str, str] | None = None
+    """Name and hash of the chat template."""
+
+    @classmethod
+    def of_session(cls, session: "ChatSession") -> "Prompt":
+        """Return the prompt of the last reply of a session."""
+        template = session.template
+        known = {"name": template.name, "hash": template.fingerprint}
+        return cls(session.prompt_ids, "strip", sorted(template.end_ids), known)
+
+    @classmethod
+    def of_request(
+        cls, request: "Request | LlamaChatError", template: "ChatTemplate | None" = None
+    ) -> "Prompt":
+        """Return the prompt of a request, which was encoded through ``template`` if one is given.
+
+        Raises:
+            LlamaChatError: if that failed.
+        """
+        if isinstance(request, LlamaChatError):
+            raise request
+        known = None
+        if template is not None:
+            known = {"name": template.name, "hash": template.fingerprint}
+        return cls(request.ids, request.leading, sorted(request.end_ids), known)
+
+
+def describe(
+    llama: "Llama",
+    settings: Settings,
+    prompt: Callable[[], Prompt],
+    grammar: Grammar | None,
+    n_logprobs: int,
+) -> Describe:
+    """Return the function that adds a receipt, and log-probabilities, to the JSON of an answer.
+
+    Args:
+        llama: the model.
+        settings: the settings of the answer.
+        prompt: returns its prompt, once it is written.
+        grammar: its grammar.
+        n_logprobs: number of the most likely tokens at each position; 0 for no log-probabilities.
+    """
+
+    def described(tokens: Sequence[Token], finish: Finish) -> dict[str, Any]:
+        written = prompt()
+        receipt = {
+            "version": __version__,
+            "fingerprint": _fingerprint(llama),
+            "kernel": llama.kernel,
+            "path": str(Path(llama.checkpoint.path).absolute()),
+            "load": {name: settings.value(name) for name in LOAD_SETTINGS},
+            "template": written.template,
+            "sampling": asdict(settings.sampling) | {"seed": finish.seed},
+            "max_tokens": settings.max_tokens,
+            "stop": list(settings.stop),
+            "end_ids": list(written.end_ids),
+            "leading": written.leading,
+            "grammar": None if grammar is None else asdict(grammar),
+            "prompt_ids": list(written.ids),
+            "ids": [token.id for token in tokens],
+        }
+        if not n_logprobs:
+            return {"receipt": receipt}
+        logprobs = [_logprob(llama, each, n_logprobs) for each in tokens]
+        return {"logprobs": logprobs, "receipt": receipt}
+
+    return described
+
+
+def _fingerprint(llama: "Llama") -> str:
+    """Return the fingerprint; an empty text if the files cannot be read, as the answer is there."""
+    try:
+        return llama.fingerprint
+    except LlamaChatError:
+        return ""
+
+
+def _logprob(llama: "Llama", token: Token, n: int) -> dict[str, Any]:
+    """Describe a token and the ``n`` most likely ones at its position."""
+    piece = llama.tokenizer.piece
+
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        return {"id": token_id, "piece": piece(token_id), "logprob": round(logprob, 6)}
+
+    return one(token.id, token.logprob) | {"top": [one(*each) for each in token.alternatives[:n]]}
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A receipt that was read and checked."""
+
+    where: str
+    """The file, for errors."""
+    version: str
+    fingerprint: str
+    kernel: str
+    path: str
+    load: dict[str, Any]
+    sampling: Sampling
+    max_tokens: int
+    stop: tuple[str, ...]
+    end_ids: tuple[int, ...]
+    leading: "Leading"
+    grammar: Grammar | None
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    cached_tokens: int
+    """Tokens of the prompt that were in the cache."""
+
+
+def parse_receipt(line: str, where: str) -> Receipt:
+    """Read the receipt in the JSON of an answer.
+
+    Raises:
+        UsageError: about ``where``, if there is none, or it was changed to what cannot be.
+    """
+    advice = "give what --json wrote"
+    try:
+        answer = parse_json(line)
+    except ValueError as error:
+        raise UsageError(where, str(error), advice) from None
+    found = answer.get("receipt") if isinstance(answer, dict) else None
+    if not isinstance(found, dict):
+        raise UsageError(where, "it has no receipt", advice)
+    try:
+        return _checked(found, answer["cached_tokens"], where)
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else f"it is damaged ({error})"
+        raise UsageError(where, why[:120], advice) from None
+
+
+def _checked(found: dict[str, Any], cached_tokens: object, where: str) -> Receipt:
+    grammar = found["grammar"]
+    if grammar is not None:
+        grammar = Grammar(_text(grammar["what"]), _text(grammar["source"])).checked()
+    load = {
+        name: None if value is None else SETTINGS[name].check(value)
+        for name, value in dict(found["load"]).items()
+        if name in LOAD_SETTINGS
+    }
+    if found["leading"] not in ("keep", "dummy", "strip"):
+        raise ValueError("its leading white space")
+    if not isinstance(cached_tokens, int):
+        raise TypeError("cached_tokens")
+    return Receipt(
+        where=where,
+        version=_text(found["version"]),
+        fingerprint=_text(found["fingerprint"]),
+        kernel=_text(found["kernel"]),
+        path=cast("str", SETTINGS["model"].check(found["path"])),
+        load=load,
+        sampling=Sampling(**found["sampling"]),
+        max_tokens=cast("int", SETTINGS["max_tokens"].check(found["max_tokens"])),
+        stop=cast("tuple[str, ...]", SETTINGS["stop"].check(found["stop"])),
+        end_ids=_ids(found["end_ids"]),
+        leading=found["leading"],
+        grammar=grammar,
+        prompt_ids=_ids(found["prompt_ids"]),
+        ids=_ids(found["ids"]),
+        cached_tokens=cached_tokens,
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is none")
+    return value
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(i) is int and 0 <= i < 2**31 for i in value):
+        raise ValueError("ids are none")
+    return tuple(value)
