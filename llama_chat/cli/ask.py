@@ -22,7 +22,7 @@ from llama_chat.cli.many import (
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.receipts import Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, read_piped
-from llama_chat.cli.warm import answered_warm, find
+from llama_chat.cli.warm import write_warm
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
 from llama_chat.generation.constraints import Grammar
@@ -123,11 +123,10 @@ def answer(
 
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
-    if not (as_json or grammar) and (warm := find(settings)) is not None:
-        ours = warm.settings(settings)
-        if (events := answered_warm(warm.ask(message, ours, prompt))) is not None:
-            write_answer(lambda hooks: events, ours, model=warm.name, as_json=False, raw=raw)
-            return
+    if not (as_json or grammar) and write_warm(
+        lambda warm, ours: warm.ask(message, ours, prompt), settings, raw=raw
+    ):
+        return
     llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
     session.grammar = grammar

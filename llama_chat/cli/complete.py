@@ -17,6 +17,7 @@ from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.receipts import Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, read_piped
+from llama_chat.cli.warm import write_warm
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
@@ -74,6 +75,16 @@ def complete(
         _preview(files, prompts, settings, through_template=through_template, as_json=as_json)
         return
     texts = [text for prompt in prompts for text in prompt.renders()]
+    if len(texts) == 1 and not (as_json or constraint or through_template):
+        own = with_prompt_file(settings, prompts[0])
+        if write_warm(
+            lambda warm, own: warm.complete(texts[0], own),
+            own,
+            raw=raw,
+            echo=texts[0] if echo else "",
+            fail_on_length=fail_on_length,
+        ):
+            return
     llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
     ours = [with_prompt_file(settings, prompt) for prompt in prompts]
     filled = zip(prompts, ours, strict=True)

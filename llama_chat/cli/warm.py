@@ -1,17 +1,19 @@
 """Answers of a server that is running already, in place of loading the model."""
 
+import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import PromptFile
+from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import model_path
 from llama_chat.errors import LlamaChatError, PromptTooLongError
-from llama_chat.generation.events import Event, Finish, Token, finish_of
+from llama_chat.generation.events import Event, Token, finish_of
 from llama_chat.server.client import ServerError, health, stream
 from llama_chat.server.sockets import default_socket
 from llama_chat.settings.definitions import SETTINGS
@@ -128,16 +130,42 @@ def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
     return None
 
 
-def answered_warm(events: Iterator[Event]) -> Iterator[Event] | None:
-    """Return the events with the first one received; None if the server went away before it."""
+def write_warm(
+    generate: Callable[[WarmModel, Settings], Iterator[Event]],
+    settings: Settings,
+    *,
+    raw: bool,
+    echo: str = "",
+    fail_on_length: bool = False,
+) -> bool:
+    """Write the answer of a running server; return False if there is none, or it went away.
+
+    Args:
+        generate: asks the server, with the settings that the model completes.
+        settings: the settings of the answer.
+        raw: write every character unchanged.
+        echo: text to write first.
+        fail_on_length: whether an answer cut off by a limit is an error.
+
+    Raises:
+        LlamaChatError: if the server refuses the request, or goes away within the answer.
+    """
+    warm = find(settings)
+    if warm is None:
+        return False
+    settings = warm.settings(settings)
+    events = generate(warm, settings)
     try:
         first = next(events)
     except LostServer:
-        return None
-
-    def all_events() -> Iterator[Event]:
-        yield first
-        if not isinstance(first, Finish):
-            yield from events
-
-    return all_events()
+        return False
+    write_answer(
+        lambda hooks: itertools.chain([first], events),
+        settings,
+        model=warm.name,
+        as_json=False,
+        raw=raw,
+        echo=echo,
+        fail_on_length=fail_on_length,
+    )
+    return True

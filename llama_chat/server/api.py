@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import LlamaChatError, unexpected
 from llama_chat.generation.events import Event, Finish
 from llama_chat.server.metrics import metrics_text
 from llama_chat.server.prompts import Prompts
@@ -64,7 +64,8 @@ class Api:
             Route("/health", self._health),
             Route("/metrics", self._metrics),
         ]
-        return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found})
+        handlers: Any = {404: _not_found, 405: _not_found, Exception: _unexpected}
+        return Starlette(routes=routes, exception_handlers=handlers)
 
     def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
         """Return a handler that turns every failure into an answer."""
@@ -275,7 +276,8 @@ async def _read(request: Request, kind: type[Body]) -> Body:
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        all_found = error.errors(include_url=False, include_input=False, include_context=False)
+        found = max(all_found, key=lambda each: len(each["loc"]))  # of all that it might be
         where = ".".join(map(str, found["loc"]))[:200]
         raise _invalid(f"{where or 'body'}: {found['msg']}") from None
     except RecursionError:
@@ -284,6 +286,10 @@ async def _read(request: Request, kind: type[Body]) -> Body:
 
 def _sse(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=True)}\n\n"
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return JSONResponse(error_body(unexpected(error), "server_error"), 500)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

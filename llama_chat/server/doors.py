@@ -66,7 +66,7 @@ class Doors:
         began, status = time.monotonic(), 0
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         extra: list[tuple[bytes, bytes]] = []
-        body = _Body(receive, headers)
+        data = b""
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -79,12 +79,13 @@ class Doors:
                 raise ConnectionResetError from None
 
         try:
-            if scope.get("server") is not None:  # not through the socket file
+            if not _is_through_file(scope):
                 extra += self._check(headers)
             if scope["method"] == "OPTIONS" and extra:
                 await _answer(send_on, 204, None)
             else:
-                await self._app(scope, body.receive, send_on)
+                data = await _read_body(receive, headers)
+                await self._app(scope, _with_body(data, receive), send_on)
         except _Refused as refused:
             if not status:
                 kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
@@ -93,7 +94,7 @@ class Doors:
             pass
         finally:
             line = f"{scope['method']} {scope['path']} {status} {time.monotonic() - began:.2f} s"
-            prompts = f" {bytes(body.data)!r}" if self._logs_bodies else ""
+            prompts = f" {data!r}" if self._logs_bodies else ""
             self._log(line + prompts)
 
     def _check(self, headers: dict[str, bytes]) -> list[tuple[bytes, bytes]]:
@@ -125,33 +126,44 @@ class Doors:
         ]
 
 
-class _Body:
-    """The body of a request, read within limits."""
+def _is_through_file(scope: Scope) -> bool:
+    """True if a request came through the socket file, which has no port."""
+    server = scope.get("server")
+    return server is None or server[1] is None
 
-    def __init__(self, receive: Receive, headers: dict[str, bytes]) -> None:
-        self.data = bytearray()
-        self._receive = receive
-        self._is_complete = False
-        length = headers.get("content-length", b"0")
-        self._is_too_large = not length.isdigit() or int(length) > MAX_BODY_BYTES
 
-    async def receive(self) -> Message:
-        """Receive a message of the body, or later the end of the connection."""
-        if self._is_complete:
-            return await self._receive()
-        if self._is_too_large:
-            raise _Refused(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+async def _read_body(receive: Receive, headers: dict[str, bytes]) -> bytes:
+    """Read the whole body of a request.
+
+    Raises:
+        _Refused: if it is too large, or does not come.
+        ConnectionResetError: if the client has gone.
+    """
+    length = headers.get("content-length", b"0")
+    data = bytearray()
+    is_too_large = not length.isdigit() or int(length) > MAX_BODY_BYTES
+    while not is_too_large:
         try:
-            message = await asyncio.wait_for(self._receive(), BODY_PATIENCE_S)
+            message = await asyncio.wait_for(receive(), BODY_PATIENCE_S)
         except TimeoutError:
             raise _Refused(408, "the body does not come") from None
-        if message["type"] == "http.request":
-            self.data += message.get("body", b"")
-            self._is_too_large = len(self.data) > MAX_BODY_BYTES
-            self._is_complete = not message.get("more_body", False)
-            if self._is_too_large:
-                return await self.receive()
-        return message
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
+        data += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(data)
+        is_too_large = len(data) > MAX_BODY_BYTES
+    raise _Refused(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+
+
+def _with_body(data: bytes, receive: Receive) -> Receive:
+    """Return a function that receives ``data``, and later the end of the connection."""
+    messages: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
+
+    async def receive_next() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_next
 
 
 async def _answer(send: Send, status: int, body: dict[str, Any] | None) -> None:

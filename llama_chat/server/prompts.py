@@ -51,6 +51,7 @@ class Prompts:
         if len(ids) >= self._llama.context:
             raise prompt_too_long(len(ids), self._llama.context)
         continues = messages[-1].role == "assistant"
+        form = body.response_format
         return [
             Request(
                 ids,
@@ -59,6 +60,7 @@ class Prompts:
                 self._settings.stop if body.stop is None else body.stop,
                 self._template.end_ids,
                 leading="keep" if continues else "strip",
+                grammar=None if form is None else form.grammar(),
             )
             for sampler in self._samplers(body)
         ]

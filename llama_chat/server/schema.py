@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from llama_chat.errors import UsageError
+from llama_chat.generation.constraints import Grammar
+
 MAX_CHOICES = 16
 """Most continuations of one prompt that a request may ask for."""
 
@@ -77,10 +80,31 @@ class ChatMessage(_Body):
         return "".join(part.text for part in self.content)
 
 
+class _Schema(_Body):
+    """A JSON schema with a name."""
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class ResponseFormat(_Body):
     """Form of a reply."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+    def grammar(self) -> Grammar | None:
+        """Return what the reply must meet.
+
+        Raises:
+            UsageError: if the schema is missing, or none.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Grammar.json_schema({"type": "object"})
+        if self.json_schema is None:
+            raise UsageError("response_format", "it has no json_schema", "add it")
+        return Grammar.json_schema(self.json_schema.schema_)
 
 
 class ChatRequest(_Generation):

@@ -1,0 +1,155 @@
+"""``llama-chat serve``: its start, its end, and the commands that use it."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.process import cold
+from harness.program import Program, Result, assert_clean_error, run
+from llama_chat.server import client
+from tests.servers import Server, running_server
+from tests.test_server import HELLO, post, request
+
+FLAGS = ("--temperature", "0", "--max-tokens", "6", "-v")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path, gguf_model: Path) -> Iterator[Server]:
+    with running_server(home, gguf_model) as running:
+        yield running
+
+
+def ask(server: Server, home: Path, model: Path, *flags: str) -> Result:
+    arguments = ("ask", "the cat", "-m", str(model), *FLAGS, *flags)
+    return run(*arguments, home=home, XDG_RUNTIME_DIR=server.runtime)
+
+
+def test_a_running_server_answers_as_the_model_here_does(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    warm, here = ask(server, home, gguf_model), ask(server, home, gguf_model, "--no-server")
+    assert "answered by the server" in warm.err
+    assert "answered by the server" not in here.err
+    assert warm.out == here.out != ""
+    assert "cut off after 6 tokens" in warm.err
+    (home / "a.txt").write_text("the hat")
+    arguments = ("complete", home / "a.txt", "-m", gguf_model, *FLAGS, "--echo")
+    warm = run(*arguments, home=home, XDG_RUNTIME_DIR=server.runtime)
+    assert "answered by the server" in warm.err
+    assert warm.out == run(*arguments, "--no-server", home=home).out
+
+
+def test_a_client_of_the_server_imports_no_torch(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    code = (
+        "import sys; from llama_chat.cli.app import run; "
+        f"status = run(['ask', 'the cat', '-m', {str(gguf_model)!r}, '-q', '--max-tokens', '3']); "
+        "print([name for name in ('torch', 'numpy') if name in sys.modules], status)"
+    )
+    command = (sys.executable, "-c", code)
+    with cold(), Program(home=home, command=command, XDG_RUNTIME_DIR=server.runtime) as process:
+        out, err = process.communicate()
+    assert out.decode().endswith("[] 0\n"), (out, err)
+
+
+def test_another_model_or_setting_is_loaded_here(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    done = ask(server, home, gguf_model, "--context", "128")
+    assert done.status == 0
+    assert "another model or other settings" in done.err
+
+
+def test_errors_of_the_server_are_those_of_the_command(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    arguments = ("ask", "cat " * 900, "-m", gguf_model, "-q")
+    for flags in ((), ("--no-server",)):
+        done = run(*arguments, *flags, home=home, XDG_RUNTIME_DIR=server.runtime)
+        assert_clean_error(done, 4, "context of 512")
+
+
+def test_status_and_a_second_server(server: Server, home: Path, gguf_model: Path) -> None:
+    shown = run("serve", "status", home=home, XDG_RUNTIME_DIR=server.runtime)
+    assert json.loads(shown.out)["model"] == "random"
+    second = run("serve", "-m", gguf_model, home=home, XDG_RUNTIME_DIR=server.runtime)
+    assert_clean_error(second, 2, "a server is running there already")
+
+
+def test_a_socket_of_a_dead_server_is_taken_over(home: Path, gguf_model: Path) -> None:
+    with running_server(home, gguf_model) as first:
+        first.process.kill()
+        first.process.wait(10)
+        assert first.socket.exists()
+        missing = run("serve", "status", home=home, XDG_RUNTIME_DIR=first.runtime)
+        assert_clean_error(missing, 1, "none is running")
+        arguments = ("serve", "-m", str(gguf_model))
+        with Program(*arguments, home=home, XDG_RUNTIME_DIR=first.runtime) as process:
+            assert b"answers on" in process.stderr.readline()
+            assert client.health(first.socket) is not None
+            stopped = run("serve", "stop", home=home, XDG_RUNTIME_DIR=first.runtime)
+            assert stopped.status == 0
+            assert process.wait(10) == 0
+        assert not first.socket.exists()
+
+
+def test_running_answers_end_before_the_server_does(home: Path, gguf_model: Path) -> None:
+    with running_server(home, gguf_model, "--grace", "30s") as server:
+        body = {"messages": HELLO, "max_tokens": 400}
+        events = client.stream(server.socket, "/v1/chat/completions", body)
+        next(events)
+        os.kill(int(client.health(server.socket)["pid"]), signal.SIGTERM)  # type: ignore[index]
+        chunks = list(events)
+        assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+        assert server.process.wait(10) == 0
+        assert not server.socket.exists()
+
+
+def test_a_server_ends_when_it_is_idle(home: Path, gguf_model: Path) -> None:
+    with running_server(home, gguf_model, "--idle", "0.2s") as server:
+        assert server.process.wait(20) == 0
+
+
+def test_a_key_is_needed_for_other_addresses_and_checked(home: Path, gguf_model: Path) -> None:
+    refused = run("serve", "-m", gguf_model, "--host", "0.0.0.0", home=home)
+    assert_clean_error(refused, 2, "others can reach that address")
+    with running_server(home, gguf_model, "--api-key", "secret") as server:
+        assert request(server, "GET", "/health")[0] == 401
+        assert request(server, "GET", "/v1/models", Authorization="Bearer secret2")[0] == 401
+        status, _ = request(server, "GET", "/v1/models", Authorization="Bearer secret")
+        assert status == 200
+        assert client.health(server.socket) is not None  # its owner needs none
+
+
+def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
+    with running_server(home, gguf_model, "--max-requests", "1") as server:
+        body = {"messages": HELLO, "max_tokens": 400}
+        events = client.stream(server.socket, "/v1/chat/completions", body)
+        next(events)
+        status, answer = post(server, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})
+        assert status == 429
+        assert answer["error"]["type"] == "rate_limit_error"
+        list(events)
+
+
+def test_keep_warm_starts_a_server_that_ends(home: Path, gguf_model: Path) -> None:
+    runtime = home / "r"
+    runtime.mkdir()
+    arguments = ("ask", "the cat", "-m", str(gguf_model), *FLAGS, "--keep-warm", "1s")
+    with cold():
+        first = run(*arguments, home=home, XDG_RUNTIME_DIR=str(runtime))
+    assert "answered by the server" in first.err
+    found = client.health(runtime / "llama-chat/server.sock")
+    if found is not None:
+        run("serve", "stop", home=home, XDG_RUNTIME_DIR=str(runtime))
