@@ -15,7 +15,6 @@ from typing import Any
 
 import typer
 
-from llama_chat.chat import store
 from llama_chat.chat.prompt_files import list_prompts
 from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
 from llama_chat.library import installed_models, starter
@@ -148,6 +147,8 @@ def _own_models() -> Iterator[Suggestion]:
 
 
 def _conversations() -> Iterator[Suggestion]:
+    from llama_chat.chat import store  # every command imports this module
+
     for name in store.names():
         yield name, ""
 
