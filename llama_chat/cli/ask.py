@@ -7,6 +7,14 @@ from typing import Annotated
 import typer
 
 from llama_chat.cli.answering import write_answer
+from llama_chat.cli.choosing import (
+    Among,
+    Choices,
+    ChoicesFile,
+    NormalizeBy,
+    read_choices,
+    write_choice,
+)
 from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
 from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
@@ -49,6 +57,9 @@ def ask(
     regex: Regex = None,
     grammar: GrammarFile = None,
     logprobs: Logprobs = 0,
+    choices: Choices = None,
+    choices_file: ChoicesFile = None,
+    normalize: NormalizeBy = "none",
 ) -> None:
     """Answer one question through the chat template; or many, each in a line of stdin.
 
@@ -57,8 +68,10 @@ def ask(
     """
     constraint = read_grammar(json_schema, regex, grammar)
     options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
+    texts = read_choices(choices, choices_file, normalize, has_grammar=constraint is not None)
+    among = Among(texts, normalize) if texts else None
     if options.apply():
-        answer_lines(question, settings, Slots(variables), options, grammar=constraint)
+        answer_lines(question, settings, Slots(variables), options, grammar=constraint, among=among)
         return
     answer(
         question,
@@ -69,6 +82,7 @@ def ask(
         raw=raw,
         dry_run=dry_run,
         logprobs=logprobs,
+        among=among,
     )
 
 
@@ -110,6 +124,7 @@ def answer(
     raw: bool = False,
     dry_run: bool = False,
     logprobs: int = 0,
+    among: Among | None = None,
 ) -> None:
     """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
     check_logprobs(logprobs, as_json=as_json)
@@ -123,13 +138,16 @@ def answer(
 
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
-    if not (as_json or grammar) and write_warm(
+    if not (as_json or grammar or among) and write_warm(
         lambda warm, ours: warm.ask(message, ours, prompt), settings, raw=raw
     ):
         return
     llama, settings = load_model(settings, [message.strip()])
     session = new_session(llama, settings, prompt, streams.warn)
     session.grammar = grammar
+    if among is not None:
+        write_choice(session, message, among, settings, llama.name, as_json=as_json, raw=raw)
+        return
     write_answer(
         lambda hooks: session.send(message, hooks),
         settings,

@@ -12,6 +12,7 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.chat.prompt_slots import slot_names
 from llama_chat.cli.answering import answer_json
+from llama_chat.cli.choosing import Among, choice_json
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
 from llama_chat.cli.slots import Slots
@@ -21,7 +22,7 @@ from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Finish
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.progress import progress
+from llama_chat.terminal.progress import Report, progress
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
@@ -85,6 +86,7 @@ def answer_lines(
     options: LineOptions,
     *,
     grammar: Grammar | None = None,
+    among: Among | None = None,
     fail_on_length: bool = False,
 ) -> None:
     """Answer each line of stdin, with the ``question`` after it if there is one.
@@ -101,12 +103,11 @@ def answer_lines(
     lines = Lines()
     llama, settings = load_model(settings)
     notify = streams.warn if settings.verbose else None
-    run = _Run(llama, settings, prompt, slots, question or "", options, answered, grammar)
+    run = _Run(llama, settings, prompt, slots, question or "", options, answered, grammar, among)
     scheduler = llama.scheduler(settings.parallel, notify=notify)
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
-            for n_done in run.answer(scheduler, lines):
-                report(n_done, max(lines.total - len(answered), 0))
+            run.answer(scheduler, lines, report)
         finally:
             run.answers.write_complete()
     run.report_end(fail_on_length)
@@ -179,22 +180,23 @@ class _Run:
         options: LineOptions,
         answered: set[int],
         grammar: Grammar | None,
+        among: Among | None,
     ) -> None:
         self.answers = _Answers(unordered=options.unordered)
         self._llama, self._settings, self._prompt, self._slots = llama, settings, prompt, slots
         self._question, self._options, self._answered = question, options, answered
-        self._grammar = grammar
+        self._grammar, self._among = grammar, among
         self._has_slots = prompt is not None and not slot_names(prompt) <= slots.values.keys()
         self._session = None if self._has_slots else self._new_session(prompt)
         self._texts: dict[int, str] = {}
         """Text so far of each answer, by the number of its line."""
         self._n_failed = self._n_cut = self._n_done = 0
 
-    def answer(self, scheduler: "Scheduler", lines: Lines) -> Iterator[int]:
-        """Answer the lines; yields the number of answers so far, after each."""
+    def answer(self, scheduler: "Scheduler", lines: Lines, report: Report) -> None:
+        """Answer the lines, and report the number of answers after each."""
         from llama_chat.generation.batch import generate_all
 
-        for record, event in generate_all(scheduler, self._requests(scheduler, lines)):
+        for record, event in generate_all(scheduler, self._requests(scheduler, lines, report)):
             if isinstance(event, LlamaChatError):
                 self._fail(record.line, record.keys, event)
             else:
@@ -205,11 +207,14 @@ class _Run:
                 self._n_cut += event.reason in ("length", "context")
                 found = answer_json(text, event, self._llama.name)
                 self.answers.complete(record.line, {**record.keys, **found})
-            self._n_done += 1
-            yield self._n_done
+            self._count(lines, report)
+
+    def _count(self, lines: Lines, report: Report) -> None:
+        self._n_done += 1
+        report(self._n_done, max(lines.total - len(self._answered), 0))
 
     def _requests(
-        self, scheduler: "Scheduler", lines: Lines
+        self, scheduler: "Scheduler", lines: Lines, report: Report
     ) -> "Iterator[tuple[Record, Request] | None]":
         """Yield the lines that can be answered; see ``generate_all``."""
         for arrived in lines(lambda: scheduler.n_running + scheduler.n_waiting > 0):
@@ -225,16 +230,27 @@ class _Run:
                 if record is None:
                     continue
                 keys = record.keys
-                request = self._request(record)
+                session, message = self._question_of(record)
+                if self._among is not None:
+                    self._choose(record, session, message, self._among)
+                    self._count(lines, report)
+                    continue
+                request = session.request(message)
             except LlamaChatError as error:
                 self.answers.begin(number)
                 self._fail(number, keys, error)
-                self._n_done += 1
+                self._count(lines, report)
             else:
                 self.answers.begin(number)
                 yield record, request
 
-    def _request(self, record: Record) -> "Request":
+    def _choose(self, record: Record, session: "ChatSession", message: str, among: Among) -> None:
+        """Answer a line with one of the given replies."""
+        found = choice_json(session, message, among, self._llama.name)
+        self.answers.begin(record.line)
+        self.answers.complete(record.line, {**record.keys, **found})
+
+    def _question_of(self, record: Record) -> "tuple[ChatSession, str]":
         parts = [part for part in (record.question, self._question) if part.strip()]
         if not parts:
             raise UsageError("record", "it has no question", 'write {"question": "…"}')
@@ -243,7 +259,7 @@ class _Run:
             session = self._new_session(self._slots.fill(self._prompt, record.values))
         if session is None:
             raise RuntimeError("a prompt without slots has one session")
-        return session.request("\n\n".join(parts))
+        return session, "\n\n".join(parts)
 
     def _new_session(self, prompt: PromptFile | None) -> "ChatSession":
         settings = with_prompt_file(self._settings, prompt)

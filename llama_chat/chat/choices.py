@@ -1,0 +1,84 @@
+"""A choice between given replies, by the probability that the model gives to each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llama_chat.chat.conversation import Message
+from llama_chat.chat.session import ChatSession
+from llama_chat.errors import UsageError
+from llama_chat.generation.choices import Scored, score
+from llama_chat.generation.events import Hooks
+
+Normalize = Literal["none", "length"]
+"""Score of a reply: the logarithm of its probability, or that divided by its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A reply that could be chosen."""
+
+    text: str
+    scored: Scored
+    probability: float
+    """Probability among the choices alone."""
+
+
+def choose(
+    session: ChatSession,
+    message: str,
+    texts: Sequence[str],
+    normalize: Normalize = "none",
+    hooks: Hooks | None = None,
+) -> list[Choice]:
+    """Score replies to a message, each with the end of the turn, most likely first.
+
+    Nothing is added to the conversation.
+
+    Raises:
+        UsageError: if there are none, or two are the same.
+        PromptTooLongError: if the message does not fit with one of them.
+    """
+    check_choices(texts)
+    prompt = session.request(message).ids
+    continuations = [_reply_ids(session, message, text, prompt) for text in texts]
+    scored = score(session.engine, prompt, continuations, hooks)
+    scores = [each.logprob / (len(each.ids) if normalize == "length" else 1) for each in scored]
+    highest = max(scores)
+    weights = [math.exp(each - highest) for each in scores]
+    found = [
+        Choice(text, each, weight / sum(weights))
+        for text, each, weight in zip(texts, scored, weights, strict=True)
+    ]
+    return sorted(found, key=lambda choice: choice.probability, reverse=True)
+
+
+def check_choices(texts: Sequence[str]) -> None:
+    """Check that there is something to choose from.
+
+    Raises:
+        UsageError: if there is nothing, an empty text, or the same twice.
+    """
+    if not texts:
+        raise UsageError("choices", "there are none", "write --choices yes,no")
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise UsageError("choices", "one is empty", "leave it out")
+        if text in texts[:i]:
+            raise UsageError("choices", f"{text!r} is given twice", "leave one out")
+
+
+def _reply_ids(
+    session: ChatSession, message: str, text: str, prompt: Sequence[int]
+) -> Sequence[int]:
+    """Encode a reply as the model would write it, up to its end token if there is one."""
+    reply = Message("assistant", text, session.template.encode_reply(text))
+    asked = session.conversation.messages()
+    whole = session.template.render([*asked, Message("user", message), reply])
+    ids = list(reply.ids or ())
+    ends = session.engine.end_ids | session.template.end_ids
+    for token_id in whole[len(prompt) + len(ids) :]:
+        if token_id in ends:
+            return [*ids, token_id]
+    return ids

@@ -1,0 +1,136 @@
+"""``--choices``: the likeliest of given replies, in place of a generated one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llama_chat.errors import UsageError
+from llama_chat.files import MAX_PROMPT_BYTES, expand_user, read_text
+from llama_chat.generation.events import Hooks
+from llama_chat.settings.settings import Settings
+from llama_chat.terminal import streams
+from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.streams import AnswerWriter
+
+if TYPE_CHECKING:
+    from llama_chat.chat.choices import Normalize
+    from llama_chat.chat.session import ChatSession
+
+_CHOICES = "Choices"
+
+Choices = Annotated[
+    str | None,
+    typer.Option(
+        "--choices",
+        metavar="A,B,…",
+        help="Answer with the likeliest of these replies.",
+        rich_help_panel=_CHOICES,
+    ),
+]
+ChoicesFile = Annotated[
+    str | None,
+    typer.Option(
+        "--choices-file",
+        metavar="FILE",
+        help="The same, with a reply in each line.",
+        rich_help_panel=_CHOICES,
+    ),
+]
+NormalizeBy = Annotated[
+    str,
+    typer.Option(
+        "--normalize",
+        metavar="none|length",
+        help="Compare log-probabilities, or those divided by the tokens.",
+        rich_help_panel=_CHOICES,
+    ),
+]
+
+
+def read_choices(
+    choices: str | None, file: str | None, normalize: str, *, has_grammar: bool
+) -> list[str]:
+    """Return the replies to choose from; empty if a reply is to be generated.
+
+    Raises:
+        UsageError: if they are given twice, with a grammar, or cannot be read.
+    """
+    if normalize not in ("none", "length"):
+        raise UsageError(f"--normalize {normalize!r}", "unknown", "choose none or length")
+    if choices is None and file is None:
+        return []
+    if has_grammar or (choices is not None and file is not None):
+        other = "a grammar" if has_grammar else "--choices-file"
+        raise UsageError("--choices", f"given together with {other}", "choose one of them")
+    if choices is not None:
+        texts = [text.strip() for text in choices.split(",")]
+    else:
+        path = expand_user(file or "")
+        text = read_text(path, f"choices {str(path)!r}", "name a file of lines", MAX_PROMPT_BYTES)
+        texts = [line.strip() for line in text.splitlines() if line.strip()]
+    from llama_chat.chat.choices import check_choices
+
+    check_choices(texts)
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """Replies to choose from."""
+
+    texts: Sequence[str]
+    normalize: str
+
+
+def choice_json(
+    session: "ChatSession", message: str, among: Among, model: str, hooks: Hooks | None = None
+) -> dict[str, Any]:
+    """Score replies to a message; returns what ``--json`` writes."""
+    from llama_chat.chat.choices import choose
+
+    normalize: Normalize = "length" if among.normalize == "length" else "none"
+    found = choose(session, message, among.texts, normalize, hooks)
+    piece = session.engine.tokenizer.piece
+    return {
+        "text": found[0].text,
+        "choices": [
+            {
+                "text": choice.text,
+                "probability": round(choice.probability, 6),
+                "logprob": round(choice.scored.logprob, 6),
+                "tokens": [
+                    {"id": token_id, "piece": piece(token_id), "logprob": round(logprob, 6)}
+                    for token_id, logprob in zip(
+                        choice.scored.ids, choice.scored.logprobs, strict=True
+                    )
+                ],
+            }
+            for choice in found
+        ],
+        "cached_tokens": session.engine.n_reused,
+        "model": model,
+    }
+
+
+def write_choice(
+    session: "ChatSession",
+    message: str,
+    among: Among,
+    settings: Settings,
+    model: str,
+    *,
+    as_json: bool,
+    raw: bool,
+) -> None:
+    """Write the likeliest of the replies."""
+    writer = AnswerWriter(raw=raw or as_json)
+    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=settings.plain) as on_prefill:
+        hooks = Hooks(on_prefill=on_prefill)
+        found = choice_json(session, message, among, model, hooks)
+    if as_json:
+        streams.write_json(found)
+    else:
+        writer.write(found["text"])
+        writer.finish()

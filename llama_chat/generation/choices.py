@@ -1,0 +1,80 @@
+"""Scores of given continuations: how likely the model is to write each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_chat.errors import ModelError
+from llama_chat.generation.backend import Extension
+from llama_chat.generation.engine import Engine, prompt_too_long
+from llama_chat.generation.events import Hooks
+
+_MAX_TOKENS = 512
+"""Most tokens of continuations in one pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A continuation with the natural logarithm of the probability of each of its tokens."""
+
+    ids: Sequence[int]
+    logprobs: Sequence[float]
+
+    @property
+    def logprob(self) -> float:
+        """Logarithm of the probability of all of it."""
+        return sum(self.logprobs)
+
+
+@torch.inference_mode()
+def score(
+    engine: Engine,
+    ids: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    hooks: Hooks | None = None,
+) -> list[Scored]:
+    """Score continuations of ``ids``, each at least one token.
+
+    The prompt is evaluated once, and the continuations together, on caches that share its rows.
+
+    Raises:
+        PromptTooLongError: if one does not fit in the context.
+        ModelError: if the logits are not finite.
+        InterruptedForward: if ``hooks`` stop it.
+    """
+    longest = max(map(len, continuations))
+    if len(ids) + longest > engine.context:
+        raise prompt_too_long(len(ids) + longest, engine.context)
+    first = _logprobs(engine.prefill(ids, hooks).unsqueeze(0))
+    scored = [[float(first[0, each[0]])] for each in continuations]
+    left = [i for i, each in enumerate(continuations) if len(each) > 1]
+    while left:
+        batch = [left.pop(0)]
+        n_tokens = len(continuations[batch[0]])
+        while left and n_tokens + len(continuations[left[0]]) <= _MAX_TOKENS:
+            n_tokens += len(continuations[left[0]])
+            batch.append(left.pop(0))
+        extensions = [
+            Extension(continuations[i][:-1], engine.cache.fork(len(ids)), len(continuations[i]) - 1)
+            for i in batch
+        ]
+        should_stop = None if hooks is None else hooks.should_stop
+        found = engine.backend.forward_batch(extensions, should_stop)
+        for i, logits in zip(batch, found, strict=True):
+            following = torch.tensor(continuations[i][1:]).unsqueeze(1)
+            scored[i] += _logprobs(logits).gather(1, following).squeeze(1).tolist()
+    return [Scored(*each) for each in zip(continuations, scored, strict=True)]
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    """Return log-probabilities for logits ``(n, vocab_size)``."""
+    found = logits.float().cpu().log_softmax(-1)
+    if not found.isfinite().any(-1).all():
+        raise ModelError(
+            "model",
+            "its output is not a number",
+            "use --dtype float32; if that does not help the weights are damaged",
+        )
+    return found
