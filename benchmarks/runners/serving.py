@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 
 class Runner(Protocol):
@@ -22,6 +22,13 @@ class Runner(Protocol):
 
     def truncate(self, length: int) -> None:
         """Trim the cache to ``length`` tokens."""
+
+
+class Batching(Protocol):
+    """Loaded model that can compute several sequences at once."""
+
+    def decode_together(self, prompts: Sequence[Sequence[int]], n: int) -> float:
+        """Prefill the prompts, and return the seconds that ``n`` further tokens of all take."""
 
 
 class _Tasks:
@@ -56,6 +63,11 @@ class _Tasks:
             self.hold(self.length + 1)
         return {"seconds": time.perf_counter() - began}
 
+    def together(self, n_sequences: int, n_before: int, n: int) -> dict[str, float]:
+        """Time decoding ``n`` tokens of each of several sequences at once, after ``n_before``."""
+        prompts = [self.ids[i * n_before : (i + 1) * n_before] for i in range(n_sequences)]
+        return {"seconds": cast("Batching", self.runner).decode_together(prompts, n)}
+
     def logits(self, ids: Sequence[int], step: int, to: str) -> dict[str, int]:
         """Read ``ids`` into an empty cache, ``step`` at a time; appends their logits to a file."""
         self.hold(0)
@@ -70,8 +82,8 @@ def serve(make: Callable[..., Runner]) -> None:
     """Load a model and answer requests until stdin ends.
 
     The command line holds the model, the context in tokens, the threads, and a JSON object of
-    further options for ``make``. A request is ``{"do": "prefill" | "decode" | "logits", …}`` with
-    its arguments.
+    further options for ``make``. A request is ``{"do": TASK, …}`` with the arguments of a method of
+    ``_Tasks``.
     """
     path, context, threads, options = sys.argv[1:]
     tasks = _Tasks(make(path, int(context), int(threads), **json.loads(options)))

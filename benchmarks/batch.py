@@ -1,0 +1,68 @@
+"""Speed of decoding many sequences at once, beside llama.cpp on the same file.
+
+    python -m benchmarks.batch MODEL [--llama-cpp PYTHON] [--sequences 1 2 4 8 16 32]
+        [--prompt 100] [--new 32] [--rounds 5] [--threads 2] [--markdown]
+
+Every sequence has a prompt of its own of random tokens. In each round each program in turn decodes
+``--new`` tokens of all of them: ours with its scheduler, sampling greedily; llama.cpp in one batch
+of its low-level interface, sampling nothing. It prints medians of tokens per second over all
+sequences, and the median of the ratios within a round.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.programs import OURS, Program, add_options, interpreters, start
+
+Speeds = dict[str, list[float]]
+"""Tokens per second of each program, round by round."""
+
+
+def race(programs: Sequence[Program], n: int, n_before: int, n_new: int, rounds: int) -> Speeds:
+    """Measure ``n`` sequences in some rounds, after one that warms up."""
+    speeds: Speeds = {program.name: [] for program in programs}
+    for _ in range(rounds + 1):
+        for program in programs:
+            asked = {"n_sequences": n, "n_before": n_before, "n": n_new}
+            speeds[program.name].append(n * n_new / program.ask("together", **asked)["seconds"])
+    return {name: found[1:] for name, found in speeds.items()}
+
+
+def main() -> None:
+    """Measure all numbers of sequences, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model", type=Path)
+    add_options(parser)
+    parser.add_argument("--sequences", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--prompt", type=int, default=100, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=32, help="tokens to decode of each")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    context = 2 * (options.prompt + options.new)
+    with ExitStack() as stack:
+        programs = [
+            stack.enter_context(
+                start(name, python, options.model, context=context, threads=options.threads)
+            )
+            for name, python in interpreters(options).items()
+        ]
+        print(f"{options.model.name}, {options.threads} threads, {options.rounds} rounds")
+        alone = None
+        for n in options.sequences:
+            speeds = race(programs, n, options.prompt, options.new, options.rounds)
+            medians = {name: statistics.median(found) for name, found in speeds.items()}
+            alone = alone or medians[OURS]
+            cells = [f"{name} {speed:8.2f} tok/s" for name, speed in medians.items()]
+            cells.append(f"{medians[OURS] / alone:.2f} x one")
+            for name, theirs in speeds.items():
+                if name != OURS:
+                    ratios = [a / b for a, b in zip(speeds[OURS], theirs, strict=True)]
+                    cells.append(f"{statistics.median(ratios):.2f} x {name}")
+            print(f"{n:3d} sequences  " + "  ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
