@@ -32,6 +32,7 @@ BAD = {
     "a schema's folder": (("--json-schema", "."), "schema '.': is a directory"),
     "a large schema": (("--json-schema", "large.json"), "larger than 1 MiB"),
     "grammar": (("--grammar", "schema.json"), "grammar: "),
+    "no text": (("--json-schema", '{"$ref": "#"}'), "JSON schema: no text can meet it"),
     "device": (("--grammar", "/dev/zero"), "not a file"),
     "two": (("--regex", "a", "--json-schema", "{}"), "--json-schema: --regex is given too"),
 }
@@ -87,11 +88,6 @@ def test_a_grammar_that_cannot_be_met_within_the_limit_says_so(
     assert (failed.status, failed.out.strip().isdecimal()) == (5, True)
     assert f"error: {why}" in failed.err
     assert "meets_grammar" not in run(*flags[:4], "--json", home=folder, stdin=b"1").out
-
-
-def test_what_no_text_can_meet_is_an_error(gguf_model: Path, folder: Path) -> None:
-    done = run("ask", "hi", "-m", gguf_model, "--json-schema", '{"$ref": "#"}', home=folder)
-    assert_clean_error(done, 1, "JSON schema: no text of this vocabulary can meet it")
 
 
 def test_the_chat_has_none(folder: Path) -> None:
