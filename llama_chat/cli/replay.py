@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from llama_chat.llama import Llama
 
 
-@takes("model", "model_paths", *LOAD_SETTINGS, "quiet", "verbose", "plain")
+@takes("model", "model_paths", *LOAD_SETTINGS, "quiet", "plain")
 def replay(
     settings: Settings,
-    file: Annotated[str, typer.Argument(metavar="RECEIPT.json", help="What --json wrote.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.json|-", help="What --json wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per receipt.")] = False,
 ) -> None:
     """Write an answer again from its receipt, and say where it differs.
@@ -30,7 +30,7 @@ def replay(
     The model is loaded as it was then, except for what flags say. Of a file with several lines each
     is replayed.
     """
-    text = read_prompt_text(Path(file))
+    text = streams.read_stdin(prompt=False) if file == "-" else read_prompt_text(Path(file))
     lines = [line for line in text.splitlines() if line.strip()]
     many = len(lines) > 1
     receipts = [
