@@ -64,7 +64,8 @@ def test_every_kind_of_answer_is_reproduced(model: Path) -> None:
     shown = run("replay", write(model.parent, answers[0]), home=model.parent)
     assert shown.out.rstrip("\n") == sanitize_data(answers[0]["text"]).rstrip("\n")
     assert "the same 40 tokens again" in shown.err
-    piped = run("replay", "-", "-q", home=model.parent, stdin=json.dumps(answers[0]).encode())
+    indented = json.dumps(answers[0], indent=2).encode()
+    piped = run("replay", "-", "-q", home=model.parent, stdin=indented)
     assert (piped.status, piped.out, piped.err) == (0, shown.out, "")
 
 
