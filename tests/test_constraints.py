@@ -109,7 +109,7 @@ def test_every_kind_of_vocabulary_keeps_to_every_schema(tokenizers: list[Tokeniz
             assert valid(text, schema)
 
 
-@pytest.mark.parametrize("prompt", ["Once upon a time", "Answer with JSON: "])
+@pytest.mark.parametrize("prompt", ["Once upon a time", "Answer with JSON: ", "日本 🦙"])
 def test_what_a_model_writes_is_valid(prompt: str, stories: Llama) -> None:
     for seed, (name, schema) in enumerate(SCHEMAS.items()):
         events = list(
@@ -259,6 +259,7 @@ BAD = {
     '{"const": 0.12345678901234567}': "0.12345678901234566 has too many digits",
     '{"maximum": 1e-300}': "1e-300 has too many digits",
     '{"maximum": NaN}': "not JSON",
+    '{"$ref": "#"}': "no text can meet it",
     '{"$ref": "http://example.com/x"}': "not present",
     '{"$ref": "file:///etc/passwd"}': "not present",
     '{"type": "array", "items": ' * 2000 + "{}" + "}" * 2000: "not JSON",
@@ -286,6 +287,8 @@ def test_bad_grammars_are_one_short_line() -> None:
         assert str(caught.value).isprintable()
 
 
-def test_what_no_text_can_meet_says_so(stories: Llama) -> None:
-    with pytest.raises(LlamaChatError, match="no text of this vocabulary can meet it"):
-        tokens(stories, Grammar.json_schema({"$ref": "#"}))
+def test_what_no_text_of_a_vocabulary_can_meet_says_so(starter_model: Path) -> None:
+    llama = load(starter_model)
+    grammar = Grammar.regex("a\U00040000b")  # it lacks tokens for these bytes
+    with pytest.raises(LlamaChatError, match="no text can meet it"):
+        tokens(llama, grammar)

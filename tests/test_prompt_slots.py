@@ -5,16 +5,17 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.program import assert_clean_error, run
+from harness.program import COMMAND, assert_clean_error, run
 from harness.terminal import READY, Terminal
 from llama_chat import files
 from llama_chat.chat import prompt_slots
 from llama_chat.chat.prompt_files import load_prompt, raw_prompt
 from llama_chat.chat.prompt_slots import fill
 from llama_chat.errors import PromptTooLongError, UsageError
+from tests.conftest import ROOT
 
 VALUES = {
     "name": "Ada",
@@ -45,6 +46,7 @@ def test_slots_are_filled_and_all_else_stays(text: str) -> None:
     assert prompt.text == (text if expected is None else expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["{", "}", "{{", "}}", "name", "stdin", " ", "file:", "é"])))
 def test_a_value_is_never_looked_at_again(parts: list[str]) -> None:
     value = "".join(parts)
@@ -167,3 +169,16 @@ def test_the_chat_fills_slots_too(gguf_model: Path, tmp_path: Path) -> None:
         terminal.wait_for(READY)
         terminal.ask("/system", "system: Into French.")
         terminal.ask(f"/prompt {tmp_path}/other.toml", "there is no stdin for {{stdin}}")
+
+
+def test_a_text_piped_to_the_chat_fills_a_slot_instead_of_being_attached(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.toml").write_text('system = "Answer from this: {{stdin}}"')
+    (tmp_path / "text").write_text("the text\n")
+    command = ["sh", "-c", f'"$@" < {tmp_path}/text', "sh", *COMMAND]
+    flags = ("chat", "-m", gguf_model, "--prompt", tmp_path / "p.toml")
+    with Terminal(*flags, home=tmp_path, command=command, PYTHONPATH=str(ROOT)) as terminal:
+        terminal.wait_for(READY)
+        assert "attached" not in terminal.text
+        terminal.ask("/system", "system: Answer from this: the text")

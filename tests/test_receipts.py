@@ -65,6 +65,9 @@ def test_every_kind_of_answer_is_reproduced(model: Path) -> None:
     assert shown.out.rstrip("\n") == sanitize_data(answers[0]["text"]).rstrip("\n")
     n_tokens = len(answers[0]["receipt"]["ids"])
     assert f"the same {n_tokens} tokens again" in shown.err
+    indented = json.dumps(answers[0], indent=2).encode()
+    piped = run("replay", "-", "-q", home=model.parent, stdin=indented)
+    assert (piped.status, piped.out, piped.err) == (0, shown.out, "")
 
 
 def test_a_receipt_says_what_decided_the_answer(model: Path) -> None:

@@ -29,17 +29,17 @@ NAME = r"[^\W\d][\w.-]*"
 """Pattern of the names of slots."""
 
 _SLOT = re.compile(
-    r"(?P<escape>\{\{)?\{\{ *(?:file: *(?P<path>[^{}\s](?:[^{}\n]*[^{}\s])?)|(?P<name>"
-    + NAME
-    + r")) *\}\}"
+    r"\{\{ *(?:file: *(?P<path>[^{}\s](?:[^{}\n]*[^{}\s])?)|(?P<name>" + NAME + r")) *\}\}"
 )
-"""A slot; behind two more braces it stands for itself without them."""
+
+_ESCAPE = "{{"
+"""Behind these a slot is plain text, without them."""
 
 
 def slot_names(prompt: PromptFile) -> set[str]:
     """Return the names in the slots of a prompt file, ``stdin`` among them."""
-    slots = (slot for text in _texts(prompt) for slot in _SLOT.finditer(text))
-    return {slot["name"] for slot in slots if slot["name"] and not slot["escape"]}
+    slots = (slot for text in _texts(prompt) for slot, is_escaped in _slots(text) if not is_escaped)
+    return {slot["name"] for slot in slots if slot["name"]}
 
 
 def fill(
@@ -83,15 +83,24 @@ def _texts(prompt: PromptFile) -> Iterator[str]:
         yield from (example.user, example.assistant)
 
 
+def _slots(text: str) -> Iterator[tuple[re.Match[str], bool]]:
+    """Yield the slots in a text, each with whether it is escaped."""
+    done = 0
+    for slot in _SLOT.finditer(text):
+        yield slot, text.endswith(_ESCAPE, done, slot.start())
+        done = slot.end()
+
+
 def _fill(what: str, values: Mapping[str, str], read: Callable[[str], str], text: str) -> str:
     parts: list[str] = []
     done, left = 0, MAX_PROMPT_BYTES
-    for slot in _SLOT.finditer(text):
-        if slot["escape"]:
-            value = slot[0].removeprefix("{{")
+    for slot, is_escaped in _slots(text):
+        if is_escaped:
+            before, value = slot.start() - len(_ESCAPE), slot[0]
         else:
+            before = slot.start()
             value = read(slot["path"]) if slot["path"] else values[slot["name"]]
-        parts += [text[done : slot.start()], value]
+        parts += [text[done:before], value]
         done = slot.end()
         left -= len(value.encode("utf-8", "replace"))
         if left < 0:  # a few slots of a large text would fill the memory

@@ -10,6 +10,7 @@ from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes
 from llama_chat.cli.receipts import LOAD_SETTINGS, Receipt, parse_receipt
+from llama_chat.documents import parse_json
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from llama_chat.llama import Llama
 
 
-@takes("model", "model_paths", *LOAD_SETTINGS, "quiet", "verbose", "plain")
+@takes("model", "model_paths", *LOAD_SETTINGS, "quiet", "plain")
 def replay(
     settings: Settings,
-    file: Annotated[str, typer.Argument(metavar="RECEIPT.json", help="What --json wrote.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.json|-", help="What --json wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per receipt.")] = False,
 ) -> None:
     """Write an answer again from its receipt, and say where it differs.
@@ -30,15 +31,8 @@ def replay(
     The model is loaded as it was then, except for what flags say. Of a file with several lines each
     is replayed.
     """
-    text = read_prompt_text(Path(file))
-    lines = [line for line in text.splitlines() if line.strip()]
-    many = len(lines) > 1
-    receipts = [
-        parse_receipt(line, f"receipt {file!r}" + (f", line {n}" if many else ""))
-        for n, line in enumerate(lines, 1)
-    ]
-    if not receipts:
-        raise UsageError(f"receipt {file!r}", "it is empty", "give what --json wrote")
+    text = streams.read_stdin(prompt=False) if file == "-" else read_prompt_text(Path(file))
+    receipts = _parse(text, f"receipt {file!r}")
     llama, loaded = None, None
     first_error: LlamaChatError | None = None
     for receipt in receipts:
@@ -52,9 +46,31 @@ def replay(
         raise first_error
 
 
+def _parse(text: str, where: str) -> list[Receipt]:
+    """Read one receipt, which may be indented, or one in each line.
+
+    Raises:
+        UsageError: if one is damaged, or there is none.
+    """
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UsageError(where, "it is empty", "give what --json wrote")
+    if len(lines) == 1 or _is_json(text):
+        return [parse_receipt(text, where)]
+    return [parse_receipt(line, f"{where}, line {n}") for n, line in lines]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _as_then(settings: Settings, receipt: Receipt) -> Settings:
     """Return the settings with those of the receipt where none is given."""
-    for name, value in {**receipt.load, "model": receipt.path}.items():
+    for name, value in {**receipt.load, "model": receipt.path, "draft": None}.items():
         if not settings.is_given(name):
             settings = settings.change(name, value, receipt.where)
     return settings

@@ -7,10 +7,10 @@ asked: the bytes that must follow become tokens at once.
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -115,11 +115,15 @@ class Grammar:
         """Return the grammar itself.
 
         Raises:
-            UsageError: if it is none.
+            UsageError: if it is none, is too complex, or no text meets it.
         """
         is_error, messages = _library().validate_grammar_with_warnings(self.source)
         if is_error:
             raise UsageError(self.what, _reason(messages[0]), "correct it")
+        try:
+            self._begin(_byte_tokenizer(), 256, ()).mask()
+        except LlamaChatError as error:
+            raise UsageError(error.what, error.why, error.advice) from None
         return self
 
     def start(self, tokenizer: "Tokenizer", end_ids: Collection[int]) -> Constraint:
@@ -129,8 +133,13 @@ class Grammar:
             tokenizer: the tokenizer of the model.
             end_ids: tokens that end the text, and may follow where the grammar is met.
         """
-        matcher = _library()(_library_tokenizer(tokenizer), self.source, log_level=0)
-        return _GrammarConstraint(self.what, matcher, tokenizer.vocab_size, end_ids)
+        return self._begin(_library_tokenizer(tokenizer), tokenizer.vocab_size, end_ids)
+
+    def _begin(
+        self, tokenizer: "LLTokenizer", vocab_size: int, end_ids: Collection[int]
+    ) -> "_GrammarConstraint":
+        matcher = _library()(tokenizer, self.source, log_level=0)
+        return _GrammarConstraint(self.what, matcher, vocab_size, end_ids)
 
 
 class _GrammarConstraint(Constraint):
@@ -190,35 +199,52 @@ class _GrammarConstraint(Constraint):
             raise LlamaChatError(self._what, why, "write a simpler one")
 
     def _unmeetable(self) -> LlamaChatError:
-        return LlamaChatError(self._what, "no text of this vocabulary can meet it", "correct it")
+        return LlamaChatError(self._what, "no text can meet it", "correct it")
 
 
 class _Spelling:
-    """The vocabulary of a tokenizer, as the library wants it."""
+    """A vocabulary as the library wants it."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
-        control = set(tokenizer.control_ids.values())
-        spelled = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
-        tokens = [b"" if i in control else data for i, data in enumerate(spelled)]
+    def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]]) -> None:
+        """Describe a vocabulary.
+
+        Args:
+            tokens: the bytes of each token, empty for one that no text may become.
+            encode: encodes a text.
+        """
+        self._spelled, self._encode = tokens, encode
         # The library asks for one end token; ours are several, or none: this stands for them.
-        tokens.append(b"")
-        self.eos_token_id, self.bos_token_id = tokenizer.vocab_size, None
-        self.special_token_ids = [i for i, data in enumerate(tokens) if not data]
-        self.tokens = [data or b"<%d>" % i for i, data in enumerate(tokens)]
+        self.eos_token_id, self.bos_token_id = len(tokens), None
+        spelled = [*tokens, b""]
+        self.special_token_ids = [i for i, data in enumerate(spelled) if not data]
+        self.tokens = [data or b"<%d>" % i for i, data in enumerate(spelled)]
 
     def __call__(self, text: bytes) -> list[int]:
         """Encode a text that must follow; return nothing if that would change it."""
-        ids = self._tokenizer.encode(text.decode("utf-8", "replace"), prefixed=False)
-        return ids if b"".join(map(self._tokenizer.token_bytes, ids)) == text else []
+        ids = self._encode(text.decode("utf-8", "replace"))
+        return ids if b"".join(self._spelled[i] for i in ids) == text else []
 
 
 @lru_cache(maxsize=8)
 def _library_tokenizer(tokenizer: "Tokenizer") -> "LLTokenizer":
     """Return the library's form of a vocabulary, which takes a tenth of a second to make."""
+    control = set(tokenizer.control_ids.values())
+    spelled = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+    tokens = [b"" if i in control else data for i, data in enumerate(spelled)]
+    return _wrapped(_Spelling(tokens, partial(tokenizer.encode, prefixed=False)))
+
+
+@lru_cache(maxsize=1)
+def _byte_tokenizer() -> "LLTokenizer":
+    """Return a vocabulary of single bytes, to try a grammar before a model is loaded."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    return _wrapped(_Spelling(tokens, lambda text: list(text.encode())))
+
+
+def _wrapped(spelling: _Spelling) -> "LLTokenizer":
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    return LLTokenizer(TokenizerWrapper(_Spelling(tokenizer)))
+    return LLTokenizer(TokenizerWrapper(spelling))
 
 
 def _library() -> "type[LLMatcher]":

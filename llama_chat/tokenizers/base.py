@@ -231,7 +231,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 def without_surrogates(text: str) -> str:
     """Replace lone surrogates, which have no UTF-8 encoding, by U+FFFD."""
-    return _SURROGATES.sub("\ufffd", text)
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def read_file(path: Path, what: str, max_bytes: int = MAX_TABLE_BYTES) -> bytes:

@@ -51,6 +51,7 @@ class LibraryTokenizer(Tokenizer):
         missing = missing_bytes(ids) if model.byte_level else b""
         if not set(missing).isdisjoint("\ufffd".encode()):
             raise ModelError(self._what, "it lacks tokens for single bytes", DAMAGED)
+        self._missing = missing
         self._unencodable = re.compile(b"[" + re.escape(missing) + b"]") if missing else None
 
     def _text_ids(self, model: MergeModel) -> dict[str, int]:
@@ -83,10 +84,14 @@ class LibraryTokenizer(Tokenizer):
         silently drop such characters.
         """
         unencodable = self._unencodable
-        if unencodable is None or not unencodable.search(text.encode()):
+        if unencodable is None or self._is_encodable(text.encode()):
             return text
         characters = [c for c in set(text) if unencodable.search(c.encode())]
         return text.translate(dict.fromkeys(map(ord, characters), "\ufffd"))
+
+    def _is_encodable(self, data: bytes) -> bool:
+        """True if there is a token for each byte; faster than a search for those without."""
+        return len(data.translate(None, self._missing)) == len(data)
 
     def _encode(self, text: str, prefixed: bool) -> list[int]:
         if prefixed or self.prefix == "never":
