@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -12,11 +11,9 @@ import pytest
 
 from harness.program import COMMAND, Program, assert_clean_error, environment, run
 from llama_chat.generation.events import Token
-from llama_chat.library import starter
 from llama_chat.loading.plan import load
 from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT
-from tests.imports import statuses_and_torch
 from tests.model_files import write_gguf
 
 
@@ -254,38 +251,6 @@ def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> Non
     assert b"Traceback" not in err
 
 
-def test_a_terminal_where_a_text_is_needed_is_an_error_not_a_wait(home: Path) -> None:
-    ours, theirs = pty.openpty()
-    for arguments in (["ask"], ["complete", "-"], ["tokenize"]):
-        with Program(*arguments, home=home, stdin=os.ttyname(theirs)) as child:
-            _, err = child.communicate(seconds=30)
-        assert child.returncode == 2
-        assert err.decode().count("\n") == 1
-    os.close(ours)
-    os.close(theirs)
-
-
-def test_without_a_model_a_pipe_is_told_how_to_get_one(home: Path) -> None:
-    result = run("ask", "hi", home=home, stdin=b"")
-    assert_clean_error(result, 3, "none is configured", f"llama-chat pull {starter.DEFAULT}")
-
-
-def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
-    cases = [
-        (["--help"], 0),
-        (["complete", "--help"], 0),
-        (["--version"], 0),
-        (["--nope"], 2),
-        (["complete"], 2),
-        (["ask", "x", "--temperature", "9999"], 2),
-        (["complete", "no_such_prompt"], 2),
-        (["ask", "x"], 3),
-    ]
-    found = statuses_and_torch([arguments for arguments, _ in cases], home)
-    for (_, status), line in zip(cases, found, strict=True):
-        assert line == f"{status} False"
-
-
 def test_tokenize_gives_ids_and_pieces(home: Path, shared_data: Path) -> None:
     tokenizer = shared_data / "llama2" / "tokenizer.model"
     for entry in json.loads((shared_data / "llama2" / "texts.json").read_text())[:3]:
@@ -339,56 +304,6 @@ def test_bench_draws_the_parts_of_the_time_of_a_token(
     assert [line.split("  ")[1].strip() for line in lines] == labels
     shares = [float(share) for share in re.findall(r"([\d.]+)%", "\n".join(lines))]
     assert abs(sum(shares) - 100) < 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "parts"),
-    [
-        (["complete", "-", "--context", "999999999"], 2, ["made for 512 tokens"]),
-        (["complete", "-", "--context", "16"], 4, ["103 tokens", "context of 16"]),
-        (["ask", "-", "--context", "64"], 4, ["tokens leave no space", "context of 64"]),
-        (["complete", "-", "--device", "cuda:7"], 2, ["--device 'cuda:7'", "none"]),
-        (["complete", "-", "--device", "abacus"], 2, ["no such device"]),
-        (["complete", "-", "--quantize", "int3"], 2, ["one of auto, none, stored, int8, int4"]),
-        (["complete", "-", "-"], 2, ["stdin: named twice"]),
-        (["complete", "-", "--temperature", "-1"], 2, ["give a number from 0 to 10"]),
-        (["complete", "-", "--max-tokens", "0"], 2, ["give a whole number from 1"]),
-        (["complete", "-", "--top-q", "1"], 2, ["No such option: --top-q"]),
-        (["complte", "-"], 2, ["complte"]),
-        (["complete"], 2, ["FILE"]),
-        (["ask", " "], 2, ["question: it is empty"]),
-        (["chat"], 2, ["needs a terminal"]),
-        (["ask", "x", "--template", "llama2"], 2, ["the tokenizer of this model has no <s>"]),
-        (["ask", "x", "--prompt", "nowhere"], 2, ["no prompt of that name"]),
-        (["tokenize", "--dialog", "/dev/null"], 2, ["not a file"]),
-        (["bench", "--prompt-tokens", "9999"], 2, ["the context is 512"]),
-        (["inspect", "/nowhere"], 3, ["neither a path nor a known name"]),
-        (["inspect", "~nobody-of-this-name"], 3, ["neither a path nor a known name"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
-)
-def test_bad_command_lines_get_one_line_and_their_status(
-    arguments: list[str], status: int, parts: list[str], home: Path, gguf_model: Path
-) -> None:
-    result = run("-m", gguf_model, *arguments, home=home, stdin=b"word " * 20 + b"end")
-    assert_clean_error(result, status, *parts)
-
-
-def test_closed_and_empty_stdin_are_reported(home: Path, gguf_model: Path) -> None:
-    done = shell(f"llama-chat ask -m {gguf_model} <&-", home)
-    assert done.returncode == 2
-    assert b"Traceback" not in done.stderr
-    assert_clean_error(run("ask", home=home, stdin=b"\n\n"), 2, "it is empty")
-    assert_clean_error(run("ask", home=home, stdin=b"a\xff"), 2, "byte 1 is not UTF-8")
-
-
-def test_a_prompt_file_sets_what_no_flag_does(home: Path, gguf_model: Path) -> None:
-    (home / "p.toml").write_text('system = "x"\nmax_tokens = 3\n[[examples]]\nuser = "the"\n')
-    (home / "c.toml").write_text("max_tokens = 7")
-    flags = ("complete", home / "p.toml", "-m", gguf_model, "--config", home / "c.toml", "--json")
-    assert json.loads(run(*flags, home=home).out)["completion_tokens"] <= 3
-    given = json.loads(run(*flags, "--max-tokens", "1", home=home).out)
-    assert given["completion_tokens"] <= 1
 
 
 def test_a_model_is_found_by_the_name_it_was_fetched_under(home: Path, starter_model: Path) -> None:
