@@ -154,11 +154,30 @@ def test_a_trailing_space_earns_a_warning(home: Path, gguf_model: Path) -> None:
 
 
 def test_fail_on_length(home: Path, gguf_model: Path) -> None:
-    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "3", "--temperature", "0")
-    done = run(*flags, "--fail-on-length", home=home, stdin=b"the cat")
-    assert done.status == 5
-    assert "error: answer: cut off after 3 tokens: raise --max-tokens" in done.err
-    assert done.out
+    flags = ("-m", gguf_model, "--max-tokens", "3", "--temperature", "0")
+    for command in (("complete", "-"), ("ask",), ("ask", "why?", "--json"), ("-q",), ("--json",)):
+        done = run(*flags, *command, "--fail-on-length", home=home, stdin=b"the cat")
+        assert done.status == 5
+        assert done.err == "llama-chat: error: answer: cut off after 3 tokens: raise --max-tokens\n"
+        assert done.out
+
+
+def test_a_limit_on_the_command_line_is_no_surprise(home: Path, gguf_model: Path) -> None:
+    (home / "c.toml").write_text("max_tokens = 3")
+    flags = ("-m", gguf_model, "--temperature", "0")
+    warning = "llama-chat: warning: answer: cut off after 3 tokens: raise --max-tokens"
+    for command in (("complete", "-"), ("ask", "--json"), ()):
+        given = run(*flags, "--max-tokens", "3", *command, home=home, stdin=b"the cat")
+        assert (given.status, given.err) == (0, "")
+        for more in (("-v", "--max-tokens", "3"), ("--config", home / "c.toml")):
+            done = run(*flags, *more, *command, home=home, stdin=b"the cat")
+            assert done.status == 0
+            assert done.err.splitlines()[-1] == warning
+    limited = run(*flags, "ask", home=home, stdin=b"the cat", LLAMA_CHAT_MAX_TOKENS="3")
+    assert limited.err == warning + "\n"
+    narrow = ("--context", "16", "--max-tokens", "100")
+    full = run(*flags, *narrow, "complete", "-", home=home, stdin=b"the cat")
+    assert "tokens, where the context is full: shorten the prompt" in full.err
 
 
 def test_a_reader_that_leaves_stops_the_answer_quietly(

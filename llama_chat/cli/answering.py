@@ -2,14 +2,21 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from llama_chat.errors import LengthLimitError, counted
 from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
+
+FailOnLength = Annotated[
+    bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
+]
 
 
 def write_answer(
@@ -91,5 +98,11 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     why, advice = limits[finish.reason]
     if fail_on_length:
         raise LengthLimitError("answer", why, advice)
-    if not settings.quiet:
+    is_wanted = finish.reason == "length" and _limit_is_given(settings)
+    if not settings.quiet and (settings.verbose or not is_wanted):
         streams.warn(f"answer: {why}: {advice}")
+
+
+def _limit_is_given(settings: Settings) -> bool:
+    """True if the length limit is from the command line, so that reaching it is no surprise."""
+    return settings.source("max_tokens") == SETTINGS["max_tokens"].flag

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llama_chat.cli.answering import write_answer
+from llama_chat.cli.answering import FailOnLength, write_answer
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
@@ -17,17 +17,26 @@ from llama_chat.terminal import streams
 @takes_settings
 def ask(
     settings: Settings,
-    question: Annotated[
-        str | None, typer.Argument(help="The question; `-`, or none, takes all from stdin.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[QUESTION]",
+            help="The question, in quotes; `-`, or none, takes all from stdin.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    fail_on_length: FailOnLength = False,
 ) -> None:
     """Answer one question through the chat template.
 
     With stdin piped the document comes first, then a blank line, then the question.
     """
-    answer(message_of(question, settings), settings, as_json=as_json, raw=raw)
+    words = words or []
+    if len(words) > 1:
+        raise UsageError("question", f"it is {len(words)} words", 'quote it: llama-chat ask "…"')
+    message = message_of(words[0] if words else None, settings)
+    answer(message, settings, as_json=as_json, raw=raw, fail_on_length=fail_on_length)
 
 
 def message_of(question: str | None, settings: Settings) -> str:
@@ -54,8 +63,15 @@ def message_of(question: str | None, settings: Settings) -> str:
     return question  # cron and CI run programs with an empty stdin
 
 
-def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool = False) -> None:
-    """Answer one message and write the answer to stdout."""
+def answer(
+    message: str,
+    settings: Settings,
+    *,
+    as_json: bool = False,
+    raw: bool = False,
+    fail_on_length: bool = False,
+) -> None:
+    """Answer one message and write the answer to stdout; see ``write_answer``."""
     prompt = open_prompt(settings)
     settings = with_prompt_file(settings, prompt)
     llama, settings = load_model(settings)
@@ -66,4 +82,5 @@ def answer(message: str, settings: Settings, *, as_json: bool = False, raw: bool
         model=llama.name,
         as_json=as_json,
         raw=raw,
+        fail_on_length=fail_on_length,
     )

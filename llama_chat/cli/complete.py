@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
-from llama_chat.cli.answering import write_answer
+from llama_chat.cli.answering import FailOnLength, write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
@@ -36,9 +36,7 @@ def complete(
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per file.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
-    fail_on_length: Annotated[
-        bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
-    ] = False,
+    fail_on_length: FailOnLength = False,
 ) -> None:
     """Continue the text of prompt files; several files share one load.
 

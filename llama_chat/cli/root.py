@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llama_chat import __version__
+from llama_chat.cli.answering import FailOnLength
 from llama_chat.cli.ask import answer, message_of
 from llama_chat.cli.chat import GoOn, Resume, open_chat
 from llama_chat.cli.options import takes_settings
@@ -27,6 +28,7 @@ def main(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object, for piped stdin.")
     ] = False,
+    fail_on_length: FailOnLength = False,
     version: bool = typer.Option(
         False,
         "--version",
@@ -39,4 +41,5 @@ def main(
     if streams.is_terminal(sys.stdin) or go_on or resume is not None:
         open_chat(settings, go_on=go_on, resume=resume)
     else:
-        answer(message_of(None, settings), settings, as_json=as_json)
+        message = message_of(None, settings)
+        answer(message, settings, as_json=as_json, fail_on_length=fail_on_length)
