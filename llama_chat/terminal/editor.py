@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
+from llama_chat.errors import LlamaChatError, SaveError, UsageError, is_full_disk, reason
 from llama_chat.files import without_final_newline
 from llama_chat.terminal import streams
 
@@ -132,8 +132,8 @@ def edit_text(text: str, should_stop: Callable[[], bool]) -> str:
                 return without_final_newline(after.decode("utf-8", "replace"))
             raise _failure(error, path if path.exists() else None) from None
     except OSError as error:
-        advice = "free space for temporary files, or set TMPDIR"
-        raise SaveError("text for the editor", reason(error), advice) from None
+        free = "free space for temporary files, or " if is_full_disk(error) else ""
+        raise SaveError("text for the editor", reason(error), f"{free}set TMPDIR") from None
     shutil.rmtree(path.parent, ignore_errors=True)
     return edited
 
