@@ -10,31 +10,22 @@ from typing import Any, Protocol
 from prompt_toolkit import PromptSession, print_formatted_text
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.buffer import CompletionState
-from prompt_toolkit.completion import CompleteEvent, Completer
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import (
     Condition,
-    Filter,
-    emacs_insert_mode,
-    emacs_mode,
-    has_completions,
-    has_selection,
-    is_searching,
-    vi_insert_mode,
 )
 from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
-from wcwidth import grapheme_boundary_before
 
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
-from llama_chat.terminal.history import put_aside, take_up
+from llama_chat.terminal.history import put_aside
+from llama_chat.terminal.keys import chat_keys
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
 from llama_chat.terminal.resizing import redraw_after_resizes
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
@@ -146,7 +137,7 @@ class PromptInput:
             completer=completer,
             complete_while_typing=Condition(self._is_command),
             complete_in_thread=True,  # keys must not wait for a slow disk
-            key_bindings=_keys(completer, on_clear, on_send, on_failure, self._edit),
+            key_bindings=chat_keys(completer, on_clear, on_send, on_failure, self._edit),
             bottom_toolbar=lambda: self._drawn(toolbar),
             style=Style.from_dict(_STYLE if colored else _STYLE | _NO_COLOR),
             color_depth=ColorDepth.DEPTH_4_BIT if colored else ColorDepth.DEPTH_1_BIT,
@@ -270,96 +261,3 @@ class PromptInput:
 
     def _is_command(self) -> bool:
         return self.text.startswith("/") and "\n" not in self.text
-
-
-_Handler = Callable[[KeyPressEvent], None]
-
-_writing = ~is_searching
-_inserting = _writing & (emacs_insert_mode | vi_insert_mode)
-
-
-class _Keys(KeyBindings):
-    """Key bindings whose failure loses none of the keys typed after them."""
-
-    def __init__(self, on_failure: Callable[[Exception], None]) -> None:
-        super().__init__()
-        self._on_failure = on_failure
-
-    def on(self, *keys: str, when: Filter = _writing) -> Callable[[_Handler], _Handler]:
-        """Bind keys to the decorated handler."""
-
-        def bind(handler: _Handler) -> _Handler:
-            def guarded(event: KeyPressEvent) -> None:
-                try:
-                    handler(event)
-                except Exception as error:
-                    self._on_failure(error)
-
-            self.add(*keys, filter=when)(guarded)
-            return handler
-
-        return bind
-
-
-def _keys(
-    completer: Completer,
-    on_clear: Callable[[], None],
-    on_send: Callable[[], object],
-    on_failure: Callable[[Exception], None],
-    edit: Callable[[], None],
-) -> KeyBindings:
-    keys = _Keys(on_failure)
-
-    @keys.on("enter")
-    def _(event: KeyPressEvent) -> None:
-        on_send()
-        event.app.erase_when_done = is_long(event.current_buffer.text)
-        take_up(event.current_buffer)
-        event.current_buffer.validate_and_handle()
-
-    @keys.on("escape", "enter", when=_writing & emacs_mode)
-    @keys.on("c-j")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    keys.on("backspace", when=_inserting & ~has_selection)(_delete_grapheme)
-
-    @keys.on("c-c")
-    def _(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            put_aside(event.current_buffer)
-            on_clear()
-        else:
-            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
-
-    @keys.on("tab")
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.complete_state and buffer.complete_state.completions:
-            buffer.complete_next()
-            return
-        # Completed here: prompt-toolkit ignores a Tab while its own completion still runs.
-        asked = CompleteEvent(completion_requested=True)
-        fitting = list(completer.get_completions(buffer.document, asked))
-        if len(fitting) == 1:
-            buffer.apply_completion(fitting[0])
-        elif fitting:
-            buffer.complete_state = CompletionState(buffer.document, fitting)
-            buffer.complete_next()
-
-    @keys.on("c-g", when=_writing & ~has_completions)
-    @keys.on("c-x", "c-e")
-    def _(event: KeyPressEvent) -> None:
-        edit()
-
-    return keys
-
-
-def _delete_grapheme(event: KeyPressEvent) -> None:
-    """Delete what is drawn as one before the cursor, such as a flag of two characters."""
-    before = event.current_buffer.document.text_before_cursor
-    start = len(before)
-    for _ in range(event.arg):
-        start = grapheme_boundary_before(before, start)
-    if not event.current_buffer.delete_before_cursor(len(before) - start):
-        event.app.output.bell()
