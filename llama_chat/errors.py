@@ -29,6 +29,13 @@ class UsageError(LlamaChatError):
     status = 2
 
 
+class NothingYetError(UsageError):
+    """A command is right, but what it acts on is not there yet."""
+
+    def __init__(self, command: str, missing: str = "message") -> None:
+        super().__init__(command, f"there is no {missing} yet", "type a message first")
+
+
 class ModelError(LlamaChatError):
     """A model or its tokenizer cannot be loaded. Exit status 3."""
 

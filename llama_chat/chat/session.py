@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from llama_chat.chat.context_use import ContextRow, ContextUse
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
-from llama_chat.errors import PromptTooLongError, UsageError, counted
+from llama_chat.errors import NothingYetError, PromptTooLongError, UsageError, counted
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
@@ -200,7 +200,7 @@ class ChatSession:
         conversation = self.conversation
         mark, question = conversation.mark(), conversation.question()
         if question is None:
-            raise UsageError("retry", "there is no message yet", "type a message first")
+            raise NothingYetError("retry")
         reply = self._open_reply(reply_prefix)
         conversation.head = question
         try:

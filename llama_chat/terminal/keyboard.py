@@ -25,7 +25,7 @@ from prompt_toolkit.styles import Style
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside
-from llama_chat.terminal.keys import chat_keys
+from llama_chat.terminal.keys import chat_keys, select_all
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
 from llama_chat.terminal.resizing import redraw_after_resizes
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
@@ -65,8 +65,10 @@ class Input(Protocol):
     def text(self) -> str:
         """Text typed so far."""
 
-    def read(self, default: str = "") -> str:
+    def read(self, default: str = "", *, selected: bool = False) -> str:
         """Let the user edit ``default``, and return the text that was sent.
+
+        If it is ``selected``, typing replaces it, where the keys allow that.
 
         Raises:
             EOFError: on Ctrl-D.
@@ -161,11 +163,11 @@ class PromptInput:
         """See ``Input``."""
         return self._session.default_buffer.text
 
-    def read(self, default: str = "") -> str:
+    def read(self, default: str = "", *, selected: bool = False) -> str:
         """See ``Input``."""
         self._ended_by = None
         try:
-            return self._prompt(default)
+            return self._prompt(default, selected=selected)
         except Exception as error:
             if self._ended_by is not None or isinstance(error, EOFError):
                 if self.text.strip():  # for Up in the next chat
@@ -174,13 +176,13 @@ class PromptInput:
             self._on_failure(error)
         return self._prompt(self.text)  # what fails again ends the chat
 
-    def _prompt(self, default: str) -> str:
+    def _prompt(self, default: str, *, selected: bool = False) -> str:
         self._is_shown = False
         self._session.app.erase_when_done = False
         try:
             text = self._session.prompt(
                 default=default,
-                pre_run=self._prepare,
+                pre_run=lambda: self._prepare(selected=selected),
                 handle_sigint=False,
                 set_exception_handler=False,  # it would wait for Enter
             )
@@ -195,8 +197,10 @@ class PromptInput:
         finally:
             self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, selected: bool) -> None:
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        if selected and self._session.editing_mode == EditingMode.EMACS:
+            select_all(self._session.app)
         self._on_open()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.filters import (
@@ -11,9 +12,12 @@ from prompt_toolkit.filters import (
     has_completions,
     has_selection,
     is_searching,
+    shift_selection_mode,
     vi_insert_mode,
 )
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyProcessor
+from prompt_toolkit.selection import SelectionState
 from wcwidth import grapheme_boundary_before
 
 from llama_chat.terminal.echo import is_long
@@ -80,6 +84,17 @@ def chat_keys(
 
     keys.on("backspace", when=_inserting & ~has_selection)(_delete_grapheme)
 
+    @keys.on("delete", when=shift_selection_mode)
+    @keys.on("c-u", when=shift_selection_mode)
+    @keys.on("c-w", when=shift_selection_mode)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.cut_selection()
+
+    @keys.on("<bracketed-paste>", when=shift_selection_mode)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.cut_selection()
+        event.key_processor.feed(event.key_sequence[0], first=True)
+
     @keys.on("c-c")
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
@@ -109,6 +124,19 @@ def chat_keys(
         edit()
 
     return keys
+
+
+def select_all(app: Application[str]) -> None:
+    """Select the text of the input until the next key, so that typing replaces it."""
+    buffer = app.current_buffer
+    buffer.selection_state = SelectionState(0)
+    buffer.selection_state.enter_shift_mode()
+
+    def end(keys: KeyProcessor) -> None:
+        app.key_processor.after_key_press -= end
+        buffer.exit_selection()
+
+    app.key_processor.after_key_press += end
 
 
 def _delete_grapheme(event: KeyPressEvent) -> None:

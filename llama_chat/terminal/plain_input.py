@@ -105,7 +105,7 @@ class PlainInput:
         """Empty text: the line is not known before it is sent."""
         return ""
 
-    def read(self, default: str = "") -> str:
+    def read(self, default: str = "", *, selected: bool = False) -> str:
         """See ``Input``."""
         if self._at_end:
             raise EOFError

@@ -144,6 +144,8 @@ class Renderer:
         match finish.reason:
             case "stop" if not n:
                 self.note("the model has nothing to add" if begun else "the model ended it at once")
+            case "interrupted" if not n:
+                self.note("stopped before the first token; /continue goes on")
             case "interrupted":
                 self.note(f"stopped after {tokens}; the text is kept; /continue goes on")
             case "length":
