@@ -135,6 +135,27 @@ def test_several_files_share_one_load_and_one_cache(home: Path, gguf_model: Path
     assert second["cached_tokens"] >= 10
 
 
+def test_answers_to_several_questions_of_a_file_are_told_apart(
+    home: Path, gguf_model: Path
+) -> None:
+    questions = ["the cat", "a  long\n" + "hat " * 40, "\u001b[2J"]
+    shown = ["the cat", "a long" + " hat" * 13 + " …", "␛[2J"]
+    several = "".join(f"[[examples]]\nuser = {json.dumps(q)}\n" for q in questions)
+    (home / "several.toml").write_text("max_tokens = 1\n" + several)
+    (home / "one.toml").write_text('max_tokens = 1\n[[examples]]\nuser = "the cat"')
+    titles = [f"==> several.toml: {question} <==" for question in shown]
+    flags = ("complete", "-m", gguf_model, "--max-tokens", "1")
+    for files, lines in (
+        (["several.toml"], titles),
+        (["one.toml"], []),
+        (["one.toml", "several.toml"], ["==> one.toml <==", *titles]),
+    ):
+        done = run(*flags, *files, home=home, folder=str(home))
+        assert (done.status, done.err.splitlines()) == (0, lines)
+    for more in ("--json", "-q"):
+        assert run(*flags, more, "several.toml", home=home, folder=str(home)).err == ""
+
+
 def test_echo_writes_the_prompt_and_one_final_newline_is_no_part_of_it(
     home: Path, gguf_model: Path
 ) -> None:

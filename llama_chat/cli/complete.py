@@ -1,6 +1,7 @@
 """``llama-chat complete``: continue raw text."""
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,9 +50,10 @@ def complete(
     llama, settings = load_model(settings)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
-        if len(files) > 1 and not as_json and not ours.quiet:
-            streams.say(f"==> {name} <==")
-        for text in prompt.renders():
+        queries = prompt.queries if len(prompt.queries) > 1 else ("",)
+        for query, text in zip(queries, prompt.renders(), strict=True):
+            if (query or len(files) > 1) and not as_json and not ours.quiet:
+                streams.say(_title(name, query))
             write_answer(
                 _generation(llama, ours, text, through_template),
                 ours,
@@ -61,6 +63,12 @@ def complete(
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
             )
+
+
+def _title(name: str, query: str) -> str:
+    """Return the line on stderr before the answer to a file, or to one ``query`` of several."""
+    question = textwrap.shorten(query, 60, placeholder=" …")
+    return f"==> {name}: {question} <==" if question else f"==> {name} <=="
 
 
 def _generation(
