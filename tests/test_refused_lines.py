@@ -7,16 +7,8 @@ import pytest
 
 from harness.terminal import CTRL_C, READY, UP, Terminal, row
 
-LEFT, END, DELETE, CTRL_A, CTRL_E, CTRL_U, CTRL_W, BACKSPACE = (
-    "\x1b[D",
-    "\x1b[F",
-    "\x1b[3~",
-    "\x01",
-    "\x05",
-    "\x15",
-    "\x17",
-    "\x7f",
-)
+LEFT, END, DELETE, BACKSPACE = "\x1b[D", "\x1b[F", "\x1b[3~", "\x7f"
+CTRL_A, CTRL_E, CTRL_U, CTRL_W = "\x01\x05\x15\x17"
 WRONG = "/top-k x"
 EMPTY = r"›\n(?=\n* .*temp)"
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
@@ -151,6 +152,7 @@ class ChatApp:
         completer = ChatCompleter(chat)
 
         def on_open() -> None:
+            sys.stdout.write(chat.renderer.question())
             completer.forget()
             self._on_change()
 
@@ -165,6 +167,7 @@ class ChatApp:
             on_clear=chat.stop_editing,
             # A Ctrl-C from before Enter must not stop the reply.
             on_send=chat.interrupts.take,
+            on_report=chat.background.hear,
             on_failure=self._on_failure,
         )
 

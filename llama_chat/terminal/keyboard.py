@@ -106,6 +106,7 @@ class PromptInput:
         on_shown: Callable[[], None],
         on_clear: Callable[[], None],
         on_send: Callable[[], object],
+        on_report: Callable[[str], None],
         on_failure: Callable[[Exception], None],
     ) -> None:
         """Create the input, closed.
@@ -120,6 +121,7 @@ class PromptInput:
             on_shown: called whenever it is visible and takes keys.
             on_clear: called when Ctrl-C clears it.
             on_send: called when Enter sends it, before anything else happens.
+            on_report: called with sequences that are no keys, such as reports of the terminal.
             on_failure: called with what fails meanwhile in a key, the toolbar, the history, a
                 completion or any other callback; the input goes on.
         """
@@ -127,7 +129,7 @@ class PromptInput:
         self._on_failure = on_failure
         self._ended_by: BaseException | None = None
         """Argument of ``end``, once that was called."""
-        self._input = RawInput(sys.stdin)
+        self._input = RawInput(sys.stdin, on_report)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             input=self._input,

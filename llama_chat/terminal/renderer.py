@@ -16,7 +16,7 @@ from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_dumb, is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
-from llama_chat.terminal.theme import substitutes
+from llama_chat.terminal.theme import Background, substitutes
 
 REPLY_MARK = "── model"
 """Line before a reply."""
@@ -28,7 +28,7 @@ class Renderer:
     Append-only: written text is never redrawn, except for a status at the end.
     """
 
-    def __init__(self, settings: OutputSettings) -> None:
+    def __init__(self, settings: OutputSettings, background: Background) -> None:
         """Write to stdout; with ``settings.plain`` the cursor never moves back."""
         color, markdown = settings.color, settings.markdown
         self.plain = settings.plain or is_dumb()
@@ -37,7 +37,7 @@ class Renderer:
             and not (self.plain and color == "auto")
             and settings.theme != "none"
         )
-        self._substitutes = substitutes(settings.theme) if self.colored else {}
+        self._theme, self._background = settings.theme, background
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
         self._wraps = settings.wrap == "words" and is_terminal(sys.stdout)
         self.console = Console(
@@ -181,12 +181,16 @@ class Renderer:
         self.end_line()
         self.console.print(table, soft_wrap=False)
 
+    def question(self) -> str:
+        """Return a question to the terminal that the colours depend on; empty if there is none."""
+        return self._background.question() if self.colored and self._theme == "auto" else ""
+
     def _painter(self) -> Painter:
         system = self.console.color_system
         return Painter(
             COLOR_SYSTEMS[system] if system else None,
             colored=self.colored,
-            substitutes=self._substitutes,
+            substitutes=substitutes(self._theme, self._background) if self.colored else {},
         )
 
 
