@@ -1,8 +1,11 @@
 """Output of the chat on the terminal."""
 
+import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
 from rich.text import Text
 
@@ -17,6 +20,8 @@ from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_dumb, is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
 from llama_chat.terminal.theme import Background, substitutes
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 REPLY_MARK = "── model"
 """Line before a reply."""
@@ -128,9 +133,24 @@ class Renderer:
         if message.role == "user":
             self.echo_user(message.preview if message.attachments else message.text)
             return
-        writer = self.reply()
-        writer.push(message.text)
-        writer.finish()
+        self.reply().finish(message.text)
+
+    def drawn(self, messages: Iterable[Message]) -> str:
+        """Return what the messages look like, as text for the terminal."""
+        text, file = io.StringIO(), self.console.file
+        self.console.file = text
+        try:
+            for message in messages:
+                self.show_alone(message)
+        finally:
+            self.console.file = file
+        return text.getvalue()
+
+    def fits(self, text: str) -> bool:
+        """True if a text for the terminal fits on the screen, with a prompt below."""
+        columns, lines = self.console.size
+        widths = (cell_len(_STYLE.sub("", line)) for line in text.splitlines())
+        return sum(-(-width // columns) or 1 for width in widths) <= lines - 3
 
     def ended(self, finish: Finish, *, begun: bool) -> None:
         """Write a note if a reply was empty or did not end by itself.
@@ -213,8 +233,10 @@ class ReplyWriter:
         elif text:
             self._renderer.write(self._markdown.push(text), status=self._markdown.waiting)
 
-    def finish(self) -> None:
-        """Write the held text, and end the last line."""
-        if self._markdown is not None:
-            self._renderer.write(self._markdown.finish())
+    def finish(self, text: str = "") -> None:
+        """Write ``text`` and what is held, and end the last line."""
+        if self._markdown is None:
+            self._renderer.write(sanitize(text))
+        else:
+            self._renderer.write(self._markdown.push(text) + self._markdown.finish())
         self._renderer.end_line()

@@ -6,6 +6,7 @@ from llama_chat.chat.conversation import Message
 from llama_chat.errors import NothingYetError, UsageError
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
+from llama_chat.terminal.pager import page
 from llama_chat.terminal.tree import draw_tree
 
 
@@ -128,8 +129,11 @@ def _history(chat: Chat, argument: str) -> None:
     if not path:
         raise NothingYetError("/history")
     n = whole_number(argument, "/history", "messages") if argument else len(path)
-    for message in path[-n:]:
-        chat.renderer.show_alone(message)
+    renderer = chat.renderer
+    text = renderer.drawn(path[-n:])
+    on_screen = renderer.plain or renderer.fits(text)
+    if on_screen or not page(text, lambda: chat.interrupts.status != 0):
+        renderer.write(text)
 
 
 def _clear(chat: Chat, argument: str) -> None:
