@@ -16,6 +16,7 @@ from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.echo import shortened
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
+from llama_chat.terminal.markdown.wrapping import wrapped
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_dumb, is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
@@ -109,7 +110,10 @@ class Renderer:
     def note(self, line: str, style: str = "dim") -> None:
         """Write a line of the program, dim unless another style is given."""
         self.end_line()
-        self.console.print(Text(sanitize(line), style=style))
+        text = sanitize(line)
+        if self._wraps and not self.plain:
+            text = wrapped(text, self.console.width)
+        self.console.print(Text(text, style=style))
 
     def error(self, line: str) -> None:
         """Write an error message."""
