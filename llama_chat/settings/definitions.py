@@ -354,7 +354,7 @@ class OutputSettings:
         "switch",
         False,
         "Nothing but the answer and errors.",
-        scope="program",
+        scope="display",
         short="-q",
         example="true",
     )

@@ -47,6 +47,7 @@ class ChatApp:
         try:
             self._read_loop()
         finally:
+            self._input.close()
             # A signal waits for nothing: a load can take seconds to notice.
             chat.loader.stop(wait=not chat.interrupts.status)
         if chat.unsaved is not None:
@@ -62,6 +63,7 @@ class ChatApp:
         typed, is_refused = "", False
         while not (chat.leaving or chat.interrupts.status):
             if self._input_options != self._wanted_options():
+                self._input.close()
                 self._input = self._open_input()
             if chat.renderer.plain:
                 self._wait_for_model()

@@ -22,6 +22,7 @@ from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
+from llama_chat.errors import LlamaChatError
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside
@@ -86,6 +87,9 @@ class Input(Protocol):
 
     def write_above(self, write: Callable[[], None]) -> None:
         """Call ``write``, which prints above the open input."""
+
+    def close(self) -> None:
+        """Leave the terminal in the mode in which the input found it."""
 
     def end(self, error: BaseException) -> None:
         """Make ``read`` raise ``error``, if it runs."""
@@ -198,6 +202,7 @@ class PromptInput:
             return text
         finally:
             self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
+            self._mark_pastes(True)  # one made before the next input would become many messages
 
     def _prepare(self, *, selected: bool) -> None:
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
@@ -250,6 +255,16 @@ class PromptInput:
                 self._input.n_writers -= 1
 
         self.call(lambda: self._session.app.create_background_task(act()))
+
+    def close(self) -> None:
+        """See ``Input``."""
+        self._mark_pastes(False)
+
+    def _mark_pastes(self, wanted: bool) -> None:
+        output = self._session.app.output
+        with suppress(OSError, LlamaChatError):  # the terminal has gone
+            output.enable_bracketed_paste() if wanted else output.disable_bracketed_paste()
+            output.flush()
 
     def end(self, error: BaseException) -> None:
         """See ``Input``."""

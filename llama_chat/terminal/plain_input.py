@@ -158,5 +158,8 @@ class PlainInput:
     def write_above(self, write: Callable[[], None]) -> None:
         """Do nothing: a line that is being read must not be disturbed."""
 
+    def close(self) -> None:
+        """Do nothing: the terminal's mode is left after each line."""
+
     def end(self, error: BaseException) -> None:
         """Do nothing: ``read`` cannot be ended from outside."""

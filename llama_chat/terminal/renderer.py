@@ -43,6 +43,7 @@ class Renderer:
             and not (self.plain and color == "auto")
             and settings.theme != "none"
         )
+        self._quiet = settings.quiet
         self._theme, self._background = settings.theme, background
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
         self._wraps = settings.wrap == "words" and is_terminal(sys.stdout)
@@ -63,7 +64,7 @@ class Renderer:
 
         A mark shows who speaks: always the same, so that no width of the terminal breaks it.
         """
-        if not (begun or self.plain):
+        if not (begun or self.plain or self._quiet):
             self.line(Text(REPLY_MARK, style="dim"))
         markdown = (
             MarkdownStream(self._painter(), lambda: self.console.width, wrap=self._wraps)
