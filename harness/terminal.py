@@ -131,7 +131,7 @@ class Terminal:
 
         Drawing takes as much processor time as a small model.
         """
-        self._draw(self.take_until(b"\x1b[?2004h"))
+        self._draw(self.take_until(b"\x1b[6n"))
 
     def take_until(self, end: bytes) -> bytes:
         """Read output up to ``end``, and perhaps more, without drawing it."""

@@ -29,6 +29,13 @@ class UsageError(LlamaChatError):
     status = 2
 
 
+class NothingYetError(UsageError):
+    """A command is right, but what it acts on is not there yet."""
+
+    def __init__(self, command: str, missing: str = "message") -> None:
+        super().__init__(command, f"there is no {missing} yet", "type a message first")
+
+
 class ModelError(LlamaChatError):
     """A model or its tokenizer cannot be loaded. Exit status 3."""
 
@@ -57,10 +64,18 @@ class SaveError(LlamaChatError):
         cls,
         path: PurePath,
         cause: Exception | str,
-        advice: str = "free space there or choose another place",
+        advice: str = "choose another place",
     ) -> "SaveError":
-        """Return the error for a path that cannot be written, with the reason of ``cause``."""
-        return cls(repr(str(path)), cause if isinstance(cause, str) else reason(cause), advice)
+        """Return the error for a path that cannot be written.
+
+        Args:
+            path: the path.
+            cause: what failed; a text if it is that space is lacking.
+            advice: what to do, besides freeing space where that is lacking.
+        """
+        why = cause if isinstance(cause, str) else reason(cause)
+        lacking = isinstance(cause, str) or is_full_disk(cause)
+        return cls(repr(str(path)), why, f"free space there, or {advice}" if lacking else advice)
 
 
 class ClosedPipe(Exception):
@@ -83,6 +98,11 @@ def reason(error: Exception, unnamed: str = "it cannot be used") -> str:
     if not isinstance(error, OSError):
         return "not a possible name"
     return (error.strerror or unnamed).lower()
+
+
+def is_full_disk(error: Exception) -> bool:
+    """True if freeing space helps."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def unexpected(error: Exception) -> str:

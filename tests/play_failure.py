@@ -92,6 +92,7 @@ def main() -> None:
         on_shown=on_shown,
         on_clear=act("clearing"),
         on_send=act("sending"),
+        on_report=lambda sequence: None,
         on_failure=on_failure,
     )
     with hold_keys():

@@ -34,6 +34,7 @@ def main() -> None:
         on_shown=lambda: Thread(target=typed.write_above, args=(write,)).start(),
         on_clear=lambda: None,
         on_send=lambda: None,
+        on_report=lambda sequence: None,
         on_failure=lambda error: None,
     )
     with hold_keys():

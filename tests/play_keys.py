@@ -37,6 +37,7 @@ def open_input() -> Input:
         on_shown=lambda: None,
         on_clear=lambda: None,
         on_send=lambda: None,
+        on_report=lambda sequence: None,
         on_failure=lambda error: print(f"failed: {error}"),
     )
 

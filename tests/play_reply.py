@@ -12,12 +12,13 @@ from pathlib import Path
 
 from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.renderer import Renderer
+from llama_chat.terminal.theme import Background
 
 
 def main() -> None:
     """Play the reply."""
     tokens, pause, *wrap = sys.argv[1:]
-    writer = Renderer(OutputSettings(wrap=wrap[0] if wrap else "words")).reply()
+    writer = Renderer(OutputSettings(wrap=wrap[0] if wrap else "words"), Background()).reply()
     text = ""
     for token in json.loads(Path(tokens).read_text()):
         text += token

@@ -61,7 +61,6 @@ def test_undo_retry_clear_and_context(chat: Terminal) -> None:
     chat.wait_for(r"0 of 8192 tokens, 8192 free")
     chat.line("/undo")
     chat.wait_for(r"/undo: there is no message yet")
-    chat.type(CTRL_C)
     chat.line("/clear")
     chat.wait_for(r"a new conversation")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.terminal import CTRL_C, CTRL_R, READY, Terminal, row
-from llama_chat.terminal.theme import substitutes
+from llama_chat.terminal.theme import Background, substitutes
 from tests.markdown_output import formatted
 
 REPLY = """\
@@ -96,7 +96,8 @@ def test_no_colour_is_one_that_some_theme_hides(gguf_model: Path, tmp_path: Path
 
 def test_themes(monkeypatch: pytest.MonkeyPatch) -> None:
     def used(theme: str) -> set[int]:
-        return colors(formatted(REPLY, color=True, substitutes=substitutes(theme)).encode())
+        styles = substitutes(theme, Background())
+        return colors(formatted(REPLY, color=True, substitutes=styles).encode())
 
     assert 94 in used("dark")
     assert used("light") & {34, 36, 94} == {34}

@@ -40,7 +40,7 @@ def test_a_lone_word_that_is_a_command_elsewhere_names_the_command(babble: Termi
 
 
 def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
-    babble.refuse("/sta", r"no reply yet")
+    babble.ask("/sta", r"no reply yet")
     babble.refuse("/te", r"/te: more than one command begins so: /temperature, /template")
     babble.ask("//help", ENDED)
     babble.ask("/context", r"/help\n")

@@ -105,12 +105,6 @@ def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
     babble.ask("/versions zero", r"'zero' is not the number of a version")
 
 
-def test_commands_in_an_empty_conversation_are_refused(babble: Terminal) -> None:
-    commands = ("/versions", "/retry", "/undo", "/edit", "/continue", "/branch", "/tree")
-    for command in (*commands, "/stats", "/tokens", "/why", "/copy", "/save x"):
-        babble.refuse(command, r"(no message|no reply) yet")
-
-
 def tokens_read(chat: Terminal) -> int:
     """Return the number of tokens that the model has read in all."""
     found = re.search(
@@ -193,8 +187,12 @@ def test_prefill_begins_the_next_reply_and_only_that(babble: Terminal) -> None:
 def test_undo_takes_back_several_turns_and_clear_all(babble: Terminal) -> None:
     for word in ("one", "two", "three"):
         babble.ask(word, ENDED)
-    babble.ask("/undo 2", r"undone: three\nundone: two")
+    babble.ask("/undo 2", r"undone: three\nundone: two\n/branch - goes back\n")
     babble.ask("/context", r"user +\d+ +\d+ .*one\n")
+    babble.ask("/branch -", r"› three\n")
+    babble.ask("/undo 9", r"undone: one\n/branch - goes back\n")
+    babble.ask("/undo", r"/undo: there is no message yet")
+    babble.ask("/branch -", r"› three\n")
     babble.refuse("/undo x", r"/undo: 'x' is not the number of turns")
     babble.ask("/clear", r"a new conversation")
     babble.ask("/context", r"0 of 512 tokens, 512 free")

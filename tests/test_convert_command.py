@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_what_was_there(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        refused(capsys, 6, "free space there", gguf_model, out, "--force")
+        refused(capsys, 6, "choose another place", gguf_model, out, "--force")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == [name]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.terminal import CTRL_C, CTRL_D, ESCAPE, Terminal
+from harness.terminal import CTRL_C, CTRL_D, ESCAPE, READY, Terminal
 
 COMMAND = (sys.executable, "-m", "tests.play_keys")
 LINES = "def f(x):\r\r    if x:\r\t\treturn 1\r"
@@ -193,3 +193,18 @@ def test_backspace_removes_one_grapheme(grapheme: str, keys: Terminal) -> None:
     keys.type("\x7fb\r")
     keys.wait_for("sent: ")
     assert keys.raw.partition(b"sent: ")[2].startswith(repr(f"a{grapheme}b").encode())
+
+
+def test_a_paste_made_while_a_reply_streams_is_one_message(
+    starter_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", starter_model, "--temperature", "0", "--max-tokens", "60")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.line("Write a long story about a river.")
+        terminal.wait_for(r"── model\n\S.{20}")
+        on, off = (terminal.raw.rfind(b"\x1b[?2004" + end) for end in (b"h", b"l"))
+        assert on > off  # else the terminal would not mark it
+        terminal.paste("one\rtwo\rthree")
+        terminal.type(" lines")
+        terminal.wait_for(r"cut off after 60 .*\n\n› one\n  two\n  three lines\n")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -12,11 +11,9 @@ import pytest
 
 from harness.program import COMMAND, Program, assert_clean_error, environment, run
 from llama_chat.generation.events import Token
-from llama_chat.library import starter
 from llama_chat.loading.plan import load
 from llama_chat.settings.sampling import Sampling
 from tests.conftest import ROOT
-from tests.imports import statuses_and_torch
 from tests.model_files import write_gguf
 
 
@@ -139,6 +136,27 @@ def test_several_files_share_one_load_and_one_cache(home: Path, gguf_model: Path
     assert second["cached_tokens"] >= 10
 
 
+def test_answers_to_several_questions_of_a_file_are_told_apart(
+    home: Path, gguf_model: Path
+) -> None:
+    questions = ["the cat", "a  long\n" + "hat " * 40, "\u001b[2J"]
+    shown = ["the cat", "a long" + " hat" * 13 + " …", "␛[2J"]
+    several = "".join(f"[[examples]]\nuser = {json.dumps(q)}\n" for q in questions)
+    (home / "several.toml").write_text("max_tokens = 1\n" + several)
+    (home / "one.toml").write_text('max_tokens = 1\n[[examples]]\nuser = "the cat"')
+    titles = [f"==> several.toml: {question} <==" for question in shown]
+    flags = ("complete", "-m", gguf_model, "--max-tokens", "1")
+    for files, lines in (
+        (["several.toml"], titles),
+        (["one.toml"], []),
+        (["one.toml", "several.toml"], ["==> one.toml <==", *titles]),
+    ):
+        done = run(*flags, *files, home=home, folder=str(home))
+        assert (done.status, done.err.splitlines()) == (0, lines)
+    for more in ("--json", "-q"):
+        assert run(*flags, more, "several.toml", home=home, folder=str(home)).err == ""
+
+
 def test_echo_writes_the_prompt_and_one_final_newline_is_no_part_of_it(
     home: Path, gguf_model: Path
 ) -> None:
@@ -158,11 +176,30 @@ def test_a_trailing_space_earns_a_warning(home: Path, gguf_model: Path) -> None:
 
 
 def test_fail_on_length(home: Path, gguf_model: Path) -> None:
-    flags = ("complete", "-", "-m", gguf_model, "--max-tokens", "3", "--temperature", "0")
-    done = run(*flags, "--fail-on-length", home=home, stdin=b"the cat")
-    assert done.status == 5
-    assert "error: answer: cut off after 3 tokens: raise --max-tokens" in done.err
-    assert done.out
+    flags = ("-m", gguf_model, "--max-tokens", "3", "--temperature", "0")
+    for command in (("complete", "-"), ("ask",), ("ask", "why?", "--json"), ("-q",), ("--json",)):
+        done = run(*flags, *command, "--fail-on-length", home=home, stdin=b"the cat")
+        assert done.status == 5
+        assert done.err == "llama-chat: error: answer: cut off after 3 tokens: raise --max-tokens\n"
+        assert done.out
+
+
+def test_a_limit_on_the_command_line_is_no_surprise(home: Path, gguf_model: Path) -> None:
+    (home / "c.toml").write_text("max_tokens = 3")
+    flags = ("-m", gguf_model, "--temperature", "0")
+    warning = "llama-chat: warning: answer: cut off after 3 tokens: raise --max-tokens"
+    for command in (("complete", "-"), ("ask", "--json"), ()):
+        given = run(*flags, "--max-tokens", "3", *command, home=home, stdin=b"the cat")
+        assert (given.status, given.err) == (0, "")
+        for more in (("-v", "--max-tokens", "3"), ("--config", home / "c.toml")):
+            done = run(*flags, *more, *command, home=home, stdin=b"the cat")
+            assert done.status == 0
+            assert done.err.splitlines()[-1] == warning
+    limited = run(*flags, "ask", home=home, stdin=b"the cat", LLAMA_CHAT_MAX_TOKENS="3")
+    assert limited.err == warning + "\n"
+    narrow = ("--context", "16", "--max-tokens", "100")
+    full = run(*flags, *narrow, "complete", "-", home=home, stdin=b"the cat")
+    assert "tokens, where the context is full: shorten the prompt" in full.err
 
 
 def test_a_reader_that_leaves_stops_the_answer_quietly(
@@ -255,38 +292,6 @@ def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> Non
     assert b"Traceback" not in err
 
 
-def test_a_terminal_where_a_text_is_needed_is_an_error_not_a_wait(home: Path) -> None:
-    ours, theirs = pty.openpty()
-    for arguments in (["ask"], ["complete", "-"], ["tokenize"]):
-        with Program(*arguments, home=home, stdin=os.ttyname(theirs)) as child:
-            _, err = child.communicate(seconds=30)
-        assert child.returncode == 2
-        assert err.decode().count("\n") == 1
-    os.close(ours)
-    os.close(theirs)
-
-
-def test_without_a_model_a_pipe_is_told_how_to_get_one(home: Path) -> None:
-    result = run("ask", "hi", home=home, stdin=b"")
-    assert_clean_error(result, 3, "none is configured", f"llama-chat pull {starter.DEFAULT}")
-
-
-def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
-    cases = [
-        (["--help"], 0),
-        (["complete", "--help"], 0),
-        (["--version"], 0),
-        (["--nope"], 2),
-        (["complete"], 2),
-        (["ask", "x", "--temperature", "9999"], 2),
-        (["complete", "no_such_prompt"], 2),
-        (["ask", "x"], 3),
-    ]
-    found = statuses_and_torch([arguments for arguments, _ in cases], home)
-    for (_, status), line in zip(cases, found, strict=True):
-        assert line == f"{status} False"
-
-
 def test_tokenize_gives_ids_and_pieces(home: Path, shared_data: Path) -> None:
     tokenizer = shared_data / "llama2" / "tokenizer.model"
     for entry in json.loads((shared_data / "llama2" / "texts.json").read_text())[:3]:
@@ -340,56 +345,6 @@ def test_bench_draws_the_parts_of_the_time_of_a_token(
     assert [line.split("  ")[1].strip() for line in lines] == labels
     shares = [float(share) for share in re.findall(r"([\d.]+)%", "\n".join(lines))]
     assert abs(sum(shares) - 100) < 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "parts"),
-    [
-        (["complete", "-", "--context", "999999999"], 2, ["made for 512 tokens"]),
-        (["complete", "-", "--context", "16"], 4, ["103 tokens", "context of 16"]),
-        (["ask", "-", "--context", "64"], 4, ["tokens leave no space", "context of 64"]),
-        (["complete", "-", "--device", "cuda:7"], 2, ["--device 'cuda:7'", "none"]),
-        (["complete", "-", "--device", "abacus"], 2, ["no such device"]),
-        (["complete", "-", "--quantize", "int3"], 2, ["one of auto, none, stored, int8, int4"]),
-        (["complete", "-", "-"], 2, ["stdin: named twice"]),
-        (["complete", "-", "--temperature", "-1"], 2, ["give a number from 0 to 10"]),
-        (["complete", "-", "--max-tokens", "0"], 2, ["give a whole number from 1"]),
-        (["complete", "-", "--top-q", "1"], 2, ["No such option: --top-q"]),
-        (["complte", "-"], 2, ["complte"]),
-        (["complete"], 2, ["FILE"]),
-        (["ask", " "], 2, ["question: it is empty"]),
-        (["chat"], 2, ["needs a terminal"]),
-        (["ask", "x", "--template", "llama2"], 2, ["the tokenizer of this model has no <s>"]),
-        (["ask", "x", "--prompt", "nowhere"], 2, ["no prompt of that name"]),
-        (["tokenize", "--dialog", "/dev/null"], 2, ["not a file"]),
-        (["bench", "--prompt-tokens", "9999"], 2, ["the context is 512"]),
-        (["inspect", "/nowhere"], 3, ["neither a path nor a known name"]),
-        (["inspect", "~nobody-of-this-name"], 3, ["neither a path nor a known name"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
-)
-def test_bad_command_lines_get_one_line_and_their_status(
-    arguments: list[str], status: int, parts: list[str], home: Path, gguf_model: Path
-) -> None:
-    result = run("-m", gguf_model, *arguments, home=home, stdin=b"word " * 20 + b"end")
-    assert_clean_error(result, status, *parts)
-
-
-def test_closed_and_empty_stdin_are_reported(home: Path, gguf_model: Path) -> None:
-    done = shell(f"llama-chat ask -m {gguf_model} <&-", home)
-    assert done.returncode == 2
-    assert b"Traceback" not in done.stderr
-    assert_clean_error(run("ask", home=home, stdin=b"\n\n"), 2, "it is empty")
-    assert_clean_error(run("ask", home=home, stdin=b"a\xff"), 2, "byte 1 is not UTF-8")
-
-
-def test_a_prompt_file_sets_what_no_flag_does(home: Path, gguf_model: Path) -> None:
-    (home / "p.toml").write_text('system = "x"\nmax_tokens = 3\n[[examples]]\nuser = "the"\n')
-    (home / "c.toml").write_text("max_tokens = 7")
-    flags = ("complete", home / "p.toml", "-m", gguf_model, "--config", home / "c.toml", "--json")
-    assert json.loads(run(*flags, home=home).out)["completion_tokens"] <= 3
-    given = json.loads(run(*flags, "--max-tokens", "1", home=home).out)
-    assert given["completion_tokens"] <= 1
 
 
 def test_a_model_is_found_by_the_name_it_was_fetched_under(home: Path, starter_model: Path) -> None:

@@ -132,3 +132,13 @@ def test_a_signal_ends_the_editor_too(gguf_model: Path, tmp_path: Path) -> None:
         terminal.child.kill(signal.SIGTERM)
         assert_left_clean(terminal, modes, 143)
         assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_a_reply_that_is_stopped_before_its_first_token(gguf_model: Path, tmp_path: Path) -> None:
+    command = signalled(signal.SIGINT, 5, "show_reply")
+    flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "4")
+    with Terminal(*flags, home=tmp_path, command=command) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("hello", r"stopped before the first token; /continue goes on\n\n")
+        assert "kept" not in terminal.text
+        terminal.ask("/continue", "cut off after 4 tokens")

@@ -288,7 +288,7 @@ def test_a_full_disk_is_a_save_error(index: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.startswith("6 ")
-    assert "no space left: free space there, or set XDG_DATA_HOME" in done.stdout
+    assert "file too large: set XDG_DATA_HOME" in done.stdout
     assert_nothing_left(tmp_path)
 
 

@@ -49,6 +49,15 @@ def test_without_a_status(flag: str, starter_model: Path, tmp_path: Path) -> Non
         terminal.line(STORY)
         terminal.wait_for("cut off after 80")
         assert b"Ctrl-C stops" not in terminal.raw
+        assert "── model" not in terminal.text
+
+
+def test_quiet_is_set_in_the_chat_too(babble: Terminal) -> None:
+    babble.ask("/quiet on", "quiet is true")
+    babble.ask("hello", "cut off after 8")
+    assert "── model" not in babble.text
+    babble.ask("/quiet off", "quiet is false")
+    babble.ask("again", "── model\n.*\ncut off after 8")
 
 
 def screen_of(data: str, columns: int, lines: int) -> list[str]:
@@ -120,7 +129,9 @@ def test_in_tmux_a_reply_is_the_same_with_and_without_a_status(
     replies = []
     for more in ([], ["--quiet"]):
         text = in_tmux(tmp_path, *flags, *more)
-        replies.append(re.search(r"[\s\S]*about a river\.\n([\s\S]*)\n+cut off", text))
+        replies.append(
+            re.search(r"[\s\S]*about a river\.\n(?:── model\n)?([\s\S]*)\n+cut off", text)
+        )
     assert replies[0] is not None
     assert replies[1] is not None
     assert replies[0][1] == replies[1][1]

@@ -18,7 +18,7 @@ from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.locked_file import LockedFile
 from llama_chat.chat.records import ModelTag, Snapshot, snapshot, to_lines
 from llama_chat.chat.store import Loaded, folder, path_of, read, read_open
-from llama_chat.errors import SaveError, UsageError
+from llama_chat.errors import SaveError, UsageError, is_full_disk, reason
 from llama_chat.files import private_folder, write_atomically
 
 
@@ -102,8 +102,10 @@ class ConversationFile:
                 path = self.path
                 file.append(b"".join(lines), durable=durable)
         except OSError as error:
-            advice = "free space or allow writing there; the next turn tries again"
-            raise SaveError.at(self.path or folder(), error, advice) from None
+            where = repr(str(self.path or folder()))
+            advice = "free space there" if is_full_disk(error) else "allow writing there"
+            advice += "; the next turn tries again"
+            raise SaveError(where, reason(error), advice) from None
         self._follow(path, file, conversation, now)
 
     def rename(self, name: str) -> None:

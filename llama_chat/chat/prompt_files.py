@@ -189,7 +189,10 @@ def _find(wanted: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: unknown ~name
         raise UsageError(what, reason(error), "check the path") from None
     names = [entry.name for entry in list_prompts()]
-    advice = did_you_mean(wanted, names, cutoff=0.4)
+    if "/" in wanted or path.suffix[1:].isalpha():
+        advice = did_you_mean(wanted, names, "check the path")
+    else:
+        advice = did_you_mean(wanted, names, cutoff=0.4)
     raise UsageError(what, "no such file and no prompt of that name", advice)
 
 

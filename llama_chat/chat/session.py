@@ -9,7 +9,7 @@ from dataclasses import replace
 from llama_chat.chat.context_use import ContextRow, ContextUse, Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
-from llama_chat.errors import PromptTooLongError, UsageError, counted
+from llama_chat.errors import NothingYetError, PromptTooLongError, UsageError, counted
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine
@@ -231,7 +231,7 @@ class ChatSession:
         conversation = self.conversation
         mark, question = conversation.mark(), conversation.question()
         if question is None:
-            raise UsageError("retry", "there is no message yet", "type a message first")
+            raise NothingYetError("retry")
         reply = self._open_reply(reply_prefix)
         conversation.head = question
         try:

@@ -7,6 +7,7 @@ from typing import Any
 from llama_chat.cli.receipts import Describe
 from llama_chat.errors import LengthLimitError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
@@ -103,5 +104,11 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
     why, advice = limits[finish.reason]
     if fail_on_length:
         raise LengthLimitError("answer", why, advice)
-    if not settings.quiet:
+    is_wanted = finish.reason == "length" and limit_is_given(settings) and not unmet
+    if not settings.quiet and (settings.verbose or not is_wanted):
         streams.warn(f"answer: {why}: {advice}")
+
+
+def limit_is_given(settings: Settings) -> bool:
+    """True if the length limit is from the command line, so that reaching it is no surprise."""
+    return settings.source("max_tokens") == SETTINGS["max_tokens"].flag

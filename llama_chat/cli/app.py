@@ -7,12 +7,21 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from llama_chat.cli import completing
-from llama_chat.errors import INTERRUPTED_STATUS, ClosedPipe, LlamaChatError, unexpected
+from llama_chat.errors import (
+    INTERRUPTED_STATUS,
+    ClosedPipe,
+    LlamaChatError,
+    UsageError,
+    did_you_mean,
+    unexpected,
+)
 from llama_chat.terminal import streams
 
 COMMANDS = (
@@ -25,6 +34,29 @@ GROUPS = ("models", "sessions", "config")
 """Command groups; each is the ``app`` of the module of its name."""
 
 
+class _Commands(TyperGroup):
+    """Commands; a question in place of their name is answered with the command that asks it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that ``args`` begins with.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        word = args[0]
+        if self.get_command(ctx, word) is None and not (
+            ctx.resilient_parsing or word.startswith("-")
+        ):
+            is_text = len(word.split()) != 1
+            advice = did_you_mean(
+                word,
+                () if is_text else self.commands,
+                f'{"" if is_text else "see llama-chat --help, or "}llama-chat ask "…"',
+            )
+            raise UsageError(f"command {streams.one_line(word)[:40]!r}", "there is no such", advice)
+        return super().resolve_command(ctx, args)
+
+
 def build(arguments: Sequence[str]) -> typer.Typer:
     """Build the command line for ``arguments``.
 
@@ -33,6 +65,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     """
     app = typer.Typer(
         name="llama-chat",
+        cls=_Commands,
         help="Talk with a Llama-2 model in the terminal.",
         epilog="Without a command: the chat on a terminal; an answer to stdin when that is piped.",
         invoke_without_command=True,

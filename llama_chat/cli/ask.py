@@ -15,7 +15,15 @@ from llama_chat.cli.choosing import (
     read_choices,
     write_choice,
 )
-from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.flags import (
+    DryRun,
+    FailOnLength,
+    GrammarFile,
+    JsonSchema,
+    Logprobs,
+    Regex,
+    Variables,
+)
 from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
 from llama_chat.cli.many import (
@@ -41,11 +49,16 @@ from llama_chat.terminal import streams
 @takes_settings
 def ask(
     settings: Settings,
-    question: Annotated[
-        str | None, typer.Argument(help="The question; `-`, or none, takes all from stdin.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[QUESTION]",
+            help="The question, in quotes; `-`, or none, takes all from stdin.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    fail_on_length: FailOnLength = False,
     variables: Variables = None,
     dry_run: DryRun = False,
     lines: AreLines = False,
@@ -66,12 +79,24 @@ def ask(
     With stdin piped the document comes first, then a blank line, then the question; unless the
     prompt file has a slot for it. With --lines and --jsonl every line is such a document.
     """
+    words = words or []
+    if len(words) > 1:
+        raise UsageError("question", f"it is {len(words)} words", 'quote it: llama-chat ask "…"')
+    question = words[0] if words else None
     constraint = read_grammar(json_schema, regex, grammar)
     options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
     texts = read_choices(choices, choices_file, normalize, has_grammar=constraint is not None)
     among = Among(texts, normalize) if texts else None
     if options.apply():
-        answer_lines(question, settings, Slots(variables), options, grammar=constraint, among=among)
+        answer_lines(
+            question,
+            settings,
+            Slots(variables),
+            options,
+            grammar=constraint,
+            among=among,
+            fail_on_length=fail_on_length,
+        )
         return
     answer(
         question,
@@ -80,6 +105,7 @@ def ask(
         grammar=constraint,
         as_json=as_json,
         raw=raw,
+        fail_on_length=fail_on_length,
         dry_run=dry_run,
         logprobs=logprobs,
         among=among,
@@ -122,6 +148,7 @@ def answer(
     grammar: Grammar | None = None,
     as_json: bool = False,
     raw: bool = False,
+    fail_on_length: bool = False,
     dry_run: bool = False,
     logprobs: int = 0,
     among: Among | None = None,
@@ -139,7 +166,10 @@ def answer(
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
     if not (as_json or grammar or among) and write_warm(
-        lambda warm, ours: warm.ask(message, ours, prompt), settings, raw=raw
+        lambda warm, ours: warm.ask(message, ours, prompt),
+        settings,
+        raw=raw,
+        fail_on_length=fail_on_length,
     ):
         return
     llama, settings = load_model(settings, [message.strip()])
@@ -155,4 +185,5 @@ def answer(
         as_json=as_json,
         describe=describe(llama, settings, lambda: Prompt.of_session(session), grammar, logprobs),
         raw=raw,
+        fail_on_length=fail_on_length,
     )

@@ -1,6 +1,7 @@
 """``llama-chat complete``: continue raw text."""
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,15 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.completing import prompts
-from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.flags import (
+    DryRun,
+    FailOnLength,
+    GrammarFile,
+    JsonSchema,
+    Logprobs,
+    Regex,
+    Variables,
+)
 from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.options import takes_settings
@@ -49,9 +58,7 @@ def complete(
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per file.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
-    fail_on_length: Annotated[
-        bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
-    ] = False,
+    fail_on_length: FailOnLength = False,
     variables: Variables = None,
     dry_run: DryRun = False,
     json_schema: JsonSchema = None,
@@ -75,27 +82,29 @@ def complete(
         _preview(files, prompts, settings, through_template=through_template, as_json=as_json)
         return
     texts = [text for prompt in prompts for text in prompt.renders()]
+    ours = [with_prompt_file(settings, prompt) for prompt in prompts]
     if len(texts) == 1 and not (as_json or constraint or through_template):
-        own = with_prompt_file(settings, prompts[0])
-        if write_warm(
+        done = write_warm(
             lambda warm, own: warm.complete(texts[0], own),
-            own,
+            ours[0],
             raw=raw,
             echo=texts[0] if echo else "",
             fail_on_length=fail_on_length,
-        ):
+        )
+        if done:
             return
     llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
-    ours = [with_prompt_file(settings, prompt) for prompt in prompts]
-    filled = zip(prompts, ours, strict=True)
-    jobs = [(text, own) for prompt, own in filled for text in prompt.renders()]
+    ours = [settings.overlay(prompt.values, str(prompt.path)) for prompt in prompts]
+    jobs = [
+        (text, own) for own, prompt in zip(ours, prompts, strict=True) for text in prompt.renders()
+    ]
     generations = _Texts(
         llama, constraint, through_template=through_template, with_logprobs=logprobs > 0
     ).begin(jobs, settings)
     for name, prompt, own in zip(files, prompts, ours, strict=True):
-        if len(files) > 1 and not as_json and not own.quiet:
-            streams.say(f"==> {name} <==")
-        for text in prompt.renders():
+        for title, text in _titled(name, prompt, many=len(files) > 1):
+            if title and not as_json and not own.quiet:
+                streams.say(title)
             generate, prompt_of = next(generations)
             write_answer(
                 generate,
@@ -107,6 +116,15 @@ def complete(
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
             )
+
+
+def _titled(name: str, prompt: PromptFile, *, many: bool) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a file, each with the line on stderr that tells it from others."""
+    queries = prompt.queries if len(prompt.queries) > 1 else ("",)
+    for query, text in zip(queries, prompt.renders(), strict=True):
+        question = textwrap.shorten(query, 60, placeholder=" …")
+        title = f"==> {name}: {question} <==" if question else f"==> {name} <=="
+        yield title if query or many else "", text
 
 
 def _preview(
@@ -123,9 +141,9 @@ def _preview(
     preview = Preview(settings, as_json=as_json)
     for name, prompt in zip(files, prompts, strict=True):
         ours = with_prompt_file(settings, prompt)
-        if len(files) > 1 and not as_json and not ours.quiet:
-            streams.say(f"==> {name} <==")
-        for text in prompt.renders():
+        for title, text in _titled(name, prompt, many=len(files) > 1):
+            if title and not as_json and not ours.quiet:
+                streams.say(title)
             if through_template:
                 preview.show_message(ours, None, text)
             else:

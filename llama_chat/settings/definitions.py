@@ -244,7 +244,7 @@ class OutputSettings:
         "Colours for the background of the terminal.",
         scope="display",
         values={
-            "auto": "for that which COLORFGBG says, else for any",
+            "auto": "for that which COLORFGBG or the terminal says, else for any",
             "dark": "for a dark one",
             "light": "for a light one",
             "none": "no colours in the chat: only bold, dim and underlined",
@@ -303,7 +303,7 @@ class OutputSettings:
         "switch",
         False,
         "Nothing but the answer and errors.",
-        scope="program",
+        scope="display",
         short="-q",
         example="true",
     )

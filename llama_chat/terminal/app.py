@@ -2,10 +2,11 @@
 
 import os
 import shlex
+import sys
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from llama_chat.errors import LlamaChatError, UsageError, unexpected
+from llama_chat.errors import LlamaChatError, NothingYetError, UsageError, unexpected
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import find_command, parse_command
 from llama_chat.terminal.completion import ChatCompleter
@@ -46,6 +47,7 @@ class ChatApp:
         try:
             self._read_loop()
         finally:
+            self._input.close()
             # A signal waits for nothing: a load can take seconds to notice.
             chat.loader.stop(wait=not chat.interrupts.status)
         if chat.unsaved is not None:
@@ -58,9 +60,10 @@ class ChatApp:
 
     def _read_loop(self) -> None:
         chat = self._chat
-        typed = ""
+        typed, is_refused = "", False
         while not (chat.leaving or chat.interrupts.status):
             if self._input_options != self._wanted_options():
+                self._input.close()
                 self._input = self._open_input()
             if chat.renderer.plain:
                 self._wait_for_model()
@@ -70,7 +73,7 @@ class ChatApp:
                 typed = ""
                 chat.stop_editing()
             try:
-                line = self._read(typed)
+                line = self._read(typed, selected=is_refused)
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -81,16 +84,16 @@ class ChatApp:
                 chat.renderer.note("Ctrl-C again or Ctrl-D leaves")
                 continue
             self._asked_to_leave = False
-            typed = self._handle(line)
+            typed, is_refused = self._handle(line)
             if chat.editing is not None and not typed:
                 typed = chat.editing.text
             chat.prefill_next()
 
-    def _read(self, typed: str) -> str:
+    def _read(self, typed: str, *, selected: bool) -> str:
         """Read a line; warnings are written before and after."""
         self._tell()
         try:
-            return self._input.read(typed)
+            return self._input.read(typed, selected=selected)
         finally:
             self._tell()
 
@@ -102,11 +105,16 @@ class ChatApp:
             self._asked_to_leave = True
             self._chat.renderer.note("still loading; Ctrl-C again or Ctrl-D leaves")
 
-    def _handle(self, line: str) -> str:
-        """Run a command or send a message; returns the line if it failed, to stay in the input."""
+    def _handle(self, line: str) -> tuple[str, bool]:
+        """Run a command or send a message.
+
+        Returns:
+            The text to put into the input: the line if it can be corrected, or was interrupted.
+            And whether it was refused.
+        """
         chat = self._chat
         if not line.strip() and not chat.attachments:
-            return ""
+            return "", False
         try:
             parsed = parse_command(line)
             if parsed is None:
@@ -119,11 +127,11 @@ class ChatApp:
             chat.renderer.space()
         except LlamaChatError as error:
             chat.renderer.error(str(error))
-            return line
+            return "" if isinstance(error, NothingYetError) else line, True
         except Interrupted:
             chat.renderer.note("stopped")
-            return line
-        return ""
+            return line, False
+        return "", False
 
     def _send(self, text: str) -> None:
         if self._chat.editing is None:
@@ -146,6 +154,7 @@ class ChatApp:
         completer = ChatCompleter(chat)
 
         def on_open() -> None:
+            sys.stdout.write(chat.renderer.question())
             completer.forget()
             self._on_change()
 
@@ -160,6 +169,7 @@ class ChatApp:
             on_clear=chat.stop_editing,
             # A Ctrl-C from before Enter must not stop the reply.
             on_send=chat.interrupts.take,
+            on_report=chat.background.hear,
             on_failure=self._on_failure,
         )
 

@@ -19,6 +19,7 @@ from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.replying import show_reply
+from llama_chat.terminal.theme import Background
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
@@ -46,7 +47,8 @@ class Chat:
             interrupts: tells of Ctrl-C, and of signals that end the chat.
         """
         self._settings = PromptedSettings(settings)
-        self.renderer = Renderer(settings)
+        self.background = Background()
+        self.renderer = Renderer(settings, self.background)
         self.conversation = Conversation(settings.system)
         self.file = ConversationFile()
         self.tag = ModelTag()
@@ -232,7 +234,7 @@ class Chat:
             self.notes += filter(None, [self.session.template.take_note()])
         self._settings.change(name, value, source)
         if scope == "display":
-            self.renderer = Renderer(self.settings)
+            self.renderer = Renderer(self.settings, self.background)
         self.configure()
 
     def configure(self) -> None:

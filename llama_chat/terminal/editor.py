@@ -3,25 +3,17 @@
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import termios
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
+from llama_chat.errors import LlamaChatError, SaveError, UsageError, is_full_disk, reason
 from llama_chat.files import without_final_newline
 from llama_chat.terminal import streams
+from llama_chat.terminal.foreground import run_foreground
 
 _ADVICE = "name an editor in VISUAL or EDITOR"
-
-_POLL_S = 0.1
-
-_KILL_S = 0.5
-"""Seconds that an editor has to end when it is asked to."""
 
 
 def find_editor() -> list[str]:
@@ -62,44 +54,12 @@ def run_editor(
     """
     what = f"editor {command[0]!r}"
     try:
-        with _yielded_terminal(), subprocess.Popen([*command, str(path)]) as editor:
-            try:
-                status = _wait(editor, should_stop)
-            except BaseException:  # a signal
-                editor.kill()
-                raise
+        status = run_foreground([*command, str(path)], should_stop)
     except (OSError, ValueError) as error:
         raise UsageError(what, reason(error), _ADVICE) from None
     if status:
         how = f"it ended with status {status}" if status > 0 else f"signal {-status} ended it"
         raise LlamaChatError(what, how, "nothing was changed")
-
-
-def _wait(editor: "subprocess.Popen[bytes]", should_stop: Callable[[], bool]) -> int:
-    while not should_stop():
-        with suppress(subprocess.TimeoutExpired):
-            return editor.wait(_POLL_S)
-    editor.terminate()
-    try:
-        return editor.wait(_KILL_S)
-    except subprocess.TimeoutExpired:
-        editor.kill()
-        return editor.wait()
-
-
-@contextmanager
-def _yielded_terminal() -> Iterator[None]:
-    """Leave Ctrl-C to another program in the terminal, and restore the terminal's mode after it."""
-    terminal = sys.stdin if streams.is_terminal(sys.stdin) else None
-    mode = termios.tcgetattr(terminal) if terminal else None
-    handler = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if terminal and mode:
-            with suppress(termios.error):  # it is closed
-                termios.tcsetattr(terminal, termios.TCSADRAIN, mode)
 
 
 def edit_text(text: str, should_stop: Callable[[], bool]) -> str:
@@ -116,9 +76,7 @@ def edit_text(text: str, should_stop: Callable[[], bool]) -> str:
     command = find_editor()
     before = text.encode("utf-8", "replace")
     try:
-        path = (
-            Path(tempfile.mkdtemp()) / "message.md"
-        )  # a folder, for files of the editor beside it
+        path = Path(tempfile.mkdtemp()) / "message.md"  # a folder, for the editor's own files, too
         try:
             path.write_bytes(before)
             run_editor(command, path, should_stop)
@@ -132,8 +90,8 @@ def edit_text(text: str, should_stop: Callable[[], bool]) -> str:
                 return without_final_newline(after.decode("utf-8", "replace"))
             raise _failure(error, path if path.exists() else None) from None
     except OSError as error:
-        advice = "free space for temporary files, or set TMPDIR"
-        raise SaveError("text for the editor", reason(error), advice) from None
+        free = "free space for temporary files, or " if is_full_disk(error) else ""
+        raise SaveError("text for the editor", reason(error), f"{free}set TMPDIR") from None
     shutil.rmtree(path.parent, ignore_errors=True)
     return edited
 

@@ -36,8 +36,9 @@ class _Draft(str):
 
 def put_aside(buffer: Buffer) -> None:
     """Delete the text of ``buffer``; Up brings it back in this session."""
-    if buffer.text.strip():
-        buffer.history._loaded_strings.insert(0, _Draft(buffer.text))
+    strings = buffer.history._loaded_strings
+    if buffer.text.strip() and strings[:1] != [buffer.text]:  # one that was refused is there
+        strings.insert(0, _Draft(buffer.text))
     buffer.reset()
 
 

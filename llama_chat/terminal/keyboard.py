@@ -10,31 +10,23 @@ from typing import Any, Protocol
 from prompt_toolkit import PromptSession, print_formatted_text
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.buffer import CompletionState
-from prompt_toolkit.completion import CompleteEvent, Completer
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import (
     Condition,
-    Filter,
-    emacs_insert_mode,
-    emacs_mode,
-    has_completions,
-    has_selection,
-    is_searching,
-    vi_insert_mode,
 )
 from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
-from wcwidth import grapheme_boundary_before
 
+from llama_chat.errors import LlamaChatError
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
-from llama_chat.terminal.history import put_aside, take_up
+from llama_chat.terminal.history import put_aside
+from llama_chat.terminal.keys import chat_keys, select_all
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
 from llama_chat.terminal.resizing import redraw_after_resizes
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
@@ -74,8 +66,10 @@ class Input(Protocol):
     def text(self) -> str:
         """Text typed so far."""
 
-    def read(self, default: str = "") -> str:
+    def read(self, default: str = "", *, selected: bool = False) -> str:
         """Let the user edit ``default``, and return the text that was sent.
+
+        If it is ``selected``, typing replaces it, where the keys allow that.
 
         Raises:
             EOFError: on Ctrl-D.
@@ -93,6 +87,9 @@ class Input(Protocol):
 
     def write_above(self, write: Callable[[], None]) -> None:
         """Call ``write``, which prints above the open input."""
+
+    def close(self) -> None:
+        """Leave the terminal in the mode in which the input found it."""
 
     def end(self, error: BaseException) -> None:
         """Make ``read`` raise ``error``, if it runs."""
@@ -113,6 +110,7 @@ class PromptInput:
         on_shown: Callable[[], None],
         on_clear: Callable[[], None],
         on_send: Callable[[], object],
+        on_report: Callable[[str], None],
         on_failure: Callable[[Exception], None],
     ) -> None:
         """Create the input, closed.
@@ -127,6 +125,7 @@ class PromptInput:
             on_shown: called whenever it is visible and takes keys.
             on_clear: called when Ctrl-C clears it.
             on_send: called when Enter sends it, before anything else happens.
+            on_report: called with sequences that are no keys, such as reports of the terminal.
             on_failure: called with what fails meanwhile in a key, the toolbar, the history, a
                 completion or any other callback; the input goes on.
         """
@@ -134,7 +133,7 @@ class PromptInput:
         self._on_failure = on_failure
         self._ended_by: BaseException | None = None
         """Argument of ``end``, once that was called."""
-        self._input = RawInput(sys.stdin)
+        self._input = RawInput(sys.stdin, on_report)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             input=self._input,
@@ -146,7 +145,7 @@ class PromptInput:
             completer=completer,
             complete_while_typing=Condition(self._is_command),
             complete_in_thread=True,  # keys must not wait for a slow disk
-            key_bindings=_keys(completer, on_clear, on_send, on_failure, self._edit),
+            key_bindings=chat_keys(completer, on_clear, on_send, on_failure, self._edit),
             bottom_toolbar=lambda: self._drawn(toolbar),
             style=Style.from_dict(_STYLE if colored else _STYLE | _NO_COLOR),
             color_depth=ColorDepth.DEPTH_4_BIT if colored else ColorDepth.DEPTH_1_BIT,
@@ -170,11 +169,11 @@ class PromptInput:
         """See ``Input``."""
         return self._session.default_buffer.text
 
-    def read(self, default: str = "") -> str:
+    def read(self, default: str = "", *, selected: bool = False) -> str:
         """See ``Input``."""
         self._ended_by = None
         try:
-            return self._prompt(default)
+            return self._prompt(default, selected=selected)
         except Exception as error:
             if self._ended_by is not None or isinstance(error, EOFError):
                 if self.text.strip():  # for Up in the next chat
@@ -183,13 +182,13 @@ class PromptInput:
             self._on_failure(error)
         return self._prompt(self.text)  # what fails again ends the chat
 
-    def _prompt(self, default: str) -> str:
+    def _prompt(self, default: str, *, selected: bool = False) -> str:
         self._is_shown = False
         self._session.app.erase_when_done = False
         try:
             text = self._session.prompt(
                 default=default,
-                pre_run=self._prepare,
+                pre_run=lambda: self._prepare(selected=selected),
                 handle_sigint=False,
                 set_exception_handler=False,  # it would wait for Enter
             )
@@ -203,9 +202,12 @@ class PromptInput:
             return text
         finally:
             self._session.app.renderer.reset()  # if the first drawing failed, it is still set up
+            self._mark_pastes(True)  # one made before the next input would become many messages
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, selected: bool) -> None:
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        if selected and self._session.editing_mode == EditingMode.EMACS:
+            select_all(self._session.app)
         self._on_open()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -254,6 +256,16 @@ class PromptInput:
 
         self.call(lambda: self._session.app.create_background_task(act()))
 
+    def close(self) -> None:
+        """See ``Input``."""
+        self._mark_pastes(False)
+
+    def _mark_pastes(self, wanted: bool) -> None:
+        output = self._session.app.output
+        with suppress(OSError, LlamaChatError):  # the terminal has gone
+            output.enable_bracketed_paste() if wanted else output.disable_bracketed_paste()
+            output.flush()
+
     def end(self, error: BaseException) -> None:
         """See ``Input``."""
         self._ended_by = error
@@ -270,96 +282,3 @@ class PromptInput:
 
     def _is_command(self) -> bool:
         return self.text.startswith("/") and "\n" not in self.text
-
-
-_Handler = Callable[[KeyPressEvent], None]
-
-_writing = ~is_searching
-_inserting = _writing & (emacs_insert_mode | vi_insert_mode)
-
-
-class _Keys(KeyBindings):
-    """Key bindings whose failure loses none of the keys typed after them."""
-
-    def __init__(self, on_failure: Callable[[Exception], None]) -> None:
-        super().__init__()
-        self._on_failure = on_failure
-
-    def on(self, *keys: str, when: Filter = _writing) -> Callable[[_Handler], _Handler]:
-        """Bind keys to the decorated handler."""
-
-        def bind(handler: _Handler) -> _Handler:
-            def guarded(event: KeyPressEvent) -> None:
-                try:
-                    handler(event)
-                except Exception as error:
-                    self._on_failure(error)
-
-            self.add(*keys, filter=when)(guarded)
-            return handler
-
-        return bind
-
-
-def _keys(
-    completer: Completer,
-    on_clear: Callable[[], None],
-    on_send: Callable[[], object],
-    on_failure: Callable[[Exception], None],
-    edit: Callable[[], None],
-) -> KeyBindings:
-    keys = _Keys(on_failure)
-
-    @keys.on("enter")
-    def _(event: KeyPressEvent) -> None:
-        on_send()
-        event.app.erase_when_done = is_long(event.current_buffer.text)
-        take_up(event.current_buffer)
-        event.current_buffer.validate_and_handle()
-
-    @keys.on("escape", "enter", when=_writing & emacs_mode)
-    @keys.on("c-j")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    keys.on("backspace", when=_inserting & ~has_selection)(_delete_grapheme)
-
-    @keys.on("c-c")
-    def _(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            put_aside(event.current_buffer)
-            on_clear()
-        else:
-            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
-
-    @keys.on("tab")
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.complete_state and buffer.complete_state.completions:
-            buffer.complete_next()
-            return
-        # Completed here: prompt-toolkit ignores a Tab while its own completion still runs.
-        asked = CompleteEvent(completion_requested=True)
-        fitting = list(completer.get_completions(buffer.document, asked))
-        if len(fitting) == 1:
-            buffer.apply_completion(fitting[0])
-        elif fitting:
-            buffer.complete_state = CompletionState(buffer.document, fitting)
-            buffer.complete_next()
-
-    @keys.on("c-g", when=_writing & ~has_completions)
-    @keys.on("c-x", "c-e")
-    def _(event: KeyPressEvent) -> None:
-        edit()
-
-    return keys
-
-
-def _delete_grapheme(event: KeyPressEvent) -> None:
-    """Delete what is drawn as one before the cursor, such as a flag of two characters."""
-    before = event.current_buffer.document.text_before_cursor
-    start = len(before)
-    for _ in range(event.arg):
-        start = grapheme_boundary_before(before, start)
-    if not event.current_buffer.delete_before_cursor(len(before) - start):
-        event.app.output.bell()

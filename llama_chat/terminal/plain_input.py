@@ -105,7 +105,7 @@ class PlainInput:
         """Empty text: the line is not known before it is sent."""
         return ""
 
-    def read(self, default: str = "") -> str:
+    def read(self, default: str = "", *, selected: bool = False) -> str:
         """See ``Input``."""
         if self._at_end:
             raise EOFError
@@ -157,6 +157,9 @@ class PlainInput:
 
     def write_above(self, write: Callable[[], None]) -> None:
         """Do nothing: a line that is being read must not be disturbed."""
+
+    def close(self) -> None:
+        """Do nothing: the terminal's mode is left after each line."""
 
     def end(self, error: BaseException) -> None:
         """Do nothing: ``read`` cannot be ended from outside."""

@@ -74,18 +74,24 @@ def _extended_keys() -> Iterator[tuple[str, Keys | tuple[Keys | str, ...] | str]
 
 ANSI_SEQUENCES["\x1b\r"] = Keys.ControlJ  # Alt-Enter
 ANSI_SEQUENCES.update(_extended_keys())  # type: ignore[arg-type] # characters are keys too
-# So that the parser waits for the end of any control sequence, as it does for those it knows.
-vt100_parser._cpr_response_prefix_re = re.compile(r"\x1b\[[0-?]*[ -/]*\Z")
+# So that the parser waits for the end of any control sequence, and of reports of a colour, as it
+# does for sequences that it knows.
+vt100_parser._cpr_response_prefix_re = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*|\](?:1(?:1(?:;[rgba:\dA-F/]*\x1b?)?)?)?)\Z", re.IGNORECASE
+)
 
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]\Z")
+_REPORT = re.compile(r"\x1b\]11;[^\x07\x1b]*(?:\x07|\x1b\\)\Z")
 
 
 class _Parser(vt100_parser.Vt100Parser):
-    """Parser that drops control sequences it does not know; otherwise they would be typed."""
+    """Parser that ignores reports, and sequences it does not know; else they would be typed."""
 
     def _get_match(self, prefix: str) -> Keys | tuple[Keys, ...] | None:
         key = super()._get_match(prefix)
-        return Keys.Ignore if key is None and _CONTROL_SEQUENCE.match(prefix) else key
+        if key is None and (_CONTROL_SEQUENCE.match(prefix) or _REPORT.match(prefix)):
+            return Keys.Ignore
+        return key
 
 
 _TYPED: dict[Keys | str, str] = {Keys.ControlM: "\r", Keys.ControlI: "\t", Keys.ControlJ: "\n"}
@@ -115,8 +121,10 @@ class RawInput(Vt100Input):
     n_writers = 0
     """Number of those who write, or wait to write."""
 
-    def __init__(self, stdin: TextIO) -> None:
+    def __init__(self, stdin: TextIO, on_report: Callable[[str], None]) -> None:
+        """Read keys from ``stdin``; ``on_report`` is called with sequences that are no keys."""
         super().__init__(stdin)
+        self._on_report = on_report
         self.vt100_parser = _Parser(self._take)
         self._marks_pastes = False
         """True once the terminal has marked a paste: then it marks them all."""
@@ -132,6 +140,8 @@ class RawInput(Vt100Input):
 
     def _take(self, key: KeyPress) -> None:
         """Take a key from the parser."""
+        if key.key == Keys.Ignore:
+            self._on_report(key.data)
         self._marks_pastes |= key.key == Keys.BracketedPaste
         # A character in an escape sequence would be typed as that sequence.
         self._buffer.append(KeyPress(key.key) if len(key.key) == 1 else key)

@@ -1,8 +1,11 @@
 """Output of the chat on the terminal."""
 
+import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
 from rich.text import Text
 
@@ -13,10 +16,13 @@ from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.echo import shortened
 from llama_chat.terminal.markdown import MarkdownStream, Painter
 from llama_chat.terminal.markdown.painting import DIM, Span
+from llama_chat.terminal.markdown.wrapping import wrapped
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_dumb, is_terminal, use_color
 from llama_chat.terminal.tables import FittedTable
-from llama_chat.terminal.theme import substitutes
+from llama_chat.terminal.theme import Background, substitutes
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 REPLY_MARK = "── model"
 """Line before a reply."""
@@ -28,7 +34,7 @@ class Renderer:
     Append-only: written text is never redrawn, except for a status at the end.
     """
 
-    def __init__(self, settings: OutputSettings) -> None:
+    def __init__(self, settings: OutputSettings, background: Background) -> None:
         """Write to stdout; with ``settings.plain`` the cursor never moves back."""
         color, markdown = settings.color, settings.markdown
         self.plain = settings.plain or is_dumb()
@@ -37,7 +43,8 @@ class Renderer:
             and not (self.plain and color == "auto")
             and settings.theme != "none"
         )
-        self._substitutes = substitutes(settings.theme) if self.colored else {}
+        self._quiet = settings.quiet
+        self._theme, self._background = settings.theme, background
         self._formatted = markdown == "always" or (markdown == "auto" and not self.plain)
         self._wraps = settings.wrap == "words" and is_terminal(sys.stdout)
         self.console = Console(
@@ -57,7 +64,7 @@ class Renderer:
 
         A mark shows who speaks: always the same, so that no width of the terminal breaks it.
         """
-        if not (begun or self.plain):
+        if not (begun or self.plain or self._quiet):
             self.line(Text(REPLY_MARK, style="dim"))
         markdown = (
             MarkdownStream(self._painter(), lambda: self.console.width, wrap=self._wraps)
@@ -104,7 +111,10 @@ class Renderer:
     def note(self, line: str, style: str = "dim") -> None:
         """Write a line of the program, dim unless another style is given."""
         self.end_line()
-        self.console.print(Text(sanitize(line), style=style))
+        text = sanitize(line)
+        if self._wraps and not self.plain:
+            text = wrapped(text, self.console.width)
+        self.console.print(Text(text, style=style))
 
     def error(self, line: str) -> None:
         """Write an error message."""
@@ -128,9 +138,24 @@ class Renderer:
         if message.role == "user":
             self.echo_user(message.preview if message.attachments else message.text)
             return
-        writer = self.reply()
-        writer.push(message.text)
-        writer.finish()
+        self.reply().finish(message.text)
+
+    def drawn(self, messages: Iterable[Message]) -> str:
+        """Return what the messages look like, as text for the terminal."""
+        text, file = io.StringIO(), self.console.file
+        self.console.file = text
+        try:
+            for message in messages:
+                self.show_alone(message)
+        finally:
+            self.console.file = file
+        return text.getvalue()
+
+    def fits(self, text: str) -> bool:
+        """True if a text for the terminal fits on the screen, with a prompt below."""
+        columns, lines = self.console.size
+        widths = (cell_len(_STYLE.sub("", line)) for line in text.splitlines())
+        return sum(-(-width // columns) or 1 for width in widths) <= lines - 3
 
     def ended(self, finish: Finish, *, begun: bool) -> None:
         """Write a note if a reply was empty or did not end by itself.
@@ -144,6 +169,8 @@ class Renderer:
         match finish.reason:
             case "stop" if not n:
                 self.note("the model has nothing to add" if begun else "the model ended it at once")
+            case "interrupted" if not n:
+                self.note("stopped before the first token; /continue goes on")
             case "interrupted":
                 self.note(f"stopped after {tokens}; the text is kept; /continue goes on")
             case "length":
@@ -179,12 +206,16 @@ class Renderer:
         self.end_line()
         self.console.print(table, soft_wrap=False)
 
+    def question(self) -> str:
+        """Return a question to the terminal that the colours depend on; empty if there is none."""
+        return self._background.question() if self.colored and self._theme == "auto" else ""
+
     def _painter(self) -> Painter:
         system = self.console.color_system
         return Painter(
             COLOR_SYSTEMS[system] if system else None,
             colored=self.colored,
-            substitutes=self._substitutes,
+            substitutes=substitutes(self._theme, self._background) if self.colored else {},
         )
 
 
@@ -207,8 +238,10 @@ class ReplyWriter:
         elif text:
             self._renderer.write(self._markdown.push(text), status=self._markdown.waiting)
 
-    def finish(self) -> None:
-        """Write the held text, and end the last line."""
-        if self._markdown is not None:
-            self._renderer.write(self._markdown.finish())
+    def finish(self, text: str = "") -> None:
+        """Write ``text`` and what is held, and end the last line."""
+        if self._markdown is None:
+            self._renderer.write(sanitize(text))
+        else:
+            self._renderer.write(self._markdown.push(text) + self._markdown.finish())
         self._renderer.end_line()

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from llama_chat.chat.conversation import Message
-from llama_chat.errors import UsageError
+from llama_chat.errors import NothingYetError, UsageError
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
+from llama_chat.terminal.pager import page
 from llama_chat.terminal.tree import draw_tree
 
 
@@ -19,7 +20,7 @@ def _versions(chat: Chat, argument: str) -> None:
     conversation = chat.conversation
     versions = conversation.versions()
     if not versions:
-        raise UsageError("/versions", "no reply yet", "type a message first")
+        raise NothingYetError("/versions", "reply")
     if not argument:
         path = conversation.path()
         chat.renderer.table(
@@ -44,18 +45,20 @@ def _version_values(chat: Chat, argument: str) -> Iterable[Value]:
 def _undo(chat: Chat, argument: str) -> None:
     turns = whole_number(argument, "/undo", "turns") if argument else 1
     chat.stop_editing()
-    chat.previous = chat.conversation.head
+    before = chat.conversation.head
     undone = chat.conversation.undo(turns)
     if not undone:
-        raise UsageError("/undo", "there is no message yet", "type a message first")
+        raise NothingYetError("/undo")
+    chat.previous = before
     for message in undone:
         chat.renderer.note(f"undone: {message.preview}")
+    chat.renderer.note("/branch - goes back")
 
 
 def _edit(chat: Chat, argument: str) -> None:
     message = message_of(chat, argument, "/edit") if argument else chat.conversation.question()
     if message is None:
-        raise UsageError("/edit", "there is no message yet", "type a message first")
+        raise NothingYetError("/edit")
     chat.start_editing(message)
     sends = "sends it anew" if message.role == "user" else "puts it in place of the reply"
     chat.renderer.note(f"message {message.number}: Enter {sends}, on a branch; Ctrl-C leaves it")
@@ -63,7 +66,7 @@ def _edit(chat: Chat, argument: str) -> None:
 
 def _continue(chat: Chat, argument: str) -> None:
     if chat.conversation.head is None:
-        raise UsageError("/continue", "there is no reply yet", "type a message first")
+        raise NothingYetError("/continue", "reply")
     chat.resume()
 
 
@@ -79,7 +82,7 @@ def _prefill(chat: Chat, argument: str) -> None:
 def _branch(chat: Chat, argument: str) -> None:
     conversation = chat.conversation
     if not conversation.all:
-        raise UsageError("/branch", "there is no message yet", "type a message first")
+        raise NothingYetError("/branch")
     if not argument:
         chat.renderer.table(
             ("", "branch", "messages", "ends with"),
@@ -116,7 +119,7 @@ def _branch_values(chat: Chat, argument: str) -> Iterable[Value]:
 
 def _tree(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
-        raise UsageError("/tree", "there is no message yet", "type a message first")
+        raise NothingYetError("/tree")
     for line in draw_tree(chat.conversation):
         chat.renderer.line(line)
 
@@ -124,10 +127,13 @@ def _tree(chat: Chat, argument: str) -> None:
 def _history(chat: Chat, argument: str) -> None:
     path = chat.conversation.path()
     if not path:
-        raise UsageError("/history", "there is no message yet", "type a message first")
+        raise NothingYetError("/history")
     n = whole_number(argument, "/history", "messages") if argument else len(path)
-    for message in path[-n:]:
-        chat.renderer.show_alone(message)
+    renderer = chat.renderer
+    text = renderer.drawn(path[-n:])
+    on_screen = renderer.plain or renderer.fits(text)
+    if on_screen or not page(text, lambda: chat.interrupts.status != 0):
+        renderer.write(text)
 
 
 def _clear(chat: Chat, argument: str) -> None:

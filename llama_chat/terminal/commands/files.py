@@ -3,7 +3,7 @@
 import os
 
 from llama_chat.chat.dialogs import to_dialog, to_markdown
-from llama_chat.errors import SaveError, UsageError, counted, reason
+from llama_chat.errors import NothingYetError, SaveError, UsageError, counted, reason
 from llama_chat.files import expand_user
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.clipboard import copy
@@ -39,7 +39,7 @@ def _export(chat: Chat, argument: str) -> None:
 def _copy(chat: Chat, argument: str) -> None:
     reply = chat.conversation.head
     if reply is None or reply.role == "user":
-        raise UsageError("/copy", "there is no reply yet", "type a message first")
+        raise NothingYetError("/copy", "reply")
     if argument not in ("", "code"):
         raise UsageError("/copy", f"it does not know {argument[:40]!r}", "/copy or /copy code")
     text = reply.text.strip()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llama_chat.errors import UsageError, counted
+from llama_chat.errors import NothingYetError, UsageError, counted
 from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.terminal.chat import Chat
@@ -61,7 +61,7 @@ def _if_full(row: "ContextRow") -> str:
 
 def _stats(chat: Chat, argument: str) -> None:
     if chat.last is None:
-        raise UsageError("/stats", "no reply yet", "type a message first")
+        raise NothingYetError("/stats", "reply")
     usage, timings = chat.last.usage, chat.last.timings
     chat.renderer.table(
         ("last reply", ""),
@@ -85,7 +85,7 @@ def _tokens(chat: Chat, argument: str) -> None:
     session = chat.wait_for_session()
     message = message_of(chat, argument, "/tokens") if argument else chat.conversation.head
     if message is None:
-        raise UsageError("/tokens", "there is no message yet", "type a message first")
+        raise NothingYetError("/tokens")
     row = next((row for row in session.context_rows() if row.message is message), None)
     if row is None:
         raise UsageError(
@@ -114,7 +114,7 @@ def _why(chat: Chat, argument: str) -> None:
     session = chat.wait_for_session()
     reply = chat.conversation.head
     if reply is None or reply.role == "user":
-        raise UsageError("/why", "no reply yet", "type a message first")
+        raise NothingYetError("/why", "reply")
     logprobs = reply.logprobs
     if logprobs is None or not len(logprobs):
         raise UsageError(

@@ -9,7 +9,7 @@ from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.records import ModelTag
-from llama_chat.errors import LlamaChatError, UsageError, counted
+from llama_chat.errors import LlamaChatError, NothingYetError, UsageError, counted
 from llama_chat.files import expand_user, readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
@@ -18,7 +18,7 @@ from llama_chat.terminal.streams import one_line
 
 def _save(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
-        raise UsageError("/save", "there is no message yet", "type a message first")
+        raise NothingYetError("/save")
     chat.file.save(chat.conversation, chat.tag)
     if argument:
         chat.file.rename(argument)

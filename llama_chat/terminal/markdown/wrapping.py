@@ -120,6 +120,16 @@ class WordWrap:
         self._is_begun = True
 
 
+def wrapped(text: str, width: int) -> str:
+    """Return ``text`` with its lines broken between words, as ``WordWrap`` does."""
+
+    def rows(line: str) -> str:
+        wrap = WordWrap([], [], lambda: width)
+        return _text([*wrap.push([Span(line)]), *wrap.finish()])
+
+    return "\n".join(map(rows, text.split("\n")))
+
+
 def _text(spans: Iterable[Span]) -> str:
     return "".join(span.text for span in spans)
 
