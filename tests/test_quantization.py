@@ -15,7 +15,7 @@ from harness.program import COMMAND, environment
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
-from llama_chat.quantization.linear import packed_linear, place
+from llama_chat.quantization.linear import only_torch_has_matrix_units, packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.definitions import Sampling
@@ -238,3 +238,13 @@ print(min(len(measured), 2))
     assert done.stderr == ""
     expected = 2 if level == "portable" else 0
     assert int(done.stdout) in {expected, 0 if dtype == "bfloat16" else expected}
+
+
+@pytest.mark.parametrize(("level", "in_torch"), [("avx512_bf16", True), ("amx", False)])
+def test_torch_computes_prompts_where_it_alone_has_matrix_units(
+    level: str, in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(native, "level_name", lambda: level)
+    assert only_torch_has_matrix_units(torch.bfloat16) == in_torch
+    assert not only_torch_has_matrix_units(torch.float32)

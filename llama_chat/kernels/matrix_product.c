@@ -20,17 +20,6 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
             ((float *)y)[at + i] = values[i];
 }
 
-static dot_product *const *dot_products_of(const kernel_set *kernels, const matrix *w)
-{
-    int index = 0;
-#define FIND(...)                                                                                  \
-    if (is_layout(w->layout, (packed_layout){__VA_ARGS__}))                                        \
-        return kernels->dot_products + index;                                                      \
-    index += kernels->n_tile_sizes;
-    FOR_LAYOUTS(FIND)
-    return NULL;
-}
-
 /* Rows that are multiplied with all panels before the next rows: whole tiles. */
 INLINE int block_rows(const kernel_set *kernels, const matrix *w)
 {
@@ -54,7 +43,7 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
 {
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
     const int block = block_rows(kernels, w);
-    dot_product *const *dot_products = dot_products_of(kernels, w);
+    dot_product *const *dot_products = dot_products_of(kernels, w->layout);
     for (int start = 0; start < n_x; start += block)
         for (int64_t panel = panels.start; panel < panels.end; panel++) {
             const uint8_t *weights = w->data + panel * panel_bytes(w);
