@@ -5,7 +5,8 @@
  * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
  * rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the integer sum of W4
- * without minima, whose weights are stored as q + 8.
+ * without minima, whose weights are stored as q + 8. (AMX reads tiles of sixteen rows with the quants
+ * of each row together.)
  */
 
 #ifndef ACTIVATION_TILE_H
