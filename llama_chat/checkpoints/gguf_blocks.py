@@ -157,23 +157,15 @@ def _q6_k(blocks: Blocks) -> BlockParts:
     return BlockParts(_pack_w6(low, upper), blocks["scales"], None, blocks["d"][:, None])
 
 
-_IQ4 = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
-)
-"""Values of the 4-bit numbers of IQ4_NL and IQ4_XS."""
-
-
 def _iq4_nl(blocks: Blocks) -> BlockParts:
-    return BlockParts(
-        _IQ4.take(_bit_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None]
-    )
+    return BlockParts(blocks["qs"].view(np.int8), blocks["d"][:, None])
 
 
 def _iq4_xs(blocks: Blocks) -> BlockParts:
-    quants = _IQ4.take(_bit_fields(blocks["qs"], 4).reshape(-1, 8, 32))
     # The fields of a byte are neighbouring scales here, hence the axis of length 1.
     scales = _bit_fields(blocks["scales_l"][..., None], 4).reshape(-1, 8)
     scales |= _bit_fields(blocks["scales_h"][..., None], 2).reshape(-1, 8) * 16
+    quants = blocks["qs"].view(np.int8)
     return BlockParts(quants, scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 

@@ -44,8 +44,8 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
 INLINE int32_t initial_sum(int32_t w4_offset, packed_layout layout)
 {
     return layout.has_mins    ? 0
-           : layout.bits == 8 ? 16 * w4_offset
-           : layout.bits == 6 ? 4 * w4_offset
+           : multiplied_bits(layout) == 8 ? 16 * w4_offset
+           : multiplied_bits(layout) == 6 ? 4 * w4_offset
                               : w4_offset;
 }
 

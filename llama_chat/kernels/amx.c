@@ -105,7 +105,7 @@ static void quantize_row(const void *x, int is_bf16, int64_t n_columns, int grou
 /* Unpack the quants of a block, centred on zero, in the order of the columns of a tile. */
 INLINE void unpack_block(const uint8_t *block, packed_layout layout, uint8_t *to)
 {
-    const int is_centred = layout.has_mins || layout.bits == 8;
+    const int is_centred = layout.has_mins || multiplied_bits(layout) == 8;
     const uint8_t zero = (uint8_t)(is_centred ? 0 : 1 << (layout.bits - 1));
     for (int step = 0; step < layout.group / 8; step++, to += 2 * CHUNK) {
         byte_vector low, high;

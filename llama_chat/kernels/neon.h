@@ -37,6 +37,11 @@ INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits,
     }
 }
 
+INLINE byte_vector look_up(byte_vector v)
+{
+    return (byte_vector)vqtbl1q_u8(vld1q_u8(IQ4_TABLE), (uint8x16_t)v);
+}
+
 /* Broadcast four quants of a row of activations. */
 INLINE int8x16_t broadcast_four(const int8_t *x)
 {

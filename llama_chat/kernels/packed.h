@@ -8,7 +8,8 @@
  * W8 those are four columns, as q + 128. For W4 the low nibbles are four columns of the first half
  * of the group, and the high nibbles the corresponding four of its second half. W6 begins as W4;
  * then come the upper two bits of its quants, those of four columns a quarter of the group apart in
- * one byte. The quants are followed by sixteen scales and, in layouts with minima, sixteen minima.
+ * one byte. IQ4 is stored as W4 is, and its numbers are places in a table of quants of W8. The quants
+ * are followed by sixteen scales and, in layouts with minima, sixteen minima.
  *
  * Scales and minima are float16; or int8, to be multiplied by the float16 scales of a super-block
  * (a run of groups, as in the K-quants of GGUF), which precede its first block. The last panel is
@@ -27,27 +28,36 @@ typedef struct {
     int32_t group;                  /* 16 or 32 */
     int32_t has_mins;               /* if not, the quants are centred on zero */
     int32_t groups_per_super_block; /* 0 if scales and minima are float16 */
+    int32_t is_iq4;                 /* W4 of places in IQ4_TABLE */
 } packed_layout;
 
-/* DO(bits, group, has_mins, groups_per_super_block) for each layout; LAYOUTS in Python. */
+/* Quants of IQ4, as W8 stores them. */
+_Alignas(16) static const uint8_t IQ4_TABLE[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                   129, 141, 153, 166, 181, 197, 217, 241};
+
+/* DO(bits, group, has_mins, groups_per_super_block, is_iq4) for each layout; LAYOUTS in Python. */
 #define FOR_LAYOUTS(DO)                                                                            \
-    DO(4, 32, 0, 0)                                                                                \
-    DO(4, 32, 1, 0)                                                                                \
-    DO(6, 32, 0, 0)                                                                                \
-    DO(6, 32, 1, 0)                                                                                \
-    DO(8, 32, 0, 0)                                                                                \
-    DO(4, 16, 0, 16)                                                                               \
-    DO(4, 16, 1, 16)                                                                               \
-    DO(4, 32, 1, 8)                                                                                \
-    DO(6, 16, 0, 16)                                                                               \
-    DO(6, 32, 1, 8)                                                                                \
-    DO(8, 32, 0, 8)
+    DO(4, 32, 0, 0, 0)                                                                             \
+    DO(4, 32, 1, 0, 0)                                                                             \
+    DO(4, 32, 0, 0, 1)                                                                             \
+    DO(6, 32, 0, 0, 0)                                                                             \
+    DO(6, 32, 1, 0, 0)                                                                             \
+    DO(8, 32, 0, 0, 0)                                                                             \
+    DO(4, 16, 0, 16, 0)                                                                            \
+    DO(4, 16, 1, 16, 0)                                                                            \
+    DO(4, 32, 1, 8, 0)                                                                             \
+    DO(4, 32, 0, 8, 1)                                                                             \
+    DO(6, 16, 0, 16, 0)                                                                            \
+    DO(6, 32, 1, 8, 0)
 
 INLINE int is_layout(packed_layout a, packed_layout b)
 {
     return a.bits == b.bits && a.group == b.group && a.has_mins == b.has_mins &&
-           a.groups_per_super_block == b.groups_per_super_block;
+           a.groups_per_super_block == b.groups_per_super_block && a.is_iq4 == b.is_iq4;
 }
+
+/* Bits of the quants that are multiplied. */
+INLINE int multiplied_bits(packed_layout layout) { return layout.is_iq4 ? 8 : layout.bits; }
 
 /* Bytes of all quants of a block. */
 INLINE int64_t quant_bytes(packed_layout layout) { return PANEL * layout.group * layout.bits / 8; }

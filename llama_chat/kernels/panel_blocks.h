@@ -5,6 +5,7 @@
  *     W8_IS_SIGNED         1 if W8 is multiplied as q, 0 if as q + 128
  *     split_nibbles(v, above, shift, bits, &low, &high)
  *                          splits W4; or W6, whose upper bits are those of `above` >> `shift`
+ *     look_up(v)           replaces places in IQ4_TABLE by what is there
  */
 
 #ifndef PANEL_BLOCKS_H
@@ -28,8 +29,8 @@ INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout l
 {
     const uint8_t *at = block + 4 * row;
     const byte_vector first = *(const byte_vector *)(at + step * CHUNK);
+    const uint8_t flip = W8_IS_SIGNED ? 0x80 : 0;
     if (layout.bits == 8) {
-        const uint8_t flip = W8_IS_SIGNED ? 0x80 : 0;
         *low = first ^ flip;
         *high = *(const byte_vector *)(at + (step + layout.group / 8) * CHUNK) ^ flip;
         return;
@@ -38,6 +39,10 @@ INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout l
     if (layout.bits == 6)
         above = *(const byte_vector *)(at + upper_chunk(step, layout.group) * CHUNK);
     split_nibbles(first, above, upper_shift(step, layout.group), layout.bits, low, high);
+    if (layout.is_iq4) {
+        *low = look_up(*low) ^ flip;
+        *high = look_up(*high) ^ flip;
+    }
 }
 
 /* Bytes ahead of a block at which memory is read. The processor reads ahead by itself as far as one

@@ -34,7 +34,7 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
                       int n_vectors, integer_vector sums[][PANEL_VECTORS])
 {
     for (int m = 0; m < n; m++) {
-        const int is_signed = layout.bits == 8 && W8_IS_SIGNED;
+        const int is_signed = multiplied_bits(layout) == 8 && W8_IS_SIGNED;
         const int32_t initial = is_signed ? 0 : initial_sum(x.w4_offsets[m], layout);
         for (int v = 0; v < n_vectors; v++)
             sums[m][v] = (integer_vector){0} + initial;
@@ -44,7 +44,8 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
         byte_vector low[PANEL_VECTORS], high[PANEL_VECTORS];
         for (int v = 0; v < n_vectors; v++)
             load_quants(block, step, row + v * LANES, layout, low + v, high + v);
-        add_products(sums, low, high, x.quants + 8 * step * n, n, n_vectors, layout.bits);
+        add_products(sums, low, high, x.quants + 8 * step * n, n, n_vectors,
+                     multiplied_bits(layout));
     }
     deinterleave_sums(sums, n, n_vectors);
 }

@@ -35,8 +35,10 @@ INLINE void multiply_chunk(const uint8_t *block, int c, const int8_t *low, const
     for (int r = 0; r < PANEL; r++)
         for (int j = 0; j < 4; j++) {
             const int i = 4 * r + j, bits_above = layout.bits == 6 ? upper[i] >> shift : 0;
-            const int first = (q[i] & 15) + ((bits_above & 3) << 4);
-            const int second = (q[i] >> 4) + (bits_above & 0x30);
+            int first = (q[i] & 15) + ((bits_above & 3) << 4);
+            int second = (q[i] >> 4) + (bits_above & 0x30);
+            if (layout.is_iq4)
+                first = IQ4_TABLE[first], second = IQ4_TABLE[second];
             dots[r] += layout.bits == 8 ? q[i] * low[j] : first * low[j] + second * high[j];
         }
 }

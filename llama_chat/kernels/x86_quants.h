@@ -20,6 +20,16 @@ INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits,
     }
 }
 
+INLINE byte_vector look_up(byte_vector v)
+{
+    const __m128i table = _mm_load_si128((const __m128i *)IQ4_TABLE);
+#if LANES == 16
+    return (byte_vector)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), (__m512i)v);
+#else
+    return (byte_vector)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)v);
+#endif
+}
+
 /* Broadcast the four quants of a row. */
 INLINE integer_vector broadcast_quants(const int8_t *x)
 {
