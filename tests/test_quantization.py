@@ -21,7 +21,7 @@ from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.definitions import Sampling
 from tests.conftest import ROOT
 
-Layout = tuple[Literal[4, 6, 8], int, bool, bool, bool]
+Layout = tuple[Literal[4, 5, 6, 8], int, bool, bool, bool]
 EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
 
 

@@ -5,8 +5,8 @@
  * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
  * rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the integer sum of W4
- * without minima, whose weights are stored as q + 8. (AMX reads tiles of sixteen rows with the quants
- * of each row together.)
+ * without minima, whose weights are stored as q + 8. (AMX reads tiles of sixteen rows with the
+ * quants of each row together.)
  */
 
 #ifndef ACTIVATION_TILE_H
@@ -40,13 +40,10 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
 }
 
 /* Compute the initial value of the integer sum of a group from that of W4. Quants are stored as
- * unsigned numbers; in layouts without minima it subtracts their offset (8, 32 or 128). */
+ * unsigned numbers; in layouts without minima it subtracts their offset (8, 16, 32 or 128). */
 INLINE int32_t initial_sum(int32_t w4_offset, packed_layout layout)
 {
-    return layout.has_mins    ? 0
-           : multiplied_bits(layout) == 8 ? 16 * w4_offset
-           : multiplied_bits(layout) == 6 ? 4 * w4_offset
-                              : w4_offset;
+    return layout.has_mins ? 0 : w4_offset * (1 << (multiplied_bits(layout) - 4));
 }
 
 /* Load four neighbouring quants as one integer, to broadcast to all lanes. */

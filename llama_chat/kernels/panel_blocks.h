@@ -3,8 +3,8 @@
  * Before including this, the level includes vectors.h and defines load_f16() and
  *
  *     W8_IS_SIGNED         1 if W8 is multiplied as q, 0 if as q + 128
- *     split_nibbles(v, above, shift, bits, &low, &high)
- *                          splits W4; or W6, whose upper bits are those of `above` >> `shift`
+ *     split_nibbles(v, above, shift, mask, &low, &high)
+ *                          splits W4; or W5 and W6, with upper bits `above` >> `shift` & `mask`
  *     look_up(v)           replaces places in IQ4_TABLE by what is there
  */
 
@@ -36,9 +36,9 @@ INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout l
         return;
     }
     byte_vector above = {0};
-    if (layout.bits == 6)
-        above = *(const byte_vector *)(at + upper_chunk(step, layout.group) * CHUNK);
-    split_nibbles(first, above, upper_shift(step, layout.group), layout.bits, low, high);
+    if (upper_bits(layout))
+        above = *(const byte_vector *)(at + upper_chunk(layout) * CHUNK);
+    split_nibbles(first, above, upper_shift(step, layout), upper_bits(layout), low, high);
     if (layout.is_iq4) {
         *low = look_up(*low) ^ flip;
         *high = look_up(*high) ^ flip;

@@ -8,15 +8,15 @@
 
 typedef uint16_t word_vector __attribute__((vector_size(4 * LANES), may_alias));
 
-INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits, byte_vector *low,
+INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int mask, byte_vector *low,
                           byte_vector *high)
 {
     *low = v & 15;
     *high = (byte_vector)((word_vector)v >> 4) & 15;
-    if (bits == 6) {
+    if (mask) {
         const word_vector upper = (word_vector)above >> shift;
-        *low |= (byte_vector)(upper << 4) & 0x30;
-        *high |= (byte_vector)upper & 0x30;
+        *low |= (byte_vector)(upper << 4) & (uint8_t)(mask << 4);
+        *high |= (byte_vector)upper & (uint8_t)(mask << 4);
     }
 }
 

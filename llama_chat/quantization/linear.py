@@ -220,7 +220,7 @@ def prefers_floats(dtype: torch.dtype, bits: int, width: int) -> bool:
 
 
 def _sample(bits: int, n_rows: int, width: int) -> NativeMatrix:
-    """Make a matrix for a trial; one of 8 bits stands for one of 6 too."""
+    """Make a matrix for a trial; one of 8 bits stands for those of 5 and 6 too."""
     weight = quantize(torch.ones(n_rows, width), 4 if bits == 4 else 8)
     return NativeMatrix(weight.bits, *weight.tensors)
 

@@ -1,4 +1,4 @@
-"""Packed weights: matrices that keep 4, 6 or 8 bits a weight while the model runs.
+"""Packed weights: matrices that keep 4, 5, 6 or 8 bits a weight while the model runs.
 
 A row is cut into groups of 16 or 32 neighbours. Weight ``i`` of a group is ``scale * q + min``,
 where ``q`` is a small integer and every group has its own scale. Everything here is plain torch:
@@ -21,15 +21,15 @@ LAYOUTS = frozenset(
         (4, 32, False, False, False),  # Q4_0
         (4, 32, True, False, False),  # Q4_1, and int4 quantized at load
         (4, 32, False, False, True),  # IQ4_NL
-        (6, 32, False, False, False),  # Q5_0
-        (6, 32, True, False, False),  # Q5_1
+        (5, 32, False, False, False),  # Q5_0
+        (5, 32, True, False, False),  # Q5_1
         (8, 32, False, False, False),  # Q8_0, and int8 quantized at load
         (4, 16, False, True, False),  # Q3_K
         (4, 16, True, True, False),  # Q2_K
         (4, 32, True, True, False),  # Q4_K
         (4, 32, False, True, True),  # IQ4_XS
         (6, 16, False, True, False),  # Q6_K
-        (6, 32, True, True, False),  # Q5_K
+        (5, 32, True, True, False),  # Q5_K
     }
 )
 """Bits, group, has minima, has super-block scales, is IQ4; ``FOR_LAYOUTS`` in C."""
@@ -40,11 +40,15 @@ IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A matrix ``(out, in)`` of packed weights, in one of four layouts.
+    """A matrix ``(out, in)`` of packed weights, in one of five layouts.
 
     **W4**: ``q`` is 0 to 15, two to a byte: byte ``i`` of a group of ``n`` holds weight ``i`` in
     its low half and weight ``i + n / 2`` in its high half. Without ``mins`` the minimum is
     ``-8 * scale``, so that the weights are symmetric around zero.
+
+    **W5**: ``q`` is 0 to 31. Its low four bits are stored as in W4, followed by 4 bytes of fifth
+    bits: bit ``k`` of byte ``i`` is that of weight ``4 * k + i``. Without ``mins`` the minimum is
+    ``-16 * scale``.
 
     **W6**: ``q`` is 0 to 63. Its low four bits are stored as in W4, followed by ``n / 4`` bytes of
     upper bits: byte ``i`` holds the upper two bits of weights ``i``, ``i + n / 4``, ``i + n / 2``
@@ -61,9 +65,9 @@ class PackedWeight:
         ValueError: if the tensors do not fit a layout of ``LAYOUTS``.
     """
 
-    bits: Literal[4, 6, 8]
+    bits: Literal[4, 5, 6, 8]
     quants: Tensor
-    """``(out, in / group, group * bits / 8)``. W4 and W6: uint8. IQ4 and W8: int8."""
+    """``(out, in / group, group * bits / 8)``. W4, W5 and W6: uint8. IQ4 and W8: int8."""
     scales: Tensor
     """``(out, in / group)``, float16; or int8, each a multiple of its super-block scale."""
     mins: Tensor | None = None
@@ -152,6 +156,10 @@ class PackedWeight:
         weights = torch.empty(*self.scales.shape, self.group, device=self.device)
         weights[..., :half] = low & 15
         weights[..., half:] = low >> 4
+        if self.bits == 5:
+            fifth = self.quants[..., half:]
+            for i in range(8):
+                weights[..., 4 * i : 4 * i + 4] += (fifth >> i & 1) * 16
         if self.bits == 6:
             upper = self.quants[..., half:]
             for i in range(4):
