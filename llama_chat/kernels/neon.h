@@ -43,6 +43,11 @@ INLINE byte_vector look_up(byte_vector v)
     return (byte_vector)vqtbl1q_u8(vld1q_u8(IQ4_TABLE), (uint8x16_t)v);
 }
 
+INLINE integer_vector broadcast_shifted(int32_t i, int n)
+{
+    return (integer_vector){0} + i * (1 << n);
+}
+
 /* Broadcast four quants of a row of activations. */
 INLINE int8x16_t broadcast_four(const int8_t *x)
 {

@@ -4,6 +4,8 @@
  * Before including this, the level defines what panel_blocks.h needs, and
  *
  *     VECTORS_AT_ONCE(n)   vectors of rows whose sums with n rows of activations fit in registers
+ *     broadcast_shifted(i, n)
+ *                          an integer, shifted to the left, in all lanes
  *     add_products(sums, low, high, x, n, n_vectors, bits)
  *                          adds, for row m of the activations, the products of the four bytes in
  *                          each lane of `low` with x + 8 * m, and of `high` with x + 8 * m + 4
@@ -34,10 +36,11 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
                       int n_vectors, integer_vector sums[][PANEL_VECTORS])
 {
     for (int m = 0; m < n; m++) {
-        const int is_signed = multiplied_bits(layout) == 8 && W8_IS_SIGNED;
-        const int32_t initial = is_signed ? 0 : initial_sum(x.w4_offsets[m], layout);
+        const int is_centred = layout.has_mins || (multiplied_bits(layout) == 8 && W8_IS_SIGNED);
+        const integer_vector zeros = {0};
         for (int v = 0; v < n_vectors; v++)
-            sums[m][v] = (integer_vector){0} + initial;
+            sums[m][v] = is_centred ? zeros
+                                    : broadcast_shifted(x.w4_offsets[m], initial_shift(layout));
     }
     interleave_sums(sums, n, n_vectors);
     for (int step = 0; step < layout.group / 8; step++) {
