@@ -42,7 +42,10 @@ SHAPES = {
 }
 VOCAB_SIZE = 32_000
 CONTEXT = 4096
-TYPES = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16")
+TYPES = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
+    *("Q4_K_M", "Q5_K_M", "Q6_K", "F16", "BF16"),
+)
 
 
 def tensors(shape: Shape, type_name: str) -> Iterator[tuple[str, tuple[int, int], Kind]]:
@@ -68,7 +71,10 @@ def tensors(shape: Shape, type_name: str) -> Iterator[tuple[str, tuple[int, int]
 SCALES_AT = {
     Kind.Q4_0: (0,),
     Kind.Q4_1: (0, 2),
+    Kind.Q5_0: (0,),
     Kind.Q8_0: (0,),
+    Kind.IQ4_NL: (0,),
+    Kind.IQ4_XS: (0,),
     Kind.Q4_K: (0, 2),
     Kind.Q5_K: (0, 2),
     Kind.Q6_K: (208,),
@@ -78,7 +84,10 @@ SCALES_AT = {
 STEPS = {
     Kind.Q4_0: 8,
     Kind.Q4_1: 16,
+    Kind.Q5_0: 16,
     Kind.Q8_0: 128,
+    Kind.IQ4_NL: 127,
+    Kind.IQ4_XS: 127 * 32,
     Kind.Q4_K: 16 * 64,
     Kind.Q5_K: 32 * 64,
     Kind.Q6_K: 32 * 128,

@@ -5,69 +5,7 @@
  * summed. Others are random, and results may differ by rounding.
  */
 
-#include <stdio.h>
-#include <stdlib.h>
-
-#include "cpu.h"
-#include "kv_cache_rows.h"
-#include "matrix_product.h"
-
-static kernel_set tested, portable;
-
-/* ---- random numbers and comparisons --------------------------------------------------------- */
-
-static uint32_t random_state = 1;
-
-static uint32_t random_bits(void) /* G. Marsaglia 2003, "Xorshift RNGs" */
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    random_state ^= random_state << 5;
-    return random_state;
-}
-
-static int random_below(int n) { return (int)(random_bits() >> 8) % n; }
-
-static float random_float(void) { return (float)(int32_t)random_bits() * 0x1p-31f; }
-
-static void fill(float *to, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        to[i] = random_float();
-}
-
-static void fill_whole(float *to, int64_t n, int limit)
-{
-    for (int64_t i = 0; i < n; i++)
-        to[i] = (float)(random_below(2 * limit + 1) - limit);
-}
-
-static int n_failures;
-
-static void report(const char *what, int is_equal)
-{
-    static const char *last;
-    if (is_equal)
-        return;
-    n_failures++;
-    if (last != what)
-        printf("%s: %s differs\n", tested.name, what);
-    last = what;
-}
-
-/* Compare numbers, which may differ by a part of the largest of them. */
-static void compare(const char *what, const float *got, const float *expected, int64_t n,
-                    float tolerance)
-{
-    float largest = 0;
-    for (int64_t i = 0; i < n; i++)
-        if (isfinite(expected[i]))
-            largest = fmaxf(largest, fabsf(expected[i]));
-    for (int64_t i = 0; i < n; i++)
-        report(what, isnan(expected[i]) ? isnan(got[i])
-                                        : got[i] == expected[i] ||
-                                              fabsf(got[i] - expected[i]) <= tolerance * largest);
-}
+#include "kernel_twins.h"
 
 /* ---- packed matrices ------------------------------------------------------------------------ */
 
@@ -101,10 +39,10 @@ static void compare_tile(const matrix *w, int index, int size, const float *x, f
     float got[MAX_TILE * (PANEL + 3)], expected[MAX_TILE * PANEL], alone[PANEL];
     const int n = tested.tile_sizes[size], group = w->layout.group;
     dot_product *const *products = tested.dot_products + index * tested.n_tile_sizes;
-    quantize_tile(&portable, x, 0, w->n_columns, group, n, tile);
+    quantize_tile(&tested, x, 0, w->n_columns, group, n, tile);
     products[size](w->data, n_groups(w), tile, got, PANEL + 3);
     for (int m = 0; m < n; m++) {
-        portable.quantize_row(x + m * w->n_columns, 0, w->n_columns, group, 1, 0, row);
+        tested.quantize_row(x + m * w->n_columns, 0, w->n_columns, group, 1, 0, row);
         portable.dot_products[index * portable.n_tile_sizes](w->data, n_groups(w), row,
                                                              expected + m * PANEL, PANEL);
         products[0](w->data, n_groups(w), row, alone, PANEL);
@@ -236,29 +174,34 @@ static void compare_float_products(void)
 /* Compare with the products of floats that are bfloat16 already. */
 static void compare_bf16_products(void)
 {
-    enum { ROWS = 9, COLUMNS = 2 * FLOAT_CHUNK + 39, N_X = 69 };
+    enum { ROWS = 52, COLUMNS = 2 * FLOAT_CHUNK + 64, N_X = 69 };
+    static const int sizes[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 18, 51, N_X};
     static float x[N_X * COLUMNS];
     static uint16_t weights[ROWS * COLUMNS], rounded[N_X * COLUMNS];
     static float got[N_X * ROWS], expected[N_X * ROWS];
-    for (int n_x = 1; n_x <= N_X; n_x += n_x < 14 ? 1 : 55)
-        for (int mode = STORE_FLOAT; mode <= ACCUMULATE; mode += ACCUMULATE - STORE_FLOAT) {
-            const int64_t columns = n_x < 14 ? 1 + random_below(130) : COLUMNS;
-            fill(x, ROWS * columns);
-            for (int64_t i = 0; i < ROWS * columns; i++)
-                weights[i] = to_bf16(x[i]);
-            fill(x, n_x * columns);
-            x[0] = 1e30f, x[n_x * columns - 1] = -1 - 0x1p-8f; /* a tie */
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int is_whole = 0; is_whole < 2; is_whole++) {
+            const int n_x = sizes[i], mode = is_whole ? ACCUMULATE : STORE_FLOAT;
+            const int64_t all = n_x % 2 ? COLUMNS : COLUMNS - 25;
+            const int64_t columns = n_x < 18 ? 1 + random_below(130) : all;
+            is_whole ? fill_whole(x, ROWS * columns, 60) : fill(x, ROWS * columns);
+            for (int64_t j = 0; j < ROWS * columns; j++)
+                weights[j] = to_bf16(x[j]);
+            is_whole ? fill_whole(x, n_x * columns, 60) : fill(x, n_x * columns);
+            if (!is_whole)
+                x[0] = 1e30f, x[n_x * columns - 1] = -1 - 0x1p-8f; /* a tie */
             tested.round_to_bf16(x, n_x * columns, rounded);
-            for (int64_t i = 0; i < n_x * columns; i++) {
-                report("round_to_bf16", rounded[i] == to_bf16(x[i]));
-                x[i] = bf16_to_float(rounded[i]);
+            for (int64_t j = 0; j < n_x * columns; j++) {
+                report("round_to_bf16", rounded[j] == to_bf16(x[j]));
+                x[j] = bf16_to_float(rounded[j]);
             }
             const matrix w = {WEIGHT_BF16, {0}, ROWS, columns, (void *)weights};
-            fill(got, N_X * ROWS);
+            fill_whole(got, N_X * ROWS, 60);
             memcpy(expected, got, sizeof got);
             tested.multiply_bf16(&w, (range){1, ROWS}, rounded, n_x, got, mode);
             portable.multiply_floats(&w, (range){1, ROWS}, x, n_x, expected, mode);
-            compare("multiply_bf16", got, expected, n_x * ROWS, 1e-5f);
+            for (int64_t j = 0; j < N_X * ROWS; j += ROWS) /* the first row has large numbers */
+                compare("multiply_bf16", got + j, expected + j, ROWS, is_whole ? 0 : 1e-5f);
         }
 }
 

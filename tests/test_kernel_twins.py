@@ -33,9 +33,11 @@ def build(cache: pytest.Cache, compiler: str, *options: str) -> Path:
     Unless it is static, there is a library of the same kernels beside it, with the suffix ``.so``.
     It has no OpenMP.
     """
-    sources = [*sorted(KERNELS.glob("*.c")), ROOT / "tests" / "kernel_twins.c"]
-    command = [compiler, *FLAGS, *options, f"-I{KERNELS}"]
-    texts = [path.read_text() for path in (*sources, *sorted(KERNELS.glob("*.h")))]
+    tests = ROOT / "tests"
+    sources = [*sorted(KERNELS.glob("*.c")), tests / "kernel_twins.c"]
+    headers = sorted([*KERNELS.glob("*.h"), *tests.glob("*.h")])
+    command = [compiler, *FLAGS, *options, f"-I{KERNELS}", f"-I{tests}"]
+    texts = [path.read_text() for path in (*sources, *headers)]
     digest = hashlib.sha256(repr([command, texts]).encode()).hexdigest()
     program = cache.mkdir("kernel-twins") / f"{compiler}-{digest[:16]}"
     if not program.exists():
@@ -60,20 +62,27 @@ def run(*command: str | os.PathLike[str]) -> list[str]:
 
 
 def build_here(pytestconfig: pytest.Config) -> Path:
-    """Build the comparison for this processor; AVX2 with VNNI too where only AVX-512 has it."""
+    """Build the comparison for this processor, and for two levels that it may lack.
+
+    If it has AVX-512, AVX2 with VNNI is run in the encoding of that. Without AMX, its kernels run
+    on a model of the tiles.
+    """
     cache = pytestconfig.cache
     assert cache is not None
-    return build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512")
+    model = [] if "amx" in native.supported_levels() else ["-DTEST_AMX_MODEL"]
+    return build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512", *model)
 
 
 @needs_compiler
 def test_the_levels_of_this_processor_compute_what_the_portable_one_does(
     pytestconfig: pytest.Config,
 ) -> None:
-    """AVX2 with VNNI in the encoding of AVX-512, too."""
+    """AVX2 with VNNI in the encoding of AVX-512, and AMX on a model, too."""
     expected = [*native.supported_levels()]
     if "avx512" in expected and "avx2_vnni" not in expected:
         expected.insert(expected.index("avx512"), "avx2_vnni")
+    if "avx512_bf16" in expected and "amx" not in expected:
+        expected.append("amx")
     assert run(build_here(pytestconfig)) == expected
 
 

@@ -15,22 +15,22 @@ from harness.program import COMMAND, environment
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
-from llama_chat.quantization.linear import packed_linear, place
+from llama_chat.quantization.linear import only_torch_has_matrix_units, packed_linear, place
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.sampling import Sampling
 from tests.conftest import ROOT
 
-Layout = tuple[Literal[4, 6, 8], int, bool, bool]
+Layout = tuple[Literal[4, 5, 6, 8], int, bool, bool, bool]
 EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
 
 
 def random_packed(layout: Layout, rows: int, n_spans: int, seed: int = 0) -> PackedWeight:
     """Make a matrix with rows of ``n_spans`` super-blocks, or groups if the layout has none."""
-    bits, group, has_mins, stepped = layout
+    bits, group, has_mins, stepped, is_iq4 = layout
     n_groups = n_spans * SUPER_BLOCK // group if stepped else n_spans
     generator = torch.Generator().manual_seed(seed)
-    low, high, dtype = (-128, 128, torch.int8) if bits == 8 else (0, 256, torch.uint8)
+    low, high, dtype = (-128, 128, torch.int8) if bits == 8 or is_iq4 else (0, 256, torch.uint8)
     shape = rows, n_groups, group * bits // 8
     quants = torch.randint(low, high, shape, generator=generator).to(dtype)
     if not stepped:
@@ -79,7 +79,7 @@ def test_products_are_those_of_the_unpacked_weights(
 @pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None:
-    packed = random_packed((4, 32, True, False), 20, 4)
+    packed = random_packed((4, 32, True, False, False), 20, 4)
     matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
     x = torch.ones(3, 128)
     x[1, 70] = value
@@ -101,7 +101,7 @@ def test_a_product_is_close_to_that_of_floats(layout: Layout) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_rows_are_multiplied_by_the_unpacked_weights(dtype: torch.dtype) -> None:
-    packed = random_packed((4, 32, True, False), 700, 512)  # more than one part is unpacked
+    packed = random_packed((4, 32, True, False, False), 700, 512)  # more than one part is unpacked
     x = torch.randn(20, 512 * 32).to(dtype)
     exact = x.float() @ packed.unpack(dtype).float().T
     assert (packed_linear(x, packed).float() - exact).norm() < 0.004 * exact.norm()
@@ -238,3 +238,13 @@ print(min(len(measured), 2))
     assert done.stderr == ""
     expected = 2 if level == "portable" else 0
     assert int(done.stdout) in {expected, 0 if dtype == "bfloat16" else expected}
+
+
+@pytest.mark.parametrize(("level", "in_torch"), [("avx512_bf16", True), ("amx", False)])
+def test_torch_computes_prompts_where_it_alone_has_matrix_units(
+    level: str, in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(native, "level_name", lambda: level)
+    assert only_torch_has_matrix_units(torch.bfloat16) == in_torch
+    assert not only_torch_has_matrix_units(torch.float32)

@@ -21,7 +21,7 @@ native.LIBRARY = Path({library!r})
 from tests.models import TINY, native_backend, packed_model
 
 assert not native.describe()["has_openmp"]
-backend = native_backend(packed_model(TINY, (8, 4), torch.bfloat16))
+backend = native_backend(packed_model(TINY, (8, 4), torch.float32))
 
 def run(n_new, threads, backend=backend):
     backend.threads = threads

@@ -69,6 +69,12 @@ def _pack_two_bits(numbers: Bytes) -> Bytes:
     return a | b * 4 | c * 16 | d * 64
 
 
+def _pack_fifth_bits(bits: Bytes) -> Bytes:
+    """Pack numbers of one bit as the fifth bits of W5: ``(…, 32)`` to ``(…, 4)``."""
+    columns = bits.reshape(*bits.shape[:-1], 8, 4)
+    return np.packbits(columns, axis=-2, bitorder="little").reshape(*bits.shape[:-1], 4)
+
+
 def _pack_w6(low: Bytes, upper: Bytes) -> Bytes:
     """Pack W6 from the low four bits of its numbers and the upper two, both ``(…, group)``."""
     return np.concatenate((_pack_nibbles(low), _pack_two_bits(upper)), axis=-1)
@@ -82,19 +88,18 @@ def _q4_1(blocks: Blocks) -> BlockParts:
     return BlockParts(blocks["qs"], blocks["d"][:, None], blocks["m"][:, None])
 
 
-def _q5_quants(blocks: Blocks, added: int) -> Bytes:
+def _q5_quants(blocks: Blocks) -> Bytes:
     """Compute the quants of Q5_0 and Q5_1: bit ``i`` of ``qh`` is the fifth bit of weight ``i``."""
     fifth = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")[:, None]
-    return np.concatenate((blocks["qs"], _pack_two_bits(fifth + added)), axis=-1)
+    return np.concatenate((blocks["qs"], _pack_fifth_bits(fifth)), axis=-1)
 
 
 def _q5_0(blocks: Blocks) -> BlockParts:
-    """Split blocks with quants of -16 to 15; W6 subtracts 32."""
-    return BlockParts(_q5_quants(blocks, 1), blocks["d"][:, None])
+    return BlockParts(_q5_quants(blocks), blocks["d"][:, None])
 
 
 def _q5_1(blocks: Blocks) -> BlockParts:
-    return BlockParts(_q5_quants(blocks, 0), blocks["d"][:, None], blocks["m"][:, None])
+    return BlockParts(_q5_quants(blocks), blocks["d"][:, None], blocks["m"][:, None])
 
 
 def _q8_0(blocks: Blocks) -> BlockParts:
@@ -146,8 +151,9 @@ def _q4_k(blocks: Blocks) -> BlockParts:
 
 
 def _q5_k(blocks: Blocks) -> BlockParts:
-    low = _bit_fields(blocks["qs"], 4).reshape(-1, 8, 32)
-    return BlockParts(_pack_w6(low, _bit_fields(blocks["qh"], 1)), *_k_scales(blocks))
+    low = _pack_nibbles(_bit_fields(blocks["qs"], 4).reshape(-1, 8, 32))
+    fifth = _pack_fifth_bits(_bit_fields(blocks["qh"], 1))
+    return BlockParts(np.concatenate((low, fifth), axis=-1), *_k_scales(blocks))
 
 
 def _q6_k(blocks: Blocks) -> BlockParts:
@@ -157,23 +163,15 @@ def _q6_k(blocks: Blocks) -> BlockParts:
     return BlockParts(_pack_w6(low, upper), blocks["scales"], None, blocks["d"][:, None])
 
 
-_IQ4 = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
-)
-"""Values of the 4-bit numbers of IQ4_NL and IQ4_XS."""
-
-
 def _iq4_nl(blocks: Blocks) -> BlockParts:
-    return BlockParts(
-        _IQ4.take(_bit_fields(blocks["qs"], 4).reshape(-1, 1, 32)), blocks["d"][:, None]
-    )
+    return BlockParts(blocks["qs"].view(np.int8), blocks["d"][:, None])
 
 
 def _iq4_xs(blocks: Blocks) -> BlockParts:
-    quants = _IQ4.take(_bit_fields(blocks["qs"], 4).reshape(-1, 8, 32))
     # The fields of a byte are neighbouring scales here, hence the axis of length 1.
     scales = _bit_fields(blocks["scales_l"][..., None], 4).reshape(-1, 8)
     scales |= _bit_fields(blocks["scales_h"][..., None], 2).reshape(-1, 8) * 16
+    quants = blocks["qs"].view(np.int8)
     return BlockParts(quants, scales.view(np.int8) - 32, None, blocks["d"][:, None])
 
 

@@ -10,7 +10,7 @@ from llama_chat.generation.backend import Backend, Extension, TorchBackend
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.transformer import InterruptedForward, Transformer
-from llama_chat.quantization.linear import prefers_unpacked
+from llama_chat.quantization.linear import only_torch_has_matrix_units, prefers_unpacked
 
 MAX_TOKENS_AT_ONCE = 32
 """Tokens of a pass that is computed in one call, too short to be stopped."""
@@ -27,9 +27,12 @@ class NativeBackend(Backend):
         """Use ``create`` instead."""
         super().__init__(model, threads)
         self.kernels = kernels
-        widest = model.blocks[0].feed_forward.w1
-        bits = 8 if widest.packed is None else widest.packed.bits
-        in_torch = prefers_unpacked(model.dtype, bits, model.config.dim)
+        packed = model.blocks[0].feed_forward.w1.packed
+        in_torch = (
+            only_torch_has_matrix_units(model.dtype)
+            if packed is None
+            else prefers_unpacked(model.dtype, packed.bits, model.config.dim)
+        )
         self.prompts_in_torch = model.has_one_dtype and in_torch
         """True if torch computes prompts, because it does so faster."""
         self._torch = TorchBackend(model)

@@ -26,6 +26,7 @@ class PackedLayout(ctypes.Structure):
         ("group", ctypes.c_int32),
         ("has_mins", ctypes.c_int32),
         ("groups_per_super_block", ctypes.c_int32),
+        ("is_iq4", ctypes.c_int32),
     )
 
 

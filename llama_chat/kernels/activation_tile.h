@@ -5,7 +5,8 @@
  * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
  * rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the integer sum of W4
- * without minima, whose weights are stored as q + 8.
+ * without minima, whose weights are stored as q + 8. (AMX reads tiles of sixteen rows with the
+ * quants of each row together.)
  */
 
 #ifndef ACTIVATION_TILE_H
@@ -38,15 +39,9 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
     return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
 }
 
-/* Compute the initial value of the integer sum of a group from that of W4. Quants are stored as
- * unsigned numbers; in layouts without minima it subtracts their offset (8, 32 or 128). */
-INLINE int32_t initial_sum(int32_t w4_offset, packed_layout layout)
-{
-    return layout.has_mins    ? 0
-           : layout.bits == 8 ? 16 * w4_offset
-           : layout.bits == 6 ? 4 * w4_offset
-                              : w4_offset;
-}
+/* Shift to the left from the initial value of the integer sum of W4 to that of a layout. It subtracts
+ * the offset of quants (8, 16, 32 or 128), which are unsigned; in layouts with minima it is zero. */
+INLINE int initial_shift(packed_layout layout) { return multiplied_bits(layout) - 4; }
 
 /* Load four neighbouring quants as one integer, to broadcast to all lanes. */
 INLINE int32_t load_four_quants(const int8_t *x)

@@ -12,7 +12,8 @@
     LEVEL(avx2)                                                                                    \
     LEVEL(avx2_vnni)                                                                               \
     LEVEL(avx512)                                                                                  \
-    LEVEL(avx512_bf16)
+    LEVEL(avx512_bf16)                                                                             \
+    LEVEL(amx)
 
 #define DECLARE(name) extern const kernel_set name##_kernels;
 FOR_LEVELS(DECLARE)

@@ -14,6 +14,10 @@ INLINE void unpack_quants(const uint8_t *stored, packed_layout layout, uint8_t *
     if (layout.bits != 8)
         for (int i = 0; i < half; i++)
             quants[half + i] = stored[i] >> 4;
+    for (int i = 0; i < layout.group && layout.is_iq4; i++)
+        quants[i] = IQ4_TABLE[quants[i]];
+    for (int i = 0; i < layout.group && layout.bits == 5; i++)
+        quants[i] |= (stored[half + i % 4] >> i / 4 & 1) << 4;
     if (layout.bits == 6)
         for (int upper = 0; upper < 4; upper++)
             for (int i = 0; i < quarter; i++)
@@ -25,7 +29,7 @@ INLINE void dequantize_groups(const matrix *w, int64_t row, void *to, int is_bf1
 {
     const int64_t bytes = quant_bytes(layout), lane = row % PANEL;
     const uint8_t *block = w->data + row / PANEL * panel_bytes(w);
-    const int zero = layout.bits == 8 ? 128 : layout.has_mins ? 0 : 1 << (layout.bits - 1);
+    const int zero = layout.has_mins ? 0 : 1 << (multiplied_bits(layout) - 1);
     float super_scale = 1, super_min = 1;
     for (int64_t g = 0; g < n_groups(w); g++, block += block_bytes(layout)) {
         uint8_t stored[MAX_GROUP], quants[MAX_GROUP];

@@ -9,22 +9,22 @@
 
 #include "kernel_set.h"
 
-#define DOT_PRODUCT(n, bits, group, has_mins, super)                                               \
-    dot_product_w##bits##_##group##_##has_mins##_##super##_##n
+#define DOT_PRODUCT(n, bits, group, has_mins, super, is_iq4)                                       \
+    dot_product_w##bits##_##group##_##has_mins##_##super##_##is_iq4##_##n
 
-#define DEFINE_DOT_PRODUCT(n, bits, group, has_mins, super)                                        \
-    static void DOT_PRODUCT(n, bits, group, has_mins, super)(                                      \
+#define DEFINE_DOT_PRODUCT(n, bits, group, has_mins, super, is_iq4)                                \
+    static void DOT_PRODUCT(n, bits, group, has_mins, super, is_iq4)(                              \
         const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,                   \
         int64_t out_stride)                                                                        \
     {                                                                                              \
         multiply_panel(panel, n_groups, tile, out, out_stride,                                     \
-                       (packed_layout){bits, group, has_mins, super}, n);                          \
+                       (packed_layout){bits, group, has_mins, super, is_iq4}, n);                  \
     }
 #define DEFINE_DOT_PRODUCTS(...) FOR_TILE_SIZES(DEFINE_DOT_PRODUCT, __VA_ARGS__)
 FOR_LAYOUTS(DEFINE_DOT_PRODUCTS)
 
-#define NAME_DOT_PRODUCT(n, bits, group, has_mins, super)                                          \
-    DOT_PRODUCT(n, bits, group, has_mins, super),
+#define NAME_DOT_PRODUCT(n, bits, group, has_mins, super, is_iq4)                                  \
+    DOT_PRODUCT(n, bits, group, has_mins, super, is_iq4),
 #define NAME_DOT_PRODUCTS(...) FOR_TILE_SIZES(NAME_DOT_PRODUCT, __VA_ARGS__)
 static dot_product *const dot_products[] = {FOR_LAYOUTS(NAME_DOT_PRODUCTS)};
 

@@ -71,7 +71,8 @@ class NativeMatrix:
         """Bytes of memory."""
         self._panels = allocate(self.n_bytes)
         super_groups = 0 if super_scales is None else n_groups // super_scales.shape[1]
-        layout = PackedLayout(bits, self.group, mins is not None, super_groups)
+        is_iq4 = bits == 4 and quants.dtype == torch.int8
+        layout = PackedLayout(bits, self.group, mins is not None, super_groups, is_iq4)
         self.matrix = Matrix(PACKED, layout, *self.shape, self._panels.data_ptr())
         self._address = ctypes.byref(self.matrix)
         self.write_rows(0, *tensors)

@@ -2,9 +2,8 @@
 
 #include "matrix_product.h"
 
-#include <stdatomic.h>
-
 #include "cpu.h"
+#include "work_shares.h"
 
 /* Bytes of quantized rows that stay in the private cache of a core while all panels are read. */
 enum { CACHED_ROWS = 1 << 19 };
@@ -18,17 +17,6 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
             ((float *)y)[at + i] += values[i];
         else
             ((float *)y)[at + i] = values[i];
-}
-
-static dot_product *const *dot_products_of(const kernel_set *kernels, const matrix *w)
-{
-    int index = 0;
-#define FIND(...)                                                                                  \
-    if (is_layout(w->layout, (packed_layout){__VA_ARGS__}))                                        \
-        return kernels->dot_products + index;                                                      \
-    index += kernels->n_tile_sizes;
-    FOR_LAYOUTS(FIND)
-    return NULL;
 }
 
 /* Rows that are multiplied with all panels before the next rows: whole tiles. */
@@ -54,7 +42,7 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
 {
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
     const int block = block_rows(kernels, w);
-    dot_product *const *dot_products = dot_products_of(kernels, w);
+    dot_product *const *dot_products = dot_products_of(kernels, w->layout);
     for (int start = 0; start < n_x; start += block)
         for (int64_t panel = panels.start; panel < panels.end; panel++) {
             const uint8_t *weights = w->data + panel * panel_bytes(w);
@@ -95,7 +83,7 @@ typedef struct {
     void *y;
     int is_bf16;
     uint8_t *scratch;
-    atomic_int next_share; /* of the panels */
+    work_share *shares; /* of the panels, one for each thread */
 } product_job;
 
 /* Quantize this thread's share of x. */
@@ -116,14 +104,14 @@ static void quantize_share(const product_job *job, team_member me)
 
 static void multiply_shares(team_member me, void *argument)
 {
-    product_job *job = argument;
+    const product_job *job = argument;
     quantize_share(job, me);
     wait_for_team();
-    const int64_t n = n_panels(job->w), n_shares = 8 * (int64_t)me.n_threads;
-    const int store_mode = job->is_bf16 ? STORE_BF16 : STORE_FLOAT;
-    for (int64_t i; (i = atomic_fetch_add(&job->next_share, 1)) < n_shares;)
-        multiply_panels(job->kernels, job->w, job->scratch, job->n_x, job->y, store_mode,
-                        (range){n * i / n_shares, n * (i + 1) / n_shares});
+    const team_phase phase = {me, job->shares, 1};
+    const int64_t n = n_panels(job->w);
+    for (range panels; take_part(&phase, n, 1, n, &panels);)
+        multiply_panels(job->kernels, job->w, job->scratch, job->n_x, job->y,
+                        job->is_bf16 ? STORE_BF16 : STORE_FLOAT, panels);
 }
 
 /* Compute y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or
@@ -132,6 +120,8 @@ EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf
                      uint8_t *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
-    product_job job = {&kernels, w, x, n_x, y, is_bf16, scratch, 0};
+    work_share shares[n_threads];
+    memset(shares, 0, sizeof shares);
+    product_job job = {&kernels, w, x, n_x, y, is_bf16, scratch, shares};
     run_team(n_x * w->n_rows * w->n_columns > 65536 ? n_threads : 1, multiply_shares, &job);
 }

@@ -32,6 +32,19 @@ INLINE int next_tile_size(const kernel_set *kernels, int n_left)
     return kernels->tile_sizes[next_tile(kernels, n_left)];
 }
 
+/* Products of a level with panels of a layout, one for each of its tile sizes. */
+INLINE dot_product *const *dot_products_of(const kernel_set *kernels, packed_layout layout)
+{
+    int index = 0;
+#define FIND(...)                                                                                  \
+    if (is_layout(layout, (packed_layout){__VA_ARGS__}))                                           \
+        return kernels->dot_products + index;                                                      \
+    index += kernels->n_tile_sizes;
+    FOR_LAYOUTS(FIND)
+#undef FIND
+    return NULL;
+}
+
 /* Quantize the `n` rows of a tile, x (n, n_columns) in bfloat16 or float32, to 8 bits. */
 void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
                    int group, int n, uint8_t *tile);

@@ -87,6 +87,11 @@ def is_portable() -> bool:
     return is_available() and level_name() == supported_levels()[0]
 
 
+def has_matrix_units() -> bool:
+    """True if the level in use has tiles for prompts (AMX)."""
+    return level_name() == "amx"
+
+
 def multiplies_floats() -> bool:
     """True if floats are multiplied in C too; portable C would be slower than torch."""
     return is_available() and not is_portable()

@@ -24,17 +24,28 @@ INLINE vector load_f16(const uint16_t *from)
 }
 
 /* A shift that inserts keeps the other bits of its first operand, and so replaces a mask. */
-INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits, byte_vector *low,
+INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int mask, byte_vector *low,
                           byte_vector *high)
 {
-    if (bits == 6) {
+    if (mask) {
         const byte_vector upper = above >> (uint8_t)shift;
-        *low = (byte_vector)vsliq_n_u8((uint8x16_t)v, (uint8x16_t)(upper & 3), 4);
-        *high = (byte_vector)vsriq_n_u8((uint8x16_t)(upper & 0x30), (uint8x16_t)v, 4);
+        *low = (byte_vector)vsliq_n_u8((uint8x16_t)v, (uint8x16_t)(upper & (uint8_t)mask), 4);
+        *high = (byte_vector)vsriq_n_u8((uint8x16_t)(upper & (uint8_t)(mask << 4)),
+                                         (uint8x16_t)v, 4);
     } else {
         *low = v & 15;
         *high = v >> 4;
     }
+}
+
+INLINE byte_vector look_up(byte_vector v)
+{
+    return (byte_vector)vqtbl1q_u8(vld1q_u8(IQ4_TABLE), (uint8x16_t)v);
+}
+
+INLINE integer_vector broadcast_shifted(int32_t i, int n)
+{
+    return (integer_vector){0} + i * (1 << n);
 }
 
 /* Broadcast four quants of a row of activations. */

@@ -6,9 +6,11 @@
  *
  * The quants of a block are chunks of 64 bytes, of which each row has four neighbouring bytes. For
  * W8 those are four columns, as q + 128. For W4 the low nibbles are four columns of the first half
- * of the group, and the high nibbles the corresponding four of its second half. W6 begins as W4;
- * then come the upper two bits of its quants, those of four columns a quarter of the group apart in
- * one byte. The quants are followed by sixteen scales and, in layouts with minima, sixteen minima.
+ * of the group, and the high nibbles the corresponding four of its second half. W5 and W6 begin as
+ * W4. Then come upper bits: of W5 those of eight columns in one byte, every fourth of the group; of
+ * W6 those of four columns, a quarter of the group apart. IQ4 is stored as W4, but its numbers are
+ * places in a table of quants of W8. The quants are followed by sixteen scales and, in layouts with
+ * minima, sixteen minima.
  *
  * Scales and minima are float16; or int8, to be multiplied by the float16 scales of a super-block
  * (a run of groups, as in the K-quants of GGUF), which precede its first block. The last panel is
@@ -23,42 +25,57 @@
 enum { PANEL = 16, CHUNK = 4 * PANEL, MAX_GROUP = 32 };
 
 typedef struct {
-    int32_t bits;                   /* 4, 6 or 8 */
+    int32_t bits;                   /* 4, 5, 6 or 8 */
     int32_t group;                  /* 16 or 32 */
     int32_t has_mins;               /* if not, the quants are centred on zero */
     int32_t groups_per_super_block; /* 0 if scales and minima are float16 */
+    int32_t is_iq4;                 /* W4 of places in IQ4_TABLE */
 } packed_layout;
 
-/* DO(bits, group, has_mins, groups_per_super_block) for each layout; LAYOUTS in Python. */
+/* Quants of IQ4, as W8 stores them. */
+_Alignas(16) static const uint8_t IQ4_TABLE[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                   129, 141, 153, 166, 181, 197, 217, 241};
+
+/* DO(bits, group, has_mins, groups_per_super_block, is_iq4) for each layout; LAYOUTS in Python. */
 #define FOR_LAYOUTS(DO)                                                                            \
-    DO(4, 32, 0, 0)                                                                                \
-    DO(4, 32, 1, 0)                                                                                \
-    DO(6, 32, 0, 0)                                                                                \
-    DO(6, 32, 1, 0)                                                                                \
-    DO(8, 32, 0, 0)                                                                                \
-    DO(4, 16, 0, 16)                                                                               \
-    DO(4, 16, 1, 16)                                                                               \
-    DO(4, 32, 1, 8)                                                                                \
-    DO(6, 16, 0, 16)                                                                               \
-    DO(6, 32, 1, 8)                                                                                \
-    DO(8, 32, 0, 8)
+    DO(4, 32, 0, 0, 0)                                                                             \
+    DO(4, 32, 1, 0, 0)                                                                             \
+    DO(4, 32, 0, 0, 1)                                                                             \
+    DO(5, 32, 0, 0, 0)                                                                             \
+    DO(5, 32, 1, 0, 0)                                                                             \
+    DO(8, 32, 0, 0, 0)                                                                             \
+    DO(4, 16, 0, 16, 0)                                                                            \
+    DO(4, 16, 1, 16, 0)                                                                            \
+    DO(4, 32, 1, 8, 0)                                                                             \
+    DO(4, 32, 0, 8, 1)                                                                             \
+    DO(6, 16, 0, 16, 0)                                                                            \
+    DO(5, 32, 1, 8, 0)
 
 INLINE int is_layout(packed_layout a, packed_layout b)
 {
     return a.bits == b.bits && a.group == b.group && a.has_mins == b.has_mins &&
-           a.groups_per_super_block == b.groups_per_super_block;
+           a.groups_per_super_block == b.groups_per_super_block && a.is_iq4 == b.is_iq4;
 }
+
+/* Bits of the quants that are multiplied. */
+INLINE int multiplied_bits(packed_layout layout) { return layout.is_iq4 ? 8 : layout.bits; }
 
 /* Bytes of all quants of a block. */
 INLINE int64_t quant_bytes(packed_layout layout) { return PANEL * layout.group * layout.bits / 8; }
 
-/* Number of chunks with the low four bits of W4 and W6, or with all of W8. */
+/* Number of chunks with the low four bits of W4, W5 and W6, or with all of W8. */
 INLINE int low_chunks(packed_layout layout) { return layout.group / (layout.bits == 8 ? 4 : 8); }
 
-/* Chunk with the upper two bits of chunk `c` of W6, and shift to the bits of its low nibbles; those
- * of its high nibbles are four bits above. */
-INLINE int upper_chunk(int c, int group) { return group / 8 + c % (group / 16); }
-INLINE int upper_shift(int c, int group) { return c / (group / 16) * 2; }
+/* Mask of the upper bits of a quant, which W5 and W6 have. */
+INLINE int upper_bits(packed_layout layout)
+{
+    return layout.bits == 5 ? 1 : layout.bits == 6 ? 3 : 0;
+}
+
+/* Chunk with all upper bits, and shift to those of the low nibbles of chunk `c`; those of its high
+ * nibbles are four bits above. */
+INLINE int upper_chunk(packed_layout layout) { return layout.group / 8; }
+INLINE int upper_shift(int c, packed_layout layout) { return layout.bits == 6 ? 2 * c : c; }
 
 /* Bytes of sixteen scales, or of sixteen minima. */
 INLINE int64_t scale_bytes(packed_layout layout)

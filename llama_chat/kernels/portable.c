@@ -30,13 +30,15 @@ INLINE void multiply_chunk(const uint8_t *block, int c, const int8_t *low, const
                            packed_layout layout, int32_t *dots)
 {
     const uint8_t *q = block + c * CHUNK;
-    const uint8_t *upper = block + upper_chunk(c, layout.group) * CHUNK;
-    const int shift = upper_shift(c, layout.group);
+    const uint8_t *upper = block + upper_chunk(layout) * CHUNK;
+    const int shift = upper_shift(c, layout), mask = upper_bits(layout);
     for (int r = 0; r < PANEL; r++)
         for (int j = 0; j < 4; j++) {
-            const int i = 4 * r + j, bits_above = layout.bits == 6 ? upper[i] >> shift : 0;
-            const int first = (q[i] & 15) + ((bits_above & 3) << 4);
-            const int second = (q[i] >> 4) + (bits_above & 0x30);
+            const int i = 4 * r + j, above = mask ? upper[i] >> shift : 0;
+            int first = (q[i] & 15) + ((above & mask) << 4);
+            int second = (q[i] >> 4) + (above & mask << 4);
+            if (layout.is_iq4)
+                first = IQ4_TABLE[first], second = IQ4_TABLE[second];
             dots[r] += layout.bits == 8 ? q[i] * low[j] : first * low[j] + second * high[j];
         }
 }
@@ -71,7 +73,7 @@ INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t
         for (int m = 0; m < n; m++) {
             int32_t dots[PANEL];
             for (int r = 0; r < PANEL; r++)
-                dots[r] = initial_sum(x.w4_offsets[m], layout);
+                dots[r] = layout.has_mins ? 0 : x.w4_offsets[m] * (1 << initial_shift(layout));
             for (int c = 0; c < chunks; c++) {
                 const int8_t *low = x.quants + 8 * (c % steps * n + m) + c / steps * 4;
                 multiply_chunk(block, c, low, low + 4, layout, dots);

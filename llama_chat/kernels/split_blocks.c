@@ -33,15 +33,24 @@ INLINE void pack_two_groups(const uint8_t *from, int n, uint8_t *low, uint8_t *h
     }
 }
 
-/* Pack the upper bits of a group of `n` weights as in W6; they are those of `mask` in `n` bytes
- * after a shift. */
-INLINE void pack_upper_bits(const uint8_t *from, int n, int shift, uint8_t mask, uint8_t *to)
+/* Pack the upper bits of a group of 16, two after a `shift` in as many bytes, as in W6. */
+INLINE void pack_upper_bits(const uint8_t *from, int shift, uint8_t *to)
 {
-    const int quarter = n / 4;
-    for (int i = 0; i < quarter; i++) {
+    for (int i = 0; i < 4; i++) {
         int bits = 0;
         for (int piece = 0; piece < 4; piece++)
-            bits |= (from[i + piece * quarter] >> shift & mask) << 2 * piece;
+            bits |= (from[i + 4 * piece] >> shift & 3) << 2 * piece;
+        to[i] = (uint8_t)bits;
+    }
+}
+
+/* Pack the fifth bits of a group, `shift` in 32 bytes, as in W5. */
+INLINE void pack_fifth_bits(const uint8_t *from, int shift, uint8_t *to)
+{
+    for (int i = 0; i < 4; i++) {
+        int bits = 0;
+        for (int at = 0; at < 8; at++)
+            bits |= (from[i + 4 * at] >> shift & 1) << at;
         to[i] = (uint8_t)bits;
     }
 }
@@ -71,11 +80,11 @@ static void split_q4_k(const q4_k_block *blocks, int64_t n, uint8_t *quants, int
 static void split_q5_k(const q5_k_block *blocks, int64_t n, uint8_t *quants, int8_t *scales,
                        int8_t *mins)
 {
-    for (int64_t b = 0; b < n; b++, quants += 8 * 24) {
+    for (int64_t b = 0; b < n; b++, quants += 8 * 20) {
         for (int g = 0; g < 8; g += 2)
-            pack_two_groups(blocks[b].qs + 16 * g, 32, quants + 24 * g, quants + 24 * (g + 1));
+            pack_two_groups(blocks[b].qs + 16 * g, 32, quants + 20 * g, quants + 20 * (g + 1));
         for (int g = 0; g < 8; g++)
-            pack_upper_bits(blocks[b].qh, 32, g, 1, quants + 24 * g + 16);
+            pack_fifth_bits(blocks[b].qh, g, quants + 20 * g + 16);
         unpack_six_bits(blocks[b].scales, scales + 8 * b, mins + 8 * b);
     }
 }
@@ -88,7 +97,7 @@ static void split_q6_k(const q6_k_block *blocks, int64_t n, uint8_t *quants, int
             for (int g = 0; g < 4; g++)
                 pack_two_groups(low + 16 * g, 16, quants + 12 * g, quants + 12 * (g + 4));
             for (int g = 0; g < 8; g++)
-                pack_upper_bits(upper + 16 * (g % 2), 16, g / 2 * 2, 3, quants + 12 * g + 8);
+                pack_upper_bits(upper + 16 * (g % 2), g / 2 * 2, quants + 12 * g + 8);
         }
         memcpy(scales + 16 * b, blocks[b].scales, 16);
     }

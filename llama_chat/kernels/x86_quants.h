@@ -8,16 +8,36 @@
 
 typedef uint16_t word_vector __attribute__((vector_size(4 * LANES), may_alias));
 
-INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int bits, byte_vector *low,
+INLINE void split_nibbles(byte_vector v, byte_vector above, int shift, int mask, byte_vector *low,
                           byte_vector *high)
 {
     *low = v & 15;
     *high = (byte_vector)((word_vector)v >> 4) & 15;
-    if (bits == 6) {
+    if (mask) {
         const word_vector upper = (word_vector)above >> shift;
-        *low |= (byte_vector)(upper << 4) & 0x30;
-        *high |= (byte_vector)upper & 0x30;
+        *low |= (byte_vector)(upper << 4) & (uint8_t)(mask << 4);
+        *high |= (byte_vector)upper & (uint8_t)(mask << 4);
     }
+}
+
+INLINE byte_vector look_up(byte_vector v)
+{
+    const __m128i table = _mm_load_si128((const __m128i *)IQ4_TABLE);
+#if LANES == 16
+    return (byte_vector)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), (__m512i)v);
+#else
+    return (byte_vector)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)v);
+#endif
+}
+
+/* Broadcast an integer, and shift it. GCC would shift it before; with AVX-512 that takes longer, for
+ * it is then moved from a general register to a vector, not loaded there. */
+INLINE integer_vector broadcast_shifted(int32_t i, int n)
+{
+    integer_vector lanes = (integer_vector){0} + i;
+    if (LANES == 16 && n)
+        __asm__("" : "+v"(lanes));
+    return lanes << n;
 }
 
 /* Broadcast the four quants of a row. */

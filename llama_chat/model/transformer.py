@@ -210,7 +210,7 @@ class Transformer(nn.Module):
 
     @property
     def matrix_types(self) -> list[str]:
-        """Types of the matrices: ``W4``, ``W6``, ``W8`` of packed ones, ``float16`` and so on."""
+        """Types of the matrices: ``W4`` to ``W8`` of packed ones, ``float16`` and so on."""
         return sorted({matrix.type_name for matrix in self.matrices})
 
     def load_weights(self, weights: Mapping[str, Tensor | Packed]) -> None:

@@ -176,16 +176,23 @@ def _multiply_unpacked(rows: Tensor, weight: Packed) -> Tensor:
     return product
 
 
+def only_torch_has_matrix_units(dtype: torch.dtype) -> bool:
+    """True if torch multiplies ``dtype`` by matrix units (AMX), and the level in use has none."""
+    in_torch = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return in_torch and not native.has_matrix_units()
+
+
 @cache
 def prefers_unpacked(dtype: torch.dtype, bits: int, width: int) -> bool:
     """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
 
-    They are on processors with matrix units for bfloat16 (AMX). If the portable level is in use,
-    both ways are tried, with a matrix of ``width`` columns; see ``trial``.
+    They are if ``only_torch_has_matrix_units``. If the level in use has them too, or is the
+    portable one, both ways are tried, with a matrix of ``width`` columns; see ``trial``.
     """
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+    if only_torch_has_matrix_units(dtype):
         return True
-    if not native.is_portable():
+    in_both = dtype == torch.bfloat16 and native.has_matrix_units()
+    if not in_both and not native.is_portable():
         return False
     weight, rows = _sample(bits, 256, width), torch.ones(64, width, dtype=dtype)
     return is_faster(
@@ -213,7 +220,7 @@ def prefers_floats(dtype: torch.dtype, bits: int, width: int) -> bool:
 
 
 def _sample(bits: int, n_rows: int, width: int) -> NativeMatrix:
-    """Make a matrix for a trial; one of 8 bits stands for one of 6 too."""
+    """Make a matrix for a trial; one of 8 bits stands for those of 5 and 6 too."""
     weight = quantize(torch.ones(n_rows, width), 4 if bits == 4 else 8)
     return NativeMatrix(weight.bits, *weight.tensors)
 

@@ -1,4 +1,4 @@
-"""Packed weights: matrices that keep 4, 6 or 8 bits a weight while the model runs.
+"""Packed weights: matrices that keep 4, 5, 6 or 8 bits a weight while the model runs.
 
 A row is cut into groups of 16 or 32 neighbours. Weight ``i`` of a group is ``scale * q + min``,
 where ``q`` is a small integer and every group has its own scale. Everything here is plain torch:
@@ -18,33 +18,44 @@ SUPER_BLOCK = 256
 
 LAYOUTS = frozenset(
     {
-        (4, 32, False, False),  # Q4_0
-        (4, 32, True, False),  # Q4_1, and int4 quantized at load
-        (6, 32, False, False),  # Q5_0
-        (6, 32, True, False),  # Q5_1
-        (8, 32, False, False),  # Q8_0, IQ4_NL, and int8 quantized at load
-        (4, 16, False, True),  # Q3_K
-        (4, 16, True, True),  # Q2_K
-        (4, 32, True, True),  # Q4_K
-        (6, 16, False, True),  # Q6_K
-        (6, 32, True, True),  # Q5_K
-        (8, 32, False, True),  # IQ4_XS
+        (4, 32, False, False, False),  # Q4_0
+        (4, 32, True, False, False),  # Q4_1, and int4 quantized at load
+        (4, 32, False, False, True),  # IQ4_NL
+        (5, 32, False, False, False),  # Q5_0
+        (5, 32, True, False, False),  # Q5_1
+        (8, 32, False, False, False),  # Q8_0, and int8 quantized at load
+        (4, 16, False, True, False),  # Q3_K
+        (4, 16, True, True, False),  # Q2_K
+        (4, 32, True, True, False),  # Q4_K
+        (4, 32, False, True, True),  # IQ4_XS
+        (6, 16, False, True, False),  # Q6_K
+        (5, 32, True, True, False),  # Q5_K
     }
 )
-"""Bits, group, has minima, has super-block scales; ``FOR_LAYOUTS`` in C."""
+"""Bits, group, has minima, has super-block scales, is IQ4; ``FOR_LAYOUTS`` in C."""
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""Values of the 4-bit numbers of IQ4."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A matrix ``(out, in)`` of packed weights, in one of three layouts.
+    """A matrix ``(out, in)`` of packed weights, in one of five layouts.
 
     **W4**: ``q`` is 0 to 15, two to a byte: byte ``i`` of a group of ``n`` holds weight ``i`` in
     its low half and weight ``i + n / 2`` in its high half. Without ``mins`` the minimum is
     ``-8 * scale``, so that the weights are symmetric around zero.
 
+    **W5**: ``q`` is 0 to 31. Its low four bits are stored as in W4, followed by 4 bytes of fifth
+    bits: bit ``k`` of byte ``i`` is that of weight ``4 * k + i``. Without ``mins`` the minimum is
+    ``-16 * scale``.
+
     **W6**: ``q`` is 0 to 63. Its low four bits are stored as in W4, followed by ``n / 4`` bytes of
     upper bits: byte ``i`` holds the upper two bits of weights ``i``, ``i + n / 4``, ``i + n / 2``
     and ``i + 3 * n / 4``, lowest first. Without ``mins`` the minimum is ``-32 * scale``.
+
+    **IQ4**: ``q`` is a value of ``IQ4``; the places of two are stored in a byte as in W4, and what
+    distinguishes the two is the type. The minimum is 0.
 
     **W8**: ``q`` is -128 to 127. Without ``mins`` the minimum is 0.
 
@@ -54,9 +65,9 @@ class PackedWeight:
         ValueError: if the tensors do not fit a layout of ``LAYOUTS``.
     """
 
-    bits: Literal[4, 6, 8]
+    bits: Literal[4, 5, 6, 8]
     quants: Tensor
-    """``(out, in / group, group * bits / 8)``. W4 and W6: uint8. W8: int8."""
+    """``(out, in / group, group * bits / 8)``. W4, W5 and W6: uint8. IQ4 and W8: int8."""
     scales: Tensor
     """``(out, in / group)``, float16; or int8, each a multiple of its super-block scale."""
     mins: Tensor | None = None
@@ -67,11 +78,11 @@ class PackedWeight:
     """Super-block scales of ``mins``, likewise."""
 
     def __post_init__(self) -> None:
-        expected = torch.int8 if self.bits == 8 else torch.uint8
-        if self.quants.dtype != expected or self.quants.dim() != 3:
-            raise ValueError(f"W{self.bits} needs groups of {expected}")
+        expected = (torch.int8,) if self.bits == 8 else (torch.uint8, torch.int8)
+        if self.quants.dtype not in expected or self.quants.dim() != 3:
+            raise ValueError(f"W{self.bits} needs groups of {expected[0]}")
         has_mins, has_super = self.mins is not None, self.super_scales is not None
-        if (self.bits, self.group, has_mins, has_super) not in LAYOUTS:
+        if (self.bits, self.group, has_mins, has_super, self.is_iq4) not in LAYOUTS:
             raise ValueError(f"no layout W{self.bits} has such groups of {self.group}")
         if (self.super_mins is not None) != (has_super and has_mins):
             raise ValueError("minima have super-block scales where scales have them")
@@ -100,6 +111,11 @@ class PackedWeight:
         return self.quants.shape[2] * 8 // self.bits
 
     @property
+    def is_iq4(self) -> bool:
+        """True if the quants are places in ``IQ4``."""
+        return self.bits != 8 and self.quants.dtype == torch.int8
+
+    @property
     def device(self) -> torch.device:
         """Device of the tensors."""
         return self.quants.device
@@ -125,7 +141,7 @@ class PackedWeight:
         scales = _group_scales(self.scales, self.super_scales)
         if self.mins is not None:
             weights.mul_(scales).add_(_group_scales(self.mins, self.super_mins))
-        elif self.bits == 8:
+        elif self.bits == 8 or self.is_iq4:
             weights.mul_(scales)
         else:
             weights.sub_(2 ** (self.bits - 1)).mul_(scales)
@@ -136,14 +152,20 @@ class PackedWeight:
         if self.bits == 8:
             return self.quants.float()
         half, quarter = self.group // 2, self.group // 4
-        low = self.quants[..., :half]
+        low = self.quants.view(torch.uint8)[..., :half]
         weights = torch.empty(*self.scales.shape, self.group, device=self.device)
         weights[..., :half] = low & 15
         weights[..., half:] = low >> 4
+        if self.bits == 5:
+            fifth = self.quants[..., half:]
+            for i in range(8):
+                weights[..., 4 * i : 4 * i + 4] += (fifth >> i & 1) * 16
         if self.bits == 6:
             upper = self.quants[..., half:]
             for i in range(4):
                 weights[..., i * quarter : (i + 1) * quarter] += (upper >> 2 * i & 3) * 16
+        if self.is_iq4:
+            return torch.tensor(IQ4, dtype=torch.float32, device=self.device)[weights.int()]
         return weights
 
 

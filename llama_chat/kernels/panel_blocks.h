@@ -1,0 +1,99 @@
+/* Reading of the blocks of a panel, in vectors of LANES rows of weights.
+ *
+ * Before including this, the level includes vectors.h and defines load_f16() and
+ *
+ *     W8_IS_SIGNED         1 if W8 is multiplied as q, 0 if as q + 128
+ *     split_nibbles(v, above, shift, mask, &low, &high)
+ *                          splits W4; or W5 and W6, with upper bits `above` >> `shift` & `mask`
+ *     look_up(v)           replaces places in IQ4_TABLE by what is there
+ */
+
+#ifndef PANEL_BLOCKS_H
+#define PANEL_BLOCKS_H
+
+#include "activation_tile.h"
+#include "vectors.h"
+
+/* Load the scales or minima of a block for LANES rows, from `row` on. */
+INLINE vector load_scales(const uint8_t *from, int row, vector super_scales, packed_layout layout)
+{
+    if (!layout.groups_per_super_block)
+        return load_f16((const uint16_t *)from + row);
+    return super_scales * load_int8((const int8_t *)from + row);
+}
+
+/* Load the quants of four columns of the first half of a group, and of four of the second: both
+ * nibbles of a chunk, or two chunks of W8. */
+INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout layout,
+                        byte_vector *low, byte_vector *high)
+{
+    const uint8_t *at = block + 4 * row;
+    const byte_vector first = *(const byte_vector *)(at + step * CHUNK);
+    const uint8_t flip = W8_IS_SIGNED ? 0x80 : 0;
+    if (layout.bits == 8) {
+        *low = first ^ flip;
+        *high = *(const byte_vector *)(at + (step + layout.group / 8) * CHUNK) ^ flip;
+        return;
+    }
+    byte_vector above = {0};
+    if (upper_bits(layout))
+        above = *(const byte_vector *)(at + upper_chunk(layout) * CHUNK);
+    split_nibbles(first, above, upper_shift(step, layout), upper_bits(layout), low, high);
+    if (layout.is_iq4) {
+        *low = look_up(*low) ^ flip;
+        *high = look_up(*high) ^ flip;
+    }
+}
+
+/* Bytes ahead of a block at which memory is read. The processor reads ahead by itself as far as one
+ * row of activations needs; not while the products of several rows take longer than the memory. */
+enum { PREFETCH_AHEAD = 2048 };
+
+INLINE void prefetch_block(const uint8_t *block, packed_layout layout)
+{
+    for (int64_t at = 0; at < block_bytes(layout); at += CACHE_LINE)
+        __builtin_prefetch(block + at);
+}
+
+/* Scales and minima of a super-block. */
+typedef struct {
+    vector scales[PANEL_VECTORS], mins[PANEL_VECTORS];
+} super_block;
+
+/* Return the block of group `g`, after the scales of the super-block that begins at `at`, if one
+ * does: they are loaded for `n_vectors` vectors of rows, from `row` on. */
+INLINE const uint8_t *enter_block(const uint8_t *at, int64_t g, int row, int n_vectors,
+                                  packed_layout layout, super_block *super)
+{
+    if (!begins_super_block(layout, g))
+        return at;
+    const uint16_t *scales = (const uint16_t *)at + row;
+    for (int v = 0; v < n_vectors; v++) {
+        super->scales[v] = load_f16(scales + v * LANES);
+        if (layout.has_mins)
+            super->mins[v] = load_f16(scales + PANEL + v * LANES);
+    }
+    return at + super_scale_bytes(layout);
+}
+
+/* Add the integer sums of a block, times its scales; and its minima. */
+INLINE void add_scaled_sums(vector totals[][PANEL_VECTORS], integer_vector sums[][PANEL_VECTORS],
+                            const uint8_t *block, int row, const super_block *super, tile_group x,
+                            packed_layout layout, int n, int n_vectors)
+{
+    const uint8_t *scales = block + quant_bytes(layout), *mins = scales + scale_bytes(layout);
+    for (int v = 0; v < n_vectors; v++) {
+        const vector scale = load_scales(scales, row + v * LANES, super->scales[v], layout);
+        UNROLL(MAX_TILE)
+        for (int m = 0; m < n; m++)
+            totals[m][v] += __builtin_convertvector(sums[m][v], vector) * (scale * x.scales[m]);
+    }
+    for (int v = 0; v < n_vectors && layout.has_mins; v++) {
+        const vector min = load_scales(mins, row + v * LANES, super->mins[v], layout);
+        UNROLL(MAX_TILE)
+        for (int m = 0; m < n; m++)
+            totals[m][v] += min * x.sums[m];
+    }
+}
+
+#endif
