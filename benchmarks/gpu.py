@@ -28,7 +28,7 @@ from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.loading.plan import load
 from llama_chat.model.config import LlamaConfig
-from llama_chat.settings.definitions import Sampling
+from llama_chat.settings.sampling import Sampling
 
 FORMATS = {"bfloat16": "none", "int8": "int8", "int4": "int4"}
 """Forms of the weights, with the value of ``--quantize`` for each."""

@@ -230,16 +230,22 @@ static void compare_activations(void)
 
 /* ---- the cache and attention ---------------------------------------------------------------- */
 
-enum { CAPACITY = 180, N_NEW = 24, MAX_WIDTH = 128 };
+enum { CAPACITY = 180, N_NEW = 24, MAX_WIDTH = 128, SECOND_START = 71 };
 
-/* A cache of one layer, with random rows before the new ones. */
+/* Rows of one layer, which are random before the new ones. */
 typedef struct {
-    kv_cache cache;
     float keys[CAPACITY * MAX_WIDTH], values[CAPACITY * MAX_WIDTH];
     float key_scales[CAPACITY * 8], value_scales[CAPACITY * 8];
-    float cos[N_NEW * MAX_WIDTH / 2], sin[N_NEW * MAX_WIDTH / 2];
     void *key_rows[1], *value_rows[1];
     float *key_scale_rows[1], *value_scale_rows[1];
+} layer_rows;
+
+/* A cache of one layer; of two segments, if it is long enough. */
+typedef struct {
+    kv_cache cache;
+    cache_segment segments[2];
+    layer_rows rows[2];
+    float cos[N_NEW * MAX_WIDTH / 2], sin[N_NEW * MAX_WIDTH / 2];
 } small_cache;
 
 static void fill_rows(void *rows, int64_t n, float *scales, int kind)
@@ -257,31 +263,38 @@ static void fill_rows(void *rows, int64_t n, float *scales, int kind)
         scales[i] = 0.01f + fabsf(random_float()) * 0.02f;
 }
 
-static small_cache *new_cache(int kind, int n_heads, int n_kv_heads, int head_dim, int length)
+static small_cache *new_cache(int kind, int n_heads, int n_kv_heads, int head_dim, int length,
+                              int n_new)
 {
     static small_cache c;
     const int64_t n = CAPACITY * n_kv_heads * head_dim;
-    fill_rows(c.keys, n, c.key_scales, kind);
-    fill_rows(c.values, n, c.value_scales, kind);
+    const int n_segments = length > SECOND_START ? 2 : 1;
+    for (int i = 0; i < n_segments; i++) {
+        layer_rows *r = c.rows + i;
+        fill_rows(r->keys, n, r->key_scales, kind);
+        fill_rows(r->values, n, r->value_scales, kind);
+        r->key_rows[0] = r->keys, r->value_rows[0] = r->values;
+        r->key_scale_rows[0] = r->key_scales, r->value_scale_rows[0] = r->value_scales;
+        c.segments[i] = (cache_segment){r->key_rows, r->value_rows, r->key_scale_rows,
+                                        r->value_scale_rows, CAPACITY, i * SECOND_START};
+    }
     fill(c.cos, N_NEW * head_dim / 2);
     fill(c.sin, N_NEW * head_dim / 2);
-    c.key_rows[0] = c.keys, c.value_rows[0] = c.values;
-    c.key_scale_rows[0] = c.key_scales, c.value_scale_rows[0] = c.value_scales;
-    c.cache = (kv_cache){kind, n_heads, n_kv_heads, head_dim, c.key_rows, c.value_rows,
-                         c.key_scale_rows, c.value_scale_rows, CAPACITY, length, c.cos, c.sin};
+    c.cache = (kv_cache){kind, n_new, n_heads, n_kv_heads, head_dim, c.segments, n_segments,
+                         length, c.cos, c.sin};
     return &c;
 }
 
-static void run_attention(const kernel_set *kernels, const kv_cache *cache, const float *q, int n_x,
+static void run_attention(const kernel_set *kernels, const kv_cache *cache, const float *q,
                           float *out)
 {
     static char memory[1 << 22];
     arena space = {memory, 0};
     attention_buffers buffers = {0};
-    allocate_shared_attention(cache, n_x, &space, &buffers);
-    allocate_thread_attention(cache, n_x, &space, &buffers);
+    allocate_shared_attention(cache, 1, &space, &buffers);
+    allocate_thread_attention(cache, 1, &space, &buffers);
     work_share share = {0};
-    attend(kernels, cache, 0, q, n_x, out, &buffers, &(team_phase){{0, 1}, &share, 1});
+    attend(kernels, cache, 1, 0, q, out, &buffers, &(team_phase){{0, 1}, &share, 1});
 }
 
 static void compare_stored(const small_cache *c, const float *x, int kind)
@@ -289,8 +302,8 @@ static void compare_stored(const small_cache *c, const float *x, int kind)
     static float got[CAPACITY * MAX_WIDTH], expected[CAPACITY * MAX_WIDTH];
     static float got_scales[CAPACITY * 8], scales[CAPACITY * 8];
     const range columns = {0, c->cache.n_kv_heads * c->cache.head_dim};
-    tested.store_rows(&c->cache, &(void *){got}, &(float *){got_scales}, 0, x, 3, columns);
-    portable.store_rows(&c->cache, &(void *){expected}, &(float *){scales}, 0, x, 3, columns);
+    tested.store_rows(&c->cache, &(void *){got}, &(float *){got_scales}, 0, x, columns);
+    portable.store_rows(&c->cache, &(void *){expected}, &(float *){scales}, 0, x, columns);
     compare("scales of store_rows", got_scales, scales, CAPACITY * 8, 0);
     for (size_t i = 0; i < sizeof got && kind == INT8; i++)
         report("store_rows of int8", abs(((int8_t *)got)[i] - ((int8_t *)expected)[i]) <= 1);
@@ -304,15 +317,16 @@ static void compare_cache(int kind, int n_heads, int n_kv_heads, int head_dim)
     const int64_t width = n_heads * head_dim;
     for (int i = 0; i < 10; i++) {
         const int n_x = news[i % 5];
-        const small_cache *c = new_cache(kind, n_heads, n_kv_heads, head_dim, lengths[i / 5]);
+        const small_cache *c =
+            new_cache(kind, n_heads, n_kv_heads, head_dim, lengths[i / 5], n_x);
         const int is_rounded = kind == BFLOAT16 && !strcmp(tested.name, "avx512_bf16");
         fill(q, n_x * width);
-        run_attention(&tested, &c->cache, q, n_x, got);
-        run_attention(&portable, &c->cache, q, n_x, expected);
+        run_attention(&tested, &c->cache, q, got);
+        run_attention(&portable, &c->cache, q, expected);
         compare("attention", got, expected, n_x * width, is_rounded && n_x > 8 ? 0.02f : 1e-5f);
         memcpy(got, q, sizeof q), memcpy(expected, q, sizeof q);
-        tested.rotate(&c->cache, got, n_x, width, (range){2, width}, 0.3f);
-        portable.rotate(&c->cache, expected, n_x, width, (range){2, width}, 0.3f);
+        tested.rotate(&c->cache, got, width, (range){2, width}, 0.3f);
+        portable.rotate(&c->cache, expected, width, (range){2, width}, 0.3f);
         compare("rotate", got, expected, n_x * width, 1e-6f);
         q[0] = 1e6f, q[1] = -65519, q[2] = 65520, q[3] = 3e-8f, q[4] = -6e-6f;
         q[5] = kind == INT8 ? 1 : NAN, q[6] = kind == INT8 ? 1 : -INFINITY;
