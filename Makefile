@@ -4,6 +4,7 @@
 # make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
 # make attack-text    thousands of hostile settings and prompt files
 # make attack-terminal  signals at hundreds of moments of a chat, closed windows, random chats in tmux
+# make attack-server  20,000 malformed requests, and 1,000 clients that vanish
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint attack-models attack-text attack-terminal bench clean
+.PHONY: chat test lint attack-models attack-text attack-terminal attack-server bench clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -39,6 +40,9 @@ attack-terminal: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.signals
 	$(BIN)/python -m harness.campaigns.closings
 	$(BIN)/python -m harness.campaigns.chats
+
+attack-server: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.server
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet

@@ -193,16 +193,19 @@ class Llama:
         self,
         parallel: int,
         *,
+        max_bytes: int | None = None,
         keeps_replies: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> Scheduler:
         """Return a scheduler of up to ``parallel`` sequences at a time; see ``Scheduler``.
 
-        Their caches may take the memory of one full context, and what is free beside it.
+        Without ``max_bytes`` their caches may take the memory of one full context, and half of what
+        is free beside it.
         """
-        limit = self._max_saved_bytes
-        if limit is not None:
-            limit += self.backend.new_cache(self._cache_dtype).row_bytes * self.context
+        limit = max_bytes
+        if limit is None and self._max_saved_bytes is not None:
+            limit = self.backend.new_cache(self._cache_dtype).row_bytes * self.context
+            limit += self._max_saved_bytes // 2
         return Scheduler(
             self.backend,
             self.tokenizer,

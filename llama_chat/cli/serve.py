@@ -62,6 +62,10 @@ def serve(
     max_requests: Annotated[
         int, typer.Option("--max-requests", metavar="N", min=1, help="Requests at a time.")
     ] = 256,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option("--cache-memory", metavar="SIZE", help="Memory for all conversations."),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log what clients send, too, under -v.")
     ] = False,
@@ -89,6 +93,7 @@ def serve(
             idle_s=None if idle is None else seconds(idle, "--idle"),
             logs_prompts=log_prompts,
             max_requests=max_requests,
+            max_bytes=None if cache_memory is None else n_bytes(cache_memory, "--cache-memory"),
         )
 
 
@@ -104,6 +109,18 @@ def seconds(text: str, what: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+def n_bytes(text: str, what: str) -> int:
+    """Parse a size such as ``512M`` or ``2.5G``, in units of 1,024.
+
+    Raises:
+        UsageError: about ``what``, if it is none.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) *([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"{what} {text!r}", "not a size", "write 512M or 2G")
+    return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2].upper()))))
+
+
 def _check_host(host: str, api_key: str | None) -> None:
     from llama_chat.server.serving import LOOPBACK
 
@@ -112,7 +129,14 @@ def _check_host(host: str, api_key: str | None) -> None:
         raise UsageError(f"--host {host}", why, "set a key: LLAMA_CHAT_API_KEY or --api-key")
 
 
-def _serve(settings: Settings, path: Path, *, max_requests: int, **options: object) -> None:
+def _serve(
+    settings: Settings,
+    path: Path,
+    *,
+    max_requests: int,
+    max_bytes: int | None,
+    **options: object,
+) -> None:
     from llama_chat.server.prompts import Prompts
     from llama_chat.server.serving import Options, serve
     from llama_chat.server.worker import Worker
@@ -123,7 +147,7 @@ def _serve(settings: Settings, path: Path, *, max_requests: int, **options: obje
         )
     llama, settings = load_model(settings)
     suggested = llama.checkpoint.generation
-    scheduler = llama.scheduler(settings.parallel, keeps_replies=True)
+    scheduler = llama.scheduler(settings.parallel, max_bytes=max_bytes, keeps_replies=True)
     identity = {
         "model": llama.name,
         "version": __version__,

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -196,14 +197,24 @@ class Api:
 
         def run() -> None:
             try:
-                value = task()
-            except LlamaChatError as error:
-                loop.call_soon_threadsafe(result.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(result.set_result, value)
+                settle = partial(_settle, result, task(), None)
+            except Exception as error:  # the caller's: the thread goes on
+                settle = partial(_settle, result, None, error)
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(settle)
 
         self._worker.call(run)
         return await result
+
+
+def _settle(result: "asyncio.Future[Any]", value: object, error: Exception | None) -> None:
+    """Set the result of a task, unless nobody waits for it any more."""
+    if result.done():
+        return
+    if error is None:
+        result.set_result(value)
+    else:
+        result.set_exception(error)
 
 
 class _Answer:
