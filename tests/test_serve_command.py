@@ -133,8 +133,10 @@ def test_a_key_is_needed_for_other_addresses_and_checked(home: Path, gguf_model:
 
 
 def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
+    schema = {"type": "string", "minLength": 400}  # so that it does not end before the next
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with running_server(home, gguf_model, "--max-requests", "1") as server:
-        body = {"messages": HELLO, "max_tokens": 400}
+        body = {"messages": HELLO, "max_tokens": 450, "response_format": form, "n": 4}
         events = client.stream(server.socket, "/v1/chat/completions", body)
         next(events)
         status, answer = post(server, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})

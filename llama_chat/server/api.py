@@ -24,6 +24,10 @@ from llama_chat.server.worker import Job, Worker
 Body = TypeVar("Body", bound=BaseModel)
 
 
+_CLIENT_GONE = 499
+"""Status for the log, as other servers write it; nobody reads the answer."""
+
+
 class _Refused(Exception):
     """A request that is answered with an error."""
 
@@ -80,6 +84,8 @@ class Api:
             except LlamaChatError as error:
                 status, body = error_of(error)
                 response = JSONResponse(body, status)
+            except ClientDisconnect:
+                response = Response(status_code=_CLIENT_GONE)
             finally:
                 self.on_request()
             return response

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llama_chat.errors import unexpected
 from llama_chat.server.replies import error_body
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -92,6 +93,8 @@ class Doors:
                 await _answer(send_on, refused.status, error_body(refused.why, kind))
         except ConnectionResetError:
             pass
+        except Exception as error:  # a bug, which the application has answered
+            self._log(unexpected(error))
         finally:
             line = f"{scope['method']} {scope['path']} {status} {time.monotonic() - began:.2f} s"
             prompts = f" {data!r}" if self._logs_bodies else ""

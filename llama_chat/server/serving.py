@@ -1,6 +1,7 @@
 """The server as a process: its sockets, its idle time, its end."""
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -137,6 +138,7 @@ def serve(
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_graceful_shutdown=2,
     )
+    logging.getLogger("uvicorn.error").disabled = True  # it writes of every malformed request
     with ExitStack() as stack:
         sockets = [stack.enter_context(listening(options.socket))]
         addresses = [str(options.socket)]
