@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define ROUNDS 20000000L
 #define N_CHAINS 12
@@ -49,3 +51,27 @@ __attribute__((visibility("default"), target("avx512f,avx512bf16"))) double bf16
     }
     return (double)ROUNDS * N_CHAINS * 64;
 }
+
+/* Four chains, of two tiles times two. Linux is asked for the use of tiles; see kernels/amx.c. */
+#define PEAK_OF_TILES(name, features, product, operations)                       \
+    __attribute__((visibility("default"), target(features))) double name(void) { \
+        static const struct {                                                    \
+            uint8_t palette, zeros[15];                                          \
+            uint16_t row_bytes[16];                                              \
+            uint8_t n_rows[16];                                                  \
+        } shapes = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64},                    \
+                    {16, 16, 16, 16, 16, 16, 16, 16}};                           \
+        syscall(SYS_arch_prctl, 0x1023, 18);                                     \
+        _tile_loadconfig(&shapes);                                               \
+        for (long round = 0; round < ROUNDS; round++) {                          \
+            product(0, 4, 6);                                                    \
+            product(1, 4, 7);                                                    \
+            product(2, 5, 6);                                                    \
+            product(3, 5, 7);                                                    \
+        }                                                                        \
+        _tile_release();                                                         \
+        return (double)ROUNDS * 4 * (operations);                                \
+    }
+
+PEAK_OF_TILES(bytes_amx, "amx-tile,amx-int8", _tile_dpbssd, 2 * 16 * 16 * 64)
+PEAK_OF_TILES(bf16_amx, "amx-tile,amx-bf16", _tile_dpbf16ps, 2 * 16 * 16 * 32)

@@ -25,6 +25,8 @@ INSTRUCTIONS = {
     "bytes_avx2": ("avx2",),
     "bytes_avx512_vnni": ("avx512_vnni",),
     "bf16_avx512": ("avx512_bf16",),
+    "bytes_amx": ("amx_tile", "amx_int8"),
+    "bf16_amx": ("amx_tile", "amx_bf16"),
 }
 """Functions of the source, and the features that they need, as the system calls them."""
 

@@ -40,7 +40,11 @@ static void compare_tile(const matrix *w, int index, int size, const float *x, f
     const int n = tested.tile_sizes[size], group = w->layout.group;
     dot_product *const *products = tested.dot_products + index * tested.n_tile_sizes;
     quantize_tile(&tested, x, 0, w->n_columns, group, n, tile);
+    if (tested.begin_tiles)
+        tested.begin_tiles(group);
     products[size](w->data, n_groups(w), tile, got, PANEL + 3);
+    if (tested.end_tiles)
+        tested.end_tiles();
     for (int m = 0; m < n; m++) {
         tested.quantize_row(x + m * w->n_columns, 0, w->n_columns, group, 1, 0, row);
         portable.dot_products[index * portable.n_tile_sizes](w->data, n_groups(w), row,

@@ -72,6 +72,7 @@ typedef struct {
     uint16_t row_bytes[16];
     uint8_t n_rows[16];
 } tile_shapes;
+_Static_assert(sizeof(tile_shapes) == 64, "not the operand of LDTILECFG");
 
 /* For GCC, loading a tile does not depend on what was written before. */
 #define LOAD_TILE(tile, from, stride)                                                              \
@@ -115,13 +116,21 @@ INLINE void unpack_block(const uint8_t *block, packed_layout layout, uint8_t *to
     }
 }
 
-INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const uint8_t *tile,
-                                float *out, int64_t out_stride, packed_layout layout)
+/* Configure tiles of sums, of activations and of weights. */
+static void begin_tiles(int group)
 {
     static const tile_shapes groups_of_16 = {1, .row_bytes = {CHUNK, 16, CHUNK},
                                              .n_rows = {TILE, TILE, 4}};
     static const tile_shapes groups_of_32 = {1, .row_bytes = {CHUNK, 32, CHUNK},
                                              .n_rows = {TILE, TILE, 8}};
+    _tile_loadconfig(group == 16 ? &groups_of_16 : &groups_of_32);
+}
+
+static void end_tiles(void) { _tile_release(); }
+
+INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const uint8_t *tile,
+                                float *out, int64_t out_stride, packed_layout layout)
+{
     _Alignas(CACHE_LINE) uint8_t quants[MAX_GROUP * PANEL];
     integer_vector sums[TILE][PANEL_VECTORS];
     vector totals[TILE][PANEL_VECTORS];
@@ -129,7 +138,6 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
     UNROLL(TILE)
     for (int m = 0; m < TILE; m++)
         totals[m][0] = (vector){0};
-    _tile_loadconfig(layout.group == 16 ? &groups_of_16 : &groups_of_32);
     for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
         prefetch_block(block + PREFETCH_AHEAD, layout);
         const tile_group x = tile_group_at(tile, g, layout.group, TILE);
@@ -142,7 +150,6 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
         _tile_stored(0, sums, CHUNK);
         add_scaled_sums(totals, sums, block, 0, &super, x, layout, TILE, 1);
     }
-    _tile_release();
     UNROLL(TILE)
     for (int m = 0; m < TILE; m++)
         *(vector *)(out + m * out_stride) = totals[m][0];
@@ -306,6 +313,8 @@ const kernel_set amx_kernels = {
     .n_tile_sizes = N_TILE_SIZES,
     .tile_sizes = tile_sizes,
     .dot_products = dot_products,
+    .begin_tiles = begin_tiles,
+    .end_tiles = end_tiles,
     .quantize_row = quantize_row,
     .multiply_bf16 = multiply_bf16,
 #endif

@@ -39,6 +39,8 @@ static void inherit(kernel_set *set, const kernel_set *base)
 #define INHERIT(function)                                                                          \
     if (!set->function)                                                                            \
         set->function = base->function;
+    INHERIT(begin_tiles)
+    INHERIT(end_tiles)
     INHERIT(multiply_floats)
     INHERIT(multiply_bf16)
     INHERIT(round_to_bf16)

@@ -30,6 +30,11 @@ struct kernel_set {
     const int *tile_sizes;
     dot_product *const *dot_products;
 
+    /* Set up the thread for dot products with the largest tiles, and undo that; NULL if there is
+     * nothing to set up. */
+    void (*begin_tiles)(int group);
+    void (*end_tiles)(void);
+
     /* Multiply some rows of a matrix of floats with x (n_x, n_columns), into y (n_x, n_rows). */
     void (*multiply_floats)(const matrix *w, range rows, const float *x, int n_x, float *y,
                             int store_mode);

@@ -43,6 +43,9 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
     const int block = block_rows(kernels, w);
     dot_product *const *dot_products = dot_products_of(kernels, w->layout);
+    const int is_set_up = kernels->begin_tiles && n_x >= max_tile(kernels);
+    if (is_set_up)
+        kernels->begin_tiles(w->layout.group);
     for (int start = 0; start < n_x; start += block)
         for (int64_t panel = panels.start; panel < panels.end; panel++) {
             const uint8_t *weights = w->data + panel * panel_bytes(w);
@@ -65,6 +68,8 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
                         store(out + i * PANEL, (int)n_rows, y, at + i * w->n_rows, store_mode);
             }
         }
+    if (is_set_up)
+        kernels->end_tiles();
 }
 
 /* ---- called from Python --------------------------------------------------------------------- */

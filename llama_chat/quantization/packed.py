@@ -8,6 +8,7 @@ the reference for the C kernels, and the fallback where they were not built.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -165,8 +166,14 @@ class PackedWeight:
             for i in range(4):
                 weights[..., i * quarter : (i + 1) * quarter] += (upper >> 2 * i & 3) * 16
         if self.is_iq4:
-            return torch.tensor(IQ4, dtype=torch.float32, device=self.device)[weights.int()]
+            return _iq4_values(self.device)[weights.int()]
         return weights
+
+
+@cache
+def _iq4_values(device: torch.device) -> Tensor:
+    """Return ``IQ4`` on a device; made once, since a CUDA graph cannot copy from the CPU."""
+    return torch.tensor(IQ4, dtype=torch.float32, device=device)
 
 
 def _group_scales(numbers: Tensor, super_scales: Tensor | None) -> Tensor:
