@@ -129,7 +129,9 @@ def test_in_tmux_a_reply_is_the_same_with_and_without_a_status(
     replies = []
     for more in ([], ["--quiet"]):
         text = in_tmux(tmp_path, *flags, *more)
-        replies.append(re.search(r"[\s\S]*about a river\.\n(?:── model\n)?([\s\S]*)\n+cut off", text))
+        replies.append(
+            re.search(r"[\s\S]*about a river\.\n(?:── model\n)?([\s\S]*)\n+cut off", text)
+        )
     assert replies[0] is not None
     assert replies[1] is not None
     assert replies[0][1] == replies[1][1]
