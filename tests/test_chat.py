@@ -204,7 +204,7 @@ def test_a_resize_in_the_middle_of_a_reply_draws_nothing_twice(
         terminal.wait_for(r"cut off after 120 tokens")
         terminal.wait_for(r"context \d+/8192")
         terminal.line(f"/export {tmp_path / 'story.json'}")
-        terminal.wait_for(r"written: ")
+        terminal.wait_for(r"written:")
     reply = json.loads((tmp_path / "story.json").read_text())[1]["content"]
     shown = terminal.raw.partition(b"about a river.")[2].partition(b"cut off")[0]
     shown = re.sub(rb"\x1b7.*?\x1b8", b"", shown)  # a status, which is erased again

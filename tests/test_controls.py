@@ -19,12 +19,13 @@ SHOWN = sanitize(HOSTILE)
 @contextmanager
 def chat(model: Path, home: Path, *flags: str) -> Iterator[Terminal]:
     """A chat, whose output is checked at the end."""
-    with Terminal("-m", model, "--max-tokens", "2", *flags, home=home) as terminal:
+    more = ("--max-tokens", "2", *flags)
+    with Terminal("-m", model, *more, home=home, COLORFGBG="15;0") as terminal:
         terminal.wait_for(READY.replace("›", r"\n?[›>]"))
         yield terminal
         text = terminal.raw.decode("utf-8", "surrogateescape")
         assert not {*text} & {*REPLACEMENTS} - {"\x1b", "\r", "\x08"}
-        assert "\x1b]" not in text  # no window title, no clipboard
+        assert "\x1b]" not in text  # no window title, no clipboard, no question
 
 
 def sent(terminal: Terminal, home: Path) -> list[str]:

@@ -38,7 +38,7 @@ def test_under_the_history(
         for word in ("one", "two"):  # the rest of a block, and more
             terminal.paste("/system " + "x" * 4100 + word)
             terminal.type("\r")
-            terminal.wait_for(f"system: x+[x\n]*{word}")
+            terminal.wait_for(rf"system:\s+x+[x\n]*{word}")
         terminal.line("/exit")
         assert terminal.wait_for_end() == 0
         assert termios.tcgetattr(terminal.descriptor) == modes
