@@ -151,20 +151,20 @@ def main(seed: int = 1, n_requests: int = 20_000, n_clients: int = 1_000) -> int
         ) as server:
             process = psutil.Process(int((client.health(server.socket) or {})["pid"]))
             statuses: Counter[int] = Counter()
-            before = 0
-            for i in range(n_requests):
-                if i == n_requests // 10:  # everything is loaded and allocated by then
-                    before = process.memory_info().rss
+            before = 1
+            for _ in range(n_requests):
                 request = malformed(chance)
                 status = status_of(server, request)
                 statuses[status] += 1
                 if status >= 500 or (status and status < 200):
                     failures += 1
                     print(f"status {status}: {request[:300]!r}")
-            for _ in range(n_clients):
+            for i in range(n_clients):
+                if i == n_clients // 10:  # everything is allocated once by then
+                    before = process.memory_info().rss
                 vanish(server, chance)
             failures += not wait_until_idle(server)
-            grown = process.memory_info().rss / max(before, 1) - 1
+            grown = process.memory_info().rss / before - 1
             print(
                 f"seed {seed}: {n_requests} requests {dict(statuses)}, {n_clients} vanished, "
                 f"memory {grown:+.1%}, {failures} failures"
