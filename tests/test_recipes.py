@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.program import environment
+from harness.shell_command import shell_command
 from tests.conftest import ROOT
 from tests.servers import Server, running_server
 
@@ -49,36 +51,36 @@ def test_a_recipe_runs(title: str, tmp_path: Path, server: Server, gguf_model: P
             pytest.skip(f"{tool} is not installed")
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    program = tmp_path / "bin/llama-chat"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llama_chat "$@"\n')
-    program.chmod(0o755)
-    env = environment(
+    program = Path(tempfile.mkdtemp(prefix="recipe-"))  # the path of a socket must be short
+    ours = environment(
         tmp_path,
-        PATH=f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        PYTHONPATH=str(ROOT),
         LLAMA_CHAT_MODEL=str(gguf_model),
         LLAMA_CHAT_MAX_TOKENS="8",
         LLAMA_CHAT_SEED="1",
         XDG_RUNTIME_DIR=server.runtime,
-        SERVER=server.url,
-        GIT_AUTHOR_NAME="a",
-        GIT_AUTHOR_EMAIL="a@b",
-        GIT_COMMITTER_NAME="a",
-        GIT_COMMITTER_EMAIL="a@b",
     )
+    env = ours | {
+        "PATH": f"{program}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SERVER": server.url,
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
     if "git " in script:
         subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, env=env, check=True)
         subprocess.run(["git", "add", "page.txt"], cwd=tmp_path, env=env, check=True)
-    done = subprocess.run(
-        ["bash", "-eu", "-o", "pipefail", "-c", script],
-        cwd=tmp_path,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    with shell_command(program, ours):
+        done = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+    shutil.rmtree(program)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.strip()
     assert b"Traceback" not in done.stderr
