@@ -46,6 +46,17 @@ def test_a_draft_stays_one_draft(sizes: list[int], window: Tmux) -> None:
     assert text.count("context 512 ") == 1
 
 
+def test_a_window_that_is_dragged_while_tmux_is_late_has_one_draft(window: Tmux) -> None:
+    """It breaks the lines at once, and tells the new size up to a quarter of a second later."""
+    window.type("word " * 22 + "end")
+    window.wait_for("end")
+    for columns, lines in ((81, 15), (81, 44), (96, 39), (168, 32), (81, 45)):
+        window.resize(columns, lines)
+    window.press("Enter")
+    text = window.wait_for(r"── model", shown=False)
+    assert len(re.findall(r"(?m)^› word ", text)) == 1
+
+
 def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
     window.press("C-l")
     window.wait_for(r"\A›")

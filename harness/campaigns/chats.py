@@ -22,6 +22,8 @@ from harness.program import run
 from harness.tmux import SHELL, Tmux
 from llama_chat.library import starter
 
+EDITED = r"\s*".join("edited")  # rows may be broken anywhere
+
 
 class RandomChat:
     """A chat whose steps are drawn from ``chance``."""
@@ -84,7 +86,7 @@ class RandomChat:
     def _interrupt(self) -> None:
         self._terminal.type(self._message())
         self._terminal.press("Enter")
-        self._terminal.wait_for(rf"› m{len(self._said) - 1} ", shown=False)
+        self._terminal.wait_for(rf"› m{len(self._said) - 1} [\s\S]*── model", shown=False)
         self._drag()
         self._terminal.press("C-c")
         self._finish_reply()
@@ -107,7 +109,7 @@ class RandomChat:
     def _edit(self) -> None:
         self._terminal.type(f"{self._message()} draft")
         self._terminal.press("C-g")
-        self._terminal.wait_for(rf"› m{len(self._said) - 1} [\s\S]*edited", shown=False)
+        self._terminal.wait_for(rf"› m{len(self._said) - 1} [\s\S]*{EDITED}", shown=False)
         self._terminal.press("Enter")
         self._finish_reply()
 
@@ -126,7 +128,8 @@ class RandomChat:
         for key in self._chance.choice([["C-d"], ["C-c", "C-c"], ["/exit", "Enter"]]):
             terminal.press(key)
             time.sleep(0.3)  # two Ctrl-C are two decisions
-        text = terminal.wait_for(rf"[0-9a-f:]{{60,}}\s+{re.escape(SHELL)}", shown=False)
+        terminal.wait_for(rf"{re.escape(SHELL)}\s*\Z")
+        text = terminal.text
         return [*self._lost(text), *self._left(text)]
 
     def _lost(self, text: str) -> list[str]:
@@ -158,8 +161,8 @@ class RandomChat:
         stray = [
             line for line in re.findall(r"(?m)^›.*$", text) if not re.match(r"› (m\d|/exit)", line)
         ]
-        # The chat was left at the last one, or at two by Ctrl-C.
-        if len(stray) > 1 + ("Ctrl-C again" in text):
+        # The chat was left at the last one. Ctrl-C may come when a reply has just ended.
+        if len(stray) > 1 + text.count("Ctrl-C again"):
             bad.append(f"stray prompts: {stray}")
         modes = re.findall(r"(?m)^[0-9a-f:]{60,}$", text)
         if len(set(modes)) != 1:

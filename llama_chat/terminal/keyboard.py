@@ -28,7 +28,7 @@ from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside
 from llama_chat.terminal.keys import chat_keys, select_all
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
-from llama_chat.terminal.resizing import redraw_after_resizes
+from llama_chat.terminal.resizing import Resizes
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
 
 _STYLE = {
@@ -162,7 +162,7 @@ class PromptInput:
                 on_shown()
 
         self._session.app.after_render += after_render
-        redraw_after_resizes(self._session.app)
+        self._resizes = Resizes(self._session.app)
 
     @property
     def text(self) -> str:
@@ -185,6 +185,7 @@ class PromptInput:
     def _prompt(self, default: str, *, selected: bool = False) -> str:
         self._is_shown = False
         self._session.app.erase_when_done = False
+        self._resizes.settle()
         try:
             text = self._session.prompt(
                 default=default,

@@ -6,14 +6,18 @@ input knows: it would leave its first rows behind. The rows are counted here.
 
 import asyncio
 import os
+import time
 from typing import Any
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.data_structures import Point, Size
 from prompt_toolkit.layout.screen import Screen
 
-_PAUSE_S = 0.1
-"""Time without another resize after which the input is redrawn."""
+_PAUSE_S = 0.35
+"""Time without another resize after which the input is redrawn. tmux breaks its lines at once, and
+tells the new size only up to 0.25 s later: what is drawn in between is misplaced."""
+
+_POLL_S = 0.05
 
 _VARIABLES = (
     *("TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "ALACRITTY_WINDOW_ID", "WEZTERM_PANE"),
@@ -27,19 +31,52 @@ _ERASE_DOWN = "\x1b[K\x1b[C\x1b[J\x1b[D"
 tmux takes a plain one for the end of a page, and keeps a copy of it in the scrollback."""
 
 
-def redraw_after_resizes(app: Application[Any]) -> None:
-    """Redraw ``app`` in place once the window has its new size."""
-    drawn: Size | None = None
-    timer: asyncio.TimerHandle | None = None
+class Resizes:
+    """Redrawing of an application in place, once the window has its new size."""
 
-    def on_resize() -> None:
-        nonlocal timer
-        if timer is not None:
-            timer.cancel()
-        timer = asyncio.get_running_loop().call_later(_PAUSE_S, app.invalidate)
+    def __init__(self, app: Application[Any]) -> None:
+        self._app = app
+        self._drawn: Size | None = None
+        """Size of the window at the last drawing."""
+        self._resized_at = -_PAUSE_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._draw = app._redraw
+        app._redraw = self._redraw  # type: ignore[method-assign]
+        app._on_resize = self._on_resize  # type: ignore[method-assign] # it would redraw at each
+        app.output.erase_down = self._erase_down  # type: ignore[method-assign]
+        app.before_render += self._before_render
+        app.after_render += self._after_render
 
-    def before_render(_: Application[Any]) -> None:
-        screen, size = app.renderer.last_rendered_screen, app.output.get_size()
+    def settle(self) -> None:
+        """Wait until the size no longer changes."""
+        size = self._drawn
+        while True:
+            size_now = self._app.output.get_size()
+            if size not in (None, size_now):
+                self._resized_at = time.monotonic()
+            size = size_now
+            if self._is_settled():
+                return
+            time.sleep(_POLL_S)
+
+    def _is_settled(self) -> bool:
+        return time.monotonic() >= self._resized_at + _PAUSE_S
+
+    def _redraw(self, render_as_done: bool = False) -> None:
+        if render_as_done:  # it stays on the screen
+            self.settle()
+        if self._is_settled():
+            self._draw(render_as_done)
+
+    def _on_resize(self) -> None:
+        self._resized_at = time.monotonic()
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_PAUSE_S, self._app.invalidate)
+
+    def _before_render(self, app: Application[Any]) -> None:
+        drawn, screen, size = self._drawn, app.renderer.last_rendered_screen, app.output.get_size()
         if screen is None or drawn is None or size == drawn:
             return
         cursor = screen.get_cursor_position(app.layout.current_window)
@@ -48,17 +85,11 @@ def redraw_after_resizes(app: Application[Any]) -> None:
         app.renderer.erase(leave_alternate_screen=False)
         app.renderer.request_absolute_cursor_position()
 
-    def after_render(_: Application[Any]) -> None:
-        nonlocal drawn
-        drawn = app.output.get_size()
+    def _after_render(self, app: Application[Any]) -> None:
+        self._drawn = app.output.get_size()
 
-    def erase_down() -> None:
-        app.output.write_raw(_ERASE_DOWN)
-
-    app.output.erase_down = erase_down  # type: ignore[method-assign]
-    app._on_resize = on_resize  # type: ignore[method-assign] # it would redraw at each of them
-    app.before_render += before_render
-    app.after_render += after_render
+    def _erase_down(self) -> None:
+        self._app.output.write_raw(_ERASE_DOWN)
 
 
 def rows_above(screen: Screen, cursor: Point, columns: int) -> int:
