@@ -169,7 +169,7 @@ def test_one_of_something_is_singular() -> None:
 
 
 def test_one_token_is_singular_in_the_program(gguf_model: Path, tmp_path: Path) -> None:
-    flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "1")
+    flags = ("-m", gguf_model, "--temperature", "0", "--max-tokens", "1", "-v")
     assert "cut off after 1 token:" in run("ask", "hi", *flags, home=tmp_path).err
     (folder := tmp_path / "m").mkdir()
     write_meta(folder)

@@ -95,7 +95,7 @@ def find(settings: Settings) -> WarmModel | None:
     if not settings.server or settings.draft:
         return None
     path = default_socket()
-    facts = health(path)
+    facts = health(path) if path.exists() else None
     if facts is None and settings.keep_warm and not path.exists():
         facts = _start(settings, path)
     if facts is None:
