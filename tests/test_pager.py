@@ -27,7 +27,7 @@ def test_what_is_longer_than_the_screen_is_paged(gguf_model: Path, tmp_path: Pat
         terminal.wait_for(r"› go on\n[\s\S]*line 20 bold[\s\S]*\n:$")
         assert "line 40" not in terminal.shown
         terminal.type(CTRL_C)
-        terminal.wait_for_quiet()  # the terminal drops what is typed until less has seen the signal
+        terminal.wait_for_quiet()  # less forgets keys that follow at once
         terminal.type("G")
         terminal.wait_for(r"line 59 bold\n.*END")
         assert "1m" not in terminal.shown  # less shows bold text as such

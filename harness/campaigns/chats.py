@@ -66,9 +66,7 @@ class RandomChat:
 
     def _finish_reply(self) -> None:
         n = len(self._said) - 1
-        self._terminal.wait_for(
-            rf"› m{n} [\s\S]*?(after \d+ tokens?|ended it at once|stopped)[\s\S]*?\n›", shown=False
-        )
+        self._terminal.wait_for(rf"› m{n} [\s\S]*?── model\s[\s\S]*?\n›", shown=False)
         self._wait_for_input()
 
     def _say(self) -> None:
