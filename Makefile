@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+# Tests in terminals wait more than they compute, so there are more workers than cores.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 1) // 2 or 1)')
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -20,7 +22,7 @@ chat: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 10
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
