@@ -1,6 +1,7 @@
 """A refused line stays where it can be corrected, and typing replaces it."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,18 @@ def test_typing_and_pasting_replace_a_refused_line(babble: Terminal) -> None:
     assert selected(babble) == WRONG
     assert babble.text.count(WRONG) == 7
     assert "top-k x4" not in babble.text
+
+
+def test_control_c_clears_a_refused_line_at_once(babble: Terminal) -> None:
+    """Without waiting a second for a longer binding, as that of a key that could follow."""
+    seconds = []
+    for _ in range(3):
+        refuse(babble, WRONG, "does not fit")
+        began = time.monotonic()
+        babble.type(CTRL_C)
+        babble.wait_for(EMPTY)
+        seconds.append(time.monotonic() - began)
+    assert min(seconds) < 1
 
 
 @pytest.mark.parametrize("key", [LEFT, END, CTRL_A, CTRL_E, "\n", "\t"])

@@ -36,8 +36,13 @@ class _Keys(KeyBindings):
         super().__init__()
         self._on_failure = on_failure
 
-    def on(self, *keys: str, when: Filter = _writing) -> Callable[[_Handler], _Handler]:
-        """Bind keys to the decorated handler."""
+    def on(
+        self, *keys: str, when: Filter = _writing, eager: bool = False
+    ) -> Callable[[_Handler], _Handler]:
+        """Bind keys to the decorated handler.
+
+        With ``eager`` a longer binding that begins with them is not waited for.
+        """
 
         def bind(handler: _Handler) -> _Handler:
             def guarded(event: KeyPressEvent) -> None:
@@ -46,7 +51,7 @@ class _Keys(KeyBindings):
                 except Exception as error:
                     self._on_failure(error)
 
-            self.add(*keys, filter=when)(guarded)
+            self.add(*keys, filter=when, eager=eager)(guarded)
             return handler
 
         return bind
@@ -95,7 +100,7 @@ def chat_keys(
         event.current_buffer.cut_selection()
         event.key_processor.feed(event.key_sequence[0], first=True)
 
-    @keys.on("c-c")
+    @keys.on("c-c", eager=True)  # prompt-toolkit indents a selection by Ctrl-C and ">"
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             put_aside(event.current_buffer)
