@@ -89,9 +89,23 @@ SLOW = {
 }
 
 
+_others: set[int] = set()
+"""Processes of templates that other tests keep, such as those of a model of a whole session."""
+
+
+@pytest.fixture(autouse=True)
+def note_others() -> None:
+    _others.clear()
+    _others.update(child.pid for child in children())
+
+
 def children() -> list[psutil.Process]:
-    """Return the processes that render templates."""
-    return [each for each in psutil.Process().children() if "jinja_child.py" in str(each.cmdline())]
+    """Return the processes that render templates of the test."""
+    return [
+        each
+        for each in psutil.Process().children()
+        if each.pid not in _others and "jinja_child.py" in str(each.cmdline())
+    ]
 
 
 def refused(text: str) -> str:
