@@ -65,11 +65,11 @@ class NativeBackend(Backend):
     ) -> list[Tensor]:
         """Compute all extensions in one pass; returns the logits of each."""
         ids = [token_id for new in extensions for token_id in new.ids]
-        positions = [i for new in extensions for i in range(new.cache.length, new.end)]
+        rows = [range(new.cache.length, new.end) for new in extensions]
         x = self.model.tok_embeddings(torch.tensor(ids), torch.float32)  # (T, dim)
-        tables = self.model.rotary(max(positions) + 1, self.model.device)
-        cos, sin = (table[positions] for table in tables)
-        sequences = [(new.cache.native, range(new.cache.length, new.end)) for new in extensions]
+        tables = self.model.rotary(max(each.stop for each in rows), self.model.device)
+        cos, sin = (_take_rows(table, rows) for table in tables)
+        sequences = [(new.cache.native, each) for new, each in zip(extensions, rows, strict=True)]
         ends = list(accumulate(len(new.ids) for new in extensions))
         logit_rows = [
             row
@@ -95,6 +95,12 @@ class NativeBackend(Backend):
         if logits is None:
             return [torch.empty(0, self.model.config.vocab_size) for _ in extensions]
         return list(torch.split(logits, [new.n_logits for new in extensions]))
+
+
+def _take_rows(table: Tensor, rows: Sequence[range]) -> Tensor:
+    """Take some rows of a table; those of one sequence are not copied."""
+    pieces = [table[each.start : each.stop] for each in rows]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _is_exact(new: Extension) -> bool:
