@@ -36,9 +36,9 @@ def test_scores_are_those_of_transformers(prompt_length: int) -> None:
             assert each.logprob == pytest.approx(sum(expected), abs=1e-3 * len(ids))
 
 
-def probabilities(texts: Sequence[str], **options: str) -> dict[str, float]:
+def probabilities(texts: Sequence[str], *, by_length: bool = False) -> dict[str, float]:
     session = new_session()
-    found = choose(session, "is it?", texts, **options)  # type: ignore[arg-type] # a literal
+    found = choose(session, "is it?", texts, by_length=by_length)
     assert session.conversation.head is None
     assert [each.probability for each in found] == sorted(
         (each.probability for each in found), reverse=True
@@ -54,7 +54,7 @@ def test_a_choice_ends_its_turn_and_its_order_does_not_matter() -> None:
     there, back = probabilities(["yes", "no", "maybe"]), probabilities(["maybe", "no", "yes"])
     assert there == pytest.approx(back)
     assert sum(there.values()) == pytest.approx(1)
-    assert probabilities(["yes", "no, never at all"], normalize="length") != probabilities(
+    assert probabilities(["yes", "no, never at all"], by_length=True) != probabilities(
         ["yes", "no, never at all"]
     )
 

@@ -106,6 +106,16 @@ def test_fields_of_a_record_fill_the_slots_of_the_prompt_file(home: Path, gguf_m
     assert "slot {{language}} has no value" in second["error"]
 
 
+def test_braces_in_a_value_are_text(home: Path, gguf_model: Path) -> None:
+    prompt = home / "prompt.toml"
+    prompt.write_text('system = "Speak {{language}}."\n')
+    flags = ("--prompt", prompt, "--var", "language={{other}}")
+    [answer] = answers(ask(home, gguf_model, "the cat\n", "--lines", *flags))
+    assert "text" in answer
+    [answer] = answers(ask(home, gguf_model, '{"question": "the cat"}\n', "--jsonl", *flags))
+    assert "text" in answer
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [

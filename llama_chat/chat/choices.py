@@ -3,16 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.session import ChatSession
 from llama_chat.errors import UsageError
 from llama_chat.generation.choices import Scored, score
 from llama_chat.generation.events import Hooks
-
-Normalize = Literal["none", "length"]
-"""Score of a reply: the logarithm of its probability, or that divided by its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +25,20 @@ def choose(
     session: ChatSession,
     message: str,
     texts: Sequence[str],
-    normalize: Normalize = "none",
     hooks: Hooks | None = None,
+    *,
+    by_length: bool = False,
 ) -> list[Choice]:
     """Score replies to a message, each with the end of the turn, most likely first.
 
     Nothing is added to the conversation.
+
+    Args:
+        session: the conversation.
+        message: the message.
+        texts: the replies.
+        hooks: hooks to follow and stop it.
+        by_length: compare log-probabilities divided by the numbers of tokens.
 
     Raises:
         UsageError: if there are none, or two are the same.
@@ -44,7 +48,7 @@ def choose(
     prompt = session.request(message).ids
     continuations = [_reply_ids(session, message, text, prompt) for text in texts]
     scored = score(session.engine, prompt, continuations, hooks)
-    scores = [each.logprob / (len(each.ids) if normalize == "length" else 1) for each in scored]
+    scores = [each.logprob / (len(each.ids) if by_length else 1) for each in scored]
     highest = max(scores)
     weights = [math.exp(each - highest) for each in scores]
     found = [

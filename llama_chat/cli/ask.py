@@ -85,8 +85,7 @@ def ask(
     question = words[0] if words else None
     constraint = read_grammar(json_schema, regex, grammar)
     options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
-    texts = read_choices(choices, choices_file, normalize, has_grammar=constraint is not None)
-    among = Among(texts, normalize) if texts else None
+    among = read_choices(choices, choices_file, normalize, has_grammar=constraint is not None)
     if options.apply():
         answer_lines(
             question,
@@ -173,8 +172,7 @@ def answer(
     ):
         return
     llama, settings = load_model(settings, [message.strip()])
-    session = new_session(llama, settings, prompt, streams.warn)
-    session.grammar = grammar
+    session = new_session(llama, settings, prompt, streams.warn, grammar)
     if among is not None:
         write_choice(session, message, among, settings, llama.name, as_json=as_json, raw=raw)
         return

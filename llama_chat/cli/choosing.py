@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,8 +15,10 @@ from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
 
 if TYPE_CHECKING:
-    from llama_chat.chat.choices import Normalize
     from llama_chat.chat.session import ChatSession
+
+Normalize = Literal["none", "length"]
+"""Scores to compare: log-probabilities, or those divided by the tokens."""
 
 _CHOICES = "Choices"
 
@@ -39,7 +41,7 @@ ChoicesFile = Annotated[
     ),
 ]
 NormalizeBy = Annotated[
-    str,
+    Normalize,
     typer.Option(
         "--normalize",
         metavar="none|length",
@@ -49,18 +51,24 @@ NormalizeBy = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Among:
+    """Replies to choose from."""
+
+    texts: Sequence[str]
+    normalize: Normalize
+
+
 def read_choices(
-    choices: str | None, file: str | None, normalize: str, *, has_grammar: bool
-) -> list[str]:
-    """Return the replies to choose from; empty if a reply is to be generated.
+    choices: str | None, file: str | None, normalize: Normalize, *, has_grammar: bool
+) -> Among | None:
+    """Return the replies to choose from; None if a reply is to be generated.
 
     Raises:
         UsageError: if they are given twice, with a grammar, or cannot be read.
     """
-    if normalize not in ("none", "length"):
-        raise UsageError(f"--normalize {normalize!r}", "unknown", "choose none or length")
     if choices is None and file is None:
-        return []
+        return None
     if has_grammar or (choices is not None and file is not None):
         other = "a grammar" if has_grammar else "--choices-file"
         raise UsageError("--choices", f"given together with {other}", "choose one of them")
@@ -73,15 +81,7 @@ def read_choices(
     from llama_chat.chat.choices import check_choices
 
     check_choices(texts)
-    return texts
-
-
-@dataclass(frozen=True, slots=True)
-class Among:
-    """Replies to choose from."""
-
-    texts: Sequence[str]
-    normalize: str
+    return Among(texts, normalize)
 
 
 def choice_json(
@@ -90,8 +90,8 @@ def choice_json(
     """Score replies to a message; returns what ``--json`` writes."""
     from llama_chat.chat.choices import choose
 
-    normalize: Normalize = "length" if among.normalize == "length" else "none"
-    found = choose(session, message, among.texts, normalize, hooks)
+    by_length = among.normalize == "length"
+    found = choose(session, message, among.texts, hooks, by_length=by_length)
     piece = session.engine.tokenizer.piece
     return {
         "text": found[0].text,

@@ -22,7 +22,7 @@ from llama_chat.cli.flags import (
     Variables,
 )
 from llama_chat.cli.grammars import read_grammar
-from llama_chat.cli.loading import load_model, new_session, with_prompt_file
+from llama_chat.cli.loading import load_model, new_session, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.receipts import Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, read_piped
@@ -94,7 +94,7 @@ def complete(
         if done:
             return
     llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
-    ours = [settings.overlay(prompt.values, str(prompt.path)) for prompt in prompts]
+    ours = [overlaid(settings, prompt) for prompt in prompts]
     jobs = [
         (text, own) for own, prompt in zip(ours, prompts, strict=True) for text in prompt.renders()
     ]
@@ -217,9 +217,7 @@ class _Texts:
         )
 
     def _session(self, settings: Settings) -> "ChatSession":
-        session = new_session(self._llama, settings, None, streams.warn)
-        session.grammar = self._grammar
-        return session
+        return new_session(self._llama, settings, None, streams.warn, self._grammar)
 
 
 def _read(together: "Together", index: int, hooks: Hooks) -> Iterator[Event]:

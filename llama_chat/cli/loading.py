@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import UsageError, reason
+from llama_chat.generation.constraints import Grammar
 from llama_chat.library import find_model
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -137,6 +138,11 @@ def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
         return settings
     for line in prompt.warnings:
         streams.warn(line)
+    return overlaid(settings, prompt)
+
+
+def overlaid(settings: Settings, prompt: PromptFile) -> Settings:
+    """Apply the settings of a prompt file again, whose warnings were written."""
     return settings.overlay(prompt.values, str(prompt.path))
 
 
@@ -147,13 +153,18 @@ def open_prompt(settings: Settings, slots: Slots) -> PromptFile | None:
 
 
 def new_session(
-    llama: "Llama", settings: Settings, prompt: PromptFile | None, notify: Callable[[str], None]
+    llama: "Llama",
+    settings: Settings,
+    prompt: PromptFile | None,
+    notify: Callable[[str], None],
+    grammar: Grammar | None = None,
 ) -> "ChatSession":
     """Begin a conversation with the settings and the examples of the prompt file."""
     session = llama.chat(
         template=settings.template,
         template_name=settings.template_name,
         examples=() if prompt is None else prompt.examples,
+        grammar=grammar,
         notify=notify,
     )
     session.configure(settings)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.chat.prompt_slots import slot_names
 from llama_chat.cli.answering import answer_json, limit_is_given
 from llama_chat.cli.choosing import Among, choice_json
-from llama_chat.cli.loading import load_model, new_session, with_prompt_file
+from llama_chat.cli.loading import load_model, new_session, overlaid, with_prompt_file
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import LengthLimitError, LlamaChatError, UsageError, counted
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.generation.batch import Scheduler
     from llama_chat.generation.continuation import Request
-    from llama_chat.llama import Llama
 
 AreLines = Annotated[
     bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
@@ -97,13 +96,23 @@ def answer_lines(
     """
     answered = _answered(options)
     prompt = load_prompt(settings.prompt) if settings.prompt else None
-    if prompt is not None and (options.lines or slot_names(prompt) <= slots.values.keys()):
+    by_record = None if prompt is None or options.lines else _lacking(prompt, slots)
+    if prompt is not None and by_record is None:
         prompt = slots.fill(prompt)
     settings = with_prompt_file(settings, prompt)
     lines = Lines()
     llama, settings = load_model(settings)
     notify = streams.warn if settings.verbose else None
-    run = _Run(llama, settings, prompt, slots, question or "", options, answered, grammar, among)
+    if by_record is None:
+        session = new_session(llama, settings, prompt, streams.warn, grammar)
+
+    def session_of(record: Record) -> "ChatSession":
+        if by_record is None:
+            return session
+        filled = slots.fill(by_record, record.values)
+        return new_session(llama, overlaid(settings, filled), filled, streams.warn, grammar)
+
+    run = _Run(llama.name, settings, session_of, question or "", options, answered, among)
     scheduler = llama.scheduler(settings.parallel, notify=notify)
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
@@ -111,6 +120,11 @@ def answer_lines(
         finally:
             run.answers.write_complete()
     run.report_end(fail_on_length)
+
+
+def _lacking(prompt: PromptFile, slots: Slots) -> PromptFile | None:
+    """Return a prompt file if it has slots that only the fields of records can fill."""
+    return None if slot_names(prompt) <= slots.values.keys() else prompt
 
 
 def _answered(options: LineOptions) -> set[int]:
@@ -172,22 +186,18 @@ class _Run:
 
     def __init__(
         self,
-        llama: "Llama",
+        model: str,
         settings: Settings,
-        prompt: PromptFile | None,
-        slots: Slots,
+        session_of: "Callable[[Record], ChatSession]",
         question: str,
         options: LineOptions,
         answered: set[int],
-        grammar: Grammar | None,
         among: Among | None,
     ) -> None:
         self.answers = _Answers(unordered=options.unordered)
-        self._llama, self._settings, self._prompt, self._slots = llama, settings, prompt, slots
+        self._model, self._settings, self._session_of = model, settings, session_of
         self._question, self._options, self._answered = question, options, answered
-        self._grammar, self._among = grammar, among
-        self._has_slots = prompt is not None and not slot_names(prompt) <= slots.values.keys()
-        self._session = None if self._has_slots else self._new_session(prompt)
+        self._among = among
         self._texts: dict[int, str] = {}
         """Text so far of each answer, by the number of its line."""
         self._n_failed = self._n_cut = self._n_done = 0
@@ -205,7 +215,7 @@ class _Run:
                     continue
                 del self._texts[record.line]
                 self._n_cut += event.reason in ("length", "context")
-                found = answer_json(text, event, self._llama.name)
+                found = answer_json(text, event, self._model)
                 self.answers.complete(record.line, {**record.keys, **found})
             self._count(lines, report)
 
@@ -230,9 +240,12 @@ class _Run:
                 if record is None:
                     continue
                 keys = record.keys
-                session, message = self._question_of(record)
+                message = self._message(record)
+                session = self._session_of(record)
                 if self._among is not None:
-                    self._choose(record, session, message, self._among)
+                    found = choice_json(session, message, self._among, self._model)
+                    self.answers.begin(number)
+                    self.answers.complete(number, {**keys, **found})
                     self._count(lines, report)
                     continue
                 request = session.request(message)
@@ -244,28 +257,16 @@ class _Run:
                 self.answers.begin(number)
                 yield record, request
 
-    def _choose(self, record: Record, session: "ChatSession", message: str, among: Among) -> None:
-        """Answer a line with one of the given replies."""
-        found = choice_json(session, message, among, self._llama.name)
-        self.answers.begin(record.line)
-        self.answers.complete(record.line, {**record.keys, **found})
+    def _message(self, record: Record) -> str:
+        """Combine the question of a record and that of all.
 
-    def _question_of(self, record: Record) -> "tuple[ChatSession, str]":
+        Raises:
+            UsageError: if there is neither.
+        """
         parts = [part for part in (record.question, self._question) if part.strip()]
         if not parts:
             raise UsageError("record", "it has no question", 'write {"question": "…"}')
-        session = self._session
-        if session is None and self._prompt is not None:
-            session = self._new_session(self._slots.fill(self._prompt, record.values))
-        if session is None:
-            raise RuntimeError("a prompt without slots has one session")
-        return session, "\n\n".join(parts)
-
-    def _new_session(self, prompt: PromptFile | None) -> "ChatSession":
-        settings = with_prompt_file(self._settings, prompt)
-        session = new_session(self._llama, settings, prompt, streams.warn)
-        session.grammar = self._grammar
-        return session
+        return "\n\n".join(parts)
 
     def _fail(self, line: int, keys: Any, error: LlamaChatError) -> None:
         if self._options.fail_fast:
