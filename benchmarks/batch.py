@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.compare import ratios
 from benchmarks.programs import OURS, Program, add_options, interpreters, start
 
 Speeds = dict[str, list[float]]
@@ -57,10 +58,7 @@ def main() -> None:
             alone = alone or medians[OURS]
             cells = [f"{name} {speed:8.2f} tok/s" for name, speed in medians.items()]
             cells.append(f"{medians[OURS] / alone:.2f} x one")
-            for name, theirs in speeds.items():
-                if name != OURS:
-                    ratios = [a / b for a, b in zip(speeds[OURS], theirs, strict=True)]
-                    cells.append(f"{statistics.median(ratios):.2f} x {name}")
+            cells += [f"{statistics.median(r):.2f} x {name}" for name, r in ratios(speeds).items()]
             print(f"{n:3d} sequences  " + "  ".join(cells), flush=True)
 
 

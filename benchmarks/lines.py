@@ -7,13 +7,12 @@ seconds for each question, with loading; processes are timed on fewer lines.
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HEAD = [(f"The number {n} is", "even" if n % 2 == 0 else "odd") for n in range(11, 31)]
@@ -48,7 +47,6 @@ def main() -> None:
     text = "".join(f"{question}\n" for question in questions)
     ways: dict[str, list[float]] = {"at once": [], "one after the other": [], "processes": []}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.pop("LLAMA_CHAT_PROMPT", None)
         flags = ("-m", options.model, "--prompt", str(prompt_file(Path(folder))))
         for _ in range(options.rounds):
             ways["at once"].append(run("--lines", *flags, stdin=text) / len(questions))
@@ -59,7 +57,7 @@ def main() -> None:
     report(ways)
 
 
-def report(ways: dict[str, Sequence[float]] | dict[str, list[float]]) -> None:
+def report(ways: Mapping[str, Sequence[float]]) -> None:
     """Print medians, and their ratios to answers at once."""
     best = statistics.median(ways["at once"])
     for name, seconds in ways.items():

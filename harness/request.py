@@ -16,7 +16,8 @@ NUMBER = struct.Struct("i")
 _N_DESCRIPTORS = 4
 """Most descriptors that a request sends: the pipe for answers, stdin, stdout and stderr."""
 
-_LENGTH_BYTES = 4
+LENGTH_BYTES = 4
+"""Bytes of the length before a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,17 @@ class Request:
 def send(requests: socket.socket, request: Request, descriptors: Sequence[int]) -> None:
     """Send a request; the first of ``descriptors`` is the pipe for the answers."""
     body = json.dumps(asdict(request)).encode()
-    socket.send_fds(requests, [len(body).to_bytes(_LENGTH_BYTES, "big")], descriptors)
+    socket.send_fds(requests, [len(body).to_bytes(LENGTH_BYTES, "big")], descriptors)
     requests.sendall(body)
 
 
 def receive(requests: socket.socket) -> tuple[Request, list[int]] | None:
     """Wait for a request and its descriptors; None once the client has closed its end."""
-    length, descriptors, _, _ = socket.recv_fds(requests, _LENGTH_BYTES, _N_DESCRIPTORS)
-    body = requests.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
+    body, descriptors = receive_body(requests)
     return (Request(**json.loads(body)), descriptors) if body else None
+
+
+def receive_body(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """Wait for a text with its length in front, and the descriptors that come with it."""
+    length, descriptors, _, _ = socket.recv_fds(connection, LENGTH_BYTES, _N_DESCRIPTORS)
+    return connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL), descriptors

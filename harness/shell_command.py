@@ -13,11 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.process import Process
-from harness.request import COMMAND, NUMBER
-
-_STREAMS = 3
-
-_LENGTH_BYTES = 4
+from harness.request import COMMAND, LENGTH_BYTES, NUMBER, receive_body
 
 _PATIENCE_S = 120.0
 
@@ -26,7 +22,7 @@ import json, os, socket, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({path!r})
 body = json.dumps([sys.argv[1:], os.getcwd()]).encode()
-socket.send_fds(connection, [len(body).to_bytes(4, "big")], [0, 1, 2])
+socket.send_fds(connection, [len(body).to_bytes({n}, "big")], [0, 1, 2])
 connection.sendall(body)
 status = connection.recv(4)
 sys.exit(int.from_bytes(status, sys.byteorder) if status else 1)
@@ -41,7 +37,7 @@ def shell_command(folder: Path, environment: Mapping[str, str]) -> Iterator[None
         listener.bind(str(path))
         listener.listen()
         program = folder / "llama-chat"
-        program.write_text(_CLIENT.format(python=sys.executable, path=str(path)))
+        program.write_text(_CLIENT.format(python=sys.executable, path=str(path), n=LENGTH_BYTES))
         program.chmod(0o755)
         arguments = listener, dict(environment)
         thread = threading.Thread(target=_serve, args=arguments, daemon=True)
@@ -65,8 +61,7 @@ def _serve(listener: socket.socket, environment: dict[str, str]) -> None:
 def _run(connection: socket.socket, environment: dict[str, str]) -> None:
     """Run the program once, on the streams of the client, and answer with its status."""
     with connection:
-        length, streams, _, _ = socket.recv_fds(connection, _LENGTH_BYTES, _STREAMS)
-        body = connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
+        body, streams = receive_body(connection)
         arguments, folder = json.loads(body)
         try:
             command = [*COMMAND, *arguments]

@@ -6,11 +6,15 @@ The size of a text bounds neither: 40 KB of one dotted key take gigabytes, as do
 import json
 import re
 import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llama_chat.errors import UsageError
-from llama_chat.files import read_text
+from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.files import cache_home, private_folder, read_start, read_text, write_atomically
+
+Result = TypeVar("Result")
 
 _MAX_TOML_BYTES = 512 * 2**10
 """Size limit of a TOML file, far above any settings, or examples that fit in a context."""
@@ -107,3 +111,28 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
+
+
+_MAX_RESULTS_BYTES = 2**16
+_MAX_RESULTS = 200
+
+
+def read_results(name: str, kind: type[Result]) -> dict[str, Result]:
+    """Read results of earlier runs from a file of the cache folder.
+
+    Returns:
+        Values of one ``kind`` by their keys; none if the file is missing or holds anything else.
+    """
+    with suppress(LlamaChatError, ValueError):
+        found = parse_json(read_start(cache_home() / name, _MAX_RESULTS_BYTES).decode())
+        if isinstance(found, dict) and all(isinstance(value, kind) for value in found.values()):
+            return found
+    return {}
+
+
+def write_results(name: str, results: Mapping[str, object]) -> None:
+    """Write results for the next runs, if possible; of too many the oldest are dropped."""
+    kept = dict(list(results.items())[-_MAX_RESULTS:])
+    with suppress(LlamaChatError):
+        path = private_folder(cache_home()) / name
+        write_atomically(path, json.dumps(kept, indent=1).encode())

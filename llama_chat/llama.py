@@ -16,13 +16,13 @@ from llama_chat.errors import UsageError
 from llama_chat.generation.batch import Scheduler
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import Engine, choose_backend, prompt_too_long
+from llama_chat.generation.engine import Engine, check_least, choose_backend, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.sampling import Sampling
-from llama_chat.tokenizers.base import AtLeast, Tokenizer
+from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading
 
 
@@ -136,16 +136,7 @@ class Llama:
         self, request: Request, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
         """Continue the prompt of a request; see ``generate``."""
-        return self._engine.generate(
-            request.ids,
-            request.sampler,
-            max_tokens=request.max_tokens,
-            stop=request.stop,
-            leading=request.leading,
-            lookup=lookup,
-            grammar=request.grammar,
-            hooks=hooks,
-        )
+        return self._engine.continue_request(request, hooks, lookup=lookup)
 
     def request(
         self,
@@ -253,8 +244,7 @@ class Llama:
 
 def prompt_ids(tokenizer: Tokenizer, text: str, context: int) -> list[int]:
     """Encode a raw prompt for a model of that ``context``; see ``Llama.prompt_ids``."""
-    if (least := tokenizer.min_tokens(text)) > context:
-        raise prompt_too_long(AtLeast(least), context)
+    check_least(tokenizer.min_tokens(text), context)
     ids = tokenizer.encode(text)
     if tokenizer.bos_id is not None and (tokenizer.add_bos or not ids):
         ids.insert(0, tokenizer.bos_id)

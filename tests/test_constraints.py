@@ -1,4 +1,4 @@
-"""What comes out under a grammar meets it, with every kind of vocabulary."""
+"""Texts that are generated under a grammar meet it, with every kind of vocabulary."""
 
 import json
 import random

@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+from llama_chat import documents
 from llama_chat.kernels import native
 from llama_chat.loading.plan import plan
 from llama_chat.quantization import linear, trial
@@ -89,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_ignored(results: Path) -> None:
 
 
 def test_old_results_are_dropped(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_MAX_RESULTS", 2)
+    monkeypatch.setattr(documents, "_MAX_RESULTS", 2)
     for name in ("one", "other", "third"):
         trial.is_faster(name, Way(1), Way(1))
     names = [key.partition(" ")[0] for key in json.loads(results.read_text())]

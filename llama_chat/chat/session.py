@@ -64,7 +64,7 @@ class ChatSession:
             stop: stop strings; a reply ends before any of them.
             drop_oldest: True to drop the oldest turns when the context is full, False to raise.
             lookup: True to draft tokens from earlier text; see ``Engine.generate``.
-            grammar: what every reply must meet.
+            grammar: grammar that every reply must meet.
             notify: called with one-line notices for the user.
         """
         self.engine = engine

@@ -7,19 +7,12 @@ blocks of the weight files, spread evenly: to read all of them would take as lon
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from llama_chat.checkpoints.base import Checkpoint
-from llama_chat.documents import parse_json
+from llama_chat.documents import read_results, write_results
 from llama_chat.errors import LlamaChatError
-from llama_chat.files import (
-    cache_home,
-    open_regular,
-    private_folder,
-    read_start,
-    write_atomically,
-)
+from llama_chat.files import open_regular
 from llama_chat.library.layouts import PART_NAME
 from llama_chat.tokenizers.base import Tokenizer
 
@@ -32,10 +25,6 @@ _BLOCK_BYTES = 2**16
 
 _SUFFIXES = (".safetensors", ".pth", ".bin")
 """Suffixes of the weights in a folder."""
-
-_MAX_BYTES = 2**17
-_MAX_RESULTS = 200
-"""Results kept; the oldest are dropped."""
 
 
 def model_fingerprint(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
@@ -67,11 +56,11 @@ def _weights_hash(files: Sequence[Path]) -> str:
     try:
         stats = [(str(file.absolute()), file.stat()) for file in files]
         key = _hash(repr([(at, stat.st_size, stat.st_mtime_ns) for at, stat in stats]).encode())
-        known = _read()
+        known = read_results(FILE, str)
         if key not in known:
             blocks = (block for file in files for block in _blocks(file))
             known[key] = _hash(b"".join(blocks))
-            _write(known)
+            write_results(FILE, known)
     except (OSError, ValueError) as error:
         raise LlamaChatError("fingerprint of the model", str(error), "check its files") from None
     return known[key]
@@ -92,20 +81,3 @@ def _blocks(file: Path) -> list[bytes]:
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _read() -> dict[str, str]:
-    """Read the known hashes; none if the file is missing or holds anything else."""
-    with suppress(LlamaChatError, ValueError):
-        found = parse_json(read_start(cache_home() / FILE, _MAX_BYTES).decode())
-        if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
-            return found
-    return {}
-
-
-def _write(results: dict[str, str]) -> None:
-    """Write the hashes, if possible."""
-    kept = dict(list(results.items())[-_MAX_RESULTS:])
-    with suppress(LlamaChatError):
-        path = private_folder(cache_home()) / FILE
-        write_atomically(path, json.dumps(kept, indent=1).encode())

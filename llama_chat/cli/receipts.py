@@ -41,7 +41,7 @@ LOAD_SETTINGS = ("device", "dtype", "quantize", "kv_dtype", "context", "threads"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What an answer continues, and how it ends."""
+    """Prompt of an answer, and the tokens that end it."""
 
     ids: Sequence[int]
     leading: "Leading"

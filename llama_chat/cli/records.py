@@ -33,7 +33,7 @@ class Record:
     values: Mapping[str, str] = field(default_factory=dict)
     """Texts for the slots of the prompt file."""
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """What the answer repeats: the number of the line, and the id of the record if it has one."""
+    """Fields that the answer repeats: the number of the line, and the id if the record has one."""
 
 
 def read_record(number: int, data: bytes, *, as_json: bool) -> Record | None:

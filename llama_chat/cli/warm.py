@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import model_path
 from llama_chat.errors import LlamaChatError, PromptTooLongError
 from llama_chat.generation.events import Event, Token, finish_of
-from llama_chat.server.client import ServerError, health, stream
+from llama_chat.server.client import FINISH_KEY, ServerError, health, stream
 from llama_chat.server.sockets import default_socket
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
@@ -60,14 +61,13 @@ class WarmModel:
         yield from self._events("/v1/completions", settings, {"prompt": text})
 
     def _events(self, route: str, settings: Settings, prompt: dict[str, Any]) -> Iterator[Event]:
-        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "max_tokens")
-        body = prompt | {name: settings.value(name) for name in names}
-        body["stop"] = list(settings.stop)
+        limits = {"max_tokens": settings.max_tokens, "stop": list(settings.stop)}
+        body = {**prompt, **asdict(settings.sampling), **limits}
         try:
             for chunk in stream(self._path, route, body):
                 choice = chunk["choices"][0]
                 text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-                if facts := chunk.get("llama_chat"):
+                if facts := chunk.get(FINISH_KEY):
                     yield finish_of(facts, text)
                 elif text:
                     yield Token(-1, text, 0.0)

@@ -93,6 +93,7 @@ class Scheduler:
         self.store = PrefixStore()
         self._end_ids = end_ids
         self._cache_dtype = cache_dtype
+        self._row_bytes = self._new_cache().row_bytes
         self._max_bytes = max_bytes
         self._keeps_replies = keeps_replies
         self._notify = notify
@@ -179,11 +180,13 @@ class Scheduler:
                 if self._notify is not None:
                     self._notify("not enough memory for more answers at once: others wait")
                 return
-            cache = self.store.fork(ids)
-            sequence.cache = cache or self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
+            sequence.cache = self.store.fork(ids) or self._new_cache()
             sequence.text.n_reused = sequence.cache.length
             self._waiting.remove(sequence)
             self._running.append(sequence)
+
+    def _new_cache(self) -> KVCache:
+        return self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
 
     def _is_prefix_pending(self, ids: Sequence[int]) -> bool:
         """True if a prompt is being evaluated that has more in common than what is stored."""
@@ -207,24 +210,23 @@ class Scheduler:
 
     def _bytes_to_come(self, sequence: BatchedSequence) -> int:
         """Bytes by which the cache of a sequence may grow."""
-        cache, end = sequence.cache, sequence.text.max_length
+        cache, end, capacity = sequence.cache, sequence.text.max_length, 0
         if cache is None:
-            cache = self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
             end -= self.store.n_shared(sequence.text.ids)
-        rows = max(-(-end // BLOCK) * BLOCK - cache.capacity, 0)
-        return rows * cache.row_bytes
+        else:
+            capacity = cache.capacity
+        return max(-(-end // BLOCK) * BLOCK - capacity, 0) * self._row_bytes
 
     # ---- passes
 
     def _next_pass(self) -> tuple[list[BatchedSequence], list[Extension]]:
         """Choose the tokens of the next pass: one of each that is continued, then prompts."""
-        continued = [sequence for sequence in self._running if sequence.is_prefilled]
         sequences, extensions = [], []
-        for sequence in continued:
-            if sequence.cache is not None:
+        for sequence in self._running:
+            if sequence.cache is not None and sequence.is_prefilled:
                 sequences.append(sequence)
                 extensions.append(Extension(sequence.text.ids[-1:], sequence.cache))
-        room = MIXED_CHUNK if continued else PREFILL_CHUNK
+        room = MIXED_CHUNK if extensions else PREFILL_CHUNK
         for sequence in self._running:
             cache, n_left = sequence.cache, sequence.n_left
             if cache is None or n_left == 1:

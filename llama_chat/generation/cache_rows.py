@@ -1,5 +1,6 @@
 """Storage of the KV cache: the rows of a sequence, in buffers that sequences may share."""
 
+import copy
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -144,8 +145,7 @@ class CacheRows:
 
     def fork(self, length: int) -> "CacheRows":
         """Make storage that begins with the first ``length`` rows of this one, without a copy."""
-        other = object.__new__(CacheRows)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.buffers, other._lent = _empty_like(self.buffers), None
         if length > self.start:
             lent = None if self._lent is None else self._lent()

@@ -39,7 +39,7 @@ _ALLOWED = 200
 
 
 class Constraint:
-    """What may follow in one generation; this class allows everything."""
+    """Constraint on the next tokens of one generation; this base class allows all."""
 
     @property
     def is_complete(self) -> bool:

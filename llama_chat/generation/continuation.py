@@ -34,7 +34,7 @@ class Request:
     leading: Leading = "keep"
     """Treatment of leading white space, see ``StreamingDecoder``."""
     grammar: Grammar | None = None
-    """What the text must meet, unless it is cut off; its leading white space stays."""
+    """Grammar that the text must meet, unless it is cut off; leading white space stays then."""
 
 
 class Continuation:

@@ -23,7 +23,7 @@ from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
 from llama_chat.generation.speculation import Drafter, DraftVerifier, PassCost
 from llama_chat.model.transformer import InterruptedForward, Transformer
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.base import AtLeast, Tokenizer
 from llama_chat.tokenizers.streaming import Leading
 
 
@@ -44,6 +44,16 @@ def prompt_too_long(n_tokens: int, context: int) -> PromptTooLongError:
     why = f"{n_tokens} tokens do not fit in the context of {context}"
     advice = "shorten it, or raise --context if the model allows"
     return PromptTooLongError("prompt", why, advice)
+
+
+def check_least(n_tokens: int, context: int) -> None:
+    """Check a lower bound of the tokens of a prompt.
+
+    Raises:
+        PromptTooLongError: if that alone exceeds the context.
+    """
+    if n_tokens > context:
+        raise prompt_too_long(AtLeast(n_tokens), context)
 
 
 class Engine:
@@ -177,7 +187,8 @@ class Engine:
                 text is not yielded again, except for a character that they leave incomplete.
             leading: treatment of leading white space, see ``StreamingDecoder``.
             lookup: draft from earlier text, too; the tokens are the same either way.
-            grammar: what the text must meet, unless it is cut off; its leading white space stays.
+            grammar: grammar that the text must meet, unless it is cut off; leading white space
+                stays then.
             hooks: to observe and to stop it.
 
         Yields:
@@ -188,8 +199,14 @@ class Engine:
             PromptTooLongError: if ``ids`` exceed the context.
             LlamaChatError: if no text of this vocabulary can meet ``grammar``.
         """
-        hooks = hooks or Hooks()
         request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading, grammar)
+        return self.continue_request(request, hooks, lookup=lookup)
+
+    def continue_request(
+        self, request: Request, hooks: Hooks | None = None, *, lookup: bool = True
+    ) -> Iterator[Event]:
+        """Continue the prompt of a request; see ``generate``."""
+        hooks = hooks or Hooks()
         text = Continuation(request, self.tokenizer, self.end_ids, self.context)
         self.n_reused = 0
         verifier = None

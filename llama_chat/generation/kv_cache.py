@@ -1,5 +1,6 @@
 """KV cache of a sequence, with the suffixes that were cut off it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -165,8 +166,7 @@ class KVCache:
 
         Either may be changed afterwards without an effect on the other.
         """
-        other = object.__new__(KVCache)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other._ids, other._trimmed, other._suffixes = self._ids[:length], [], []
         other._rows = self._rows.fork(length)
         return other

@@ -10,7 +10,7 @@ import torch
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint
 from llama_chat.errors import ModelError, UsageError, counted
 from llama_chat.files import readable_size
-from llama_chat.generation.engine import prompt_too_long
+from llama_chat.generation.engine import check_least
 from llama_chat.kernels import native
 from llama_chat.library import find_model
 from llama_chat.llama import Llama
@@ -27,7 +27,7 @@ from llama_chat.loading.weights import (
 )
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
-from llama_chat.tokenizers.base import AtLeast, Tokenizer
+from llama_chat.tokenizers.base import Tokenizer
 
 Report = Callable[[int, int], None]
 """Callback with the bytes read so far and the bytes in all."""
@@ -155,9 +155,7 @@ class LoadPlan:
         Raises:
             PromptTooLongError: if it cannot.
         """
-        least, context = self.tokenizer.min_tokens(text), self.config.context_length
-        if least > context:
-            raise prompt_too_long(AtLeast(least), context)
+        check_least(self.tokenizer.min_tokens(text), self.config.context_length)
 
     def load(self, report: Report | None = None) -> Llama:
         """Read the weights.

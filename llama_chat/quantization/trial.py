@@ -4,27 +4,20 @@ Only the portable kernels need them: those of an instruction set are faster than
 are used.
 """
 
-import json
 import platform
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from llama_chat import __version__
-from llama_chat.documents import parse_json
-from llama_chat.errors import LlamaChatError
-from llama_chat.files import cache_home, private_folder, read_start, write_atomically
+from llama_chat.documents import read_results, write_results
+from llama_chat.files import read_start
 from llama_chat.kernels import native
 
 FILE = "trials.json"
 """Name of the file in the cache folder."""
-
-_MAX_BYTES = 2**16
-_MAX_RESULTS = 200
-"""Results kept; the oldest are dropped."""
 
 _SECONDS = 0.025
 """Time for each of the two ways."""
@@ -39,10 +32,10 @@ def is_faster(what: str, one: Callable[[], object], other: Callable[[], object])
         other: another way.
     """
     key = " · ".join((what, _processor(), __version__, torch.__version__, _build()))
-    known = _read()
+    known = read_results(FILE, bool)
     if key not in known:
         known[key] = _best_seconds(one) < _best_seconds(other)
-        _write(known)
+        write_results(FILE, known)
     return known[key]
 
 
@@ -58,23 +51,6 @@ def _best_seconds(compute: Callable[[], object]) -> float:
         now = time.perf_counter()
         times.append(now - began)
     return min(times)
-
-
-def _read() -> dict[str, bool]:
-    """Read the results; none if the file is missing or holds anything else."""
-    with suppress(LlamaChatError, ValueError):
-        found = parse_json(read_start(cache_home() / FILE, _MAX_BYTES).decode())
-        if isinstance(found, dict) and all(isinstance(value, bool) for value in found.values()):
-            return found
-    return {}
-
-
-def _write(results: dict[str, bool]) -> None:
-    """Write the results, if possible."""
-    kept = dict(list(results.items())[-_MAX_RESULTS:])
-    with suppress(LlamaChatError):
-        path = private_folder(cache_home()) / FILE
-        write_atomically(path, json.dumps(kept, indent=1).encode())
 
 
 def _processor() -> str:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+FINISH_KEY = "llama_chat"
+"""Key of the last chunk of a choice, with facts for this client; see ``events.finish_facts``."""
+
 _PATIENCE_S = 2.0
 """Longest wait for an answer about the server itself."""
 

@@ -24,7 +24,7 @@ READER_PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What a request must show to be let in, if it does not come through the socket file."""
+    """Requirements on requests over TCP; those through the socket file have none."""
 
     hosts: frozenset[str]
     """Names in ``Host``, without ports: a page of another name must not reach the server through a

@@ -1,20 +1,20 @@
 """Prompts of clients, encoded for the scheduler; text of theirs never becomes a control token."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import prompt_too_long
+from llama_chat.generation.engine import check_least, prompt_too_long
 from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.server.schema import ChatMessage, ChatRequest, CompletionRequest, TokenizeRequest
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
-from llama_chat.tokenizers.base import AtLeast, Tokenizer
+from llama_chat.tokenizers.base import Tokenizer
 
 
 class Prompts:
@@ -44,14 +44,13 @@ class Prompts:
             PromptTooLongError: if it leaves no space for a reply.
         """
         messages = _messages(body.messages)
-        least = self._template.min_tokens(messages)
-        if least > self._llama.context:
-            raise prompt_too_long(AtLeast(least), self._llama.context)
+        check_least(self._template.min_tokens(messages), self._llama.context)
         ids = self._template.render(messages, open_reply=True)
         if len(ids) >= self._llama.context:
             raise prompt_too_long(len(ids), self._llama.context)
         continues = messages[-1].role == "assistant"
         form = body.response_format
+        grammar = None if form is None else form.grammar()
         return [
             Request(
                 ids,
@@ -60,7 +59,7 @@ class Prompts:
                 self._settings.stop if body.stop is None else body.stop,
                 self._template.end_ids,
                 leading="keep" if continues else "strip",
-                grammar=None if form is None else form.grammar(),
+                grammar=grammar,
             )
             for sampler in self._samplers(body)
         ]
@@ -86,15 +85,14 @@ class Prompts:
             PromptTooLongError: if it exceeds the context.
         """
         tokenizer = self.tokenizer
-        if (least := tokenizer.min_tokens(body.text)) > self._llama.context:
-            raise prompt_too_long(AtLeast(least), self._llama.context)
+        check_least(tokenizer.min_tokens(body.text), self._llama.context)
         ids = self._llama.prompt_ids(body.text) if body.add_special else tokenizer.encode(body.text)
         return {"tokens": ids, "count": len(ids), "max_model_len": self._llama.context}
 
     def _samplers(self, body: ChatRequest | CompletionRequest) -> list[Sampler]:
         """Make a sampler for each choice; each has another seed."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
-        given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+        wanted = {each.name: getattr(body, each.name) for each in fields(Sampling)}
+        given = {name: value for name, value in wanted.items() if value is not None}
         sampling: Sampling = replace(self._settings.sampling, **given)
         seeds = [
             None if sampling.seed is None else (sampling.seed + i) % 2**63 for i in range(body.n)

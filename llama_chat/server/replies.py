@@ -8,13 +8,10 @@ from typing import Any
 
 from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError
 from llama_chat.generation.events import Event, Finish, Token, finish_facts
+from llama_chat.server.client import FINISH_KEY
 from llama_chat.tokenizers.base import Tokenizer
 
 _REASONS = {"stop": "stop", "length": "length", "context": "length", "interrupted": "stop"}
-
-
-FINISH_KEY = "llama_chat"
-"""Key of what the last chunk of a choice has for our own client."""
 
 
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Fie
 
 
 class _Body(BaseModel):
-    """What all requests have; fields that are not known are ignored, as elsewhere."""
+    """Base of all bodies; fields that are not known are ignored, as other servers do."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 

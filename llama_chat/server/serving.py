@@ -29,13 +29,10 @@ _MAX_HEADER_BYTES = 64 * 2**10
 _HEADER_PATIENCE_S = 10.0
 """Longest time that a new connection may stay silent."""
 
-_POLL_S = 0.2
-"""Time between two looks at what is running, while the server ends or is idle."""
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where a server listens, and for how long."""
+    """Addresses to listen on, and limits of time."""
 
     socket: Path
     port: int | None = None

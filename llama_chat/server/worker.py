@@ -114,10 +114,8 @@ class Worker:
         """Run a pass; an error of the whole pass is that of every sequence."""
         try:
             return self._scheduler.step()
-        except LlamaChatError as error:
-            failed = error
         except Exception as error:
-            failed = LlamaChatError("server", unexpected(error), "see its log")
+            failed = _as_ours(error)
         updates = [(sequence, failed) for sequence in self._keys]
         for sequence in self._keys:
             self._scheduler.cancel(sequence)
@@ -131,15 +129,10 @@ class Worker:
             for number, request in enumerate(job.encode()):
                 sequence = self._scheduler.add(request)
                 job.sequences[sequence], self._keys[sequence] = number, job
-        except LlamaChatError as error:
-            self._fail(job, error)
         except Exception as error:
-            self._fail(job, LlamaChatError("server", unexpected(error), "see its log"))
-
-    def _fail(self, job: Job, error: LlamaChatError) -> None:
-        self.counts.failed += 1
-        job.deliver(0, error)
-        self._end(job)
+            self.counts.failed += 1
+            job.deliver(0, _as_ours(error))
+            self._end(job)
 
     def _deliver(self, sequence: BatchedSequence, event: Event | LlamaChatError) -> None:
         job = self._keys[sequence]
@@ -168,3 +161,10 @@ class Worker:
             del self._keys[sequence]
         job.sequences.clear()
         self._jobs.discard(job)
+
+
+def _as_ours(error: Exception) -> LlamaChatError:
+    """Return an error itself, or the line about a bug as one of ours."""
+    if isinstance(error, LlamaChatError):
+        return error
+    return LlamaChatError("server", unexpected(error), "see its log")

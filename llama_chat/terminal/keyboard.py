@@ -13,9 +13,7 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import (
-    Condition,
-)
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.layout.screen import Char
@@ -264,7 +262,8 @@ class PromptInput:
     def _mark_pastes(self, wanted: bool) -> None:
         output = self._session.app.output
         with suppress(OSError, LlamaChatError):  # the terminal has gone
-            output.enable_bracketed_paste() if wanted else output.disable_bracketed_paste()
+            mark = output.enable_bracketed_paste if wanted else output.disable_bracketed_paste
+            mark()
             output.flush()
 
     def end(self, error: BaseException) -> None:
