@@ -1,16 +1,25 @@
 """A window that is resized leaves one prompt, and the draft in it, where lines are reflowed."""
 
+import os
+import pty
 import re
 import shutil
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import Application
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output.vt100 import Vt100_Output
 
 from harness.tmux import SHELL, Tmux
+from llama_chat.terminal.resizing import Resizes
 
-pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
+needs_tmux = pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
 
 DRAFT = " ".join(f"word{i}" for i in range(12))
 
@@ -29,6 +38,7 @@ def window(gguf_model: Path, tmp_path: Path) -> Iterator[Tmux]:
         tmux.kill()
 
 
+@needs_tmux
 @pytest.mark.parametrize("sizes", [[60], [60, 80, 50], [150, 70]], ids=str)
 def test_a_draft_stays_one_draft(sizes: list[int], window: Tmux) -> None:
     window.type(DRAFT)
@@ -46,6 +56,7 @@ def test_a_draft_stays_one_draft(sizes: list[int], window: Tmux) -> None:
     assert text.count("context 512 ") == 1
 
 
+@needs_tmux
 def test_a_window_that_is_dragged_while_tmux_is_late_has_one_draft(window: Tmux) -> None:
     """It breaks the lines at once, and tells the new size up to a quarter of a second later."""
     window.type("word " * 22 + "end")
@@ -57,6 +68,7 @@ def test_a_window_that_is_dragged_while_tmux_is_late_has_one_draft(window: Tmux)
     assert len(re.findall(r"(?m)^› word ", text)) == 1
 
 
+@needs_tmux
 def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
     window.press("C-l")
     window.wait_for(r"\A›")
@@ -67,3 +79,31 @@ def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
         window.resize(100 + number, 30)
         window.wait_for(r"\A› *\n")
     assert len(re.findall(r"(?m)^›", window.text)) == 1
+
+
+@pytest.mark.parametrize("moment", ["before_render", "after_render"])
+def test_a_resize_within_a_drawing_is_seen_at_the_next(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMUX", "a terminal that breaks long lines")
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(leader, (30, 100))
+    with os.fdopen(follower, "w") as terminal, create_pipe_input() as keys:
+        session: PromptSession[str] = PromptSession(
+            "› ", input=keys, output=Vt100_Output.from_pty(terminal, term="xterm")
+        )
+
+        def make_narrower(app: Application[Any]) -> None:
+            if app.current_buffer.text == DRAFT and termios.tcgetwinsize(leader)[1] == 100:
+                termios.tcsetwinsize(leader, (30, 60))
+                keys.send_text("!\r")
+
+        event = getattr(session.app, moment)
+        event += make_narrower
+        Resizes(session.app)
+        keys.send_text(DRAFT)
+        assert session.prompt() == DRAFT + "!"
+    drawn = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    # The draft is in two rows by then: the cursor goes up to the first before anything is erased.
+    assert re.search(r"\x1b\[A\x1b\[\d+D\x1b\[K", drawn[drawn.index("word11") :])

@@ -37,15 +37,18 @@ class Resizes:
     def __init__(self, app: Application[Any]) -> None:
         self._app = app
         self._drawn: Size | None = None
-        """Size of the window at the last drawing."""
+        """Size of the window that the last drawing was made for."""
+        self._drawing: Size | None = None
+        """Size that the drawing in progress is made for: the window may change meanwhile."""
         self._resized_at = -_PAUSE_S
         self._timer: asyncio.TimerHandle | None = None
         self._draw = app._redraw
         app._redraw = self._redraw  # type: ignore[method-assign]
         app._on_resize = self._on_resize  # type: ignore[method-assign] # it would redraw at each
+        self._get_size = app.output.get_size
+        app.output.get_size = lambda: self._drawing or self._get_size()  # type: ignore[method-assign]
         app.output.erase_down = self._erase_down  # type: ignore[method-assign]
         app.before_render += self._before_render
-        app.after_render += self._after_render
 
     def settle(self) -> None:
         """Wait until the size no longer changes."""
@@ -65,8 +68,13 @@ class Resizes:
     def _redraw(self, render_as_done: bool = False) -> None:
         if render_as_done:  # it stays on the screen
             self.settle()
-        if self._is_settled():
+        if not self._is_settled():
+            return
+        self._drawing = self._get_size()
+        try:
             self._draw(render_as_done)
+        finally:
+            self._drawn, self._drawing = self._drawing, None
 
     def _on_resize(self) -> None:
         self._resized_at = time.monotonic()
@@ -84,9 +92,6 @@ class Resizes:
             app.output.cursor_up(rows_above(screen, cursor, size.columns) - cursor.y)
         app.renderer.erase(leave_alternate_screen=False)
         app.renderer.request_absolute_cursor_position()
-
-    def _after_render(self, app: Application[Any]) -> None:
-        self._drawn = app.output.get_size()
 
     def _erase_down(self) -> None:
         self._app.output.write_raw(_ERASE_DOWN)
