@@ -114,6 +114,12 @@ def test_braces_in_a_value_are_text(home: Path, gguf_model: Path) -> None:
     assert "text" in answer
     [answer] = answers(ask(home, gguf_model, '{"question": "the cat"}\n', "--jsonl", *flags))
     assert "text" in answer
+    prompt.write_text('system = "Speak {{language}} to {{name}}."\n')
+    record = '{"question": "the cat", "name": "Ann"}\n'
+    [answer] = answers(ask(home, gguf_model, record, "--jsonl", *flags))
+    assert "text" in answer
+    done = ask(home, gguf_model, record, "--jsonl", *flags, "--var", "nmae=x")
+    assert "did you mean --var name?" in done.err
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,8 @@ def test_braces_in_a_value_are_text(home: Path, gguf_model: Path) -> None:
         (["--unordered"], "add --lines"),
         (["--resume-from", "x"], "add --lines"),
         (["--lines", "--resume-from", "."], "not a file"),
+        (["--lines", "--var", "tone=y"], "--var tone: no prompt file has the slot"),
+        (["--jsonl", "--var", "tone=y"], "--var tone: no prompt file has the slot"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(

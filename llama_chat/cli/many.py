@@ -99,6 +99,7 @@ def answer_lines(
     by_record = None if prompt is None or options.lines else _lacking(prompt, slots)
     if prompt is not None and by_record is None:
         prompt = slots.fill(prompt)
+    slots.check_used(by_record)
     settings = with_prompt_file(settings, prompt)
     lines = Lines()
     llama, settings = load_model(settings)

@@ -56,15 +56,16 @@ class Slots:
             self._stdin = self._read()
         return self._stdin or ""
 
-    def check_used(self) -> None:
-        """Check that each ``--var`` has a slot.
+    def check_used(self, later: PromptFile | None = None) -> None:
+        """Check that each ``--var`` has a slot in a file that was filled, or will be ``later``.
 
         Raises:
             UsageError: naming one that has none.
         """
+        known = self._names | (slot_names(later) if later else set())
         for name in self.values:
-            if name not in self._names:
-                advice = did_you_mean(name, self._names - {STDIN}, "leave it out", prefix="--var ")
+            if name not in known:
+                advice = did_you_mean(name, known - {STDIN}, "leave it out", prefix="--var ")
                 raise UsageError(
                     f"--var {name}", f"no prompt file has the slot {{{{{name}}}}}", advice
                 )
