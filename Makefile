@@ -5,6 +5,7 @@
 # make attack-text    thousands of hostile settings and prompt files
 # make attack-terminal  signals at hundreds of moments of a chat, closed windows, random chats in tmux
 # make attack-server  20,000 malformed requests, and 1,000 clients that vanish
+# make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 1) // 2
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint attack-models attack-text attack-terminal attack-server bench clean
+.PHONY: chat test lint attack-models attack-text attack-terminal attack-server bench release clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -29,6 +30,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m harness.advisories
 
 attack-models: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.model_numbers
@@ -50,6 +52,14 @@ bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
 	$(BIN)/llama-chat bench --model smollm2-135m
 	$(BIN)/python -m benchmarks.turns
+
+release: $(VENV)/.installed-dev
+	$(PIP) '.[release]'
+	rm -rf dist build/release
+	$(BIN)/hatchling build -d dist
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment build/release/bin/python --output-file dist/llama-chat.cdx.json
 
 clean:
 	rm -rf $(VENV) build dist llama_chat/kernels/_packed.so

@@ -31,6 +31,8 @@ class Hub:
     overrides: dict[str, object] = field(default_factory=dict)
     """Entries of the listing that are replaced."""
     ranges: bool = True
+    storage: str = ""
+    """Address of another host to which requests for large files are redirected."""
     stall: threading.Event | None = None
     """Event, if set, for which large files wait after a slow first half; the rest is not sent."""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -83,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = hub.files[path]
         begin = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and hub.ranges else 0
         rest, large = data[begin:], len(data) > LARGE
+        if large and hub.storage:
+            self._send(302, b"", {"Location": hub.storage + self.path})
+            return
         headers = {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"} if begin else {}
         if large and hub.cut:
             self._send(206 if begin else 200, rest, headers, only=hub.cut.pop(0))

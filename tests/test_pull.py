@@ -20,7 +20,15 @@ from llama_chat.errors import LlamaChatError
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import look_up, parse
 from llama_chat.library import installed_models
-from tests.hub import COMMIT, Hub, environment_for, files_below, pull, terminal_of
+from tests.hub import (
+    COMMIT,
+    Hub,
+    environment_for,
+    files_below,
+    pull,
+    serving,
+    terminal_of,
+)
 
 WEIGHTS = bytes(range(256)) * 2000
 
@@ -87,6 +95,17 @@ def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
     hub.asked.clear()
     assert pull(hub, tmp_path, "org/name", "-q") == Result(0, "", "")
     assert hub.asked == []  # all was there
+
+
+def test_a_redirection_to_another_host_is_followed_without_the_token(
+    hub: Hub, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving(Hub({"a.gguf": WEIGHTS})) as storage:
+        hub.files, hub.storage = {"a.gguf": WEIGHTS}, storage.url
+        fetch()
+    assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
+    assert (hub.tokens, storage.tokens) == ({"Bearer hf_secret"}, {None})
 
 
 def test_of_metas_layout_only_what_is_needed_is_fetched(
