@@ -4,14 +4,24 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llama_chat.cli.receipts import Describe
-from llama_chat.errors import LengthLimitError, counted
+from llama_chat.chat.receipts import Describe
+from llama_chat.errors import LengthLimitError, UsageError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
+
+
+def check_logprobs(n: int, *, as_json: bool) -> None:
+    """Refuse ``--logprobs`` without ``--json``.
+
+    Raises:
+        UsageError: saying so.
+    """
+    if n and not as_json:
+        raise UsageError("--logprobs", "only JSON has a place for them", "add --json")
 
 
 def write_answer(

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llama_chat.cli.answering import write_answer
+from llama_chat.chat.receipts import Asked, describe
+from llama_chat.cli.answering import check_logprobs, write_answer
 from llama_chat.cli.choosing import (
     Among,
     Choices,
@@ -36,7 +37,6 @@ from llama_chat.cli.many import (
     answer_lines,
 )
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.receipts import Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.cli.warm import write_warm
 from llama_chat.errors import UsageError
@@ -181,7 +181,7 @@ def answer(
         settings,
         model=llama.name,
         as_json=as_json,
-        describe=describe(llama, settings, lambda: Prompt.of_session(session), grammar, logprobs),
+        describe=describe(llama, settings, lambda: Asked.of_session(session), logprobs),
         raw=raw,
         fail_on_length=fail_on_length,
     )

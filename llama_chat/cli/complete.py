@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
-from llama_chat.cli.answering import write_answer
+from llama_chat.chat.receipts import Asked, describe
+from llama_chat.cli.answering import check_logprobs, write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.flags import (
     DryRun,
@@ -24,7 +25,6 @@ from llama_chat.cli.flags import (
 from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.receipts import Prompt, check_logprobs, describe
 from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.cli.warm import write_warm
 from llama_chat.errors import LlamaChatError, UsageError
@@ -105,13 +105,13 @@ def complete(
         for title, text in _titled(name, prompt, many=len(files) > 1):
             if title and not as_json and not own.quiet:
                 streams.say(title)
-            generate, prompt_of = next(generations)
+            generate, asked = next(generations)
             write_answer(
                 generate,
                 own,
                 model=llama.name,
                 as_json=as_json,
-                describe=describe(llama, own, prompt_of, constraint, logprobs),
+                describe=describe(llama, own, asked, logprobs),
                 raw=raw,
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
@@ -168,7 +168,7 @@ class _Texts:
 
     def begin(
         self, texts: Sequence[tuple[str, Settings]], settings: Settings
-    ) -> Iterator[tuple[Generate, Callable[[], Prompt]]]:
+    ) -> Iterator[tuple[Generate, Callable[[], Asked]]]:
         """Yield the generation of each text; those of several texts are computed together."""
         if len(texts) == 1:
             [(text, own)] = texts
@@ -181,21 +181,21 @@ class _Texts:
         together = Together(self._llama.scheduler(settings.parallel, notify=notify), requests)
         template = self._template(settings) if self._through_template else None
         for i, request in enumerate(requests):
-            yield partial(_read, together, i), partial(Prompt.of_request, request, template)
+            yield partial(_read, together, i), partial(Asked.of_request, request, template)
 
     def _template(self, settings: Settings) -> "ChatTemplate":
         return self._llama.template(settings.template, settings.template_name)
 
-    def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Prompt]]:
+    def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a reply, which always has log-probabilities."""
         session = self._session(settings)
-        return partial(session.send, text), partial(Prompt.of_session, session)
+        return partial(session.send, text), partial(Asked.of_session, session)
 
-    def _alone(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Prompt]]:
+    def _alone(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a continuation, with drafts from earlier text."""
         request = self._continuation(text, settings)
         generate = partial(self._llama.continued, request, lookup=settings.lookup)
-        return generate, partial(Prompt.of_request, request)
+        return generate, partial(Asked.of_request, request)
 
     def _request(self, text: str, settings: Settings) -> "Request | LlamaChatError":
         """Encode a text to be continued with others; returns the error if it cannot be."""

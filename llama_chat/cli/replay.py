@@ -7,9 +7,9 @@ import typer
 
 from llama_chat import __version__
 from llama_chat.chat.prompt_files import read_prompt_text
+from llama_chat.chat.receipts import LOAD_SETTINGS, Receipt, parse_receipt
 from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes
-from llama_chat.cli.receipts import LOAD_SETTINGS, Receipt, parse_receipt
 from llama_chat.documents import parse_json
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.settings.settings import Settings

@@ -25,88 +25,95 @@ Describe = Callable[[Sequence[Token], Finish], dict[str, Any]]
 """Function that describes an answer for its JSON."""
 
 
-def check_logprobs(n: int, *, as_json: bool) -> None:
-    """Refuse ``--logprobs`` without ``--json``.
-
-    Raises:
-        UsageError: saying so.
-    """
-    if n and not as_json:
-        raise UsageError("--logprobs", "only JSON has a place for them", "add --json")
-
-
 LOAD_SETTINGS = ("device", "dtype", "quantize", "kv_dtype", "context", "threads")
 """Settings that a replay loads the model with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """Prompt of an answer, and the tokens that end it."""
+class Asked:
+    """All that decided an answer, besides the model and the seed."""
 
     ids: Sequence[int]
-    leading: "Leading"
-    end_ids: Sequence[int] = ()
+    """The prompt."""
+    sampling: Sampling
+    max_tokens: int | None
+    stop: Sequence[str]
+    end_ids: Sequence[int]
     """End tokens of the chat template."""
-    template: dict[str, str] | None = None
+    leading: "Leading"
+    grammar: Grammar | None
+    template: dict[str, str] | None
     """Name and hash of the chat template."""
 
     @classmethod
-    def of_session(cls, session: "ChatSession") -> "Prompt":
-        """Return the prompt of the last reply of a session."""
-        template = session.template
-        known = {"name": template.name, "hash": template.fingerprint}
-        return cls(session.prompt_ids, "strip", sorted(template.end_ids), known)
+    def of_session(cls, session: "ChatSession") -> "Asked":
+        """Return what the last reply of a session was decided by."""
+        return cls(
+            session.prompt_ids,
+            session.sampler.sampling,
+            session.max_tokens,
+            session.stop,
+            sorted(session.template.end_ids),
+            "strip",
+            session.grammar,
+            _identity(session.template),
+        )
 
     @classmethod
     def of_request(
         cls, request: "Request | LlamaChatError", template: "ChatTemplate | None" = None
-    ) -> "Prompt":
-        """Return the prompt of a request, which was encoded through ``template`` if one is given.
+    ) -> "Asked":
+        """Return that of a request, which was encoded through ``template`` if one is given.
 
         Raises:
             LlamaChatError: if that failed.
         """
         if isinstance(request, LlamaChatError):
             raise request
-        known = None
-        if template is not None:
-            known = {"name": template.name, "hash": template.fingerprint}
-        return cls(request.ids, request.leading, sorted(request.end_ids), known)
+        return cls(
+            request.ids,
+            request.sampler.sampling,
+            request.max_tokens,
+            request.stop,
+            sorted(request.end_ids),
+            request.leading,
+            request.grammar,
+            None if template is None else _identity(template),
+        )
+
+
+def _identity(template: "ChatTemplate") -> dict[str, str]:
+    return {"name": template.name, "hash": template.fingerprint}
 
 
 def describe(
-    llama: "Llama",
-    settings: Settings,
-    prompt: Callable[[], Prompt],
-    grammar: Grammar | None,
-    n_logprobs: int,
+    llama: "Llama", loaded: Settings, asked: Callable[[], Asked], n_logprobs: int
 ) -> Describe:
     """Return the function that adds a receipt, and log-probabilities, to the JSON of an answer.
 
     Args:
         llama: the model.
-        settings: the settings of the answer.
-        prompt: returns its prompt, once it is written.
-        grammar: its grammar.
+        loaded: the settings that it was loaded with.
+        asked: returns what decided the answer, once it is written.
         n_logprobs: number of the most likely tokens at each position; 0 for no log-probabilities.
     """
 
     def described(tokens: Sequence[Token], finish: Finish) -> dict[str, Any]:
-        written = prompt()
+        known = asked()
         receipt = {
             "version": __version__,
             "fingerprint": _fingerprint(llama),
             "kernel": llama.kernel,
             "path": str(Path(llama.checkpoint.path).absolute()),
-            "load": {name: settings.value(name) for name in LOAD_SETTINGS},
-            "template": written.template,
-            "sampling": asdict(settings.sampling) | {"seed": finish.seed},
-            "max_tokens": settings.max_tokens,
-            "stop": list(settings.stop),
-            "end_ids": list(written.end_ids),
-            "leading": written.leading,
-            "grammar": None if grammar is None else asdict(grammar),
-            "prompt_ids": list(written.ids),
+            "load": {name: loaded.value(name) for name in LOAD_SETTINGS},
+            "template": known.template,
+            "sampling": asdict(known.sampling) | {"seed": finish.seed},
+            "max_tokens": known.max_tokens,
+            "stop": list(known.stop),
+            "end_ids": list(known.end_ids),
+            "leading": known.leading,
+            "grammar": None if known.grammar is None else asdict(known.grammar),
+            "prompt_ids": list(known.ids),
             "ids": [token.id for token in tokens],
         }
         if not n_logprobs:
