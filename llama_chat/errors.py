@@ -7,8 +7,9 @@ Every error that a user can cause is reported as one line on stderr,
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
+from typing import Any
 
 
 class LlamaChatError(Exception):
@@ -82,6 +83,23 @@ class ClosedPipe(Exception):
     """The reader of stdout has closed the pipe, which is no error. Exit status 141."""
 
     status = 141
+
+
+def error_facts(error: LlamaChatError) -> dict[str, Any]:
+    """Return the parts of an error as JSON."""
+    parts = {"what": error.what, "why": error.why, "advice": error.advice}
+    return {**parts, "status": error.status}
+
+
+def error_of_facts(facts: Mapping[str, Any]) -> LlamaChatError:
+    """Return the error that ``error_facts`` described, as one of the same status.
+
+    Raises:
+        KeyError: if it is another object.
+    """
+    kinds = (UsageError, ModelError, PromptTooLongError, LengthLimitError, SaveError)
+    kind = next((kind for kind in kinds if kind.status == facts["status"]), LlamaChatError)
+    return kind(str(facts["what"]), str(facts["why"]), str(facts["advice"]))
 
 
 INTERRUPTED_STATUS = 130

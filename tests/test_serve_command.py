@@ -49,6 +49,42 @@ def test_a_running_server_answers_as_the_model_here_does(
     assert warm.out == run(*arguments, "--no-server", home=home).out
 
 
+SCHEMA = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
+
+TIMES = ("ttft_s", "prefill_tok_s", "decode_tok_s", "cached_tokens")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--logprobs", "2"),
+        ("--temperature", "1", "--stop", "q"),
+        ("--json-schema", SCHEMA, "--max-tokens", "40"),
+        ("--regex", "(ab)+c", "--max-tokens", "40"),
+    ],
+    ids=str,
+)
+def test_the_json_of_the_server_is_that_of_the_command(
+    flags: tuple[str, ...], server: Server, home: Path, gguf_model: Path
+) -> None:
+    text, prompt = home / "a.txt", home / "p.toml"
+    text.write_text("the hat")
+    prompt.write_text('system = "the house"\n[[examples]]\nuser = "a"\nassistant = "b"\n')
+    for command in (
+        ("ask", "the cat", "--prompt", prompt),
+        ("complete", text),
+        ("complete", "--chat", text),
+    ):
+        arguments = (*command, "-m", gguf_model, *FLAGS, "--seed", "5", "--json", *flags)
+        warm = run(*arguments, home=home, XDG_RUNTIME_DIR=server.runtime)
+        assert "answered by the server" in warm.err
+        here = run(*arguments, "--no-server", home=home)
+        found, wanted = ({**json.loads(done.out), **dict.fromkeys(TIMES)} for done in (warm, here))
+        assert found == wanted
+        assert found["receipt"]["ids"]
+        assert (warm.status, here.status) == (0, 0)
+
+
 def test_a_client_of_the_server_imports_no_torch(
     server: Server, home: Path, gguf_model: Path
 ) -> None:
@@ -74,10 +110,14 @@ def test_another_model_or_setting_is_loaded_here(
 def test_errors_of_the_server_are_those_of_the_command(
     server: Server, home: Path, gguf_model: Path
 ) -> None:
-    arguments = ("ask", "cat " * 900, "-m", gguf_model, "-q")
-    for flags in ((), ("--no-server",)):
-        done = run(*arguments, *flags, home=home, XDG_RUNTIME_DIR=server.runtime)
-        assert_clean_error(done, 4, "context of 512")
+    for text in ("cat " * 900, "cat " * 90_000):
+        arguments = ("ask", text, "-m", gguf_model, "-q")
+        warm, here = (
+            run(*arguments, *flags, home=home, XDG_RUNTIME_DIR=server.runtime)
+            for flags in ((), ("--no-server",))
+        )
+        assert_clean_error(warm, 4, "context of 512")
+        assert warm == here
 
 
 def test_status_and_a_second_server(server: Server, home: Path, gguf_model: Path) -> None:

@@ -38,7 +38,7 @@ from llama_chat.cli.many import (
 )
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
-from llama_chat.cli.warm import write_warm
+from llama_chat.cli.warm import Wanted, write_warm
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
 from llama_chat.generation.constraints import Grammar
@@ -164,9 +164,10 @@ def answer(
 
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
-    if not (as_json or grammar or among) and write_warm(
+    if among is None and write_warm(
         lambda warm, ours: warm.ask(message, ours, prompt),
         settings,
+        Wanted(as_json, logprobs, grammar),
         raw=raw,
         fail_on_length=fail_on_length,
     ):

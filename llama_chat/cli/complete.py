@@ -26,7 +26,7 @@ from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import load_model, new_session, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
-from llama_chat.cli.warm import write_warm
+from llama_chat.cli.warm import Wanted, WarmModel, write_warm
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
@@ -83,10 +83,16 @@ def complete(
         return
     texts = [text for prompt in prompts for text in prompt.renders()]
     ours = [with_prompt_file(settings, prompt) for prompt in prompts]
-    if len(texts) == 1 and not (as_json or constraint or through_template):
+    if len(texts) == 1:
+
+        def generate_warm(warm: WarmModel, own: Settings) -> Iterator[Event]:
+            text = texts[0]
+            return warm.ask(text, own, None) if through_template else warm.complete(text, own)
+
         done = write_warm(
-            lambda warm, own: warm.complete(texts[0], own),
+            generate_warm,
             ours[0],
+            Wanted(as_json, logprobs, constraint),
             raw=raw,
             echo=texts[0] if echo else "",
             fail_on_length=fail_on_length,

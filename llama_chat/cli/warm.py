@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import model_path
-from llama_chat.errors import LlamaChatError, PromptTooLongError
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Token, finish_of
-from llama_chat.server.client import FINISH_KEY, ServerError, health, stream
+from llama_chat.server.client import OWN_KEY, health, stream
 from llama_chat.server.sockets import default_socket
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
@@ -35,13 +36,28 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     return {**found, "model": str(model_path(settings).resolve())}
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Form of an answer, and what is written about it."""
+
+    as_json: bool
+    """True for one JSON object, with its receipt."""
+    n_logprobs: int = 0
+    """Most likely tokens at each position, for the JSON."""
+    grammar: Grammar | None = None
+
+
 class WarmModel:
     """A model that a server has loaded."""
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any], wanted: Wanted) -> None:
+        """Answer through the socket file ``path`` of a server, with the ``facts`` it has told."""
         self.name = str(facts["model"])
+        self.described: dict[str, Any] = {}
+        """Description of the last answer, for its JSON."""
         self._path = path
         self._facts = facts
+        self._wanted = wanted
 
     def settings(self, settings: Settings) -> Settings:
         """Return the settings with what the model suggests where nothing else sets a value."""
@@ -50,32 +66,32 @@ class WarmModel:
 
     def ask(self, message: str, settings: Settings, prompt: PromptFile | None) -> Iterator[Event]:
         """Answer a message through the chat template, after the examples of a prompt file."""
-        examples = () if prompt is None else prompt.examples
+        examples, n = () if prompt is None else prompt.examples, self._wanted.n_logprobs
         preface = Conversation(settings.system, examples).preface()
         messages = [{"role": each.role, "content": each.text} for each in preface]
         messages.append({"role": "user", "content": message})
-        yield from self._events("/v1/chat/completions", settings, {"messages": messages})
+        body = {"messages": messages, "logprobs": n > 0, "top_logprobs": n}
+        yield from self._events("/v1/chat/completions", settings, body)
 
     def complete(self, text: str, settings: Settings) -> Iterator[Event]:
         """Continue a raw text."""
-        yield from self._events("/v1/completions", settings, {"prompt": text})
+        body = {"prompt": text, "logprobs": self._wanted.n_logprobs or None}
+        yield from self._events("/v1/completions", settings, body)
 
     def _events(self, route: str, settings: Settings, prompt: dict[str, Any]) -> Iterator[Event]:
         limits = {"max_tokens": settings.max_tokens, "stop": list(settings.stop)}
-        body = {**prompt, **asdict(settings.sampling), **limits}
+        grammar = None if self._wanted.grammar is None else asdict(self._wanted.grammar)
+        own = {OWN_KEY: {"receipt": self._wanted.as_json, "grammar": grammar}}
+        body = {**prompt, **asdict(settings.sampling), **limits, **own}
         try:
             for chunk in stream(self._path, route, body):
                 choice = chunk["choices"][0]
                 text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-                if facts := chunk.get(FINISH_KEY):
-                    yield finish_of(facts, text)
+                if facts := chunk.get(OWN_KEY):
+                    self.described = facts["described"]
+                    yield finish_of(facts["finish"], text)
                 elif text:
                     yield Token(-1, text, 0.0)
-        except ServerError as error:
-            what, _, rest = error.message.partition(": ")
-            why, _, advice = rest.partition(": ")
-            kind = PromptTooLongError if error.code == "context_length_exceeded" else LlamaChatError
-            raise kind(what, why or "the server refused it", advice or "see its log") from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise LostServer from error
 
@@ -87,7 +103,7 @@ class LostServer(LlamaChatError):
         super().__init__("server", "the connection was lost", "try again, or --no-server")
 
 
-def find(settings: Settings) -> WarmModel | None:
+def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
     """Find the server of the model and the settings, or start one if ``keep_warm`` says so.
 
     None if there is none: the model is then to be loaded here.
@@ -106,7 +122,7 @@ def find(settings: Settings) -> WarmModel | None:
         return None
     if settings.verbose:
         streams.say(f"llama-chat: answered by the server on {str(path)!r}")
-    return WarmModel(path, facts)
+    return WarmModel(path, facts, wanted)
 
 
 def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
@@ -133,6 +149,7 @@ def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
 def write_warm(
     generate: Callable[[WarmModel, Settings], Iterator[Event]],
     settings: Settings,
+    wanted: Wanted,
     *,
     raw: bool,
     echo: str = "",
@@ -143,6 +160,7 @@ def write_warm(
     Args:
         generate: asks the server, with the settings that the model completes.
         settings: the settings of the answer.
+        wanted: its form.
         raw: write every character unchanged.
         echo: text to write first.
         fail_on_length: whether an answer cut off by a limit is an error.
@@ -150,7 +168,7 @@ def write_warm(
     Raises:
         LlamaChatError: if the server refuses the request, or goes away within the answer.
     """
-    warm = find(settings)
+    warm = find(settings, wanted)
     if warm is None:
         return False
     settings = warm.settings(settings)
@@ -163,7 +181,8 @@ def write_warm(
         lambda hooks: itertools.chain([first], events),
         settings,
         model=warm.name,
-        as_json=False,
+        as_json=wanted.as_json,
+        describe=lambda tokens, finish: warm.described,
         raw=raw,
         echo=echo,
         fail_on_length=fail_on_length,

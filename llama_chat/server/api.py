@@ -13,7 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from llama_chat.chat.receipts import Describe
 from llama_chat.errors import LlamaChatError, unexpected
+from llama_chat.generation.continuation import Request as Continued
 from llama_chat.generation.events import Event, Finish
 from llama_chat.server.metrics import metrics_text
 from llama_chat.server.prompts import Prompts
@@ -22,6 +24,7 @@ from llama_chat.server.schema import ChatRequest, CompletionRequest, TokenizeReq
 from llama_chat.server.worker import Job, Worker
 
 Body = TypeVar("Body", bound=BaseModel)
+Generation = TypeVar("Generation", ChatRequest, CompletionRequest)
 
 
 _CLIENT_GONE = 499
@@ -98,16 +101,14 @@ class Api:
         body = await _read(request, ChatRequest)
         self._check(body.model)
         form = self._format(body.n_logprobs, chat=True)
-        return await self._answer(request, body, form, lambda: self._prompts.chat(body), ())
+        return await self._answer(request, body, form, self._prompts.chat, ())
 
     async def _complete(self, request: Request) -> Response:
         body = await _read(request, CompletionRequest)
         self._check(body.model)
         form = self._format(body.n_logprobs, chat=False)
         echoes = [text for text in body.prompts for _ in range(body.n)] if body.echo else ()
-        return await self._answer(
-            request, body, form, lambda: self._prompts.completions(body), echoes
-        )
+        return await self._answer(request, body, form, self._prompts.completions, echoes)
 
     async def _tokenize(self, request: Request) -> Response:
         body = await _read(request, TokenizeRequest)
@@ -146,13 +147,21 @@ class Api:
     async def _answer(
         self,
         request: Request,
-        body: ChatRequest | CompletionRequest,
+        body: Generation,
         form: Format,
-        encode: Callable[[], Sequence[Any]],
+        encode: Callable[[Generation], Sequence[Continued]],
         echoes: Sequence[str],
     ) -> Response:
         n = body.n * (len(body.prompts) if isinstance(body, CompletionRequest) else 1)
-        answer = _Answer(self._worker, encode, n)
+        describes: list[Describe] = []
+
+        def begin() -> Sequence[Continued]:
+            requests = encode(body)
+            if body.own.receipt:
+                describes.extend(self._prompts.describe(body, each) for each in requests)
+            return requests
+
+        answer = _Answer(self._worker, begin, n, describes)
         try:
             if body.stream:
                 first = await _unless_gone(request, answer.next())  # an error has a status yet
@@ -181,7 +190,7 @@ class Api:
                     begun.add(number)
                     yield _sse(form.first_chunk(number, echoes[number] if echoes else ""))
                 if event.text or isinstance(event, Finish):
-                    yield _sse(form.chunk(number, event))
+                    yield _sse(form.chunk(number, event, answer.described(number)))
                 if answer.is_complete:
                     break
                 try:
@@ -226,9 +235,16 @@ def _settle(result: "asyncio.Future[Any]", value: object, error: Exception | Non
 class _Answer:
     """The events of a job, on the event loop."""
 
-    def __init__(self, worker: Worker, encode: Callable[[], Sequence[Any]], n: int) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        encode: Callable[[], Sequence[Continued]],
+        n: int,
+        describes: Sequence[Describe],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.choices = [Choice() for _ in range(n)]
+        self._describes = describes
         self._events: asyncio.Queue[tuple[int, Event | LlamaChatError]] = asyncio.Queue()
         self._worker = worker
 
@@ -242,6 +258,13 @@ class _Answer:
     def is_complete(self) -> bool:
         """True if all choices have ended."""
         return all(choice.finish is not None for choice in self.choices)
+
+    def described(self, number: int) -> dict[str, Any]:
+        """Return what describes a choice that has ended, if that was asked for."""
+        choice = self.choices[number]
+        if choice.finish is None or not self._describes:
+            return {}
+        return self._describes[number](choice.tokens, choice.finish)
 
     async def next(self) -> tuple[int, Event]:
         """Wait for the next event.

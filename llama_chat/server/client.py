@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FINISH_KEY = "llama_chat"
-"""Key of the last chunk of a choice, with facts for this client; see ``events.finish_facts``."""
+from llama_chat.errors import LlamaChatError, error_of_facts
+
+OWN_KEY = "llama_chat"
+"""Key of what only this program's client sends and reads: see ``schema.Own``, ``replies.Format``
+and ``replies.error_of``."""
 
 _PATIENCE_S = 2.0
 """Longest wait for an answer about the server itself."""
@@ -42,21 +45,11 @@ def health(path: Path) -> dict[str, Any] | None:
         connection.close()
 
 
-class ServerError(Exception):
-    """An error that the server answers with."""
-
-    def __init__(self, status: int, message: str, code: str | None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-
-
 def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Post a request, and yield the objects of the stream that answers it.
 
     Raises:
-        ServerError: if the server refuses it.
+        LlamaChatError: the error that the server answers with.
         OSError: if the connection is lost.
     """
     connection = _Connection(path, None)
@@ -73,7 +66,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
             if text.startswith("data: "):
                 found = json.loads(text.removeprefix("data: "))
                 if "error" in found:
-                    raise _error(500, json.dumps(found).encode())
+                    raise _error(response.status, text.removeprefix("data: ").encode())
                 yield found
         raise ConnectionResetError("the server went away")
     except (http.client.HTTPException, ValueError) as error:
@@ -82,9 +75,12 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
         connection.close()
 
 
-def _error(status: int, body: bytes) -> ServerError:
+def _error(status: int, body: bytes) -> LlamaChatError:
     try:
-        error = json.loads(body)["error"]
-        return ServerError(status, str(error["message"]), error.get("code"))
+        answer = json.loads(body)
+        if OWN_KEY in answer:
+            return error_of_facts(answer[OWN_KEY])
+        why = str(answer["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return ServerError(status, f"status {status}", None)
+        why = f"it answered with status {status}"
+    return LlamaChatError("server", why, "try again, or --no-server")

@@ -5,16 +5,18 @@ from dataclasses import fields, replace
 from typing import Any
 
 from llama_chat.chat.conversation import Message
+from llama_chat.chat.receipts import Asked, Describe, describe
+from llama_chat.chat.session import no_space
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import check_least, prompt_too_long
+from llama_chat.generation.engine import check_least
 from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.server.schema import ChatMessage, ChatRequest, CompletionRequest, TokenizeRequest
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
-from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.base import AtLeast, Tokenizer
 
 
 class Prompts:
@@ -44,13 +46,16 @@ class Prompts:
             PromptTooLongError: if it leaves no space for a reply.
         """
         messages = _messages(body.messages)
-        check_least(self._template.min_tokens(messages), self._llama.context)
+        for message in messages:  # as commands do before they load a model
+            check_least(self.tokenizer.min_tokens(message.text.strip()), self._llama.context)
+        least = AtLeast(self._template.min_tokens(messages))
+        if least > self._llama.context:
+            raise no_space(least, self._llama.context)
         ids = self._template.render(messages, open_reply=True)
         if len(ids) >= self._llama.context:
-            raise prompt_too_long(len(ids), self._llama.context)
+            raise no_space(len(ids), self._llama.context)
         continues = messages[-1].role == "assistant"
-        form = body.response_format
-        grammar = None if form is None else form.grammar()
+        grammar = body.grammar()
         return [
             Request(
                 ids,
@@ -72,11 +77,21 @@ class Prompts:
         """
         limit = body.limit or self._settings.max_tokens
         stop = self._settings.stop if body.stop is None else body.stop
+        grammar = body.grammar()
         return [
-            replace(self._llama.request(ids, max_tokens=limit, stop=stop), sampler=sampler)
+            replace(
+                self._llama.request(ids, max_tokens=limit, stop=stop, grammar=grammar),
+                sampler=sampler,
+            )
             for ids in map(self._llama.prompt_ids, body.prompts)
             for sampler in self._samplers(body)
         ]
+
+    def describe(self, body: ChatRequest | CompletionRequest, request: Request) -> Describe:
+        """Return the function that describes the answer to a request; see ``receipts``."""
+        template = self._template if isinstance(body, ChatRequest) else None
+        asked = Asked.of_request(request, template)
+        return describe(self._llama, self._settings, lambda: asked, body.n_logprobs or 0)
 
     def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """Encode a text, for ``/v1/tokenize``.

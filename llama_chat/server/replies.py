@@ -2,13 +2,13 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError
+from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError, error_facts
 from llama_chat.generation.events import Event, Finish, Token, finish_facts
-from llama_chat.server.client import FINISH_KEY
+from llama_chat.server.client import OWN_KEY
 from llama_chat.tokenizers.base import Tokenizer
 
 _REASONS = {"stop": "stop", "length": "length", "context": "length", "interrupted": "stop"}
@@ -20,12 +20,13 @@ def error_body(message: str, kind: str, code: str | None = None) -> dict[str, An
 
 
 def error_of(error: LlamaChatError) -> tuple[int, dict[str, Any]]:
-    """Return the HTTP status and the body for an error of a request."""
+    """Return the HTTP status and the body for an error of a request, with its parts."""
+    status, kind, code = 500, "server_error", None
     if isinstance(error, PromptTooLongError):
-        return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
-    if isinstance(error, UsageError):
-        return 400, error_body(str(error), "invalid_request_error")
-    return 500, error_body(str(error), "server_error")
+        status, kind, code = 400, "invalid_request_error", "context_length_exceeded"
+    elif isinstance(error, UsageError):
+        status, kind = 400, "invalid_request_error"
+    return status, {**error_body(str(error), kind, code), OWN_KEY: error_facts(error)}
 
 
 @dataclass
@@ -83,8 +84,10 @@ class Format:
         content = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": echo}
         return self._chunk(index, content, None, None)
 
-    def chunk(self, index: int, event: Event) -> dict[str, Any]:
-        """Return the chunk for an event of a choice."""
+    def chunk(
+        self, index: int, event: Event, described: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the chunk for an event of a choice, the last one ``described`` if it is."""
         content: dict[str, Any] = {"text": event.text}
         if self._chat:
             content = {"delta": {"content": event.text} if event.text else {}}
@@ -92,7 +95,9 @@ class Format:
         tokens = [] if isinstance(event, Finish) else [event]
         reason = self._reason(event) if isinstance(event, Finish) else None
         chunk = self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
-        return {**chunk, FINISH_KEY: finish_facts(event)} if isinstance(event, Finish) else chunk
+        if isinstance(event, Finish):
+            chunk[OWN_KEY] = {"finish": finish_facts(event), "described": dict(described or {})}
+        return chunk
 
     def usage_chunk(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the chunk with the counts at the end of a stream."""

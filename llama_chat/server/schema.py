@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
+from llama_chat.server.client import OWN_KEY
 
 MAX_CHOICES = 16
 """Most continuations of one prompt that a request may ask for."""
@@ -18,6 +19,21 @@ class _Body(BaseModel):
     """Base of all bodies; fields that are not known are ignored, as other servers do."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class OwnGrammar(_Body):
+    """A grammar as this program knows it."""
+
+    what: Text
+    source: Text
+
+
+class Own(_Body):
+    """Fields that this program's own client adds to a request."""
+
+    grammar: OwnGrammar | None = None
+    receipt: bool = False
+    """True for the receipt of each choice, and its log-probabilities, in the last chunk."""
 
 
 class _Generation(_Body):
@@ -37,6 +53,7 @@ class _Generation(_Body):
     stream_options: dict[str, Any] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    own: Own = Field(default_factory=Own, validation_alias=OWN_KEY)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -57,6 +74,15 @@ class _Generation(_Body):
     def limit(self) -> int | None:
         """Most tokens to generate, if that is given."""
         return self.max_tokens
+
+    def grammar(self) -> Grammar | None:
+        """Return what the text must meet.
+
+        Raises:
+            UsageError: if it is none.
+        """
+        found = self.own.grammar
+        return None if found is None else Grammar(found.what, found.source).checked()
 
 
 class TextPart(_Body):
@@ -120,6 +146,15 @@ class ChatRequest(_Generation):
     def limit(self) -> int | None:
         """Most tokens to generate, if that is given."""
         return self.max_completion_tokens or self.max_tokens
+
+    def grammar(self) -> Grammar | None:
+        """Return what the reply must meet.
+
+        Raises:
+            UsageError: if it is none.
+        """
+        form = self.response_format
+        return super().grammar() if form is None else form.grammar()
 
     @property
     def n_logprobs(self) -> int | None:
