@@ -169,11 +169,11 @@ def test_starter_prompt_of_the_template_has_the_golden_ids(
 
 def test_bfloat16_stays_near_float32_at_long_positions(starter: Llama, starter_model: Path) -> None:
     half = load(starter_model, dtype="bfloat16")
-    ids = (long_texts(starter)[0] * 8)[:1000]
+    ids = (long_texts(starter)[0] * 8)[:640]
     exact, rounded = starter.logits(ids).log_softmax(-1), half.logits(ids).log_softmax(-1)
     divergence = (exact.exp() * (exact - rounded)).sum(-1)
     # No drift: the end is as near as the beginning.
-    first, last = divergence[:500].mean(), divergence[-500:].mean()
+    first, last = divergence[:320].mean(), divergence[-320:].mean()
     assert divergence.mean() < 0.02
     assert last < 2 * first + 0.01
 

@@ -50,7 +50,7 @@ def starter_env(starter_model: Path) -> dict[str, str]:
     "command",
     [
         'echo "Say hi" | llama-chat',
-        'llama-chat ask "What is this?" < CONTRIBUTING.md',
+        'llama-chat ask "What is this?" < LICENSE',
         "llama-chat complete prompts/zero_shot/quantum_entanglement.txt | cat",
         "llama-chat complete - < prompts/one_shot/apple_in_japan.txt",
         "llama-chat -q complete few_shot/translate_to_french",
