@@ -112,6 +112,20 @@ def test_completions_have_logprobs_choices_seeds_and_echo(api: Any) -> None:
     assert again.choices[0].text == done.choices[1].text
 
 
+def test_ids_are_continued_as_their_text_is(api: Any, server: Server) -> None:
+    _, found = post(server, "/v1/tokenize", {"text": "the cat"})
+    options: dict[str, Any] = {"model": "random", "max_tokens": 6, "echo": True}
+    text = api.completions.create(prompt="the cat", **options).choices[0].text
+    ids = found["tokens"]
+    assert api.completions.create(prompt=ids, **options).choices[0].text.endswith(text)
+    both = api.completions.create(prompt=[ids, ids[:-1]], **options).choices
+    assert both[0].text.endswith(text)
+    wrong: list[object] = [[], [10**9], [-1], [[]], [1, [2]], [True], [0.5], [1] * 600]
+    for prompt in wrong:
+        status, answer = post(server, "/v1/completions", {"prompt": prompt})
+        assert status == 400, answer
+
+
 def test_a_reply_meets_a_schema(api: Any) -> None:
     schema = {
         "type": "object",

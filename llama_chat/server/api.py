@@ -100,14 +100,15 @@ class Api:
     async def _chat(self, request: Request) -> Response:
         body = await _read(request, ChatRequest)
         self._check(body.model)
-        form = self._format(body.n_logprobs, chat=True)
+        form = self._format(body, chat=True)
         return await self._answer(request, body, form, self._prompts.chat, ())
 
     async def _complete(self, request: Request) -> Response:
         body = await _read(request, CompletionRequest)
         self._check(body.model)
-        form = self._format(body.n_logprobs, chat=False)
-        echoes = [text for text in body.prompts for _ in range(body.n)] if body.echo else ()
+        form = self._format(body, chat=False)
+        texts = map(self._prompts.text, body.prompts if body.echo else ())
+        echoes = [text for text in texts for _ in range(body.n)]
         return await self._answer(request, body, form, self._prompts.completions, echoes)
 
     async def _tokenize(self, request: Request) -> Response:
@@ -140,9 +141,14 @@ class Api:
             body = error_body("too many requests at a time", "rate_limit_error")
             raise _Refused(429, body, **{"Retry-After": "1"})
 
-    def _format(self, n_logprobs: int | None, *, chat: bool) -> Format:
-        name, tokenizer = self._prompts.name, self._prompts.tokenizer
-        return Format(chat=chat, model=name, tokenizer=tokenizer, n_logprobs=n_logprobs)
+    def _format(self, body: ChatRequest | CompletionRequest, *, chat: bool) -> Format:
+        return Format(
+            chat=chat,
+            model=self._prompts.name,
+            tokenizer=self._prompts.tokenizer,
+            n_logprobs=body.n_logprobs,
+            tells_tokens=body.own.tokens,
+        )
 
     async def _answer(
         self,
@@ -189,7 +195,7 @@ class Api:
                 if number not in begun:
                     begun.add(number)
                     yield _sse(form.first_chunk(number, echoes[number] if echoes else ""))
-                if event.text or isinstance(event, Finish):
+                if event.text or form.tells_tokens or isinstance(event, Finish):
                     yield _sse(form.chunk(number, event, answer.described(number)))
                 if answer.is_complete:
                     break

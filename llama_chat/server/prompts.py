@@ -10,7 +10,7 @@ from llama_chat.chat.session import no_space
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import check_least
+from llama_chat.generation.engine import check_least, prompt_too_long
 from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.server.schema import ChatMessage, ChatRequest, CompletionRequest, TokenizeRequest
@@ -70,22 +70,46 @@ class Prompts:
         ]
 
     def completions(self, body: CompletionRequest) -> list[Request]:
-        """Encode raw texts.
+        """Encode raw texts, or take the ids of such.
 
         Raises:
             PromptTooLongError: if one exceeds the context.
+            UsageError: if an id is none of the vocabulary, or there are none.
         """
         limit = body.limit or self._settings.max_tokens
         stop = self._settings.stop if body.stop is None else body.stop
         grammar = body.grammar()
+        own = body.own
         return [
-            replace(
-                self._llama.request(ids, max_tokens=limit, stop=stop, grammar=grammar),
-                sampler=sampler,
+            Request(
+                ids,
+                sampler,
+                limit,
+                stop,
+                own.end_ids,
+                min(own.n_begun, len(ids)),
+                own.leading or self._llama.leading(ids),
+                grammar,
             )
-            for ids in map(self._llama.prompt_ids, body.prompts)
+            for ids in map(self._ids, body.prompts)
             for sampler in self._samplers(body)
         ]
+
+    def text(self, prompt: str | list[int]) -> str:
+        """Return the text of a raw prompt; nothing for ids that are none of the vocabulary."""
+        if isinstance(prompt, str):
+            return prompt
+        known = (i for i in prompt if i < self.tokenizer.vocab_size)
+        return b"".join(map(self.tokenizer.token_bytes, known)).decode("utf-8", "replace")
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._llama.prompt_ids(prompt)
+        if not prompt or max(prompt) >= self.tokenizer.vocab_size:
+            raise UsageError("prompt", "its ids are none of the vocabulary", "tokenize a text")
+        if len(prompt) > self._llama.context:
+            raise prompt_too_long(len(prompt), self._llama.context)
+        return prompt
 
     def describe(self, body: ChatRequest | CompletionRequest, request: Request) -> Describe:
         """Return the function that describes the answer to a request; see ``receipts``."""
@@ -109,12 +133,12 @@ class Prompts:
         wanted = {each.name: getattr(body, each.name) for each in fields(Sampling)}
         given = {name: value for name, value in wanted.items() if value is not None}
         sampling: Sampling = replace(self._settings.sampling, **given)
+        with_logprobs = body.own.tokens or body.n_logprobs is not None
         seeds = [
             None if sampling.seed is None else (sampling.seed + i) % 2**63 for i in range(body.n)
         ]
         return [
-            Sampler(replace(sampling, seed=seed), with_logprobs=body.n_logprobs is not None)
-            for seed in seeds
+            Sampler(replace(sampling, seed=seed), with_logprobs=with_logprobs) for seed in seeds
         ]
 
 

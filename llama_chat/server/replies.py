@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError, error_facts
@@ -50,9 +50,17 @@ class Format:
     """Objects of one answer: of a chat, or of a raw completion."""
 
     def __init__(
-        self, *, chat: bool, model: str, tokenizer: Tokenizer, n_logprobs: int | None
+        self,
+        *,
+        chat: bool,
+        model: str,
+        tokenizer: Tokenizer,
+        n_logprobs: int | None,
+        tells_tokens: bool,
     ) -> None:
         """Begin an answer, with an id of its own."""
+        self.tells_tokens = tells_tokens
+        """True for a chunk for each token, also if it completes no text."""
         self._chat = chat
         self._model = model
         self._tokenizer = tokenizer
@@ -95,6 +103,8 @@ class Format:
         tokens = [] if isinstance(event, Finish) else [event]
         reason = self._reason(event) if isinstance(event, Finish) else None
         chunk = self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
+        if isinstance(event, Token) and self.tells_tokens:
+            chunk[OWN_KEY] = {"token": asdict(event)}
         if isinstance(event, Finish):
             chunk[OWN_KEY] = {"finish": finish_facts(event), "described": dict(described or {})}
         return chunk

@@ -1,17 +1,20 @@
 """Requests in the style of OpenAI, as clients send them; checked before anything is done."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.server.client import OWN_KEY
+from llama_chat.tokenizers.streaming import Leading
 
 MAX_CHOICES = 16
 """Most continuations of one prompt that a request may ask for."""
 
 Text = Annotated[str, Field(max_length=2**24)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=2**24)]
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
 
 
@@ -34,6 +37,14 @@ class Own(_Body):
     grammar: OwnGrammar | None = None
     receipt: bool = False
     """True for the receipt of each choice, and its log-probabilities, in the last chunk."""
+    tokens: bool = False
+    """True for a chunk with the id of each token, its log-probability and the likeliest others."""
+    end_ids: Ids = []
+    """End tokens in addition to those of the model, for a raw prompt."""
+    n_begun: int = Field(default=0, ge=0, le=10**9)
+    """Number of tokens at the end of a raw prompt that begin the text to continue."""
+    leading: Leading | None = None
+    """Treatment of leading white space after a raw prompt."""
 
 
 class _Generation(_Body):
@@ -53,7 +64,7 @@ class _Generation(_Body):
     stream_options: dict[str, Any] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    own: Own = Field(default_factory=Own, validation_alias=OWN_KEY)
+    own: Own = Field(Own(), validation_alias=OWN_KEY)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -162,10 +173,14 @@ class ChatRequest(_Generation):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+_Item = TypeVar("_Item")
+_Several = Annotated[list[_Item], Field(min_length=1, max_length=MAX_CHOICES)]
+
+
 class CompletionRequest(_Generation):
     """Body of ``/v1/completions``."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
+    prompt: Text | _Several[Text] | Ids | _Several[Ids]
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -175,9 +190,14 @@ class CompletionRequest(_Generation):
         return self.logprobs
 
     @property
-    def prompts(self) -> list[str]:
-        """Texts to continue."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Texts to continue, or the token ids of such."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if all(isinstance(each, int) for each in given):
+            return [cast("list[int]", given)]
+        return cast("list[str | list[int]]", given)
 
 
 class TokenizeRequest(_Body):
