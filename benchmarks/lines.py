@@ -1,9 +1,10 @@
 """Time of many questions with a few-shot head: at once, one after the other, one process each.
 
-    python -m benchmarks.lines [--model NAME] [--lines 500] [--processes 20] [--rounds 1]
+    python -m benchmarks.lines [--model NAME] [--answers labels|sentences] [--lines 500]
+                               [--processes 20] [--rounds 1]
 
-Each question follows the same head of about 400 tokens, and gets at most 8 tokens. It prints the
-seconds for each question, with loading; processes are timed on fewer lines.
+Each question follows the same head of about 400 tokens, and gets a word or a sentence. It prints
+the seconds for each question, with loading; processes are timed on fewer lines.
 """
 
 import argparse
@@ -15,14 +16,30 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-HEAD = [(f"The number {n} is", "even" if n % 2 == 0 else "odd") for n in range(11, 31)]
-FLAGS = ("--temperature", "0", "--max-tokens", "8", "-q", "--no-server")
+FLAGS = ("--temperature", "0", "--max-tokens", "32", "-q", "--no-server")
 
 
-def prompt_file(folder: Path) -> Path:
+def label(number: int) -> str:
+    """Return an answer of one word."""
+    return "even" if number % 2 == 0 else "odd"
+
+
+def sentence(number: int) -> str:
+    """Return an answer of a sentence."""
+    return f"The number {number} comes after {number - 1} and before {number + 1}: {label(number)}."
+
+
+ANSWERS = {"labels": (label, range(11, 31)), "sentences": (sentence, range(11, 21))}
+"""For each kind the answer to a number, and the examples that make a head of about 400 tokens."""
+
+
+def prompt_file(folder: Path, kind: str) -> Path:
     """Write a few-shot prompt file, whose head has about 400 tokens."""
     path = folder / "head.toml"
-    examples = "".join(f'[[examples]]\nuser = "{q}"\nassistant = "{a}"\n' for q, a in HEAD)
+    answer, numbers = ANSWERS[kind]
+    examples = "".join(
+        f'[[examples]]\nuser = "The number {n} is"\nassistant = "{answer(n)}"\n' for n in numbers
+    )
     path.write_text(f'system = "Say whether the number is even or odd."\n{examples}')
     return path
 
@@ -39,6 +56,7 @@ def main() -> None:
     """Measure, and print a line for each way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--answers", choices=list(ANSWERS), default="labels")
     parser.add_argument("--lines", type=int, default=500)
     parser.add_argument("--processes", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
@@ -47,7 +65,7 @@ def main() -> None:
     text = "".join(f"{question}\n" for question in questions)
     ways: dict[str, list[float]] = {"at once": [], "one after the other": [], "processes": []}
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("-m", options.model, "--prompt", str(prompt_file(Path(folder))))
+        flags = ("-m", options.model, "--prompt", str(prompt_file(Path(folder), options.answers)))
         for _ in range(options.rounds):
             ways["at once"].append(run("--lines", *flags, stdin=text) / len(questions))
             alone = run("--lines", "--parallel", "1", *flags, stdin=text)
