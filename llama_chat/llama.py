@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from llama_chat.chat.conversation import Conversation, Example
-from llama_chat.chat.session import ChatSession
+from llama_chat.chat.local_session import LocalSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.fingerprint import model_fingerprint
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import UsageError
 from llama_chat.generation.batch import Scheduler
 from llama_chat.generation.constraints import Grammar
@@ -83,6 +84,22 @@ class Llama:
     def context(self) -> int:
         """Context length in tokens."""
         return self.model.config.context_length
+
+    @property
+    def summary(self) -> str:
+        """Type of the weights, their device, and the context, for display."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"{dtype} on {self.model.device} · context {self.context}"
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """Settings that the checkpoint suggests."""
+        return self.checkpoint.generation
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self.model.n_bytes
 
     @property
     def sampling(self) -> Sampling:
@@ -223,12 +240,12 @@ class Llama:
         lookup: bool = True,
         grammar: Grammar | None = None,
         notify: Callable[[str], None] | None = None,
-    ) -> ChatSession:
-        """Begin or continue a conversation, with a new KV cache; see ``ChatSession``.
+    ) -> LocalSession:
+        """Begin or continue a conversation, with a new KV cache; see ``LocalSession``.
 
         Without ``sampling`` that of the model is used.
         """
-        return ChatSession(
+        return LocalSession(
             self.engine(),
             self.template(template, template_name),
             sampling or self.sampling,

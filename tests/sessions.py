@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from llama_chat.chat.conversation import Conversation, Example
-from llama_chat.chat.session import ChatSession
+from llama_chat.chat.local_session import LocalSession
 from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
@@ -27,11 +27,11 @@ def new_session(
     system: str = "",
     examples: Sequence[Example] = (),
     **options: object,
-) -> ChatSession:
+) -> LocalSession:
     backend = BACKEND
     if context != 512:
         backend = TorchBackend(random_model(replace(SMALL, context_length=context)))
-    return ChatSession(
+    return LocalSession(
         Engine(backend, TOKENIZER),
         ChatMLTemplate(TOKENIZER),
         Sampling(seed=1, temperature=1.0),
@@ -47,7 +47,7 @@ def finish_of(events: Iterator[Event]) -> Finish:
     return last
 
 
-def assert_cache_is_exact(session: ChatSession) -> None:
+def assert_cache_is_exact(session: LocalSession) -> None:
     """Check that the cache gives the logits that its ids give with an empty cache."""
     engine = session.engine
     ids = list(engine.cache.ids)

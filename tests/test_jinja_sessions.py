@@ -8,7 +8,7 @@ import pytest
 
 from harness.terminal import READY, Terminal
 from llama_chat.chat.conversation import Conversation, Message
-from llama_chat.chat.session import ChatSession
+from llama_chat.chat.local_session import LocalSession
 from llama_chat.chat.templates.jinja import JinjaTemplate
 from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.backend import TorchBackend
@@ -59,13 +59,13 @@ def test_turns_only_append(folder: Path, name: str) -> None:
             assert begun == [*asked, *template.encode_reply(text)]
 
 
-def new_session(name: str, folder: Path, system: str = "") -> ChatSession:
+def new_session(name: str, folder: Path, system: str = "") -> LocalSession:
     """Begin a conversation with a random model."""
     template, tokenizer = kit(name, folder)
     model = random_model(replace(SMALL, vocab_size=tokenizer.vocab_size))
     engine = Engine(TorchBackend(model), tokenizer)
     conversation = Conversation(system)
-    return ChatSession(engine, template, Sampling(seed=1), conversation=conversation, max_tokens=5)
+    return LocalSession(engine, template, Sampling(seed=1), conversation=conversation, max_tokens=5)
 
 
 @pytest.mark.parametrize("name", ["llama-3.2", "mistral-nemo", "olmo", "openchat", "phi-4", "yi"])
@@ -111,7 +111,7 @@ def test_a_template_may_refuse_a_conversation(folder: Path) -> None:
     tokenizer = byte_tokenizer()
     engine = Engine(TorchBackend(random_model(SMALL)), tokenizer)
     template = JinjaTemplate(tokenizer, REFUSING, {})
-    session = ChatSession(
+    session = LocalSession(
         engine, template, Sampling(seed=1), conversation=Conversation("S"), max_tokens=3
     )
     assert session.context_use("typed").n_dropped == 0

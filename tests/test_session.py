@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat.chat.conversation import Example, Message
-from llama_chat.chat.session import ChatSession
+from llama_chat.chat.local_session import LocalSession
 from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.errors import ModelError, PromptTooLongError
 from llama_chat.generation.backend import TorchBackend
@@ -215,7 +215,7 @@ def backend_with_nan(name: str, row: int = 0) -> TorchBackend:
     return TorchBackend(model)
 
 
-def facts_of(session: ChatSession) -> tuple[object, ...]:
+def facts_of(session: LocalSession) -> tuple[object, ...]:
     """Return all that a failed turn must leave as it was."""
     conversation = session.conversation
     messages = [
@@ -266,7 +266,7 @@ class CountingTemplate(ChatMLTemplate):
         return super().render(messages, open_reply=open_reply)
 
 
-def session_of(lengths: Sequence[int], context: int) -> ChatSession:
+def session_of(lengths: Sequence[int], context: int) -> LocalSession:
     """Make a session of turns whose questions have ``lengths`` characters."""
     session = new_session(context=context)
     for length in lengths:

@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from tokenizers.models import BPE
 
 from llama_chat.chat.conversation import Conversation, Message, Role
-from llama_chat.chat.session import ChatSession
+from llama_chat.chat.local_session import LocalSession
 from llama_chat.chat.templates import TEMPLATE_NAMES, choose_template, template_class
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import UsageError
@@ -187,7 +187,7 @@ def test_the_cache_ends_where_the_next_message_begins(kit: Kit, name: str) -> No
     ours, _ = kit(name)
     model = random_model(replace(SMALL, vocab_size=ours.vocab_size))
     template = template_class(name.split()[0])(ours)
-    session = ChatSession(
+    session = LocalSession(
         Engine(TorchBackend(model), ours),
         template,
         Sampling(seed=1),

@@ -9,8 +9,8 @@ import pytest
 from harness.program import run
 from llama_chat.chat import store
 from llama_chat.chat.conversation_file import ConversationFile
+from llama_chat.chat.local_session import LocalSession
 from llama_chat.chat.records import ModelTag, keep_valid_ids
-from llama_chat.chat.session import ChatSession
 from llama_chat.cli.app import run as run_here
 from llama_chat.generation.events import Finish
 from llama_chat.loading.formats import open_tokenizer
@@ -73,7 +73,7 @@ def chain(folder: Path, way: str, *, special: bool) -> Path:
     return write_chain(folder, SIZE + 2, CHAIN)
 
 
-def reply(session: ChatSession) -> tuple[list[str], str]:
+def reply(session: LocalSession) -> tuple[list[str], str]:
     """Return the texts that a reply was streamed as, and what it was recorded as."""
     texts = [event.text for event in session.send("hi")]
     last = session.conversation.head

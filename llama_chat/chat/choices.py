@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama_chat.chat.conversation import Message
 from llama_chat.chat.session import ChatSession
 from llama_chat.errors import UsageError
-from llama_chat.generation.choices import Scored, score
 from llama_chat.generation.events import Hooks
+from llama_chat.generation.logprobs import Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +44,7 @@ def choose(
         PromptTooLongError: if the message does not fit with one of them.
     """
     check_choices(texts)
-    prompt = session.request(message).ids
-    continuations = [_reply_ids(session, message, text, prompt) for text in texts]
-    scored = score(session.engine, prompt, continuations, hooks)
+    scored = session.score(message, texts, hooks)
     scores = [each.logprob / (len(each.ids) if by_length else 1) for each in scored]
     highest = max(scores)
     weights = [math.exp(each - highest) for each in scores]
@@ -71,18 +68,3 @@ def check_choices(texts: Sequence[str]) -> None:
             raise UsageError("choices", "one is empty", "leave it out")
         if text in texts[:i]:
             raise UsageError("choices", f"{text!r} is given twice", "leave one out")
-
-
-def _reply_ids(
-    session: ChatSession, message: str, text: str, prompt: Sequence[int]
-) -> Sequence[int]:
-    """Encode a reply as the model would write it, up to its end token if there is one."""
-    reply = Message("assistant", text, session.template.encode_reply(text))
-    asked = session.conversation.messages()
-    whole = session.template.render([*asked, Message("user", message), reply])
-    ids = list(reply.ids or ())
-    ends = session.engine.end_ids | session.template.end_ids
-    for token_id in whole[len(prompt) + len(ids) :]:
-        if token_id in ends:
-            return [*ids, token_id]
-    return ids

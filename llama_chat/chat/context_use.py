@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama_chat.chat.conversation import Message
+from llama_chat.errors import PromptTooLongError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,12 @@ class Fit:
     """Number of turns dropped now."""
     n_tokens: int
     """Number of tokens of the turns dropped now."""
+
+
+def no_space(n_tokens: int, context: int) -> PromptTooLongError:
+    """Return the error for a conversation of ``n_tokens``, after which no reply fits."""
+    return PromptTooLongError(
+        "conversation",
+        f"{n_tokens} tokens leave no space for a reply in the context of {context}",
+        "shorten the message, or begin anew",
+    )

@@ -15,7 +15,7 @@ from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
+    from llama_chat.chat.local_session import LocalSession
     from llama_chat.chat.templates import ChatTemplate
     from llama_chat.generation.continuation import Request
     from llama_chat.llama import Llama
@@ -46,7 +46,7 @@ class Asked:
     """Name and hash of the chat template."""
 
     @classmethod
-    def of_session(cls, session: "ChatSession") -> "Asked":
+    def of_session(cls, session: "LocalSession") -> "Asked":
         """Return what the last reply of a session was decided by."""
         return cls(
             session.prompt_ids,

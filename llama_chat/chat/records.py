@@ -242,17 +242,24 @@ def _integer(value: object) -> int:
     return value
 
 
-def keep_valid_ids(conversation: Conversation, tag: ModelTag, tokenizer: Tokenizer) -> bool:
+def keep_valid_ids(conversation: Conversation, tag: ModelTag, tokenizer: Tokenizer | None) -> bool:
     """Remove the ids of replies that are not valid for this vocabulary and their text.
 
     The file may come from another vocabulary, or be manipulated.
 
+    Args:
+        conversation: the conversation.
+        tag: the model that it was held with.
+        tokenizer: the vocabulary; None if it is not known, and all are removed.
+
     Returns:
         True if the conversation was held with this vocabulary.
     """
-    same = tag.vocabulary == tokenizer.fingerprint
+    same = tokenizer is not None and tag.vocabulary == tokenizer.fingerprint
     for message in conversation.all:
-        if message.ids is not None and not (same and _match(message.ids, message.text, tokenizer)):
+        if message.ids is not None and not (
+            same and tokenizer and _match(message.ids, message.text, tokenizer)
+        ):
             message.ids = message.logprobs = None
     return same
 

@@ -1,167 +1,111 @@
-"""Chat session: a conversation, and the engine that generates its replies."""
+"""Chat session: a conversation, and what generates its replies, here or elsewhere."""
 
 import itertools
-from bisect import bisect_left
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
+from typing import Protocol
 
 from llama_chat.chat.context_use import ContextRow, ContextUse, Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
-from llama_chat.errors import NothingYetError, PromptTooLongError, UsageError, counted
-from llama_chat.generation.constraints import Grammar
-from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import Engine
-from llama_chat.generation.events import Event, Finish, Hooks
-from llama_chat.generation.kv_cache import common_prefix
-from llama_chat.generation.logprobs import TokenLogprobs
-from llama_chat.generation.sampling import Sampler
-from llama_chat.model.transformer import InterruptedForward
-from llama_chat.settings.sampling import Sampling
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
+from llama_chat.errors import NothingYetError, PromptTooLongError, counted
+from llama_chat.generation.events import Event, Finish, Hooks, Token
+from llama_chat.generation.logprobs import Scored, TokenLogprobs
 from llama_chat.settings.settings import Settings
-from llama_chat.tokenizers.base import AtLeast
-from llama_chat.tokenizers.streaming import StreamingDecoder
+from llama_chat.tokenizers.base import Tokenizer
 
 
-def no_space(n_tokens: int, context: int) -> PromptTooLongError:
-    """Return the error for a conversation of ``n_tokens``, after which no reply fits."""
-    return PromptTooLongError(
-        "conversation",
-        f"{n_tokens} tokens leave no space for a reply in the context of {context}",
-        "shorten the message, or begin anew",
-    )
+class ChatSession(ABC):
+    """A conversation, and what generates its replies.
 
-
-class ChatSession:
-    """A conversation, and the engine whose KV cache holds its tokens.
-
-    Every command edits only the conversation; the engine then prefills the tokens that differ.
+    Every command edits only the conversation; a session finds out what differs.
     """
+
+    template: ChatTemplate | None = None
+    """Chat template that encodes messages; None where that is done elsewhere."""
+    n_bytes = 0
+    """Bytes of memory that the session takes here, beside the model."""
+    n_evaluated: int | None = None
+    """Number of tokens evaluated so far; None if it is not known."""
+    n_reused = 0
+    """Number of tokens of the last prompt that needed no forward pass."""
 
     def __init__(
         self,
-        engine: Engine,
-        template: ChatTemplate,
-        sampling: Sampling | None = None,
-        *,
         conversation: Conversation | None = None,
+        *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         drop_oldest: bool = True,
-        lookup: bool = True,
-        grammar: Grammar | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         """Begin or continue a conversation.
 
         Args:
-            engine: the model; its cache is this session's from now on.
-            template: the chat template, which encodes messages.
-            sampling: the sampling settings.
             conversation: the conversation to continue; a new one if None.
             max_tokens: length limit of a reply in tokens.
             stop: stop strings; a reply ends before any of them.
             drop_oldest: True to drop the oldest turns when the context is full, False to raise.
-            lookup: True to draft tokens from earlier text; see ``Engine.generate``.
-            grammar: grammar that every reply must meet.
             notify: called with one-line notices for the user.
         """
-        self.engine = engine
-        self.template = template
         self.conversation = conversation or Conversation()
-        self.sampler = Sampler(sampling or Sampling(), with_logprobs=True)
         self.max_tokens = max_tokens
         self.stop, self.drop_oldest = tuple(stop), drop_oldest
-        self.lookup = lookup
-        self.grammar = grammar
         self._notify = notify
-        self.prompt_ids: list[int] = []  # of the last reply
-        self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
     def configure(self, settings: Settings) -> None:
         """Apply the settings; earlier turns stay as they are."""
-        self.sampler.sampling = settings.sampling
         self.max_tokens = settings.max_tokens
         self.stop = settings.stop
         self.drop_oldest = settings.overflow == "drop-oldest"
-        self.lookup = settings.lookup
         self.conversation.system = settings.system
 
     @property
-    def ids(self) -> list[int]:
-        """Token ids of the conversation, without dropped turns."""
-        return self.template.render(self.conversation.messages())
+    @abstractmethod
+    def context(self) -> int | None:
+        """Context length in tokens; None if it is not known."""
 
-    def count(self, typed: str = "", attachments: Sequence[Attachment] = ()) -> int:
-        """Return the number of tokens of the conversation, including the message being typed."""
-        messages = self.conversation.messages()
-        if typed or attachments:
-            messages.append(Message("user", typed, attachments=tuple(attachments)))
-        return self._length(messages)
+    @property
+    @abstractmethod
+    def seed(self) -> int | None:
+        """Seed of the random numbers; None if it is drawn elsewhere."""
 
-    def _length(self, messages: Sequence[Message], *, open_reply: bool = False) -> int:
-        """Return the number of tokens of ``messages``, or their excess."""
-        return self._excess(messages) or len(self.template.render(messages, open_reply=open_reply))
+    @property
+    @abstractmethod
+    def template_name(self) -> str:
+        """Name of the chat template, for display."""
 
-    def _excess(self, messages: Sequence[Message]) -> AtLeast | None:
-        """Return a lower bound of the tokens of ``messages`` if that alone exceeds the context."""
-        least = AtLeast(self.template.min_tokens(messages))
-        return least if least > self.engine.context else None
-
+    @abstractmethod
     def context_use(self, typed: str, attachments: Sequence[Attachment] = ()) -> ContextUse:
-        """Return the context usage with ``typed`` as the next message.
+        """Return the context usage with ``typed`` as the next message; asked at every redraw."""
 
-        The last result is cached, since the toolbar asks at every redraw.
-        """
-        attachments = tuple(attachments)
-        key = (typed, attachments, self._fit_key())
-        if self._last_use is None or self._last_use[0] != key:
-            self._last_use = key, self._context_use(typed, attachments)
-        return self._last_use[1]
-
-    def _context_use(self, typed: str, attachments: tuple[Attachment, ...]) -> ContextUse:
-        n_tokens = 0
-        try:
-            n_tokens = self.count(typed, attachments)
-            fit = self._fit(Message("user", typed, attachments=attachments))
-        except PromptTooLongError:
-            return ContextUse(n_tokens, None)
-        except UsageError:  # the template refuses the conversation; it is said when that is sent
-            return ContextUse(n_tokens, 0)
-        return ContextUse(n_tokens, fit.n_turns)
-
-    def _fit_key(self) -> tuple[object, ...]:
-        """Return all that decides which turns fit, by value, since messages change in place."""
-        conversation = self.conversation
-        messages = conversation.messages()
-        shown = tuple((each.role, each.text, each.ids, each.attachments) for each in messages)
-        return (shown, conversation.n_dropped, self.template, self.max_tokens, self.drop_oldest)
-
+    @abstractmethod
     def context_rows(self) -> list[ContextRow]:
         """Return the context usage of each message.
 
-        A template may put the system message into a user message, whose row then counts both.
-
         Raises:
+            UsageError: if the tokens of a message are not known here.
             PromptTooLongError: if they are so long that they cannot fit.
         """
-        messages = self.conversation.messages()
-        if excess := self._excess(messages):
-            raise no_space(excess, self.engine.context)
-        ids = self.ids
-        cached = common_prefix(self.engine.cache.ids, ids)
-        turns = [message for message in messages if message.number]
-        rows, start = [], 0
-        for i, message in enumerate(messages, 1):
-            # Common prefix, since a template may move the system message to the last turn.
-            end = common_prefix(self.template.render(messages[:i]), ids)
-            known = max(min(cached, end) - start, 0)
-            # The last turn is never dropped.
-            goes_next = len(turns) > 2 and message in turns[:2]
-            rows.append(ContextRow(message, ids[start:end], known, goes_next))
-            start = end
-        return rows
+
+    @abstractmethod
+    def piece(self, token_id: int) -> str:
+        """Return the name of a token in the vocabulary."""
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the text of a token in UTF-8; empty for a control token."""
+
+    @abstractmethod
+    def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
+        """Score replies to a message; nothing is added to the conversation.
+
+        Raises:
+            UsageError: if they cannot be told apart.
+            PromptTooLongError: if the message does not fit with one of them.
+        """
 
     def send(
         self,
@@ -195,31 +139,14 @@ class ChatSession:
             n_dropped = conversation.n_dropped
             new.insert(0, Message("assistant", "", (), interrupted=True, n_dropped=n_dropped))
         fit = self._fit(*new)
-        if tags := self.template.find_tags(message.content):
+        if self.template and (tags := self.template.find_tags(message.content)):
             self._tell(f"{', '.join(tags)} in the message is passed on as plain text")
         self._tell_dropped(fit)
         message.n_dropped = reply.n_dropped = fit.n_dropped
         mark = conversation.mark()
         for added in new:
             conversation.add(added)
-        yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
-
-    def request(self, text: str) -> Request:
-        """Encode a message as ``send`` would, to be generated elsewhere; nothing is recorded.
-
-        Raises:
-            PromptTooLongError: if it does not fit.
-        """
-        fit = self._fit(Message("user", text), self._open_reply(""))
-        return Request(
-            fit.ids,
-            Sampler(self.sampler.sampling, with_logprobs=True),
-            self.max_tokens,
-            self.stop,
-            self.template.end_ids,
-            leading="strip",
-            grammar=self.grammar,
-        )
+        yield from self._reply(fit, reply, hooks, lambda: conversation.reset(mark))
 
     def retry(self, hooks: Hooks | None = None, *, reply_prefix: str = "") -> Iterator[Event]:
         """Generate another reply to the last user message; the earlier one stays as a version.
@@ -242,7 +169,7 @@ class ChatSession:
         self._tell_dropped(fit)
         reply.n_dropped = fit.n_dropped
         conversation.add(reply)
-        yield from self._reply(fit.ids, reply, hooks, lambda: conversation.reset(mark))
+        yield from self._reply(fit, reply, hooks, lambda: conversation.reset(mark))
 
     def resume(self, hooks: Hooks | None = None) -> Iterator[Event]:
         """Continue the last reply where it ended, or reply to a message that has no reply.
@@ -264,77 +191,57 @@ class ChatSession:
             reply.n_dropped, reply.logprobs = before.n_dropped, before.logprobs
 
         reply.n_dropped = fit.n_dropped
-        yield from self._reply(fit.ids, reply, hooks, undo)
+        yield from self._reply(fit, reply, hooks, undo)
 
+    @abstractmethod
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
-        """Token prefix shared by every possible next message with these attachments.
+        """Token prefix shared by every possible next message; none if it is not known here."""
 
-        It is that without attachments, or none, if no such message can fit.
-        If the template refuses the conversation, it is what the cache has.
-        """
-        messages = self.conversation.messages()
-        # Two messages without a common beginning share only what the template puts before them.
-        probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
-        try:
-            if self._excess([*messages, probes[0]]):
-                return self.next_prefix() if attachments else []
-            if messages and messages[-1].role == "assistant" and not attachments:
-                return self.template.render(messages)
-            one, other = (self.template.render([*messages, probe]) for probe in probes)
-        except UsageError:
-            return list(self.engine.cache.ids)
-        return one[: common_prefix(one, other)]
-
+    @abstractmethod
     def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:
-        """Prefill the prefix of the next message; if stopped, that message prefills the rest.
+        """Prefill the prefix of the next message, where that can be done."""
 
-        Args:
-            prefix: result of ``next_prefix``; None for that without attachments.
-            hooks: hooks to follow and stop it.
+    @abstractmethod
+    def _fit(self, *new: Message) -> Fit:
+        """Prepare the path with ``new`` at its end, without the turns that do not fit.
+
+        Raises:
+            PromptTooLongError: if the last turn alone does not fit, or no turn may be dropped.
         """
-        prefix = self.next_prefix() if prefix is None else prefix
-        if len(prefix) <= self.engine.context:
-            with suppress(InterruptedForward):
-                self.engine.prefill_cached(prefix, hooks)
+
+    @abstractmethod
+    def _generate(self, fit: Fit, reply: Message, hooks: Hooks | None) -> Iterator[Event]:
+        """Generate what follows ``reply``; called before anything is yielded of it."""
+
+    @abstractmethod
+    def _record(self, reply: Message, token: Token) -> None:
+        """Add a token to ``reply``, whose text has it already."""
+
+    @abstractmethod
+    def _ended(self, reply: Message, finish: Finish) -> None:
+        """Do what is to be done after a reply."""
 
     def _open_reply(self, reply_prefix: str) -> Message:
         """Return a new reply, which holds only ``reply_prefix`` so far."""
-        ids = self.template.encode_reply(reply_prefix) if reply_prefix else ()
-        return Message("assistant", reply_prefix, ids, interrupted=True)
+        return Message("assistant", reply_prefix, interrupted=True)
 
     def _reply(
-        self, ids: list[int], reply: Message, hooks: Hooks | None, undo: Callable[[], None]
+        self, fit: Fit, reply: Message, hooks: Hooks | None, undo: Callable[[], None]
     ) -> Iterator[Event]:
-        """Generate after ``ids`` into ``reply``, and prefill the end of the turn.
+        """Generate into ``reply``.
 
         ``reply`` always holds what was yielded so far, and is interrupted until it is complete.
 
         Args:
-            ids: the conversation, including what ``reply`` begins with.
+            fit: the conversation, including what ``reply`` begins with.
             reply: the message to fill.
             hooks: hooks to follow and stop the generation.
             undo: restores the conversation, if anything fails before the first event.
         """
-        self.prompt_ids = ids
         reply.interrupted = True
         reply.logprobs = reply.logprobs or TokenLogprobs()
-        if reply.ids is not None:
-            # Without the U+FFFD of a character that was cut off.
-            reply.text = StreamingDecoder(self.engine.tokenizer, "strip").decode(reply.ids)
-        events = self.engine.generate(
-            ids,
-            self.sampler,
-            max_tokens=self.max_tokens,
-            stop=self.stop,
-            end_ids=self.template.end_ids,
-            n_begun=len(reply.ids or ()),
-            # A reply known only as text continues directly after its last character.
-            leading="keep" if reply.ids is None else "strip",
-            lookup=self.lookup,
-            grammar=self.grammar,
-            hooks=hooks,
-        )
         try:
+            events = self._generate(fit, reply, hooks)
             first = next(events)
         except BaseException:
             undo()
@@ -342,50 +249,11 @@ class ChatSession:
         for event in itertools.chain([first], events):
             reply.text += event.text
             if isinstance(event, Finish):
-                self._end(reply, event)
+                reply.interrupted = event.reason == "interrupted"
+                self._ended(reply, event)
             else:
-                reply.ids = None if reply.ids is None else (*reply.ids, event.id)
-                reply.logprobs.add(event.id, event.logprob, event.alternatives)
+                self._record(reply, event)
             yield event
-
-    def _end(self, reply: Message, finish: Finish) -> None:
-        """Record how a reply ended, and prefill the end of the turn."""
-        reply.interrupted = finish.reason == "interrupted"
-        if finish.stopped_at is not None:
-            reply.ids = None  # they reach into the stop string, the text does not
-        if finish.usage.completion_tokens or not reply.interrupted:
-            self.prefill_next()
-
-    def _fit(self, *new: Message) -> Fit:
-        """Encode the path with ``new`` at its end, dropping oldest turns so that a reply fits.
-
-        Raises:
-            PromptTooLongError: if the last turn alone does not fit, or no turn may be dropped.
-        """
-        context, conversation = self.engine.context, self.conversation
-        reply_budget = min(self.max_tokens or context, context // 4)
-        preface, turns = conversation.preface(), [*conversation.path(), *new]
-
-        def shown(n_dropped: int) -> list[Message]:
-            return [*preface, *turns[2 * n_dropped :]]
-
-        def length(n_dropped: int) -> int:
-            return self._length(shown(n_dropped), open_reply=True)
-
-        def fits(n_dropped: int) -> bool:
-            return length(n_dropped) + reply_budget <= context
-
-        n_dropped = conversation.n_dropped
-        n_tokens = n_all = length(n_dropped)
-        if n_tokens + reply_budget > context and self.drop_oldest:
-            # The last turn is never dropped. Fewer turns take fewer tokens, so bisection finds
-            # the first number that fits.
-            n_dropped += bisect_left(range(n_dropped, (len(turns) - 1) // 2), True, key=fits)
-            n_tokens = length(n_dropped)
-        if n_tokens >= context:
-            raise no_space(n_tokens, context)
-        ids, n_left_out = self.template.render(shown(n_dropped), open_reply=True), n_all - n_tokens
-        return Fit(ids, n_dropped, n_dropped - conversation.n_dropped, type(n_all)(n_left_out))
 
     def _tell_dropped(self, fit: Fit) -> None:
         if fit.n_turns:
@@ -398,3 +266,47 @@ class ChatSession:
     def _tell(self, line: str) -> None:
         if self._notify:
             self._notify(line)
+
+
+class ChatModel(Protocol):
+    """A model that sessions are held with, here or elsewhere."""
+
+    warnings: Sequence[str]
+    """Warnings for the user, one line each."""
+
+    @property
+    def name(self) -> str:
+        """Name for display."""
+
+    @property
+    def summary(self) -> str:
+        """Words about where it is and what it takes, for display."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Vocabulary; None where it is not known here."""
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """Settings that it suggests."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its weights in memory."""
+
+    def template(self, name: str = "auto", variant: str | None = None) -> ChatTemplate:
+        """Return the chat template ``name``.
+
+        Raises:
+            UsageError: if there is none, or it cannot be used.
+        """
+
+    def chat(
+        self,
+        *,
+        conversation: Conversation | None = None,
+        template: str = "auto",
+        template_name: str | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> ChatSession:
+        """Begin or continue a conversation."""

@@ -92,7 +92,7 @@ def choice_json(
 
     by_length = among.normalize == "length"
     found = choose(session, message, among.texts, hooks, by_length=by_length)
-    piece = session.engine.tokenizer.piece
+    piece = session.piece
     return {
         "text": found[0].text,
         "choices": [
@@ -109,7 +109,7 @@ def choice_json(
             }
             for choice in found
         ],
-        "cached_tokens": session.engine.n_reused,
+        "cached_tokens": session.n_reused,
         "model": model,
     }
 

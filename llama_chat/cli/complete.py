@@ -34,7 +34,7 @@ from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
+    from llama_chat.chat.local_session import LocalSession
     from llama_chat.chat.templates import ChatTemplate
     from llama_chat.generation.batch import Together
     from llama_chat.generation.continuation import Request
@@ -222,7 +222,7 @@ class _Texts:
             logprobs=self._with_logprobs,
         )
 
-    def _session(self, settings: Settings) -> "ChatSession":
+    def _session(self, settings: Settings) -> "LocalSession":
         return new_session(self._llama, settings, None, streams.warn, self._grammar)
 
 

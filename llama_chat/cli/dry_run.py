@@ -57,7 +57,7 @@ class Preview:
             PromptTooLongError: if it leaves no space for a reply.
             UsageError: if there is no template, or it refuses the message.
         """
-        from llama_chat.chat.session import no_space
+        from llama_chat.chat.context_use import no_space
 
         source = self._planned.checkpoint.templates
         tokenizer, name = self._planned.tokenizer, settings.template_name

@@ -20,7 +20,7 @@ from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
+    from llama_chat.chat.local_session import LocalSession
     from llama_chat.llama import Llama
     from llama_chat.loading.plan import LoadPlan
 
@@ -158,7 +158,7 @@ def new_session(
     prompt: PromptFile | None,
     notify: Callable[[str], None],
     grammar: Grammar | None = None,
-) -> "ChatSession":
+) -> "LocalSession":
     """Begin a conversation with the settings and the examples of the prompt file."""
     session = llama.chat(
         template=settings.template,

@@ -25,7 +25,7 @@ from llama_chat.terminal import streams
 from llama_chat.terminal.progress import Report, progress
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
+    from llama_chat.chat.local_session import LocalSession
     from llama_chat.generation.batch import Scheduler
     from llama_chat.generation.continuation import Request
 
@@ -107,7 +107,7 @@ def answer_lines(
     if by_record is None:
         session = new_session(llama, settings, prompt, streams.warn, grammar)
 
-    def session_of(record: Record) -> "ChatSession":
+    def session_of(record: Record) -> "LocalSession":
         if by_record is None:
             return session
         filled = slots.fill(by_record, record.values)
@@ -189,7 +189,7 @@ class _Run:
         self,
         model: str,
         settings: Settings,
-        session_of: "Callable[[Record], ChatSession]",
+        session_of: "Callable[[Record], LocalSession]",
         question: str,
         options: LineOptions,
         answered: set[int],

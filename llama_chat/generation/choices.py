@@ -1,7 +1,6 @@
 """Scores of given continuations: how likely the model is to write each of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,22 +9,10 @@ from llama_chat.errors import ModelError
 from llama_chat.generation.backend import Extension
 from llama_chat.generation.engine import Engine, prompt_too_long
 from llama_chat.generation.events import Hooks
+from llama_chat.generation.logprobs import Scored
 
 _MAX_TOKENS = 512
 """Most tokens of continuations in one pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A continuation with the natural logarithm of the probability of each of its tokens."""
-
-    ids: Sequence[int]
-    logprobs: Sequence[float]
-
-    @property
-    def logprob(self) -> float:
-        """Logarithm of the probability of all of it."""
-        return sum(self.logprobs)
 
 
 @torch.inference_mode()

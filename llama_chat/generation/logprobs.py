@@ -1,6 +1,7 @@
-"""Top-k log-probabilities at each position of a reply."""
+"""Log-probabilities of the tokens of a reply, and of others at their positions."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 N_ALTERNATIVES = 10
@@ -8,6 +9,19 @@ N_ALTERNATIVES = 10
 
 Alternatives = tuple[tuple[int, float], ...]
 """Token ids with the natural logarithms of their probabilities, most likely first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A continuation with the natural logarithm of the probability of each of its tokens."""
+
+    ids: Sequence[int]
+    logprobs: Sequence[float]
+
+    @property
+    def logprob(self) -> float:
+        """Logarithm of the probability of all of it."""
+        return sum(self.logprobs)
 
 
 @dataclass(slots=True)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from llama_chat.chat.context_use import no_space
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.receipts import Asked, Describe, describe
-from llama_chat.chat.session import no_space
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request

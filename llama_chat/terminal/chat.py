@@ -22,8 +22,7 @@ from llama_chat.terminal.replying import show_reply
 from llama_chat.terminal.theme import Background
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
-    from llama_chat.llama import Llama
+    from llama_chat.chat.session import ChatModel, ChatSession
 
 _POLL_S = 0.05
 
@@ -53,7 +52,7 @@ class Chat:
         self.file = ConversationFile()
         self.tag = ModelTag()
         """Model that the token ids in the conversation come from."""
-        self.llama: Llama | None = None
+        self.model: ChatModel | None = None
         self.session: ChatSession | None = None
         self.interrupts = interrupts
         self.loader = ModelLoader(lambda: self.on_change())
@@ -85,7 +84,7 @@ class Chat:
     @property
     def model_name(self) -> str:
         """Name of the model in use or being loaded."""
-        return self.llama.name if self.llama else Path(self.settings.model or "").stem or "model"
+        return self.model.name if self.model else Path(self.settings.model or "").stem or "model"
 
     def load(self) -> None:
         """Start loading the model that the settings name, in the background."""
@@ -101,25 +100,27 @@ class Chat:
         Raises:
             UsageError: if the model has no known chat template.
         """
-        llama = self.loader.take_loaded()
-        if llama is None:
+        model = self.loader.take_loaded()
+        if model is None:
             return
-        session = self._new_session(llama)
-        self._adopt(llama)
-        self.llama, self.session = llama, session
+        session = self._new_session(model)
+        self._adopt(model)
+        self.model, self.session = model, session
         self.configure()
-        dtype = str(llama.model.dtype).removeprefix("torch.")
-        self.notes += filter(None, [*llama.warnings, session.template.take_note()])
-        self.notes.append(
-            f"{llama.name} · {dtype} on {llama.model.device} · context {llama.context} · "
-            f"template {session.template.name}"
-        )
+        self.notes += model.warnings
+        self._note_template()
+        self.notes.append(f"{model.name} · {model.summary} · template {session.template_name}")
         self.prefill_next()
 
-    def _new_session(self, llama: "Llama") -> "ChatSession":
+    def _note_template(self) -> None:
+        """Note how the template was chosen, if that needs a note."""
+        if self.session is not None and self.session.template is not None:
+            self.notes += filter(None, [self.session.template.take_note()])
+
+    def _new_session(self, model: "ChatModel") -> "ChatSession":
         """Make a session; a template chosen in the chat that does not fit becomes ``auto``."""
         try:
-            return llama.chat(
+            return model.chat(
                 conversation=self.conversation,
                 template=self.settings.template,
                 template_name=self.settings.template_name,
@@ -130,7 +131,7 @@ class Chat:
                 raise
             self.notes.append(str(error))
             self._settings.change("template", "auto", DEFAULT_SOURCE)
-            return self._new_session(llama)
+            return self._new_session(model)
 
     def wait_for_session(self) -> "ChatSession":
         """Return the session, once the model is loaded; a background prefill continues.
@@ -192,7 +193,7 @@ class Chat:
         plan = self._plan_load(settings, reclaimable=self._loaded_bytes())
         plan.check_fit()
         self.loader.stop()
-        self.llama = self.session = None  # there may not be memory for two
+        self.model = self.session = None  # there may not be memory for two
         self.loader.load(lambda: plan)
         try:
             self.wait_for_session()
@@ -202,17 +203,18 @@ class Chat:
 
     def _loaded_bytes(self) -> int:
         """Bytes of the loaded model and its KV cache."""
-        if self.llama is None or self.session is None:
+        if self.model is None or self.session is None:
             return 0
-        return self.llama.model.n_bytes + self.session.engine.cache.n_bytes
+        return self.model.n_bytes + self.session.n_bytes
 
-    def _adopt(self, llama: "Llama") -> None:
+    def _adopt(self, model: "ChatModel") -> None:
         """Continue the conversation with this model; token ids of another model are dropped."""
-        same = keep_valid_ids(self.conversation, self.tag, llama.tokenizer)
+        same = keep_valid_ids(self.conversation, self.tag, model.tokenizer)
         if self.conversation.all and not same:
             before = self.tag.name or "another model"
             self.notes.append(f"it was held with {before}: all of it is read again as text")
-        self.tag = ModelTag(llama.name, llama.tokenizer.fingerprint)
+        vocabulary = model.tokenizer.fingerprint if model.tokenizer else ""
+        self.tag = ModelTag(model.name, vocabulary)
 
     @property
     def settings(self) -> Settings:
@@ -228,10 +230,10 @@ class Chat:
         scope = SETTINGS[name].scope
         if scope == "load":
             self.reload(self.settings.change(name, value, source))
-        elif name in ("template", "template_name") and self.llama and self.session:
+        elif name in ("template", "template_name") and self.model and self.session:
             wanted = self.settings.change(name, value, source)
-            self.session.template = self.llama.template(wanted.template, wanted.template_name)
-            self.notes += filter(None, [self.session.template.take_note()])
+            self.session.template = self.model.template(wanted.template, wanted.template_name)
+            self._note_template()
         self._settings.change(name, value, source)
         if scope == "display":
             self.renderer = Renderer(self.settings, self.background)
@@ -240,8 +242,8 @@ class Chat:
     def configure(self) -> None:
         """Apply the settings to the conversation and the session."""
         self.conversation.system = self.settings.system
-        if self.llama is not None and self.session is not None:
-            self._settings.use_model(self.llama.checkpoint.generation)
+        if self.model is not None and self.session is not None:
+            self._settings.use_model(self.model.defaults)
             self.session.configure(self.settings)
 
     def use_prompt(self, prompt: PromptFile, *, above_flags: bool = True) -> None:
@@ -349,9 +351,9 @@ class Chat:
         self.previous = self.editing = None
         if not self.settings.is_given("system"):
             self._settings.change("system", conversation.system, "the conversation")
-        if self.session is not None and self.llama is not None:
+        if self.session is not None and self.model is not None:
             self.session.conversation = conversation
-            self._adopt(self.llama)
+            self._adopt(self.model)
         self.configure()
 
     def save(self, *, durable: bool = True) -> None:

@@ -15,15 +15,27 @@ from llama_chat.settings.settings import Settings
 from llama_chat.terminal.worker import Stopped, Worker
 
 if TYPE_CHECKING:
-    from llama_chat.chat.session import ChatSession
-    from llama_chat.llama import Llama
-    from llama_chat.loading.plan import LoadPlan
+    from llama_chat.chat.session import ChatModel, ChatSession
+
+
+class Plan(Protocol):
+    """Plan of a load."""
+
+    def check_fit(self) -> None:
+        """Check that it can be carried out.
+
+        Raises:
+            ModelError: if it cannot.
+        """
+
+    def load(self, report: Callable[[int, int], None] | None = None) -> "ChatModel":
+        """Carry it out; ``report`` is called often, and may raise to stop it."""
 
 
 class PlanLoad(Protocol):
     """Function that plans a load."""
 
-    def __call__(self, settings: Settings, *, reclaimable: int = 0) -> "LoadPlan":
+    def __call__(self, settings: Settings, *, reclaimable: int = 0) -> Plan:
         """Plan to load the model that ``settings`` name; see ``llama_chat.loading.plan.plan``."""
 
 
@@ -37,7 +49,7 @@ class ModelLoader:
             on_change: called, in any thread, when the state of the job has changed.
         """
         self._worker = Worker(on_change)
-        self._loaded: Llama | None = None
+        self._loaded: ChatModel | None = None
         self._prefix: Sequence[int] = ()
         """Token ids of the last prefill."""
         self.is_loading = False
@@ -63,7 +75,7 @@ class ModelLoader:
         """Error that ended the last job, if one did."""
         return self._worker.error
 
-    def load(self, plan: "Callable[[], LoadPlan]") -> None:
+    def load(self, plan: Callable[[], Plan]) -> None:
         """Start loading a model, after stopping the running job.
 
         Args:
@@ -83,7 +95,7 @@ class ModelLoader:
         self.is_loading = True
         self._worker.start(job)
 
-    def take_loaded(self) -> "Llama | None":
+    def take_loaded(self) -> "ChatModel | None":
         """Return the loaded model, once; None if there is none."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None or not self.busy:

@@ -28,7 +28,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     warning = speed = ""
     if (session := chat.session) is not None:
         use = session.context_use(typed, chat.attachments)
-        parts.insert(1, _context(use.n_tokens, session.engine.context, len(chat.attachments)))
+        parts.insert(1, _context(use.n_tokens, session.context, len(chat.attachments)))
         warning = _warning(use.n_dropped)
     if work := _work(chat):
         parts.append(work)
@@ -46,9 +46,10 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     return line
 
 
-def _context(n_tokens: int, context: int, n_files: int) -> str:
+def _context(n_tokens: int, context: int | None, n_files: int) -> str:
     attached = f" with {counted(n_files, 'file')}" if n_files else ""
-    return f"context {n_tokens}/{context}{attached}"
+    limit = "" if context is None else f"/{context}"
+    return f"context {n_tokens}{limit}{attached}"
 
 
 def _warning(n_dropped: int | None) -> str:

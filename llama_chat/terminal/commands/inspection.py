@@ -48,8 +48,9 @@ def _context(chat: Chat, argument: str) -> None:
     if dropped := chat.conversation.n_dropped:
         turns = "turn is" if dropped == 1 else f"{dropped} turns are"
         chat.renderer.note(f"the oldest {turns} no longer shown to the model")
-    used, total = sum(len(row.ids) for row in rows), session.engine.context
-    chat.renderer.note(f"{used} of {counted(total, 'token')}, {total - used} free")
+    used, total = sum(len(row.ids) for row in rows), session.context
+    if total is not None:
+        chat.renderer.note(f"{used} of {counted(total, 'token')}, {total - used} free")
 
 
 def _if_full(row: "ContextRow") -> str:
@@ -63,6 +64,7 @@ def _stats(chat: Chat, argument: str) -> None:
     if chat.last is None:
         raise NothingYetError("/stats", "reply")
     usage, timings = chat.last.usage, chat.last.timings
+    evaluated = chat.wait_for_session().n_evaluated
     chat.renderer.table(
         ("last reply", ""),
         (
@@ -76,7 +78,7 @@ def _stats(chat: Chat, argument: str) -> None:
             ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
             ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),
             ("seed", str(chat.last.seed)),
-            ("tokens evaluated in total", str(chat.wait_for_session().engine.n_evaluated)),
+            *([] if evaluated is None else [("tokens evaluated in total", str(evaluated))]),
         ),
     )
 
@@ -93,8 +95,7 @@ def _tokens(chat: Chat, argument: str) -> None:
             f"the model is not shown message {message.number}",
             "/context lists what it is",
         )
-    tokenizer = session.engine.tokenizer
-    cells = [f"{token_id:>6} {sanitize(repr(tokenizer.piece(token_id)))}" for token_id in row.ids]
+    cells = [f"{token_id:>6} {sanitize(repr(session.piece(token_id)))}" for token_id in row.ids]
     _columns(chat, cells)
     chat.renderer.note(
         f"message {message.number}, with the template around it: {counted(len(cells), 'token')}"
@@ -216,13 +217,12 @@ def _show_alternatives(
 
 
 def _piece(session: "ChatSession", token_id: int) -> str:
-    return session.engine.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+    return session.token_bytes(token_id).decode("utf-8", "replace")
 
 
 def _quoted(session: "ChatSession", token_id: int) -> str:
     """Quote the text of a token, or the name of a control token."""
-    tokenizer = session.engine.tokenizer
-    return repr(_piece(session, token_id) or tokenizer.piece(token_id))
+    return repr(_piece(session, token_id) or session.piece(token_id))
 
 
 def _numbers(chat: Chat, argument: str) -> Iterable[Value]:

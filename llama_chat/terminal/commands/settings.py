@@ -40,7 +40,7 @@ def show_value(chat: Chat, setting: Setting) -> None:
 def _value_text(chat: Chat, setting: Setting) -> str:
     value = chat.settings.value(setting.name)
     if setting.name == "seed" and value is None and chat.session is not None:
-        return f"{chat.session.sampler.seed}, drawn"
+        return "not set" if chat.session.seed is None else f"{chat.session.seed}, drawn"
     if value is None or value in ("", ()):
         return "not set"
     if isinstance(value, tuple):
@@ -164,7 +164,7 @@ def _template(chat: Chat, argument: str) -> None:
     setting = SETTINGS["template"]
     if argument:
         set_value(chat, setting, argument, setting.command)
-    chat.renderer.note(f"template is {chat.wait_for_session().template.name}")
+    chat.renderer.note(f"template is {chat.wait_for_session().template_name}")
 
 
 def _model(chat: Chat, argument: str) -> None:

@@ -1,0 +1,210 @@
+"""Chat session with a model that is loaded here."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+from llama_chat.chat.context_use import Fit
+from llama_chat.chat.conversation import Attachment, Conversation, Message
+from llama_chat.chat.encoding_session import EncodingSession
+from llama_chat.chat.templates import ChatTemplate
+from llama_chat.errors import UsageError
+from llama_chat.generation.choices import score
+from llama_chat.generation.constraints import Grammar
+from llama_chat.generation.continuation import Request
+from llama_chat.generation.engine import Engine
+from llama_chat.generation.events import Event, Finish, Hooks, Token
+from llama_chat.generation.kv_cache import common_prefix
+from llama_chat.generation.logprobs import Scored
+from llama_chat.generation.sampling import Sampler
+from llama_chat.model.transformer import InterruptedForward
+from llama_chat.settings.sampling import Sampling
+from llama_chat.settings.settings import Settings
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.streaming import StreamingDecoder
+
+
+class LocalSession(EncodingSession):
+    """A conversation, and the engine whose KV cache holds its tokens.
+
+    The engine prefills the tokens that differ from those of its cache.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        template: ChatTemplate,
+        sampling: Sampling | None = None,
+        *,
+        conversation: Conversation | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        drop_oldest: bool = True,
+        lookup: bool = True,
+        grammar: Grammar | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        """Begin or continue a conversation; see ``ChatSession`` for the other arguments.
+
+        Args:
+            engine: the model; its cache is this session's from now on.
+            template: the chat template, which encodes messages.
+            sampling: the sampling settings.
+            conversation: the conversation to continue; a new one if None.
+            max_tokens: length limit of a reply in tokens.
+            stop: stop strings.
+            drop_oldest: True to drop the oldest turns when the context is full.
+            lookup: True to draft tokens from earlier text; see ``Engine.generate``.
+            grammar: grammar that every reply must meet.
+            notify: called with one-line notices for the user.
+        """
+        super().__init__(
+            template,
+            conversation=conversation,
+            max_tokens=max_tokens,
+            stop=stop,
+            drop_oldest=drop_oldest,
+            notify=notify,
+        )
+        self.engine = engine
+        self.sampler = Sampler(sampling or Sampling(), with_logprobs=True)
+        self.lookup = lookup
+        self.grammar = grammar
+        self.prompt_ids: list[int] = []  # of the last reply
+
+    def configure(self, settings: Settings) -> None:
+        """Apply the settings; earlier turns stay as they are."""
+        super().configure(settings)
+        self.sampler.sampling = settings.sampling
+        self.lookup = settings.lookup
+
+    @property
+    def context(self) -> int:
+        """Context length in tokens."""
+        return self.engine.context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Vocabulary of the model."""
+        return self.engine.tokenizer
+
+    @property
+    def seed(self) -> int:
+        """Seed of the random numbers."""
+        return self.sampler.seed
+
+    @property
+    def n_bytes(self) -> int:  # type: ignore[override] # it grows
+        """Bytes of the KV cache."""
+        return self.engine.cache.n_bytes
+
+    @property
+    def n_evaluated(self) -> int:  # type: ignore[override] # it grows
+        """Number of tokens evaluated so far."""
+        return self.engine.n_evaluated
+
+    @property
+    def n_reused(self) -> int:  # type: ignore[override] # it changes
+        """Number of tokens of the last prompt that needed no forward pass."""
+        return self.engine.n_reused
+
+    def _cached_ids(self) -> Sequence[int]:
+        return self.engine.cache.ids
+
+    def request(self, text: str) -> Request:
+        """Encode a message as ``send`` would, to be generated elsewhere; nothing is recorded.
+
+        Raises:
+            PromptTooLongError: if it does not fit.
+        """
+        fit = self._fit(Message("user", text), self._open_reply(""))
+        return Request(
+            fit.ids,
+            Sampler(self.sampler.sampling, with_logprobs=True),
+            self.max_tokens,
+            self.stop,
+            self.template.end_ids,
+            leading="strip",
+            grammar=self.grammar,
+        )
+
+    def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
+        """Score replies to a message, each with the end of the turn."""
+        prompt = self.request(message).ids
+        continuations = [self._reply_ids(message, text, prompt) for text in texts]
+        return score(self.engine, prompt, continuations, hooks)
+
+    def _reply_ids(self, message: str, text: str, prompt: Sequence[int]) -> Sequence[int]:
+        """Encode a reply as the model would write it, up to its end token if there is one."""
+        reply = Message("assistant", text, self.template.encode_reply(text))
+        asked = self.conversation.messages()
+        whole = self.template.render([*asked, Message("user", message), reply])
+        ids = list(reply.ids or ())
+        ends = self.engine.end_ids | self.template.end_ids
+        for token_id in whole[len(prompt) + len(ids) :]:
+            if token_id in ends:
+                return [*ids, token_id]
+        return ids
+
+    def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
+        """Token prefix shared by every possible next message with these attachments.
+
+        It is that without attachments, or none, if no such message can fit.
+        If the template refuses the conversation, it is what the cache has.
+        """
+        messages = self.conversation.messages()
+        # Two messages without a common beginning share only what the template puts before them.
+        probes = [Message("user", text, attachments=tuple(attachments)) for text in "A7"]
+        try:
+            if self._excess([*messages, probes[0]]):
+                return self.next_prefix() if attachments else []
+            if messages and messages[-1].role == "assistant" and not attachments:
+                return self.template.render(messages)
+            one, other = (self.template.render([*messages, probe]) for probe in probes)
+        except UsageError:
+            return list(self.engine.cache.ids)
+        return one[: common_prefix(one, other)]
+
+    def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:
+        """Prefill the prefix of the next message; if stopped, that message prefills the rest.
+
+        Args:
+            prefix: result of ``next_prefix``; None for that without attachments.
+            hooks: hooks to follow and stop it.
+        """
+        prefix = self.next_prefix() if prefix is None else prefix
+        if len(prefix) <= self.engine.context:
+            with suppress(InterruptedForward):
+                self.engine.prefill_cached(prefix, hooks)
+
+    def _generate(self, fit: Fit, reply: Message, hooks: Hooks | None) -> Iterator[Event]:
+        """Generate what follows ``reply``."""
+        self.prompt_ids = fit.ids
+        if reply.ids is not None:
+            # Without the U+FFFD of a character that was cut off.
+            reply.text = StreamingDecoder(self.engine.tokenizer, "strip").decode(reply.ids)
+        return self.engine.generate(
+            fit.ids,
+            self.sampler,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            end_ids=self.template.end_ids,
+            n_begun=len(reply.ids or ()),
+            # A reply known only as text continues directly after its last character.
+            leading="keep" if reply.ids is None else "strip",
+            lookup=self.lookup,
+            grammar=self.grammar,
+            hooks=hooks,
+        )
+
+    def _record(self, reply: Message, token: Token) -> None:
+        """Add a token to ``reply``."""
+        reply.ids = None if reply.ids is None else (*reply.ids, token.id)
+        if reply.logprobs is not None:
+            reply.logprobs.add(token.id, token.logprob, token.alternatives)
+
+    def _ended(self, reply: Message, finish: Finish) -> None:
+        """Prefill the end of the turn."""
+        if finish.stopped_at is not None:
+            reply.ids = None  # they reach into the stop string, the text does not
+        if finish.usage.completion_tokens or not reply.interrupted:
+            self.prefill_next()
