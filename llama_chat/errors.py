@@ -24,6 +24,10 @@ class LlamaChatError(Exception):
         self.advice = advice
 
 
+class CutOffError(LlamaChatError):
+    """A server went away within an answer, of which the beginning is there. Exit status 1."""
+
+
 class UsageError(LlamaChatError):
     """The command line, a setting or a prompt is not usable. Exit status 2."""
 

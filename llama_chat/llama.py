@@ -13,8 +13,8 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.fingerprint import model_fingerprint
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
-from llama_chat.errors import UsageError
-from llama_chat.generation.batch import Scheduler
+from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.generation.batch import Key, Scheduler, generate_all
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine, check_least, choose_backend, prompt_too_long
@@ -23,6 +23,7 @@ from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.sampling import Sampling
+from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading
 
@@ -149,6 +150,24 @@ class Llama:
         )
         return self.continued(request, hooks, lookup=lookup)
 
+    def continuation(
+        self, text: str, settings: Settings, *, grammar: Grammar | None = None, n_logprobs: int = 0
+    ) -> Request:
+        """Return the request to continue a raw text.
+
+        Raises:
+            PromptTooLongError: if it does not fit in the context.
+            UsageError: if it is empty, and there is no BOS.
+        """
+        return self.request(
+            self.prompt_ids(text),
+            settings.sampling,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            grammar=grammar,
+            logprobs=n_logprobs > 0,
+        )
+
     def continued(
         self, request: Request, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
@@ -224,6 +243,12 @@ class Llama:
             keeps_replies=keeps_replies,
             notify=notify,
         )
+
+    def generate_all(
+        self, scheduler: Scheduler, requests: Iterator[tuple[Key, Request] | None]
+    ) -> Iterator[tuple[Key, Event | LlamaChatError]]:
+        """Generate continuations of many requests, as they come; see ``batch.generate_all``."""
+        return generate_all(scheduler, requests)
 
     def chat(
         self,

@@ -61,7 +61,8 @@ def test_show_prints_every_setting_in_order_and_groups(home: Path) -> None:
     assert names == list(SETTINGS)
     assert "# context =" in lines
     headings = [line for line in lines if line.startswith("# ---")]
-    assert headings == [f"# --- {group} ---" for group in ("Model", "Sampling", "Reply", "Output")]
+    groups = ("Model", "Endpoint", "Sampling", "Reply", "Output")
+    assert headings == [f"# --- {group} ---" for group in groups]
 
 
 def test_origins_are_shown_in_a_column_and_in_json(home: Path, file: Path) -> None:

@@ -27,6 +27,8 @@ class ContextUse:
     n_tokens: int
     n_dropped: int | None
     """Number of turns that sending the message would drop; None if it does not fit at all."""
+    is_exact: bool = True
+    """False if the tokens are estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Fit:
     """An encoded conversation that fits, and the turns dropped for that."""
 
     ids: list[int]
+    """Its tokens; none if they are known elsewhere."""
+    messages: list[Message]
     n_dropped: int
     """Number of turns dropped from the path, now and earlier."""
     n_turns: int

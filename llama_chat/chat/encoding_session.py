@@ -161,5 +161,7 @@ class EncodingSession(ChatSession):
             n_tokens = length(n_dropped)
         if n_tokens >= context:
             raise no_space(n_tokens, context)
-        ids, n_left_out = self.template.render(shown(n_dropped), open_reply=True), n_all - n_tokens
-        return Fit(ids, n_dropped, n_dropped - conversation.n_dropped, type(n_all)(n_left_out))
+        messages, n_left_out = shown(n_dropped), n_all - n_tokens
+        ids = self.template.render(messages, open_reply=True)
+        n_turns = n_dropped - conversation.n_dropped
+        return Fit(ids, messages, n_dropped, n_turns, type(n_all)(n_left_out))

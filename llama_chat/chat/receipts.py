@@ -118,7 +118,8 @@ def describe(
         }
         if not n_logprobs:
             return {"receipt": receipt}
-        logprobs = [_logprob(llama, each, n_logprobs) for each in tokens]
+        piece = llama.tokenizer.piece
+        logprobs = [logprob_json(piece, each, n_logprobs) for each in tokens]
         return {"logprobs": logprobs, "receipt": receipt}
 
     return described
@@ -132,9 +133,8 @@ def _fingerprint(llama: "Llama") -> str:
         return ""
 
 
-def _logprob(llama: "Llama", token: Token, n: int) -> dict[str, Any]:
+def logprob_json(piece: Callable[[int], str], token: Token, n: int) -> dict[str, Any]:
     """Describe a token and the ``n`` most likely ones at its position."""
-    piece = llama.tokenizer.piece
 
     def one(token_id: int, logprob: float) -> dict[str, Any]:
         return {"id": token_id, "piece": piece(token_id), "logprob": round(logprob, 6)}

@@ -257,8 +257,9 @@ def keep_valid_ids(conversation: Conversation, tag: ModelTag, tokenizer: Tokeniz
     """
     same = tokenizer is not None and tag.vocabulary == tokenizer.fingerprint
     for message in conversation.all:
-        if message.ids is not None and not (
-            same and tokenizer and _match(message.ids, message.text, tokenizer)
+        if not same or (
+            message.ids is not None
+            and not (tokenizer and _match(message.ids, message.text, tokenizer))
         ):
             message.ids = message.logprobs = None
     return same

@@ -1,10 +1,11 @@
 """Writing of one answer to stdout, shared by ``ask``, ``complete`` and piped stdin."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from llama_chat.chat.receipts import Describe
+from llama_chat.chat.receipts import Asked, Describe, describe, logprob_json
 from llama_chat.errors import LengthLimitError, UsageError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import SETTINGS
@@ -12,6 +13,12 @@ from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
+
+if TYPE_CHECKING:
+    from llama_chat.chat.local_session import LocalSession
+    from llama_chat.chat.remote_session import RemoteSession
+    from llama_chat.llama import Llama
+    from llama_chat.remote import RemoteModel
 
 
 def check_logprobs(n: int, *, as_json: bool) -> None:
@@ -22,6 +29,43 @@ def check_logprobs(n: int, *, as_json: bool) -> None:
     """
     if n and not as_json:
         raise UsageError("--logprobs", "only JSON has a place for them", "add --json")
+
+
+def describe_answer(
+    model: "Llama | RemoteModel",
+    loaded: Settings,
+    asked: Callable[[], Asked],
+    n_logprobs: int,
+) -> Describe:
+    """Return the function that describes an answer; see ``receipts.describe``.
+
+    Those of a model on a server have no receipt, since nothing can reproduce them.
+    """
+    from llama_chat.remote import RemoteModel
+
+    if isinstance(model, RemoteModel):
+        return partial(_describe_remote, model, n_logprobs)
+    return describe(model, loaded, asked, n_logprobs)
+
+
+def _describe_remote(
+    model: "RemoteModel", n_logprobs: int, tokens: Sequence[Token], finish: Finish
+) -> dict[str, Any]:
+    """Return the log-probabilities that a server gave, of tokens with numbers of our own.
+
+    Raises:
+        UsageError: if it gave none, and they are wanted.
+    """
+    if not n_logprobs:
+        return {}
+    if any(token.id < 0 for token in tokens):
+        raise UsageError("--logprobs", "the server gives none", "use a model here")
+    return {"logprobs": [logprob_json(model.piece, each, n_logprobs) for each in tokens]}
+
+
+def asked_of(session: "LocalSession | RemoteSession") -> Asked:
+    """Return what decided the last reply of a session with a model here."""
+    return Asked.of_session(cast("LocalSession", session))
 
 
 def write_answer(
@@ -78,19 +122,24 @@ def write_answer(
 def answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
     """Return an answer as the object that ``--json`` writes."""
     usage = finish.usage
-    constrained = {} if finish.meets_grammar is None else {"meets_grammar": finish.meets_grammar}
+    more: dict[str, Any] = {}
+    if finish.meets_grammar is not None:
+        more["meets_grammar"] = finish.meets_grammar
+    if usage.counted_by != "engine":
+        more["token_counts"] = usage.counted_by
+    is_counted = usage.counted_by != "chunks"
     return {
         "text": text,
         "finish_reason": finish.reason,
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
+        "prompt_tokens": usage.prompt_tokens if is_counted else None,
+        "cached_tokens": usage.cached_tokens if is_counted else None,
         "completion_tokens": usage.completion_tokens,
         "ttft_s": round(finish.timings.ttft_s, 4),
         "prefill_tok_s": round(finish.prefill_tok_s, 2),
         "decode_tok_s": round(finish.decode_tok_s, 2),
         "seed": finish.seed,
         "model": model,
-        **constrained,
+        **more,
     }
 
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llama_chat.chat.receipts import Asked, describe
-from llama_chat.cli.answering import check_logprobs, write_answer
+from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
 from llama_chat.cli.choosing import (
     Among,
     Choices,
@@ -26,7 +25,7 @@ from llama_chat.cli.flags import (
     Variables,
 )
 from llama_chat.cli.grammars import read_grammar
-from llama_chat.cli.loading import load_model, new_session, open_prompt, with_prompt_file
+from llama_chat.cli.loading import new_session, open_model, open_prompt, with_prompt_file
 from llama_chat.cli.many import (
     AreLines,
     AreRecords,
@@ -172,17 +171,17 @@ def answer(
         fail_on_length=fail_on_length,
     ):
         return
-    llama, settings = load_model(settings, [message.strip()])
-    session = new_session(llama, settings, prompt, streams.warn, grammar)
+    model, settings = open_model(settings, [message.strip()], n_logprobs=logprobs)
+    session = new_session(model, settings, prompt, streams.warn, grammar)
     if among is not None:
-        write_choice(session, message, among, settings, llama.name, as_json=as_json, raw=raw)
+        write_choice(session, message, among, settings, model.name, as_json=as_json, raw=raw)
         return
     write_answer(
         lambda hooks: session.send(message, hooks),
         settings,
-        model=llama.name,
+        model=model.name,
         as_json=as_json,
-        describe=describe(llama, settings, lambda: Asked.of_session(session), logprobs),
+        describe=describe_answer(model, settings, lambda: asked_of(session), logprobs),
         raw=raw,
         fail_on_length=fail_on_length,
     )

@@ -15,7 +15,7 @@ from llama_chat.chat.conversation import Attachment
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.cli.completing import conversations
 from llama_chat.cli.flags import Variables
-from llama_chat.cli.loading import model_path, open_prompt, plan_load
+from llama_chat.cli.loading import model_path, open_prompt, plan_model
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.cli.slots import Slots
@@ -75,9 +75,13 @@ def open_chat(
         )
     saved = store.latest() if go_on else _saved(resume, settings)
     attachments = [] if streams.is_terminal(sys.stdin) else [_read_piped()]
-    if not settings.model and not starter.is_installed(starter.DEFAULT):
-        _offer_starter(settings)
-    model_path(settings)  # a wrong name is an error before anything is drawn
+    # A wrong name or address is an error before anything is drawn.
+    if settings.server_url is not None:
+        plan_model(settings)
+    else:
+        if not settings.model and not starter.is_installed(starter.DEFAULT):
+            _offer_starter(settings)
+        model_path(settings)
     slots = Slots(variables, (lambda: str(attachments[0])) if attachments else None)
     prompt = open_prompt(settings, slots)
     if slots.takes_stdin:
@@ -144,7 +148,7 @@ def _run_chat(
     from llama_chat.terminal.chat import Chat
     from llama_chat.terminal.commands.sessions import go_on as resume
 
-    chat = Chat(settings, plan_load, prompt, interrupts)
+    chat = Chat(settings, plan_model, prompt, interrupts)
     chat.attachments, chat.variables = attachments, slots.values
     tell = chat.renderer.note
     if not settings.quiet:

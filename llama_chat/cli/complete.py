@@ -5,13 +5,13 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
-from llama_chat.chat.receipts import Asked, describe
-from llama_chat.cli.answering import check_logprobs, write_answer
+from llama_chat.chat.receipts import Asked
+from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.flags import (
     DryRun,
@@ -23,22 +23,23 @@ from llama_chat.cli.flags import (
     Variables,
 )
 from llama_chat.cli.grammars import read_grammar
-from llama_chat.cli.loading import load_model, new_session, overlaid, with_prompt_file
+from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.cli.warm import Wanted, WarmModel, write_warm
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
+from llama_chat.generation.together import Together
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
     from llama_chat.chat.local_session import LocalSession
+    from llama_chat.chat.remote_session import RemoteSession
     from llama_chat.chat.templates import ChatTemplate
-    from llama_chat.generation.batch import Together
-    from llama_chat.generation.continuation import Request
     from llama_chat.llama import Llama
+    from llama_chat.remote import RemoteModel
 
 Generate = Callable[[Hooks], Iterator[Event]]
 
@@ -99,13 +100,14 @@ def complete(
         )
         if done:
             return
-    llama, settings = load_model(settings, map(str.strip, texts) if through_template else texts)
+    checked = map(str.strip, texts) if through_template else texts
+    model, settings = open_model(settings, checked, n_logprobs=logprobs)
     ours = [overlaid(settings, prompt) for prompt in prompts]
     jobs = [
         (text, own) for own, prompt in zip(ours, prompts, strict=True) for text in prompt.renders()
     ]
     generations = _Texts(
-        llama, constraint, through_template=through_template, with_logprobs=logprobs > 0
+        model, constraint, through_template=through_template, n_logprobs=logprobs
     ).begin(jobs, settings)
     for name, prompt, own in zip(files, prompts, ours, strict=True):
         for title, text in _titled(name, prompt, many=len(files) > 1):
@@ -115,9 +117,9 @@ def complete(
             write_answer(
                 generate,
                 own,
-                model=llama.name,
+                model=model.name,
                 as_json=as_json,
-                describe=describe(llama, own, asked, logprobs),
+                describe=describe_answer(model, own, asked, logprobs),
                 raw=raw,
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
@@ -161,16 +163,16 @@ class _Texts:
 
     def __init__(
         self,
-        llama: "Llama",
+        model: "Llama | RemoteModel",
         grammar: Grammar | None,
         *,
         through_template: bool,
-        with_logprobs: bool,
+        n_logprobs: int,
     ) -> None:
-        self._llama = llama
+        self._model = model
         self._grammar = grammar
         self._through_template = through_template
-        self._with_logprobs = with_logprobs
+        self._n_logprobs = n_logprobs
 
     def begin(
         self, texts: Sequence[tuple[str, Settings]], settings: Settings
@@ -180,30 +182,36 @@ class _Texts:
             [(text, own)] = texts
             yield self._reply(text, own) if self._through_template else self._alone(text, own)
             return
-        from llama_chat.generation.batch import Together
-
         notify = streams.warn if settings.verbose else None
         requests = [self._request(text, own) for text, own in texts]
-        together = Together(self._llama.scheduler(settings.parallel, notify=notify), requests)
-        template = self._template(settings) if self._through_template else None
+        scheduler: Any = self._model.scheduler(settings.parallel, notify=notify)
+        generate_all: Callable[..., Any] = self._model.generate_all
+        together = Together(partial(generate_all, scheduler), requests)
         for i, request in enumerate(requests):
-            yield partial(_read, together, i), partial(Asked.of_request, request, template)
+            yield partial(_read, together, i), partial(self._asked, request, settings)
 
-    def _template(self, settings: Settings) -> "ChatTemplate":
-        return self._llama.template(settings.template, settings.template_name)
+    def _asked(self, request: Any, settings: Settings) -> Asked:
+        return Asked.of_request(request, self._template(settings))
+
+    def _template(self, settings: Settings) -> "ChatTemplate | None":
+        """Return the template, if there is one; it is for models here."""
+        if not self._through_template:
+            return None
+        return self._model.template(settings.template, settings.template_name)
 
     def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a reply, which always has log-probabilities."""
         session = self._session(settings)
-        return partial(session.send, text), partial(Asked.of_session, session)
+        return partial(session.send, text), partial(asked_of, session)
 
     def _alone(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a continuation, with drafts from earlier text."""
         request = self._continuation(text, settings)
-        generate = partial(self._llama.continued, request, lookup=settings.lookup)
+        continued: Callable[..., Iterator[Event]] = self._model.continued
+        generate = partial(continued, request, lookup=settings.lookup)
         return generate, partial(Asked.of_request, request)
 
-    def _request(self, text: str, settings: Settings) -> "Request | LlamaChatError":
+    def _request(self, text: str, settings: Settings) -> Any:
         """Encode a text to be continued with others; returns the error if it cannot be."""
         try:
             if self._through_template:
@@ -212,21 +220,16 @@ class _Texts:
         except LlamaChatError as error:
             return error
 
-    def _continuation(self, text: str, settings: Settings) -> "Request":
-        return self._llama.request(
-            self._llama.prompt_ids(text),
-            settings.sampling,
-            max_tokens=settings.max_tokens,
-            stop=settings.stop,
-            grammar=self._grammar,
-            logprobs=self._with_logprobs,
+    def _continuation(self, text: str, settings: Settings) -> Any:
+        return self._model.continuation(
+            text, settings, grammar=self._grammar, n_logprobs=self._n_logprobs
         )
 
-    def _session(self, settings: Settings) -> "LocalSession":
-        return new_session(self._llama, settings, None, streams.warn, self._grammar)
+    def _session(self, settings: Settings) -> "LocalSession | RemoteSession":
+        return new_session(self._model, settings, None, streams.warn, self._grammar)
 
 
-def _read(together: "Together", index: int, hooks: Hooks) -> Iterator[Event]:
+def _read(together: Together[Any], index: int, hooks: Hooks) -> Iterator[Event]:
     return together.read(index)
 
 

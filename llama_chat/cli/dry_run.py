@@ -10,7 +10,7 @@ from llama_chat.chat.templates import choose_template
 from llama_chat.chat.templates.base import Origin
 from llama_chat.cli.loading import plan_load
 from llama_chat.cli.tokenize import spans
-from llama_chat.errors import counted
+from llama_chat.errors import UsageError, counted
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.streams import AnswerWriter
@@ -32,7 +32,11 @@ class Preview:
             settings: the settings, which name the model.
             as_json: write a line of JSON for each prompt.
         """
-        self._planned: LoadPlan = plan_load(settings)
+        url, here = settings.server_url, settings.template_here
+        if url is not None and here is None:
+            why = "the server encodes the prompt"
+            raise UsageError("--dry-run", why, "--template-here MODEL encodes it here")
+        self._planned: LoadPlan = plan_load(settings, None if url is None else here)
         self._as_json = as_json
         for line in self._planned.warnings:
             streams.warn(line)

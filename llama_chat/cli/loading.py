@@ -8,21 +8,25 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import UsageError, reason
 from llama_chat.generation.constraints import Grammar
 from llama_chat.library import find_model
+from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
 
 if TYPE_CHECKING:
     from llama_chat.chat.local_session import LocalSession
+    from llama_chat.chat.remote_session import RemoteSession
     from llama_chat.llama import Llama
+    from llama_chat.loading.endpoints import EndpointPlan
     from llama_chat.loading.plan import LoadPlan
+    from llama_chat.remote import RemoteModel
 
 
 def model_path(settings: Settings, wanted: str | None = None) -> Path:
@@ -30,8 +34,12 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
 
     Raises:
         ModelError: if there is none.
-        UsageError: if the current folder is gone: the libraries of torch need one to be found.
+        UsageError: if the current folder is gone: the libraries of torch need one to be found; or
+            if a server was asked for, and a model here is needed.
     """
+    if wanted is None and settings.source("endpoint") == SETTINGS["endpoint"].flag:
+        why = "this needs a model here"
+        raise UsageError("--endpoint", why, "give --model; chat, ask and complete take --endpoint")
     if "torch" not in sys.modules:
         try:
             Path.cwd()
@@ -63,6 +71,21 @@ def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int
         draft=settings.draft,
         reclaimable=reclaimable,
     )
+
+
+def plan_model(settings: Settings, *, reclaimable: int = 0) -> "LoadPlan | EndpointPlan":
+    """Plan to load the model in the settings, or to ask the server that they name.
+
+    Raises:
+        ModelError: if there is no such model, or it cannot be opened.
+        UsageError: if a setting does not suit it or this machine.
+    """
+    url, here = settings.server_url, settings.template_here
+    if url is None:
+        return plan_load(settings, reclaimable=reclaimable)
+    from llama_chat.loading.endpoints import plan_endpoint
+
+    return plan_endpoint(url, settings, model_path(settings, here) if here else None)
 
 
 @contextmanager
@@ -132,6 +155,25 @@ def load_model(settings: Settings, texts: Iterable[str] = ()) -> "tuple[Llama, S
     return llama, settings.with_model(defaults.sampling, defaults.where)
 
 
+def open_model(
+    settings: Settings, texts: Iterable[str] = (), *, n_logprobs: int = 0
+) -> "tuple[Llama | RemoteModel, Settings]":
+    """Load the model that the settings name, or find it on their server; see ``load_model``.
+
+    Args:
+        settings: the settings.
+        texts: prompts, of which each must fit in the context.
+        n_logprobs: likely tokens at each position to ask a server for.
+    """
+    if settings.server_url is None:
+        return load_model(settings, texts)
+    model = cast("EndpointPlan", plan_model(settings)).load()
+    model.served.n_logprobs = n_logprobs
+    for line in model.warnings:
+        streams.warn(line)
+    return model, settings
+
+
 def with_prompt_file(settings: Settings, prompt: PromptFile | None) -> Settings:
     """Apply the settings of a prompt file that neither flag nor environment sets."""
     if prompt is None:
@@ -153,14 +195,14 @@ def open_prompt(settings: Settings, slots: Slots) -> PromptFile | None:
 
 
 def new_session(
-    llama: "Llama",
+    model: "Llama | RemoteModel",
     settings: Settings,
     prompt: PromptFile | None,
     notify: Callable[[str], None],
     grammar: Grammar | None = None,
-) -> "LocalSession":
+) -> "LocalSession | RemoteSession":
     """Begin a conversation with the settings and the examples of the prompt file."""
-    session = llama.chat(
+    session = model.chat(
         template=settings.template,
         template_name=settings.template_name,
         examples=() if prompt is None else prompt.examples,
@@ -168,6 +210,7 @@ def new_session(
         notify=notify,
     )
     session.configure(settings)
-    if (note := session.template.take_note()) and not settings.quiet:
+    template = session.template
+    if template is not None and (note := template.take_note()) and not settings.quiet:
         notify(note)
     return session

@@ -13,7 +13,7 @@ from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.chat.prompt_slots import slot_names
 from llama_chat.cli.answering import answer_json, limit_is_given
 from llama_chat.cli.choosing import Among, choice_json
-from llama_chat.cli.loading import load_model, new_session, overlaid, with_prompt_file
+from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import LengthLimitError, LlamaChatError, UsageError, counted
@@ -26,8 +26,7 @@ from llama_chat.terminal.progress import Report, progress
 
 if TYPE_CHECKING:
     from llama_chat.chat.local_session import LocalSession
-    from llama_chat.generation.batch import Scheduler
-    from llama_chat.generation.continuation import Request
+    from llama_chat.chat.remote_session import RemoteSession
 
 AreLines = Annotated[
     bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
@@ -102,22 +101,22 @@ def answer_lines(
     slots.check_used(by_record)
     settings = with_prompt_file(settings, prompt)
     lines = Lines()
-    llama, settings = load_model(settings)
+    model, settings = open_model(settings)
     notify = streams.warn if settings.verbose else None
     if by_record is None:
-        session = new_session(llama, settings, prompt, streams.warn, grammar)
+        session = new_session(model, settings, prompt, streams.warn, grammar)
 
-    def session_of(record: Record) -> "LocalSession":
+    def session_of(record: Record) -> "LocalSession | RemoteSession":
         if by_record is None:
             return session
         filled = slots.fill(by_record, record.values)
-        return new_session(llama, overlaid(settings, filled), filled, streams.warn, grammar)
+        return new_session(model, overlaid(settings, filled), filled, streams.warn, grammar)
 
-    run = _Run(llama.name, settings, session_of, question or "", options, answered, among)
-    scheduler = llama.scheduler(settings.parallel, notify=notify)
+    run = _Run(model.name, settings, session_of, question or "", options, answered, among)
+    scheduler = model.scheduler(settings.parallel, notify=notify)
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
-            run.answer(scheduler, lines, report)
+            run.answer(model.generate_all, scheduler, lines, report)
         finally:
             run.answers.write_complete()
     run.report_end(fail_on_length)
@@ -189,7 +188,7 @@ class _Run:
         self,
         model: str,
         settings: Settings,
-        session_of: "Callable[[Record], LocalSession]",
+        session_of: "Callable[[Record], LocalSession | RemoteSession]",
         question: str,
         options: LineOptions,
         answered: set[int],
@@ -203,10 +202,17 @@ class _Run:
         """Text so far of each answer, by the number of its line."""
         self._n_failed = self._n_cut = self._n_done = 0
 
-    def answer(self, scheduler: "Scheduler", lines: Lines, report: Report) -> None:
-        """Answer the lines, and report the number of answers after each."""
-        from llama_chat.generation.batch import generate_all
+    def answer(
+        self, generate_all: Callable[..., Any], scheduler: Any, lines: Lines, report: Report
+    ) -> None:
+        """Answer the lines, and report the number of answers after each.
 
+        Args:
+            generate_all: yields the events of requests with their records.
+            scheduler: computes them, or asks a server.
+            lines: the lines.
+            report: called after each answer.
+        """
         for record, event in generate_all(scheduler, self._requests(scheduler, lines, report)):
             if isinstance(event, LlamaChatError):
                 self._fail(record.line, record.keys, event)
@@ -225,8 +231,8 @@ class _Run:
         report(self._n_done, max(lines.total - len(self._answered), 0))
 
     def _requests(
-        self, scheduler: "Scheduler", lines: Lines, report: Report
-    ) -> "Iterator[tuple[Record, Request] | None]":
+        self, scheduler: Any, lines: Lines, report: Report
+    ) -> Iterator[tuple[Record, Any] | None]:
         """Yield the lines that can be answered; see ``generate_all``."""
         for arrived in lines(lambda: scheduler.n_running + scheduler.n_waiting > 0):
             if arrived is None:

@@ -30,7 +30,11 @@ _START_PATIENCE_S = 300.0
 
 def identity_of(settings: Settings) -> dict[str, Any]:
     """Return the settings that decide which model a server has, and how it is computed."""
-    names = [name for name, setting in SETTINGS.items() if setting.scope == "load"]
+    names = [
+        name
+        for name, setting in SETTINGS.items()
+        if setting.scope == "load" and setting.group == "Model"
+    ]
     found: dict[str, Any] = {name: settings.value(name) for name in (*names, *_TEMPLATE)}
     found = {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
     return {**found, "model": str(model_path(settings).resolve())}
@@ -108,7 +112,7 @@ def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
 
     None if there is none: the model is then to be loaded here.
     """
-    if not settings.server or settings.draft:
+    if not settings.server or settings.draft or settings.server_url is not None:
         return None
     path = default_socket()
     facts = health(path) if path.exists() else None

@@ -7,7 +7,7 @@ them. Sequences join and leave at any step, and what one of them gets does not d
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from llama_chat.generation.backend import (
 from llama_chat.generation.cache_rows import BLOCK
 from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.engine import prompt_too_long
-from llama_chat.generation.events import Event, Finish, Token
+from llama_chat.generation.events import Event, Token
 from llama_chat.generation.kv_cache import KVCache, common_prefix
 from llama_chat.generation.prefix_store import MIN_SHARED, PrefixStore, total_bytes
 from llama_chat.model.transformer import InterruptedForward
@@ -308,37 +308,3 @@ def generate_all(
     finally:
         for sequence in keys:
             scheduler.cancel(sequence)
-
-
-class Together:
-    """Continuations that are computed together, and read one after the other."""
-
-    def __init__(self, scheduler: Scheduler, requests: Iterable[Request | LlamaChatError]) -> None:
-        """Begin with the first event that is read; an error is that of its continuation."""
-        requests = list(requests)
-        self._events: list[deque[Event | LlamaChatError]] = [deque() for _ in requests]
-        self._source = generate_all(
-            scheduler,
-            ((i, each) for i, each in enumerate(requests) if isinstance(each, Request)),
-        )
-        for events, request in zip(self._events, requests, strict=True):
-            if isinstance(request, LlamaChatError):
-                events.append(request)
-
-    def read(self, index: int) -> Iterator[Event]:
-        """Yield the events of one of the requests, computing as far as needed.
-
-        Raises:
-            LlamaChatError: its own error.
-        """
-        events = self._events[index]
-        while True:
-            while not events:
-                i, event = next(self._source)
-                self._events[i].append(event)
-            event = events.popleft()
-            if isinstance(event, LlamaChatError):
-                raise event
-            yield event
-            if isinstance(event, Finish):
-                return

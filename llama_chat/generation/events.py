@@ -8,6 +8,10 @@ from llama_chat.generation.logprobs import Alternatives
 
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
+Counter = Literal["engine", "server", "chunks"]
+"""What counted the tokens: our engine; the server, which is believed; or nobody, so that the parts
+of the answer stand for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -35,6 +39,7 @@ class Usage:
     """Tokens evaluated as drafts; see ``lookup.py``."""
     accepted_tokens: int = 0
     """Drafted tokens that were then sampled."""
+    counted_by: Counter = "engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,8 @@ class Finish:
     """Text that was still held back."""
     usage: Usage
     timings: Timings
-    seed: int
+    seed: int | None
+    """Seed of the random numbers; None if a server drew it."""
     stopped_at: str | None = None
     """Stop string that ended it, if one did."""
     meets_grammar: bool | None = None
@@ -79,9 +85,10 @@ class Finish:
         """Format counts and speeds in one line."""
         usage = self.usage
         drafted = f" ({usage.accepted_tokens} from drafts)" if usage.accepted_tokens else ""
+        about = "" if usage.counted_by == "engine" else "≈"
         return (
-            f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
-            f"{usage.completion_tokens} written{drafted} · "
+            f"{about}{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
+            f"{about}{usage.completion_tokens} written{drafted} · "
             f"first after {self.timings.ttft_s:.2f} s · {self.decode_tok_s:.1f} tokens/s"
         )
 

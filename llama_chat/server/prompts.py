@@ -100,7 +100,7 @@ class Prompts:
         if isinstance(prompt, str):
             return prompt
         known = (i for i in prompt if i < self.tokenizer.vocab_size)
-        return b"".join(map(self.tokenizer.token_bytes, known)).decode("utf-8", "replace")
+        return self.tokenizer.decode(list(known))
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

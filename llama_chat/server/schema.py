@@ -14,7 +14,7 @@ MAX_CHOICES = 16
 """Most continuations of one prompt that a request may ask for."""
 
 Text = Annotated[str, Field(max_length=2**24)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=2**24)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=2**20)]
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
 
 

@@ -4,15 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
-from llama_chat.settings.definitions import SETTINGS, ModelSettings, OutputSettings, ReplySettings
+from llama_chat.settings.definitions import (
+    SETTINGS,
+    EndpointSettings,
+    ModelSettings,
+    OutputSettings,
+    ReplySettings,
+)
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.setting import Value
 
 DEFAULT_SOURCE = "default"
 
+_ENDPOINT = "endpoint:"
+"""Beginning of a model's name that is the address of a server."""
+
 
 @dataclass(frozen=True)
-class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
+class Settings(ModelSettings, EndpointSettings, Sampling, ReplySettings, OutputSettings):
     """All settings in force."""
 
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -25,6 +34,22 @@ class Settings(ModelSettings, Sampling, ReplySettings, OutputSettings):
     def sampling(self) -> Sampling:
         """Sampling settings alone."""
         return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
+
+    @property
+    def server_url(self) -> str | None:
+        """Address of the server to ask; None for a model here.
+
+        Of ``model`` and ``endpoint`` the one that is set more closely counts.
+        """
+        if self.model is not None and self.model.startswith(_ENDPOINT):
+            return self.model.removeprefix(_ENDPOINT)
+        return None if self._closeness("model") > self._closeness("endpoint") else self.endpoint
+
+    def _closeness(self, name: str) -> int:
+        """Rank the source of a value: default or file, environment, flag, command of the chat."""
+        setting, source = SETTINGS[name], self.source(name)
+        places = ((setting.variable,), (setting.flag,), (setting.command, "/set"))
+        return max((i for i, names in enumerate(places, 1) if source in names), default=0)
 
     def value(self, name: str) -> Value:
         """Return the value of the setting ``name``."""

@@ -84,7 +84,10 @@ class Chat:
     @property
     def model_name(self) -> str:
         """Name of the model in use or being loaded."""
-        return self.model.name if self.model else Path(self.settings.model or "").stem or "model"
+        if self.model is not None:
+            return self.model.name
+        named = self.settings.server_url or Path(self.settings.model or "").stem
+        return named or "model"
 
     def load(self) -> None:
         """Start loading the model that the settings name, in the background."""
@@ -210,7 +213,7 @@ class Chat:
     def _adopt(self, model: "ChatModel") -> None:
         """Continue the conversation with this model; token ids of another model are dropped."""
         same = keep_valid_ids(self.conversation, self.tag, model.tokenizer)
-        if self.conversation.all and not same:
+        if self.conversation.all and not same and model.tokenizer is not None:
             before = self.tag.name or "another model"
             self.notes.append(f"it was held with {before}: all of it is read again as text")
         vocabulary = model.tokenizer.fingerprint if model.tokenizer else ""
@@ -229,12 +232,16 @@ class Chat:
         """
         scope = SETTINGS[name].scope
         if scope == "load":
-            self.reload(self.settings.change(name, value, source))
+            wanted = self.settings.change(name, value, source)
+            # A model here takes the place of a server.
+            self.reload(wanted.change("endpoint", None, source) if name == "model" else wanted)
         elif name in ("template", "template_name") and self.model and self.session:
             wanted = self.settings.change(name, value, source)
             self.session.template = self.model.template(wanted.template, wanted.template_name)
             self._note_template()
         self._settings.change(name, value, source)
+        if name == "model":
+            self._settings.change("endpoint", None, source)
         if scope == "display":
             self.renderer = Renderer(self.settings, self.background)
         self.configure()

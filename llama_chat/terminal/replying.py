@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import CutOffError, LlamaChatError
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.status_line import StatusLine
@@ -53,6 +53,8 @@ def show_reply(
     watching.take()
     if failure is not None:
         renderer.error(str(failure))
+    if isinstance(failure, CutOffError):
+        renderer.note("what came is kept: /continue goes on, /retry begins anew")
     if isinstance(event, Finish):  # as the last one always is
         chat.last = event
         renderer.ended(event, begun=bool(begun))

@@ -8,6 +8,7 @@ from llama_chat.errors import counted
 from llama_chat.files import readable_size
 
 if TYPE_CHECKING:
+    from llama_chat.chat.context_use import ContextUse
     from llama_chat.terminal.chat import Chat
 
 SEPARATOR = " · "
@@ -28,7 +29,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     warning = speed = ""
     if (session := chat.session) is not None:
         use = session.context_use(typed, chat.attachments)
-        parts.insert(1, _context(use.n_tokens, session.context, len(chat.attachments)))
+        parts.insert(1, _context(use, session.context, len(chat.attachments)))
         warning = _warning(use.n_dropped)
     if work := _work(chat):
         parts.append(work)
@@ -46,10 +47,11 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     return line
 
 
-def _context(n_tokens: int, context: int | None, n_files: int) -> str:
+def _context(use: "ContextUse", context: int | None, n_files: int) -> str:
     attached = f" with {counted(n_files, 'file')}" if n_files else ""
+    about = "" if use.is_exact else "≈"
     limit = "" if context is None else f"/{context}"
-    return f"context {n_tokens}{limit}{attached}"
+    return f"context {about}{use.n_tokens}{limit}{attached}"
 
 
 def _warning(n_dropped: int | None) -> str:

@@ -77,7 +77,8 @@ def _stats(chat: Chat, argument: str) -> None:
             ("ttft_s", f"{timings.ttft_s:.3f}"),
             ("prefill_tok_s", f"{chat.last.prefill_tok_s:.1f}"),
             ("decode_tok_s", f"{chat.last.decode_tok_s:.1f}"),
-            ("seed", str(chat.last.seed)),
+            ("seed", "the server's" if chat.last.seed is None else str(chat.last.seed)),
+            *([] if usage.counted_by == "engine" else [("counted by", usage.counted_by)]),
             *([] if evaluated is None else [("tokens evaluated in total", str(evaluated))]),
         ),
     )

@@ -1,0 +1,310 @@
+"""A model on a server: what it is asked, and the events of its answers."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from llama_chat.endpoint.answers import Answer, Hidden, RefusedInStream, SeenTokens
+from llama_chat.endpoint.client import Client, RefusedRequest
+from llama_chat.endpoint.refusals import Refusal, plain
+from llama_chat.endpoint.stepping import Stepper, run
+from llama_chat.errors import CutOffError, LlamaChatError, UsageError
+from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.sampling import Sampling
+
+if TYPE_CHECKING:
+    import httpx2
+
+Key = TypeVar("Key")
+
+N_ALTERNATIVES = 5
+"""Number of likely tokens that are asked for at each position."""
+
+CHAT_ROUTE = "/chat/completions"
+TEXT_ROUTE = "/completions"
+
+_OTHER_NAMES = {"repeat_penalty": "repetition_penalty"}
+"""Names that some servers have for fields."""
+
+_NO_ROUTE = (404, 405, 501)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request for one answer."""
+
+    route: str
+    body: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that not every server knows: one that a refusal names is left out."""
+    in_text: str | None = None
+    """Prompt to send to a server that refuses that of ``body``, which is one of ids."""
+
+    def simpler(self, refusal: Refusal) -> "Call | None":
+        """Return the call without what the server refuses; None if it is something else."""
+        if refusal.status not in (400, 422, 500, 501) or refusal.is_about_length:
+            return None
+        said = refusal.message
+        left = {
+            name: value
+            for name, value in self.extra.items()
+            if name not in said and name.removesuffix("s") not in said
+        }
+        if len(left) < len(self.extra):
+            return replace(self, extra=left)
+        if self.in_text is None:
+            return None
+        return Call(self.route, {**self.body, "prompt": self.in_text}, self.extra)
+
+
+def sampling_fields(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return sampling settings as fields: those of OpenAI, and those that only others know."""
+    usual: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.seed is not None:
+        usual["seed"] = sampling.seed
+    extra: dict[str, Any] = {}
+    for name in ("top_k", "min_p", "repeat_penalty"):
+        value = getattr(sampling, name)
+        if value != SETTINGS[name].default:
+            extra[name] = value
+            if name in _OTHER_NAMES:
+                extra[_OTHER_NAMES[name]] = value
+    return usual, extra
+
+
+@dataclass
+class ServedModel:
+    """A model of a server."""
+
+    client: Client
+    name: str = ""
+    """Its name there."""
+    context: int | None = None
+    """Context length in tokens; None if the server does not say."""
+    n_logprobs: int = N_ALTERNATIVES
+    """Likely tokens to ask for at each position; 0 for none."""
+    seen: SeenTokens = field(default_factory=SeenTokens)
+    """Tokens that the server has named."""
+    refused: set[str] = field(default_factory=set)
+    """Fields that the server has refused."""
+
+    def find(self, should_stop: Callable[[], bool] | None = None) -> None:
+        """Find the name of the model, unless it is given, and its context.
+
+        Raises:
+            UsageError: if the server has several models, and none was named.
+            LlamaChatError: if it cannot be reached, or refuses.
+        """
+        found: list[Any] = []
+        try:
+            found = list(run(_once(self.client.get("/models")), should_stop))
+        except RefusedRequest as refused:
+            if refused.refusal.status not in _NO_ROUTE:
+                raise refused.refusal.error(self.client.address.what) from None
+        except ConnectionError as error:
+            raise LlamaChatError(self.client.address.what, str(error), "try again") from None
+        models = _models(found[0]) if found else {}
+        if not self.name:
+            self.name = self._only(list(models))
+        self.context = models.get(self.name)
+
+    def _only(self, names: list[str]) -> str:
+        what = self.client.address.what
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise UsageError(what, "it does not say what models it has", "give --endpoint-model")
+        known = plain(", ".join(names), 120)
+        raise UsageError(what, "it has several models", f"give --endpoint-model, one of {known}")
+
+    def call(
+        self,
+        route: str,
+        prompt: Mapping[str, Any],
+        sampling: Sampling,
+        *,
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        n_logprobs: int,
+        extra: Mapping[str, Any] | None = None,
+        in_text: str | None = None,
+    ) -> Call:
+        """Return the request to continue a prompt.
+
+        Args:
+            route: ``CHAT_ROUTE`` or ``TEXT_ROUTE``.
+            prompt: the fields with the prompt.
+            sampling: the sampling settings.
+            max_tokens: length limit in tokens.
+            stop: stop strings.
+            n_logprobs: likely tokens at each position; 0 for no log-probabilities.
+            extra: more fields that not every server knows.
+            in_text: the prompt as text, if that in ``prompt`` is one of ids.
+        """
+        usual, rare = sampling_fields(sampling)
+        body: dict[str, Any] = {"model": self.name, **prompt, **usual, "stream": True}
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        if stop:
+            body["stop"] = list(stop)
+        rare |= {"stream_options": {"include_usage": True}, **(extra or {})}
+        if n_logprobs and route == CHAT_ROUTE:
+            rare |= {"logprobs": True, "top_logprobs": n_logprobs}
+        elif n_logprobs:
+            rare["logprobs"] = n_logprobs
+        known = {name: value for name, value in rare.items() if name not in self.refused}
+        return Call(route, body, known, in_text)
+
+    def generate(
+        self,
+        call: Call,
+        hooks: Hooks | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> Iterator[Event]:
+        """Yield the events of an answer; an interrupt closes the connection.
+
+        Raises:
+            PromptTooLongError: if the prompt exceeds the context there.
+            CutOffError: if the server goes away within the answer.
+            LlamaChatError: if it cannot be reached, refuses, or sends what is no answer.
+        """
+        answer = Answer(self.seen, Hidden(self.client.key))
+        last: Event | None = None
+        source = self._alone(call, answer, notify or _no_notice)
+        for event in run(source, None if hooks is None else hooks.should_stop):
+            last = event
+            yield event
+        if not isinstance(last, Finish):
+            yield answer.finish("interrupted")
+
+    async def _alone(
+        self, call: Call, answer: Answer, notify: Callable[[str], None]
+    ) -> AsyncIterator[Event]:
+        async with self.client.open() as connections:
+            async for event in self.events(connections, call, answer, notify):
+                yield event
+
+    async def events(
+        self,
+        connections: "httpx2.AsyncClient",
+        call: Call,
+        answer: Answer,
+        notify: Callable[[str], None],
+    ) -> AsyncIterator[Event]:
+        """Yield the events of an answer, asking again without fields that are refused."""
+        what, has_begun = self.client.address.what, False
+        while True:
+            body = {**call.body, **call.extra}
+            try:
+                async with aclosing(
+                    self.client.stream(connections, call.route, body, notify)
+                ) as stream:
+                    async for found in stream:
+                        for token in answer.take(found):
+                            has_begun = True
+                            yield token
+                break
+            except (RefusedRequest, RefusedInStream) as error:
+                refusal = error.refusal
+                simpler = None if has_begun else call.simpler(refusal)
+                if simpler is None:
+                    raise _failure(refusal.error(what), has_begun=has_begun) from None
+                self._note(set(call.extra) - set(simpler.extra), notify)
+                call = simpler
+            except (ConnectionError, ValueError, LlamaChatError) as error:
+                if answer.is_complete:  # what comes after its end does not matter
+                    break
+                raise _failure(_reported(what, error), has_begun=has_begun) from None
+        if not answer.n_parts and not answer.is_complete:
+            raise LlamaChatError(what, "its answer has nothing in it", "check the URL")
+        if answer.is_filtered:
+            notify("a filter of the server ended the answer")
+        yield answer.finish()
+
+    def _note(self, names: set[str], notify: Callable[[str], None]) -> None:
+        """Remember fields that the server refuses, and say which settings it cannot follow."""
+        self.refused |= names
+        for name in sorted(names & set(SETTINGS)):
+            notify(f"the server refuses {name}: it is left out")
+
+
+class Crowd(Stepper[int, Event], Generic[Key]):
+    """Answers that are awaited at the same time."""
+
+    n_waiting = 0
+    """Number of requests that are not sent yet."""
+
+    def __init__(self, max_parallel: int) -> None:
+        super().__init__()
+        self._max_parallel = max_parallel
+
+    def generate(
+        self, model: ServedModel, calls: Iterator[tuple[Key, Call] | None]
+    ) -> Iterator[tuple[Key, Event | LlamaChatError]]:
+        """Yield the events of all answers, each with the key of its request."""
+        connections, is_open = model.client.open(), True
+        keys: list[Key] = []
+        try:
+            while is_open or self.n_running:
+                while is_open and self.n_running < self._max_parallel:
+                    try:
+                        arrived = next(calls)
+                    except StopIteration:
+                        is_open = False
+                        break
+                    if arrived is None:
+                        break
+                    key, call = arrived
+                    answer = Answer(model.seen, Hidden(model.client.key))
+                    self.start(len(keys), model.events(connections, call, answer, _no_notice))
+                    keys.append(key)
+                if self.n_running:
+                    for number, event in self.step():
+                        yield keys[number], event
+                for number, error in self.ended():
+                    if isinstance(error, LlamaChatError):
+                        yield keys[number], error
+                    elif error is not None:
+                        raise error
+        finally:
+            self.close()
+
+
+def _reported(what: str, error: Exception) -> LlamaChatError:
+    """Return the error about the server ``what`` for one of reading its answer."""
+    if isinstance(error, LlamaChatError):
+        return error
+    if isinstance(error, ConnectionError):
+        return LlamaChatError(what, str(error), "try again")
+    why = f"its answer cannot be read ({error})"
+    return LlamaChatError(what, why, "check the URL, and the log of the server")
+
+
+def _failure(error: LlamaChatError, *, has_begun: bool) -> LlamaChatError:
+    """Return the error of an answer; that of one that has begun says that it is cut off."""
+    if not has_begun:
+        return error
+    return CutOffError(error.what, f"{error.why}, in the middle of the answer", "try again")
+
+
+def _no_notice(line: str) -> None:
+    """Tell nobody."""
+
+
+async def _once(awaited: Any) -> AsyncIterator[Any]:
+    yield await awaited
+
+
+def _models(found: Any) -> dict[str, int | None]:
+    """Return the names of models in a list, with their context lengths where these are known."""
+    data = found.get("data") if isinstance(found, dict) else None
+    models: dict[str, int | None] = {}
+    for each in data if isinstance(data, list) else ():
+        if not isinstance(each, dict) or not isinstance(each.get("id"), str):
+            continue
+        length = each.get("max_model_len", each.get("context_length"))
+        is_possible = type(length) is int and 0 < length < 2**31
+        models[each["id"]] = length if is_possible else None
+    return models

@@ -1,0 +1,95 @@
+"""Asynchronous generators, run a little at a time by a caller that is not asynchronous.
+
+Network I/O can be cancelled at any point that way, in the thread that asked for it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+
+_POLL_S = 0.05
+"""Longest time until the caller is asked whether to stop."""
+
+
+class Stepper(Generic[Key, Item]):
+    """An event loop that runs only while its caller waits."""
+
+    def __init__(self) -> None:
+        """Begin with no generator; ``close`` must follow."""
+        self._loop = asyncio.new_event_loop()
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._arrived: deque[tuple[Key, Item]] = deque()
+        self._change = asyncio.Event()
+
+    @property
+    def n_running(self) -> int:
+        """Number of generators that have not ended, or whose end was not taken."""
+        return len(self._tasks)
+
+    def start(self, key: Key, source: AsyncIterator[Item]) -> None:
+        """Run ``source`` beside the others."""
+        self._tasks[key] = self._loop.create_task(self._pump(key, source))
+
+    async def _pump(self, key: Key, source: AsyncIterator[Item]) -> None:
+        try:
+            async for item in source:
+                self._arrived.append((key, item))
+                self._change.set()
+        finally:
+            self._change.set()
+
+    def step(self) -> Iterator[tuple[Key, Item]]:
+        """Wait a moment for items, and yield those that came."""
+        if not self._arrived and not any(task.done() for task in self._tasks.values()):
+            self._change.clear()
+            self._loop.run_until_complete(self._wait())
+        while self._arrived:
+            yield self._arrived.popleft()
+
+    async def _wait(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._change.wait(), _POLL_S)
+
+    def ended(self) -> list[tuple[Key, BaseException | None]]:
+        """Return the generators that have ended since, each with its error if it failed."""
+        ended = [key for key, task in self._tasks.items() if task.done()]
+        return [(key, self._tasks.pop(key).exception()) for key in ended]
+
+    def close(self) -> None:
+        """Cancel what runs; connections are closed."""
+        try:
+            self._loop.run_until_complete(self._cancel())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+
+    async def _cancel(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+
+def run(
+    source: AsyncIterator[Item], should_stop: Callable[[], bool] | None = None
+) -> Iterator[Item]:
+    """Yield what ``source`` yields, until ``should_stop``; closing this ends it too."""
+    stepper: Stepper[None, Item] = Stepper()
+    try:
+        stepper.start(None, source)
+        while stepper.n_running:
+            if should_stop is not None and should_stop():
+                return
+            for _, item in stepper.step():
+                yield item
+            if should_stop is not None and should_stop():
+                return
+            for _, error in stepper.ended():
+                if error is not None:
+                    raise error
+    finally:
+        stepper.close()
