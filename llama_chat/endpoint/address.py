@@ -67,8 +67,8 @@ def parse_address(text: str) -> Address:
     """
     if text.startswith("unix:") and len(text) > 5 and text.isprintable():
         return Address("http://localhost/v1", str(expand_user(text[5:]).absolute()))
-    # Not more of it, since it may hold a password.
-    what = f"endpoint {text.partition(':')[0][:20]!r}"
+    # With an @ it may hold a password.
+    what = "endpoint" if "@" in text else f"endpoint {text[:60]!r}"
     if not re.fullmatch(r"[!-~]+", text):
         raise UsageError(what, "a character of it is in no URL", _ADVICE)
     try:

@@ -107,7 +107,7 @@ class Answer:
         if not isinstance(found, dict):
             raise ValueError("a part of it is no JSON object")
         if found.get("error"):
-            raise RefusedInStream(refusal_in(found))
+            raise RefusedInStream(refusal_in(found, self._hidden.whole))
         self._take_usage(found.get("usage"))
         choices = found.get("choices")
         if choices is None or choices == []:

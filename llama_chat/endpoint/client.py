@@ -132,7 +132,7 @@ class Client:
                 yield await self._whole(response)
                 return
             if kind not in ("text/event-stream", ""):
-                raise self._wrong(f"it answers with {plain(kind, 40)}")
+                raise self._wrong(f"it answers with {plain(self.hide(kind), 40)}")
             events, size = EventStream(), 0
             parts = aiter(response.aiter_raw())
             deadline = self._deadline()
@@ -259,7 +259,7 @@ class Client:
             raise reported from None
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             why = f"no answer ({plain(str(error) or type(error).__name__, 100)})"
-            raise LlamaChatError(what, self._without_key(why), advice) from None
+            raise LlamaChatError(what, self.hide(why), advice) from None
 
     def _redirected(self, response: "httpx2.Response") -> str:
         """Return the URL that a request is redirected to, if it is at the same server.
@@ -273,7 +273,7 @@ class Client:
             here = response.url
             there = here.join(response.headers.get("Location", ""))
             same = (there.scheme, there.host, there.port) == (here.scheme, here.host, here.port)
-            shown = f"{there.scheme}://{there.host}"
+            shown = self.hide(f"{there.scheme}://{there.host}")
         except (httpx2.InvalidURL, ValueError):
             same, shown = False, "nowhere"
         if same and response.status_code in _KEPT_REDIRECTS:
@@ -286,9 +286,8 @@ class Client:
             body = await self._read(response, _MAX_ERROR_BYTES)
         except ConnectionError:
             body = b""
-        text = self._without_key(body[:_MAX_ERROR_BYTES].decode("utf-8", "replace"))
         wait = response.headers.get("Retry-After", "")
-        return read_refusal(response.status_code, text.encode(), wait)
+        return read_refusal(response.status_code, body[:_MAX_ERROR_BYTES], wait, self.hide)
 
     def _check_encoding(self, response: "httpx2.Response") -> None:
         coding = response.headers.get("Content-Encoding", "identity")
@@ -299,7 +298,8 @@ class Client:
         advice = "check that the URL is that of a server in the style of OpenAI"
         return LlamaChatError(self.address.what, why, advice)
 
-    def _without_key(self, text: str) -> str:
+    def hide(self, text: str) -> str:
+        """Return text of the server without the key."""
         return text.replace(self.key, "…") if self.key else text
 
     @property

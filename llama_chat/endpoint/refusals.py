@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -86,27 +87,33 @@ class Refusal:
         return f"try again in {counted(math.ceil(self.retry_after_s), 'second')}"
 
 
-def read_refusal(status: int, body: bytes, retry_after: str = "") -> Refusal:
+Hide = Callable[[str], str]
+"""Function that removes the key from a text of a server."""
+
+
+def read_refusal(status: int, body: bytes, retry_after: str, hide: Hide) -> Refusal:
     """Return what an answer with an error ``status`` says, of whatever shape it is."""
     text = body.decode("utf-8", "replace")
     wait = seconds_to_wait(retry_after)
     try:
-        return refusal_in(parse_json(text), status, wait)
+        return refusal_in(parse_json(text), hide, status, wait)
     except ValueError:
         is_page = text.lstrip()[:1] == "<"
-        return Refusal(status, "" if is_page else plain(text), "", wait)
+        return Refusal(status, "" if is_page else plain(hide(text)), "", wait)
 
 
-def refusal_in(found: Any, status: int = 0, retry_after_s: float | None = None) -> Refusal:
+def refusal_in(
+    found: Any, hide: Hide, status: int = 0, retry_after_s: float | None = None
+) -> Refusal:
     """Return the error that a JSON value holds, as OpenAI and others write it."""
     error = found.get("error", found) if isinstance(found, dict) else found
     message, code = error, ""
     if isinstance(error, dict):
         message = next((error[k] for k in ("message", "detail", "error") if k in error), "")
         known = error.get("code") or error.get("type")
-        code = plain(known, 60) if isinstance(known, str) else ""
+        code = plain(hide(known), 60) if isinstance(known, str) else ""
     words = message if isinstance(message, str) else "" if message is None else repr(message)
-    return Refusal(status, plain(words), code, retry_after_s)
+    return Refusal(status, plain(hide(words)), code, retry_after_s)
 
 
 def seconds_to_wait(retry_after: str) -> float | None:

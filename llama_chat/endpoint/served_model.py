@@ -105,7 +105,8 @@ class ServedModel:
                 raise refused.refusal.error(self.client.address.what) from None
         except ConnectionError as error:
             raise LlamaChatError(self.client.address.what, str(error), "try again") from None
-        models = _models(found[0]) if found else {}
+        hide = self.client.hide
+        models = {hide(name): n for name, n in _models(found[0] if found else None).items()}
         if not self.name:
             self.name = self._only(list(models))
         self.context = models.get(self.name)
