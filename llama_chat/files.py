@@ -5,6 +5,8 @@ import errno
 import os
 import pwd
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -218,36 +220,68 @@ def without_final_newline(text: str) -> str:
 def private_folder(path: Path) -> Path:
     """Create a folder and its missing parents, with access for the user only, and return it.
 
-    Existing folders keep their mode.
+    Those of the program that exist get that mode too. Others keep theirs, as do links: what the
+    user shares there is shared on purpose.
 
     Raises:
         SaveError: if it cannot be created.
     """
+    ours = (config_home(), data_home(), cache_home(), state_home(), runtime_home())
     try:
         # Not mkdir(parents=True): that gives the mode to the last folder only.
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)  # whatever the umask is
+                sync_folder(folder.parent)
+            elif any(home == folder or home in folder.parents for home in ours):
+                _close_to_others(folder)
     except (OSError, ValueError) as error:
         raise SaveError.at(path, error) from None
     return path
 
 
+def _close_to_others(folder: Path) -> None:
+    """Give a folder of the program its mode, unless it is a link or belongs to someone else."""
+    status = folder.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable (``fsync``), where the file system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file as ``os.open`` does; one that is ours gets ``mode``, whatever the umask is."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        os.fchmod(descriptor, mode)
+    return descriptor
+
+
 def create_private_file(path: Path) -> None:
-    """Create an empty file with access for the user only, unless it exists.
+    """Create an empty file with access for the user only, unless it exists; then it gets that mode.
 
     Raises:
         SaveError: if it cannot be created, or is not a writable regular file.
     """
     private_folder(path.parent)
     # O_NONBLOCK: opening a named pipe must not block; it is refused below.
-    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_NONBLOCK
     try:
         try:
-            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = open_private(path, flags | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             # Without O_CREAT, so that a dangling link creates no file elsewhere.
-            descriptor = os.open(path, flags)
+            descriptor = open_private(path, flags)
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         os.close(descriptor)
     except (OSError, ValueError) as error:
@@ -257,25 +291,19 @@ def create_private_file(path: Path) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a new file with access for the user only.
+    """Write a new file with access for the user only; others see it once it is whole.
 
     Raises:
         UsageError: if the name is taken, even by a dangling link.
         SaveError: if it cannot be written.
     """
     private_folder(path.parent)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o600)
+        with _temporary(path, data, 0o600) as temporary:
+            publish(temporary, path)
     except FileExistsError:
         raise UsageError(repr(str(path)), "it is there already", "edit or remove it") from None
     except (OSError, ValueError) as error:
-        raise SaveError.at(path, error) from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        path.unlink(missing_ok=True)
         raise SaveError.at(path, error) from None
 
 
@@ -285,21 +313,51 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         SaveError: if it cannot be written; the old file is then unchanged.
     """
-    # Not derived from the name of the file, which may have the maximum length.
-    temporary = path.parent / f".{os.urandom(8).hex()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        descriptor = os.open(temporary, flags, mode)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with _temporary(path, data, mode) as temporary:
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise SaveError.at(path, error) from None
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete file its name, durably, unless that is taken.
+
+    Raises:
+        FileExistsError: if it is taken, even by a dangling link.
+        OSError: if it cannot be given.
+    """
+    try:
+        os.link(temporary, path, follow_symlinks=False)  # unlike a rename, never overwrites
+        temporary.unlink()
+    except FileExistsError:
+        raise
+    except OSError:
+        if not temporary.exists() or os.path.lexists(path):
+            raise
+        temporary.replace(path)  # a file system without links
+    sync_folder(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a new name beside ``path``; not derived from its name, which may be of full length."""
+    return path.parent / f".{os.urandom(8).hex()}"
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """Write a file beside ``path``, durably; it is removed at the end unless it was renamed."""
+    temporary = temporary_name(path)
+    try:
+        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def readable_size(n_bytes: int) -> str:

@@ -123,14 +123,8 @@ def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
     files.write_atomically(path, b"second")
     assert (path.read_bytes(), mode(path)) == (b"second", 0o600)
     files.write_atomically(path, b"", mode=0o644)
-    assert mode(path) == 0o644 & ~current_umask()
+    assert mode(path) == 0o644
     assert names(tmp_path) == [path.name]
-
-
-def current_umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def test_an_open_reader_keeps_the_old_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.conversation_file import ConversationFile
-from llama_chat.chat.records import MAX_LINE_BYTES
+from llama_chat.chat.record_lines import MAX_LINE_BYTES
 from llama_chat.errors import SaveError, UsageError
 from tests.conversations import TAG, conversation_of, facts, home_at, names_in, saved
 from tests.memory_use import peak_and_error

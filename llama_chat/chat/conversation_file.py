@@ -1,25 +1,39 @@
-"""Append-only file of a conversation, with a line of JSON for every change.
+"""File of a conversation, with a line of JSON for every change.
 
-Lines are only appended, so that a kill at any time loses at most the line being written. The first
-line is a header. After it, ``{"number": …}`` lines are messages, of which a later one replaces an
-earlier one of the same number, and ``{"head": …}`` lines give the head of the current path, the
-system message, the examples and the model.
+Lines are only appended, so that a kill at any time loses at most the save being written. A file
+that lacks checksums, is damaged, or consists mostly of replaced lines is written anew beside the
+old one, and takes its place once it is durable.
+
+The first line is a header. After it, ``{"number": …}`` lines are messages, of which a later one
+replaces an earlier one of the same number, and ``{"head": …}`` lines give the head of the current
+path, the system message, the examples and the model.
 """
 
 import itertools
-import os
 import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.locked_file import LockedFile
-from llama_chat.chat.records import ModelTag, Snapshot, snapshot, to_lines
-from llama_chat.chat.store import Loaded, folder, path_of, read, read_open
+from llama_chat.chat.record_lines import to_lines
+from llama_chat.chat.records import Loaded, ModelTag, Snapshot, changes, snapshot
+from llama_chat.chat.store import folder, in_use, path_of, read, read_open
 from llama_chat.errors import SaveError, UsageError, is_full_disk, reason
-from llama_chat.files import private_folder, write_atomically
+from llama_chat.files import (
+    private_folder,
+    publish,
+    sync_folder,
+    temporary_name,
+    write_atomically,
+)
+
+_MOST_REPLACED = 64
+"""Number of replaced lines for which no file is written anew, however small it is."""
 
 
 class ConversationFile:
@@ -34,6 +48,9 @@ class ConversationFile:
         self._file: LockedFile | None = None
         self._saved: Snapshot | None = None
         self._first: Message | None = None
+        self._created = ""
+        self._n_lines = 0
+        self._lacks_checksums = False
 
     @property
     def name(self) -> str:
@@ -43,8 +60,8 @@ class ConversationFile:
     def open(self, path: Path) -> Loaded:
         """Read a saved conversation, and save to its file from now on.
 
-        A last line that was cut off is removed, after the file is copied. If another program has
-        the file open, it is only read, and the next save creates a new file.
+        Damaged lines, and a save that was cut off, are removed after the file is copied. If another
+        program has the file open, it is only read, and the next save creates a new file.
 
         Raises:
             UsageError: if it cannot be read.
@@ -63,12 +80,14 @@ class ConversationFile:
                 read(path)  # raises UsageError if it cannot be read either
                 raise SaveError.at(path, error, "check the file") from None
         try:
-            loaded = _load_and_repair(file, path)
+            file, loaded = _load_and_repair(file, path)
         except BaseException:
             if file is not self._file:
                 file.close()
             raise
         self._follow(path, file, loaded.conversation, snapshot(loaded.conversation, loaded.tag))
+        self._created, self._n_lines = loaded.created, loaded.n_lines
+        self._lacks_checksums = loaded.n_sealed < loaded.n_lines and not loaded.damage
         return loaded
 
     def save(self, conversation: Conversation, tag: ModelTag, *, durable: bool = True) -> None:
@@ -90,23 +109,36 @@ class ConversationFile:
         if self._first not in (None, conversation.all[0]):
             self.close()
         now = snapshot(conversation, tag)
-        file = self._current()
         try:
-            lines = to_lines(None if file is None else self._saved, now)
+            path, file = self._write(conversation, now, durable=durable)
         except ValueError as error:
             raise SaveError("conversation", str(error), "begin a new one") from None
-        try:
-            if file is None or self.path is None:
-                path, file = self._create(_stem_for(conversation), b"".join(lines), durable=durable)
-            else:
-                path = self.path
-                file.append(b"".join(lines), durable=durable)
         except OSError as error:
             where = repr(str(self.path or folder()))
             advice = "free space there" if is_full_disk(error) else "allow writing there"
             advice += "; the next turn tries again"
             raise SaveError(where, reason(error), advice) from None
         self._follow(path, file, conversation, now)
+
+    def _write(
+        self, conversation: Conversation, now: Snapshot, *, durable: bool
+    ) -> tuple[Path, LockedFile]:
+        """Append what has changed, or write the file anew; returns the file and its path."""
+        file = self._current()
+        if file is None or self.path is None:
+            lines = to_lines(changes(None, now), as_save=False)
+            self._n_lines, self._created, self._lacks_checksums = len(lines), "", False
+            return self._create(_stem_for(conversation), b"".join(lines))
+        if self._lacks_checksums or self._n_lines > 2 * len(now.messages) + _MOST_REPLACED:
+            self._lacks_checksums = False
+            with suppress(OSError, ValueError):  # if there is no room for all of it, a line may fit
+                anew = _write_anew(self.path, now, self._created)
+                self._n_lines = len(now.messages) + 2
+                return self.path, anew
+        lines = to_lines(changes(self._saved, now), as_save=True)
+        file.append(b"".join(lines), durable=durable)
+        self._n_lines += len(lines)
+        return self.path, file
 
     def rename(self, name: str) -> None:
         """Give the conversation a name.
@@ -124,8 +156,7 @@ class ConversationFile:
             gone = repr(str(self.path))
             raise SaveError(gone, "it is no longer there", "the next turn saves it anew")
         try:
-            os.link(self.path, target)  # unlike a rename, never overwrites
-            self.path.unlink()
+            publish(self.path, target)
         except FileExistsError:
             raise UsageError(
                 f"name {name!r}", "there is a conversation of that name", "choose another"
@@ -146,20 +177,17 @@ class ConversationFile:
             return None
         return self._file
 
-    def _create(self, stem: str, data: bytes, *, durable: bool) -> tuple[Path, LockedFile]:
+    def _create(self, stem: str, data: bytes) -> tuple[Path, LockedFile]:
         """Create a file of ``data``, under the previous name if there is one and it is free."""
         numbered = (path_of(f"{stem}-{number}") for number in itertools.count(2))
-        for path in itertools.chain([self.path] if self.path else [], [path_of(stem)], numbered):
-            private_folder(path.parent)
-            with suppress(FileExistsError, BlockingIOError):
-                file = LockedFile(path, create=True)
-                break
-        try:
-            file.append(data, durable=durable)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            file.close()
-            raise
+        private_folder(folder())
+        with _temporary(folder() / stem, data) as (temporary, file):
+            for path in itertools.chain(
+                [self.path] if self.path else [], [path_of(stem)], numbered
+            ):
+                with suppress(FileExistsError):
+                    publish(temporary, path)
+                    break
         return path, file
 
     def _follow(
@@ -177,16 +205,83 @@ def _stem_for(conversation: Conversation) -> str:
     return "-".join([time.strftime("%Y-%m-%d-%H%M%S"), *words])[:80]
 
 
-def _load_and_repair(file: LockedFile, path: Path) -> Loaded:
-    """Read a locked file; if its last line was cut off, copy the file and remove that line."""
+def repair(path: Path) -> tuple[Loaded, Path | None]:
+    """Write a saved conversation anew with all that can be read of it, and with checksums.
+
+    Returns:
+        What was read; and the copy of the file as it was if it was damaged.
+
+    Raises:
+        UsageError: if nothing of it can be read, or a program has it open.
+        SaveError: if it cannot be written.
+    """
+    try:
+        file = LockedFile(path)
+    except BlockingIOError:
+        raise in_use(path) from None
+    except OSError as error:
+        raise SaveError.at(path, error, "check the file") from None
+    try:
+        with file.reader() as reader:
+            loaded = read_open(reader, path, salvage=True)
+            copy = _keep_copy(reader, path) if loaded.problem else None
+        if loaded.problem or loaded.n_sealed < loaded.n_lines:
+            _rewrite(path, loaded).close()
+    except OSError as error:
+        raise SaveError.at(path, error, "check the file") from None
+    finally:
+        file.close()
+    return loaded, copy
+
+
+def _load_and_repair(file: LockedFile, path: Path) -> tuple[LockedFile, Loaded]:
+    """Read a locked file; if it is damaged, copy it and leave what can be read of it."""
     with file.reader() as reader:
         loaded = read_open(reader, path)
-        if loaded.cut:
-            copy = path.with_name(f"{path.stem}.damaged-{time.time_ns()}")
+        if loaded.problem:
             try:
-                reader.seek(0)
-                write_atomically(copy, reader.read())
+                _keep_copy(reader, path)
+                if loaded.damage:
+                    anew = _rewrite(path, loaded)
+                    file.close()
+                    return anew, loaded
                 file.truncate(loaded.n_bytes)
             except OSError as error:
                 raise SaveError.at(path, error, "check the file") from None
-    return loaded
+    return file, loaded
+
+
+def _keep_copy(reader: BinaryIO, path: Path) -> Path:
+    copy = path.with_name(f"{path.stem}.damaged-{time.time_ns()}")
+    reader.seek(0)
+    write_atomically(copy, reader.read())
+    return copy
+
+
+def _rewrite(path: Path, loaded: Loaded) -> LockedFile:
+    now = snapshot(loaded.conversation, loaded.tag)
+    return _write_anew(path, now, loaded.created)
+
+
+def _write_anew(path: Path, now: Snapshot, created: str) -> LockedFile:
+    """Replace a file by one with the same contents; returns that one, locked."""
+    lines = to_lines(changes(None, now, created), as_save=False)
+    with _temporary(path, b"".join(lines)) as (temporary, file):
+        temporary.replace(path)
+        sync_folder(path.parent)
+    return file
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[tuple[Path, LockedFile]]:
+    """Write a file beside ``path``, durably and locked; a failure removes it."""
+    temporary = temporary_name(path)
+    file = LockedFile(temporary, create=True)
+    try:
+        file.append(data, durable=True)
+        yield temporary, file
+    except BaseException:
+        file.close()
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from llama_chat.files import open_private
+
 
 class LockedFile:
     """Append-only file that is locked while it is open.
@@ -16,7 +18,7 @@ class LockedFile:
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Open a file, or with ``create`` create one that only its owner may read.
+        """Open a file, or with ``create`` create one; only its owner may read it from then on.
 
         Raises:
             BlockingIOError: if another program has locked it.
@@ -25,15 +27,26 @@ class LockedFile:
                 file.
         """
         # O_NONBLOCK: opening a named pipe must not block.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        flags |= os.O_CREAT | os.O_EXCL if create else 0
+        self._descriptor = -1
+        self._is_durable = True
+        while self._descriptor < 0:
+            self._descriptor = open_private(path, flags)
+            try:
+                self._lock()
+                if not create and not self.is_at(path):
+                    self.close()  # another program has replaced it in between
+            except BaseException:
+                self.close()
+                raise
+
+    def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            self.close()
             raise OSError(errno.EINVAL, "not a file")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.close()
             raise
         except OSError:  # a file system without locks
             pass
@@ -54,6 +67,8 @@ class LockedFile:
     def append(self, data: bytes, *, durable: bool) -> None:
         """Append ``data`` completely or not at all.
 
+        What was appended before is durable first, so that only the last append can be lost.
+
         Args:
             data: bytes to append.
             durable: True to wait until they are on the disk (``fsync``).
@@ -64,6 +79,9 @@ class LockedFile:
         """
         size = os.fstat(self._descriptor).st_size
         try:
+            if not self._is_durable:
+                os.fsync(self._descriptor)
+            self._is_durable = durable
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]

@@ -1,14 +1,12 @@
-"""Records of a saved conversation, one per line: serialization and validation."""
+"""Records of a saved conversation: contents, validation, and recovery from damaged ones."""
 
-import itertools
-import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from llama_chat.chat.conversation import Attachment, Conversation, Example, Message
-from llama_chat.documents import MAX_JSON_BYTES, parse_json
+from llama_chat.chat.conversation import Attachment, Conversation, Example, Message, Role
+from llama_chat.chat.record_lines import Line, Record, read_saves
 from llama_chat.tokenizers.base import Tokenizer, without_surrogates
 from llama_chat.tokenizers.streaming import StreamingDecoder
 from llama_chat.tokenizers.vocabulary import is_chat_token
@@ -16,10 +14,8 @@ from llama_chat.tokenizers.vocabulary import is_chat_token
 FORMAT = "llama-chat conversation"
 VERSION = 1
 
-MAX_LINE_BYTES = MAX_JSON_BYTES
-"""Longer than any message that fits in a context."""
-
-Record = dict[str, Any]
+LOST = "(This message is damaged and cannot be read.)"
+"""Text in place of a message whose record is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +49,37 @@ def snapshot(conversation: Conversation, tag: ModelTag) -> Snapshot:
     return Snapshot({m.number: _message_record(m) for m in conversation.all}, state)
 
 
-def to_lines(before: Snapshot | None, now: Snapshot) -> list[bytes]:
-    """Return the lines that update a file from ``before`` to ``now``; None is a new file.
+@dataclass(slots=True)
+class Loaded:
+    """A conversation read from a file."""
 
-    Raises:
-        ValueError: if a line is longer than ``MAX_LINE_BYTES``.
-    """
+    conversation: Conversation = field(default_factory=Conversation)
+    tag: ModelTag = field(default_factory=ModelTag)
+    created: str = ""
+    n_bytes: int = 0
+    """Bytes of all complete saves."""
+    n_lines: int = 0
+    n_sealed: int = 0
+    """Number of all lines, and of those with a checksum that is right."""
+    cut: bool = False
+    """True if an incomplete save follows, as after a crash."""
+    damage: list[str] = field(default_factory=list)
+    """Each damaged line, with the reason."""
+
+    @property
+    def problem(self) -> str:
+        """Description of what is damaged; empty if nothing is."""
+        if not self.damage:
+            return "its last line was cut off" if self.cut else ""
+        more = len(self.damage) - 1
+        return self.damage[0] + (f", and {more} more" if more else "")
+
+
+def changes(before: Snapshot | None, now: Snapshot, created: str = "") -> list[Record]:
+    """Return the records that update a file from ``before`` to ``now``; None is a new file."""
     records: list[Record] = []
     if before is None:
-        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        created = created or time.strftime("%Y-%m-%dT%H:%M:%S%z")
         records.append({"format": FORMAT, "version": VERSION, "created": created})
         before = Snapshot({}, {})
     changed = {n: record for n, record in now.messages.items() if record != before.messages.get(n)}
@@ -69,15 +87,7 @@ def to_lines(before: Snapshot | None, now: Snapshot) -> list[bytes]:
     # Reading a message makes it the head, which alone needs no state record.
     if now.state != (before.state | {"head": max(changed)} if changed else before.state):
         records.append(now.state)
-    return list(map(_to_line, records))
-
-
-def _to_line(record: Record) -> bytes:
-    """Serialize a record as one line; lone surrogates become U+FFFD, as in a tokenizer."""
-    line = without_surrogates(json.dumps(record, ensure_ascii=False)).encode() + b"\n"
-    if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"a message is larger than {MAX_LINE_BYTES >> 20} MiB")
-    return line
+    return records
 
 
 def _message_record(message: Message) -> Record:
@@ -99,59 +109,92 @@ def _message_record(message: Message) -> Record:
     return record
 
 
-def read_records(file: BinaryIO) -> tuple[Conversation, ModelTag, int]:
+def read_records(file: BinaryIO, *, salvage: bool = False) -> Loaded:
     """Read and validate a file of records.
 
-    Returns:
-        The conversation, the model it was held with, and the bytes of all complete lines. A last
-        line without a newline is ignored: a crash may have cut it off.
+    A file with checksums is read in spite of damaged lines: ``LOST`` stands for the messages that
+    cannot be read, and what follows from others is guessed. With ``salvage`` any file is.
 
     Raises:
         ValueError: if a line is invalid; the message gives its number and the reason.
         OSError: if the file cannot be read.
     """
-    conversation, tag, n_bytes = Conversation(), ModelTag(), 0
-    for number, line in enumerate(_complete_lines(file), 1):
-        try:
-            record = _parse(line)
-            if number == 1:
-                _check_header(record)
-            elif "number" in record:
-                _read_message(record, conversation)
-            else:
-                _read_state(record, conversation)
-                tag = ModelTag(_text(record["model"]), _text(record["vocabulary"]))
-        except (TypeError, KeyError, ValueError) as error:
-            reason = error.args[0] if type(error) is ValueError else "it is no record of a message"
-            raise ValueError(f"line {number}: {reason}") from None
-        n_bytes += len(line)
-    if not n_bytes:
-        raise ValueError("it is cut off in its first line" if file.tell() else "it is empty")
-    _check_dropped(conversation)
-    return conversation, tag, n_bytes
+    loaded = Loaded()
+    for save in read_saves(file, salvage=salvage):
+        for line in save:
+            if problem := _read_line(line, loaded, salvage=salvage):
+                loaded.damage.append(f"line {line.number}: {problem}")
+            loaded.n_bytes += line.n_bytes
+            loaded.n_lines += 1
+            loaded.n_sealed += line.is_sealed
+    if not loaded.n_bytes:
+        why = "nothing of it can be read" if salvage else "it is cut off in its first line"
+        raise ValueError(why if file.tell() else "it is empty")
+    if loaded.damage and not loaded.conversation.all:
+        raise ValueError(loaded.damage[0])
+    _check_dropped(loaded)
+    loaded.cut = loaded.n_bytes < file.tell()
+    return loaded
 
 
-def _complete_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines that end with a newline; lazily, so that none is read after a bad one."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_LINE_BYTES)
-        if line.endswith(b"\n"):
-            yield line
-        elif len(line) < MAX_LINE_BYTES:
-            return
-        else:
-            raise ValueError(f"line {number}: it is longer than {MAX_LINE_BYTES >> 20} MiB")
+def _read_line(line: Line, loaded: Loaded, *, salvage: bool) -> str:
+    """Apply a line to what was read before it; returns the reason if it is damaged.
 
-
-def _parse(line: bytes) -> Record:
+    Raises:
+        ValueError: if it is invalid, and neither its own nor earlier damage explains that.
+    """
+    if line.record is None:
+        return line.problem
     try:
-        text = line.decode()  # the parser would guess the encoding of bytes
-    except UnicodeDecodeError:
-        raise ValueError("it is not JSON") from None
-    record = parse_json(text)
-    if not isinstance(record, dict):
-        raise ValueError("it is not a JSON object")
-    return record
+        _read_record(line.record, line.number, loaded)
+    except (TypeError, KeyError, ValueError) as error:
+        why = error.args[0] if type(error) is ValueError else "it is no record of a message"
+        if line.problem or (line.number > 1 and (salvage or loaded.damage)):
+            return str(why)
+        raise ValueError(f"line {line.number}: {why}") from None
+    return line.problem
+
+
+def _read_record(record: Record, line_number: int, loaded: Loaded) -> None:
+    conversation, n_lost = loaded.conversation, len(loaded.damage)
+    if line_number == 1:
+        _check_header(record)
+        loaded.created = str(record.get("created", ""))
+    elif "number" in record:
+        if n_lost:
+            _fill(conversation, _integer(record["number"]) - 1, n_lost)
+            _settle_lost_parent(conversation, record)
+        _read_message(record, conversation)
+    else:
+        _fill(conversation, _integer(record["head"]), n_lost)
+        _read_state(record, conversation)
+        loaded.tag = ModelTag(_text(record["model"]), _text(record["vocabulary"]))
+
+
+def _fill(conversation: Conversation, up_to: int, n_lost: int) -> None:
+    """Put ``LOST`` messages, at most ``n_lost``, in place of those missing up to a number."""
+    if up_to - len(conversation.all) > n_lost:
+        return
+    for _ in range(len(conversation.all), up_to):
+        last = conversation.all[-1].role if conversation.all else "assistant"
+        message = conversation.add(Message("user", LOST))
+        _guess_place(message, "user" if last == "assistant" else "assistant", conversation)
+
+
+def _guess_place(message: Message, role: Role, conversation: Conversation) -> None:
+    """Make a lost message one of ``role``, after the last message that such a one may follow."""
+    earlier = reversed(conversation.all[: message.number - 1])
+    message.role, message.parent = role, next((m for m in earlier if m.role != role), None)
+
+
+def _settle_lost_parent(conversation: Conversation, record: Record) -> None:
+    """If the first message after a lost one shows that its role was guessed wrong, correct it."""
+    parent = conversation.find(_integer(record["parent"]))
+    if parent is None or parent.text is not LOST or parent.number == 1:
+        return
+    if parent.role == record["role"] and not conversation.children(parent):
+        role: Role = "assistant" if parent.role == "user" else "user"
+        _guess_place(parent, role, conversation)
 
 
 def _check_header(record: Record) -> None:
@@ -208,13 +251,15 @@ def _read_state(record: Record, conversation: Conversation) -> None:
     conversation.examples = tuple(Example(*pair) for pair in _pairs(record["examples"]))
 
 
-def _check_dropped(conversation: Conversation) -> None:
+def _check_dropped(loaded: Loaded) -> None:
     """Check that no message drops the turn it belongs to from the context."""
     depths: dict[Message | None, int] = {None: 0}
-    for message in conversation.all:
+    for message in loaded.conversation.all:
         depth = depths[message] = depths[message.parent] + 1
         if message.n_dropped > (depth - 1) // 2:
-            raise ValueError(f"message {message.number} leaves out more turns than it follows")
+            if not loaded.damage:
+                raise ValueError(f"message {message.number} leaves out more turns than it follows")
+            message.n_dropped = (depth - 1) // 2
 
 
 def _list(value: object) -> list[Any]:

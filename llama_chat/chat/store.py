@@ -2,15 +2,14 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_chat.chat.conversation import Conversation
 from llama_chat.chat.locked_file import LockedFile
-from llama_chat.chat.records import ModelTag, read_records
+from llama_chat.chat.records import Loaded, read_records
 from llama_chat.errors import LlamaChatError, SaveError, UsageError, reason
 from llama_chat.files import data_home
 
@@ -18,18 +17,6 @@ MAX_BYTES = 256 * 2**20
 """Larger than any conversation; larger files are refused."""
 
 SUFFIX = ".jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A conversation read from a file."""
-
-    conversation: Conversation
-    tag: ModelTag
-    n_bytes: int
-    """Bytes of all complete lines."""
-    cut: bool
-    """True if an incomplete last line follows, as after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +118,21 @@ def entries() -> list[Entry]:
     Raises:
         UsageError: if the folder cannot be read.
     """
-    return [entry for entry, _ in _read_all()]
+    return [entry for entry, _ in read_all()]
 
 
-def _read_all() -> Iterator[tuple[Entry, Loaded | None]]:
-    """Read all conversations, the latest first; None stands for one that cannot be read."""
+def read_all(paths: Collection[Path] | None = None) -> Iterator[tuple[Entry, Loaded | None]]:
+    """Read all conversations, or those at ``paths``, the latest first.
+
+    Yields:
+        Each, and what was read; None if it cannot be read.
+
+    Raises:
+        UsageError: if the folder cannot be read.
+    """
     for changed, path in _files():
+        if paths is not None and path not in paths:
+            continue
         try:
             loaded = read(path_of(path.stem))
         except LlamaChatError as error:
@@ -157,7 +153,7 @@ def search(words: str) -> Iterator[tuple[Entry, str]]:
         UsageError: if the folder cannot be read.
     """
     wanted = " ".join(words.casefold().split())
-    for entry, loaded in _read_all():
+    for entry, loaded in read_all():
         for message in loaded.conversation.all if loaded else ():
             if wanted in " ".join(message.text.casefold().split()):
                 yield entry, message.text
@@ -173,10 +169,16 @@ def refuse_if_open(path: Path) -> None:
     try:
         LockedFile(path).close()
     except BlockingIOError:
-        what = f"conversation {path.stem[:40]!r}"
-        raise UsageError(what, "a program has it open", "leave that first") from None
+        raise in_use(path) from None
     except OSError:  # no program can have opened it
         pass
+
+
+def in_use(path: Path) -> UsageError:
+    """Return the error for a conversation that a program has open."""
+    return UsageError(
+        f"conversation {path.stem[:40]!r}", "a program has it open", "leave that first"
+    )
 
 
 def remove(path: Path) -> None:
@@ -193,8 +195,8 @@ def remove(path: Path) -> None:
         raise SaveError.at(path, error, "check the folder") from None
 
 
-def read(path: Path) -> Loaded:
-    """Read and validate a saved conversation.
+def read(path: Path, *, salvage: bool = False) -> Loaded:
+    """Read and validate a saved conversation; see ``read_records`` for ``salvage``.
 
     Raises:
         UsageError: if it cannot be read or is invalid; the message names the line.
@@ -202,12 +204,12 @@ def read(path: Path) -> Loaded:
     try:
         # O_NONBLOCK: opening a named pipe must not block.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-            return read_open(file, path)
+            return read_open(file, path, salvage=salvage)
     except OSError as error:
         raise _unreadable(path, reason(error)) from None
 
 
-def read_open(file: BinaryIO, path: Path) -> Loaded:
+def read_open(file: BinaryIO, path: Path, *, salvage: bool = False) -> Loaded:
     """Read a saved conversation from its open file; see ``read``."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
@@ -215,12 +217,11 @@ def read_open(file: BinaryIO, path: Path) -> Loaded:
     if status.st_size > MAX_BYTES:
         raise _unreadable(path, f"larger than {MAX_BYTES >> 20} MiB")
     try:
-        conversation, tag, n_bytes = read_records(file)
+        return read_records(file, salvage=salvage)
     except ValueError as error:
         raise _unreadable(path, str(error)) from None
     except OSError as error:
         raise _unreadable(path, reason(error)) from None
-    return Loaded(conversation, tag, n_bytes, cut=n_bytes < file.tell())
 
 
 def _files() -> list[tuple[float, Path]]:

@@ -1,13 +1,18 @@
 """``llama-chat sessions``: saved conversations."""
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llama_chat.chat import store
+from llama_chat.chat.conversation_file import repair as repair_file
 from llama_chat.chat.dialogs import to_dialog, to_markdown
+from llama_chat.chat.records import Loaded
 from llama_chat.cli.completing import conversations
 from llama_chat.cli.listing import write, write_rows
+from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.files import local_time, readable_time
 from llama_chat.terminal import streams
 
@@ -15,6 +20,8 @@ app = typer.Typer(name="sessions", help="Saved conversations.", rich_markup_mode
 
 _COLUMNS = ("name", "saved", "messages", "model", "title")
 _NAME, _, _MESSAGES, _MODEL, _TITLE = range(len(_COLUMNS))
+
+_REPAIR = "llama-chat sessions repair keeps what can be read"
 
 _YIELDING = {_TITLE: 20, _MODEL: 8, _NAME: 24}
 """Minimum widths by column, in the order in which a narrow terminal cuts them."""
@@ -27,6 +34,11 @@ _Name = Annotated[
 _Names = Annotated[
     list[str], typer.Argument(help="Whole names.", autocompletion=conversations, metavar="NAME...")
 ]
+_AnyNames = Annotated[
+    list[str] | None,
+    typer.Argument(help="Whole names.", autocompletion=conversations, metavar="[NAME...]"),
+]
+_BAD = ("cut", "damaged", "unreadable")
 
 
 @app.callback(invoke_without_command=True)
@@ -51,10 +63,8 @@ def show(ctx: typer.Context, name: _Name, as_json: _JsonOption = False) -> None:
     """
     path = store.find(name)
     loaded = store.read(path)
-    if loaded.cut:
-        streams.warn(
-            f"conversation {path.stem!r}: its last line is cut off: resume it to repair it"
-        )
+    if loaded.problem:
+        streams.warn(f"conversation {path.stem!r}: {loaded.problem}: {_REPAIR}")
     messages = loaded.conversation.preface() + loaded.conversation.path()
     if _wants_json(ctx, as_json):
         streams.write_json(to_dialog(messages))
@@ -71,6 +81,88 @@ def rm(names: _Names) -> None:
     for path in paths:
         store.remove(path)
         streams.say(f"removed {path.stem}")
+
+
+@app.command()
+def check(ctx: typer.Context, names: _AnyNames = None, as_json: _JsonOption = False) -> None:
+    """Check all, or those that are named; status 1 if one is damaged.
+
+    Each is ok; old, which is without checksums; open in a program that may be writing; cut off in
+    its last save; damaged; or unreadable.
+    """
+    found = [
+        _Finding(entry.name, *_state(entry, loaded))
+        for entry, loaded in store.read_all(_paths(names))
+    ]
+    _write_findings(found, as_json=_wants_json(ctx, as_json))
+    if bad := sum(finding.state in _BAD for finding in found):
+        raise LlamaChatError("sessions", f"{bad} of {len(found)} damaged", _REPAIR)
+
+
+@app.command()
+def repair(ctx: typer.Context, names: _AnyNames = None, as_json: _JsonOption = False) -> None:
+    """Write all that are damaged, or those of them that are named, anew.
+
+    What can be read stays, and a copy of each damaged file. Old ones get checksums. Status 1 if
+    one cannot be repaired.
+    """
+    found = []
+    for entry, loaded in store.read_all(_paths(names)):
+        state, problem = _state(entry, loaded)
+        copy: Path | None = None
+        if state not in ("ok", "open"):
+            try:
+                copy = repair_file(entry.path)[1]
+                state = "repaired" if copy else "sealed"
+            except LlamaChatError as error:
+                state, problem = "unreadable", error.why
+        found.append(_Finding(entry.name, state, problem, str(copy or "")))
+    _write_findings(found, as_json=_wants_json(ctx, as_json))
+    if bad := sum(finding.state in _BAD for finding in found):
+        raise LlamaChatError(
+            "sessions", f"{bad} of {len(found)} not repaired", "look at them, or remove them"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """State of a saved conversation."""
+
+    name: str
+    state: str
+    problem: str
+    copy: str = ""
+    """Path of the copy of the damaged file."""
+
+
+def _paths(names: list[str] | None) -> list[Path] | None:
+    return [store.find(name, whole=True) for name in names] if names else None
+
+
+def _state(entry: store.Entry, loaded: Loaded | None) -> tuple[str, str]:
+    """Return the state of a conversation, and what is damaged."""
+    if loaded is None:
+        return "unreadable", entry.problem
+    if loaded.damage:
+        return "damaged", loaded.problem
+    if loaded.cut:
+        try:
+            store.refuse_if_open(entry.path)
+        except UsageError as error:
+            return "open", error.why
+        return "cut", loaded.problem
+    return ("ok" if loaded.n_sealed == loaded.n_lines else "old"), ""
+
+
+def _write_findings(found: list[_Finding], *, as_json: bool) -> None:
+    if as_json:
+        streams.write_json(list(map(asdict, found)))
+    elif not found:
+        streams.say("no conversation is saved yet")
+    else:
+        rows = [list(asdict(finding).values()) for finding in found]
+        columns = ("name", "state", "problem", "as it was")
+        write_rows(columns, rows, yielding={2: 12, 3: 12, 0: 24}, right=())
 
 
 def _wants_json(ctx: typer.Context, as_json: bool) -> bool:

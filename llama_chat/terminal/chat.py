@@ -347,8 +347,8 @@ class Chat:
         loaded = self.file.open(path)
         if self.file.path is None:
             self.renderer.note("another program has it open: what you say here is saved in a copy")
-        if loaded.cut:
-            self.renderer.note("its last line was cut off; a copy of the damaged file is kept")
+        elif loaded.problem:
+            self.renderer.note(f"{loaded.problem}; a copy of the damaged file is kept")
         self.take(loaded.conversation, loaded.tag)
 
     def take(self, conversation: Conversation, tag: ModelTag) -> None:
