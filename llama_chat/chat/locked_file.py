@@ -4,10 +4,13 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 from llama_chat.files import open_private
+
+_POLL_S = 0.002
 
 
 class LockedFile:
@@ -17,8 +20,16 @@ class LockedFile:
     locks are accepted.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = False, links: bool = False, patience_s: float = 0
+    ) -> None:
         """Open a file, or with ``create`` create one; only its owner may read it from then on.
+
+        Args:
+            path: the file.
+            create: True to create it.
+            links: True if the path may be a link.
+            patience_s: longest time to wait for another program to unlock it.
 
         Raises:
             BlockingIOError: if another program has locked it.
@@ -27,29 +38,34 @@ class LockedFile:
                 file.
         """
         # O_NONBLOCK: opening a named pipe must not block.
-        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        flags = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
         flags |= os.O_CREAT | os.O_EXCL if create else 0
         self._descriptor = -1
         self._is_durable = True
         while self._descriptor < 0:
             self._descriptor = open_private(path, flags)
             try:
-                self._lock()
+                self._lock(time.monotonic() + patience_s)
                 if not create and not self.is_at(path):
                     self.close()  # another program has replaced it in between
             except BaseException:
                 self.close()
                 raise
 
-    def _lock(self) -> None:
+    def _lock(self, until: float) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a file")
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks
-            pass
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_POLL_S)
+            except OSError:  # a file system without locks
+                return
+            else:
+                return
 
     def is_at(self, path: Path) -> bool:
         """True if the file is open and still the one at ``path``."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llama_chat.errors import UsageError, reason
-from llama_chat.files import runtime_home
+from llama_chat.errors import SaveError, UsageError, reason
+from llama_chat.files import open_private, private_folder, runtime_home
 
 
 def default_socket() -> Path:
@@ -27,8 +27,10 @@ def listening(path: Path) -> Iterator[socket.socket]:
     """
     what = f"socket {str(path)!r}"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        private_folder(path.parent)
+        lock = open_private(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
+    except SaveError as error:
+        raise UsageError(what, error.why, "choose another with --socket") from None
     except OSError as error:
         raise UsageError(what, reason(error), "choose another with --socket") from None
     try:

@@ -1,15 +1,18 @@
 """Earlier inputs, kept in a file."""
 
-import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from llama_chat.chat.locked_file import LockedFile
 from llama_chat.errors import LlamaChatError, reason
 from llama_chat.files import create_private_file, state_home
+
+_PATIENCE_S = 2.0
+"""Longest time to wait for other programs that write to it."""
 
 
 def open_history(warn: Callable[[str], None], *, keep: bool) -> History:
@@ -70,14 +73,15 @@ class _KeptHistory(FileHistory):
         """Append an input to the file."""
         if self._failed:
             return
+        lines = "".join(f"+{line}\n" for line in string.split("\n"))
+        entry = f"\n# {datetime.now()}\n{lines}".encode(errors="replace")
         try:
-            size = self._path.stat().st_size
+            # Locked, so that programs at the same time neither mix nor truncate their entries.
+            file = LockedFile(self._path, links=True, patience_s=_PATIENCE_S)
             try:
-                super().store_string(string)
-            except OSError:
-                with suppress(OSError):
-                    os.truncate(self._path, size)  # no half of it is remembered
-                raise
+                file.append(entry, durable=False)
+            finally:
+                file.close()
         except OSError as error:
             self._fail(error, "what you type from here on is not remembered")
 
