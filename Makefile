@@ -3,6 +3,7 @@
 # make lint   formatting, types and the direction of imports
 # make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
 # make attack-text    thousands of hostile settings and prompt files
+# make attack-streams  100,000 hostile streams of text, byte by byte, through every writer
 # make attack-terminal  signals at hundreds of moments of a chat, closed windows, random chats in tmux
 # make attack-server  20,000 malformed requests, and 1,000 clients that vanish
 # make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
@@ -15,7 +16,8 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 1) // 2
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint attack-models attack-text attack-terminal attack-server bench release clean
+.PHONY: chat test lint bench release clean
+.PHONY: attack-models attack-text attack-streams attack-terminal attack-server
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -38,6 +40,9 @@ attack-models: $(VENV)/.installed-dev
 
 attack-text: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.text
+
+attack-streams: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.streams
 
 attack-terminal: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet

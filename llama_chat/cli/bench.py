@@ -11,7 +11,6 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.streams import AnswerWriter
 
 
 @takes_settings
@@ -44,4 +43,4 @@ def bench(
     counts = prompt_tokens, new_tokens
     colored = streams.use_color(settings.color, sys.stdout)
     wrapped = streams.is_terminal(sys.stdout)
-    AnswerWriter(raw=True).write(draw_bench(report, *counts, colored=colored, wrapped=wrapped))
+    streams.write_own(draw_bench(report, *counts, colored=colored, wrapped=wrapped))

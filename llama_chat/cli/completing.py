@@ -6,7 +6,6 @@ of an error they return no suggestions and print nothing.
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -21,6 +20,7 @@ from llama_chat.library import installed_models, starter
 from llama_chat.settings.setting import Setting
 from llama_chat.settings.sources import load_settings
 from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.streams import write_own
 
 Suggestion = tuple[str, str]
 """Word, and its meaning."""
@@ -81,7 +81,7 @@ def _guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
             with redirect_stdout(written), redirect_stderr(written):
                 return callback(ctx, option, value)
         except SystemExit:  # the end of a success
-            sys.stdout.write(written.getvalue())
+            write_own(written.getvalue())
             raise
         except typer.Exit:
             why, advice = "this shell is not known", "call it in bash, zsh or fish"

@@ -17,7 +17,6 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError, counted
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.streams import AnswerWriter
 from llama_chat.tokenizers.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def inspect(
         from llama_chat.terminal.model_picture import draw_model
 
         wrapped = streams.is_terminal(sys.stdout)
-        AnswerWriter(raw=True).write(
+        streams.write_own(
             draw_model(report, colored=colored, wrapped=wrapped, with_tensors=tensors)
         )
 

@@ -134,7 +134,7 @@ def _answered(options: LineOptions) -> set[int]:
     path = expand_user(options.resume_from)
     answered = answered_lines(path)
     if _is_stdout(path) and _ends_within_a_line(path):
-        sys.stdout.write("\n")
+        streams.write_own("\n")
     return answered
 
 

@@ -26,7 +26,7 @@ from llama_chat.terminal import streams
 
 def _show_version(ctx: typer.Context, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:  # which is what completion does
-        print(f"llama-chat {__version__}")  # noqa: T201 - asked for
+        streams.write_own(f"llama-chat {__version__}\n")
         raise typer.Exit
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
@@ -14,7 +13,7 @@ from llama_chat.terminal.history import open_history
 from llama_chat.terminal.interrupts import Interrupted
 from llama_chat.terminal.keyboard import Input, PromptInput
 from llama_chat.terminal.plain_input import PlainInput
-from llama_chat.terminal.streams import one_line
+from llama_chat.terminal.streams import one_line, write_own
 from llama_chat.terminal.toolbar import toolbar
 
 
@@ -154,7 +153,7 @@ class ChatApp:
         completer = ChatCompleter(chat)
 
         def on_open() -> None:
-            sys.stdout.write(chat.renderer.question())
+            write_own(chat.renderer.question())
             completer.forget()
             self._on_change()
 

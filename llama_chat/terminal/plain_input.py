@@ -14,6 +14,7 @@ from prompt_toolkit.history import History
 
 from llama_chat.terminal.raw_input import PAUSE_S
 from llama_chat.terminal.sanitizer import restored, sanitize
+from llama_chat.terminal.streams import write_own
 
 _POLL_S = 0.1
 
@@ -117,7 +118,7 @@ class PlainInput:
                 self._remember(draft)
                 if isinstance(error, EOFError):  # of a signal: Ctrl-D ends an empty line
                     self._history.append_string(draft)
-            sys.stdout.write("\n")  # the cursor is still at the end of the typed line
+            write_own("\n")  # the cursor is still at the end of the typed line
             raise
         line = restored(line, self._remembered.get(line, default))
         if line.strip():

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llama_chat.terminal.streams import is_terminal
+from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.streams import is_terminal, one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,6 +36,7 @@ def progress(
     With ``in_bytes`` or ``in_items`` it shows their number and rate too. Nothing is written if
     stderr is no terminal, or with ``hidden``.
     """
+    description = sanitize(one_line(description))
     bar: Progress | None = None
     task: TaskID | None = None
     began = time.monotonic()

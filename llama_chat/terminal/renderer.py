@@ -104,17 +104,18 @@ class Renderer:
         self.write("\n")
 
     def line(self, text: Text) -> None:
-        """Write a line that has styles and is sanitized already."""
+        """Write a line that has styles."""
         self.end_line()
+        text = text.copy()
+        text.plain = sanitize(text.plain)  # of the same length: the styles stay where they are
         self.console.print(text)
 
     def note(self, line: str, style: str = "dim") -> None:
         """Write a line of the program, dim unless another style is given."""
-        self.end_line()
         text = sanitize(line)
         if self._wraps and not self.plain:
             text = wrapped(text, self.console.width)
-        self.console.print(Text(text, style=style))
+        self.line(Text(text, style=style))
 
     def error(self, line: str) -> None:
         """Write an error message."""
@@ -122,8 +123,7 @@ class Renderer:
 
     def echo_user(self, text: str) -> None:
         """Write a message of the user as it looked in the input."""
-        self.end_line()
-        self.console.print(Text(f"› {sanitize(shortened(text))}", style="bold"))
+        self.line(Text(f"› {sanitize(shortened(text))}", style="bold"))
 
     def show(self, message: Message | None) -> None:
         """Write a message as it looked at first, a reply after its question."""

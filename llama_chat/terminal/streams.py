@@ -196,6 +196,11 @@ class AnswerWriter:
         self._held, self._empty = "", True
 
 
+def write_own(text: str) -> None:
+    """Write text that is the program's own, with any escape sequences, to stdout."""
+    AnswerWriter(raw=True).write(text)
+
+
 def to_json(value: object, indent: int | None = None) -> str:
     """Return ``value`` as JSON, with readable text and all control characters escaped."""
     return escaped(json.dumps(value, ensure_ascii=False, indent=indent)) + "\n"
@@ -203,4 +208,4 @@ def to_json(value: object, indent: int | None = None) -> str:
 
 def write_json(value: object) -> None:
     """Write one line of JSON to stdout."""
-    AnswerWriter(raw=True).write(to_json(value))
+    write_own(to_json(value))
