@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_chat.conversion.target import GGUF, SAFETENSORS, Target
 from llama_chat.errors import SaveError, UsageError, reason
-from llama_chat.files import read_start
+from llama_chat.files import read_start, sync_folder, temporary_name
 from llama_chat.library.layouts import GGUF_MAGIC
 
 
@@ -67,12 +67,12 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
         SaveError: if it cannot be written.
     """
-    temporary = _beside(target)
+    temporary = temporary_name(target)
     try:
         yield temporary
         _sync(temporary)
         _replace(temporary, target)
-        _sync(target.parent, deep=False)
+        sync_folder(target.parent)
     except OSError as error:
         raise SaveError.at(target, _cause(error)) from None
     finally:
@@ -87,7 +87,7 @@ def _replace(made: Path, target: Path) -> None:
     if not (made.is_dir() and target.is_dir()):
         made.replace(target)
         return
-    old = _beside(target)
+    old = temporary_name(target)
     target.rename(old)
     try:
         made.rename(target)
@@ -97,14 +97,9 @@ def _replace(made: Path, target: Path) -> None:
     _remove(old)
 
 
-def _beside(target: Path) -> Path:
-    # Not derived from the name of the target, which may have the maximum length.
-    return target.parent / f".{os.urandom(8).hex()}"
-
-
-def _sync(path: Path, *, deep: bool = True) -> None:
-    """Flush a file, or with ``deep`` a folder and all in it, to the disk (``fsync``)."""
-    if deep and path.is_dir():
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder and all in it, to the disk (``fsync``)."""
+    if path.is_dir():
         for entry in path.iterdir():
             _sync(entry)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
