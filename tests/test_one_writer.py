@@ -43,6 +43,7 @@ OURS = {
 
 ELSEWHERE = {
     "chat/locked_file.py: os.write(": "a file",
+    "chat/remote_session.py: math.log(": "a logarithm",
     "chat/templates/base.py: self.write(messages": "returns a text",
     "chat/templates/jinja.py: masking.write(": "returns a text",
     "chat/templates/jinja_child.py: ": "a pipe to our parent",
@@ -50,6 +51,7 @@ ELSEWHERE = {
     "cli/ask.py: session.send(message, hooks)": "to the model",
     "cli/convert.py: plan.write(temporary, report)": "a file",
     "conversion/": "files",
+    "endpoint/client.py: connections.send(request": "to a server",
     "files.py: file.write(data)": "a file",
     "generation/kv_cache.py: self._rows.write(": "rows",
     "hub/fetching.py: self._output.write(chunk)": "a file",
