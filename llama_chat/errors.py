@@ -83,6 +83,17 @@ class SaveError(LlamaChatError):
         return cls(repr(str(path)), why, f"free space there, or {advice}" if lacking else advice)
 
 
+class LostRankError(Exception):
+    """One of several ranks has gone, which ends all. Exit status 1.
+
+    Nothing below the command line reports it: it passes through all of the program, whose end is
+    often that of a signal, too.
+    """
+
+    def __init__(self, rank: int, size: int, why: str = "it has ended") -> None:
+        super().__init__(f"rank {rank} of {size}: {why}: start all of them again with torchrun")
+
+
 class ClosedPipe(Exception):
     """The reader of stdout has closed the pipe, which is no error. Exit status 141."""
 

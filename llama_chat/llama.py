@@ -14,10 +14,11 @@ from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.fingerprint import model_fingerprint
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.generation.backend import Backend
 from llama_chat.generation.batch import Key, Scheduler, generate_all
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import Engine, check_least, choose_backend, prompt_too_long
+from llama_chat.generation.engine import Engine, check_least, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
@@ -34,12 +35,11 @@ class Llama:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        model: Transformer,
+        backend: Backend,
         tokenizer: Tokenizer,
         *,
         cache_dtype: torch.dtype | None = None,
         max_saved_bytes: int | None = None,
-        threads: int | None = None,
         draft: "Llama | None" = None,
         warnings: Sequence[str] = (),
     ) -> None:
@@ -47,24 +47,27 @@ class Llama:
 
         Args:
             checkpoint: the files it came from.
-            model: the weights.
+            backend: computes the weights.
             tokenizer: the vocabulary.
             cache_dtype: type of keys and values; None for that of the activations.
             max_saved_bytes: limit on the suffixes that a cache saves; see ``KVCache``.
-            threads: CPU threads; None for one per core.
             draft: a smaller model of the same vocabulary, whose guesses save passes.
             warnings: warnings for the user, one line each.
         """
         self.checkpoint = checkpoint
-        self.model = model
         self.tokenizer = tokenizer
-        self.backend = choose_backend(model, cache_dtype, threads)
+        self.backend = backend
         self.warnings = warnings
         self._cache_dtype = cache_dtype
         self._max_saved_bytes = max_saved_bytes
         self._draft = draft
         self._engine = self.engine()
         self._templates: dict[tuple[str, str | None], ChatTemplate] = {}
+
+    @property
+    def model(self) -> Transformer:
+        """The weights; those of rank 0, if there are several."""
+        return self.backend.model
 
     @property
     def name(self) -> str:

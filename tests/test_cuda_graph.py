@@ -74,7 +74,7 @@ def test_a_graph_is_captured_again_if_the_buffer_of_any_layer_moved(layer: int) 
     backend.forward([2], cache)
     assert backend.n_captured == 1
     # As after growth that an interrupt broke off between two layers.
-    cache._rows.buffers[1][layer] = cache._rows.buffers[1][layer].clone()
+    cache.rows.buffers[1][layer] = cache.rows.buffers[1][layer].clone()
     backend.forward([3], cache)
     assert backend.n_captured == 2
 

@@ -15,6 +15,7 @@ from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import ModelError, counted
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
+from llama_chat.parallel.slices import Slice
 from llama_chat.quantization.packed import PackedWeight
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
@@ -80,11 +81,11 @@ class Checkpoint(ABC):
         """
 
     @abstractmethod
-    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Read the weight ``name`` as a CPU tensor of ``dtype``.
+    def read(self, name: str, dtype: torch.dtype, part: Slice | None = None) -> torch.Tensor:
+        """Read the weight ``name``, or a part of it, as a CPU tensor of ``dtype``.
 
         If the file holds that type, the result is a read-only view of the mapped file, without a
-        copy.
+        copy; but for columns of a matrix.
         """
 
     @abstractmethod
@@ -94,8 +95,8 @@ class Checkpoint(ABC):
         Views of them stay valid: their numbers are read from the file again if needed.
         """
 
-    def read_packed(self, name: str) -> PackedWeight | None:
-        """Read the matrix ``name`` packed, without quantizing it again.
+    def read_packed(self, name: str, part: Slice | None = None) -> PackedWeight | None:
+        """Read the matrix ``name``, or a part of it, packed, without quantizing it again.
 
         Returns:
             The matrix, with views of the mapped file where possible; None if it is not quantized,
@@ -106,6 +107,10 @@ class Checkpoint(ABC):
     def packed_bytes(self, name: str) -> int | None:
         """Compute the bytes that ``read_packed`` returns; None if the weight is not quantized."""
         return None
+
+    def column_grain(self, name: str) -> int:
+        """Return the number of neighbouring columns that can only be read together."""
+        return 1
 
 
 class _Shaped(Protocol):

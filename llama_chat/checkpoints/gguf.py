@@ -24,6 +24,7 @@ from llama_chat.checkpoints.gguf_vocabulary import read_vocabulary, vocabulary_w
 from llama_chat.checkpoints.weight_files import release_pages
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
+from llama_chat.parallel.slices import Slice
 from llama_chat.quantization.packed import PackedWeight
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
@@ -96,16 +97,17 @@ class GGUFCheckpoint(Checkpoint):
         """See the base class."""
         return read_vocabulary(self._metadata)
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, part: Slice | None = None) -> Tensor:
         """See the base class."""
-        return _read(self._stored[name], dtype)
+        return _read(self._stored[name], dtype, part)
 
-    def read_packed(self, name: str) -> PackedWeight | None:
+    def read_packed(self, name: str, part: Slice | None = None) -> PackedWeight | None:
         """See the base class."""
         tensor = self._stored[name]
         if not isinstance(tensor.kind, BlockType) or len(tensor.shape) != 2:
             return None
-        return pack(tensor.data(), tensor.kind, tensor.shape[0])
+        n_rows = tensor.shape[0] if part is None else part.shape(tensor.shape)[0]
+        return pack(tensor.data(part), tensor.kind, n_rows)
 
     def forget(self, name: str) -> None:
         """See the base class."""
@@ -118,16 +120,21 @@ class GGUFCheckpoint(Checkpoint):
             return None
         return tensor.n_bytes // tensor.kind.n_bytes * tensor.kind.packed_bytes
 
+    def column_grain(self, name: str) -> int:
+        """See the base class."""
+        return self._stored[name].kind.n_weights
+
 
 open_checkpoint = GGUFCheckpoint.open
 
 
-def _read(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
+def _read(tensor: StoredTensor, dtype: torch.dtype, part: Slice | None = None) -> Tensor:
     """Read a tensor as floats: a view of the mapped file if it holds that type, else a copy."""
-    data, kind = tensor.data(), tensor.kind
+    data, kind = tensor.data(part), tensor.kind
+    shape = tensor.shape if part is None else part.shape(tensor.shape)
     if isinstance(kind, BlockType):
-        return dequantize(data, kind, dtype).view(tensor.shape)
-    return torch.from_numpy(data).view(kind.dtype).to(dtype).view(tensor.shape)
+        return dequantize(data, kind, dtype).view(shape)
+    return torch.from_numpy(data).view(kind.dtype).to(dtype).view(shape)
 
 
 def _meta_name(name: str) -> str | None:

@@ -17,6 +17,7 @@ from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
 from llama_chat.checkpoints.weight_files import map_file
 from llama_chat.errors import counted
 from llama_chat.library.layouts import PART_NAME
+from llama_chat.parallel.slices import Slice
 
 _ALL_PARTS = "fetch all parts of one model into one folder, under the names they have"
 
@@ -41,9 +42,21 @@ class StoredTensor:
         """Offset in bytes of its end."""
         return self.begin + self.n_bytes
 
-    def data(self) -> NDArray[np.uint8]:
-        """View its bytes, without a copy."""
-        return np.frombuffer(self.mapped, np.uint8, self.n_bytes, self.begin)
+    def data(self, part: Slice | None = None) -> NDArray[np.uint8]:
+        """View its bytes, or those of some rows, without a copy; those of columns are copied.
+
+        A part in columns begins and ends between blocks.
+        """
+        whole = np.frombuffer(self.mapped, np.uint8, self.n_bytes, self.begin)
+        if part is None:
+            return whole
+        rows = whole.reshape(self.shape[0], -1)
+        if part.dim == 0:
+            return rows[part.start : part.stop].reshape(-1)
+        first, last = (
+            at // self.kind.n_weights * self.kind.n_bytes for at in (part.start, part.stop)
+        )
+        return np.ascontiguousarray(rows[:, first:last]).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)

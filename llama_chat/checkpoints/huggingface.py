@@ -12,9 +12,10 @@ from llama_chat.checkpoints.huggingface_generation import find_defaults
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
 from llama_chat.checkpoints.small_files import JsonObject
-from llama_chat.checkpoints.weight_files import aligned, describe, release_pages
+from llama_chat.checkpoints.weight_files import describe, part_of, release_pages
 from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.library.layouts import HUGGING_FACE_WEIGHTS
+from llama_chat.parallel.slices import Slice
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
@@ -77,12 +78,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         """See the base class."""
         return read_vocabulary(self.path)
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, part: Slice | None = None) -> Tensor:
         """See the base class."""
-        weight = self._weights[name]
+        weight = part_of(self._weights[name], part)
         if name.endswith(("wq.weight", "wk.weight")):
             return _interleave(weight, self.config.head_dim, dtype)
-        return aligned(weight).to(dtype)
+        return weight.to(dtype)
 
     def forget(self, name: str) -> None:
         """See the base class."""
@@ -128,7 +129,7 @@ def _interleave(weight: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
     of 4 become 0 2 1 3.
 
     Args:
-        weight: ``(n_heads * head_dim, dim)``, with ``n_kv_heads`` for K.
+        weight: ``(n_heads * head_dim, dim)``, with ``n_kv_heads`` for K; or some of its heads.
         head_dim: rows of a head.
         dtype: type of the result, which has the shape of ``weight``.
     """

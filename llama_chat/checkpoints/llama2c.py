@@ -19,11 +19,13 @@ from llama_chat.checkpoints.weight_files import (
     describe,
     mapped_bytes,
     mapped_tensor,
+    part_of,
     release_pages,
 )
 from llama_chat.errors import ModelError
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
+from llama_chat.parallel.slices import Slice
 from llama_chat.tokenizers.base import read_file
 from llama_chat.tokenizers.ranked import read_model_file
 from llama_chat.tokenizers.vocabulary import SPACE, PieceModel, TokenType, Vocabulary
@@ -83,9 +85,9 @@ class Llama2cCheckpoint(Checkpoint):
         read = read_model_file if self._tokenizer.suffix == ".model" else _read_tables
         return read(self._tokenizer)
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, part: Slice | None = None) -> Tensor:
         """See the base class."""
-        return self._weights[name].to(dtype)
+        return part_of(self._weights[name], part).to(dtype)
 
     def forget(self, name: str) -> None:
         """See the base class."""

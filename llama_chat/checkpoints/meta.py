@@ -4,6 +4,7 @@ Mistral's own folders are like it, with the names of Meta's tensors and their ro
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from llama_chat.checkpoints.meta_config import (
 from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
-from llama_chat.checkpoints.weight_files import aligned, describe, release_pages
+from llama_chat.checkpoints.weight_files import describe, narrowed, part_of, release_pages
 from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.errors import ModelError, counted
 from llama_chat.library.layouts import MISTRAL_WEIGHTS, TEKKEN, meta_tokenizers
+from llama_chat.parallel.slices import Slice
 from llama_chat.tokenizers.ranked import read_model_file
 from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.vocabulary import Vocabulary
@@ -55,6 +57,19 @@ class _Stored:
         if self.dim is not None:
             shape[self.dim] = sum(shard.shape[self.dim] for shard in self.shards)
         return tuple(shape)
+
+    def pieces(self, part: Slice | None) -> Iterator[tuple[Tensor, Slice | None]]:
+        """Yield the shards that have some of ``part`` of the weight, and which part of them."""
+        if self.dim is None or part is None or part.dim != self.dim:
+            yield from ((shard, part) for shard in self.shards)
+            return
+        begin = 0
+        for shard in self.shards:
+            length = shard.shape[self.dim]
+            start, stop = max(part.start - begin, 0), min(part.stop - begin, length)
+            if start < stop:
+                yield shard, Slice(self.dim, start, stop)
+            begin += length
 
 
 class MetaCheckpoint(Checkpoint):
@@ -98,16 +113,18 @@ class MetaCheckpoint(Checkpoint):
             return read_tekken(self._tokenizer)
         return read_model_file(self._tokenizer, is_llama_3_0=not is_scaled(self._params))
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, part: Slice | None = None) -> Tensor:
         """See the base class."""
-        weight = self._stored[name]
-        if weight.dim is None:
-            return aligned(weight.shards[0]).to(dtype)
-        merged = torch.empty(weight.shape, dtype=dtype)
-        start = 0
-        for shard in weight.shards:
-            length = shard.shape[weight.dim]
-            merged.narrow(weight.dim, start, length).copy_(shard)
+        stored = self._stored[name]
+        pieces = list(stored.pieces(part))
+        if len(pieces) == 1:  # of one file
+            return part_of(*pieces[0]).to(dtype)
+        merged = torch.empty(part.shape(stored.shape) if part else stored.shape, dtype=dtype)
+        dim, start = stored.dim or 0, 0
+        for shard, within in pieces:
+            found = narrowed(shard, within)
+            length = found.shape[dim]
+            merged.narrow(dim, start, length).copy_(found)
             start += length
         return merged
 

@@ -16,6 +16,7 @@ from llama_chat.checkpoints.foreign import foreign_tensors
 from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular
+from llama_chat.parallel.slices import Slice
 
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
 """``MAP_NORESERVE``, which Python defines only since 3.13."""
@@ -121,6 +122,16 @@ def mapped_bytes(path: Path) -> NDArray[np.uint8]:
 def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """View ``data`` as a tensor, without a copy."""
     return torch.from_numpy(data).view(dtype).view(shape)
+
+
+def narrowed(weight: Tensor, part: Slice | None) -> Tensor:
+    """Return a part of a tensor, for None all of it, without a copy."""
+    return weight if part is None else weight.narrow(part.dim, part.start, len(part))
+
+
+def part_of(weight: Tensor, part: Slice | None) -> Tensor:
+    """Return a part of a mapped tensor, for None all of it, row by row; columns are copied."""
+    return aligned(narrowed(weight, part).contiguous())
 
 
 def aligned(weight: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ from llama_chat.errors import (
     INTERRUPTED_STATUS,
     ClosedPipe,
     LlamaChatError,
+    LostRankError,
     UsageError,
     did_you_mean,
     unexpected,
 )
+from llama_chat.parallel.world import find_world
 from llama_chat.terminal import streams
 
 COMMANDS = (
@@ -107,6 +109,14 @@ def _only_a_command(ctx: typer.Context) -> None:
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
+    if (world := find_world()) is None:
+        return _run(arguments)
+    from llama_chat.cli.ranks import run_rank
+
+    return run_rank(world, lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     arguments = _with_names(arguments)
     try:
         completing.prepare()
@@ -128,6 +138,8 @@ def run(arguments: list[str]) -> int:
         return closed.status
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED_STATUS
+    except LostRankError:
+        raise
     except Exception as error:
         # A bug: still one line on stderr.
         if os.environ.get("LLAMA_CHAT_TRACEBACK"):

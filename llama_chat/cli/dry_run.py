@@ -8,7 +8,7 @@ from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.templates import choose_template
 from llama_chat.chat.templates.base import Origin
-from llama_chat.cli.loading import plan_load
+from llama_chat.cli.loading import plan_whole
 from llama_chat.cli.tokenize import spans
 from llama_chat.errors import UsageError, counted
 from llama_chat.settings.settings import Settings
@@ -36,7 +36,7 @@ class Preview:
         if url is not None and here is None:
             why = "the server encodes the prompt"
             raise UsageError("--dry-run", why, "--template-here MODEL encodes it here")
-        self._planned: LoadPlan = plan_load(settings, None if url is None else here)
+        self._planned: LoadPlan = plan_whole(settings, None if url is None else here)
         self._as_json = as_json
         for line in self._planned.warnings:
             streams.warn(line)

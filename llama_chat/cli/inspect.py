@@ -12,7 +12,7 @@ import typer
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.cli.completing import models
-from llama_chat.cli.loading import plan_load
+from llama_chat.cli.loading import plan_whole
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError, counted
 from llama_chat.settings.settings import Settings
@@ -54,7 +54,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Draw a model: architecture, memory, tensors, tokenizer, template, and what ends a reply."""
-    plan = plan_load(settings, target)
+    plan = plan_whole(settings, target)
     report = describe(plan, settings)
     for line in plan.warnings:
         streams.warn(line)

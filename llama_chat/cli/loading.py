@@ -6,11 +6,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
+from llama_chat.cli.ranks import other_ranks
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import UsageError, reason
 from llama_chat.generation.constraints import Grammar
@@ -48,29 +50,53 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
     return find_model(wanted or settings.model or "", settings.model_paths)
 
 
-def plan_load(settings: Settings, wanted: str | None = None, *, reclaimable: int = 0) -> "LoadPlan":
-    """Plan to load the model ``wanted``, or the one in the settings; see ``loading.plan.plan``.
+def plan_load(settings: Settings, *, reclaimable: int = 0) -> "LoadPlan":
+    """Plan to load the model in the settings, by all ranks if there are several.
 
     Raises:
         ModelError: if there is none, or it cannot be opened.
         UsageError: if a setting does not suit it or this machine.
     """
+    options = _options(settings, reclaimable)
+    if (ranks := other_ranks()) is not None:
+        from llama_chat.loading.ranks import plan_for_all
+
+        return plan_for_all(ranks, **options)
+    from llama_chat.loading.plan import plan
+
+    return plan(**options)
+
+
+def plan_whole(settings: Settings, wanted: str | None = None) -> "LoadPlan":
+    """Plan to load the model ``wanted``, or the one in the settings, in this process.
+
+    Raises:
+        ModelError: if there is none, or it cannot be opened.
+        UsageError: if a setting does not suit it or this machine.
+    """
+    options = _options(settings, wanted=wanted)
+    from llama_chat.loading.plan import plan
+
+    return plan(**options)
+
+
+def _options(settings: Settings, reclaimable: int = 0, wanted: str | None = None) -> dict[str, Any]:
+    """Return the arguments of a plan, after importing torch; see ``loading.plan.plan``."""
     path = model_path(settings, wanted)  # a wrong name is an error before torch is imported
     with _signals_exit(), _collector_paused():
-        from llama_chat.loading.plan import plan
-
-    return plan(
-        path,
-        device=settings.device,
-        dtype=settings.dtype,
-        quantize=settings.quantize,
-        kv_dtype=settings.kv_dtype,
-        context=settings.context,
-        threads=settings.threads,
-        model_paths=settings.model_paths,
-        draft=settings.draft,
-        reclaimable=reclaimable,
-    )
+        import_module("llama_chat.loading.plan")
+    return {
+        "path": path,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "quantize": settings.quantize,
+        "kv_dtype": settings.kv_dtype,
+        "context": settings.context,
+        "threads": settings.threads,
+        "model_paths": settings.model_paths,
+        "draft": settings.draft,
+        "reclaimable": reclaimable,
+    }
 
 
 def plan_model(settings: Settings, *, reclaimable: int = 0) -> "LoadPlan | EndpointPlan":

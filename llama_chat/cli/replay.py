@@ -88,7 +88,7 @@ def _replay(
     from llama_chat.generation.sampling import Sampler
 
     known = receipt.prompt_ids + receipt.ids
-    if not receipt.prompt_ids or max(known) >= llama.model.config.vocab_size:
+    if not receipt.prompt_ids or max(known) >= llama.backend.vocab_size:
         raise UsageError(receipt.where, "its ids are of another model", "name that with --model")
     writer = AnswerWriter(raw=as_json)
     events = llama.engine().generate(

@@ -16,6 +16,7 @@ from llama_chat.cli.loading import model_path
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Token, finish_of
+from llama_chat.parallel.world import find_world
 from llama_chat.server.client import OWN_KEY, health, stream
 from llama_chat.server.sockets import default_socket
 from llama_chat.settings.definitions import SETTINGS
@@ -112,7 +113,8 @@ def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
 
     None if there is none: the model is then to be loaded here.
     """
-    if not settings.server or settings.draft or settings.server_url is not None:
+    is_elsewhere = settings.server_url is not None or find_world() is not None
+    if not settings.server or settings.draft or is_elsewhere:
         return None
     path = default_socket()
     facts = health(path) if path.exists() else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.errors import LlamaChatError, counted, is_out_of_memory
-from llama_chat.generation.kv_cache import KVCache
+from llama_chat.generation.kv_cache import KVCache, RowCache
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import causal_mask
 from llama_chat.model.transformer import Transformer
@@ -38,7 +38,7 @@ class Extension:
 
     ids: Sequence[int]
     """One or more tokens, which follow those of the cache."""
-    cache: KVCache
+    cache: RowCache
     n_logits: int = 1
     """Number of the last of them whose logits are wanted."""
 
@@ -64,6 +64,11 @@ class Backend(ABC):
     def context(self) -> int:
         """Context length in tokens."""
         return self.model.config.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits of a token."""
+        return self.model.config.vocab_size
 
     def new_cache(
         self, dtype: torch.dtype | None = None, max_saved_bytes: int | None = None
@@ -154,7 +159,7 @@ class Backend(ABC):
                         "use a smaller model or --context",
                     ) from None
 
-    def _reserve(self, cache: KVCache, length: int) -> None:
+    def _reserve(self, cache: RowCache, length: int) -> None:
         """Grow the buffers of the cache until ``length`` tokens fit."""
         cache.reserve(length)
 

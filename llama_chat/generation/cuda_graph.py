@@ -15,7 +15,7 @@ from torch import Tensor
 from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import Extension, TorchBackend
 from llama_chat.generation.cache_rows import BLOCK
-from llama_chat.generation.kv_cache import KVCache
+from llama_chat.generation.kv_cache import RowCache
 from llama_chat.model.transformer import Transformer
 
 _WARM_UPS = 3
@@ -26,7 +26,7 @@ _WARM_UPS = 3
 class _BucketCache:
     """View of the cache for passes of fixed shape."""
 
-    cache: KVCache
+    cache: RowCache
     position: Tensor
     """Row to write, ``(1,)`` int64."""
     bucket: int
@@ -54,7 +54,7 @@ class GraphBackend(TorchBackend):
         self._graphs: dict[int, Callable[[], Tensor]] = {}
         """Function that runs the pass, for each bucket."""
         self._captured: tuple[int, ...] = ()
-        """Data pointers of the cache and the rotary tables that the graphs use."""
+        """Buffers of the cache and data pointers of the rotary tables that the graphs use."""
 
     @staticmethod
     def supports(model: Transformer, cache_dtype: torch.dtype) -> bool:
@@ -63,7 +63,7 @@ class GraphBackend(TorchBackend):
         on_gpu = len(devices) == 1 and model.device.type == "cuda"
         return on_gpu and cache_dtype == model.dtype
 
-    def _reserve(self, cache: KVCache, length: int) -> None:
+    def _reserve(self, cache: RowCache, length: int) -> None:
         """Grow the buffers to the whole context if memory allows, so that graphs stay valid."""
         if length <= cache.capacity or length > self.context:
             cache.reserve(length)
@@ -84,11 +84,11 @@ class GraphBackend(TorchBackend):
             return super()._run(extensions, should_stop)
         return [self._decode(new.ids[0], new.cache)[: new.n_logits]]
 
-    def _decode(self, token_id: int, cache: KVCache) -> Tensor:
+    def _decode(self, token_id: int, cache: RowCache) -> Tensor:
         """Compute the logits ``(1, vocab_size)`` of one token, valid until the next call."""
         length, capacity = cache.length, cache.capacity
         tables = self.model.rotary(capacity, self.model.device)
-        used = (*cache.data_pointers, *(table.data_ptr() for table in tables))
+        used = (*cache.buffers_id, *(table.data_ptr() for table in tables))
         if used != self._captured:  # they have grown, or it is another cache
             self._graphs.clear()
             self._captured = used

@@ -34,9 +34,18 @@ def choose_backend(
 
     ``threads`` is the number of CPU threads; None for as many as torch uses.
     """
+    on_gpu = GraphBackend.supports(model, cache_dtype or model.dtype)
+    native = None if on_gpu else NativeBackend.create(model, threads)
+    return native or choose_torch_backend(model, cache_dtype, threads)
+
+
+def choose_torch_backend(
+    model: Transformer, cache_dtype: torch.dtype | None = None, threads: int | None = None
+) -> Backend:
+    """Choose the fastest backend of torch modules, which several ranks share; see above."""
     if GraphBackend.supports(model, cache_dtype or model.dtype):
         return GraphBackend(model, threads)
-    return NativeBackend.create(model, threads) or TorchBackend(model, threads)
+    return TorchBackend(model, threads)
 
 
 def prompt_too_long(n_tokens: int, context: int) -> PromptTooLongError:

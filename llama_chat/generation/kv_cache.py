@@ -1,6 +1,7 @@
 """KV cache of a sequence, with the suffixes that were cut off it."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,97 @@ class SavedSuffix:
         return sum(rows.nbytes for each in self.rows for rows in each)
 
 
-class KVCache:
+class RowCache(ABC):
+    """Rows of the keys and values of some tokens, as a forward pass needs them."""
+
+    def __init__(self, rows: CacheRows) -> None:
+        """Show ``rows``."""
+        self.rows = rows
+        """Storage of the rows."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Number of tokens stored."""
+
+    @abstractmethod
+    def commit(self, ids: Sequence[int]) -> None:
+        """Add the tokens of the rows that a completed forward pass wrote."""
+
+    def drop_suffixes(self) -> bool:
+        """Free the memory of saved suffixes; return False if there are none."""
+        return False
+
+    def reserve(self, length: int) -> None:
+        """Grow the buffers until ``length`` tokens fit.
+
+        Raises:
+            ValueError: if that is more than the context length of the model.
+        """
+        self.rows.reserve(length, self.length)
+
+    @property
+    def capacity(self) -> int:
+        """Number of tokens that fit before the buffers must grow."""
+        return self.rows.capacity
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the buffers, without those of shared segments."""
+        return self.rows.n_bytes
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Segments with the first rows, which other sequences may read, too."""
+        return self.rows.segments
+
+    @property
+    def buffer_sizes(self) -> dict[int, int]:
+        """Bytes of each buffer, those of shared segments included, by its address."""
+        return self.rows.buffer_sizes
+
+    @property
+    def buffers_id(self) -> tuple[int, ...]:
+        """Identity of the buffers of all layers, which changes when these do, on all ranks alike.
+
+        Addresses alone might be those of freed buffers, on one rank and not on another.
+        """
+        pointers = (buffer.data_ptr() for each in self.rows.buffers for buffer in each)
+        return self.rows.buffers_id, *pointers
+
+    @property
+    def native(self) -> NativeCache:
+        """Buffers for the kernels, which write the rows of new tokens there."""
+        return self.rows.native
+
+    def layer(self, layer: int) -> Sequence[Tensor]:
+        """Return the whole buffers of one layer: keys, values, and for int8 their scales."""
+        return [each[layer] for each in self.rows.buffers]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store rows past the end, without committing them, and return all rows with them.
+
+        Args:
+            layer: number of the layer.
+            keys: ``(B, T, n_kv_heads, head_dim)``.
+            values: the same shape.
+
+        Returns:
+            Keys and values, as ``read`` returns them.
+        """
+        self.rows.write(layer, self.length, keys, values)
+        return self.read(layer, self.length + keys.shape[1], keys.dtype)
+
+    def read(self, layer: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Read the keys and values of the first ``end`` rows of a layer.
+
+        Returns:
+            Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``.
+        """
+        return self.rows.read(layer, end, dtype)
+
+
+class KVCache(RowCache):
     """Keys and values of the tokens ``ids``.
 
     Invariant: ``ids`` are exactly the tokens whose rows are stored, in order. A forward pass writes
@@ -59,6 +150,7 @@ class KVCache:
         dtype: torch.dtype,
         devices: Sequence[torch.device],
         max_saved_bytes: int | None = None,
+        rows: CacheRows | None = None,
     ) -> None:
         """Make an empty cache.
 
@@ -68,14 +160,15 @@ class KVCache:
             devices: device of each layer.
             max_saved_bytes: limit on the bytes of saved suffixes, which never exceed half of a
                 full cache; None for no further limit.
+            rows: empty storage of this type on these devices; None for new.
         """
+        super().__init__(rows or CacheRows(config, dtype, devices))
         self._row_bytes = config.kv_cache_bytes(1, dtype.itemsize)
         self._max_saved_bytes = config.context_length // 2 * self._row_bytes
         if max_saved_bytes is not None:
             self._max_saved_bytes = min(self._max_saved_bytes, max_saved_bytes)
         self.dtype = dtype
         self._ids: list[int] = []
-        self._rows = CacheRows(config, dtype, devices)
         self._trimmed: list[int] = []
         """Trimmed tokens whose rows are still intact past the end."""
         self._suffixes: list[SavedSuffix] = []
@@ -92,74 +185,14 @@ class KVCache:
         return len(self._ids)
 
     @property
-    def capacity(self) -> int:
-        """Number of tokens that fit before the buffers must grow."""
-        return self._rows.capacity
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the buffers, without those of shared segments."""
-        return self._rows.n_bytes
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """Segments with the first rows, which other sequences may read, too."""
-        return self._rows.segments
-
-    @property
-    def buffer_sizes(self) -> dict[int, int]:
-        """Bytes of each buffer, those of shared segments included, by its address."""
-        return self._rows.buffer_sizes
-
-    @property
     def row_bytes(self) -> int:
         """Bytes of the rows of one token."""
         return self._row_bytes
 
-    @property
-    def data_pointers(self) -> tuple[int, ...]:
-        """Addresses of the buffers of all layers; they change when the buffers grow."""
-        return tuple(buffer.data_ptr() for each in self._rows.buffers for buffer in each)
-
-    @property
-    def native(self) -> NativeCache:
-        """Buffers for the kernels, which write the rows of new tokens there."""
-        return self._rows.native
-
-    def layer(self, layer: int) -> Sequence[Tensor]:
-        """Return the whole buffers of one layer: keys, values, and for int8 their scales."""
-        return [each[layer] for each in self._rows.buffers]
-
     def reserve(self, length: int) -> None:
-        """Grow the buffers until ``length`` tokens fit.
-
-        Raises:
-            ValueError: if that is more than the context length of the model.
-        """
+        """See the base class."""
         self._trimmed = []
-        self._rows.reserve(length, self.length)
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store rows past the end, without committing them, and return all rows with them.
-
-        Args:
-            layer: number of the layer.
-            keys: ``(B, T, n_kv_heads, head_dim)``.
-            values: the same shape.
-
-        Returns:
-            Keys and values, as ``read`` returns them.
-        """
-        self._rows.write(layer, self.length, keys, values)
-        return self.read(layer, self.length + keys.shape[1], keys.dtype)
-
-    def read(self, layer: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Read the keys and values of the first ``end`` rows of a layer.
-
-        Returns:
-            Both ``(B, n_kv_heads, end, head_dim)`` in ``dtype``.
-        """
-        return self._rows.read(layer, end, dtype)
+        super().reserve(length)
 
     def fork(self, length: int) -> "KVCache":
         """Make a cache of the first ``length`` tokens, which reads their rows where they are.
@@ -168,18 +201,18 @@ class KVCache:
         """
         other = copy.copy(self)
         other._ids, other._trimmed, other._suffixes = self._ids[:length], [], []
-        other._rows = self._rows.fork(length)
+        other.rows = self.rows.fork(length)
         return other
 
     def commit(self, ids: Sequence[int]) -> None:
-        """Add the tokens of the rows that a completed forward pass wrote."""
+        """See the base class."""
         self._ids.extend(ids)
 
     def trim(self, length: int) -> None:
         """Drop all tokens from ``length`` on; ``restore`` may bring them back."""
         trimmed, self._trimmed = self._ids[length:], []
         del self._ids[length:]
-        if trimmed and self._rows.cut(length):
+        if trimmed and self.rows.cut(length):
             self._trimmed = trimmed
 
     def restore(self, token_id: int) -> bool:
@@ -237,7 +270,7 @@ class KVCache:
             del self._suffixes[0]
         try:
             # A copy, since new tokens will overwrite the buffers.
-            rows = self._rows.copy(start, end)
+            rows = self.rows.copy(start, end)
         except (MemoryError, RuntimeError) as error:
             self._drop_suffixes_after(error)
         else:
@@ -255,7 +288,7 @@ class KVCache:
         return sum(suffix.n_bytes for suffix in self._suffixes)
 
     def drop_suffixes(self) -> bool:
-        """Free the memory of the saved suffixes; return False if there are none."""
+        """See the base class."""
         found = bool(self._suffixes)
         self._suffixes = []
         return found
@@ -274,5 +307,5 @@ class KVCache:
         """Append the rows of ``suffix`` up to token ``end``."""
         start = self.length
         self.reserve(end)
-        self._rows.paste(start, suffix.rows, slice(start - suffix.start, end - suffix.start))
+        self.rows.paste(start, suffix.rows, slice(start - suffix.start, end - suffix.start))
         self.commit(suffix.ids[start:end])

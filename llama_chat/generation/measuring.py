@@ -53,7 +53,7 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
     A further round before these warms up.
     """
     generator = torch.Generator().manual_seed(0)
-    vocab_size = engine.backend.model.config.vocab_size
+    vocab_size = engine.backend.vocab_size
     ids = torch.randint(vocab_size, (n_prompt,), generator=generator).tolist()
     engine.end_ids = frozenset()  # so that each round decodes ``n_new`` tokens
     engine.draft_model = None  # the bandwidth is computed for passes over one token

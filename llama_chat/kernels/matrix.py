@@ -34,6 +34,26 @@ class FloatMatrix:
         usable = weight.device.type == "cpu" and weight.is_contiguous()
         return cls(weight) if usable and weight.dtype in WEIGHT_TYPES else None
 
+    def multiply(self, x: Tensor) -> Tensor:
+        """Compute ``x @ weight.T`` for ``x`` ``(n, in)`` in float32, with as many threads as torch.
+
+        Returns:
+            ``(n, out)`` in float32.
+        """
+        x = x.contiguous()
+        y = torch.empty(len(x), len(self._weight))
+        native.library().multiply(
+            ctypes.byref(self.matrix),
+            x.data_ptr(),
+            len(x),
+            y.data_ptr(),
+            False,
+            None,
+            native.level_number(),
+            torch.get_num_threads(),
+        )
+        return y
+
 
 class NativeMatrix:
     """A packed matrix ``(out, in)`` in the layout of the C kernels.

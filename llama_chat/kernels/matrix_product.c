@@ -74,10 +74,10 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
-/* Bytes of scratch memory that multiply() needs for `n_x` rows. */
+/* Bytes of scratch memory that multiply() needs for `n_x` rows; none for weights in floats. */
 EXPORT int64_t multiply_scratch_bytes(const matrix *w, int64_t n_x)
 {
-    return n_x * quantized_row_bytes(w->n_columns, w->layout.group);
+    return w->type != PACKED ? 0 : n_x * quantized_row_bytes(w->n_columns, w->layout.group);
 }
 
 typedef struct {
@@ -119,8 +119,16 @@ static void multiply_shares(team_member me, void *argument)
                         job->is_bf16 ? STORE_BF16 : STORE_FLOAT, panels);
 }
 
-/* Compute y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in bfloat16 or
- * float32. Uses `n_threads` threads, or one if there is too little work for more. */
+/* Multiply this thread's share of the rows of weights in floats. */
+static void multiply_float_share(team_member me, void *argument)
+{
+    const product_job *job = argument;
+    job->kernels->multiply_floats(job->w, share_of(job->w->n_rows, me), (const float *)job->x,
+                                  job->n_x, job->y, STORE_FLOAT);
+}
+
+/* Compute y (n_x, n_rows) = x (n_x, n_columns) times the weights, transposed; both in float32, or
+ * for packed weights in bfloat16 too. Uses `n_threads` threads, or one if there is too little work for more. */
 EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf16,
                      uint8_t *scratch, int level, int n_threads)
 {
@@ -128,5 +136,6 @@ EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf
     work_share shares[n_threads];
     memset(shares, 0, sizeof shares);
     product_job job = {&kernels, w, x, n_x, y, is_bf16, scratch, shares};
-    run_team(n_x * w->n_rows * w->n_columns > 65536 ? n_threads : 1, multiply_shares, &job);
+    run_team(n_x * w->n_rows * w->n_columns > 65536 ? n_threads : 1,
+             w->type == PACKED ? multiply_shares : multiply_float_share, &job);
 }

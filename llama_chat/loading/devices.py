@@ -9,22 +9,39 @@ from llama_chat.checkpoints.base import FLOAT_TYPES
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.errors import UsageError
 from llama_chat.loading.memory import available_memory
+from llama_chat.parallel.world import World
 
 # Values of ``--dtype``, besides auto.
 DTYPES = {name: FLOAT_TYPES[stored] for stored, name in FLOATS.items()}
 
 
-def pick_devices(wanted: str) -> tuple[torch.device, ...]:
-    """Find the devices that ``--device`` names.
+def pick_devices(wanted: str, world: World | None = None) -> tuple[torch.device, ...]:
+    """Find the devices that ``--device`` names; of one of several ranks, its own.
 
     Raises:
         UsageError: if one of them is not available.
     """
+    if world is not None:
+        return (_device_of_rank(wanted, world),)
     if wanted == "auto":
         if torch.cuda.is_available():
             return (torch.device("cuda", 0),)
         return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
     return tuple(_pick_device(name.strip()) for name in wanted.split(","))
+
+
+def _device_of_rank(wanted: str, world: World) -> torch.device:
+    """Return the device of a rank: the GPU of its number on this machine, or the CPU."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        why = "torchrun gives each rank a device of its own"
+        raise UsageError(f"--device {wanted[:40]!r}", why, "give auto, cpu or cuda")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    n_gpus = torch.cuda.device_count()
+    if world.local_size > n_gpus:
+        what = f"{world.local_size} ranks on this machine"
+        raise UsageError(what, f"it has {n_gpus} GPUs", "start one rank for each GPU")
+    return torch.device("cuda", world.local_rank)
 
 
 def _pick_device(name: str) -> torch.device:
@@ -43,11 +60,14 @@ def _pick_device(name: str) -> torch.device:
     return device
 
 
-def free_memory(devices: Sequence[torch.device]) -> int:
-    """Return the free bytes of the GPUs among ``devices``, or of the machine if there are none."""
+def free_memory(devices: Sequence[torch.device], world: World | None = None) -> int:
+    """Return the free bytes of the GPUs among ``devices``, or of the machine if there are none.
+
+    The ranks of a machine share its memory equally.
+    """
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
-        return available_memory()
+        return available_memory() // (1 if world is None else world.local_size)
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint
+from llama_chat.checkpoints.sharded import ShardedCheckpoint, grain_of
 from llama_chat.errors import ModelError, UsageError, counted
 from llama_chat.files import readable_size
-from llama_chat.generation.engine import check_least
+from llama_chat.generation.backend import Backend
+from llama_chat.generation.engine import check_least, choose_backend
 from llama_chat.kernels import native
 from llama_chat.library import find_model
 from llama_chat.llama import Llama
@@ -27,6 +29,8 @@ from llama_chat.loading.weights import (
 )
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
+from llama_chat.parallel.slices import Shard, shards
+from llama_chat.parallel.world import World
 from llama_chat.tokenizers.base import Tokenizer
 
 Report = Callable[[int, int], None]
@@ -63,6 +67,22 @@ class LoadPlan:
     bytes_free: int
     draft: "LoadPlan | None" = None
     """Plan of the draft model, if there is one."""
+    shard: Shard | None = None
+    """Part of the model that this rank loads; None if it loads all."""
+
+    @property
+    def part(self) -> Checkpoint:
+        """The weights that this process reads."""
+        return (
+            self.checkpoint
+            if self.shard is None
+            else ShardedCheckpoint(self.checkpoint, self.shard)
+        )
+
+    @property
+    def local_config(self) -> LlamaConfig:
+        """Hyperparameters of the part of the model that this process loads."""
+        return self.config if self.shard is None else self.shard.local(self.config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,7 +92,7 @@ class LoadPlan:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
-        return weight_bytes(self.checkpoint, self.weight_format, self.types)
+        return weight_bytes(self.part, self.weight_format, self.types)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -106,7 +126,7 @@ class LoadPlan:
     def _bytes_needed(self, weight_format: WeightFormat) -> int:
         context = self.config.context_length
         n_tokens = context if self.context_given else min(_MIN_CACHED_TOKENS, context)
-        weights = weight_bytes(self.checkpoint, weight_format, self.types)
+        weights = weight_bytes(self.part, weight_format, self.types)
         return _SPARE_BYTES + weights + self._bytes_of_tokens(n_tokens) + self._draft_bytes
 
     def _bytes_of_tokens(self, n_tokens: int) -> int:
@@ -116,7 +136,7 @@ class LoadPlan:
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Compute the bytes of the keys and values of ``n_tokens`` tokens."""
-        return self.config.kv_cache_bytes(n_tokens, self.cache_dtype.itemsize)
+        return self.local_config.kv_cache_bytes(n_tokens, self.cache_dtype.itemsize)
 
     @property
     def max_saved_bytes(self) -> int:
@@ -174,23 +194,28 @@ class LoadPlan:
             total = own + self.draft.checkpoint.n_bytes
             draft = self.draft.load(_part(report, own, total))
             report = _part(report, 0, total)
-        with torch.device("meta"):
-            model = Transformer(self.config)
-        weights = read_weights(
-            self.checkpoint, self.weight_format, self.types, self.devices, report
-        )
-        model.load_weights(weights)
-        model.eval()
         return Llama(
             self.checkpoint,
-            model,
+            self.load_backend(report),
             self.tokenizer,
             cache_dtype=self.cache_dtype,
             max_saved_bytes=self.max_saved_bytes,
-            threads=self.threads,
             draft=draft,
             warnings=self.warnings,
         )
+
+    def load_backend(self, report: Report | None = None) -> Backend:
+        """Read the weights, and choose what computes them; see ``load``."""
+        return choose_backend(self.load_model(report), self.cache_dtype, self.threads)
+
+    def load_model(self, report: Report | None = None) -> Transformer:
+        """Read the weights of the part of this process; see ``load``."""
+        with torch.device("meta"):
+            model = Transformer(self.local_config)
+        model.load_weights(
+            read_weights(self.part, self.weight_format, self.types, self.devices, report)
+        )
+        return model.eval()
 
 
 def _part(report: Report | None, before: int, total: int) -> Report | None:
@@ -210,16 +235,18 @@ def plan(
     model_paths: Sequence[str] = (),
     draft: str | os.PathLike[str] | None = None,
     reclaimable: int = 0,
+    world: World | None = None,
 ) -> LoadPlan:
     """Plan a load, with the arguments of ``load``.
 
-    ``reclaimable`` bytes count as free: those of a model that will be dropped first.
+    ``reclaimable`` bytes count as free: those of a model that will be dropped first. With ``world``
+    it is the load of one rank of several.
 
     Raises:
         ModelError: if the model or its tokenizer cannot be opened.
         UsageError: if an argument does not suit the model or this machine.
     """
-    devices = pick_devices(device)
+    devices = pick_devices(device, world)
     checkpoint = open_checkpoint(find_model(os.fspath(path), model_paths))
     tokenizer = load_tokenizer(checkpoint)
     config = checkpoint.config
@@ -236,10 +263,19 @@ def plan(
     types = FloatTypes(
         pick_dtype(dtype, checkpoint.dtype, devices[0], keeps_stored=keeps_stored), keeps_stored
     )
-    bytes_free = free_memory(devices) + reclaimable
+    bytes_free = free_memory(devices, world) + reclaimable
+    n_ranks = 1 if world is None else world.size
     weight_format = choose_weight_format(
-        quantize or "auto", checkpoint, types, bytes_free, devices[0]
+        quantize or "auto", checkpoint, types, bytes_free * n_ranks, devices[0]
     )
+    cache_dtype = _cache_dtype(kv_dtype, checkpoint, weight_format, types.dtype, native_floats)
+    shard = None
+    if world is not None:
+        if draft is not None:
+            raise UsageError("--draft", "several ranks compute the model", "leave it out")
+        shard = shards(config, world.size, grain_of(checkpoint, weight_format))[world.rank]
+        if keeps_stored:  # the kernels take and return float32
+            types = replace(types, dtype=torch.float32)
     planned = LoadPlan(
         checkpoint,
         tokenizer,
@@ -248,9 +284,10 @@ def plan(
         devices=devices,
         types=types,
         weight_format=weight_format,
-        cache_dtype=_cache_dtype(kv_dtype, checkpoint, weight_format, types.dtype, native_floats),
+        cache_dtype=cache_dtype,
         threads=threads,
         bytes_free=bytes_free,
+        shard=shard,
     )
     if draft is None:
         return planned

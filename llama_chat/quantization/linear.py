@@ -54,9 +54,11 @@ class _Matrix(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Compute ``x @ weight.T``: ``(…, columns)`` to ``(…, rows)``."""
-        if self.packed is None:
-            return F.linear(x, self.weight)
-        return packed_linear(x, self.packed)
+        if self.packed is not None:
+            return packed_linear(x, self.packed)
+        if self.weight.dtype != x.dtype:
+            return float_linear(x, self.weight)
+        return F.linear(x, self.weight)
 
     @property
     def native(self) -> NativeMatrix | FloatMatrix | None:
@@ -135,6 +137,25 @@ def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
     native_dtype = dtype if dtype in _NATIVE_DTYPES else torch.float32
     rows = torch.empty(len(ids), weight.shape[1], dtype=native_dtype)
     return weight.unpack_rows(ids, rows).to(dtype)
+
+
+def float_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute ``x @ weight.T`` in float32, with weights of another type as they are stored.
+
+    Args:
+        x: ``(…, in)`` in float32.
+        weight: ``(out, in)``; floats that the kernels can multiply.
+
+    Returns:
+        ``(…, out)`` in float32.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    matrix = FloatMatrix.of(weight) if native.is_available() else None
+    if matrix is None or x.dtype != torch.float32:
+        raise ValueError(f"no kernel multiplies {weight.dtype} with {x.dtype}")
+    return matrix.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(weight))
 
 
 def packed_linear(x: Tensor, weight: Packed) -> Tensor:

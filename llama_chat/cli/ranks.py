@@ -1,0 +1,121 @@
+"""The program as one of several ranks, which ``torchrun`` has started.
+
+Rank 0 is the program as it is without the others. They take no part in it before it loads a model,
+write nothing and read nothing, and end when it does.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from llama_chat.errors import LostRankError
+from llama_chat.parallel.world import World, find_world
+from llama_chat.terminal import streams
+
+if TYPE_CHECKING:
+    from llama_chat.parallel.ranks import Ranks
+
+_NOTICE_S = 1.0
+"""Longest time between the end of a rank and the signal by which torchrun ends the others."""
+
+
+@cache
+def _connected() -> "list[Ranks]":
+    """The other ranks, once rank 0 needs them."""
+    return []
+
+
+def other_ranks() -> "Ranks | None":
+    """Return the other ranks, which from now on wait for orders; None if there are none."""
+    world = find_world()
+    if world is not None and not _connected():
+        from llama_chat.parallel.ranks import Ranks, end_process
+
+        _connected().append(Ranks(world, end_process))
+    return _connected()[0] if _connected() else None
+
+
+def dismiss_ranks() -> None:
+    """Let the other ranks end, for a process that does not return from ``run_rank``."""
+    for ranks in _connected():
+        ranks.leave()
+
+
+def run_rank(world: World, command: Callable[[], int]) -> int:
+    """Run the program as one of several ranks, and return its exit status.
+
+    Args:
+        world: place of this process among them.
+        command: runs the program, on rank 0.
+    """
+    if world.rank:
+        _follow(world)
+    status = 1
+    try:
+        status = command()
+    except LostRankError:
+        pass
+    except SystemExit as ended:  # a signal
+        status = ended.code if isinstance(ended.code, int) else 1
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too
+        lost = _end(world, status)
+    if lost is not None:
+        streams.fail(str(lost))
+        return 1
+    return status
+
+
+def _end(world: World, status: int) -> LostRankError | None:
+    """Let the others end; returns the error if one of them had gone before."""
+    if not _connected():
+        from llama_chat.parallel.ranks import dismiss
+
+        dismiss(world)
+        return None
+    ranks = _connected()[0]
+    lost = ranks.find_loss(_NOTICE_S if status == 128 + signal.SIGTERM else 0)
+    ranks.leave()
+    return lost
+
+
+def _follow(world: World) -> None:
+    """Do what rank 0 says until the end of the process."""
+    errors = _silence(keeps_errors=world.rank == 1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    from llama_chat.parallel.ranks import await_orders
+
+    def end(*, in_order: bool) -> None:
+        if not in_order and errors >= 0:  # nobody else is left to say so
+            lost = LostRankError(0, world.size)
+            os.write(errors, f"llama-chat: error: {lost}\n".encode())
+        os._exit(0 if in_order else 1)
+
+    orders = await_orders(world, lambda in_order: end(in_order=in_order))
+    if orders is None:
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 gets it, too, and decides what follows
+    from llama_chat.loading.ranks import follow
+
+    follow(orders)
+    os._exit(1)
+
+
+def _silence(*, keeps_errors: bool) -> int:
+    """Detach this process from the streams that it shares with rank 0.
+
+    Returns:
+        A copy of stderr, or -1.
+    """
+    errors = os.dup(2) if keeps_errors else -1
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    streams_kept = (0, 1) if os.environ.get("LLAMA_CHAT_TRACEBACK") else (0, 1, 2)
+    for descriptor in streams_kept:
+        os.dup2(nowhere, descriptor)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - not the terminal any more
+    return errors

@@ -1,0 +1,1 @@
+"""One model on several devices: its division among ranks, and how these work together."""

@@ -1,0 +1,170 @@
+"""Connections of rank 0 with the others: orders one way, answers the other, and who has gone.
+
+Orders are a few numbers, and most of the time there are none, while the user types: collectives
+would need a wait without a limit of time, and a rank that is killed would go unnoticed until the
+next one. A closed connection tells at once, on all ranks; keep-alive probes tell of a machine that
+lost power. Activations take the collectives of torch.
+"""
+
+import json
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+Message = list[Any]
+"""A word and its arguments, as JSON has them."""
+
+_PROBES = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 7000}
+"""Options after which a machine that does not answer counts as gone, after seven seconds."""
+
+_CONNECT_S = 60.0
+_MAX_HELLO = 256
+
+
+class Gone(Exception):
+    """The other end of a connection has closed it."""
+
+
+class Connection:
+    """Messages with another rank, each a line of JSON."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        """Use a connected socket."""
+        ours.settimeout(None)
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PROBES.items():
+            if hasattr(socket, name):  # macOS lacks some
+                ours.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._socket = ours
+        self._received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+
+    def listen(self, on_message: Callable[[Message], bool], on_gone: Callable[[], object]) -> None:
+        """Read messages in a thread from now on.
+
+        Args:
+            on_message: takes a message that needs no ``receive``; returns False for the others.
+            on_gone: called at the end of the connection.
+        """
+
+        def read() -> None:
+            try:
+                with suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
+                    for line in lines:
+                        message = json.loads(line)
+                        if not on_message(message):
+                            self._received.put(message)
+            finally:
+                on_gone()
+                self._received.put(None)
+
+        threading.Thread(target=read, name="rank", daemon=True).start()
+
+    def send(self, data: bytes) -> None:
+        """Send a message, encoded; what cannot be sent is noticed where messages are read."""
+        with suppress(OSError):
+            self._socket.sendall(data)
+
+    def receive(self) -> Message:
+        """Wait for the next message.
+
+        Raises:
+            Gone: at the end of the connection.
+        """
+        message = self._received.get()
+        if message is None:
+            self._received.put(None)
+            raise Gone
+        return message
+
+    def has_message(self, seconds: float) -> bool:
+        """Wait at most ``seconds`` until ``receive`` need not wait."""
+        try:
+            message = self._received.get(timeout=max(seconds, 0.0))
+        except queue.Empty:
+            return False
+        self._received.put(message)
+        return True
+
+    def close(self) -> None:
+        """End the connection, for both."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def encode(message: Sequence[Any]) -> bytes:
+    """Encode a message as ``Connection.send`` takes it."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+class Door:
+    """Socket at which rank 0 waits for the others."""
+
+    def __init__(self, *, local: bool) -> None:
+        """Open it: on this machine only if ``local``."""
+        if local:
+            self._socket = socket.create_server(("127.0.0.1", 0))
+        elif socket.has_dualstack_ipv6():
+            self._socket = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        else:
+            self._socket = socket.create_server(("", 0))
+        self._token = secrets.token_hex(16)
+
+    @property
+    def key(self) -> str:
+        """Port and token for ``connect``."""
+        return f"{self._socket.getsockname()[1]} {self._token}"
+
+    def accept(self, size: int) -> list[Connection]:
+        """Wait for the ranks 1 to ``size`` - 1, and close it; strangers are sent away.
+
+        Returns:
+            Their connections, in order.
+
+        Raises:
+            TimeoutError: if they do not come.
+        """
+        found: dict[int, Connection] = {}
+        with self._socket:
+            self._socket.settimeout(_CONNECT_S)
+            while len(found) < size - 1:
+                theirs, _ = self._socket.accept()
+                rank = self._identify(theirs)
+                if rank in range(1, size) and rank not in found:
+                    found[rank] = Connection(theirs)
+                else:
+                    theirs.close()
+        return [found[rank] for rank in range(1, size)]
+
+    def _identify(self, theirs: socket.socket) -> int:
+        """Return the rank that a hello names; -1 for a stranger."""
+        theirs.settimeout(5.0)
+        hello = b""
+        with suppress(OSError, ValueError):
+            while not hello.endswith(b"\n") and len(hello) < _MAX_HELLO:
+                # Not more than the hello: what follows it belongs to the connection.
+                if not (byte := theirs.recv(1)):
+                    break
+                hello += byte
+            token, rank = hello.decode().split()
+            if secrets.compare_digest(token, self._token):
+                return int(rank)
+        return -1
+
+
+def connect(address: str, key: str, rank: int) -> Connection:
+    """Connect to the door of rank 0.
+
+    Raises:
+        OSError: if that fails.
+    """
+    port, token = key.split()
+    ours = socket.create_connection((address, int(port)), timeout=_CONNECT_S)
+    ours.sendall(f"{token} {rank}\n".encode())
+    return Connection(ours)
