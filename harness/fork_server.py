@@ -35,6 +35,7 @@ READ_WHEN_USED = re.compile(
     r"HOME|PATH|TERM|COLUMNS|LINES|(NO|FORCE)_COLOR|DISPLAY|SSH_TTY|VISUAL|EDITOR|PS1"
     r"|(NO_PROXY|no_proxy)|TRANSFORMERS_OFFLINE|LLAMA_CHAT_(?!KERNEL$)\w+|_LLAMA_CHAT_COMPLETE"
     r"|(XDG|HF|PIP|COMP|_TYPER_COMPLETE|PYTEST)_\w+|IO_FAULT"
+    r"|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
 """Variables that nothing reads before the program runs, so that a fork may have other values."""
 

@@ -215,6 +215,8 @@ class LoadPlan:
         model.load_weights(
             read_weights(self.part, self.weight_format, self.types, self.devices, report)
         )
+        if self.shard is not None and self.types.keeps_stored:
+            model.compute_in_float32()  # as the kernels do, which multiply the matrices
         return model.eval()
 
 
@@ -274,8 +276,6 @@ def plan(
         if draft is not None:
             raise UsageError("--draft", "several ranks compute the model", "leave it out")
         shard = shards(config, world.size, grain_of(checkpoint, weight_format))[world.rank]
-        if keeps_stored:  # the kernels take and return float32
-            types = replace(types, dtype=torch.float32)
     planned = LoadPlan(
         checkpoint,
         tokenizer,

@@ -192,6 +192,12 @@ class Transformer(nn.Module):
         """Type of the activations."""
         return self.norm.weight.dtype
 
+    def compute_in_float32(self) -> None:
+        """Make the type of the activations float32, whatever the matrices are."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.float()
+
     @property
     def matrices(self) -> list[Linear | Embedding]:
         """All matrices."""
