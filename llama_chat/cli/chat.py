@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from llama_chat.cli.ranks import dismiss_ranks
 from llama_chat.cli.slots import Slots
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE, starter
+from llama_chat.parallel.world import find_world
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.interrupts import Interrupts
@@ -87,7 +89,7 @@ def open_chat(
     prompt = open_prompt(settings, slots)
     if slots.takes_stdin:
         attachments = []
-    with Interrupts() as interrupts:
+    with _own_terminal(), Interrupts() as interrupts:
         from llama_chat.terminal.raw_input import hold_keys
 
         with hold_keys():
@@ -97,6 +99,14 @@ def open_chat(
             dismiss_ranks()
             os._exit(interrupts.status)  # Python would wait for the load
         raise typer.Exit(interrupts.status)
+
+
+def _own_terminal() -> AbstractContextManager[None]:
+    if find_world() is None:
+        return nullcontext()
+    from llama_chat.terminal.own_terminal import own_terminal
+
+    return own_terminal()
 
 
 def _saved(resume: str | None, settings: Settings) -> Path | None:
