@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,12 +21,16 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
 from llama_chat.cli.ranks import dismiss_ranks
 from llama_chat.cli.slots import Slots
+from llama_chat.cli.warm import find_server
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.library import NO_MODEL_ADVICE, starter
 from llama_chat.parallel.world import find_world
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from llama_chat.terminal.model_loader import Plan
 
 GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")]
 Resume = Annotated[
@@ -147,6 +151,15 @@ def _read_piped() -> Attachment:
     return Attachment(text)
 
 
+def _plan(settings: Settings, *, reclaimable: int = 0) -> "Plan":
+    """Plan to load a model, or to chat with one that a warm server has loaded."""
+    if (found := find_server(settings, lambda line: None, starts=False)) is not None:
+        from llama_chat.server.warm_session import WarmPlan
+
+        return WarmPlan(*found, model_path(settings))
+    return plan_model(settings, reclaimable=reclaimable)
+
+
 def _run_chat(
     settings: Settings,
     prompt: PromptFile | None,
@@ -160,7 +173,7 @@ def _run_chat(
     from llama_chat.terminal.chat import Chat
     from llama_chat.terminal.commands.sessions import go_on as resume
 
-    chat = Chat(settings, plan_model, prompt, interrupts)
+    chat = Chat(settings, _plan, prompt, interrupts)
     chat.attachments, chat.variables = attachments, slots.values
     tell = chat.renderer.note
     if not settings.quiet:

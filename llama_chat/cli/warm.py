@@ -108,27 +108,47 @@ class LostServer(LlamaChatError):
         super().__init__("server", "the connection was lost", "try again, or --no-server")
 
 
-def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
-    """Find the server of the model and the settings, or start one if ``keep_warm`` says so.
+def find_server(
+    settings: Settings, tell: Callable[[str], object], *, starts: bool
+) -> tuple[Path, dict[str, Any]] | None:
+    """Find a running server of the model and the settings.
 
-    None if there is none: the model is then to be loaded here.
+    Args:
+        settings: the settings.
+        tell: takes a line about what was found.
+        starts: start one if there is none, and ``keep_warm`` says so.
+
+    Returns:
+        Its socket file, and what it says of itself; None if the model is to be loaded here.
     """
     is_elsewhere = settings.server_url is not None or find_world() is not None
     if not settings.server or settings.draft or is_elsewhere:
         return None
     path = default_socket()
     facts = health(path) if path.exists() else None
-    if facts is None and settings.keep_warm and not path.exists():
+    if facts is None and starts and settings.keep_warm and not path.exists():
         facts = _start(settings, path)
     if facts is None:
         return None
     if facts.get("settings") != identity_of(settings):
-        if settings.verbose:
-            streams.say("llama-chat: the running server has another model or other settings")
+        tell("the running server has another model or other settings")
         return None
-    if settings.verbose:
-        streams.say(f"llama-chat: answered by the server on {str(path)!r}")
-    return WarmModel(path, facts, wanted)
+    tell(f"answered by the server on {str(path)!r}")
+    return path, facts
+
+
+def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
+    """Find the server of the model and the settings, or start one if ``keep_warm`` says so.
+
+    None if there is none: the model is then to be loaded here.
+    """
+
+    def tell(line: str) -> None:
+        if settings.verbose:
+            streams.say(f"llama-chat: {line}")
+
+    found = find_server(settings, tell, starts=True)
+    return None if found is None else WarmModel(*found, wanted)
 
 
 def _start(settings: Settings, path: Path) -> dict[str, Any] | None:

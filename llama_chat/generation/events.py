@@ -108,6 +108,16 @@ def finish_of(facts: dict[str, Any], text: str) -> Finish:
     return Finish(text=text, **known)
 
 
+def token_of(facts: dict[str, Any]) -> Token:
+    """Return a token from its fields as JSON.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is another object.
+    """
+    others = tuple((int(other), float(logprob)) for other, logprob in facts["alternatives"])
+    return Token(int(facts["id"]), str(facts["text"]), float(facts["logprob"]), others)
+
+
 Event = Token | Finish
 
 

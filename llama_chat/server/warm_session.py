@@ -1,0 +1,274 @@
+"""Chat sessions whose tokens a warm server generates, with all that a model here would tell.
+
+The server is one of this program, and has the same model and settings; see ``schema.Own``.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_chat.chat.context_use import Fit
+from llama_chat.chat.conversation import Conversation, Message
+from llama_chat.chat.encoding_session import EncodingSession
+from llama_chat.chat.templates import ChatTemplate, choose_template
+from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.generation_defaults import GenerationDefaults
+from llama_chat.endpoint.address import Address
+from llama_chat.endpoint.client import Client, Patience, RefusedRequest
+from llama_chat.endpoint.stepping import run
+from llama_chat.errors import CutOffError, LlamaChatError, UsageError
+from llama_chat.generation.events import (
+    Event,
+    Finish,
+    Hooks,
+    Timings,
+    Token,
+    Usage,
+    finish_of,
+    token_of,
+)
+from llama_chat.generation.logprobs import Scored
+from llama_chat.server.client import OWN_KEY
+from llama_chat.settings.sampling import Sampling
+from llama_chat.settings.settings import Settings
+from llama_chat.tokenizers.base import Tokenizer
+from llama_chat.tokenizers.streaming import StreamingDecoder
+
+_PATIENCE = Patience(connect_s=5.0, silence_s=600.0)
+"""Longest waits: a prompt of a large model can take minutes."""
+
+_LOST = "/model NAME loads it here, or serve it again"
+
+
+class WarmSession(EncodingSession):
+    """A conversation that is encoded here, and whose tokens a warm server generates."""
+
+    def __init__(
+        self,
+        client: Client,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        context: int,
+        **options: Any,
+    ) -> None:
+        """Begin or continue a conversation.
+
+        Args:
+            client: sends to the server.
+            template: the chat template, which encodes messages.
+            tokenizer: vocabulary of the model.
+            context: context length in tokens.
+            options: arguments of ``ChatSession``.
+        """
+        super().__init__(template, **options)
+        self._client = client
+        self._tokenizer = tokenizer
+        self._context = context
+        self._sampling = Sampling()
+        self._seed: int | None = None
+        self._cached: list[int] = []
+        """Tokens of the last prompt and its reply, which the server keeps as long as it can."""
+        self._n_reused = 0
+
+    def configure(self, settings: Settings) -> None:
+        """Apply the settings; earlier turns stay as they are."""
+        super().configure(settings)
+        self._sampling = settings.sampling
+
+    @property
+    def context(self) -> int:
+        """Context length in tokens."""
+        return self._context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Vocabulary of the model."""
+        return self._tokenizer
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the last reply, drawn by the server if none is given."""
+        return self._seed if self._sampling.seed is None else self._sampling.seed
+
+    @property
+    def n_reused(self) -> int:  # type: ignore[override] # it changes
+        """Number of tokens of the last prompt that needed no forward pass."""
+        return self._n_reused
+
+    def _cached_ids(self) -> Sequence[int]:
+        return self._cached
+
+    def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
+        """Refuse: commands that choose between replies load a model."""
+        raise UsageError("choices", "a warm server gives no scores", "use --no-server")
+
+    def next_prefix(self, attachments: Sequence[Any] = ()) -> list[int]:
+        """Return nothing: the server evaluates a prompt when it is sent."""
+        return []
+
+    def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:
+        """Do nothing: the server keeps what it evaluated."""
+
+    def _generate(self, fit: Fit, reply: Message, hooks: Hooks | None) -> Iterator[Event]:
+        """Generate what follows ``reply``; a stop closes the connection, which ends it there."""
+        ids = list(fit.ids)
+        if reply.ids is not None:
+            # Without the U+FFFD of a character that was cut off.
+            reply.text = StreamingDecoder(self._tokenizer, "strip").decode(reply.ids)
+        own = {
+            "tokens": True,
+            "end_ids": sorted(self.template.end_ids),
+            "n_begun": len(reply.ids or ()),
+            # A reply known only as text continues directly after its last character.
+            "leading": "keep" if reply.ids is None else "strip",
+        }
+        body = {
+            "prompt": ids,
+            "stream": True,
+            "max_tokens": self.max_tokens,
+            "stop": list(self.stop),
+            **asdict(self._sampling),
+            OWN_KEY: own,
+        }
+        n_written = 0
+        for event in run(self._events(body), None if hooks is None else hooks.should_stop):
+            if isinstance(event, Finish):
+                self._seed, self._n_reused = event.seed, event.usage.cached_tokens
+            else:
+                n_written += 1
+                ids.append(event.id)
+            self._cached = ids
+            yield event
+            if isinstance(event, Finish):
+                return
+        usage = Usage(len(fit.ids), 0, n_written)
+        yield Finish("interrupted", "", usage, Timings(0.0, 0.0, 0.0), self.seed or 0)
+
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[Event]:
+        what, has_begun = "server", False
+        try:
+            async with self._client.open() as connections:
+                source = self._client.stream(connections, "/completions", body, lambda line: None)
+                async for chunk in source:
+                    for event in _events_of(chunk):
+                        has_begun = True
+                        yield event
+        except RefusedRequest as refused:
+            raise refused.refusal.error(what) from None
+        except (LlamaChatError, ConnectionError, KeyError, TypeError, ValueError) as error:
+            why = error.why if isinstance(error, LlamaChatError) else "the connection was lost"
+            kind = CutOffError if has_begun else LlamaChatError
+            raise kind(what, why, _LOST) from None
+
+    def _record(self, reply: Message, token: Token) -> None:
+        """Add a token to ``reply``."""
+        reply.ids = None if reply.ids is None else (*reply.ids, token.id)
+        if reply.logprobs is not None:
+            reply.logprobs.add(token.id, token.logprob, token.alternatives)
+
+    def _ended(self, reply: Message, finish: Finish) -> None:
+        """Drop ids that reach into a stop string, which the text does not."""
+        if finish.stopped_at is not None:
+            reply.ids = None
+
+
+def _events_of(chunk: Any) -> Iterator[Event]:
+    """Yield the events in a chunk of our own server.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is none.
+        LlamaChatError: if the server failed.
+    """
+    if "error" in chunk:
+        facts = chunk[OWN_KEY]
+        raise LlamaChatError(facts["what"], facts["why"], facts["advice"])
+    own = chunk.get(OWN_KEY) or {}
+    if "token" in own:
+        yield token_of(own["token"])
+    if "finish" in own:
+        yield finish_of(own["finish"], chunk["choices"][0]["text"])
+
+
+class WarmChatModel:
+    """A model that a warm server has loaded, and its vocabulary here."""
+
+    n_bytes = 0
+    """Bytes of its weights here."""
+    warnings: Sequence[str] = ()
+    """Warnings for the user."""
+
+    def __init__(
+        self, client: Client, facts: dict[str, Any], checkpoint: Checkpoint, tokenizer: Tokenizer
+    ) -> None:
+        """Combine the parts.
+
+        Args:
+            client: sends to the server.
+            facts: what the server says of itself.
+            checkpoint: the same model; no weight of it is read.
+            tokenizer: its vocabulary.
+        """
+        self.name = checkpoint.name
+        self.tokenizer: Tokenizer | None = tokenizer
+        self._client = client
+        self._context = int(facts["context"])
+        self._checkpoint = checkpoint
+        self._vocabulary = tokenizer
+
+    @property
+    def summary(self) -> str:
+        """Words about where it is, for display."""
+        return f"on the warm server · context {self._context}"
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """Settings that it suggests."""
+        return self._checkpoint.generation
+
+    def template(self, name: str = "auto", variant: str | None = None) -> ChatTemplate:
+        """Return the chat template ``name``, or that of the checkpoint."""
+        return choose_template(name, self._checkpoint.templates, self._vocabulary, variant)
+
+    def chat(
+        self,
+        *,
+        conversation: Conversation | None = None,
+        template: str = "auto",
+        template_name: str | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> WarmSession:
+        """Begin or continue a conversation."""
+        return WarmSession(
+            self._client,
+            self.template(template, template_name),
+            self._vocabulary,
+            self._context,
+            conversation=conversation,
+            notify=notify,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WarmPlan:
+    """Plan to chat with the model of a warm server."""
+
+    socket: Path
+    facts: dict[str, Any]
+    """What the server says of itself."""
+    model_path: Path
+
+    def check_fit(self) -> None:
+        """Do nothing: no memory is needed here."""
+
+    def load(self, report: Callable[[int, int], None] | None = None) -> WarmChatModel:
+        """Read the vocabulary.
+
+        Raises:
+            ModelError: if it cannot be read.
+        """
+        from llama_chat.loading.formats import load_tokenizer, open_checkpoint
+
+        checkpoint = open_checkpoint(self.model_path)
+        client = Client(Address("http://localhost/v1", str(self.socket)), None, _PATIENCE)
+        return WarmChatModel(client, self.facts, checkpoint, load_tokenizer(checkpoint))
