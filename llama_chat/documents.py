@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.files import cache_home, private_folder, read_start, read_text, write_atomically
+from llama_chat.gates import gate
 
 Result = TypeVar("Result")
 
@@ -64,12 +65,11 @@ def read_toml(
     if is_nested_deeply(text):
         why = f"nested too deeply, over {_MAX_PARTS} parts of a key or {_MAX_DEPTH} lists"
         raise UsageError(what, why, "write it flatter")
-    try:
-        return tomllib.loads(text), text
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(what, f"not TOML: {error}", "correct that line") from None
-    except ValueError:
-        raise UsageError(what, "not TOML: a value cannot be read", "correct it") from None
+    with gate(what, "correct it", why="not TOML: a value cannot be read", refusal=UsageError):
+        try:
+            return tomllib.loads(text), text
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(what, f"not TOML: {error}", "correct that line") from None
 
 
 def is_nested_deeply(toml: str) -> bool:

@@ -16,6 +16,7 @@ from llama_chat.checkpoints.gguf_header import MAX_ENTRIES, GGUFTensor, read_hea
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
 from llama_chat.checkpoints.weight_files import map_file
 from llama_chat.errors import counted
+from llama_chat.gates import gate
 from llama_chat.library.layouts import PART_NAME
 from llama_chat.parallel.slices import Slice
 
@@ -128,12 +129,13 @@ def _check_part(part: Metadata, first: Mapping[str, Any], number: int) -> None:
 def _open(path: Path) -> GGUFModel:
     """Open one file."""
     what = f"model {str(path)!r}"
-    mapped = map_file(path, what)
-    header = read_header(memoryview(mapped), path)
-    metadata = Metadata(what, header.metadata)
-    tensors = {
-        name: _stored(metadata, name, tensor, mapped) for name, tensor in header.tensors.items()
-    }
+    with gate(what):
+        mapped = map_file(path, what)
+        header = read_header(memoryview(mapped), path)
+        metadata = Metadata(what, header.metadata)
+        tensors = {
+            name: _stored(metadata, name, tensor, mapped) for name, tensor in header.tensors.items()
+        }
     in_order = sorted(tensors, key=lambda name: tensors[name].begin)
     for one, following in pairwise(in_order):
         gap = tensors[following].begin - tensors[one].end

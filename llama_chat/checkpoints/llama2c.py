@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint
-from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.weight_files import (
     describe,
@@ -23,6 +22,7 @@ from llama_chat.checkpoints.weight_files import (
     release_pages,
 )
 from llama_chat.errors import ModelError
+from llama_chat.gates import FETCH_AGAIN, gate
 from llama_chat.library.layouts import LLAMA2C_HEADER, LLAMA2C_MAGIC
 from llama_chat.model.config import LlamaConfig
 from llama_chat.parallel.slices import Slice
@@ -56,29 +56,8 @@ class Llama2cCheckpoint(Checkpoint):
         Raises:
             ModelError: if it is damaged or of another version, or has no tokenizer beside it.
         """
-        data = mapped_bytes(path)
-        if data[:4].tobytes() == LLAMA2C_MAGIC:
-            version = int.from_bytes(data[4:8].tobytes(), "little")
-            raise ModelError(
-                _label(path), f"version {version} of llama2.c's format", "export it as version 0"
-            )
-        config = _config(path, LLAMA2C_HEADER.unpack_from(data.data))
-        sizes = list(_sections(config))
-        n_bytes = LLAMA2C_HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
-        if len(data) != n_bytes:
-            why = f"{len(data)} bytes, but its header requires {n_bytes}"
-            raise ModelError(_label(path), why, FETCH_AGAIN)
-        weights: dict[str, Tensor] = {}
-        at = LLAMA2C_HEADER.size
-        for name, shape in sizes:
-            end = at + 4 * math.prod(shape)
-            tensor = mapped_tensor(data[at:end], torch.float32, shape)
-            at = end
-            if name.startswith("layers."):
-                weights |= {name.format(i): layer for i, layer in enumerate(tensor)}
-            elif name:
-                weights[name] = tensor
-        return cls(path, config, weights)
+        with gate(_label(path)):
+            return cls(path, *_open(path))
 
     def read_vocabulary(self) -> Vocabulary:
         """See the base class."""
@@ -99,6 +78,33 @@ open_checkpoint = Llama2cCheckpoint.open
 
 def _label(path: Path) -> str:
     return f"model {str(path)!r}"
+
+
+def _open(path: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """Map the weights of a file whose size is as its header says."""
+    data = mapped_bytes(path)
+    if data[:4].tobytes() == LLAMA2C_MAGIC:
+        version = int.from_bytes(data[4:8].tobytes(), "little")
+        raise ModelError(
+            _label(path), f"version {version} of llama2.c's format", "export it as version 0"
+        )
+    config = _config(path, LLAMA2C_HEADER.unpack_from(data.data))
+    sizes = list(_sections(config))
+    n_bytes = LLAMA2C_HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
+    if len(data) != n_bytes:
+        why = f"{len(data)} bytes, but its header requires {n_bytes}"
+        raise ModelError(_label(path), why, FETCH_AGAIN)
+    weights: dict[str, Tensor] = {}
+    at = LLAMA2C_HEADER.size
+    for name, shape in sizes:
+        end = at + 4 * math.prod(shape)
+        tensor = mapped_tensor(data[at:end], torch.float32, shape)
+        at = end
+        if name.startswith("layers."):
+            weights |= {name.format(i): layer for i, layer in enumerate(tensor)}
+        elif name:
+            weights[name] = tensor
+    return config, weights
 
 
 def _config(path: Path, header: tuple[int, ...]) -> LlamaConfig:
@@ -171,22 +177,17 @@ def _read_tables(path: Path) -> Vocabulary:
         ModelError: if it is damaged, or its vocabulary is not like that of Llama 2.
     """
     what = f"tokenizer {str(path)!r}"
-    damaged = ModelError(what, "it is cut off or damaged", FETCH_AGAIN)
     data = read_file(path, what)
     tokens, scores = [], []
     at = 4  # past the length of the longest token
-    while at < len(data):
-        if len(data) - at < 8:
-            raise damaged
-        score, length = struct.unpack_from("<fi", data, at)
-        at += 8 + length
-        if length < 1 or at > len(data) or not math.isfinite(score):
-            raise damaged
-        try:
+    with gate(what):
+        while at < len(data):
+            score, length = struct.unpack_from("<fi", data, at)
+            at += 8 + length
+            if length < 1 or at > len(data) or not math.isfinite(score):
+                raise ValueError("no token is like that")
             tokens.append(data[at - length : at].decode().replace(" ", SPACE))
-        except UnicodeDecodeError:
-            raise damaged from None
-        scores.append(score)
+            scores.append(score)
     n_special = len(_SPECIAL)
     if tokens[n_special : n_special + 256] != _BYTES:
         raise ModelError(

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama_chat.checkpoints.base import FLOAT_TYPES
-from llama_chat.checkpoints.small_files import FETCH_AGAIN, decoding
 from llama_chat.checkpoints.weight_files import (
     check_tensor,
     mapped_bytes,
@@ -24,6 +23,7 @@ from llama_chat.checkpoints.weight_files import (
 )
 from llama_chat.errors import ModelError
 from llama_chat.files import open_regular
+from llama_chat.gates import FETCH_AGAIN, gate
 
 _MAX_HEADER = 4 * 2**20
 """Limit on the bytes of a header; that of the largest model takes 0.1 MB."""
@@ -40,8 +40,8 @@ def open_safetensors(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
         ModelError: if the file is damaged, or holds a tensor that is no weight.
     """
     what = repr(str(path))
-    begin, header = _read_header(path, what)
-    with decoding(what):
+    with gate(what):
+        begin, header = _read_header(path, what)
         try:
             with safe_open(path, framework="pt") as file:
                 found = _map(path, begin, header, file, skip)

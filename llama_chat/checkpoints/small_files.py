@@ -2,19 +2,16 @@
 
 import json
 import reprlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llama_chat.errors import LlamaChatError, ModelError, is_out_of_memory, reason
+from llama_chat.errors import ModelError
 from llama_chat.files import read_whole
+from llama_chat.gates import FETCH_AGAIN, gate
 from llama_chat.model.config import MAX_SIZE
 
 MAX_BYTES = 2**20
 """Limit on the bytes of one file; those of the largest models take a fifth of it."""
-
-FETCH_AGAIN = "fetch the file again"
 
 _LARGEST = 10**12
 """Limit on a number; those that describe a model are smaller."""
@@ -74,24 +71,6 @@ class JsonObject:
         return JsonObject(self.what, self._typed(name, dict, "an object") or {})
 
 
-@contextmanager
-def decoding(what: str) -> Iterator[None]:
-    """Refuse the file ``what`` as damaged, whatever exception its decoder raises.
-
-    Libraries raise exceptions of many types for bytes that their authors did not expect.
-    """
-    try:
-        yield
-    except LlamaChatError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise ModelError(what, "not enough memory to open it", "free some memory") from error
-        if isinstance(error, OSError):
-            raise ModelError(what, reason(error), "check it") from error
-        raise ModelError(what, "it is cut off or damaged", FETCH_AGAIN) from error
-
-
 def read_bytes(path: Path, advice: str) -> bytes:
     """Read a small file.
 
@@ -114,10 +93,8 @@ def read_object(path: Path, advice: str) -> JsonObject:
     """
     what = repr(str(path))
     data = read_bytes(path, advice)
-    try:
+    with gate(what, why="it is not JSON"):
         values = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ModelError(what, "it is not JSON", FETCH_AGAIN) from None
     if not isinstance(values, dict):
         raise ModelError(what, "it is not a JSON object", FETCH_AGAIN)
     return JsonObject(what, values)

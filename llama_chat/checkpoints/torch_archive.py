@@ -9,9 +9,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.small_files import FETCH_AGAIN, decoding
 from llama_chat.checkpoints.torch_pickle import (
     ForeignNameError,
     PickledStorage,
@@ -21,11 +21,15 @@ from llama_chat.checkpoints.torch_pickle import (
 from llama_chat.checkpoints.weight_files import check_tensor, map_file, mapped_tensor, read_head
 from llama_chat.checkpoints.zip_entries import locate_entries
 from llama_chat.errors import ModelError
+from llama_chat.gates import FETCH_AGAIN, gate
 
 _PICKLE = "data.pkl"
 _MAX_PICKLE = 2**19
 """Limit on the bytes of the pickle; that of the largest model takes 0.2 MB."""
 
+
+TORCH_FLOOR = (2, 10)
+"""Oldest release of torch that these files are read with, that of ``pyproject.toml``."""
 
 _OLDER = (
     "it is a pickle or tar as torch wrote them before 2020, which may run programs",
@@ -45,11 +49,12 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
         ModelError: if it is damaged, or holds anything but named weights.
     """
     what = repr(str(path))
+    _check_torch(what)
     head = read_head(path)
     if not head.startswith(b"PK\x03\x04"):
         raise ModelError(what, *(_OLDER if _is_older(head) else _NO_CHECKPOINT))
     weights = {}
-    with decoding(what):
+    with gate(what):
         archive = _Archive(path, what)
         table = archive.table()
         if not isinstance(table, dict):
@@ -61,6 +66,19 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
                 weights[name] = archive.tensor(name, described)
                 check_tensor(what, name, weights[name])
     return weights
+
+
+def _check_torch(what: str) -> None:
+    """Refuse the files of torch under a release of torch with known holes, in what reads them too.
+
+    Raises:
+        ModelError: if the installed torch is below its floor.
+    """
+    major, minor = re.findall(r"\d+", torch.__version__)[:2]
+    if (int(major), int(minor)) < TORCH_FLOOR:
+        floor = ".".join(map(str, TORCH_FLOOR))
+        why = f"torch {torch.__version__} is installed, older than {floor}"
+        raise ModelError(what, why, f"install torch {floor} or later, or take safetensors")
 
 
 def _is_older(head: bytes) -> bool:

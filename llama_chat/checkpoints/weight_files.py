@@ -13,9 +13,9 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import FLOAT_NAMES, FLOAT_TYPES, TensorInfo
 from llama_chat.checkpoints.foreign import foreign_tensors
-from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular
+from llama_chat.gates import FETCH_AGAIN
 from llama_chat.parallel.slices import Slice
 
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)

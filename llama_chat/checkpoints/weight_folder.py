@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from llama_chat.checkpoints.safetensors import open_safetensors
-from llama_chat.checkpoints.small_files import FETCH_AGAIN, JsonObject, read_object
+from llama_chat.checkpoints.small_files import JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
 from llama_chat.errors import ModelError
+from llama_chat.gates import FETCH_AGAIN
 
 
 def open_weights(folder: Path, names: Sequence[str], skip: re.Pattern[str]) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ import zipfile
 from itertools import pairwise
 from typing import NamedTuple
 
-from llama_chat.checkpoints.small_files import FETCH_AGAIN
 from llama_chat.errors import ModelError
+from llama_chat.gates import FETCH_AGAIN
 
 _MAX_DIRECTORY = 2**20
 """Limit on the bytes of the list of entries; that of the largest model takes 0.1 MB."""

@@ -4,12 +4,12 @@ Only file names, small text files and the first four bytes of a blob are read.
 """
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llama_chat.documents import parse_json
 from llama_chat.errors import SaveError
 from llama_chat.files import data_home, expand_user, read_start
 from llama_chat.library.layouts import GGUF_MAGIC
@@ -176,7 +176,7 @@ def _children(folder: Path) -> list[str]:
 def _read_json(path: Path) -> dict[str, object]:
     """Read the object in a small JSON file; empty if there is none."""
     try:
-        value = json.loads(read_start(path, _SMALL_BYTES))
-    except (ValueError, RecursionError):
+        value = parse_json(read_start(path, _SMALL_BYTES).decode())
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -9,9 +9,9 @@ from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.foreign import foreign_at
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
-from llama_chat.checkpoints.small_files import decoding
 from llama_chat.checkpoints.template_source import DEFAULT, TemplateSource
 from llama_chat.errors import ModelError, reason
+from llama_chat.gates import gate
 from llama_chat.library import starter
 from llama_chat.library.layouts import TEKKEN, identify, identify_folder
 from llama_chat.tokenizers.base import Tokenizer
@@ -20,7 +20,7 @@ from llama_chat.tokenizers.ranked import read_model_file
 from llama_chat.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_chat.tokenizers.tekken import read_tekken
 from llama_chat.tokenizers.tokenizer_json import read_json
-from llama_chat.tokenizers.vocabulary import MergeModel, PieceModel, Vocabulary
+from llama_chat.tokenizers.vocabulary import DAMAGED, MergeModel, PieceModel, Vocabulary
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -41,7 +41,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if found is None:
         raise ModelError(what, "not a model of a known format", _advice(path))
     reader = import_module(f"llama_chat.checkpoints.{found.reader}")
-    with decoding(what):
+    with gate(what):
         checkpoint: Checkpoint = reader.open_checkpoint(path)
     if starter.is_starter(path):
         texts = {DEFAULT: starter.CHAT_TEMPLATE}
@@ -66,7 +66,7 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
     Raises:
         ModelError: if there is no tokenizer or it cannot be read.
     """
-    with decoding(f"model {str(path)!r}"):
+    with gate(f"model {str(path)!r}"):
         if path.name == TEKKEN and path.is_file():
             return make_tokenizer(read_tekken(path)), TemplateSource()
         if ".model" in path.suffixes and not path.is_dir() and path.exists():
@@ -90,7 +90,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         ModelError: if it cannot be read, or has more text tokens than the model.
     """
-    with decoding(f"tokenizer of {checkpoint.name!r}"):
+    with gate(f"tokenizer of {checkpoint.name!r}"):
         vocabulary = checkpoint.read_vocabulary()
         return make_tokenizer(vocabulary.limited(checkpoint.config.vocab_size))
 
@@ -101,8 +101,9 @@ def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     Raises:
         ModelError: if its tables contradict each other, or lack tokens for single bytes.
     """
-    match vocabulary.model:
-        case PieceModel() as model:
-            return SentencePieceTokenizer(vocabulary, model)
-        case MergeModel() as model:
-            return LibraryTokenizer(vocabulary, model)
+    with gate(vocabulary.what, DAMAGED):
+        match vocabulary.model:
+            case PieceModel() as model:
+                return SentencePieceTokenizer(vocabulary, model)
+            case MergeModel() as model:
+                return LibraryTokenizer(vocabulary, model)

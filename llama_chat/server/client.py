@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llama_chat.documents import parse_json
 from llama_chat.errors import LlamaChatError, error_of_facts
 
 OWN_KEY = "llama_chat"
@@ -37,7 +38,7 @@ def health(path: Path) -> dict[str, Any] | None:
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()
-        found = json.loads(response.read())
+        found = parse_json(response.read().decode())
         return found if response.status == 200 and isinstance(found, dict) else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
@@ -64,7 +65,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
             if text == "data: [DONE]":
                 return
             if text.startswith("data: "):
-                found = json.loads(text.removeprefix("data: "))
+                found = parse_json(text.removeprefix("data: "))
                 if "error" in found:
                     raise _error(response.status, text.removeprefix("data: ").encode())
                 yield found
@@ -77,7 +78,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
 
 def _error(status: int, body: bytes) -> LlamaChatError:
     try:
-        answer = json.loads(body)
+        answer = parse_json(body.decode())
         if OWN_KEY in answer:
             return error_of_facts(answer[OWN_KEY])
         why = str(answer["error"]["message"])

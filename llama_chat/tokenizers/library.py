@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from llama_chat.errors import ModelError
+from llama_chat.gates import gate
 from llama_chat.tokenizers.added_tokens import library_token
 from llama_chat.tokenizers.base import Tokenizer, piece_bytes
 from llama_chat.tokenizers.bpe import byte_level_bytes, missing_bytes
@@ -106,7 +106,7 @@ class LibraryTokenizer(Tokenizer):
         return [*self._run(self._unprefixed, text).ids, *rest]
 
     def _run(self, backend: Backend, text: str) -> Encoding:
-        with library_errors(self._what):
+        with gate(self._what, DAMAGED, library="tokenizers"):
             return backend.encode(text, add_special_tokens=False)
 
     def _piece_bytes(self, token_id: int) -> bytes:
@@ -137,7 +137,7 @@ def assemble(
         "added_tokens": [],
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
-    with library_errors(what):
+    with gate(what, DAMAGED, library="tokenizers"):
         backend = Backend.from_str(json.dumps(document))
         backend.model = bpe
         backend.add_tokens(list(map(library_token, added)))
@@ -163,7 +163,7 @@ def merging(what: str, ids: dict[str, int], pieces: Collection[str], model: Merg
             if not {left, right, left + right} <= known:
                 why = f"merge {f'{left} {right}'[:60]!r} is not of its tokens"
                 raise ModelError(what, why, DAMAGED)
-    with library_errors(what):
+    with gate(what, DAMAGED, library="tokenizers"):
         return BPE(ids, merges, **model.options)
 
 
@@ -181,21 +181,3 @@ def _without_prefix(component: Component) -> Component:
         if key in component
     }
     return {**component, **parts}
-
-
-@contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Convert exceptions of the library to ``ModelError`` about ``what``.
-
-    They are of many types; for panics it is a subclass of ``BaseException`` that cannot be
-    imported.
-    """
-    try:
-        yield
-    except (ModelError, MemoryError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        why = f"the tokenizers library cannot use it ({str(error)[:80]!r})"
-        raise ModelError(what, why, DAMAGED) from None

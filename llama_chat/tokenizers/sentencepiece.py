@@ -7,6 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from llama_chat.errors import ModelError
+from llama_chat.gates import gate
 from llama_chat.tokenizers.added_tokens import AddedTokenFinder
 from llama_chat.tokenizers.base import Tokenizer, piece_bytes, read_file
 from llama_chat.tokenizers.sentencepiece_file import (
@@ -41,6 +42,11 @@ def read_model(path: Path) -> Vocabulary:
     data = read_file(path, what)
     if data.lstrip()[:1] == b"<":
         raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
+    with gate(what, _ADVICE, why="it is not a SentencePiece model, or damaged"):
+        return _read(data, path, what)
+
+
+def _read(data: bytes, path: Path, what: str) -> Vocabulary:
     try:
         library = _load(data)
         ids = list(range(library.vocab_size()))
@@ -48,9 +54,9 @@ def read_model(path: Path) -> Vocabulary:
     except UnicodeDecodeError:
         raise ModelError(what, "a piece of it is not UTF-8", DAMAGED) from None
     except (RuntimeError, ValueError):
-        why = odd_piece(enumerate(islice(read_pieces(data, what), _MAX_PIECES)))
-        why = why or "it is not a SentencePiece model, or damaged"
-        raise ModelError(what, why, _ADVICE) from None
+        if why := odd_piece(enumerate(islice(read_pieces(data, what), _MAX_PIECES))):
+            raise ModelError(what, why, _ADVICE) from None
+        raise
     bos_id, eos_id = (i if i >= 0 else None for i in (library.bos_id(), library.eos_id()))
     probe = library.encode("a", out_type=str)
     return Vocabulary(
@@ -136,11 +142,8 @@ class SentencePieceTokenizer(Tokenizer):
         return self._loaded(without_prefix(self._file))
 
     def _loaded(self, file: bytes) -> sentencepiece.SentencePieceProcessor:
-        try:
+        with gate(self._what, DAMAGED, why="its pieces make no SentencePiece vocabulary"):
             return _load(file)
-        except (RuntimeError, ValueError):
-            why = "its pieces make no SentencePiece vocabulary"
-            raise ModelError(self._what, why, DAMAGED) from None
 
 
 def _load(file: bytes) -> sentencepiece.SentencePieceProcessor:

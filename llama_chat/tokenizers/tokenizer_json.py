@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_chat.errors import ModelError
+from llama_chat.gates import gate
 from llama_chat.tokenizers.base import MAX_BYTES, read_file, without_surrogates
 from llama_chat.tokenizers.vocabulary import (
     DAMAGED,
@@ -285,7 +286,5 @@ def read_document(path: Path, what: str) -> object:
     data = read_file(path, what, MAX_BYTES)
     if sum(map(data.count, (b"[", b"{", b","))) > _MAX_VALUES:
         raise ModelError(what, "it has more values than that of any model", DAMAGED)
-    try:
+    with gate(what, DAMAGED, why="it is not JSON"):
         return json.loads(data)
-    except (ValueError, RecursionError):
-        raise ModelError(what, "it is not JSON", DAMAGED) from None

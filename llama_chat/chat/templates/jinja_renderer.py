@@ -162,7 +162,7 @@ class _Child:
             answer: dict[str, Any] = json.loads(self._receive(_PATIENCE_S))
         except TimeoutError:
             raise refusal(f"it does not end within {_PATIENCE_S:g} s") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise refusal(self._end_said()) from None
         return answer
 
