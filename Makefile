@@ -1,6 +1,7 @@
 # make chat   install, fetch the starter model, open the chat
 # make test   install, run the tests
 # make lint   formatting, types and the direction of imports
+# make fuzz   mutated inputs for every parser, for MINUTES=10, from a new SEED
 # make attack-models  every number of a model file extreme, and 10,000 mutated archives of torch
 # make attack-text    thousands of hostile settings and prompt files
 # make attack-streams  100,000 hostile streams of text, byte by byte, through every writer
@@ -16,7 +17,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 1) // 2
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint bench release clean
+.PHONY: chat test lint fuzz fuzz-ci bench release clean
 .PHONY: attack-models attack-text attack-streams attack-terminal attack-server
 
 chat: $(VENV)/.installed
@@ -33,6 +34,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m harness.advisories
+
+MINUTES ?= 10
+SEED    ?= $(shell date +%s)
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --count 2000 --seed $(SEED)
+
+fuzz-ci: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz --count 20000
 
 attack-models: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.model_numbers

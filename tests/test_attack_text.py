@@ -5,8 +5,8 @@ import random
 import pytest
 
 from harness.campaigns.text import Kind, attack, kinds
-from harness.campaigns.text_mutations import mutate
 from llama_chat.settings import sources
+from tests.fuzz.texts import mutate
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.name)

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from harness.campaigns.text_mutations import mutate
 from harness.process import ROOT
 from harness.program import run
 from llama_chat.chat.prompt_files import SETTING_KEYS, list_prompts, load_prompt
 from llama_chat.errors import UsageError
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.sources import load_settings
+from tests.fuzz.texts import mutate
 
 _MAX_S = 2.0
 _MAX_BYTES = 300 * 10**6

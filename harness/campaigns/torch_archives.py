@@ -25,10 +25,10 @@ from random import Random
 import torch
 
 from harness.campaigns import model_numbers
-from harness.campaigns.archive_mutations import mutate
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.meta import MetaCheckpoint
 from llama_chat.errors import ModelError
+from tests.fuzz.archives import mutate
 from tests.model_files import META, write_meta
 
 MAX_SECONDS = 2.0

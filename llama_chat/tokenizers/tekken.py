@@ -21,6 +21,9 @@ _OLDER = (
 )
 """Special tokens of files that list none."""
 
+_MAX_SPECIAL = 2**14
+"""Limit on special tokens, which need not be in the file; those of Mistral have 1000."""
+
 
 def read_tekken(path: Path) -> Vocabulary:
     """Read the vocabulary.
@@ -61,11 +64,15 @@ class _File:
             raise self._error(f"{name} is not a table")
         return value
 
-    def _size(self, name: str) -> int:
+    def _size(self, name: str, most: int = MAX_TOKENS) -> int:
         value = self._config.get(name)
-        if type(value) is not int or not 0 <= value <= MAX_TOKENS:
-            raise self._error(f"{name} is no whole number from 0 to {MAX_TOKENS}")
+        if type(value) is not int or not 0 <= value <= most:
+            raise self._error(f"{name} is no whole number from 0 to {most}")
         return value
+
+    @property
+    def _n_special(self) -> int:
+        return self._size("default_num_special_tokens", _MAX_SPECIAL)
 
     def _list(self, name: str) -> list[Any]:
         value = self._values.get(name)
@@ -82,7 +89,7 @@ class _File:
 
     def special(self) -> list[str]:
         """Return the special tokens, with names for those that have none."""
-        n_special = self._size("default_num_special_tokens")
+        n_special = self._n_special
         if self._values.get("special_tokens") is None:
             named = list(_OLDER)
         else:
@@ -99,7 +106,7 @@ class _File:
 
     def tokens(self) -> list[bytes]:
         """Return the tokens of text; the file has more than the model."""
-        n_tokens = self._size("default_vocab_size") - self._size("default_num_special_tokens")
+        n_tokens = self._size("default_vocab_size") - self._n_special
         entries = self._list("vocab")[: max(n_tokens, 0)]
         found: dict[bytes, int] = {}
         for rank, entry in enumerate(entries):
