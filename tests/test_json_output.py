@@ -44,6 +44,7 @@ COMMANDS = {
     "complete": ("complete", "-", "--json", "--echo", "--max-tokens", "1"),
     "bench": ("bench", "--json", "--rounds", "1", "--prompt-tokens", "2", "--new-tokens", "2"),
     "inspect": ("inspect", "--json"),
+    "check": ("check", "--json"),
     "models": ("models", "--json"),
     "config": ("config", "show", "--json", "--system", EVIL),
     "sessions": ("sessions", "--json"),

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -87,6 +87,15 @@ class Checkpoint(ABC):
         If the file holds that type, the result is a read-only view of the mapped file, without a
         copy; but for columns of a matrix.
         """
+
+    @abstractmethod
+    def stored(self, name: str) -> Sequence[torch.Tensor]:
+        """View all floats of the weight ``name`` in the mapped files: of blocks their scales."""
+
+    @property
+    def surplus(self) -> int:
+        """Bytes at the end of the files that belong to nothing; most formats have none."""
+        return 0
 
     @abstractmethod
     def forget(self, name: str) -> None:

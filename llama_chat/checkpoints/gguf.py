@@ -79,6 +79,7 @@ class GGUFCheckpoint(Checkpoint):
             for name, tensor in self._stored.items()
         }
         self._metadata = metadata
+        self._surplus = model.surplus
         self.templates = find_templates(metadata, model.name)
         self.generation = find_defaults(metadata, self.config.vocab_size)
         found = (*vocabulary_warnings(metadata), self.generation.warning)
@@ -108,6 +109,15 @@ class GGUFCheckpoint(Checkpoint):
             return None
         n_rows = tensor.shape[0] if part is None else part.shape(tensor.shape)[0]
         return pack(tensor.data(part), tensor.kind, n_rows)
+
+    def stored(self, name: str) -> tuple[Tensor, ...]:
+        """See the base class."""
+        return self._stored[name].floats()
+
+    @property
+    def surplus(self) -> int:
+        """See the base class."""
+        return self._surplus
 
     def forget(self, name: str) -> None:
         """See the base class."""

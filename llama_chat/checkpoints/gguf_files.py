@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, FloatType
-from llama_chat.checkpoints.gguf_header import MAX_ENTRIES, GGUFTensor, read_header
+from llama_chat.checkpoints.gguf_header import (
+    DEFAULT_ALIGNMENT,
+    MAX_ENTRIES,
+    GGUFTensor,
+    read_header,
+)
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
 from llama_chat.checkpoints.weight_files import map_file
 from llama_chat.errors import counted
@@ -59,6 +66,14 @@ class StoredTensor:
         )
         return np.ascontiguousarray(rows[:, first:last]).reshape(-1)
 
+    def floats(self) -> tuple[Tensor, ...]:
+        """View its floats, without a copy: the scales and minima of all blocks, or the weights."""
+        if isinstance(self.kind, FloatType):
+            return (torch.from_numpy(self.data()).view(self.kind.dtype),)
+        blocks, layout = self.data().view(self.kind.layout), self.kind.layout
+        names = [name for name in layout.names or () if layout[name] == np.float16]
+        return tuple(torch.from_numpy(blocks[name]) for name in names)
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
@@ -69,6 +84,16 @@ class GGUFModel:
     name: str
     metadata: Metadata
     tensors: Mapping[str, StoredTensor]
+
+    @property
+    def surplus(self) -> int:
+        """Bytes of all files after their last tensors, but for the padding of these."""
+        alignment = self.metadata.integer("general.alignment", DEFAULT_ALIGNMENT)
+        ends: dict[mmap.mmap, int] = {}
+        for tensor in self.tensors.values():
+            end = -(-tensor.end // alignment) * alignment
+            ends[tensor.mapped] = max(end, ends.get(tensor.mapped, 0))
+        return sum(max(0, len(mapped) - end) for mapped, end in ends.items())
 
 
 def open_files(path: Path) -> GGUFModel:

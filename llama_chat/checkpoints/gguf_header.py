@@ -34,7 +34,8 @@ MAX_ENTRIES = 2**16
 """Limit on metadata values, and on tensors; the largest models have some thousand."""
 _MAX_ITEMS = 2**22
 """Limit on elements of all lists; those 262,144 tokens, with scores and types, have 1.3 million."""
-_DEFAULT_ALIGNMENT = 32
+DEFAULT_ALIGNMENT = 32
+"""Bytes to a multiple of which tensors are padded, unless the metadata say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
         if len(found) == MAX_ENTRIES:
             raise reader.error(f"it has more than {MAX_ENTRIES} tensors")
         found[name] = _tensor(reader, name)
-    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         raise reader.error(f"alignment is {str(alignment)[:40]}, not a power of 2 from 8")
     start = -(-reader.at // alignment) * alignment

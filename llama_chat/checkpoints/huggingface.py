@@ -85,6 +85,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             return _interleave(weight, self.config.head_dim, dtype)
         return weight.to(dtype)
 
+    def stored(self, name: str) -> tuple[Tensor, ...]:
+        """See the base class."""
+        return (self._weights[name],)
+
     def forget(self, name: str) -> None:
         """See the base class."""
         release_pages(self._weights[name])

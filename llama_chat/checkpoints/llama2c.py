@@ -68,6 +68,10 @@ class Llama2cCheckpoint(Checkpoint):
         """See the base class."""
         return part_of(self._weights[name], part).to(dtype)
 
+    def stored(self, name: str) -> tuple[Tensor, ...]:
+        """See the base class."""
+        return (self._weights[name],)
+
     def forget(self, name: str) -> None:
         """See the base class."""
         release_pages(self._weights[name])

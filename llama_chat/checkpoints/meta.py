@@ -128,6 +128,10 @@ class MetaCheckpoint(Checkpoint):
             start += length
         return merged
 
+    def stored(self, name: str) -> tuple[Tensor, ...]:
+        """See the base class."""
+        return self._stored[name].shards
+
     def forget(self, name: str) -> None:
         """See the base class."""
         for shard in self._stored[name].shards:

@@ -27,8 +27,8 @@ from llama_chat.parallel.world import find_world
 from llama_chat.terminal import streams
 
 COMMANDS = (
-    *("chat", "ask", "complete", "serve", "tokenize", "inspect", "convert", "pull", "bench"),
-    "replay",
+    *("chat", "ask", "complete", "serve", "tokenize", "inspect", "check", "convert", "pull"),
+    *("bench", "replay"),
 )
 """Commands; each is a function in the module of its name."""
 

@@ -83,7 +83,7 @@ def plan_whole(settings: Settings, wanted: str | None = None) -> "LoadPlan":
 def _options(settings: Settings, reclaimable: int = 0, wanted: str | None = None) -> dict[str, Any]:
     """Return the arguments of a plan, after importing torch; see ``loading.plan.plan``."""
     path = model_path(settings, wanted)  # a wrong name is an error before torch is imported
-    with _signals_exit(), _collector_paused():
+    with importing_torch():
         import_module("llama_chat.loading.plan")
     return {
         "path": path,
@@ -112,6 +112,13 @@ def plan_model(settings: Settings, *, reclaimable: int = 0) -> "LoadPlan | Endpo
     from llama_chat.loading.endpoints import plan_endpoint
 
     return plan_endpoint(url, settings, model_path(settings, here) if here else None)
+
+
+@contextmanager
+def importing_torch() -> Iterator[None]:
+    """Import what imports torch, quickly, and so that a signal ends the program at once."""
+    with _signals_exit(), _collector_paused():
+        yield
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""Hashes of the files of a model, as those who published it state them.
+
+Meta's releases have a ``checklist.chk`` of MD5 sums. The cache of a hub names a file by its hash,
+or states it beside a download; ollama names files by it; and those of the starters are known.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_chat.errors import ModelError, reason
+from llama_chat.files import open_regular, read_start
+from llama_chat.gates import FETCH_AGAIN
+from llama_chat.library.starter import STARTERS
+
+_CHUNK = 2**20
+_MAX_LIST = 2**16
+"""Limit on the bytes of a list of hashes."""
+_MAX_FILES = 1000
+"""Limit on the files of a model."""
+
+_LISTS = ("checklist.chk", "tokenizer_checklist.chk")
+_LINE = re.compile(r"([0-9a-f]{32}) [ *]?(\w[\w.-]{0,200})", re.ASCII)
+_OLLAMA = re.compile(r"sha256-([0-9a-f]{64})")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_DOWNLOADS = ".cache/huggingface/download"
+"""Folder beside the files of a download, with the metadata of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The hash that a file should have."""
+
+    file: Path
+    digest: str
+    """MD5, SHA-256, or the SHA-1 by which git knows a file; told by its length."""
+    where: str
+    """What states it."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file; 0 if it is missing."""
+        try:
+            return self.file.stat().st_size
+        except OSError:
+            return 0
+
+    def check(self, advance: Callable[[int], None]) -> None:
+        """Compare the hash with that of the file.
+
+        Args:
+            advance: called with the bytes of each part that was read.
+
+        Raises:
+            ModelError: if it is another, or the file cannot be read.
+        """
+        what = repr(str(self.file))
+        try:
+            with open_regular(self.file) as file:
+                digest = self._hasher(self.n_bytes)
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    advance(len(chunk))
+        except (OSError, ValueError) as error:
+            raise ModelError(what, reason(error), "check it") from None
+        if digest.hexdigest() != self.digest:
+            raise ModelError(what, f"it is not the file of {self.where}", FETCH_AGAIN)
+
+    def _hasher(self, n_bytes: int) -> "hashlib._Hash":
+        match len(self.digest):
+            case 32:
+                return hashlib.md5(usedforsecurity=False)
+            case 40:
+                return hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
+        return hashlib.sha256()
+
+
+def expected_hashes(model: Path) -> list[Expected]:
+    """Return the hashes that are stated of a model, a file or a folder; none if nothing is.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    if not model.is_dir():
+        return list(_of_file(model))
+    listed = [each for name in _LISTS for each in _in_list(model / name)]
+    known = {each.file for each in listed}
+    files = sorted(file for file in model.iterdir() if file.is_file())[:_MAX_FILES]
+    return listed + [each for file in files if file not in known for each in _of_file(file)]
+
+
+def _in_list(path: Path) -> Iterator[Expected]:
+    """Yield the hashes of one of Meta's lists, of files beside it."""
+    for line in read_start(path, _MAX_LIST).decode("utf-8", "replace").splitlines():
+        if found := _LINE.fullmatch(line.strip()):
+            yield Expected(path.with_name(found[2]), found[1], path.name)
+
+
+def _of_file(file: Path) -> Iterator[Expected]:
+    """Yield the hash that the name or the surroundings of a file state."""
+    stored = file.resolve().name  # the cache of a hub links to blobs, which are named by hashes
+    metadata = file.parent / _DOWNLOADS / f"{file.name}.metadata"
+    stated = read_start(metadata, 1000).decode("utf-8", "replace").splitlines()[1:2]
+    for starter in STARTERS.values():
+        if file.name == starter.file_name:
+            yield Expected(file, starter.sha256, f"the starter {starter.title}")
+            return
+    if found := _OLLAMA.fullmatch(stored):
+        yield Expected(file, found[1], "its name in ollama's store")
+    elif _DIGEST.fullmatch(stored) and file.is_symlink():
+        yield Expected(file, stored, "its name in the hub's cache")
+    elif stated and _DIGEST.fullmatch(stated[0].strip('"')):
+        yield Expected(file, stated[0].strip('"'), "the hub")
