@@ -1,18 +1,25 @@
 """Tokenizer files that would take much memory are refused before they do."""
 
+import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.campaigns.model_numbers import bare_run, run_command
-from tests.model_files import write_llama2c
+from llama_chat.checkpoints.huggingface_tokenizer import read_vocabulary
+from llama_chat.errors import ModelError
+from tests.model_files import edit_json, sentencepiece_model, write_huggingface, write_llama2c
+from tests.vocabularies import piece_json
 
 MAX_BYTES = 300 * 2**20
 """Memory over that of a run that does nothing."""
 
 MIB = 2**20
+
+TOKEN = {"content": "zz", "special": False}
 
 
 def write_pieces(size: int) -> Callable[[Path], Path]:
@@ -83,3 +90,28 @@ def test_a_large_tokenizer_takes_little_memory(case: str, tmp_path: Path) -> Non
     assert result.status == 3
     assert why in result.err
     assert result.peak_rss - bare.peak_rss < MAX_BYTES
+
+
+@pytest.mark.parametrize("place", ["vocab", "added", "decoder"])
+def test_an_id_far_past_all_tokens_is_refused(place: str, tmp_path: Path) -> None:
+    write_huggingface(tmp_path)
+    file = tmp_path / "tokenizer.json"
+
+    def write(far: int) -> None:
+        document = piece_json(sentencepiece_model())
+        if place == "decoder":
+            edit_json(tmp_path / "tokenizer_config.json", added_tokens_decoder={far: TOKEN})
+        elif place == "added":
+            document["added_tokens"].append({**TOKEN, "id": far})
+        else:
+            document["model"]["vocab"]["▁t"] = far
+        file.write_text(json.dumps(document))
+        (tmp_path / "tokenizer.model").unlink(missing_ok=True)
+
+    write(2**16 + 300)
+    assert read_vocabulary(tmp_path).pieces[2**16 + 300] in ("zz", "▁t")
+    write(2**20 - 1)
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=r"it has an id of 1048575 and only 40\d tokens: the file"):
+        read_vocabulary(tmp_path)
+    assert time.monotonic() - began < 1

@@ -23,6 +23,7 @@ from llama_chat.tokenizers.vocabulary import (
     Prefix,
     TokenType,
     Vocabulary,
+    check_gaps,
 )
 
 _KNOWN = {
@@ -89,6 +90,7 @@ class TokenizerJson:
         """
         unknown = self._check()
         last = max(self._ids.values(), default=-1)
+        check_gaps(self.what, last + 1, len(self._ids) + len(self.added))
         pieces = [f"<{i}>" for i in range(last + 1)]
         types: list[int] = [TokenType.UNUSED] * len(pieces)
         normal = TokenType.NORMAL

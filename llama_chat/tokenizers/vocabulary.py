@@ -12,6 +12,9 @@ from llama_chat.errors import ModelError, counted
 MAX_TOKENS = 2**20
 """Limit on ids, which are list indices here; the largest vocabularies have 262,144 tokens."""
 
+MAX_GAPS = 2**16
+"""Limit on ids below the largest that no token has: each gets a name."""
+
 DAMAGED = "the file is damaged or of another kind"
 
 SPACE = "\u2581"
@@ -160,6 +163,7 @@ class Vocabulary:
             raise ModelError(
                 self.what, f"an id is no whole number from 0 to {MAX_TOKENS - 1}", DAMAGED
             )
+        check_gaps(self.what, last + 1, len(self.pieces) + len(tokens))
         grown = self.padded(last + 1, "<{}>")
         pieces, types = list(grown.pieces), list(grown.types)
         for i, token in tokens.items():
@@ -216,6 +220,17 @@ class Vocabulary:
     def _is_ordinary(self, token_id: int) -> bool:
         kind, piece = self.types[token_id], self.pieces[token_id]
         return kind in (TokenType.NORMAL, TokenType.BYTE) and not is_marker(piece)
+
+
+def check_gaps(what: str, n_ids: int, n_tokens: int) -> None:
+    """Check that nearly all ids below ``n_ids`` may be those of ``n_tokens``.
+
+    Raises:
+        ModelError: about ``what``, if more than ``MAX_GAPS`` cannot.
+    """
+    if n_ids - n_tokens > MAX_GAPS:
+        why = f"it has an id of {n_ids - 1} and only {counted(n_tokens, 'token')}"
+        raise ModelError(what, why, DAMAGED)
 
 
 def odd_piece(pieces: Iterable[tuple[int, str]]) -> str:

@@ -38,7 +38,7 @@ def main() -> int:
     for name, report in found.items():
         converted = ", ".join(f"{kind} {n}" for kind, n in report.converted.most_common(5))
         print(
-            f"{name}: {report.n_inputs} inputs, {report.n_read} read, "
+            f"{name}: {report.n_inputs} inputs, {report.n_read} read, {report.cpu_s:.0f} s of CPU, "
             f"{len(report.findings)} findings; at most {report.seconds:.2f} s and "
             f"{report.n_bytes >> 20} MB over twice the file; by the gate: {converted or 'none'}"
         )

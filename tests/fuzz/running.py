@@ -50,6 +50,8 @@ class Report:
 
     n_inputs: int = 0
     n_read: int = 0
+    cpu_s: float = 0.0
+    """Processor time of all, with their making."""
     seconds: float = 0.0
     """Longest time for one."""
     n_bytes: int = 0
@@ -63,6 +65,7 @@ class Report:
         """Add the outcome of other inputs."""
         self.n_inputs += other.n_inputs
         self.n_read += other.n_read
+        self.cpu_s += other.cpu_s
         self.seconds = max(self.seconds, other.seconds)
         self.n_bytes = max(self.n_bytes, other.n_bytes)
         self.converted += other.converted
@@ -166,10 +169,12 @@ def run_here(
     signal.signal(signal.SIGALRM, _hang)
     limit = _figure(_STATUS.read_bytes(), b"VmSize") + _MAX_ALLOCATED
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    began = time.process_time()
     for number in numbers:
         at(number)
         if wrong := judge(target, make_input(target, name, seed, number), report):
             report.findings.append(f"{label(name, number)}: {wrong}")
+    report.cpu_s = time.process_time() - began
     return report
 
 
