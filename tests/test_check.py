@@ -22,7 +22,9 @@ from harness.terminal import Terminal
 from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType
 from llama_chat.checkpoints.gguf_files import StoredTensor
 from llama_chat.cli import app
+from llama_chat.library.starter import DEFAULT, STARTERS
 from llama_chat.loading.checks import Finding, ModelCheck
+from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from tests.model_files import (
     META,
     SMALL,
@@ -252,6 +254,38 @@ def test_a_model_without_a_template_needs_none(tmp_path: Path) -> None:
     assert (found["template"].state, found["ends"].state) == ("skipped", "skipped")
 
 
+def test_named_templates_without_a_default_fail(tmp_path: Path) -> None:
+    write_huggingface(tmp_path)
+    edit_json(
+        tmp_path / "tokenizer_config.json", chat_template=[{"name": "tools", "template": "x"}]
+    )
+    assert failed(tmp_path) == {"template": "none of the model's is the default"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "why"),
+    [
+        ({"bos_id": 400}, "tokenizer", "BOS or EOS has id 400, past the 400 rows of the embedding"),
+        ({"encode": lambda text: [3, 400]}, "tokenizer", "the text 'Hello, world!' has id 400,"),
+        ({"encode": lambda text: [-1]}, "tokenizer", "the text 'Hello, world!' has id -1,"),
+        ({"encode": lambda text: [1]}, "tokenizer", "'Hello, world!' becomes a control token"),
+    ],
+)
+def test_ids_without_a_row_fail(
+    changes: dict[str, Any],
+    check: str,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_meta(tmp_path)
+    tokenizer = load_tokenizer(open_checkpoint(tmp_path))
+    for name, value in changes.items():
+        monkeypatch.setattr(tokenizer, name, value)
+    monkeypatch.setattr("llama_chat.loading.checks.load_tokenizer", lambda _: tokenizer)
+    assert why in failed(tmp_path)[check]
+
+
 # ---- hashes
 
 
@@ -320,6 +354,12 @@ def test_the_name_in_the_store_of_ollama_is_compared(tmp_path: Path) -> None:
     assert findings(right)["hashes"].detail == "1 file as of its name in ollama's store"
     wrong = right.rename(tmp_path / f"sha256-{'0' * 64}")
     assert failed(wrong) == {"hashes": "it is not the file of its name in ollama's store"}
+
+
+def test_a_starter_has_a_known_hash(tmp_path: Path) -> None:
+    write_gguf(tmp_path / STARTERS[DEFAULT].file_name)
+    detail = "it is not the file of the starter SmolLM2-135M-Instruct"
+    assert failed(tmp_path / STARTERS[DEFAULT].file_name) == {"hashes": detail}
 
 
 # ---- the command

@@ -74,6 +74,12 @@ def hold(n_bytes: int) -> None:
     bytearray(n_bytes)
 
 
+def compute(seconds: float) -> None:
+    began = time.process_time()
+    while time.process_time() - began < seconds:
+        pass
+
+
 def refuse(why: str) -> None:
     raise ModelError("file", why, "fetch it again")
 
@@ -86,7 +92,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "parts": (lambda: refuse(""), "not of three parts"),
     "memory": (lambda: hold(100 * 2**20), "MB over twice its 1 bytes"),
     "gigabytes": (lambda: refuse("not enough memory to read it"), "it takes gigabytes"),
-    "slow": (lambda: time.sleep(0.11), "0.1 s"),
+    "slow": (lambda: compute(0.2), "0.2 s"),
     "hang": (lambda: time.sleep(5), "Hang: 'still running after 0.3 s'"),
     "exit": (lambda: os._exit(7), "the process ended with status 7"),
     "crash": (lambda: os.kill(os.getpid(), 11), "the process ended with status -11"),
@@ -106,7 +112,7 @@ def test_a_parser_that_misbehaves_is_found(kind: str, monkeypatch: pytest.Monkey
 
     planted(monkeypatch, read)
     monkeypatch.setattr(running, "MAX_SECONDS", 0.1 if kind == "slow" else 2.0)
-    monkeypatch.setattr(running, "HANGS_AFTER", 0.3)
+    monkeypatch.setattr(running, "HANGS_AFTER", 0.3 if kind == "hang" else 30.0)
     if kind == "parts":
         monkeypatch.setattr(ModelError, "__str__", lambda error: "no parts")
     report = outcome(range(5))

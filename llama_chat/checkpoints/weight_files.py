@@ -33,11 +33,9 @@ def check_tensor(what: str, name: str, weight: Tensor) -> None:
     """Check that a mapped tensor of the file ``what`` can be a weight.
 
     Raises:
-        ModelError: if it is of another type, layout or number of dimensions.
+        ModelError: if it is of another type, order or number of dimensions.
     """
     shown = f"tensor {name[:60]!r}"
-    if weight.layout != torch.strided or weight.device.type != "cpu":
-        raise ModelError(what, f"{shown} is not stored as plain numbers", FETCH_AGAIN)
     if weight.dtype not in FLOAT_NAMES:
         kind, known = str(weight.dtype).removeprefix("torch."), ", ".join(FLOAT_TYPES)
         raise foreign_tensors(what, [name]) or ModelError(
