@@ -330,13 +330,14 @@ def publish(temporary: Path, path: Path) -> None:
     """
     try:
         os.link(temporary, path, follow_symlinks=False)  # unlike a rename, never overwrites
-        temporary.unlink()
     except FileExistsError:
         raise
     except OSError:
         if not temporary.exists() or os.path.lexists(path):
             raise
         temporary.replace(path)  # a file system without links
+    with suppress(OSError):  # it has its name already
+        temporary.unlink()
     sync_folder(path.parent)
 
 
@@ -357,7 +358,8 @@ def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def readable_size(n_bytes: int) -> str:

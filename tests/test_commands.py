@@ -25,7 +25,14 @@ def rows_of(table: str) -> list[list[str]]:
 def typed_value(setting: Setting) -> str:
     """Return a value other than the default."""
     special = {"device": "cpu", "context": "300", "quantize": "none", "template": "plain"}
-    kinds = {"integer": "3", "number": "0.5", "switch": "true", "list": "END", "text": "words"}
+    kinds = {
+        "integer": "3",
+        "number": "0.5",
+        "switch": "true",
+        "list": "END",
+        "text": "words",
+        "size": "4G",
+    }
     if setting.name in special:
         return special[setting.name]
     return list(setting.values)[-1] if setting.values else kinds[setting.kind]

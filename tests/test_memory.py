@@ -1,11 +1,18 @@
 """Free memory: that of the machine, and that of a control group with a limit."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from llama_chat.loading.memory import available_memory
+from harness.process import cold
+from harness.program import COMMAND, Program, assert_clean_error, run
+from llama_chat.memory import available_memory, limit_memory, require
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import bytes_of
+from tests.conftest import ROOT
 
 
 def write(folder: Path, **files: object) -> None:
@@ -70,3 +77,117 @@ def test_a_group_over_its_limit_has_nothing_left(groups: tuple[Path, Path]) -> N
     membership.write_text("0::/\n")
     write(root, memory__max=1000, memory__current=2000)
     assert available_memory(root, membership) == 0
+
+
+def test_version_2_counts_every_parent_and_version_1_beside_it(groups: tuple[Path, Path]) -> None:
+    root, membership = groups
+    membership.write_text("4:memory:/x/y\n0::/a/b/c\n")
+    write(root / "a", memory__max=9_000_000, memory__current=1_000_000)
+    write(root / "a" / "b", memory__max="max", memory__current=1_000_000)
+    write(root / "a" / "b" / "c", memory__max=8_000_000, memory__current=500_000)
+    assert available_memory(root, membership) == 7_500_000
+    v1 = {"memory__limit_in_bytes": 3_000_000, "memory__usage_in_bytes": 1_000_000}
+    write(root / "memory" / "x", **v1)
+    write(root / "memory" / "x" / "y", memory__limit_in_bytes=2**63 - 4096)  # v1's "no limit"
+    assert available_memory(root, membership) == 2_000_000
+
+
+def test_a_limit_of_the_user_counts_what_is_used(groups: tuple[Path, Path]) -> None:
+    root, membership = groups
+    used = psutil.Process().memory_info().rss
+    left = available_memory(root, membership, limit=used + 50_000_000)
+    assert left == pytest.approx(50_000_000, abs=10_000_000)
+    assert available_memory(root, membership, limit=1000) == 0
+
+
+def test_more_than_is_left_is_refused_before_it_is_allocated() -> None:
+    require(1000)
+    with pytest.raises(MemoryError):
+        require(2**60)
+    limit_memory(psutil.Process().memory_info().rss + 10**6)
+    try:
+        with pytest.raises(MemoryError):
+            require(10**9)
+    finally:
+        limit_memory(None)
+
+
+SIZES = {"8G": 2**33, "8g": 2**33, "8GiB": 2**33, "8GB": 8 * 10**9, "512M": 2**29, "0.5K": 512,
+         "1000": 1000, "1 T": 2**40, "3B": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size: str) -> None:
+    assert bytes_of(size) == SIZES[size]
+    assert SETTINGS["memory"].parse(size) == size
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["", "0", "8X", "G", "-1G", "nan", "1e9", "8GG", "8G\x1b", "9" * 400, "8,5G", "²G", "٣G"],
+)
+def test_what_is_no_size_is_one_line(size: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a size such as 512M or 8G"):
+        SETTINGS["memory"].parse(size)
+
+
+def test_a_model_that_exceeds_the_limit_is_refused(gguf_model: Path, tmp_path: Path) -> None:
+    ask = ("ask", "hello", "-m", gguf_model, "--max-tokens", "4")
+    assert_clean_error(run(*ask, "--memory", "1M", home=tmp_path), 3, " of --memory 1.0 MB: ")
+    assert_clean_error(run(*ask, "--memory", "much", home=tmp_path), 2, "'much' does not fit")
+    assert run(*ask, "--memory", "4G", home=tmp_path).status == 0
+    (tmp_path / "own.toml").write_text("memory = 1000000\n")
+    done = run(*ask, "--config", tmp_path / "own.toml", home=tmp_path)
+    assert_clean_error(done, 3, " of --memory 1.0 MB: ")
+    (tmp_path / "own.toml").write_text("memory = true\n")
+    done = run(*ask, "--config", tmp_path / "own.toml", home=tmp_path)
+    assert_clean_error(done, 2, "True does not fit: give a size such as 512M or 8G")
+
+
+GROW = """
+from tests.out_of_memory import CONFIG
+from dataclasses import replace
+import psutil
+from llama_chat import memory
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.engine import Engine
+from tests.model_files import byte_tokenizer
+from tests.models import random_model
+engine = Engine(TorchBackend(random_model(replace(CONFIG, context_length=2**16))), byte_tokenizer())
+engine.prefill_cached([3] * 1000)
+used = psutil.Process().memory_info().rss
+memory.limit_memory(used + 16 * 2**20)
+try:
+    engine.prefill_cached([3] * 8_000)
+except LlamaChatError as error:
+    print(error)
+print(engine.cache.length, psutil.Process().memory_info().rss - used < 48 * 2**20)
+engine.prefill_cached([3] * 1200)
+print(engine.cache.length)
+"""
+
+
+def test_a_context_grows_within_the_limit_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GROW], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    error, *rest = done.stdout.splitlines()
+    assert error.endswith("of context: not enough memory: use a smaller model or --context")
+    *_, (n_tokens, within), n_last = map(str.split, ["", *rest])
+    assert within == "True"
+    assert int(n_tokens) >= 1000
+    assert n_last == ["1200"]
+
+
+def test_ulimit_refuses_a_model_in_one_line(gguf_model: Path, tmp_path: Path) -> None:
+    # The address space of a program with torch is far larger than its memory.
+    script = 'ulimit -v "$1"; shift; exec "$@"'
+    program = (*COMMAND, "ask", "hello", "-m", str(gguf_model), "--context", "512")
+    with cold(), Program("6000000", *program, home=tmp_path,
+                         command=("bash", "-c", script, "bash")) as limited:  # fmt: skip
+        _, err = limited.communicate()
+        status = limited.wait(0)
+    assert status in (0, 1, 3)
+    assert err.count(b"llama-chat: error: ") == (status != 0)
+    assert b"Traceback" not in err

@@ -51,13 +51,13 @@ Run = Callable[[Path, Path, dict[str, str]], Outcome]
 """Runs a part of the program, with a home folder, a model, and variables."""
 
 
-def command(*arguments: str) -> Run:
+def command(*arguments: str, stdin: bytes = b"") -> Run:
     """Return a run of a command; ``MODEL`` and ``HOME`` stand for paths."""
 
     def run_it(home: Path, model: Path, variables: dict[str, str]) -> Outcome:
         paths = {"MODEL": str(model), "HOME": str(home)}
         given = [re.sub("MODEL|HOME", lambda found: paths[found[0]], word) for word in arguments]
-        return Outcome(run(*given, home=home, stdin=b"", folder="", **variables))
+        return Outcome(run(*given, home=home, stdin=stdin, folder="", **variables))
 
     return run_it
 
@@ -142,7 +142,9 @@ PARTS: dict[str, Run] = {
     "config init": command("config", "init", "--config", "HOME/made/config.toml"),
     "models": command("models", "--json"),
     "ask": command("ask", "hello", "-m", "MODEL", "--max-tokens", "4", "--prompt", "own"),
-    "ask --lines": command("ask", "--lines", "HOME/lines.txt", "-m", "MODEL", "--max-tokens", "2"),
+    "ask --lines": command(
+        "ask", "--lines", "-m", "MODEL", "--max-tokens", "2", stdin=b"one\ntwo\n"
+    ),
     "convert to GGUF": command("convert", "MODEL", "HOME/made.gguf"),
     "convert to safetensors": command("convert", "MODEL", "HOME/made"),
     "pull": command("pull", "org/name"),
@@ -158,7 +160,6 @@ def make_home(home: Path) -> None:
     (home / ".config/llama-chat/prompts").mkdir(parents=True)
     (home / ".config/llama-chat/prompts/own.txt").write_text("Be brief.\n")
     (home / ".config/llama-chat/config.toml").write_text("temperature = 0.5\n")
-    (home / "lines.txt").write_text("one\ntwo\n")
     header = {"format": "llama-chat conversation", "version": 1}
     user = {"number": 1, "parent": 0, "role": "user", "text": "kept"}
     good = b"".join(json.dumps(record).encode() + b"\n" for record in (header, user))

@@ -284,4 +284,5 @@ def _temporary(path: Path, data: bytes) -> Iterator[tuple[Path, LockedFile]]:
         file.close()
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,6 +1,7 @@
 """The part of a checkpoint that one rank reads, as a checkpoint of its own."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -38,6 +39,10 @@ class ShardedCheckpoint(Checkpoint):
     def read_packed(self, name: str, part: Slice | None = None) -> PackedWeight | None:
         """See the base class; there are no parts of parts."""
         return self._whole.read_packed(name, self._slices[name])
+
+    def stored(self, name: str) -> Sequence[Tensor]:
+        """See the base class; of the whole weight."""
+        return self._whole.stored(name)
 
     def packed_bytes(self, name: str) -> int | None:
         """See the base class."""

@@ -18,6 +18,7 @@ from llama_chat.errors import UsageError, reason
 from llama_chat.generation.constraints import Grammar
 from llama_chat.library import find_model
 from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import bytes_of
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
@@ -95,6 +96,7 @@ def _options(settings: Settings, reclaimable: int = 0, wanted: str | None = None
         "threads": settings.threads,
         "model_paths": settings.model_paths,
         "draft": settings.draft,
+        "memory": None if settings.memory is None else bytes_of(settings.memory),
         "reclaimable": reclaimable,
     }
 

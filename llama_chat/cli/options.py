@@ -17,7 +17,14 @@ from llama_chat.settings.sources import load_settings
 Flags = dict[str, Any]
 """Values as typed, by the name of the setting; None where a flag was not given."""
 
-_METAVARS = {"integer": "N", "number": "X", "path": "PATH", "list": "TEXT", "text": "TEXT"}
+_METAVARS = {
+    "integer": "N",
+    "number": "X",
+    "path": "PATH",
+    "list": "TEXT",
+    "text": "TEXT",
+    "size": "SIZE",
+}
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:

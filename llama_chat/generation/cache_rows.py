@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llama_chat.kernels.forward import Buffers, NativeCache
 from llama_chat.kernels.pages import allocate
+from llama_chat.memory import require
 from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256
@@ -107,6 +108,13 @@ class CacheRows:
             for buffer in layers
         }
 
+    @staticmethod
+    def _growth(buffer: Tensor, capacity: int) -> int:
+        """Bytes of main memory by which a buffer grows to ``capacity`` rows."""
+        n_rows = max(capacity - buffer.shape[2], 0) if buffer.device.type == "cpu" else 0
+        n_others = math.prod([*buffer.shape[:2], *buffer.shape[3:]])
+        return int(n_rows * n_others * buffer.element_size())
+
     @property
     def native(self) -> NativeCache:
         """Buffers for the kernels, which write the rows of new tokens there."""
@@ -131,6 +139,7 @@ class CacheRows:
         self._native, self.buffers_id = None, next(_buffer_ids)
         capacity = min(-(-length // BLOCK) * BLOCK, self._limit) - self.start
         kept = used - self.start
+        require(sum(self._growth(old, capacity) for layers in self.buffers for old in layers))
         for layers in self.buffers:
             for layer, old in enumerate(layers):
                 if old.shape[2] >= capacity:  # grown already, before an interrupt

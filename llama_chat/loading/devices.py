@@ -8,7 +8,7 @@ import torch
 from llama_chat.checkpoints.base import FLOAT_TYPES
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.errors import UsageError
-from llama_chat.loading.memory import available_memory
+from llama_chat.memory import available_memory
 from llama_chat.parallel.world import World
 
 # Values of ``--dtype``, besides auto.
@@ -60,14 +60,17 @@ def _pick_device(name: str) -> torch.device:
     return device
 
 
-def free_memory(devices: Sequence[torch.device], world: World | None = None) -> int:
-    """Return the free bytes of the GPUs among ``devices``, or of the machine if there are none.
+def free_memory(
+    devices: Sequence[torch.device], limit: int | None = None, world: World | None = None
+) -> int:
+    """Return the free bytes of the GPUs among ``devices``, or if there are none, of this process.
 
-    The ranks of a machine share its memory equally.
+    The ranks of a machine share its memory equally. See ``available_memory`` for ``limit``.
     """
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
-        return available_memory() // (1 if world is None else world.local_size)
+        share = available_memory() // (1 if world is None else world.local_size)
+        return min(share, available_memory(limit=limit))
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
 
 

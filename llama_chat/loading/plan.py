@@ -27,6 +27,7 @@ from llama_chat.loading.weights import (
     read_weights,
     weight_bytes,
 )
+from llama_chat.memory import limit_memory
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
 from llama_chat.parallel.slices import Shard, shards
@@ -65,6 +66,8 @@ class LoadPlan:
     threads: int | None
     """CPU threads; None for one per core."""
     bytes_free: int
+    memory: int | None = None
+    """Bytes that the process may use in all; None for no such limit."""
     draft: "LoadPlan | None" = None
     """Plan of the draft model, if there is one."""
     shard: Shard | None = None
@@ -163,9 +166,12 @@ class LoadPlan:
         if fitting:
             size, name = fitting[0]
             advice = f"use --quantize {name} ({readable_size(size)})"
+        free = f"{readable_size(self.bytes_free)} free"
+        if self.memory is not None:
+            free += f" of --memory {readable_size(self.memory)}"
         raise ModelError(
             f"model {str(self.checkpoint.path)!r}",
-            f"needs {readable_size(self.bytes_needed)}, {readable_size(self.bytes_free)} free",
+            f"needs {readable_size(self.bytes_needed)}, {free}",
             advice,
         )
 
@@ -187,6 +193,7 @@ class LoadPlan:
             ModelError: if the model does not fit in memory, or its weights cannot be read.
         """
         self.check_fit()
+        limit_memory(self.memory)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         own, draft = self.checkpoint.n_bytes, None
@@ -236,13 +243,14 @@ def plan(
     threads: int | None = None,
     model_paths: Sequence[str] = (),
     draft: str | os.PathLike[str] | None = None,
+    memory: int | None = None,
     reclaimable: int = 0,
     world: World | None = None,
 ) -> LoadPlan:
     """Plan a load, with the arguments of ``load``.
 
-    ``reclaimable`` bytes count as free: those of a model that will be dropped first. With ``world``
-    it is the load of one rank of several.
+    ``reclaimable`` bytes count as free: those of a model that will be dropped first. The process
+    may use ``memory`` bytes in all. With ``world`` it is the load of one rank of several.
 
     Raises:
         ModelError: if the model or its tokenizer cannot be opened.
@@ -265,7 +273,7 @@ def plan(
     types = FloatTypes(
         pick_dtype(dtype, checkpoint.dtype, devices[0], keeps_stored=keeps_stored), keeps_stored
     )
-    bytes_free = free_memory(devices, world) + reclaimable
+    bytes_free = free_memory(devices, memory, world) + reclaimable
     n_ranks = 1 if world is None else world.size
     weight_format = choose_weight_format(
         quantize or "auto", checkpoint, types, bytes_free * n_ranks, devices[0]
@@ -288,6 +296,7 @@ def plan(
         threads=threads,
         bytes_free=bytes_free,
         shard=shard,
+        memory=memory,
     )
     if draft is None:
         return planned
@@ -307,7 +316,8 @@ def _plan_draft(planned: LoadPlan, path: Path, reclaimable: int) -> LoadPlan:
         why = "where torch computes the model, drafts would change the text"
         raise UsageError(what, why, "leave out --draft")
     device = str(planned.devices[0])
-    found = plan(path, device, threads=planned.threads, reclaimable=reclaimable)
+    memory, threads = planned.memory, planned.threads
+    found = plan(path, device, threads=threads, memory=memory, reclaimable=reclaimable)
     if found.tokenizer.fingerprint != planned.tokenizer.fingerprint:
         why = "its vocabulary is not that of the model"
         raise UsageError(what, why, "take a smaller model of the same family")

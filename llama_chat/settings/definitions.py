@@ -119,6 +119,13 @@ class ModelSettings:
         high=1024,
         example="4",
     )
+    memory: str | None = define(
+        "size",
+        None,
+        "Memory that the program may use in all.",
+        scope="load",
+        example="8G",
+    )
     parallel: int = define(
         "integer",
         16,

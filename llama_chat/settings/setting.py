@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,15 @@ from typing import Any, Literal
 from llama_chat.errors import UsageError
 
 Value = str | int | float | bool | tuple[str, ...] | None
-Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch"]
+Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch", "size"]
 Scope = Literal["load", "sampling", "reply", "display", "program"]
 """Part of the program that a change affects: the model (which is loaded again), sampling, the next
 reply, the display, or only the program as a whole."""
 
 _WORDS = {"true": True, "1": True, "yes": True, "on": True}
 _WORDS |= {"false": False, "0": False, "no": False, "off": False}
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s?([KMGT]?)(i?B)?", re.ASCII | re.IGNORECASE)
 
 _KEY = "setting"
 """Key of the ``Setting`` in the metadata of a dataclass field."""
@@ -79,6 +82,8 @@ class Setting:
                 return "a list of paths" if self.is_paths else "a list of texts"
             case "switch":
                 return "true or false"
+            case "size":
+                return "a size such as 512M or 8G"
             case _:
                 return "a text"
 
@@ -108,8 +113,7 @@ class Setting:
         Raises:
             ValueError: if it is out of range; the message states the range.
         """
-        if self.kind == "number" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value) if abs(value) < 2**1023 else math.inf
+        value = self._of_integer(value)
         match self.kind, value:
             case "integer", bool():
                 pass
@@ -126,10 +130,32 @@ class Setting:
             case "choice", str():
                 if value in self.values:
                     return value
+            case "size", str(size) if bytes_of(size):
+                return size
             case (("text" | "path"), str()):
                 if "\0" not in value:
                     return value
         raise ValueError(f"{_quoted(value)} is not {self.range}")
+
+    def _of_integer(self, value: object) -> object:
+        """Return what stands for an integer: a number, or bytes; anything else as it is."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if self.kind == "size":
+            return f"{value}" if abs(value) < 2**63 else ""
+        if self.kind == "number":
+            return float(value) if abs(value) < 2**1023 else math.inf
+        return value
+
+
+def bytes_of(size: str) -> int:
+    """Return the bytes of a size, 0 if it is none: ``8G`` and ``8GiB`` are 2^33, ``8GB`` 8e9."""
+    found = _SIZE.fullmatch(size.strip())
+    if found is None:
+        return 0
+    number, unit, suffix = found.groups()
+    factor = 1000 if (suffix or "").upper() == "B" else 1024
+    return int(float(number) * factor ** " KMGT".index(unit.upper() or " "))
 
 
 def unescape(typed: str) -> str:

@@ -187,7 +187,7 @@ def _model_values(chat: Chat, argument: str) -> Iterable[Value]:
     return [(model.name, model.summary) for model in models]
 
 
-_ARGUMENTS = {"integer": "[n]", "number": "[x]", "switch": "[true|false]"}
+_ARGUMENTS = {"integer": "[n]", "number": "[x]", "switch": "[true|false]", "size": "[size]"}
 
 
 def _setting_command(setting: Setting) -> Command:

@@ -1,5 +1,6 @@
-"""Memory available to this process."""
+"""Memory available to this process: of the machine, of control groups, and of limits."""
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,29 @@ import psutil
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
+_limit: int | None = None
 
-def available_memory(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Return the free bytes of the machine, or the bytes left in a control group if fewer.
+
+def limit_memory(n_bytes: int | None) -> None:
+    """Refuse growth of this process past ``n_bytes`` of memory; None refuses none."""
+    global _limit
+    _limit = n_bytes
+
+
+def require(n_bytes: int) -> None:
+    """Check that so much memory is free, before it is allocated: the kernel would kill us later.
+
+    Raises:
+        MemoryError: if it is not.
+    """
+    if n_bytes > available_memory(limit=_limit):
+        raise MemoryError(f"{n_bytes} bytes are not free")
+
+
+def available_memory(
+    cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP, *, limit: int | None = None
+) -> int:
+    """Return the free bytes of the machine, or those left in a control group or limit if fewer.
 
     A container is shown all the memory of its machine, but is killed at the limit of its group or
     of a parent group. Both versions of control groups are supported
@@ -20,9 +41,22 @@ def available_memory(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -
     Args:
         cgroups: mount point of the control groups.
         membership: file that names the groups of this process.
+        limit: bytes that this process may use in all, besides ``ulimit -v``.
     """
     machine = int(psutil.virtual_memory().available)
-    return min([machine, *_bytes_left(cgroups, membership)])
+    return min([machine, *_bytes_left(cgroups, membership), *_bytes_left_to_us(limit)])
+
+
+def _bytes_left_to_us(limit: int | None) -> Iterator[int]:
+    """Yield the bytes that this process may take under its own limits."""
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit is None and address_space == resource.RLIM_INFINITY:
+        return
+    used = psutil.Process().memory_info()
+    if limit is not None:
+        yield max(0, limit - used.rss)
+    if address_space != resource.RLIM_INFINITY:
+        yield max(0, address_space - used.vms)
 
 
 def _bytes_left(cgroups: Path, membership: Path) -> Iterator[int]:
