@@ -90,8 +90,10 @@ class LostRankError(Exception):
     often that of a signal, too.
     """
 
-    def __init__(self, rank: int, size: int, why: str = "it has ended") -> None:
-        super().__init__(f"rank {rank} of {size}: {why}: start all of them again with torchrun")
+    status = 1
+
+    def __init__(self, what: str, why: str = "it has ended") -> None:
+        super().__init__(f"{what}: {why}: start all of them again with torchrun")
 
 
 class ClosedPipe(Exception):

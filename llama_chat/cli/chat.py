@@ -19,7 +19,7 @@ from llama_chat.cli.flags import Variables
 from llama_chat.cli.loading import model_path, open_prompt, plan_model
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.pull import fetch, is_offline
-from llama_chat.cli.ranks import dismiss_ranks
+from llama_chat.cli.ranks import exit_at_once
 from llama_chat.cli.slots import Slots
 from llama_chat.cli.warm import find_server
 from llama_chat.errors import ModelError, UsageError
@@ -100,8 +100,7 @@ def open_chat(
             _run_chat(settings, prompt, slots, attachments, saved, interrupts)
     if interrupts.status:
         if threading.active_count() > 1:
-            dismiss_ranks()
-            os._exit(interrupts.status)  # Python would wait for the load
+            exit_at_once(interrupts.status)  # Python would wait for the load
         raise typer.Exit(interrupts.status)
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llama_chat.errors import LostRankError
 from llama_chat.parallel.world import World, find_world
@@ -35,13 +35,8 @@ def other_ranks() -> "Ranks | None":
         from llama_chat.parallel.ranks import Ranks, end_process
 
         _connected().append(Ranks(world, end_process))
+        _connected()[0].gather()
     return _connected()[0] if _connected() else None
-
-
-def dismiss_ranks() -> None:
-    """Let the other ranks end, for a process that does not return from ``run_rank``."""
-    for ranks in _connected():
-        ranks.leave()
 
 
 def run_rank(world: World, command: Callable[[], int]) -> int:
@@ -61,25 +56,37 @@ def run_rank(world: World, command: Callable[[], int]) -> int:
     except SystemExit as ended:  # a signal
         status = ended.code if isinstance(ended.code, int) else 1
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too
-        lost = _end(world, status)
-    if lost is not None:
-        streams.fail(str(lost))
-        return 1
+        status = _end_all(world, status)
     return status
 
 
-def _end(world: World, status: int) -> LostRankError | None:
-    """Let the others end; returns the error if one of them had gone before."""
-    if not _connected():
-        from llama_chat.parallel.ranks import dismiss
+def exit_at_once(status: int) -> NoReturn:
+    """Exit without waiting for other threads, and let the other ranks end."""
+    world = find_world()
+    os._exit(status if world is None else _end_all(world, status))
 
-        dismiss(world)
-        return None
-    ranks = _connected()[0]
-    lost = ranks.find_loss(_NOTICE_S if status == 128 + signal.SIGTERM else 0)
-    ranks.leave()
-    return lost
+
+def _end_all(world: World, status: int) -> int:
+    """Let the other ranks end, and return the exit status.
+
+    If one of them had gone before, that is an error, and what rank 0 ended with followed from it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too
+    was_terminated = status == 128 + signal.SIGTERM
+    if _connected():
+        ranks = _connected()[0]
+        lost = ranks.find_loss(_NOTICE_S if was_terminated else 0)
+        ranks.leave()
+    else:
+        lost = LostRankError("ranks", "torchrun has ended them") if was_terminated else None
+        if lost is None:
+            from llama_chat.parallel.ranks import dismiss
+
+            dismiss(world)
+    if lost is None:
+        return status
+    streams.fail(str(lost))
+    return lost.status
 
 
 def _follow(world: World) -> None:
@@ -91,11 +98,14 @@ def _follow(world: World) -> None:
 
     def end(*, in_order: bool) -> None:
         if not in_order and errors >= 0:  # nobody else is left to say so
-            lost = LostRankError(0, world.size)
+            lost = LostRankError(f"rank 0 of {world.size}")
             os.write(errors, f"llama-chat: error: {lost}\n".encode())
         os._exit(0 if in_order else 1)
 
-    orders = await_orders(world, lambda in_order: end(in_order=in_order))
+    try:
+        orders = await_orders(world, lambda in_order: end(in_order=in_order))
+    except OSError:  # rank 0 has left meanwhile
+        orders = None
     if orders is None:
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -1,10 +1,12 @@
 """Storage of the KV cache: the rows of a sequence, in buffers that sequences may share."""
 
 import copy
+import itertools
 import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from llama_chat.model.config import LlamaConfig
 
 BLOCK = 256
 """Rows by which buffers grow: memory follows the sequence, not the context length."""
+
+_buffer_ids = itertools.count()
 
 _MIN_SCALE = 1e-30
 """Least divisor: the scale of a head of zeros is 0."""
@@ -72,6 +76,8 @@ class CacheRows:
             for size, kind in kinds
         ]
         """Keys and values, and for int8 their scales: of the rows from ``start`` on."""
+        self.buffers_id = next(_buffer_ids)
+        """Number of the buffers, which none before them had."""
         self.start = 0
         self.segments: list[Segment] = []
         """The rows before ``start``: each segment up to where the next one begins."""
@@ -131,7 +137,7 @@ class CacheRows:
             return
         if self._is_lent(self.start):
             self._leave_buffers(used)
-        self._native = None
+        self._native, self.buffers_id = None, next(_buffer_ids)
         capacity = min(-(-length // BLOCK) * BLOCK, self._limit) - self.start
         kept = used - self.start
         require(sum(self._growth(old, capacity) for layers in self.buffers for old in layers))
@@ -153,10 +159,11 @@ class CacheRows:
             return True
         return False
 
-    def fork(self, length: int) -> "CacheRows":
+    def fork(self, length: int) -> Self:
         """Make storage that begins with the first ``length`` rows of this one, without a copy."""
         other = copy.copy(self)
         other.buffers, other._lent = _empty_like(self.buffers), None
+        other.buffers_id = next(_buffer_ids)
         if length > self.start:
             lent = None if self._lent is None else self._lent()
             if lent is None:
@@ -176,6 +183,7 @@ class CacheRows:
         if self._lent is not None and (lent := self._lent()) is not None:
             self.segments = [*self.segments, lent]
         self._lent, self.buffers = None, _empty_like(self.buffers)
+        self.buffers_id = next(_buffer_ids)
         self._begin_at(length)
 
     def _begin_at(self, length: int) -> None:

@@ -121,16 +121,16 @@ class Door:
         """Port and token for ``connect``."""
         return f"{self._socket.getsockname()[1]} {self._token}"
 
-    def accept(self, size: int) -> list[Connection]:
+    def accept(self, found: dict[int, Connection], size: int) -> None:
         """Wait for the ranks 1 to ``size`` - 1, and close it; strangers are sent away.
 
-        Returns:
-            Their connections, in order.
+        Args:
+            found: takes their connections, as they come.
+            size: number of ranks.
 
         Raises:
             TimeoutError: if they do not come.
         """
-        found: dict[int, Connection] = {}
         with self._socket:
             self._socket.settimeout(_CONNECT_S)
             while len(found) < size - 1:
@@ -140,7 +140,6 @@ class Door:
                     found[rank] = Connection(theirs)
                 else:
                     theirs.close()
-        return [found[rank] for rank in range(1, size)]
 
     def _identify(self, theirs: socket.socket) -> int:
         """Return the rank that a hello names; -1 for a stranger."""

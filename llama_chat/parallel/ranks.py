@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from llama_chat.errors import LlamaChatError, LostRankError
-from llama_chat.parallel.channel import Door, Gone, Message, connect, encode
+from llama_chat.parallel.channel import Connection, Door, Gone, Message, connect, encode
 from llama_chat.parallel.collectives import abort
 from llama_chat.parallel.world import World
 
@@ -36,13 +36,15 @@ _FAILED = "failed"
 _FOREVER = timedelta(days=365)
 """Time in which rank 0 may ask its user something; its end is noticed by torchrun."""
 
+_CONNECT = timedelta(seconds=60)
+
 _LOSS_S = 5.0
 """Longest time until a failed collective is known to be the loss of a rank."""
 
 
 def join_store(world: World) -> Store:
     """Connect to the store that ``torchrun`` keeps for all ranks."""
-    found = rendezvous("env://", world.rank, world.size, timeout=_FOREVER)
+    found = rendezvous("env://", world.rank, world.size, timeout=_CONNECT)
     store, _, _ = next(found)
     return PrefixStore("llama-chat", store)
 
@@ -51,14 +53,11 @@ class Ranks:
     """All ranks but 0, as it sees them."""
 
     def __init__(self, world: World, on_loss: Callable[[], object]) -> None:
-        """Wait for the others.
+        """Begin without any; ``gather`` waits for them.
 
         Args:
             world: of rank 0.
             on_loss: called in a thread of its own when one of them has gone.
-
-        Raises:
-            LlamaChatError: if they do not come.
         """
         self.world = world
         self.lock = threading.RLock()
@@ -71,15 +70,27 @@ class Ranks:
         self._leaving = False
         self._losing = threading.Lock()
         self._progress: dict[int, float] = {}
-        door = Door(local=world.is_one_machine)
+        self._found: dict[int, Connection] = {}
+
+    def gather(self) -> None:
+        """Wait for the others.
+
+        Raises:
+            LlamaChatError: if they do not come.
+        """
+        door = Door(local=self.world.is_one_machine)
         self.store.set(_KEY, door.key)
         try:
-            self._connections = door.accept(world.size)
+            door.accept(self._found, self.world.size)
         except OSError as error:
-            why = f"not all of the {world.size - 1} others came"
+            why = f"only {len(self._found)} of {self.world.size - 1} others came"
             raise LlamaChatError("ranks", why, "start all of them again") from error
-        for number, connection in enumerate(self._connections, 1):
-            connection.listen(*self._handlers(number))
+        for rank, connection in self._found.items():
+            connection.listen(*self._handlers(rank))
+
+    @property
+    def _connections(self) -> list[Connection]:
+        return [self._found[rank] for rank in sorted(self._found)]
 
     def _handlers(self, rank: int) -> tuple[Callable[[Message], bool], Callable[[], object]]:
         def take(message: Message) -> bool:
@@ -96,7 +107,7 @@ class Ranks:
         with self._losing:
             if self.loss is not None or self._leaving:
                 return
-            self.loss = LostRankError(rank, self.world.size, *why)
+            self.loss = LostRankError(f"rank {rank} of {self.world.size}", *why)
         self._tell_to_leave()  # which ends the collectives that rank 0 waits in
         self._noticed.set()
         abort()
@@ -115,7 +126,7 @@ class Ranks:
         """
         if not self._noticed.wait(0 if isinstance(error, MemoryError) else _LOSS_S):
             self._lose(0, f"a pass failed: {error}")
-        return self.loss or LostRankError(0, self.world.size)
+        return self.loss or LostRankError(f"rank 0 of {self.world.size}")
 
     def give(self, *order: Any) -> None:
         """Give an order to all.
@@ -162,6 +173,7 @@ class Ranks:
     def leave(self) -> None:
         """Let them end; nothing that they do is an error from now on."""
         self._leaving = True
+        self.store.set(_KEY, "")  # for those that have not come yet
         self._tell_to_leave()
 
     def _tell_to_leave(self) -> None:

@@ -1,8 +1,9 @@
 """A terminal of its own for a program that another one keeps apart from the user's.
 
-``torchrun`` starts each rank in a session without a terminal: Ctrl-C would reach it alone, and end
-everything. So keys go through a terminal that belongs to the program, whose Ctrl-C is a
-signal to it, as without ``torchrun``. What the program writes goes to the user's terminal directly.
+``torchrun`` starts each rank in a session without a terminal: Ctrl-C would reach ``torchrun``
+alone, which ends everything. So keys go through a terminal that belongs to the program, whose
+Ctrl-C is a signal to it, as without ``torchrun``. What the program writes goes to the user's
+terminal directly.
 """
 
 import fcntl
