@@ -8,7 +8,7 @@ import sys
 
 from llama_chat.__main__ import main
 from llama_chat.llama import Llama
-from llama_chat.loading.plan import LoadPlan, Report
+from llama_chat.loading.load_plan import LoadPlan, Report
 
 
 def hold_loading(pipe: str) -> None:

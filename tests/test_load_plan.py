@@ -16,7 +16,8 @@ from llama_chat.files import readable_size
 from llama_chat.generation.events import Token
 from llama_chat.kernels import native
 from llama_chat.loading.devices import pick_dtype
-from llama_chat.loading.plan import LoadPlan, load, plan
+from llama_chat.loading.load_plan import LoadPlan
+from llama_chat.loading.plan import load, plan
 from llama_chat.loading.weights import WEIGHT_FORMATS, FloatTypes, choose_weight_format
 from llama_chat.model.rope import MAX_CONTEXT
 from llama_chat.settings.settings import Settings

@@ -22,7 +22,7 @@ from harness.terminal import READY, Terminal
 PATIENCE_S = 10.0
 """Longest time from the death of a rank to the end of all."""
 
-LINE = re.compile(r"llama-chat: error: ranks?[^:]*: [^\n]*\n?[^\n]*with torchrun")
+LINE = re.compile(r"llama-chat: error: ranks?[^:]*: .{,300}?with torchrun")
 
 FIRST = "Once upon a time"
 
@@ -76,7 +76,7 @@ def strike(model: Path, n: int, chosen: random.Random) -> list[str]:
         if took_s > PATIENCE_S:
             bad.append(f"ended after {took_s:.1f} s")
         terminal.wait_for_end()
-        lines = LINE.findall(terminal.text)
+        lines = LINE.findall(terminal.text.replace("\n", ""))
         unsaid = phase == "loading" and rank == 0  # then the others are not there yet to say it
         if len(lines) != 1 and not (unsaid and not lines):
             bad.append(f"{len(lines)} lines: {terminal.text[-3000:]}")

@@ -36,6 +36,10 @@ GROUPS = ("models", "sessions", "config")
 """Command groups; each is the ``app`` of the module of its name."""
 
 
+_VALUES = {"--resume": "", "--device-map": "auto"}
+"""Values that options have without one."""
+
+
 class _Commands(TyperGroup):
     """Commands; a question in place of their name is answered with the command that asks it."""
 
@@ -91,13 +95,13 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
-def _with_names(arguments: Sequence[str]) -> list[str]:
-    """Give ``--resume`` an empty name where none follows: Typer has no optional values."""
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """Give the options of ``_VALUES`` a value where none follows: Typer has no optional ones."""
     completed: list[str] = []
     for word, following in itertools.pairwise([*arguments, "-"]):
         completed.append(word)
-        if word == "--resume" and following.startswith("-") and "--" not in completed:
-            completed.append("")
+        if word in _VALUES and following.startswith("-") and "--" not in completed:
+            completed.append(_VALUES[word])
     return completed
 
 
@@ -117,7 +121,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    arguments = _with_names(arguments)
+    arguments = _with_values(arguments)
     try:
         completing.prepare()
         command = typer.main.get_command(build(arguments))

@@ -93,7 +93,7 @@ def open_chat(
     prompt = open_prompt(settings, slots)
     if slots.takes_stdin:
         attachments = []
-    with _own_terminal(), Interrupts() as interrupts:
+    with _own_terminal(), Interrupts(exit_at_once) as interrupts:
         from llama_chat.terminal.raw_input import hold_keys
 
         with hold_keys():

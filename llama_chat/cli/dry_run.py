@@ -17,7 +17,7 @@ from llama_chat.terminal.streams import AnswerWriter
 from llama_chat.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
-    from llama_chat.loading.plan import LoadPlan
+    from llama_chat.loading.load_plan import LoadPlan
 
 _NAMES: dict[Origin, str] = {"control": "control", "template": "template", "message": "text"}
 

@@ -14,6 +14,7 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.cli.completing import models
 from llama_chat.cli.loading import plan_whole
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.sizes import n_bytes
 from llama_chat.errors import UsageError, counted
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -21,7 +22,7 @@ from llama_chat.tokenizers.streaming import StreamingDecoder
 
 if TYPE_CHECKING:
     from llama_chat.checkpoints.base import Checkpoint
-    from llama_chat.loading.plan import LoadPlan
+    from llama_chat.loading.load_plan import LoadPlan
     from llama_chat.model.config import LlamaConfig
     from llama_chat.tokenizers.base import Tokenizer
 
@@ -51,11 +52,42 @@ def inspect(
         typer.Argument(metavar="MODEL", help="Path or name.", autocompletion=models),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    world_size: Annotated[
+        int | None,
+        typer.Option("--world-size", metavar="N", min=1, help="Plan for so many ranks, too."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Memory of each rank, if not as here."),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", metavar="GB/s", help="Read by each rank; else measured here."),
+    ] = None,
+    interconnect: Annotated[
+        float | None,
+        typer.Option("--interconnect", metavar="GB/s", help="Between ranks, each way."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Draw a model: architecture, memory, tensors, tokenizer, template, and what ends a reply."""
     plan = plan_whole(settings, target)
     report = describe(plan, settings)
+    if settings.device_map != "off":
+        from llama_chat.loading.scaling import describe_map
+
+        report["device_map"] = describe_map(plan)
+    if world_size is not None:
+        from llama_chat.loading.scaling import describe_ranks
+
+        report["scaling"] = describe_ranks(
+            plan,
+            world_size,
+            settings.parallel if settings.is_given("parallel") else 1,
+            available=None if memory is None else n_bytes(memory, "--memory"),
+            bandwidth=_rate(bandwidth, "--bandwidth"),
+            interconnect=_rate(interconnect, "--interconnect"),
+        )
     for line in plan.warnings:
         streams.warn(line)
     if as_json:
@@ -68,6 +100,19 @@ def inspect(
         streams.write_own(
             draw_model(report, colored=colored, wrapped=wrapped, with_tensors=tensors)
         )
+
+
+def _rate(gigabytes: float | None, what: str) -> float | None:
+    """Return bytes a second.
+
+    Raises:
+        UsageError: about ``what``, if it is no rate.
+    """
+    if gigabytes is None:
+        return None
+    if not 1e-6 <= gigabytes <= 1e6:
+        raise UsageError(f"{what} {gigabytes:g}", "no rate of a memory or a network", "give GB/s")
+    return gigabytes * 1e9
 
 
 def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llama_chat.chat.remote_session import RemoteSession
     from llama_chat.llama import Llama
     from llama_chat.loading.endpoints import EndpointPlan
-    from llama_chat.loading.plan import LoadPlan
+    from llama_chat.loading.load_plan import LoadPlan
     from llama_chat.remote import RemoteModel
 
 
@@ -89,6 +89,7 @@ def _options(settings: Settings, reclaimable: int = 0, wanted: str | None = None
     return {
         "path": path,
         "device": settings.device,
+        "device_map": settings.device_map,
         "dtype": settings.dtype,
         "quantize": settings.quantize,
         "kv_dtype": settings.kv_dtype,

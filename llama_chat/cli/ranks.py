@@ -62,8 +62,12 @@ def run_rank(world: World, command: Callable[[], int]) -> int:
 
 def exit_at_once(status: int) -> NoReturn:
     """Exit without waiting for other threads, and let the other ranks end."""
-    world = find_world()
-    os._exit(status if world is None else _end_all(world, status))
+    if (world := find_world()) is not None:
+        from llama_chat.terminal.own_terminal import restore_terminal
+
+        restore_terminal()
+        status = _end_all(world, status)
+    os._exit(status)
 
 
 def _end_all(world: World, status: int) -> int:

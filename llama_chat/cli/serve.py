@@ -1,7 +1,6 @@
 """``llama-chat serve``: a warm server on a socket file, and on a port."""
 
 import os
-import re
 import signal
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import typer
 from llama_chat import __version__
 from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes_settings
+from llama_chat.cli.sizes import n_bytes, seconds
 from llama_chat.cli.warm import identity_of
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
@@ -20,8 +20,6 @@ from llama_chat.server.client import health
 from llama_chat.server.sockets import default_socket
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
 _STOP_PATIENCE_S = 60.0
 
@@ -95,30 +93,6 @@ def serve(
             max_requests=max_requests,
             max_bytes=None if cache_memory is None else n_bytes(cache_memory, "--cache-memory"),
         )
-
-
-def seconds(text: str, what: str) -> float:
-    """Parse a time such as ``10``, ``90s``, ``10m`` or ``1h``.
-
-    Raises:
-        UsageError: about ``what``, if it is none.
-    """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) *([smh]?)", text.strip())
-    if found is None:
-        raise UsageError(f"{what} {text!r}", "not a time", "write 90s, 10m or 1h")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def n_bytes(text: str, what: str) -> int:
-    """Parse a size such as ``512M`` or ``2.5G``, in units of 1,024.
-
-    Raises:
-        UsageError: about ``what``, if it is none.
-    """
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) *([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise UsageError(f"{what} {text!r}", "not a size", "write 512M or 2G")
-    return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2].upper()))))
 
 
 def _check_host(host: str, api_key: str | None) -> None:

@@ -11,6 +11,8 @@ from llama_chat.errors import UsageError
 from llama_chat.memory import available_memory
 from llama_chat.parallel.world import World
 
+_CPU = torch.device("cpu")
+
 # Values of ``--dtype``, besides auto.
 DTYPES = {name: FLOAT_TYPES[stored] for stored, name in FLOATS.items()}
 
@@ -67,11 +69,49 @@ def free_memory(
 
     The ranks of a machine share its memory equally. See ``available_memory`` for ``limit``.
     """
-    gpus = [device for device in devices if device.type == "cuda"]
+    gpus = {device for device in devices if device.type == "cuda"}
     if not gpus:
         share = available_memory() // (1 if world is None else world.local_size)
         return min(share, available_memory(limit=limit))
-    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+    return sum(map(free_bytes, gpus | ({_CPU} & set(devices))))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free bytes of one device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def all_devices() -> tuple[torch.device, ...]:
+    """Return the GPUs of this machine, and the CPU."""
+    return (*(torch.device("cuda", i) for i in range(torch.cuda.device_count())), _CPU)
+
+
+def map_layers(
+    layers: Sequence[int], ends: tuple[int, int], free: Sequence[tuple[torch.device, int]]
+) -> tuple[torch.device, ...]:
+    """Choose the device of each layer: the first devices that have room, as few as possible.
+
+    Layers follow each other from device to device, which compute in turn: more of them would not be
+    faster.
+
+    Args:
+        layers: bytes of each layer.
+        ends: bytes of the embedding, which is with the first layer, and of the output, which is
+            with the last.
+        free: the devices with their free bytes; the last one takes what nothing else has room for.
+    """
+    sizes = list(layers)
+    sizes[0] += ends[0]
+    sizes[-1] += ends[1]
+    rest = list(free)
+    found = []
+    for size in sizes:
+        while len(rest) > 1 and size > rest[0][1]:
+            del rest[0]
+        device, room = rest[0]
+        rest[0] = device, room - size
+        found.append(device)
+    return tuple(found)
 
 
 def pick_dtype(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 import traceback
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,8 @@ from llama_chat.errors import LlamaChatError, ModelError, UsageError
 from llama_chat.generation.backend import Backend
 from llama_chat.generation.engine import choose_torch_backend
 from llama_chat.generation.ranks import DTYPES, Follower, RankedBackend, dtype_name
-from llama_chat.loading.plan import LoadPlan, Report, plan
+from llama_chat.loading.load_plan import LoadPlan, Report
+from llama_chat.loading.plan import plan
 from llama_chat.loading.weights import FloatTypes
 from llama_chat.model.transformer import Transformer
 from llama_chat.parallel.channel import Message
@@ -23,6 +25,9 @@ from llama_chat.parallel.ranks import Orders, Ranks
 from llama_chat.parallel.world import World
 
 _POLL_S = 0.05
+
+_LOSS_S = 2.0
+"""Longest time until rank 0 knows that another rank has ended."""
 
 
 class _StoppedLoad(Exception):
@@ -160,7 +165,13 @@ def follow(orders: Orders) -> None:
     except BaseException as error:
         if os.environ.get("LLAMA_CHAT_TRACEBACK"):
             traceback.print_exc()
-        orders.tell_failure(" ".join(str(error).split()) or type(error).__name__)
+        time.sleep(_LOSS_S)  # if it follows from the end of another rank, rank 0 ends this one
+        orders.tell_failure(_short(error))
+
+
+def _short(error: BaseException) -> str:
+    """Return what an error says, as a part of a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _OtherRank:

@@ -49,6 +49,20 @@ def weight_bytes(checkpoint: Checkpoint, weight_format: WeightFormat, types: Flo
     return sum(_tensor_bytes(checkpoint, name, weight_format, types) for name in checkpoint.tensors)
 
 
+def bytes_by_layer(
+    checkpoint: Checkpoint, weight_format: WeightFormat, types: FloatTypes
+) -> tuple[list[int], tuple[int, int]]:
+    """Compute the bytes of the weights of each layer, and those of embedding and output."""
+    layers, ends = [0] * checkpoint.config.n_layers, [0, 0]
+    for name in checkpoint.tensors:
+        n_bytes = _tensor_bytes(checkpoint, name, weight_format, types)
+        if name.startswith("layers."):
+            layers[int(name.split(".")[1])] += n_bytes
+        else:
+            ends[not name.startswith("tok_embeddings")] += n_bytes
+    return layers, (ends[0], ends[1])
+
+
 def choose_weight_format(
     wanted: str,
     checkpoint: Checkpoint,
@@ -101,7 +115,7 @@ def read_weights(
         checkpoint: the model.
         weight_format: format of the matrices in memory.
         types: types of weights that are not packed.
-        devices: devices of the layers, in equal runs.
+        devices: devices of the layers, in equal runs; or one for each.
         report: called with the bytes read so far and the bytes in all.
     """
     weights: Weights = {}

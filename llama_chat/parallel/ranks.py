@@ -125,7 +125,7 @@ class Ranks:
         follow, since the others wait within this one.
         """
         if not self._noticed.wait(0 if isinstance(error, MemoryError) else _LOSS_S):
-            self._lose(0, f"a pass failed: {error}")
+            self._lose(0, f"a pass failed: {' '.join(str(error).split())[:200]}")
         return self.loss or LostRankError(f"rank 0 of {self.world.size}")
 
     def give(self, *order: Any) -> None:

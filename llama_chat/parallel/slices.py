@@ -100,10 +100,10 @@ def shards(config: LlamaConfig, size: int, grain: Grain = Grain()) -> list[Shard
         UsageError: if it cannot be; the message names the numbers of ranks that would do.
     """
     heads = _divide_heads(config, size, grain.wo)
+    if heads is None or not is_divisible(config, size, grain):
+        raise _indivisible(config, size, grain)
     hidden = divide(config.hidden_dim, size, grain.w2)
     vocab = divide(config.vocab_size, size)
-    if heads is None or not all(hidden) or not all(vocab):
-        raise _indivisible(config, size, grain)
     return [
         Shard(rank, size, config.head_dim, *heads[rank], hidden[rank], vocab[rank])
         for rank in range(size)
@@ -136,7 +136,7 @@ def _divide_heads(config: LlamaConfig, size: int, grain: int) -> list[tuple[rang
 
 
 def _indivisible(config: LlamaConfig, size: int, grain: Grain) -> UsageError:
-    possible = [n for n in range(1, config.n_heads + 1) if _is_divisible(config, n, grain)]
+    possible = [n for n in range(1, config.n_heads + 1) if is_divisible(config, n, grain)]
     wo, w2 = (f" in groups of {n}" if n > 1 else "" for n in (grain.wo, grain.w2))
     why = (
         f"{counted(config.n_heads, 'head')} of {config.head_dim} columns{wo} with "
@@ -146,7 +146,8 @@ def _indivisible(config: LlamaConfig, size: int, grain: Grain) -> UsageError:
     return UsageError(f"{size} ranks", why, f"use {_shown(possible)}")
 
 
-def _is_divisible(config: LlamaConfig, size: int, grain: Grain) -> bool:
+def is_divisible(config: LlamaConfig, size: int, grain: Grain) -> bool:
+    """True if a model can be divided among ``size`` ranks."""
     return (
         _divide_heads(config, size, grain.wo) is not None
         and all(divide(config.hidden_dim, size, grain.w2))

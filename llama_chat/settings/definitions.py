@@ -57,6 +57,17 @@ class ModelSettings:
         },
         example="cpu",
     )
+    device_map: str = define(
+        "choice",
+        "off",
+        "Spreading of the layers over devices.",
+        scope="load",
+        values={
+            "off": "equal runs of layers on the devices of --device",
+            "auto": "on as few GPUs as have room, the rest on the CPU; or on those of --device",
+        },
+        example="auto",
+    )
     dtype: str = define(
         "choice",
         "auto",

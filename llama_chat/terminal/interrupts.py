@@ -26,7 +26,9 @@ class Interrupts:
     lost in a callback. The flags cover all the time but that in which the input takes keys.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exit_at_once: Callable[[int], object] = os._exit) -> None:
+        """Watch for nothing before ``with``; ``exit_at_once`` ends a chat that does not end."""
+        self._exit_at_once = exit_at_once
         self.status = 0
         """Exit status with which the chat is to end, once SIGTERM or SIGHUP has come; else 0."""
         self.on_end: Callable[[], None] = lambda: None
@@ -73,9 +75,9 @@ class Interrupts:
         elif not self.status:
             self.status = 128 + number
             self._ended_at = time.monotonic()
-            self._watchdog = Timer(_PATIENCE_S, os._exit, [self.status])
+            self._watchdog = Timer(_PATIENCE_S, self._exit_at_once, [self.status])
             self._watchdog.daemon = True
             self._watchdog.start()
             self.on_end()
         elif time.monotonic() - self._ended_at > _REPEAT_S:
-            os._exit(self.status)
+            self._exit_at_once(self.status)

@@ -11,6 +11,7 @@ from llama_chat.errors import counted
 from llama_chat.files import readable_size
 from llama_chat.terminal.page import draw_page, safe_text, shares
 from llama_chat.terminal.sanitizer import sanitize
+from llama_chat.terminal.scaling_picture import draw_map, draw_scaling
 from llama_chat.terminal.tables import FittedTable
 
 _MAX_CONTROL_TOKENS = 8
@@ -55,6 +56,12 @@ def draw_model(
         "Template": _template(report),
         "Generation": _generation(report),
     }
+    if "device_map" in report:
+        sections["Devices"] = draw_map(report["device_map"])
+    if "scaling" in report:
+        sections[f"On {counted(report['scaling']['world_size'], 'rank')}"] = draw_scaling(
+            report["scaling"]
+        )
     if with_tensors:
         sections["Tensors"] = _tensors(report)
     return draw_page(_title(report), sections, colored=colored, wrapped=wrapped)

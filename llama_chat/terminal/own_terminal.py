@@ -12,11 +12,21 @@ import select
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _POLL_S = 0.2
 """Time in which a change of the window's size is noticed, which is told to torchrun alone."""
+
+
+_restore: list[Callable[[], object]] = []
+
+
+def restore_terminal() -> None:
+    """Restore the mode of the user's terminal, if it has changed."""
+    while _restore:
+        with suppress(termios.error):  # the terminal has gone
+            _restore.pop()()
 
 
 def lacks_terminal() -> bool:
@@ -49,6 +59,7 @@ def own_terminal() -> Iterator[None]:
     raw[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
     termios.tcsetattr(users, termios.TCSANOW, raw)
     ended, end = os.pipe()
+    _restore.append(lambda: termios.tcsetattr(users, termios.TCSADRAIN, before))
     relay = threading.Thread(target=_relay, args=(users, ours, ended), name="keys", daemon=True)
     relay.start()
     try:
@@ -57,8 +68,7 @@ def own_terminal() -> Iterator[None]:
         sys.stdout.flush()
         os.close(end)
         relay.join()
-        with suppress(termios.error):  # the terminal has gone
-            termios.tcsetattr(users, termios.TCSADRAIN, before)
+        restore_terminal()
         os.dup2(users, 0)
 
 

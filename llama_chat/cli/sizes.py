@@ -1,0 +1,31 @@
+"""Times and sizes on the command line."""
+
+import re
+
+from llama_chat.errors import UsageError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
+
+
+def seconds(text: str, what: str) -> float:
+    """Parse a time such as ``10``, ``90s``, ``10m`` or ``1h``.
+
+    Raises:
+        UsageError: about ``what``, if it is none.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) *([smh]?)", text.strip())
+    if found is None:
+        raise UsageError(f"{what} {text!r}", "not a time", "write 90s, 10m or 1h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def n_bytes(text: str, what: str) -> int:
+    """Parse a size such as ``512M`` or ``2.5G``, in units of 1,024.
+
+    Raises:
+        UsageError: about ``what``, if it is none.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) *([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"{what} {text!r}", "not a size", "write 512M or 2G")
+    return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2].upper()))))
