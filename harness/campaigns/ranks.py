@@ -33,17 +33,16 @@ def torchrun(n: int) -> list[str]:
 
 
 def ranks_of(parent: int) -> dict[int, int]:
-    """Return the processes that ``torchrun`` has started, by their ranks."""
-    found = {}
+    """Return the processes that ``torchrun`` has started, by their ranks: they lead sessions."""
+    found = []
     for folder in Path("/proc").iterdir():
-        with suppress(OSError, ValueError, IndexError):
+        with suppress(OSError, ValueError):
             pid = int(folder.name)
             stat = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(stat[1]) == parent and stat[0] != "Z":
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                (rank,) = (each for each in variables if each.startswith(b"RANK="))
-                found[int(rank[5:])] = pid
-    return found
+            state, its_parent, session, start = stat[0], int(stat[1]), int(stat[3]), int(stat[19])
+            if its_parent == parent and session == pid and state != "Z":
+                found.append((start, pid))
+    return dict(enumerate(pid for _, pid in sorted(found)))
 
 
 def strike(model: Path, n: int, chosen: random.Random) -> list[str]:
