@@ -4,6 +4,7 @@ import random
 import re
 import signal
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ def test_control_z_and_fg_change_nothing(starter_model: Path, tmp_path: Path) ->
         shell.ask("/top-k 3", r"top-k is 3")
         shell.type(CTRL_D)
         shell.wait_for(r"(?s)top-k is 3.*\$ *\n")
+
+
+def test_a_late_continuation_leaves_the_open_input_in_its_mode(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    """After Ctrl-Z and fg the signal may come once the input is drawn again."""
+    with Terminal("-m", gguf_model, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        mode = termios.tcgetattr(terminal.descriptor)
+        terminal.child.kill(signal.SIGCONT)
+        terminal.type("draft")
+        terminal.wait_for("› draft")
+        assert termios.tcgetattr(terminal.descriptor) == mode
+        terminal.type(CTRL_C)
+        terminal.wait_for(r"›\s+random")
+        terminal.type(CTRL_C)
+        terminal.wait_for("Ctrl-C again")
+        terminal.type(CTRL_C)
+        assert terminal.wait_for_end() == 0

@@ -14,8 +14,8 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.cli.completing import models
 from llama_chat.cli.loading import plan_whole
 from llama_chat.cli.options import takes_settings
-from llama_chat.cli.sizes import n_bytes
 from llama_chat.errors import UsageError, counted
+from llama_chat.settings.setting import bytes_of
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.tokenizers.streaming import StreamingDecoder
@@ -56,10 +56,6 @@ def inspect(
         int | None,
         typer.Option("--world-size", metavar="N", min=1, help="Plan for so many ranks, too."),
     ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="Memory of each rank, if not as here."),
-    ] = None,
     bandwidth: Annotated[
         float | None,
         typer.Option("--bandwidth", metavar="GB/s", help="Read by each rank; else measured here."),
@@ -84,7 +80,7 @@ def inspect(
             plan,
             world_size,
             settings.parallel if settings.is_given("parallel") else 1,
-            available=None if memory is None else n_bytes(memory, "--memory"),
+            available=None if settings.memory is None else bytes_of(settings.memory),
             bandwidth=_rate(bandwidth, "--bandwidth"),
             interconnect=_rate(interconnect, "--interconnect"),
         )

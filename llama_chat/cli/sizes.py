@@ -3,6 +3,7 @@
 import re
 
 from llama_chat.errors import UsageError
+from llama_chat.settings.setting import bytes_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
@@ -20,12 +21,12 @@ def seconds(text: str, what: str) -> float:
 
 
 def n_bytes(text: str, what: str) -> int:
-    """Parse a size such as ``512M`` or ``2.5G``, in units of 1,024.
+    """Parse a size such as ``512M`` or ``2.5G``; see ``bytes_of``.
 
     Raises:
         UsageError: about ``what``, if it is none.
     """
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) *([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
+    found = bytes_of(text)
+    if not found:
         raise UsageError(f"{what} {text!r}", "not a size", "write 512M or 2G")
-    return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2].upper()))))
+    return found

@@ -6,11 +6,11 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import groupby
 from string import ascii_lowercase
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from prompt_toolkit.input import vt100_parser
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
@@ -21,6 +21,21 @@ from prompt_toolkit.keys import Keys
 PAUSE_S = 0.05
 """Time without a key after which a burst of keys has ended: terminals send the characters of a
 paste faster, people type slower."""
+
+
+_modes: list[list[Any]] = []
+"""Modes in which the terminal is to be, each until the next one ends: after Ctrl-Z and ``fg`` it is
+in that of the shell, and may be set again before this process has noticed that it was stopped."""
+
+
+@contextmanager
+def _mode(descriptor: int) -> Iterator[None]:
+    """Keep the mode that the terminal has now."""
+    _modes.append(termios.tcgetattr(descriptor))
+    try:
+        yield
+    finally:
+        _modes.pop()
 
 
 @contextmanager
@@ -37,16 +52,18 @@ def hold_keys() -> Iterator[None]:
     held[0] &= ~termios.ICRNL
     held[3] &= ~(termios.ECHO | termios.ICANON)
 
-    def hold(number: int = 0, frame: FrameType | None = None) -> None:
+    def restore(number: int, frame: FrameType | None) -> None:
         with suppress(termios.error):  # the terminal has gone
-            termios.tcsetattr(descriptor, termios.TCSANOW, held)
+            termios.tcsetattr(descriptor, termios.TCSANOW, _modes[-1])
 
-    hold()
-    # After Ctrl-Z and fg the terminal is in the shell's mode.
-    on_continue = signal.signal(signal.SIGCONT, hold)
+    with suppress(termios.error):
+        termios.tcsetattr(descriptor, termios.TCSANOW, held)
+    _modes.append(held)
+    on_continue = signal.signal(signal.SIGCONT, restore)
     try:
         yield
     finally:
+        _modes.pop()
         signal.signal(signal.SIGCONT, on_continue)
         with suppress(termios.error):
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
@@ -146,9 +163,20 @@ class RawInput(Vt100Input):
         # A character in an escape sequence would be typed as that sequence.
         self._buffer.append(KeyPress(key.key) if len(key.key) == 1 else key)
 
-    def cooked_mode(self) -> AbstractContextManager[None]:
-        """Return the context in which another program has the terminal, or text is written."""
-        return nullcontext() if self.n_writers else super().cooked_mode()
+    @contextmanager
+    def raw_mode(self) -> Iterator[None]:
+        """Make the terminal send every key as it is."""
+        with super().raw_mode(), _mode(self.fileno()):
+            yield
+
+    @contextmanager
+    def cooked_mode(self) -> Iterator[None]:
+        """Let another program have the terminal, or text be written."""
+        if self.n_writers:
+            yield
+            return
+        with super().cooked_mode(), _mode(self.fileno()):
+            yield
 
     def attach(self, input_ready_callback: Callable[[], None]) -> AbstractContextManager[None]:
         """Begin to read; keys that wait already were typed at an unknown speed, and act at once."""
