@@ -42,7 +42,7 @@ def assert_has_a_command(setting: Setting, chat: Terminal) -> None:
     """Check that a setting's command changes it, shows its origin, and keeps to its range."""
     spelled, value = setting.command[1:], typed_value(setting)
     chat.ask(f"/{spelled} {value}", rf"({spelled} is |system: )'?{value}")
-    text = chat.ask("/settings", r"^verbose .*$")
+    text = chat.ask("/settings", r"^template-here .*$")
     assert re.search(rf"(?m)^{spelled}\s+'?{value}'?\s+/{spelled}$", text)
     if setting.kind in ("integer", "number") or setting.kind == "choice":
         chat.refuse(
@@ -89,7 +89,7 @@ def test_settings_show_where_each_comes_from(gguf_model: Path, tmp_path: Path) -
     flags = ("-m", gguf_model, "--config", config, "--top-k", "9")
     with Terminal(*flags, home=tmp_path, LLAMA_CHAT_TEMPERATURE="0.125") as terminal:
         terminal.wait_for(READY)
-        text = terminal.ask("/settings", r"^verbose .*$")
+        text = terminal.ask("/settings", r"^template-here .*$")
         assert re.search(r"(?m)^min-p\s+0\.25\s+/\S*", text)
         assert re.search(r"(?m)^top-k\s+9\s+--top-k$", text)
         assert re.search(r"(?m)^temperature\s+0\.125\s+LLAMA_CHAT_TEMPERATURE$", text)

@@ -61,7 +61,7 @@ def test_show_prints_every_setting_in_order_and_groups(home: Path) -> None:
     assert names == list(SETTINGS)
     assert "# context =" in lines
     headings = [line for line in lines if line.startswith("# ---")]
-    groups = ("Model", "Endpoint", "Sampling", "Reply", "Output")
+    groups = ("Model", "Sampling", "Reply", "Output", "Endpoint")
     assert headings == [f"# --- {group} ---" for group in groups]
 
 

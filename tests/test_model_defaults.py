@@ -228,7 +228,7 @@ def test_the_chat_shows_where_a_value_is_from(
 ) -> None:
     with Terminal("-m", gguf_path, "--top-p", "0.5", home=tmp_path) as terminal:
         terminal.wait_for(READY)
-        text = terminal.ask("/settings", r"^verbose .*$")
+        text = terminal.ask("/settings", r"^template-here .*$")
         assert re.search(r"(?m)^temperature\s+0\.7\s+general\.sampling\.\*$", text)
         assert re.search(r"(?m)^top-k\s+1\s+general\.sampling\.\*$", text)
         assert re.search(r"(?m)^top-p\s+0\.5\s+--top-p$", text)

@@ -76,8 +76,9 @@ def test_a_signal_while_the_plain_input_opens(
     [
         ("_handle", 30),  # a command runs
         ("_send", 400),  # a message is answered
-        ("fsync", 1),  # and saved
-        ("fsync", 90),
+        ("_stem_for", 1),  # and saved
+        ("publish", 1),
+        ("publish", 90),
         ("store_typeahead", 30),  # the first closes
     ],
 )

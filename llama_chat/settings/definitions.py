@@ -391,10 +391,10 @@ class OutputSettings:
 
 _GROUPS: Mapping[str, type[Any]] = {
     "Model": ModelSettings,
-    "Endpoint": EndpointSettings,
     "Sampling": Sampling,
     "Reply": ReplySettings,
     "Output": OutputSettings,
+    "Endpoint": EndpointSettings,
 }
 
 SETTINGS: Mapping[str, Setting] = {
