@@ -42,7 +42,8 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --count 2000 --seed $(SEED)
 
 fuzz-ci: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.fuzz --count 20000
+	$(BIN)/python -m tests.fuzz --count 2000
+	$(BIN)/python -m tests.fuzz --main --first 2000 --count 18000
 
 attack-models: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.model_numbers

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from tests.fuzz.running import Report, make_input, run
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import MAIN, TARGETS
 
 
 def main() -> int:
@@ -55,13 +55,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=20_000, help="inputs of each parser")
     parser.add_argument("--minutes", type=float, default=0, help="go on with more, for so long")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--main", action="store_true", help="not those of small files")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--save", type=int, help="write the input of this number to stdout")
     given = parser.parse_args()
     if unknown := set(given.targets) - set(TARGETS):
         parser.error(f"there is no {', '.join(sorted(unknown))}")
-    given.targets = given.targets or list(TARGETS)
+    given.targets = given.targets or list(MAIN if given.main else TARGETS)
     return given
 
 

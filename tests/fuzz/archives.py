@@ -2,8 +2,10 @@
 
 import io
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from random import Random
 
 EXTREMES = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
@@ -51,7 +53,7 @@ def mutate_headers(data: bytes, random: Random) -> bytes:
     changed = bytearray(data)
     for _ in range(random.choice((1, 1, 2))):
         signature = random.choice(_SIGNATURES)
-        places = [at for at in range(len(data)) if data.startswith(signature, at)]
+        places = [found.start() for found in re.finditer(re.escape(signature), data)]
         at, size = random.choice(places) + random.randrange(4, 46, 2), random.choice((2, 4))
         number = random.choice((*EXTREMES, random.randrange(len(data)))) % 256**size
         changed[at : at + size] = number.to_bytes(size, "little")
@@ -86,10 +88,16 @@ def mutate_pickle(data: bytes, random: Random) -> bytes:
     return _with_parts(data, change)
 
 
-def _mutated_pickle(data: bytes, random: Random) -> bytes:
+@cache
+def _instructions(data: bytes) -> list[bytes]:
+    """Divide a good pickle into its instructions."""
     starts = [at for _, _, at in pickletools.genops(data)]
     ends = [*starts[1:], len(data)]
-    instructions = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+    return [data[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _mutated_pickle(data: bytes, random: Random) -> bytes:
+    instructions = list(_instructions(data))
     for _ in range(random.choice((1, 1, 2, 4))):
         at = random.randrange(len(instructions))
         number = random.choice((*EXTREMES, -1, -(2**31), -(2**63))).to_bytes(
@@ -123,10 +131,16 @@ def mutate_storage(data: bytes, random: Random) -> bytes:
     return _with_parts(data, change)
 
 
+@cache
+def _parts(data: bytes) -> dict[str, bytes]:
+    """Read all parts of a good archive."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def _with_parts(data: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
     """Change the parts of an archive, and write it again with right sizes and checksums."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts = dict(_parts(data))
     change(parts)
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as archive:

@@ -230,5 +230,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 """All parsers by their names; each is made in an empty folder."""
 
-BINARY = ("gguf", "safetensors", "index", "pth", "pickle", "sentencepiece", "llama2c")
-"""Parsers of binary files, and of the index beside one."""
+MAIN = (
+    *("gguf", "safetensors", "index", "pth", "pickle", "params", "config", "tokenizer-json"),
+    *("sentencepiece", "llama2c", "settings", "prompts", "conversations", "requests"),
+)
+"""Parsers that get most inputs; the others read what is beside these."""
