@@ -48,7 +48,9 @@ def findings(model: Path) -> dict[str, Finding]:
 
 def failed(model: Path) -> dict[str, str]:
     """Return the details of the checks that fail, by their names."""
-    return {name: each.detail for name, each in findings(model).items() if each.state == "failed"}
+    found = {name: each.error for name, each in findings(model).items() if each.error}
+    assert all(each.state == "failed" for each in findings(model).values() if each.error)
+    return {name: error.why for name, error in found.items()}
 
 
 def written(folder: Path, layout: str) -> Path:

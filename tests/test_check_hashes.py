@@ -30,6 +30,8 @@ def test_the_list_of_meta_is_compared(tmp_path: Path) -> None:
     )
     edit_json(tmp_path / "params.json", norm_eps=2e-5)
     assert failed(tmp_path) == {"hashes": "it is not the file of checklist.chk"}
+    named = f"'{tmp_path}/params.json': it is not the file of checklist.chk"
+    assert findings(tmp_path)["hashes"].detail == named
     (tmp_path / "checklist.chk").write_text("".join([*lines[:2], "0" * 32 + "  gone.pth\n"]))
     assert failed(tmp_path) == {"hashes": "no such file or directory"}
     odd = ("../../etc/passwd", "..", ".", "a/b", "")
@@ -76,6 +78,18 @@ def test_the_name_in_the_store_of_ollama_is_compared(tmp_path: Path) -> None:
     assert findings(right)["hashes"].detail == "1 file as of its name in ollama's store"
     wrong = right.rename(tmp_path / f"sha256-{'0' * 64}")
     assert failed(wrong) == {"hashes": "it is not the file of its name in ollama's store"}
+
+
+def test_every_part_of_a_model_is_compared(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", tensors_a_file=12)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    folder = tmp_path / ".cache/huggingface/download"
+    folder.mkdir(parents=True)
+    for part in parts:
+        (folder / f"{part.name}.metadata").write_text(f"0\n{digest(part, 'sha256')}\n")
+    assert findings(parts[0])["hashes"].detail == f"{len(parts)} files as of the hub"
+    (folder / f"{parts[-1].name}.metadata").write_text(f"0\n{'0' * 64}\n")
+    assert findings(parts[0])["hashes"].detail.startswith(f"'{parts[-1]}': it is not")
 
 
 def test_a_starter_has_a_known_hash(tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ def model_fingerprint(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
         (name, list(info.shape), info.type) for name, info in checkpoint.tensors.items()
     )
     parts = [repr(checkpoint.config), json.dumps(tensors), tokenizer.fingerprint]
-    return _hash("\0".join([*parts, _weights_hash(_files(checkpoint.path))]).encode())
+    return _hash("\0".join([*parts, _weights_hash(weight_files(checkpoint.path))]).encode())
 
 
-def _files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """List the weight files of a model."""
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)

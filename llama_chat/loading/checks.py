@@ -95,7 +95,8 @@ class ModelCheck:
         except LlamaChatError as error:
             if isinstance(error, _Skip):
                 return Finding(name, "skipped", error.why)
-            return Finding(name, "failed", error.why, error)
+            of = "" if error.what == self._what else f"{error.what}: "
+            return Finding(name, "failed", f"{of}{error.why}", error)
 
     def _headers(self) -> str:
         """Check that all tensors are there, of the right shapes, and that nothing else is."""

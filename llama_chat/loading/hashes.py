@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_chat.checkpoints.fingerprint import weight_files
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular, read_start
 from llama_chat.gates import FETCH_AGAIN
@@ -84,7 +85,7 @@ def expected_hashes(model: Path) -> list[Expected]:
         OSError: if a folder cannot be read.
     """
     if not model.is_dir():
-        return list(_of_file(model))
+        return [each for part in weight_files(model) for each in _of_file(part)]
     listed = [each for name in _LISTS for each in _in_list(model / name)]
     known = {each.file for each in listed}
     files = sorted(file for file in model.iterdir() if file.is_file())[:_MAX_FILES]
