@@ -20,7 +20,7 @@ def stuck(*arguments: Any, **options: Any) -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1] == "load":
-        setattr(command, "plan_load", stuck)  # noqa: B010 - not exported there
+        setattr(command, "_plan", stuck)  # noqa: B010 - not exported there
     else:
         Chat.send = stuck  # type: ignore[method-assign]
     sys.exit(run(sys.argv[2:]))
