@@ -8,6 +8,7 @@
 # make attack-terminal  signals at hundreds of moments of a chat, closed windows, random chats in tmux
 # make attack-server  20,000 malformed requests, and 1,000 clients that vanish
 # make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
+# make attack-ranks   a rank of a chat under torchrun killed at 100 moments, with 2 and with 4 ranks
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: chat test lint fuzz fuzz-ci bench release clean
-.PHONY: attack-models attack-text attack-streams attack-terminal attack-server
+.PHONY: attack-models attack-text attack-streams attack-terminal attack-server attack-ranks
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -63,6 +64,10 @@ attack-terminal: $(VENV)/.installed-dev
 
 attack-server: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.server
+
+attack-ranks: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.ranks 100 1 2
+	$(BIN)/python -m harness.campaigns.ranks 100 2 4
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet

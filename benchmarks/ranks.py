@@ -1,13 +1,12 @@
-"""Memory and bytes read of each rank of a model, and of one process, with its speed.
+"""Memory and bytes read of each rank of a model, and of one process.
 
     python -m benchmarks.ranks MODEL [RANKS] [FLAG…]
 
-Each run is ``llama-chat bench``, under ``torchrun`` for the ranks, with the model not in memory at
-its beginning. The flags go to it. Bytes are those that the disk was read for; ranks of one machine
-share what one of them has read.
+One process and the ranks continue a text, with the model not in memory at the beginning; the flags
+go to ``llama-chat complete``. Bytes are those read from the disk. Ranks of one machine share
+what one of them has read; so each of them also loads its part alone, as on its own machine.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -16,10 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.campaigns.ranks import ranks_of, torchrun
+from llama_chat.loading.plan import plan
+from llama_chat.parallel.world import World
 
 POLL_S = 0.05
 
-BENCH = ("--prompt-tokens", "64", "--new-tokens", "16", "--rounds", "1", "--json")
+FLAGS = ("-", "--temperature", "0", "--max-tokens", "16", "--no-server")
+
+PROMPT = b"Once upon a time, " * 10
 
 
 def forget(model: Path) -> None:
@@ -38,32 +41,48 @@ def usage_of(pid: int) -> tuple[int, int]:
     return int(peak.split()[1]) * 1024, int(read.split()[1])
 
 
-def measure(model: Path, size: int, flags: list[str]) -> dict[int, tuple[int, int]]:
-    """Run the program on ``size`` ranks, and return what each of them used."""
-    forget(model)
-    command = torchrun(size) if size > 1 else [sys.executable, "-m"]
-    bench = [*command, "llama_chat", "bench", "-m", str(model), *BENCH, *flags]
+def measure(command: list[str]) -> dict[int, tuple[int, int]]:
+    """Run a program that starts ranks or is one process, and return what each of them used."""
     used: dict[int, tuple[int, int]] = {}
-    with subprocess.Popen(bench, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as started:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes) as started:  # type: ignore[call-overload]
+        started.stdin.write(PROMPT)
+        started.stdin.close()
         while started.poll() is None:
-            pids = ranks_of(started.pid) if size > 1 else {0: started.pid}
-            for rank, pid in pids.items():
+            for rank, pid in (ranks_of(started.pid) or {0: started.pid}).items():
                 with suppress(OSError, StopIteration):
                     used[rank] = usage_of(pid)
             time.sleep(POLL_S)
-        report = json.loads(started.stdout.read()) if started.stdout else {}
-    print(json.dumps({"ranks": size, **report}))
     return used
+
+
+def load_part(model: str, rank: int, size: int) -> None:
+    """Load the part of one rank."""
+    planned = plan(model, "cpu", world=World(rank, size, 0, 1, ""))
+    planned.load_model()
+    time.sleep(2 * POLL_S)
 
 
 def main(arguments: list[str]) -> None:
     """Measure one process and all ranks, and compare them."""
     model, size, *flags = [*arguments, "2"][: max(2, len(arguments))]
-    alone = measure(Path(model), 1, flags)[0]
-    for rank, (peak, read) in measure(Path(model), int(size), flags).items():
+    if flags[:1] == ["--part"]:
+        load_part(model, int(flags[1]), int(size))
+        return
+    path, complete = Path(model), ["llama_chat", "complete", "-m", model, *FLAGS, *flags]
+    forget(path)
+    alone = measure([sys.executable, "-m", *complete])[0]
+    forget(path)
+    together = measure([*torchrun(int(size)), *complete])
+    print(f"one process: peak {alone[0] / 1e9:.2f} GB, read {alone[1] / 1e9:.2f} GB")
+    for rank, (peak, read) in together.items():
+        forget(path)
+        part = [sys.executable, "-m", "benchmarks.ranks", model, size, "--part", str(rank)]
+        read_alone = measure(part)[0][1]
         print(
-            f"rank {rank}: peak {peak / 1e9:.2f} GB, {peak / alone[0]:.0%} of one process; "
-            f"read {read / 1e9:.2f} GB, {read / alone[1]:.0%}"
+            f"rank {rank} of {size}: peak {peak / 1e9:.2f} GB ({peak / alone[0]:.0%}); read "
+            f"{read / 1e9:.2f} GB beside the others ({read / alone[1]:.0%}), "
+            f"{read_alone / 1e9:.2f} GB alone ({read_alone / alone[1]:.0%})"
         )
 
 

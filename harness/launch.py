@@ -40,7 +40,7 @@ def start(rank: int, size: int, port: int, module: str) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        os.environ.update(rank_environment(rank, size, port))
+        os.environ.update(rank_environment(rank, size, port, size))
         status = 1
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)

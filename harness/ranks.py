@@ -23,9 +23,10 @@ class RankGroup:
         *arguments: str | Path,
         home: Path,
         command: Sequence[str] = COMMAND,
+        n_machines: int = 1,
         **env: str,
     ) -> None:
-        """Start ``n`` ranks of one machine; other arguments as of ``Program``."""
+        """Start ``n`` ranks, as many on each machine; other arguments as of ``Program``."""
         self.store = distributed.TCPStore(  # type: ignore[attr-defined] # as is documented
             "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=1)
         )
@@ -36,7 +37,7 @@ class RankGroup:
                     *arguments,
                     home=home,
                     command=command,
-                    **rank_environment(rank, n, self.store.port),
+                    **rank_environment(rank, n, self.store.port, n // n_machines),
                     **env,
                 )
             )
@@ -62,13 +63,20 @@ class RankGroup:
         return Result(first.wait(0), out.decode(), err.decode())
 
 
-def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """Return the variables that ``torchrun`` sets for a rank; ``port`` is that of the store."""
+def rank_environment(rank: int, size: int, port: int, local_size: int) -> dict[str, str]:
+    """Return the variables that ``torchrun`` sets for a rank.
+
+    Args:
+        rank: number of the rank.
+        size: number of all.
+        port: port of the store.
+        local_size: number of ranks on each machine.
+    """
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank % local_size),
+        "LOCAL_WORLD_SIZE": str(local_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",

@@ -73,11 +73,14 @@ def test_the_death_of_a_rank_ends_all_with_one_line(
     assert "Once upon a time" in saved.read_text()
 
 
-def test_text_is_that_of_one_process_and_only_rank_0_writes(stories: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_machines", [1, 2])
+def test_text_is_that_of_one_process_and_only_rank_0_writes(
+    n_machines: int, stories: Path, tmp_path: Path
+) -> None:
     flags = ("complete", "-m", stories, "--seed", "3", "--max-tokens", "20", "-")
     alone = run(*flags, home=tmp_path, stdin=b"Once upon a time")
     assert alone.out
-    with RankGroup(2, *flags, home=tmp_path) as group:
+    with RankGroup(2 * n_machines, *flags, home=tmp_path, n_machines=n_machines) as group:
         together = group.finish(b"Once upon a time")
     assert (together.status, together.out) == (0, alone.out)
 

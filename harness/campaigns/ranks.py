@@ -76,7 +76,8 @@ def strike(model: Path, n: int, chosen: random.Random) -> list[str]:
             bad.append(f"ended after {took_s:.1f} s")
         terminal.wait_for_end()
         lines = LINE.findall(terminal.text.replace("\n", ""))
-        unsaid = phase == "loading" and rank == 0  # then the others are not there yet to say it
+        # Before the program has begun, and without rank 0, only torchrun can say it.
+        unsaid = phase == "loading" and (rank == 0 or "/help" not in terminal.text)
         if len(lines) != 1 and not (unsaid and not lines):
             bad.append(f"{len(lines)} lines: {terminal.text[-3000:]}")
         elif lines and phase != "loading" and f"rank {rank} of {n}" not in lines[0]:
