@@ -51,7 +51,8 @@ def measure(command: list[str]) -> dict[int, tuple[int, int]]:
         while started.poll() is None:
             for rank, pid in (ranks_of(started.pid) or {0: started.pid}).items():
                 with suppress(OSError, StopIteration):
-                    used[rank] = usage_of(pid)
+                    now = usage_of(pid)
+                    used[rank] = tuple(map(max, now, used.get(rank, now)))  # type: ignore[assignment]
             time.sleep(POLL_S)
     return used
 

@@ -21,7 +21,7 @@ from llama_chat.checkpoints.gguf_header import (
     read_header,
 )
 from llama_chat.checkpoints.gguf_metadata import DAMAGED, Metadata
-from llama_chat.checkpoints.weight_files import map_file
+from llama_chat.checkpoints.weight_files import map_file, read_only
 from llama_chat.errors import counted
 from llama_chat.gates import gate
 from llama_chat.library.layouts import PART_NAME
@@ -58,13 +58,16 @@ class StoredTensor:
         whole = np.frombuffer(self.mapped, np.uint8, self.n_bytes, self.begin)
         if part is None:
             return whole
-        rows = whole.reshape(self.shape[0], -1)
+        matrix = whole.reshape(self.shape[0], -1)
+        rows, columns = range(len(matrix)), range(matrix.shape[1])
         if part.dim == 0:
-            return rows[part.start : part.stop].reshape(-1)
-        first, last = (
-            at // self.kind.n_weights * self.kind.n_bytes for at in (part.start, part.stop)
-        )
-        return np.ascontiguousarray(rows[:, first:last]).reshape(-1)
+            rows = range(part.start, part.stop)
+        else:
+            blocks = part.start // self.kind.n_weights, part.stop // self.kind.n_weights
+            columns = range(*(at * self.kind.n_bytes for at in blocks))
+        read_only(whole.ctypes.data, matrix.shape[1], rows, columns)
+        found = matrix[rows.start : rows.stop, columns.start : columns.stop]
+        return np.ascontiguousarray(found).reshape(-1)
 
     def floats(self) -> tuple[Tensor, ...]:
         """View its floats, without a copy: the scales and minima of all blocks, or the weights."""

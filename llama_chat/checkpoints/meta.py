@@ -22,7 +22,7 @@ from llama_chat.checkpoints.meta_config import (
 from llama_chat.checkpoints.small_files import JsonObject
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.torch_archive import open_archive
-from llama_chat.checkpoints.weight_files import describe, narrowed, part_of, release_pages
+from llama_chat.checkpoints.weight_files import describe, part_of, release_pages
 from llama_chat.checkpoints.weight_folder import open_weights
 from llama_chat.errors import ModelError, counted
 from llama_chat.library.layouts import MISTRAL_WEIGHTS, TEKKEN, meta_tokenizers
@@ -122,7 +122,7 @@ class MetaCheckpoint(Checkpoint):
         merged = torch.empty(part.shape(stored.shape) if part else stored.shape, dtype=dtype)
         dim, start = stored.dim or 0, 0
         for shard, within in pieces:
-            found = narrowed(shard, within)
+            found = part_of(shard, within)
             length = found.shape[dim]
             merged.narrow(dim, start, length).copy_(found)
             start += length

@@ -95,16 +95,42 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
         raise ModelError(what or repr(str(path)), "it is empty", FETCH_AGAIN) from None
 
 
+def read_only(address: int, row_bytes: int, rows: range, columns: range) -> None:
+    """Let the system read no more of a mapped matrix than the pages of a part of it.
+
+    By itself it reads ahead: some megabytes on some disks, which belong to other ranks.
+
+    Args:
+        address: the beginning of the matrix.
+        row_bytes: bytes of a row.
+        rows: rows of the part.
+        columns: bytes of a row that are of the part.
+    """
+    if not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    if len(columns) == row_bytes or row_bytes < 2 * mmap.PAGESIZE:  # parts of all pages
+        begins, length = [rows.start * row_bytes], len(rows) * row_bytes
+    else:
+        begins, length = [row * row_bytes + columns.start for row in rows], len(columns)
+    _advise(address + begins[0], begins[-1] + length - begins[0], mmap.MADV_RANDOM)
+    for begin in begins:
+        _advise(address + begin, length, mmap.MADV_WILLNEED)
+
+
+def _advise(address: int, n_bytes: int, advice: int) -> None:
+    """Give advice about the pages of some mapped bytes."""
+    first = address // mmap.PAGESIZE * mmap.PAGESIZE
+    size = ctypes.c_size_t(address + n_bytes - first)
+    _c_library().madvise(ctypes.c_void_p(first), size, advice)
+
+
 def release_pages(weight: Tensor) -> None:
     """Release the memory of a mapped tensor; its numbers are read from the file again if needed.
 
     Memory that ``map_file`` has not mapped would lose its contents.
     """
     if hasattr(mmap, "MADV_DONTNEED"):
-        start = weight.data_ptr()
-        first_page = start // mmap.PAGESIZE * mmap.PAGESIZE
-        size = ctypes.c_size_t(start + weight.nbytes - first_page)
-        _c_library().madvise(ctypes.c_void_p(first_page), size, mmap.MADV_DONTNEED)
+        _advise(weight.data_ptr(), weight.nbytes, mmap.MADV_DONTNEED)
 
 
 @cache
@@ -122,14 +148,17 @@ def mapped_tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int,
     return torch.from_numpy(data).view(dtype).view(shape)
 
 
-def narrowed(weight: Tensor, part: Slice | None) -> Tensor:
-    """Return a part of a tensor, for None all of it, without a copy."""
-    return weight if part is None else weight.narrow(part.dim, part.start, len(part))
-
-
 def part_of(weight: Tensor, part: Slice | None) -> Tensor:
     """Return a part of a mapped tensor, for None all of it, row by row; columns are copied."""
-    return aligned(narrowed(weight, part).contiguous())
+    if part is None:
+        return aligned(weight)
+    rows, columns = range(len(weight)), range(weight[0].nbytes)
+    if part.dim == 0:
+        rows = range(part.start, part.stop)
+    else:
+        columns = range(part.start * weight.element_size(), part.stop * weight.element_size())
+    read_only(weight.data_ptr(), weight[0].nbytes, rows, columns)
+    return aligned(weight.narrow(part.dim, part.start, len(part)).contiguous())
 
 
 def aligned(weight: Tensor) -> Tensor:
