@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from harness.program import assert_clean_error, run
 from llama_chat.checkpoints.sharded import ShardedCheckpoint
 from llama_chat.errors import UsageError
-from llama_chat.loading.devices import map_layers
+from llama_chat.loading.devices import map_layers, pick_devices
 from llama_chat.loading.formats import open_checkpoint
 from llama_chat.loading.plan import plan
 from llama_chat.loading.scaling import describe_ranks
-from llama_chat.loading.weights import weight_bytes
+from llama_chat.loading.weights import FloatTypes, bytes_by_layer, read_weights, weight_bytes
 from llama_chat.model.config import LlamaConfig
 from llama_chat.parallel.slices import Grain, Shard, is_divisible, shards
+from llama_chat.parallel.world import World
 from tests.meta_folders import write_llama_3
 from tests.model_files import SMALL, write_gguf, write_huggingface, write_llama2c, write_meta
 
@@ -179,3 +180,28 @@ def test_layers_fill_the_first_devices_that_have_room(
         assert sum(used) <= room
     if sum(sizes) <= free[0]:
         assert set(found) == {devices[0]}
+
+
+def test_weights_lie_on_the_devices_of_their_layers(meta_model: Path) -> None:
+    checkpoint = open_checkpoint(meta_model)
+    types = FloatTypes(torch.float32)
+    layers, ends = bytes_by_layer(checkpoint, "none", types)
+    first, second = torch.device("cpu"), torch.device("meta")
+    devices = map_layers(layers, ends, [(first, layers[0] + ends[0]), (second, 10**12)])
+    weights = read_weights(checkpoint, "none", types, devices)
+    for name, weight in weights.items():
+        assert isinstance(weight, torch.Tensor)
+        assert weight.device == (first if name.startswith(("tok", "layers.0.")) else second), name
+
+
+def test_a_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    world = World(6, 8, 2, 4, "10.0.0.1")
+    for wanted in ("auto", "cuda"):
+        assert pick_devices(wanted, world) == (torch.device("cuda", 2),)
+    assert pick_devices("cpu", world) == (torch.device("cpu"),)
+    with pytest.raises(UsageError, match="a device of its own"):
+        pick_devices("cuda:0,cuda:1", world)
+    with pytest.raises(UsageError, match="5 ranks on this machine"):
+        pick_devices("auto", replace(world, local_size=5))

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, NoReturn
 
@@ -75,7 +76,8 @@ def _end_all(world: World, status: int) -> int:
 
     If one of them had gone before, that is an error, and what rank 0 ended with followed from it.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too
+    with suppress(ValueError):  # not in the main thread: then the process ends at once
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too
     was_terminated = status == 128 + signal.SIGTERM
     if _connected():
         ranks = _connected()[0]

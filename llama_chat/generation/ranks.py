@@ -53,10 +53,11 @@ class _Leader:
 
     def give(self, *order: Any) -> None:
         """Give an order, after that to free what has no owner any more."""
-        freed = [self._freed.popleft() for _ in range(len(self._freed))]
-        if freed:
-            self.ranks.give("free", freed)
-        self.ranks.give(*order)
+        with self.ranks.lock:  # not within a pass of another thread
+            freed = [self._freed.popleft() for _ in range(len(self._freed))]
+            if freed:
+                self.ranks.give("free", freed)
+            self.ranks.give(*order)
 
     def give_for_memory(self, do: Callable[[], None], *order: Any) -> None:
         """Give an order that allocates memory, and ``do`` it here.

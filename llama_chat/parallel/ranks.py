@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -173,7 +174,8 @@ class Ranks:
     def leave(self) -> None:
         """Let them end; nothing that they do is an error from now on."""
         self._leaving = True
-        self.store.set(_KEY, "")  # for those that have not come yet
+        with suppress(RuntimeError):  # torchrun has gone
+            self.store.set(_KEY, "")  # for those that have not come yet
         self._tell_to_leave()
 
     def _tell_to_leave(self) -> None:
@@ -184,7 +186,8 @@ class Ranks:
 
 def dismiss(world: World) -> None:
     """Let the others end, of whom nothing was asked."""
-    join_store(world).set(_KEY, "")
+    with suppress(RuntimeError):  # torchrun has gone
+        join_store(world).set(_KEY, "")
 
 
 class Orders:
