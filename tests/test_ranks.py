@@ -51,7 +51,7 @@ def test_two_ranks_give_what_one_process_gives(tmp_path: Path, shared_data: Path
     cases = [
         case_of(tmp_path / "grouped", talks=2),
         case_of(tmp_path / "multi-head"),
-        case_of(stories / "stories260K", talks=1),
+        case_of(stories / "stories260K"),
         case_of(stories / "stories260K-mp2"),
     ]
     for case, found in zip(cases, compare(2, cases, tmp_path), strict=True):

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 _POLL_S = 0.2
 """Time in which a change of the window's size is noticed, which is told to torchrun alone."""
 
-
 _restore: list[Callable[[], object]] = []
+"""What ``restore_terminal`` calls, if the mode has changed."""
 
 
 def restore_terminal() -> None:
@@ -84,7 +84,8 @@ def _relay(users: int, ours: int, ended: int) -> None:
                 keys = os.read(users, 4096)
                 if not keys:
                     break
-                os.write(ours, keys)
+                while keys:
+                    keys = keys[os.write(ours, keys) :]
             if ours in ready:
                 os.write(1, os.read(ours, 4096))
             if (now := termios.tcgetwinsize(users)) != size:
