@@ -9,6 +9,7 @@
 # make attack-server  20,000 malformed requests, and 1,000 clients that vanish
 # make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
 # make attack-ranks   a rank of a chat under torchrun killed at 100 moments, with 2 and with 4 ranks
+# make attack-ranks   ranks compared with one process, and killed at 100 moments of a chat
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -66,6 +67,8 @@ attack-server: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.server
 
 attack-ranks: $(VENV)/.installed-dev
+	@$(BIN)/llama-chat pull smollm2-135m --quiet
+	$(BIN)/python -m harness.campaigns.rank_models
 	$(BIN)/python -m harness.campaigns.ranks 100 1 2
 	$(BIN)/python -m harness.campaigns.ranks 100 2 4
 
