@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from harness.program import Program, Result
+from harness.program import PATIENCE_S, Program, Result
 from harness.request import COMMAND
 
 LEAVING_S = 10.0
@@ -50,13 +50,13 @@ class RankGroup:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def finish(self, stdin: bytes = b"") -> Result:
+    def finish(self, stdin: bytes = b"", seconds: float = PATIENCE_S) -> Result:
         """Pipe ``stdin`` to rank 0, wait for the end of all, and return the result of rank 0.
 
         The others must have written nothing, and ended well.
         """
         first, *others = self.ranks
-        out, err = first.communicate(stdin)
+        out, err = first.communicate(stdin, seconds)
         for other in others:
             assert other.wait(LEAVING_S) == 0
             assert other.stdout.read() + other.stderr.read() == b""

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 
+from harness.program import PATIENCE_S
 from harness.ranks import RankGroup
 from tests.model_files import META, SMALL, write_gguf, write_huggingface, write_meta
 
@@ -22,12 +23,16 @@ one process too, as between a prompt and its tokens one by one."""
 
 
 def compare(
-    size: int, cases: Sequence[dict[str, Any]], home: Path, kernel: str = ""
+    size: int,
+    cases: Sequence[dict[str, Any]],
+    home: Path,
+    kernel: str = "",
+    seconds: float = PATIENCE_S,
 ) -> list[dict[str, Any]]:
     """Compare ``size`` ranks with one process; see ``tests.rank_checks``."""
     command, arguments = [sys.executable, "-m", "tests.rank_checks"], map(json.dumps, cases)
     with RankGroup(size, kernel, *arguments, home=home, command=command) as group:
-        result = group.finish()
+        result = group.finish(seconds=seconds)
     assert result.status == 0, result.err
     return [json.loads(line) for line in result.out.splitlines()]
 
