@@ -12,7 +12,7 @@ import pytest
 
 from harness.program import PATIENCE_S
 from harness.ranks import RankGroup
-from tests.model_files import META, SMALL, write_gguf, write_huggingface, write_meta
+from tests.model_files import META, SMALL, write_gguf, write_meta
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of their range."""
@@ -51,10 +51,10 @@ def case_of(path: Path, quantize: str = "none", talks: int = 0, **options: str) 
 
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path, shared_data: Path) -> None:
     write_meta(tmp_path / "grouped")
-    write_huggingface(tmp_path / "multi-head", replace(META, n_kv_heads=8))
+    write_meta(tmp_path / "multi-head", replace(META, n_kv_heads=8))
     stories = shared_data / "models"
     cases = [
-        case_of(tmp_path / "grouped", talks=2),
+        case_of(tmp_path / "grouped", talks=1),
         case_of(tmp_path / "multi-head"),
         case_of(stories / "stories260K"),
         case_of(stories / "stories260K-mp2"),

@@ -24,7 +24,7 @@ from llama_chat.model.config import LlamaConfig
 from llama_chat.parallel.slices import Grain, Shard, is_divisible, shards
 from llama_chat.parallel.world import World
 from tests.meta_folders import write_llama_3
-from tests.model_files import SMALL, write_gguf, write_huggingface, write_llama2c, write_meta
+from tests.model_files import SMALL, write_gguf, write_llama2c, write_meta
 
 _DIVIDED = ("attention.wo", "feed_forward.w2")
 """Matrices whose columns are divided."""
@@ -91,14 +91,16 @@ def assert_slices_fit(config: LlamaConfig, local: LlamaConfig, part: Shard) -> N
 
 
 @pytest.mark.parametrize("layout", ["meta", "llama 3", "hub", "llama2.c", "F32", "Q8_0"])
-def test_slices_of_any_layout_are_those_of_the_weights(layout: str, tmp_path: Path) -> None:
+def test_slices_of_any_layout_are_those_of_the_weights(
+    layout: str, huggingface_model: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "model"
     if layout == "meta":
         write_meta(path, n_shards=2)
     elif layout == "llama 3":
         write_llama_3(path, n_shards=4)
     elif layout == "hub":
-        write_huggingface(path, weights="shards")
+        path = huggingface_model
     elif layout == "llama2.c":
         path = path / "model.bin"
         write_llama2c(path)
