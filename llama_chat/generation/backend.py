@@ -55,6 +55,9 @@ class Backend(ABC):
     """Tokens of one sequence in a pass up to which its logits and cache rows equal, bit for bit,
     those of passes over one token each."""
 
+    n_ranks: int = 1
+    """Processes that compute each pass together."""
+
     def __init__(self, model: Transformer, threads: int | None = None) -> None:
         """Compute ``model`` with ``threads`` CPU threads; None for as many as torch uses."""
         self.model = model

@@ -84,13 +84,18 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
 
 def kernel_name(backend: Backend) -> str:
     """Name the code that multiplies the matrices, with their types."""
+    ranks = f", {backend.n_ranks} ranks" if backend.n_ranks > 1 else ""
+    return _kernel_of(backend) + ranks
+
+
+def _kernel_of(backend: Backend) -> str:
     model = backend.model
     types = " ".join(model.matrix_types)
     in_torch = f"torch {str(model.dtype).removeprefix('torch.')} on {model.device}"
     if isinstance(backend, NativeBackend):
         prompts = f", prompts {in_torch}" if backend.prompts_in_torch else ""
         return f"{native.level_name()} {types}{prompts}"
-    if not any(module.packed for module in model.matrices):
+    if model.has_one_dtype and not any(module.packed for module in model.matrices):
         return in_torch
     path = native.level_name() if model.device.type == "cpu" else "torch"
     return f"{path} {types}, {in_torch}"

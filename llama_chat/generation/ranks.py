@@ -153,7 +153,7 @@ class RankedBackend(Backend):
         super().__init__(inner.model, inner.threads)
         self._inner, self._whole = inner, whole
         self._leader = _Leader(ranks)
-        self.ranks = ranks
+        self.ranks, self.n_ranks = ranks, ranks.world.size
 
     @property
     def vocab_size(self) -> int:
