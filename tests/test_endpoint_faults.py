@@ -29,6 +29,7 @@ from tests.endpoints import KEY, assert_one_line, send, session
 
 CHUNKED = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 TEXT = part("Hello")
+END = part(None, "stop")
 LOST = "in the middle of the answer"
 WRONG = "cannot be read"
 
@@ -51,6 +52,10 @@ def failing(name: str, script: Script, part: str, status: int = 1, kept: str = "
 
 def pieces(**content: object) -> bytes:
     return event({"choices": [{"index": 0, "delta": content}]})
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 REFUSED = [
@@ -174,26 +179,26 @@ def test_a_fault_is_one_line_and_what_came_is_kept(server: FaultServer, fault: F
     ("script", "text"),
     [
         (answer("Hel", "lo"), "Hello"),
-        (stream(part("a"), part("b"), DONE), "ab"),
+        (stream(part("a"), part("b"), END, DONE), "ab"),
         (stream(part("a"), part(None, "stop")), "a"),  # without an end
         (stream(part("a", "stop"), b"data: {oops\n\n"), "a"),
         ([*stream(part("a", "stop")), Act.RESET], "a"),
         (stream(part("a", "eos"), DONE), "a"),
-        (stream(b"\xef\xbb\xbf" + part("a").replace(b"\n", b"\r\n"), DONE), "a"),
-        (stream(b": ping\n\nevent: x\nid: 1\n" + part("a"), DONE), "a"),
-        (stream(b'data: {"choices":\ndata: [{"delta":{"content":"a"}}]}\n\n', DONE), "a"),
-        (stream(event({}), event({"choices": None}), part("a"), DONE), "a"),
-        (stream(pieces(role="assistant"), pieces(content=None), pieces(content="a"), DONE), "a"),
-        (stream(pieces(refusal="I may not"), DONE), "I may not"),
-        (stream(event({"choices": [{"index": 1, "delta": 0}]}), part("a"), DONE), "a"),
-        (stream(event({"choices": [{"text": "a"}]}), DONE), "a"),
+        (stream(b"\xef\xbb\xbf" + part("a").replace(b"\n", b"\r\n"), END, DONE), "a"),
+        (stream(b": ping\n\nevent: x\nid: 1\n" + part("a"), END, DONE), "a"),
+        (stream(b'data: {"choices":\ndata: [{"delta":{"content":"a"}}]}\n\n', END, DONE), "a"),
+        (stream(event({}), event({"choices": None}), part("a"), END, DONE), "a"),
+        (stream(pieces(role="x"), pieces(content=None), pieces(content="a"), END, DONE), "a"),
+        (stream(pieces(refusal="I may not"), END, DONE), "I may not"),
+        (stream(event({"choices": [{"index": 1, "delta": 0}]}), part("a"), END, DONE), "a"),
+        (stream(event({"choices": [{"text": "a"}]}), END, DONE), "a"),
         (stream(part("a").replace(b"a", b"\xff", 1)[:0] + event(
-            b'{"choices":[{"delta":{"content":"a\xff"}}]}'), DONE), "a\ufffd"),
-        (stream(event(b'{"choices":[{"delta":{"content":"\\ud83d"}}]}'), DONE), "\ufffd"),
-        (whole({"choices": [{"message": {"content": "whole"}}]}), "whole"),
-        ([CHUNKED, *(b"%x\r\n%b\r\n" % (len(e), e) for e in (TEXT, DONE)), b"0\r\n\r\n"], "Hello"),
-        (list(drip(head() + TEXT + DONE, 0.0)), "Hello"),
-        (stream(part(f"a{KEY[:9]}"), part(f"{KEY[9:]}b{KEY[:4]}"), DONE), "a…bsk-s"),
+            b'{"choices":[{"delta":{"content":"a\xff"}}]}'), END, DONE), "a\ufffd"),
+        (stream(event(b'{"choices":[{"delta":{"content":"\\ud83d"}}]}'), END, DONE), "\ufffd"),
+        (whole({"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}]}), "whole"),
+        ([CHUNKED, *map(chunk, (TEXT, END, DONE, b""))], "Hello"),
+        (list(drip(head() + TEXT + END + DONE, 0.0)), "Hello"),
+        (stream(part(f"a{KEY[:9]}"), part(f"{KEY[9:]}b{KEY[:4]}"), END, DONE), "a…bsk-s"),
     ],
 )  # fmt: skip
 def test_odd_answers_that_mean_something_are_answers(
@@ -206,6 +211,20 @@ def test_odd_answers_that_mean_something_are_answers(
     reply = talk.conversation.head
     assert reply is not None
     assert (reply.text, reply.interrupted) == (text, False)
+
+
+def test_an_answer_that_ends_without_a_reason_counts_as_interrupted(server: FaultServer) -> None:
+    notes: list[str] = []
+    talk = session(server, notify=notes.append)
+    for script in (stream(TEXT, DONE), whole({"choices": [{"text": "Hello"}]})):
+        server.scripts = [script]
+        found = send(talk)
+        assert found.finish is not None
+        assert (found.text, found.finish.reason) == ("Hello", "interrupted")
+        reply = talk.conversation.head
+        assert reply is not None
+        assert reply.interrupted
+    assert notes == ["the server ended the answer without saying why"] * 2
 
 
 @pytest.mark.parametrize(

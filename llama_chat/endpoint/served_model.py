@@ -218,11 +218,16 @@ class ServedModel:
                 if answer.is_complete:  # what comes after its end does not matter
                     break
                 raise _failure(_reported(what, error), has_begun=has_begun) from None
-        if not answer.n_parts and not answer.is_complete:
-            raise LlamaChatError(what, "its answer has nothing in it", "check the URL")
-        if answer.is_filtered:
-            notify("a filter of the server ended the answer")
-        yield answer.finish()
+        if answer.is_complete:
+            if answer.is_filtered:
+                notify("a filter of the server ended the answer")
+            yield answer.finish()
+        elif answer.n_parts:
+            notify("the server ended the answer without saying why")
+            yield answer.finish("interrupted")
+        else:
+            advice = "try again; of many at a time ask fewer with --parallel"
+            raise LlamaChatError(what, "its answer has nothing in it", advice)
 
     def _note(self, names: set[str], notify: Callable[[str], None]) -> None:
         """Remember fields that the server refuses, and say which settings it cannot follow."""

@@ -86,8 +86,9 @@ class Finish:
         usage = self.usage
         drafted = f" ({usage.accepted_tokens} from drafts)" if usage.accepted_tokens else ""
         about = "" if usage.counted_by == "engine" else "≈"
+        prompt = f"{about}{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
         return (
-            f"{about}{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached) · "
+            f"{'' if usage.counted_by == 'chunks' else prompt}"
             f"{about}{usage.completion_tokens} written{drafted} · "
             f"first after {self.timings.ttft_s:.2f} s · {self.decode_tok_s:.1f} tokens/s"
         )
