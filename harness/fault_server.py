@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -43,6 +44,8 @@ class FaultServer:
     port: int = 0
     scripts: list[Script] = field(default_factory=list)
     """Answers to the next requests for text; the last one is for all that follow."""
+    tls: ssl.SSLContext | None = None
+    """Certificate of a server that encrypts."""
     models: Script = ()
     """Answer to requests for the list of models; empty for one model named ``m``."""
     received: list[Received] = field(default_factory=list)
@@ -57,7 +60,7 @@ class FaultServer:
     @property
     def url(self) -> str:
         """Address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     def serve(self, listener: socket.socket) -> None:
         """Answer each connection in a thread, until the listener is closed."""
@@ -69,6 +72,8 @@ class FaultServer:
     def _answer(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, ValueError, threading.BrokenBarrierError):
             connection.settimeout(PATIENCE_S)
+            if self.tls is not None:
+                connection = self.tls.wrap_socket(connection, server_side=True)
             request = _receive(connection)
             self.authorized.add(request.headers.get("authorization"))
             if request.method == "GET":

@@ -94,6 +94,7 @@ def test_what_a_server_cannot_do_is_said_in_one_line(
         (("--template", "llama2"), 2, "the server applies its own"),
         (("--choices", "a,b"), 2, "gives no log-probabilities"),
         (("-m", str(gguf_model)), 2, "--endpoint-model names a model there"),
+        (("--endpoint", "https://h.example", "--offline"), 2, "offline is set"),
         (("--api-key-file", "/nowhere/key", "--endpoint", f"{url}/"), 0, ""),
     ):
         done = ask(url, home, *flags)

@@ -1,10 +1,14 @@
 """A server that fails costs one clear line, and nothing that was said."""
 
 import json
+import shutil
+import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +29,8 @@ from harness.fault_server import (
 )
 from llama_chat.endpoint import answers, client
 from llama_chat.endpoint.event_stream import MAX_EVENT_BYTES
+from llama_chat.loading.endpoints import plan_endpoint
+from llama_chat.settings.settings import Settings
 from tests.endpoints import KEY, assert_one_line, send, session
 
 CHUNKED = b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -328,3 +334,36 @@ def test_the_key_goes_to_its_own_server_alone(server: FaultServer) -> None:
     assert send(session(server)).text == "Hello"
     assert [each.path for each in server.received] == ["/v1/chat/completions", "/v2/chat"]
     assert server.authorized == {f"Bearer {KEY}"}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_certificate_must_be_trusted(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem")
+    kind = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    names = ("-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run(["openssl", "req", *kind, *names, *files], check=True, capture_output=True)
+    server.scripts = [answer("Hello")]
+    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    client._trust.cache_clear()
+    found = send(session(server))
+    assert found.error is not None
+    assert_one_line(found.error, "no secure connection .*certificate", "SSL_CERT_FILE")
+    assert (server.received, server.authorized) == ([], set())
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    client._trust.cache_clear()
+    assert send(session(server)).text == "Hello"
+    client._trust.cache_clear()
+
+
+def test_a_key_that_others_could_read_earns_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CHAT_API_KEY", KEY)
+    [line] = plan_endpoint("http://192.0.2.1:80", Settings(), None).warnings
+    assert "without encryption: use https" in line
+    assert KEY not in line
+    for url in ("https://192.0.2.1", "http://127.0.0.1:9", "http://localhost", "unix:/x"):
+        assert plan_endpoint(url, Settings(), None).warnings == ()
+    monkeypatch.delenv("LLAMA_CHAT_API_KEY")
+    assert plan_endpoint("http://192.0.2.1:80", Settings(), None).warnings == ()

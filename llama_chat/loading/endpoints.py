@@ -82,6 +82,9 @@ def plan_endpoint(url: str, settings: Settings, template_path: Path | None) -> E
         why, advice = "--endpoint is given too", "--endpoint-model names a model there"
         raise UsageError("--model", why, advice)
     address, key = parse_address(url), read_key(settings)
+    if settings.offline and not address.is_here:
+        why, advice = "offline is set, and it is on another machine", "leave out offline"
+        raise UsageError(address.what, why, advice)
     warnings: tuple[str, ...] = ()
     if key is not None and not address.is_encrypted and not address.is_here:
         why = f"the key and all that is said go to {address.host} without encryption"

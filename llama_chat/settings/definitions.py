@@ -117,7 +117,7 @@ class ModelSettings:
     offline: bool = define(
         "switch",
         False,
-        "Never use the network; only pull does.",
+        "Never use the network; only pull and endpoints do.",
         scope="program",
         example="true",
     )

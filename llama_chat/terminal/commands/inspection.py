@@ -122,7 +122,7 @@ def _why(chat: Chat, argument: str) -> None:
         raise UsageError(
             "/why",
             "no probabilities of the last reply",
-            "they are kept for replies of this session",
+            "they are kept for replies of this session, where the engine gives them",
         )
     if not argument:
         _show_certainty(chat, session, logprobs)
