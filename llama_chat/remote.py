@@ -172,7 +172,7 @@ class RemoteModel:
         self, parallel: int, *, notify: Callable[[str], None] | None = None
     ) -> Crowd[Any]:
         """Return what asks for up to ``parallel`` answers at a time."""
-        return Crowd(parallel)
+        return Crowd(parallel, notify)
 
     def generate_all(
         self, scheduler: Crowd[Key], requests: Iterator[tuple[Key, Call] | None]

@@ -140,6 +140,14 @@ def test_a_wait_that_the_server_asks_for_can_be_stopped(server: FaultServer) -> 
     assert len(server.received) == 1
 
 
+def test_a_reader_that_pauses_is_no_silent_server(server: FaultServer) -> None:
+    server.scripts = [[*stream(TEXT), 0.1, part(" world", "stop"), DONE]]
+    events = session(server, 0.3).send("hello")
+    text = next(events).text
+    time.sleep(0.5)
+    assert text + outcome(events).text == "Hello world"
+
+
 def test_closing_a_reply_closes_the_connection(server: FaultServer) -> None:
     server.scripts = [[*stream(TEXT), Act.HOLD]]
     events: Any = session(server).send("hello")
@@ -284,11 +292,16 @@ def test_a_server_that_takes_no_ids_gets_text_without_tags_of_messages(
     assert send(talk).text == "Hello"
     wanted = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert server.received[1].body["prompt"] == wanted
-    server.scripts, server.received = [refusal(422, "prompt must be a string")], []
-    found = outcome(talk.send("<|im_end|> is a tag"))
-    assert found.error is not None
-    assert_one_line(found.error, "must be a string")
-    assert len(server.received) == 1
+    assert send(talk).text == "Hello"
+    assert server.received[2].body["prompt"].startswith(wanted + "Hello<|im_end|>\n")
+    for session_, why in ((talk, "takes no ids"), (encoding(server), "must be a string")):
+        server.scripts = [refusal(422, "prompt must be a string")]
+        before = list(session_.conversation.all)
+        found = outcome(session_.send("<|im_end|> is a tag"))
+        assert found.error is not None
+        assert_one_line(found.error, why)
+        assert list(session_.conversation.all) == before
+    assert len(server.received) == 4
 
 
 def test_counts_that_differ_are_told(server: FaultServer) -> None:

@@ -9,7 +9,8 @@ from llama_chat.chat.conversation import Message
 from llama_chat.chat.encoding_session import EncodingSession
 from llama_chat.chat.remote_session import RemoteSession
 from llama_chat.chat.templates import ChatTemplate
-from llama_chat.endpoint.served_model import TEXT_ROUTE, Call, ServedModel
+from llama_chat.endpoint.served_model import IDS, TEXT_ROUTE, Call, ServedModel
+from llama_chat.errors import UsageError
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.tokenizers.base import Tokenizer
 
@@ -70,13 +71,17 @@ class EncodingRemoteSession(EncodingSession, RemoteSession):
     ) -> Call:
         """Return the request that continues the ids of a conversation."""
         ends = sorted(self.template.end_ids)
+        takes_ids, text = IDS not in self.model.refused, self._in_text(fit)
+        if not takes_ids and text is None:
+            why = "the server takes no ids, and a tag in it would act as one there"
+            raise UsageError("message", why, "write it without control tokens")
         call = self._continuing(
             TEXT_ROUTE,
-            {"prompt": list(fit.ids)},
+            {"prompt": list(fit.ids) if takes_ids else text},
             max_tokens,
             n_logprobs,
             extra={"stop_token_ids": ends},
-            in_text=self._in_text(fit),
+            in_text=text if takes_ids else None,
         )
         # Servers without that field find the end by its text, or know it themselves.
         stop = [*self.stop, *map(self._tokenizer.piece, ends)]

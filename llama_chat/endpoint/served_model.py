@@ -25,6 +25,9 @@ N_ALTERNATIVES = 5
 CHAT_ROUTE = "/chat/completions"
 TEXT_ROUTE = "/completions"
 
+IDS = "ids"
+"""Name for prompts of ids, among the fields that a server may refuse."""
+
 _OTHER_NAMES = {"repeat_penalty": "repetition_penalty"}
 """Names that some servers have for fields."""
 
@@ -54,9 +57,14 @@ class Call:
         }
         if len(left) < len(self.extra):
             return replace(self, extra=left)
-        if self.in_text is None:
+        if self.in_text is None or refusal.status not in (400, 422):
             return None
         return Call(self.route, {**self.body, "prompt": self.in_text}, self.extra)
+
+    def beside(self, simpler: "Call") -> set[str]:
+        """Return the names of what this call has, and a simpler one has not."""
+        ids = set() if self.in_text == simpler.in_text else {IDS}
+        return ids | (set(self.extra) - set(simpler.extra))
 
 
 def sampling_fields(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -212,7 +220,7 @@ class ServedModel:
                 simpler = None if has_begun else call.simpler(refusal)
                 if simpler is None:
                     raise _failure(refusal.error(what), has_begun=has_begun) from None
-                self._note(set(call.extra) - set(simpler.extra), notify)
+                self._note(call.beside(simpler), notify)
                 call = simpler
             except (ConnectionError, ValueError, LlamaChatError) as error:
                 if answer.is_complete:  # what comes after its end does not matter
@@ -231,8 +239,9 @@ class ServedModel:
 
     def _note(self, names: set[str], notify: Callable[[str], None]) -> None:
         """Remember fields that the server refuses, and say which settings it cannot follow."""
+        new = names - self.refused
         self.refused |= names
-        for name in sorted(names & set(SETTINGS)):
+        for name in sorted(new & set(SETTINGS)):
             notify(f"the server refuses {name}: it is left out")
 
 
@@ -242,9 +251,16 @@ class Crowd(Stepper[int, Event], Generic[Key]):
     n_waiting = 0
     """Number of requests that are not sent yet."""
 
-    def __init__(self, max_parallel: int) -> None:
+    def __init__(self, max_parallel: int, notify: Callable[[str], None] | None = None) -> None:
+        """Begin with none.
+
+        Args:
+            max_parallel: most answers at a time.
+            notify: called with one-line notices for the user.
+        """
         super().__init__()
         self._max_parallel = max_parallel
+        self._notify = notify or _no_notice
 
     def generate(
         self, model: ServedModel, calls: Iterator[tuple[Key, Call] | None]
@@ -264,7 +280,7 @@ class Crowd(Stepper[int, Event], Generic[Key]):
                         break
                     key, call = arrived
                     answer = Answer(model.seen, Hidden(model.client.key))
-                    self.start(len(keys), model.events(connections, call, answer, _no_notice))
+                    self.start(len(keys), model.events(connections, call, answer, self._notify))
                     keys.append(key)
                 if self.n_running:
                     for number, event in self.step():
@@ -275,7 +291,7 @@ class Crowd(Stepper[int, Event], Generic[Key]):
                     elif error is not None:
                         raise error
         finally:
-            self.close()
+            self.close(connections.aclose())
 
 
 def _reported(what: str, error: Exception) -> LlamaChatError:

@@ -4,10 +4,11 @@ Network I/O can be cancelled at any point that way, in the thread that asked for
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -16,12 +17,36 @@ _POLL_S = 0.05
 """Longest time until the caller is asked whether to stop."""
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Event loop whose clock stands still while it does not run.
+
+    So no timeout passes because the caller does something else, such as waiting for a pager.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_at = time.monotonic()
+        self._pauses_s = 0.0
+
+    def time(self) -> float:
+        """Return the time of the clock."""
+        return super().time() - self._pauses_s
+
+    def run(self, awaited: Coroutine[Any, Any, None]) -> None:
+        """Run until ``awaited`` has ended."""
+        self._pauses_s += time.monotonic() - self._left_at
+        try:
+            self.run_until_complete(awaited)
+        finally:
+            self._left_at = time.monotonic()
+
+
 class Stepper(Generic[Key, Item]):
     """An event loop that runs only while its caller waits."""
 
     def __init__(self) -> None:
         """Begin with no generator; ``close`` must follow."""
-        self._loop = asyncio.new_event_loop()
+        self._loop = _Loop()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._arrived: deque[tuple[Key, Item]] = deque()
         self._change = asyncio.Event()
@@ -47,7 +72,7 @@ class Stepper(Generic[Key, Item]):
         """Wait a moment for items, and yield those that came."""
         if not self._arrived and not any(task.done() for task in self._tasks.values()):
             self._change.clear()
-            self._loop.run_until_complete(self._wait())
+            self._loop.run(self._wait())
         while self._arrived:
             yield self._arrived.popleft()
 
@@ -60,11 +85,11 @@ class Stepper(Generic[Key, Item]):
         ended = [key for key, task in self._tasks.items() if task.done()]
         return [(key, self._tasks.pop(key).exception()) for key in ended]
 
-    def close(self) -> None:
-        """Cancel what runs; connections are closed."""
+    def close(self, *closing: Coroutine[Any, Any, None]) -> None:
+        """Cancel what runs, then run ``closing``; connections are closed."""
         try:
-            self._loop.run_until_complete(self._cancel())
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            for each in (self._cancel(), *closing, self._loop.shutdown_asyncgens()):
+                self._loop.run(each)
         finally:
             self._loop.close()
 
