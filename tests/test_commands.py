@@ -32,6 +32,7 @@ def typed_value(setting: Setting) -> str:
         "list": "END",
         "text": "words",
         "size": "4G",
+        "path": "words",
     }
     if setting.name in special:
         return special[setting.name]
@@ -63,8 +64,9 @@ def test_settings_of_the_model_load_it_again(babble: Terminal, gguf_model: Path)
     babble.ask("hello", ENDED)
     babble.refuse("/draft nowhere", r"model 'nowhere'")
     babble.ask("/draft default", r"draft is not set")
+    babble.refuse("/endpoint words", "not a URL of a server")
     for name in (name for name, setting in SETTINGS.items() if setting.scope == "load"):
-        if name not in ("model", "draft", "endpoint", "template_here", "api_key_file"):
+        if name not in ("model", "draft", "endpoint"):
             assert_has_a_command(SETTINGS[name], babble)
     babble.ask("/context", r"remember me\n")
 

@@ -102,6 +102,9 @@ def test_what_a_server_cannot_do_is_said_in_one_line(
             assert_clean_error(done, status, part_)
         else:
             assert (done.status, done.out) == (0, "Hello\n")
+    given = ask(url, home, "--json", "--logprobs", "2")
+    assert json.loads(given.out)["logprobs"] is None
+    assert given.err == "llama-chat: warning: --logprobs: the server gives none: use a model here\n"
     assert_clean_error(run("bench", "--endpoint", url, home=home), 2, "this needs a model here")
     faulty.models = whole({"data": [{"id": "one"}, {"id": "t\x1b[2Jwo"}]})
     assert_clean_error(ask(url, home), 2, "several models", "one of one, t")
@@ -126,6 +129,10 @@ def test_a_fault_keeps_what_came_and_the_key_is_nowhere(faulty: FaultServer, hom
     assert many.status == 1
     found = [json.loads(line) for line in many.out.splitlines()]
     assert [each.get("status") for each in found] == [1, None, 1]
+    assert [each.get("text") for each in found] == [None, "a", "b"]
+    cut = ask(faulty.url, home, "--json")
+    assert (cut.status, json.loads(cut.out)["text"]) == (1, "b")
+    assert "in the middle" in json.loads(cut.out)["error"]
     listed = run("config", "show", "--origin", home=home, LLAMA_CHAT_API_KEY=KEY)
     for each in (done, refused, many, listed):
         assert KEY not in each.out + each.err

@@ -110,6 +110,7 @@ CONNECTIONS = [
     failing("no body", [head()], "ended early"),
     failing("cut after a comment", stream(b": hi\n\n"), "ended early"),
     failing("cut in an event", stream(TEXT, b'data: {"choi'), LOST, kept="Hello"),
+    failing("cut before what is no key", stream(part(f"it is {KEY[:4]}")), LOST, kept="it is sk-s"),
     failing("cut between", stream(TEXT), LOST, kept="Hello"),
     failing("reset between", [*stream(TEXT), 0.05, Act.RESET], LOST, kept="Hello"),
     failing(

@@ -21,6 +21,7 @@ from harness.fault_server import (
 )
 from llama_chat.chat.conversation import Attachment, Conversation, Example
 from llama_chat.chat.encoding_remote_session import EncodingRemoteSession
+from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.endpoint.address import parse_address, read_key
 from llama_chat.endpoint.answers import SeenTokens
@@ -29,6 +30,7 @@ from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError
 from llama_chat.generation.events import Hooks
 from llama_chat.settings.settings import Settings
 from llama_chat.settings.sources import load_settings
+from llama_chat.tokenizers.base import Tokenizer
 from tests.endpoints import KEY, assert_one_line, outcome, send, served, session
 from tests.sessions import TOKENIZER
 
@@ -220,6 +222,20 @@ def test_log_probabilities_are_kept_in_both_styles(server: FaultServer) -> None:
         assert send(talk).text == "a"
 
 
+@pytest.mark.parametrize("tokenizer", [None, TOKENIZER])
+def test_tokens_of_a_server_mean_nothing_to_another_model(
+    server: FaultServer, tokenizer: Tokenizer | None
+) -> None:
+    server.scripts = [stream(part("a", **logprobs("a", a=-0.5)), DONE)]
+    talk = session(server)
+    send(talk)
+    reply = talk.conversation.head
+    assert reply is not None
+    assert reply.logprobs is not None
+    assert not keep_valid_ids(talk.conversation, ModelTag("m"), tokenizer)
+    assert reply.logprobs is None
+
+
 def test_replies_are_scored_by_their_first_tokens(server: FaultServer) -> None:
     def first(**others: float) -> list[bytes]:
         return [head(), part("x", **logprobs("x", **others)), DONE]
@@ -397,6 +413,7 @@ def test_the_key_is_from_the_environment_or_a_file(tmp_path: Path) -> None:
         ({"endpoint": "http://flag"}, {"LLAMA_CHAT_MODEL": "x"}, "http://flag"),
         ({"model": "x"}, {"LLAMA_CHAT_ENDPOINT": "http://e"}, None),
         ({"model": "endpoint:http://m"}, {}, "http://m"),
+        ({"endpoint": "http://flag"}, {"LLAMA_CHAT_MODEL": "endpoint:http://m"}, "http://flag"),
     ],
 )
 def test_of_model_and_endpoint_the_closer_one_counts(

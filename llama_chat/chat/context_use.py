@@ -38,6 +38,7 @@ class Fit:
     ids: list[int]
     """Its tokens; none if they are known elsewhere."""
     messages: list[Message]
+    """Messages shown to the model, at whose end it writes."""
     n_dropped: int
     """Number of turns dropped from the path, now and earlier."""
     n_turns: int

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_chat.chat.receipts import Asked, Describe, describe, logprob_json
-from llama_chat.errors import LengthLimitError, UsageError, counted
+from llama_chat.errors import CutOffError, LengthLimitError, LlamaChatError, UsageError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
@@ -51,15 +51,12 @@ def describe_answer(
 def _describe_remote(
     model: "RemoteModel", n_logprobs: int, tokens: Sequence[Token], finish: Finish
 ) -> dict[str, Any]:
-    """Return the log-probabilities that a server gave, of tokens with numbers of our own.
-
-    Raises:
-        UsageError: if it gave none, and they are wanted.
-    """
+    """Return the log-probabilities that a server gave, of tokens with numbers of our own."""
     if not n_logprobs:
         return {}
     if any(token.id < 0 for token in tokens):
-        raise UsageError("--logprobs", "the server gives none", "use a model here")
+        streams.warn("--logprobs: the server gives none: use a model here")
+        return {"logprobs": None}
     return {"logprobs": [logprob_json(model.piece, each, n_logprobs) for each in tokens]}
 
 
@@ -109,6 +106,10 @@ def write_answer(
                 tokens.append(event)
             if not as_json:
                 writer.write(event.text)
+    except CutOffError as error:
+        if as_json:
+            streams.write_json(cut_json(text, error))
+        raise
     finally:
         if not as_json:
             writer.finish()
@@ -117,6 +118,12 @@ def write_answer(
             more = {} if describe is None else describe(tokens, event)
             streams.write_json(answer_json(text, event, model) | more)
         _report_end(event, settings, fail_on_length)
+
+
+def cut_json(text: str, error: LlamaChatError) -> dict[str, Any]:
+    """Return an answer that an error has ended, with what came of it, as JSON has it."""
+    came = {"text": text} if text else {}
+    return {**came, "error": str(error), "status": error.status}
 
 
 def answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.chat.prompt_slots import slot_names
-from llama_chat.cli.answering import answer_json, limit_is_given
+from llama_chat.cli.answering import answer_json, cut_json, limit_is_given
 from llama_chat.cli.choosing import Among, choice_json
 from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
@@ -279,7 +279,8 @@ class _Run:
         if self._options.fail_fast:
             raise type(error)(f"line {line}: {error.what}", error.why, error.advice)
         self._n_failed += 1
-        self.answers.complete(line, {**keys, "error": str(error), "status": error.status})
+        text = self._texts.pop(line, "")
+        self.answers.complete(line, {**keys, **cut_json(text, error)})
 
     def report_end(self, fail_on_length: bool) -> None:
         """Report how many lines failed, and how many answers were cut off."""

@@ -123,11 +123,12 @@ class Answer:
         self._size += len(text)
         if self._size > MAX_TEXT:
             raise ValueError(f"it is longer than {MAX_TEXT >> 20} MiB")
+        is_part = bool(text) or _thinks(choice)
         text = self._hidden.push(without_surrogates(text))
         tokens = self._tokens(choice.get("logprobs"), text)
         if not tokens and text:
             tokens = [Token(-1, text, 0.0)]
-        if tokens or _thinks(choice):
+        if tokens or is_part:
             self._last = time.perf_counter()
             self._first = self._first or self._last
             self.n_parts += max(len(tokens), 1)
@@ -161,6 +162,10 @@ class Answer:
             cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
             self._usage = {**found, "cached_tokens": min(cached or 0, found["prompt_tokens"])}
 
+    def flush(self) -> str:
+        """Return the text that is held back, of an answer that ends here."""
+        return self._hidden.flush()
+
     def finish(self, reason: FinishReason | None = None) -> Finish:
         """Return the last event; ``reason`` is that of the server unless it is given."""
         usage = self._usage or {
@@ -172,7 +177,7 @@ class Answer:
         ttft_s = first - self._began
         return Finish(
             reason or self._reason,
-            self._hidden.flush(),
+            self.flush(),
             Usage(**usage, counted_by="server" if self._usage else "chunks"),
             Timings(ttft_s, max(self._last - first, 0.0), ttft_s),
             seed=None,

@@ -10,7 +10,7 @@ from llama_chat.endpoint.client import Client, RefusedRequest
 from llama_chat.endpoint.refusals import Refusal, plain
 from llama_chat.endpoint.stepping import Stepper, run
 from llama_chat.errors import CutOffError, LlamaChatError, UsageError
-from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.sampling import Sampling
 
@@ -204,6 +204,7 @@ class ServedModel:
     ) -> AsyncIterator[Event]:
         """Yield the events of an answer, asking again without fields that are refused."""
         what, has_begun = self.client.address.what, False
+        failure: LlamaChatError | None = None
         while True:
             body = {**call.body, **call.extra}
             try:
@@ -214,28 +215,36 @@ class ServedModel:
                         for token in answer.take(found):
                             has_begun = True
                             yield token
-                break
             except (RefusedRequest, RefusedInStream) as error:
-                refusal = error.refusal
-                simpler = None if has_begun else call.simpler(refusal)
-                if simpler is None:
-                    raise _failure(refusal.error(what), has_begun=has_begun) from None
-                self._note(call.beside(simpler), notify)
-                call = simpler
+                simpler = None if has_begun else call.simpler(error.refusal)
+                if simpler is not None:
+                    self._note(call.beside(simpler), notify)
+                    call = simpler
+                    continue
+                failure = error.refusal.error(what)
             except (ConnectionError, ValueError, LlamaChatError) as error:
-                if answer.is_complete:  # what comes after its end does not matter
-                    break
-                raise _failure(_reported(what, error), has_begun=has_begun) from None
+                if not answer.is_complete:  # what comes after its end does not matter
+                    failure = _reported(what, error)
+            break
+        if failure is not None:
+            if held := answer.flush():
+                has_begun = True
+                yield Token(-1, held, 0.0)
+            raise _failure(failure, has_begun=has_begun)
+        yield self._finished(answer, notify)
+
+    def _finished(self, answer: Answer, notify: Callable[[str], None]) -> Finish:
+        """Return the last event of an answer whose stream has ended in order."""
+        if answer.is_filtered:
+            notify("a filter of the server ended the answer")
         if answer.is_complete:
-            if answer.is_filtered:
-                notify("a filter of the server ended the answer")
-            yield answer.finish()
-        elif answer.n_parts:
+            return answer.finish()
+        if answer.n_parts:
             notify("the server ended the answer without saying why")
-            yield answer.finish("interrupted")
-        else:
-            advice = "try again; of many at a time ask fewer with --parallel"
-            raise LlamaChatError(what, "its answer has nothing in it", advice)
+            return answer.finish("interrupted")
+        advice = "try again; of many at a time ask fewer with --parallel"
+        what = self.client.address.what
+        raise LlamaChatError(what, "its answer has nothing in it", advice)
 
     def _note(self, names: set[str], notify: Callable[[str], None]) -> None:
         """Remember fields that the server refuses, and say which settings it cannot follow."""

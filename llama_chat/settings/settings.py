@@ -16,7 +16,7 @@ from llama_chat.settings.setting import Value
 
 DEFAULT_SOURCE = "default"
 
-_ENDPOINT = "endpoint:"
+ENDPOINT = "endpoint:"
 """Beginning of a model's name that is the address of a server."""
 
 
@@ -39,11 +39,14 @@ class Settings(ModelSettings, EndpointSettings, Sampling, ReplySettings, OutputS
     def server_url(self) -> str | None:
         """Address of the server to ask; None for a model here.
 
-        Of ``model`` and ``endpoint`` the one that is set more closely counts.
+        Of ``model``, which may be ``endpoint:URL``, and ``endpoint`` the one that is set more
+        closely counts.
         """
-        if self.model is not None and self.model.startswith(_ENDPOINT):
-            return self.model.removeprefix(_ENDPOINT)
-        return None if self._closeness("model") > self._closeness("endpoint") else self.endpoint
+        model, named = self.model or "", None
+        if model.startswith(ENDPOINT):
+            named = model.removeprefix(ENDPOINT)
+        is_closer = self._closeness("model") > self._closeness("endpoint")
+        return named if is_closer or self.endpoint is None else self.endpoint
 
     def _closeness(self, name: str) -> int:
         """Rank the source of a value: default or file, environment, flag, command of the chat."""

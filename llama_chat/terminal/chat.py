@@ -230,18 +230,20 @@ class Chat:
         Raises:
             LlamaChatError: if the model cannot be used with the value; nothing is changed then.
         """
-        scope = SETTINGS[name].scope
-        if scope == "load":
-            wanted = self.settings.change(name, value, source)
-            # A model here takes the place of a server.
-            self.reload(wanted.change("endpoint", None, source) if name == "model" else wanted)
+        changes: dict[str, Value] = {name: value}
+        if name == "model" and self.settings.endpoint is not None:
+            changes["endpoint"] = None  # a model takes the place of a server
+        scope, wanted = SETTINGS[name].scope, self.settings
+        for each, new in changes.items():
+            wanted = wanted.change(each, new, source)
+        urls = {self.settings.server_url, wanted.server_url}
+        if scope == "load" and (SETTINGS[name].group != "Endpoint" or urls != {None}):
+            self.reload(wanted)
         elif name in ("template", "template_name") and self.model and self.session:
-            wanted = self.settings.change(name, value, source)
             self.session.template = self.model.template(wanted.template, wanted.template_name)
             self._note_template()
-        self._settings.change(name, value, source)
-        if name == "model":
-            self._settings.change("endpoint", None, source)
+        for each, new in changes.items():
+            self._settings.change(each, new, source)
         if scope == "display":
             self.renderer = Renderer(self.settings, self.background)
         self.configure()

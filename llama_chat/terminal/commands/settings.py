@@ -10,7 +10,7 @@ from llama_chat.files import readable_size
 from llama_chat.library import installed_models
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Setting, parse, unescape
-from llama_chat.settings.settings import DEFAULT_SOURCE
+from llama_chat.settings.settings import DEFAULT_SOURCE, ENDPOINT
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.streams import one_line
@@ -168,6 +168,10 @@ def _template(chat: Chat, argument: str) -> None:
 
 
 def _model(chat: Chat, argument: str) -> None:
+    if argument.startswith(ENDPOINT):
+        endpoint = SETTINGS["endpoint"]
+        set_value(chat, endpoint, argument.removeprefix(ENDPOINT), endpoint.command)
+        return
     if argument:
         set_value(chat, SETTINGS["model"], argument, "/model")
         return
