@@ -30,6 +30,7 @@ from tests.imports import statuses_and_torch
 from tests.servers import Server, running_server
 
 READY = r"template the server's\n›"
+PEER = ("llama_cpp", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
 HELD = [*stream(part("Hello\x1b[2J\x07\n\nIt waits. Now")), Act.HOLD]
 
 
@@ -200,9 +201,8 @@ def test_a_client_of_a_server_imports_no_torch(faulty: FaultServer, home: Path) 
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("llama_cpp") is None
-    or importlib.util.find_spec("llama_cpp.server") is None,
-    reason="no server of llama-cpp-python, of the extra `bench`, is installed",
+    not all(map(importlib.util.find_spec, PEER)),
+    reason=f"{', '.join(PEER)} are not installed, of llama-cpp-python[server]",
 )
 def test_the_server_of_llama_cpp_answers(starter_model: Path, home: Path) -> None:
     command = (
