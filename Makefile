@@ -10,6 +10,9 @@
 # make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
 # make attack-ranks   a rank of a chat under torchrun killed at 100 moments, with 2 and with 4 ranks
 # make attack-ranks   ranks compared with one process, and killed at 100 moments of a chat
+# make attack-kills   300 kills at random instants, power losses, and each call for a file failing in turn
+# make attack-interrupts  Ctrl-C at 200 random instants of chats
+# make soak   1,000 turns of a chat and 10,000 requests to a server: nothing may grow
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -19,8 +22,8 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 1) // 2
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint fuzz fuzz-ci bench release clean
-.PHONY: attack-models attack-text attack-streams attack-terminal attack-server attack-ranks
+.PHONY: chat test lint fuzz fuzz-ci bench release clean \
+.PHONY: attack-models attack-text attack-streams attack-terminal attack-server attack-ranks attack-kills attack-interrupts soak
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -71,6 +74,16 @@ attack-ranks: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.rank_models
 	$(BIN)/python -m harness.campaigns.ranks 100 1 2
 	$(BIN)/python -m harness.campaigns.ranks 100 2 4
+attack-kills: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.kills
+	LLAMA_CHAT_TEST_STATES=100 $(BIN)/python -m pytest tests/test_power_loss.py
+	$(BIN)/python -m harness.campaigns.io_faults
+
+attack-interrupts: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.interrupts
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m harness.campaigns.soak
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/llama-chat pull smollm2-135m --quiet

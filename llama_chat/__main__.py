@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 from llama_chat.errors import INTERRUPTED_STATUS
@@ -14,12 +15,16 @@ def main() -> None:
     # torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        # Imported objects live as long as the program: a collection would find little to free.
-        gc.disable()
-        from llama_chat.cli.app import run
+        try:
+            # Imported objects live as long as the program: a collection would find little to free.
+            gc.disable()
+            from llama_chat.cli.app import run
 
-        gc.enable()
-        status = run(sys.argv[1:])
+            gc.enable()
+            status = run(sys.argv[1:])
+        finally:
+            # All is written: while Python ends, Ctrl-C ends the program without a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS
     sys.exit(status)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.terminal import CTRL_G, READY, Terminal
+from harness.terminal import CTRL_D, CTRL_G, READY, Terminal
 
 
 def signalled(number: int, at: int, function: str) -> Sequence[str]:
@@ -143,3 +143,13 @@ def test_a_reply_that_is_stopped_before_its_first_token(gguf_model: Path, tmp_pa
         terminal.ask("hello", r"stopped before the first token; /continue goes on\n\n")
         assert "kept" not in terminal.text
         terminal.ask("/continue", "cut off after 4 tokens")
+
+
+@pytest.mark.parametrize("at", [1, 8])
+def test_ctrl_c_while_python_ends_prints_nothing(at: int, gguf_model: Path, tmp_path: Path) -> None:
+    command = signalled(signal.SIGINT, at, "_exitfunc")  # once the program has returned
+    with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        terminal.wait_for(READY)
+        terminal.type(CTRL_D)
+        assert_left_clean(terminal, modes, 128 + signal.SIGINT)

@@ -99,7 +99,7 @@ def kill_batch(model: Path, home: Path, chance: random.Random) -> list[str]:
             with suppress(TimeoutError):
                 process.wait(chance.expovariate(2))
             process.kill()
-        status = process.wait(60)
+        status = process.wait(300)
         after = answers.read_bytes()
         if not after.startswith(before):
             return [f"answers of earlier runs changed: {before[-80:]!r} {after[-80:]!r}"]
@@ -121,12 +121,15 @@ def _check_answers(data: bytes) -> list[str]:
 def kill_server(model: Path, home: Path, chance: random.Random) -> list[str]:
     """Kill a server that clients ask, and start the next one at the same place."""
     bad: list[str] = []
-    asked = ("ask", "hello", "-m", model, "--max-tokens", "200")
+    asked = ("ask", "hello", "-m", model, "--max-tokens", "100")
     with tempfile.TemporaryDirectory(prefix="llama-chat-") as runtime:
         results: list[Result] = []
 
         def ask() -> None:
-            results.append(run(*asked, home=home, XDG_RUNTIME_DIR=runtime))
+            try:
+                results.append(run(*asked, home=home, XDG_RUNTIME_DIR=runtime))
+            except TimeoutError:
+                results.append(Result(-1, "", "it never ends"))
 
         arguments = ("serve", "-m", str(model), "--port", "0")
         with Program(*arguments, home=home, XDG_RUNTIME_DIR=runtime) as process:
@@ -175,6 +178,8 @@ def main(arguments: list[str]) -> int:
                 bad = kind(model, Path(home), chance)
             counts[kind.__name__] += 1
             counts["bad"] += bool(bad)
+            if number % 50 == 49:
+                print(f"{dict(counts)} so far", flush=True)
             if bad:
                 print(f"{number}, {kind.__name__}: {bad}", flush=True)
     print(f"{dict(counts)}")
