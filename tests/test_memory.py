@@ -1,7 +1,6 @@
 """Free memory: that of the machine, and that of a control group with a limit."""
 
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -9,10 +8,15 @@ import pytest
 
 from harness.process import cold
 from harness.program import COMMAND, Program, assert_clean_error, run
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.engine import Engine
 from llama_chat.memory import available_memory, limit_memory, require
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import bytes_of
-from tests.conftest import ROOT
+from tests import out_of_memory
+from tests.model_files import byte_tokenizer
+from tests.models import random_model
 
 
 def write(folder: Path, **files: object) -> None:
@@ -131,53 +135,32 @@ def test_what_is_no_size_is_one_line(size: str, tmp_path: Path) -> None:
         SETTINGS["memory"].parse(size)
 
 
+def test_integers_of_a_settings_file_are_bytes() -> None:
+    assert SETTINGS["memory"].check(10**9) == "1000000000"
+    for value in (True, 0, -1, 10**400, 1.5, None):
+        with pytest.raises(ValueError, match="a size such as"):
+            SETTINGS["memory"].check(value)
+
+
 def test_a_model_that_exceeds_the_limit_is_refused(gguf_model: Path, tmp_path: Path) -> None:
-    ask = ("ask", "hello", "-m", gguf_model, "--max-tokens", "4")
-    assert_clean_error(run(*ask, "--memory", "1M", home=tmp_path), 3, " of --memory 1.0 MB: ")
-    assert_clean_error(run(*ask, "--memory", "much", home=tmp_path), 2, "'much' does not fit")
-    assert run(*ask, "--memory", "4G", home=tmp_path).status == 0
-    (tmp_path / "own.toml").write_text("memory = 1000000\n")
-    done = run(*ask, "--config", tmp_path / "own.toml", home=tmp_path)
-    assert_clean_error(done, 3, " of --memory 1.0 MB: ")
-    (tmp_path / "own.toml").write_text("memory = true\n")
-    done = run(*ask, "--config", tmp_path / "own.toml", home=tmp_path)
-    assert_clean_error(done, 2, "True does not fit: give a size such as 512M or 8G")
-
-
-GROW = """
-from tests.out_of_memory import CONFIG
-from dataclasses import replace
-import psutil
-from llama_chat import memory
-from llama_chat.errors import LlamaChatError
-from llama_chat.generation.backend import TorchBackend
-from llama_chat.generation.engine import Engine
-from tests.model_files import byte_tokenizer
-from tests.models import random_model
-engine = Engine(TorchBackend(random_model(replace(CONFIG, context_length=2**16))), byte_tokenizer())
-engine.prefill_cached([3] * 1000)
-used = psutil.Process().memory_info().rss
-memory.limit_memory(used + 16 * 2**20)
-try:
-    engine.prefill_cached([3] * 8_000)
-except LlamaChatError as error:
-    print(error)
-print(engine.cache.length, psutil.Process().memory_info().rss - used < 48 * 2**20)
-engine.prefill_cached([3] * 1200)
-print(engine.cache.length)
-"""
+    ask = ("ask", "hello", "-m", gguf_model, "--max-tokens", "4", "--memory")
+    assert_clean_error(run(*ask, "1M", home=tmp_path), 3, " of --memory 1.0 MB: ")
+    assert_clean_error(run(*ask, "much", home=tmp_path), 2, "'much' does not fit")
+    assert run(*ask, "4G", home=tmp_path).status == 0
 
 
 def test_a_context_grows_within_the_limit_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", GROW], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    error, *rest = done.stdout.splitlines()
-    assert error.endswith("of context: not enough memory: use a smaller model or --context")
-    *_, (n_tokens, within), n_last = map(str.split, ["", *rest])
-    assert within == "True"
-    assert int(n_tokens) >= 1000
-    assert n_last == ["1200"]
+    config = replace(out_of_memory.CONFIG, context_length=2**16)
+    engine = Engine(TorchBackend(random_model(config)), byte_tokenizer())
+    engine.prefill_cached([3] * 300)
+    limit_memory(psutil.Process().memory_info().rss + 8 * 2**20)
+    try:
+        with pytest.raises(LlamaChatError, match="of context: not enough memory: use a smaller"):
+            engine.prefill_cached([3] * 8_000)
+        assert 300 <= engine.cache.length < 4000
+    finally:
+        limit_memory(None)
+    engine.prefill_cached([3] * engine.cache.length + [4])  # it goes on
 
 
 def test_ulimit_refuses_a_model_in_one_line(gguf_model: Path, tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from harness.process import ROOT
 from harness.program import COMMAND, CONTROLS, FORBIDDEN, Program, Result, run
 from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
 from tests.hub import Hub, environment_for, serving
-from tests.model_files import write_gguf
 
 SHIM = ROOT / "harness" / "io_faults.c"
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EINTR", "EDQUOT")
@@ -153,6 +152,10 @@ PARTS: dict[str, Run] = {
 }
 
 
+WITHOUT_MODEL = ("sessions", "config")
+"""How the names of parts begin that need no model."""
+
+
 def make_home(home: Path) -> None:
     """Fill a home folder as a user's is."""
     conversations = home / ".local/share/llama-chat/conversations"
@@ -173,13 +176,14 @@ class Campaign:
     def __init__(self, folder: Path, every: int, errors: Sequence[str]) -> None:
         self._folder, self._every, self._errors = folder, every, errors
         self._model = folder / "random.gguf"
-        write_gguf(self._model)
         self._template = folder / "template"
         make_home(self._template)
         self.n_runs = self.n_findings = 0
 
     def attack(self, name: str, more: dict[str, str]) -> None:
         """Let each call of a part fail."""
+        if not name.startswith(WITHOUT_MODEL):
+            self._make_model()
         first, log = self._run(name, 0, 0, more)
         if problems := self._problems(first):
             raise RuntimeError(f"{name} without a fault: {problems}")
@@ -196,6 +200,17 @@ class Campaign:
                     print(f"{name}, call {at} ({calls[at - 1]}), {error}: "
                           f"{problem}", flush=True)  # fmt: skip
         print(f"{name}: {len(calls)} calls; failed: {dict(kinds)}", flush=True)
+
+    def model_bytes(self) -> bytes:
+        """Return the bytes of the model."""
+        self._make_model()
+        return self._model.read_bytes()
+
+    def _make_model(self) -> None:
+        from tests.model_files import write_gguf  # torch takes seconds to import
+
+        if not self._model.exists():
+            write_gguf(self._model)
 
     def _run(self, name: str, at: int, number: int, more: dict[str, str]) -> tuple[Outcome, str]:
         """Run a part with a fault, then without; returns what the first left, and its calls."""
@@ -242,9 +257,10 @@ def main() -> int:
     hub = Hub({"random.gguf": b"", "config.json": b"{}", "README.md": b"x" * 10})
     with tempfile.TemporaryDirectory() as folder, serving(hub):
         campaign = Campaign(Path(folder), options.every, options.errors)
-        hub.files["random.gguf"] = (Path(folder) / "random.gguf").read_bytes()
         for name in PARTS:
             if name.startswith(options.only or ""):
+                if name == "pull":
+                    hub.files["random.gguf"] = campaign.model_bytes()
                 more = environment_for(hub, Path(folder) / "home") if name == "pull" else {}
                 campaign.attack(name, more)
     print(f"{campaign.n_runs:,} runs, {campaign.n_findings} findings")
