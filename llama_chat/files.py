@@ -4,7 +4,9 @@ import codecs
 import errno
 import os
 import pwd
+import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -26,6 +28,8 @@ MAX_PROMPT_BYTES = 64 * 2**20
 
 _BYTES_OF_A_TOKEN = 4
 """Bytes of a token of usual text."""
+
+_DAY_S = 86_400
 
 _NOT_A_FILE = "it is not a file"
 
@@ -226,13 +230,13 @@ def private_folder(path: Path) -> Path:
     Raises:
         SaveError: if it cannot be created.
     """
-    ours = (config_home(), data_home(), cache_home(), state_home(), runtime_home())
+    ours = _homes()
     try:
         # Not mkdir(parents=True): that gives the mode to the last folder only.
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
-                folder.chmod(0o700)  # whatever the umask is
+                _close_to_others(folder)  # whatever the umask is
                 sync_folder(folder.parent)
             elif any(home == folder or home in folder.parents for home in ours):
                 _close_to_others(folder)
@@ -241,11 +245,21 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def _homes() -> list[Path]:
+    """Return the folders of the program, as far as they are known."""
+    found = []
+    for home in (config_home, data_home, cache_home, state_home, runtime_home):
+        with suppress(UsageError):
+            found.append(home())
+    return found
+
+
 def _close_to_others(folder: Path) -> None:
     """Give a folder of the program its mode, unless it is a link or belongs to someone else."""
     status = folder.lstat()
-    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        folder.chmod(0o700)
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+        with suppress(PermissionError):  # a file system without modes
+            folder.chmod(0o700)
 
 
 def sync_folder(path: Path) -> None:
@@ -261,9 +275,14 @@ def sync_folder(path: Path) -> None:
 def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
     """Open a file as ``os.open`` does; one that is ours gets ``mode``, whatever the umask is."""
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-        os.fchmod(descriptor, mode)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            with suppress(PermissionError):  # a file system without modes
+                os.fchmod(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -344,6 +363,15 @@ def publish(temporary: Path, path: Path) -> None:
 def temporary_name(path: Path) -> Path:
     """Return a new name beside ``path``; not derived from its name, which may be of full length."""
     return path.parent / f".{os.urandom(8).hex()}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a kill left in ``folder``, once they are a day old."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            age_s = time.time() - path.lstat().st_mtime
+            if re.fullmatch(r"\.[0-9a-f]{16}", path.name) and age_s > _DAY_S:
+                path.unlink()
 
 
 @contextmanager

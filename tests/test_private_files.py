@@ -1,6 +1,8 @@
 """What the program keeps is closed to others, under any umask, and where it was open before."""
 
+import errno
 import os
+import pwd
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +98,39 @@ def test_what_is_shared_outside_of_our_folders_stays_so(
     folder.chmod(0o755)
     files.private_folder(files.data_home() / "models" / "a")
     assert mode_of(folder) == 0o755
+
+
+def test_what_a_kill_left_is_removed_after_a_day(home: Path) -> None:
+    folder = files.private_folder(store.folder())
+    names = [".0123456789abcdef", ".fedcba9876543210", ".mine", "x.damaged-1"]
+    for name in names:
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (10**9, 10**9))
+    (folder / names[1]).touch()  # another program writes it now
+    ConversationFile().save(conversation_of(1), TAG)
+    assert {path.name for path in folder.iterdir() if path.suffix != ".jsonl"} == {*names[1:]}
+
+
+def test_a_user_without_a_name_needs_no_other_home(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    ConversationFile().save(conversation_of(1), TAG)
+    assert len(store.names()) == 1
+
+
+def test_a_file_system_without_modes_is_no_obstacle(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **options: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    keep_all()
+    assert store.names() == ["mine"]

@@ -27,6 +27,7 @@ from llama_chat.errors import SaveError, UsageError, is_full_disk, reason
 from llama_chat.files import (
     private_folder,
     publish,
+    remove_leftovers,
     sync_folder,
     temporary_name,
     write_atomically,
@@ -180,7 +181,7 @@ class ConversationFile:
     def _create(self, stem: str, data: bytes) -> tuple[Path, LockedFile]:
         """Create a file of ``data``, under the previous name if there is one and it is free."""
         numbered = (path_of(f"{stem}-{number}") for number in itertools.count(2))
-        private_folder(folder())
+        remove_leftovers(private_folder(folder()))
         with _temporary(folder() / stem, data) as (temporary, file):
             for path in itertools.chain(
                 [self.path] if self.path else [], [path_of(stem)], numbered
@@ -259,8 +260,12 @@ def _keep_copy(reader: BinaryIO, path: Path) -> Path:
 
 
 def _rewrite(path: Path, loaded: Loaded) -> LockedFile:
+    """Write what was read of a file anew."""
     now = snapshot(loaded.conversation, loaded.tag)
-    return _write_anew(path, now, loaded.created)
+    try:
+        return _write_anew(path, now, loaded.created)
+    except ValueError as error:  # a line of an older program, which had no checksum
+        raise SaveError(repr(str(path)), str(error), "it stays as it is") from None
 
 
 def _write_anew(path: Path, now: Snapshot, created: str) -> LockedFile:

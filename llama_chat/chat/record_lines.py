@@ -22,6 +22,9 @@ MAX_LINE_BYTES = MAX_JSON_BYTES
 
 _CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n\Z')
 
+_MAX_PARTS = 2**16
+"""Most lines of a save that are marked as such: they are read together."""
+
 _MAX_DAMAGED = 1000
 """Most lines that are skipped; a file with more is no conversation."""
 
@@ -56,7 +59,7 @@ def to_lines(records: list[Record], *, as_save: bool) -> list[bytes]:
         ValueError: if a line is longer than ``MAX_LINE_BYTES``.
     """
     n = len(records)
-    if as_save and n > 1:
+    if as_save and 1 < n <= _MAX_PARTS:
         records = [record | {"part": [part, n]} for part, record in enumerate(records, 1)]
     return list(map(_seal, records))
 
@@ -136,6 +139,6 @@ def _parse(number: int, line: bytes) -> Line:
 def _part(value: object) -> tuple[int, int]:
     """Return a valid ``part`` of a record, else that of a save of one line."""
     match value:
-        case [int(part), int(n_parts)] if 1 <= part <= n_parts:
+        case [int(part), int(n_parts)] if 1 <= part <= n_parts <= _MAX_PARTS:
             return part, n_parts
     return 1, 1

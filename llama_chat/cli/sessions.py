@@ -115,7 +115,7 @@ def repair(ctx: typer.Context, names: _AnyNames = None, as_json: _JsonOption = F
                 copy = repair_file(entry.path)[1]
                 state = "repaired" if copy else "sealed"
             except LlamaChatError as error:
-                state, problem = "unreadable", error.why
+                problem = error.why
         found.append(_Finding(entry.name, state, problem, str(copy or "")))
     _write_findings(found, as_json=_wants_json(ctx, as_json))
     if bad := sum(finding.state in _BAD for finding in found):

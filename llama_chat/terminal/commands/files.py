@@ -22,8 +22,10 @@ def _export(chat: Chat, argument: str) -> None:
         text = to_json(to_dialog(messages), indent=1)
     else:
         text = to_markdown(messages, f"A conversation with {chat.model_name}")
+    is_ours = False
     try:
         with path.open("x", encoding="utf-8", errors="replace") as file:
+            is_ours = True
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -32,6 +34,8 @@ def _export(chat: Chat, argument: str) -> None:
             f"file {argument!r}", "it is there already", "choose another name"
         ) from None
     except (OSError, ValueError) as error:
+        if is_ours:
+            path.unlink(missing_ok=True)  # no half of it stays
         raise SaveError(f"file {argument!r}", reason(error), "choose another place") from None
     chat.renderer.note(f"written: {path}")
 
