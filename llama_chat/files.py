@@ -4,15 +4,13 @@ import codecs
 import errno
 import os
 import pwd
-import re
 import stat
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from llama_chat.durable_files import open_private, publish, sync_folder, temporary_file
 from llama_chat.errors import (
     ModelError,
     PromptTooLongError,
@@ -28,8 +26,6 @@ MAX_PROMPT_BYTES = 64 * 2**20
 
 _BYTES_OF_A_TOKEN = 4
 """Bytes of a token of usual text."""
-
-_DAY_S = 86_400
 
 _NOT_A_FILE = "it is not a file"
 
@@ -262,30 +258,6 @@ def _close_to_others(folder: Path) -> None:
             folder.chmod(0o700)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable (``fsync``), where the file system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file as ``os.open`` does; one that is ours gets ``mode``, whatever the umask is."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-            with suppress(PermissionError):  # a file system without modes
-                os.fchmod(descriptor, mode)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def create_private_file(path: Path) -> None:
     """Create an empty file with access for the user only, unless it exists; then it gets that mode.
 
@@ -318,7 +290,7 @@ def write_new(path: Path, data: bytes) -> None:
     """
     private_folder(path.parent)
     try:
-        with _temporary(path, data, 0o600) as temporary:
+        with temporary_file(path, data, 0o600) as temporary:
             publish(temporary, path)
     except FileExistsError:
         raise UsageError(repr(str(path)), "it is there already", "edit or remove it") from None
@@ -333,61 +305,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         SaveError: if it cannot be written; the old file is then unchanged.
     """
     try:
-        with _temporary(path, data, mode) as temporary:
+        with temporary_file(path, data, mode) as temporary:
             temporary.replace(path)
             sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise SaveError.at(path, error) from None
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a complete file its name, durably, unless that is taken.
-
-    Raises:
-        FileExistsError: if it is taken, even by a dangling link.
-        OSError: if it cannot be given.
-    """
-    try:
-        os.link(temporary, path, follow_symlinks=False)  # unlike a rename, never overwrites
-    except FileExistsError:
-        raise
-    except OSError:
-        if not temporary.exists() or os.path.lexists(path):
-            raise
-        temporary.replace(path)  # a file system without links
-    with suppress(OSError):  # it has its name already
-        temporary.unlink()
-    sync_folder(path.parent)
-
-
-def temporary_name(path: Path) -> Path:
-    """Return a new name beside ``path``; not derived from its name, which may be of full length."""
-    return path.parent / f".{os.urandom(8).hex()}"
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a kill left in ``folder``, once they are a day old."""
-    with suppress(OSError):
-        for path in folder.iterdir():
-            age_s = time.time() - path.lstat().st_mtime
-            if re.fullmatch(r"\.[0-9a-f]{16}", path.name) and age_s > _DAY_S:
-                path.unlink()
-
-
-@contextmanager
-def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
-    """Write a file beside ``path``, durably; it is removed at the end unless it was renamed."""
-    temporary = temporary_name(path)
-    try:
-        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def readable_size(n_bytes: int) -> str:

@@ -23,15 +23,9 @@ from llama_chat.chat.locked_file import LockedFile
 from llama_chat.chat.record_lines import to_lines
 from llama_chat.chat.records import Loaded, ModelTag, Snapshot, changes, snapshot
 from llama_chat.chat.store import folder, in_use, path_of, read, read_open
+from llama_chat.durable_files import publish, remove_leftovers, sync_folder, temporary_name
 from llama_chat.errors import SaveError, UsageError, is_full_disk, reason
-from llama_chat.files import (
-    private_folder,
-    publish,
-    remove_leftovers,
-    sync_folder,
-    temporary_name,
-    write_atomically,
-)
+from llama_chat.files import private_folder, write_atomically
 
 _MOST_REPLACED = 64
 """Number of replaced lines for which no file is written anew, however small it is."""

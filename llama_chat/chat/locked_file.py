@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_chat.files import open_private
+from llama_chat.durable_files import open_private
 
 _POLL_S = 0.002
 

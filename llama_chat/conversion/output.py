@@ -7,8 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llama_chat.conversion.target import GGUF, SAFETENSORS, Target
+from llama_chat.durable_files import sync_folder, temporary_name
 from llama_chat.errors import SaveError, UsageError, reason
-from llama_chat.files import read_start, sync_folder, temporary_name
+from llama_chat.files import read_start
 from llama_chat.library.layouts import GGUF_MAGIC
 
 

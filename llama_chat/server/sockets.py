@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llama_chat.durable_files import open_private
 from llama_chat.errors import SaveError, UsageError, reason
-from llama_chat.files import open_private, private_folder, runtime_home
+from llama_chat.files import private_folder, runtime_home
 
 
 def default_socket() -> Path:
