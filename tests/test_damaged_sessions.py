@@ -189,7 +189,11 @@ def test_replaced_lines_are_dropped_once_they_are_most_of_a_file(home: Path) -> 
 def test_what_is_no_conversation_or_of_another_version_is_never_repaired(home: Path) -> None:
     path = saved(conversation_of(1))
     newer = without_checksums(path).replace(b'"version": 1', b'"version": 2')
-    for data, why in ((b"Dear diary\n" * 3, "nothing of it can be read"), (newer, "version 2")):
+    other = path.read_bytes().replace(b'"version": 1', b'"version": 2')  # with a wrong checksum
+    diary = b"Dear diary\n" * 3
+    for data, why in (
+        (diary, "nothing of it can be read"), (newer, "version 2"), (other, "version 2")
+    ):  # fmt: skip
         path.write_bytes(data)
         with pytest.raises(UsageError, match=why):
             repair(path)

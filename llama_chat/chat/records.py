@@ -148,8 +148,10 @@ def _read_line(line: Line, loaded: Loaded, *, salvage: bool) -> str:
     try:
         _read_record(line.record, line.number, loaded)
     except (TypeError, KeyError, ValueError) as error:
-        why = error.args[0] if type(error) is ValueError else "it is no record of a message"
-        if line.problem or (line.number > 1 and (salvage or loaded.damage)):
+        is_told = type(error) in (ValueError, _OtherVersionError)
+        why = error.args[0] if is_told else "it is no record of a message"
+        explained = line.problem or (line.number > 1 and (salvage or loaded.damage))
+        if explained and not isinstance(error, _OtherVersionError):
             return str(why)
         raise ValueError(f"line {line.number}: {why}") from None
     return line.problem
@@ -197,11 +199,15 @@ def _settle_lost_parent(conversation: Conversation, record: Record) -> None:
         _guess_place(parent, role, conversation)
 
 
+class _OtherVersionError(ValueError):
+    """The file is of another version, which only a program that knows it may change."""
+
+
 def _check_header(record: Record) -> None:
     if record.get("format") != FORMAT:
         raise ValueError("it is not a saved conversation")
     if _integer(record.get("version")) != VERSION:
-        raise ValueError(
+        raise _OtherVersionError(
             f"it is of version {record['version']}, and this program knows version {VERSION}"
         )
 
