@@ -29,6 +29,16 @@ ESCAPE, CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R = "\x1b\x03\x04\x07\n\x0c
 UP = "\x1b[A"
 
 
+def new_modes() -> list[object]:
+    """Return the modes of a new terminal, which a program may change as soon as it is started."""
+    ours, theirs = os.openpty()
+    try:
+        return termios.tcgetattr(ours)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 class Terminal:
     """Terminal in which the program, or another one, runs."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal, new_modes
 from tests.model_files import SMALL, write_gguf
 
 PATIENCE_S = 30.0
@@ -70,7 +70,6 @@ def press(
     bad: list[str] = []
     flags = ("-m", model, "--max-tokens", "3", "--temperature", "0")
     with Terminal(*flags, home=home) as terminal:
-        before = termios.tcgetattr(terminal.descriptor)
         phase(terminal, chance)
         terminal.type(CTRL_C)
         began = time.monotonic()
@@ -86,7 +85,7 @@ def press(
         status = terminal.wait_for_end()
         if status not in (0, 130):
             bad.append(f"status {status}")
-        if termios.tcgetattr(terminal.descriptor) != before:
+        if termios.tcgetattr(terminal.descriptor) != new_modes():
             bad.append("termios")
         bad += [
             on.decode() for on, off in MODES if terminal.raw.rfind(on) > terminal.raw.rfind(off)

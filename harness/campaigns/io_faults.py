@@ -27,7 +27,7 @@ from pathlib import Path
 
 from harness.process import ROOT
 from harness.program import COMMAND, CONTROLS, FORBIDDEN, Program, Result, run
-from harness.terminal import CTRL_C, CTRL_D, READY, Terminal
+from harness.terminal import CTRL_C, CTRL_D, READY, Terminal, new_modes
 from tests.hub import Hub, environment_for, serving
 
 SHIM = ROOT / "harness" / "io_faults.c"
@@ -66,7 +66,6 @@ def chat(home: Path, model: Path, variables: dict[str, str]) -> Outcome:
     flags = ("-m", model, "--max-tokens", "4", "--temperature", "0")
     problems = []
     with Terminal(*flags, home=home, size=(160, 40), command=COMMAND, **variables) as terminal:
-        before = termios.tcgetattr(terminal.descriptor)
         _watch(terminal, READY)
         terminal.line(SAID)
         _watch(terminal, rf"(?:{ANSWERED})[\s\S]*context|error")
@@ -83,7 +82,7 @@ def chat(home: Path, model: Path, variables: dict[str, str]) -> Outcome:
         if terminal.child.poll() is None:
             return Outcome(Result(0, "", ""), ("hangs",))
         status = terminal.wait_for_end()
-        if termios.tcgetattr(terminal.descriptor) != before:
+        if termios.tcgetattr(terminal.descriptor) != new_modes():
             problems.append("termios")
         problems += [on.decode() for on, off in MODES
                      if terminal.raw.rfind(on) > terminal.raw.rfind(off)]  # fmt: skip
