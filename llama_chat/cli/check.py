@@ -12,7 +12,6 @@ from llama_chat.errors import ModelError
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import progress
-from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import AnswerWriter
 
 if TYPE_CHECKING:
@@ -39,12 +38,13 @@ def check(
         from llama_chat.loading.checks import ModelCheck
     checks = ModelCheck(path)
     findings = []
-    writer = AnswerWriter(raw=True)
+    writer = AnswerWriter()
     for finding in _followed(checks, hidden=settings.plain):
         findings.append(finding)
         if not as_json:
             line = streams.one_line(finding.detail)
-            writer.write(sanitize(f"{finding.state:8} {finding.name:10} {line}") + "\n")
+            writer.write(f"{finding.state:8} {finding.name:10} {line}")
+            writer.finish()
     for warning in checks.warnings:
         streams.warn(warning)
     errors = [finding.error for finding in findings if finding.error is not None]
