@@ -15,6 +15,7 @@ from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.loading.plan import load, plan
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
+from llama_chat.quantization.linear import Linear
 from tests.model_files import write_gguf
 from tests.models import TINY, native_backend, random_model
 
@@ -127,3 +128,16 @@ def test_only_portable_c_leaves_floats_to_torch(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     monkeypatch.setattr(native, "level_name", lambda: native.supported_levels()[0])
     assert NativeBackend.create(model_of(TINY, torch.float32)) is None
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
+def test_a_layer_multiplies_16_bits_with_32(dtype: torch.dtype) -> None:
+    layer = Linear(100, 77)
+    weight = torch.randn(77, 100).to(dtype)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    for n_rows in (1, 5, 9, 60):
+        x = torch.randn(2, n_rows, 100)
+        expected = x @ weight.float().T
+        assert torch.allclose(layer(x), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="no kernel"):
+        layer(x.double())

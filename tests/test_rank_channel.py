@@ -1,0 +1,72 @@
+"""Connections between ranks: strangers are sent away, and an end is noticed at once."""
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from llama_chat.parallel.channel import Connection, Door, Gone, Message, connect, encode
+
+PATIENCE_S = 20.0
+
+
+def is_sent_away(port: int, hello: bytes) -> bool:
+    """Say something to a door; True if it closes the connection and says nothing."""
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.settimeout(PATIENCE_S)
+        try:
+            stranger.sendall(hello)
+            stranger.shutdown(socket.SHUT_WR)
+            return stranger.recv(1) == b""
+        except OSError as error:  # what it did not read makes the end a reset
+            return not isinstance(error, TimeoutError)
+
+
+@pytest.mark.parametrize("hello", [b"", b"GET / HTTP/1.1\r\n\r\n", b"x" * 999, b"\xff\n", b"a 1\n"])
+def test_only_ranks_with_the_token_come_in(hello: bytes) -> None:
+    door, found = Door(local=True), dict[int, Connection]()
+    port, token = door.key.split()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(door.accept, found, 3)
+        for data in (hello, f"{token} 0\n".encode(), f"{token} 3\n".encode()):
+            with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+                stranger.sendall(data)
+                stranger.shutdown(socket.SHUT_WR)
+                stranger.settimeout(PATIENCE_S)
+                assert stranger.recv(1) == b""
+        second = connect("127.0.0.1", door.key, 2)
+        first = connect("127.0.0.1", door.key, 1)
+        waiting.result(PATIENCE_S)
+    assert sorted(found) == [1, 2]
+    first.close()
+    second.close()
+
+
+def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
+    door, found = Door(local=True), dict[int, Connection]()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(door.accept, found, 2)
+        theirs = connect("127.0.0.1", door.key, 1)
+        waiting.result(PATIENCE_S)
+    ours = found[1]
+    seen: list[Message] = []
+    gone = threading.Event()
+
+    def take(message: Message) -> bool:
+        seen.append(message)
+        return bool(message[0] == "told")
+
+    ours.listen(take, gone.set)
+    for message in (["one", 1], ["told", None], ["two", [1, 2]], [True]):
+        theirs.send(encode(message))
+    assert [ours.receive() for _ in range(3)] == [["one", 1], ["two", [1, 2]], [True]]
+    assert len(seen) == 4
+    assert not ours.has_message(0)
+    theirs.close()
+    assert gone.wait(PATIENCE_S)
+    assert ours.has_message(PATIENCE_S)
+    for _ in range(2):
+        with pytest.raises(Gone):
+            ours.receive()
+    ours.send(encode(["nobody hears it"]))
