@@ -30,11 +30,7 @@ def test_only_ranks_with_the_token_come_in(hello: bytes) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(door.accept, found, 3)
         for data in (hello, f"{token} 0\n".encode(), f"{token} 3\n".encode()):
-            with socket.create_connection(("127.0.0.1", int(port))) as stranger:
-                stranger.sendall(data)
-                stranger.shutdown(socket.SHUT_WR)
-                stranger.settimeout(PATIENCE_S)
-                assert stranger.recv(1) == b""
+            assert is_sent_away(int(port), data)
         second = connect("127.0.0.1", door.key, 2)
         first = connect("127.0.0.1", door.key, 1)
         waiting.result(PATIENCE_S)
