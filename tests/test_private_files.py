@@ -3,6 +3,7 @@
 import errno
 import os
 import pwd
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from llama_chat.chat import store
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.documents import write_results
+from llama_chat.errors import UsageError
+from llama_chat.server.sockets import listening
 from tests.conversations import TAG, conversation_of
 from tests.permissions import mode_of
 
@@ -134,3 +137,29 @@ def test_a_file_system_without_modes_is_no_obstacle(
     monkeypatch.setattr(Path, "chmod", refuse)
     keep_all()
     assert store.names() == ["mine"]
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, Path.touch, os.mkfifo])
+def test_a_server_replaces_no_file_but_its_socket(
+    put: Callable[[Path], object], home: Path
+) -> None:
+    put(home / "notes")
+    with (
+        pytest.raises(UsageError, match="a file that is no socket is there: choose another"),
+        listening(home / "notes"),
+    ):
+        pass
+    assert (home / "notes").exists()
+
+
+def test_a_socket_that_cannot_be_removed_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(home / "sock"))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UsageError, match="input/output error: choose"), listening(home / "sock"):
+        pass

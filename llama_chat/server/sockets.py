@@ -1,8 +1,10 @@
 """The socket file of the server, and the lock that says whose it is."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,10 +42,9 @@ def listening(path: Path) -> Iterator[socket.socket]:
         except OSError:
             why = "a server is running there already"
             raise UsageError(what, why, "use it, end it with serve stop, or --socket") from None
-        with suppress(FileNotFoundError):
-            path.unlink()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
+                _remove_socket(path)
                 mask = os.umask(0o177)
                 try:
                     listener.bind(str(path))
@@ -59,6 +60,18 @@ def listening(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
     finally:
         os.close(lock)
+
+
+def _remove_socket(path: Path) -> None:
+    """Remove the socket file of a server that has died.
+
+    Raises:
+        OSError: if it is another file, or cannot be removed.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "a file that is no socket is there")
+        path.unlink()
 
 
 @contextmanager
