@@ -110,8 +110,10 @@ class LocalSession(EncodingSession):
     def _cached_ids(self) -> Sequence[int]:
         return self.engine.cache.ids
 
-    def request(self, text: str) -> Request:
+    def request(self, text: str, *, with_logprobs: bool = True) -> Request:
         """Encode a message as ``send`` would, to be generated elsewhere; nothing is recorded.
+
+        Without ``with_logprobs`` the tokens have no likely alternatives, which take time.
 
         Raises:
             PromptTooLongError: if it does not fit.
@@ -119,7 +121,7 @@ class LocalSession(EncodingSession):
         fit = self._fit(Message("user", text), self._open_reply(""))
         return Request(
             fit.ids,
-            Sampler(self.sampler.sampling, with_logprobs=True),
+            Sampler(self.sampler.sampling, with_logprobs=with_logprobs),
             self.max_tokens,
             self.stop,
             self.template.end_ids,

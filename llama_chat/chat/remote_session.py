@@ -99,14 +99,17 @@ class RemoteSession(ChatSession):
         """Return the text of a token that the server has named."""
         return self.model.seen[token_id]
 
-    def request(self, text: str) -> Call:
+    def request(self, text: str, *, with_logprobs: bool = True) -> Call:
         """Return what ``send`` would ask the server, to be asked elsewhere; nothing is recorded.
+
+        Without ``with_logprobs`` it is asked for no likely alternatives of tokens.
 
         Raises:
             PromptTooLongError: if it does not fit.
         """
         reply = self._open_reply("")
-        return self._call(self._fit(Message("user", text), reply), reply)
+        n_logprobs = None if with_logprobs else 0
+        return self._call(self._fit(Message("user", text), reply), reply, n_logprobs=n_logprobs)
 
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
         """Return nothing, since no token is evaluated here."""

@@ -255,7 +255,7 @@ class _Run:
                     self.answers.complete(number, {**keys, **found})
                     self._count(lines, report)
                     continue
-                request = session.request(message)
+                request = session.request(message, with_logprobs=False)
             except LlamaChatError as error:
                 self.answers.begin(number)
                 self._fail(number, keys, error)

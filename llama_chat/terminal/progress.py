@@ -10,13 +10,16 @@ from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import is_terminal, one_line
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 Report = Callable[[int, int], None]
 """Called with the amount done and the total, which is 0 while it is unknown."""
 
 PATIENCE_S = 0.3
 """Seconds until a job shows a bar."""
+
+_WITHOUT_TOTAL = 3
+"""Columns to show while the total is unknown: the spinner, the description and the bar."""
 
 PREFILL_PATIENCE_S = 1.0
 """The same for prefill, with which nearly every reply begins."""
@@ -39,16 +42,19 @@ def progress(
     description = sanitize(one_line(description))
     bar: Progress | None = None
     task: TaskID | None = None
+    columns: tuple[str | ProgressColumn, ...] = ()
     began = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        nonlocal bar, task
+        nonlocal bar, task, columns
         if bar is None:
             if done >= total > 0 or time.monotonic() - began < patience_s:
                 return
             bar = _new_bar(in_bytes=in_bytes, in_items=in_items)
             task = bar.add_task(description, total=None, rate="")
+            columns = bar.columns
         if task is not None:
+            bar.columns = columns if total else columns[:_WITHOUT_TOTAL]
             text = description if total else f"{description} …"
             rate = f"{done / (time.monotonic() - began):.1f}/s" if in_items and done else ""
             bar.update(task, completed=done, total=total or None, description=text, rate=rate)
