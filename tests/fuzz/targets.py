@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -187,7 +188,10 @@ def _conversation(folder: Path) -> Target:
     path = store.path_of(saved.name)
     saved.close()
     file = path.with_name(f"mutated{store.SUFFIX}")
-    return Target(file, [path.read_bytes()], mutate_lines, lambda: store.read(file))
+    sealed = path.read_bytes()
+    # Without checksums, so that what was changed is read and not only skipped.
+    unsealed = re.sub(rb', "crc32": "[0-9a-f]{8}"', b"", sealed)
+    return Target(file, [sealed, unsealed], mutate_lines, lambda: store.read(file))
 
 
 def _dialog(folder: Path) -> Target:
