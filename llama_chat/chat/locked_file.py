@@ -21,30 +21,32 @@ class LockedFile:
     """
 
     def __init__(
-        self, path: Path, *, create: bool = False, links: bool = False, patience_s: float = 0
+        self, path: Path, *, create: bool = False, is_any: bool = False, patience_s: float = 0
     ) -> None:
         """Open a file, or with ``create`` create one; only its owner may read it from then on.
 
         Args:
             path: the file.
             create: True to create it.
-            links: True if the path may be a link.
+            is_any: True to accept links, and files that are not regular.
             patience_s: longest time to wait for another program to unlock it.
 
         Raises:
             BlockingIOError: if another program has locked it.
             FileExistsError: with ``create``, if the name is taken.
             OSError: if it cannot be opened for reading and writing, or is a link or no regular
-                file.
+                file, unless ``is_any``.
         """
         # O_NONBLOCK: opening a named pipe must not block.
-        flags = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+        flags = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | (0 if is_any else os.O_NOFOLLOW)
         flags |= os.O_CREAT | os.O_EXCL if create else 0
         self._descriptor = -1
         self._is_durable = True
         while self._descriptor < 0:
             self._descriptor = open_private(path, flags)
             try:
+                if not (is_any or stat.S_ISREG(os.fstat(self._descriptor).st_mode)):
+                    raise OSError(errno.EINVAL, "not a file")
                 self._lock(time.monotonic() + patience_s)
                 if not create and not self.is_at(path):
                     self.close()  # another program has replaced it in between
@@ -53,8 +55,6 @@ class LockedFile:
                 raise
 
     def _lock(self, until: float) -> None:
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a file")
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

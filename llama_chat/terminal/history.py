@@ -77,7 +77,7 @@ class _KeptHistory(FileHistory):
         entry = f"\n# {datetime.now()}\n{lines}".encode(errors="replace")
         try:
             # Locked, so that programs at the same time neither mix nor truncate their entries.
-            file = LockedFile(self._path, links=True, patience_s=_PATIENCE_S)
+            file = LockedFile(self._path, is_any=True, patience_s=_PATIENCE_S)
             try:
                 file.append(entry, durable=False)
             finally:
