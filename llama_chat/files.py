@@ -220,8 +220,8 @@ def without_final_newline(text: str) -> str:
 def private_folder(path: Path) -> Path:
     """Create a folder and its missing parents, with access for the user only, and return it.
 
-    Those of the program that exist get that mode too. Others keep theirs, as do links: what the
-    user shares there is shared on purpose.
+    Those of the program that exist are closed to others too. Any other keeps its mode, as does a
+    link: what the user shares there is shared on purpose.
 
     Raises:
         SaveError: if it cannot be created.
@@ -232,7 +232,7 @@ def private_folder(path: Path) -> Path:
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
-                _close_to_others(folder)  # whatever the umask is
+                _change_mode(folder, 0o700)  # whatever the umask is
                 sync_folder(folder.parent)
             elif any(home == folder or home in folder.parents for home in ours):
                 _close_to_others(folder)
@@ -251,11 +251,15 @@ def _homes() -> list[Path]:
 
 
 def _close_to_others(folder: Path) -> None:
-    """Give a folder of the program its mode, unless it is a link or belongs to someone else."""
+    """Take the permissions of others from a folder, unless it is a link or someone else's."""
     status = folder.lstat()
-    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
-        with suppress(PermissionError):  # a file system without modes
-            folder.chmod(0o700)
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        _change_mode(folder, status.st_mode & 0o700)
+
+
+def _change_mode(folder: Path, mode: int) -> None:
+    with suppress(PermissionError):  # a file system without modes
+        folder.chmod(mode)
 
 
 def create_private_file(path: Path) -> None:
