@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_chat import errors, files
+from llama_chat import durable_files, errors, files
 from llama_chat.errors import SaveError
 
 PACKAGE = Path(files.__file__).parent
@@ -60,7 +60,7 @@ def installed_layout(folder: Path) -> Path:
     """Make the layout of an installed wheel, as far as files.py needs it."""
     package = folder / "site-packages" / "llama_chat"
     package.mkdir(parents=True)
-    for module in (files, errors):
+    for module in (files, durable_files, errors):
         shutil.copy(str(module.__file__), package)
     (package / "__init__.py").touch()
     (package / "prompts").mkdir()
