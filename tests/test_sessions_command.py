@@ -186,7 +186,7 @@ def test_show_warns_of_half_a_last_line_and_leaves_it(tmp_path: Path) -> None:
     path.write_bytes(whole[:-10])
     done = run("sessions", "show", "crashed", home=tmp_path)
     assert done.status == 0
-    assert done.err.startswith("llama-chat: warning: conversation 'crashed': its last line is cut")
+    assert done.err.startswith("llama-chat: warning: conversation 'crashed': its last line was cut")
     assert done.err.count("\n") == 1
     assert path.read_bytes() == whole[:-10]
 

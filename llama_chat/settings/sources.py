@@ -12,6 +12,8 @@ from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value, check, parse, unescape
 from llama_chat.settings.settings import Settings
 
+_LIST = "llama-chat config show lists all"
+
 
 def load_settings(
     flags: Mapping[str, str | bool | list[str] | None],
@@ -81,7 +83,7 @@ def read_config(path: Path, *, pipes: bool = True) -> dict[str, Value]:
     for key, value in table.items():
         place = where + _line(text, key)
         if key not in SETTINGS:
-            raise UsageError(place, f"unknown key {key[:60]!r}", did_you_mean(key, SETTINGS))
+            raise UsageError(place, f"unknown key {key[:60]!r}", did_you_mean(key, SETTINGS, _LIST))
         setting = SETTINGS[key]
         checked = check(setting, value, f"{place}, {key}")
         if setting.kind == "path" and isinstance(checked, str) and checked:

@@ -73,7 +73,9 @@ def _set(chat: Chat, argument: str) -> None:
     setting = SETTINGS.get(name.replace("-", "_"))
     if setting is None:
         names = [known.replace("_", "-") for known in SETTINGS]
-        raise UsageError("/set", f"no setting {name[:40]!r}", did_you_mean(name, names))
+        raise UsageError(
+            "/set", f"no setting {name[:40]!r}", did_you_mean(name, names, "/settings lists all")
+        )
     if typed.strip():
         # Some settings have a command that does more.
         command = next((c for c in COMMANDS if c.name == setting.command[1:]), None)
