@@ -7,12 +7,11 @@
 # make attack-streams  100,000 hostile streams of text, byte by byte, through every writer
 # make attack-terminal  signals at hundreds of moments of a chat, closed windows, random chats in tmux
 # make attack-server  20,000 malformed requests, and 1,000 clients that vanish
-# make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
-# make attack-ranks   a rank of a chat under torchrun killed at 100 moments, with 2 and with 4 ranks
 # make attack-ranks   ranks compared with one process, and killed at 100 moments of a chat
 # make attack-kills   300 kills at random instants, power losses, and each call for a file failing in turn
 # make attack-interrupts  Ctrl-C at 200 random instants of chats
 # make soak   1,000 turns of a chat and 10,000 requests to a server: nothing may grow
+# make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
 # make bench  speed of the starter model on this machine, and of its turns
 
 PYTHON ?= python3
@@ -22,8 +21,9 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 1) // 2
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: chat test lint fuzz fuzz-ci bench release clean \
-.PHONY: attack-models attack-text attack-streams attack-terminal attack-server attack-ranks attack-kills attack-interrupts soak
+.PHONY: chat test lint fuzz fuzz-ci soak bench release clean
+.PHONY: attack-models attack-text attack-streams attack-terminal attack-server attack-ranks
+.PHONY: attack-kills attack-interrupts
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
