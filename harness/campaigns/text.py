@@ -133,7 +133,7 @@ def _home(folder: Path) -> Iterator[Path]:
 def _read(kind: Kind, path: Path, report: Report) -> Iterator[str]:
     """Read a file, and yield what is wrong with that."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is in use now
-    before, began = _status("VmRSS"), time.perf_counter()
+    before, began = memory_figure("VmRSS"), time.perf_counter()
     try:
         with _alarm():
             kind.read(path)
@@ -142,7 +142,7 @@ def _read(kind: Kind, path: Path, report: Report) -> Iterator[str]:
         yield from _problems(f"llama-chat: error: {error}\n", path)
     except Exception as error:
         yield f"{type(error).__name__}: {str(error)[:100]}"
-    seconds, n_bytes = time.perf_counter() - began, _status("VmHWM") - before
+    seconds, n_bytes = time.perf_counter() - began, memory_figure("VmHWM") - before
     report.seconds, report.n_bytes = max(report.seconds, seconds), max(report.n_bytes, n_bytes)
     if seconds > _MAX_S:
         yield f"{seconds:.1f} s"
@@ -150,7 +150,7 @@ def _read(kind: Kind, path: Path, report: Report) -> Iterator[str]:
         yield f"{n_bytes / 1e6:.0f} MB"
 
 
-def _status(name: str) -> int:
+def memory_figure(name: str) -> int:
     """Return a figure of the memory of this process in bytes."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition(f"{name}:")[2].split(maxsplit=1)[0]) * 1024
