@@ -74,6 +74,7 @@ attack-ranks: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.rank_models
 	$(BIN)/python -m harness.campaigns.ranks 100 1 2
 	$(BIN)/python -m harness.campaigns.ranks 100 2 4
+
 attack-kills: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.kills
 	LLAMA_CHAT_TEST_STATES=100 $(BIN)/python -m pytest tests/test_power_loss.py

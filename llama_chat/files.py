@@ -4,6 +4,7 @@ import codecs
 import errno
 import os
 import pwd
+import select
 import stat
 from contextlib import suppress
 from datetime import datetime
@@ -23,6 +24,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 MAX_PROMPT_BYTES = 64 * 2**20
 """Size limit of a prompt, longer than any context; it also ends an endless input."""
+
+_POLL_S = 0.5
+"""Longest time until a signal is noticed while a pipe is waited for."""
 
 _BYTES_OF_A_TOKEN = 4
 """Bytes of a token of usual text."""
@@ -171,9 +175,21 @@ def read_text(
         if not stat.S_ISREG(mode) and not (pipes and stat.S_ISFIFO(mode)):
             raise UsageError(what, "not a file", "name a text file")
         with path.open("rb") as file:
+            if stat.S_ISFIFO(mode):
+                _wait_for_data(file)
             return decode_text(file, what, max_bytes, prompt=prompt)
     except (OSError, ValueError) as error:
         raise UsageError(what, reason(error), advice) from None
+
+
+def _wait_for_data(pipe: BinaryIO) -> None:
+    """Wait until a pipe has data or was closed; a signal that comes just before ends that too.
+
+    One that comes between the last check of Python and a call that reads would be noticed only when
+    that returns.
+    """
+    while not select.select([pipe], [], [], _POLL_S)[0]:
+        pass
 
 
 def decode_text(stream: BinaryIO, what: str, max_bytes: int, *, prompt: bool = False) -> str:

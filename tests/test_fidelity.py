@@ -125,7 +125,7 @@ def starter(starter_model: Path) -> Llama:
     return load(starter_model, dtype="float32", quantize="none")
 
 
-def long_texts(llama: Llama, n_tokens: int = 200) -> list[list[int]]:
+def long_texts(llama: Llama, n_tokens: int = 128) -> list[list[int]]:
     """Real texts of different kinds: prose, code and settings."""
     files = ["CONTRIBUTING.md", "llama_chat/generation/engine.py", "config.toml"]
     texts = [llama.tokenizer.encode((ROOT / name).read_text())[: n_tokens + 56] for name in files]

@@ -31,7 +31,7 @@ KINDS = [kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)]
 WIDE = replace(SMALL, dim=256, n_heads=8, n_kv_heads=4, head_dim=32, hidden_dim=512)
 """Config whose rows are whole blocks in every type."""
 
-N_TOKENS = 240
+N_TOKENS = 160
 """Tokens of a fixed text, enough for the rounding of activations to average out."""
 
 

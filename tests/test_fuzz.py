@@ -16,7 +16,7 @@ from tests.fuzz import running
 from tests.fuzz.running import Report, make_input, run
 from tests.fuzz.targets import TARGETS, Target
 
-N_INPUTS = 50
+N_INPUTS = 20
 
 
 def test_mutated_files_and_those_that_failed_once_are_read_or_refused_in_one_line() -> None:

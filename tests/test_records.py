@@ -278,7 +278,7 @@ raw_lines = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=1000)
+@settings(max_examples=150, deadline=1000)
 @given(st.lists(raw_lines, max_size=6), st.binary(max_size=10))
 def test_any_lines_are_read_or_refused_in_one_line(lines: list[bytes], rest: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

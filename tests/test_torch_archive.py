@@ -186,7 +186,7 @@ def test_pickles_of_anything_else_are_refused(case: str, tmp_path: Path) -> None
 
 
 def test_mutated_archives_are_read_whole_or_refused(tmp_path: Path) -> None:
-    outcomes = list(attack(tmp_path, count=300, seed=1))
+    outcomes = list(attack(tmp_path, count=100, seed=1))
     assert not [wrong for _, wrong in outcomes if wrong]
     n_read = sum(found == READ for found, _ in outcomes)
-    assert 20 < n_read < 150  # those with changes to the weights alone, and none that nothing reads
+    assert 6 < n_read < 50  # those with changes to the weights alone, and none that nothing reads
