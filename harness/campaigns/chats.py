@@ -113,7 +113,7 @@ class RandomChat:
 
     def _suspend(self) -> None:
         self._terminal.press("C-z")
-        self._terminal.wait_for(rf"Stopped[\s\S]*{re.escape(SHELL)} *\s*\Z")
+        self._terminal.wait_for(rf"Stopped[\s\S]*{re.escape(SHELL)} *\s*\Z", shown=False)
         self._terminal.type("fg")
         self._terminal.press("Enter")
         self._terminal.wait_for(rf"{re.escape(SHELL)} fg[\s\S]*\n›")
