@@ -5,14 +5,14 @@ from contextlib import suppress
 
 from llama_chat.chat.context_use import Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
-from llama_chat.chat.encoding_session import EncodingSession
 from llama_chat.chat.templates import ChatTemplate
+from llama_chat.chat.token_session import TokenSession
 from llama_chat.errors import UsageError
 from llama_chat.generation.choices import score
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine
-from llama_chat.generation.events import Event, Finish, Hooks, Token
+from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
 from llama_chat.generation.logprobs import Scored
 from llama_chat.generation.sampling import Sampler
@@ -20,10 +20,9 @@ from llama_chat.model.transformer import InterruptedForward
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.streaming import StreamingDecoder
 
 
-class LocalSession(EncodingSession):
+class LocalSession(TokenSession):
     """A conversation, and the engine whose KV cache holds its tokens.
 
     The engine prefills the tokens that differ from those of its cache.
@@ -181,9 +180,7 @@ class LocalSession(EncodingSession):
     def _generate(self, fit: Fit, reply: Message, hooks: Hooks | None) -> Iterator[Event]:
         """Generate what follows ``reply``."""
         self.prompt_ids = fit.ids
-        if reply.ids is not None:
-            # Without the U+FFFD of a character that was cut off.
-            reply.text = StreamingDecoder(self.engine.tokenizer, "strip").decode(reply.ids)
+        leading = self._begin(reply)
         return self.engine.generate(
             fit.ids,
             self.sampler,
@@ -191,22 +188,14 @@ class LocalSession(EncodingSession):
             stop=self.stop,
             end_ids=self.template.end_ids,
             n_begun=len(reply.ids or ()),
-            # A reply known only as text continues directly after its last character.
-            leading="keep" if reply.ids is None else "strip",
+            leading=leading,
             lookup=self.lookup,
             grammar=self.grammar,
             hooks=hooks,
         )
 
-    def _record(self, reply: Message, token: Token) -> None:
-        """Add a token to ``reply``."""
-        reply.ids = None if reply.ids is None else (*reply.ids, token.id)
-        if reply.logprobs is not None:
-            reply.logprobs.add(token.id, token.logprob, token.alternatives)
-
     def _ended(self, reply: Message, finish: Finish) -> None:
         """Prefill the end of the turn."""
-        if finish.stopped_at is not None:
-            reply.ids = None  # they reach into the stop string, the text does not
+        super()._ended(reply, finish)
         if finish.usage.completion_tokens or not reply.interrupted:
             self.prefill_next()

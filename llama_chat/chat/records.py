@@ -190,7 +190,7 @@ def _guess_place(message: Message, role: Role, conversation: Conversation) -> No
 
 
 def _settle_lost_parent(conversation: Conversation, record: Record) -> None:
-    """If the first message after a lost one shows that its role was guessed wrong, correct it."""
+    """Correct the guessed role of a lost message by that of the first one after it."""
     parent = conversation.find(_integer(record["parent"]))
     if parent is None or parent.text is not LOST or parent.number == 1:
         return

@@ -10,20 +10,19 @@ from typing import Any
 
 from llama_chat.chat.context_use import Fit
 from llama_chat.chat.conversation import Conversation, Message
-from llama_chat.chat.encoding_session import EncodingSession
 from llama_chat.chat.templates import ChatTemplate, choose_template
+from llama_chat.chat.token_session import TokenSession
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.endpoint.address import Address
 from llama_chat.endpoint.client import Client, Patience, RefusedRequest
 from llama_chat.endpoint.stepping import run
-from llama_chat.errors import CutOffError, LlamaChatError, UsageError
+from llama_chat.errors import CutOffError, LlamaChatError, UsageError, error_of_facts
 from llama_chat.generation.events import (
     Event,
     Finish,
     Hooks,
     Timings,
-    Token,
     Usage,
     finish_of,
     token_of,
@@ -33,7 +32,6 @@ from llama_chat.server.client import OWN_KEY
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import Tokenizer
-from llama_chat.tokenizers.streaming import StreamingDecoder
 
 _PATIENCE = Patience(connect_s=5.0, silence_s=600.0)
 """Longest waits: a prompt of a large model can take minutes."""
@@ -41,7 +39,7 @@ _PATIENCE = Patience(connect_s=5.0, silence_s=600.0)
 _LOST = "/model NAME loads it here, or serve it again"
 
 
-class WarmSession(EncodingSession):
+class WarmSession(TokenSession):
     """A conversation that is encoded here, and whose tokens a warm server generates."""
 
     def __init__(
@@ -113,15 +111,11 @@ class WarmSession(EncodingSession):
     def _generate(self, fit: Fit, reply: Message, hooks: Hooks | None) -> Iterator[Event]:
         """Generate what follows ``reply``; a stop closes the connection, which ends it there."""
         ids = list(fit.ids)
-        if reply.ids is not None:
-            # Without the U+FFFD of a character that was cut off.
-            reply.text = StreamingDecoder(self._tokenizer, "strip").decode(reply.ids)
         own = {
             "tokens": True,
             "end_ids": sorted(self.template.end_ids),
             "n_begun": len(reply.ids or ()),
-            # A reply known only as text continues directly after its last character.
-            "leading": "keep" if reply.ids is None else "strip",
+            "leading": self._begin(reply),
         }
         body = {
             "prompt": ids,
@@ -161,17 +155,6 @@ class WarmSession(EncodingSession):
             kind = CutOffError if has_begun else LlamaChatError
             raise kind(what, why, _LOST) from None
 
-    def _record(self, reply: Message, token: Token) -> None:
-        """Add a token to ``reply``."""
-        reply.ids = None if reply.ids is None else (*reply.ids, token.id)
-        if reply.logprobs is not None:
-            reply.logprobs.add(token.id, token.logprob, token.alternatives)
-
-    def _ended(self, reply: Message, finish: Finish) -> None:
-        """Drop ids that reach into a stop string, which the text does not."""
-        if finish.stopped_at is not None:
-            reply.ids = None
-
 
 def _events_of(chunk: Any) -> Iterator[Event]:
     """Yield the events in a chunk of our own server.
@@ -181,8 +164,7 @@ def _events_of(chunk: Any) -> Iterator[Event]:
         LlamaChatError: if the server failed.
     """
     if "error" in chunk:
-        facts = chunk[OWN_KEY]
-        raise LlamaChatError(facts["what"], facts["why"], facts["advice"])
+        raise error_of_facts(chunk[OWN_KEY])
     own = chunk.get(OWN_KEY) or {}
     if "token" in own:
         yield token_of(own["token"])
@@ -255,7 +237,7 @@ class WarmPlan:
 
     socket: Path
     facts: dict[str, Any]
-    """What the server says of itself."""
+    """Description that the server gives of itself."""
     model_path: Path
 
     def check_fit(self) -> None:
