@@ -6,11 +6,11 @@ from typing import Any, cast
 
 from llama_chat.settings.definitions import (
     SETTINGS,
-    EndpointSettings,
     ModelSettings,
     OutputSettings,
     ReplySettings,
 )
+from llama_chat.settings.endpoint import EndpointSettings
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.setting import Value
 
