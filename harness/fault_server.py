@@ -16,7 +16,7 @@ PATIENCE_S = 30.0
 
 
 class Act(Enum):
-    """What a script does beside sending bytes."""
+    """Action of a script besides sending bytes."""
 
     HOLD = "send nothing more until the client has gone"
     RESET = "reset the connection"

@@ -93,7 +93,7 @@ class _Module:
         self.readers: list[tuple[_Place, str]] = []
         self.uses: list[tuple[_Place, str]] = []
         self.imported: list[str] = []
-        """What is imported from other modules."""
+        """Names that are imported from other modules."""
         self._visit(tree, _Place(""))
 
     def _visit(self, node: ast.AST, place: _Place) -> None:

@@ -40,7 +40,7 @@ MODES = ((b"[?2004h", b"[?2004l"), (b"[?25l", b"[?25h"), (b"[?7l", b"[?7h"))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left."""
+    """State that a run left behind."""
 
     result: Result
     problems: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ PARTS: dict[str, Run] = {
 
 
 WITHOUT_MODEL = ("sessions", "config")
-"""How the names of parts begin that need no model."""
+"""Prefixes of the names of parts that need no model."""
 
 
 def make_home(home: Path) -> None:

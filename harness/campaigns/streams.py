@@ -40,7 +40,7 @@ PIECES = (
     *(b"\n", b"\r\n", b"\t", b" ", b"word ", b"- ", b"> ", b"1. ", b"&#27;", b"&#x9b;", b"\\"),
     *(text.encode() for text in ("naïve ", "日本語", "🇫🇷", "עברית ", "नमस्ते ", "👩‍👩‍👧", "e\u0301")),
 )
-"""What streams are made of, besides random bytes."""
+"""Pieces that streams are made of, besides random bytes."""
 
 _NONE = re.compile(r"(?!)")
 _STYLES = re.compile(r"\r\x1b\[K|\x1b\[[0-9](?:;[0-9])*m")

@@ -22,7 +22,7 @@ _MAX_KEY_BYTES = 2**14
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is."""
+    """Address of a server."""
 
     url: str
     """Beginning of the URLs of all routes, without a slash at its end."""

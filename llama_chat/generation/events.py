@@ -9,8 +9,8 @@ from llama_chat.generation.logprobs import Alternatives
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 Counter = Literal["engine", "server", "chunks"]
-"""What counted the tokens: our engine; the server, which is believed; or nobody, so that the parts
-of the answer stand for them."""
+"""Source of token counts: our engine; the server, which is believed; or the parts of the answer,
+which stand for tokens where nothing counted these."""
 
 
 @dataclass(frozen=True, slots=True)

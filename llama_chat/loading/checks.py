@@ -52,7 +52,7 @@ class Finding:
     state: State
     detail: str
     error: LlamaChatError | None = None
-    """What is wrong, if it failed."""
+    """Error that it failed with, if it did."""
 
 
 class _Skip(LlamaChatError):

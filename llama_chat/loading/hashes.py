@@ -38,7 +38,7 @@ class Expected:
     digest: str
     """MD5, SHA-256, or the SHA-1 by which git knows a file; told by its length."""
     where: str
-    """What states it."""
+    """Name of the file or program that states it."""
 
     @property
     def n_bytes(self) -> int:

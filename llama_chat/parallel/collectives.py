@@ -1,4 +1,4 @@
-"""What the ranks of a model exchange within a forward pass.
+"""Collectives of the ranks of a model within a forward pass.
 
 The plan of tensor parallelism is applied by ``parallelize_module``, with styles of our own in place
 of ``ColwiseParallel`` and ``RowwiseParallel``. Those make a ``DTensor`` of each weight, which holds

@@ -191,7 +191,7 @@ def dismiss(world: World) -> None:
 
 
 class Orders:
-    """What rank 0 says, as another rank hears it."""
+    """Orders of rank 0, as another rank receives them."""
 
     def __init__(
         self, world: World, store: Store, key: str, on_end: Callable[[bool], None]

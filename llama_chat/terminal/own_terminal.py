@@ -19,7 +19,7 @@ _POLL_S = 0.2
 """Time in which a change of the window's size is noticed, which is told to torchrun alone."""
 
 _restore: list[Callable[[], object]] = []
-"""What ``restore_terminal`` calls, if the mode has changed."""
+"""Functions that ``restore_terminal`` calls, if the mode has changed."""
 
 
 def restore_terminal() -> None:
