@@ -1,4 +1,4 @@
-"""A pass over several sequences gives each what it gets alone, bit for bit."""
+"""A pass over several sequences gives each what it gets alone: by kernels bit for bit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,13 +79,27 @@ def test_sequences_in_one_pass_get_what_they_get_alone(level: str, config: Llama
                     assert mine[1].equal(other[1])
 
 
+@pytest.mark.parametrize("n_logits", [0, 1, 3])
 @torch.inference_mode()
-def test_torch_computes_several_sequences_too() -> None:
+def test_torch_computes_several_sequences_up_to_rounding(n_logits: int) -> None:
     backend = TorchBackend(random_model(TINY))
     caches = [filled(backend, ids_of(i, start), None) for i, (start, _) in enumerate(LENGTHS)]
-    for i, logits in enumerate(together(backend, caches)):
-        alone = backend.forward(ids_of(i, sum(LENGTHS[i])), backend.new_cache())
-        torch.testing.assert_close(logits[0], alone, rtol=1e-4, atol=1e-4)
+    for i, logits in enumerate(together(backend, caches, n_logits)):
+        ids = ids_of(i, sum(LENGTHS[i]))
+        alone = backend.forward(ids, backend.new_cache(), all_logits=True)
+        expected = alone[len(alone) - min(n_logits, LENGTHS[i][1]) :]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        assert caches[i].ids == ids
+
+
+@torch.inference_mode()
+def test_torch_multiplies_each_matrix_once_for_all_sequences() -> None:
+    model = random_model(TINY)
+    backend, passed = TorchBackend(model), []
+    model.blocks[0].attention.wq.register_forward_hook(lambda *seen: passed.append(seen[2].shape))
+    caches = [backend.new_cache() for _ in range(3)]
+    backend.forward_batch([Extension(ids_of(i, i + 1), each) for i, each in enumerate(caches)])
+    assert [tuple(shape[:2]) for shape in passed] == [(1, 6)]
 
 
 @needs_kernels

@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_chat.errors import LlamaChatError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache, RowCache
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
-from llama_chat.model.attention import causal_mask
+from llama_chat.model.attention import Span, causal_mask
 from llama_chat.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
@@ -121,7 +121,8 @@ class Backend(ABC):
     ) -> list[Tensor]:
         """Append tokens to several sequences, and compute the logits that follow them.
 
-        What a sequence gets does not depend on the others of the pass.
+        What a sequence gets does not depend on the others of the pass: bit for bit with the
+        kernels, up to rounding with torch.
 
         Args:
             extensions: one or more, each of another cache; all are unchanged if this raises.
@@ -178,22 +179,33 @@ class Backend(ABC):
 
 
 class TorchBackend(Backend):
-    """Forward passes of the torch modules, of one sequence after the other."""
+    """Forward passes of the torch modules.
+
+    Tokens of several sequences go through the matrices together, and each attends to its own cache.
+    Torch may sum in another order for another number of tokens, so that what a sequence gets alone
+    and in company differs by rounding.
+    """
 
     def _run(
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
     ) -> list[Tensor]:
-        return [self._extend(extension, should_stop) for extension in extensions]
-
-    def _extend(self, new: Extension, should_stop: Callable[[], bool] | None) -> Tensor:
-        """Compute one extension; returns its logits."""
-        n_new, device = len(new.ids), self.model.device
+        ids = [token_id for new in extensions for token_id in new.ids]
+        spans: list[Span] = []
+        positions: list[int] = []
+        logit_rows: list[int] = []
+        for new in extensions:
+            start = spans[-1].end if spans else 0
+            n_new = len(new.ids)
+            mask = causal_mask(n_new, new.end, self.model.device) if n_new > 1 else None
+            spans.append(Span(start, start + n_new, new.end, mask, new.cache))
+            positions += range(new.cache.length, new.end)
+            logit_rows += range(start + n_new - new.n_logits, start + n_new)
         logits: Tensor = self.model(
-            torch.tensor([new.ids], device=device),
-            torch.arange(new.cache.length, new.end),
-            causal_mask(n_new, new.end, device) if n_new > 1 else None,
-            new.cache,
-            n_logits=max(new.n_logits, 1),
+            torch.tensor([ids], device=self.model.device),
+            torch.tensor(positions),
+            spans,
+            logit_rows=logit_rows or slice(-1, None),
             should_stop=should_stop,
         )
-        return logits[0][: new.n_logits]
+        wanted = logits[0, : len(logit_rows)]
+        return list(torch.split(wanted, [new.n_logits for new in extensions]))

@@ -3,7 +3,8 @@
 Every step is one forward pass, with one token of each sequence that is being continued and some of
 the prompts of those that are not yet (Yu et al. 2022,
 https://www.usenix.org/conference/osdi22/presentation/yu): the weights are read once for all of
-them. Sequences join and leave at any step, and what one of them gets does not depend on the others.
+them. Sequences join and leave at any step, and what one of them gets does not depend on the others,
+but for the rounding of torch where the kernels cannot be used.
 """
 
 from collections import deque

@@ -50,7 +50,7 @@ class NativeBackend(Backend):
         here = []
         for i, new in enumerate(extensions):
             if self.prompts_in_torch and not _is_exact(new):
-                logits[i] = self._torch._extend(new, should_stop)
+                [logits[i]] = self._torch._run([new], should_stop)  # alone: bit for bit
             else:
                 here.append(i)
         # Sequences of few tokens come first: see kernels/forward.c.

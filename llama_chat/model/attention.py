@@ -1,5 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -25,6 +27,23 @@ class LayerCache(Protocol):
         Returns:
             Keys and values ``(B, n_kv_heads, S, head_dim)``.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of a pass that continue one sequence."""
+
+    start: int
+    """Place of the first of them in the pass."""
+    end: int
+    """Place after the last of them."""
+    n_rows: int
+    """Rows of the cache that they attend to, with their own."""
+    mask: Tensor | None
+    """``(end - start, n_rows)``, True where attention is allowed; None if each token may attend to
+    all rows."""
+    cache: LayerCache
+    """Keys and values of the sequence."""
 
 
 def causal_mask(n_new: int, n_total: int, device: torch.device) -> Tensor:
@@ -78,14 +97,20 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, kv_dim)
         self.wo = Linear(q_dim, config.dim)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache
-    ) -> Tensor:
-        """Attend from ``x`` ``(B, T, dim)`` to the cache and to ``x``; returns the same shape."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Attend from the tokens ``x`` ``(B, T, dim)`` of each span to its cache and to themselves.
+
+        Returns:
+            The same shape.
+        """
         q = self.wq(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_heads, head_dim)
         k = self.wk(x).unflatten(-1, (-1, self.head_dim))  # (B, T, n_kv_heads, head_dim)
         v = self.wv(x).unflatten(-1, (-1, self.head_dim))
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        keys, values = cache.write(self.layer, k, v)  # (B, n_kv_heads, S, head_dim)
-        out: Tensor = self.wo(grouped_query_attention(q, keys, values, mask))
+        found = []
+        for span in spans:
+            tokens = slice(span.start, span.end)
+            keys, values = span.cache.write(self.layer, k[:, tokens], v[:, tokens])
+            found.append(grouped_query_attention(q[:, tokens], keys, values, span.mask))
+        out: Tensor = self.wo(found[0] if len(found) == 1 else torch.cat(found, 1))
         return out

@@ -1,13 +1,14 @@
 """The transformer of LLaMA 2 (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.model.attention import Attention, LayerCache
+from llama_chat.model.attention import Attention, Span
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import rotary_tables
 from llama_chat.quantization.linear import Embedding, Linear, Packed
@@ -73,11 +74,9 @@ class TransformerBlock(nn.Module):
         """Device of this layer."""
         return self.ffn_norm.weight.device
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache
-    ) -> Tensor:
-        """Map ``x`` ``(B, T, dim)`` to the same shape, adding its keys and values to the cache."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Map ``x`` ``(B, T, dim)`` to the same shape, adding its keys and values to the caches."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, spans)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
@@ -102,21 +101,18 @@ class Transformer(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
-        cache: LayerCache,
+        spans: Sequence[Span],
         *,
-        n_logits: int = 1,
+        logit_rows: slice | Sequence[int] = slice(-1, None),
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
-        """Compute logits, writing keys and values to the cache.
+        """Compute logits, writing keys and values to the caches.
 
         Args:
             ids: token ids, ``(B, T)``.
-            positions: their positions in the sequence, ``(T,)``.
-            mask: ``(T, S)``, True where attention to the rows of the cache is allowed; None if
-                each token may attend to all.
-            cache: keys and values of earlier tokens.
-            n_logits: number of last tokens whose logits are wanted.
+            positions: their positions in their sequences, ``(T,)``.
+            spans: the sequences that they continue, in order.
+            logit_rows: tokens of the pass whose logits are wanted.
             should_stop: called before each layer.
 
         Returns:
@@ -125,27 +121,26 @@ class Transformer(nn.Module):
         Raises:
             InterruptedForward: if ``should_stop`` returned True.
         """
-        length = int(positions[-1]) + 1 if mask is None else mask.shape[-1]
-        inputs = {d: self._inputs(positions, mask, length, d) for d in self._devices}
+        inputs = {device: self._inputs(positions, spans, device) for device in self._devices}
         x: Tensor = self.tok_embeddings(ids, self.dtype)  # (B, T, dim)
         for layer in self.blocks:
             if should_stop is not None and should_stop():
                 raise InterruptedForward
-            x = layer(x.to(layer.device), *inputs[layer.device], cache)
-        x = self.norm(x[:, -n_logits:].to(self.norm.weight.device))  # (B, n_logits, dim)
+            x = layer(x.to(layer.device), *inputs[layer.device])
+        x = self.norm(x[:, logit_rows].to(self.norm.weight.device))  # (B, n_logits, dim)
         return self.unembedding.project(x.to(self.unembedding.device)).float()
 
     def _inputs(
-        self, positions: Tensor, mask: Tensor | None, length: int, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Collect cosines, sines ``(T, head_dim // 2)`` and mask on ``device``."""
-        cos, sin = self.rotary(length, device)
+        self, positions: Tensor, spans: Sequence[Span], device: torch.device
+    ) -> tuple[Tensor, Tensor, list[Span]]:
+        """Collect cosines, sines ``(T, head_dim // 2)`` and masks on ``device``."""
+        cos, sin = self.rotary(max(span.n_rows for span in spans), device)
         positions = positions.to(device)
-        return (
-            cos.index_select(0, positions),
-            sin.index_select(0, positions),
-            None if mask is None else mask.to(device),
-        )
+        here = [
+            span if span.mask is None else replace(span, mask=span.mask.to(device))
+            for span in spans
+        ]
+        return cos.index_select(0, positions), sin.index_select(0, positions), here
 
     def rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines of at least the first ``length`` positions.
