@@ -25,6 +25,9 @@ LEAVING_S = 10.0
 READY = r"template \w+\n›"
 """Pattern of the text once the model is loaded and the input is open."""
 
+OPENS = b"\x1b[?2004h"
+"""What the input writes when it opens: pastes are to be bracketed."""
+
 ESCAPE, CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R = "\x1b\x03\x04\x07\n\x0c\x12"
 UP = "\x1b[A"
 
@@ -141,7 +144,7 @@ class Terminal:
 
         Drawing takes as much processor time as a small model.
         """
-        self._draw(self.take_until(b"\x1b[6n"))
+        self._draw(self.take_until(OPENS))
 
     def take_until(self, end: bytes) -> bytes:
         """Read output up to ``end``, and perhaps more, without drawing it."""

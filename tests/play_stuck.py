@@ -13,7 +13,8 @@ from llama_chat.terminal.chat import Chat
 
 
 def stuck(*arguments: Any, **options: Any) -> Any:
-    """Do nothing for a long time, whatever happens."""
+    """Say so, and do nothing for a long time, whatever happens."""
+    print("stuck", flush=True)
     while True:
         time.sleep(100)
 

@@ -117,7 +117,8 @@ def test_a_second_signal_ends_a_chat_that_is_stuck(gguf_model: Path, tmp_path: P
     command = [sys.executable, "-m", "tests.play_stuck", "message"]
     with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
         terminal.wait_for(READY)
-        terminal.send("hello")
+        terminal.line("hello")
+        terminal.wait_for("stuck")
         terminal.child.kill(signal.SIGTERM)
         time.sleep(PAUSE_S)
         assert terminal.child.poll() is None

@@ -41,7 +41,7 @@ def test_the_input_goes_on_whatever_fails_in_it(what: str, tmp_path: Path) -> No
     command = [sys.executable, "-m", "tests.play_failure"]
     with Terminal(what, home=tmp_path, command=command) as terminal:
         opened = 2 if what == "first drawing" else 1  # Ctrl-C between the two ends the program
-        terminal.wait_until(lambda: terminal.raw.count(b"\x1b[6n") == opened)
+        terminal.wait_until(lambda: terminal.raw.count("›".encode()) >= opened)
         terminal.type("x" + CTRL_C)
         # A menu that is open already is what Tab chooses from.
         terminal.type("h\t" if what == "tab" else "/h\t")

@@ -60,7 +60,7 @@ ELSEWHERE = {
     "hub/fetching.py: partial.write(chunk)": "a file",
     "library/starter.py: copy.write(chunk)": "a file",
     "loading/ranks.py: traceback.print_exc()": "for LLAMA_CHAT_TRACEBACK",
-    "model/attention.py: cache.write(": "rows",
+    "model/attention.py: span.cache.write(": "rows",
     "parallel/": "orders and answers of ranks",
     "server/": "answers of HTTP, of JSON",
     "terminal/app.py: self._chat.send(text)": "to the model",

@@ -7,6 +7,7 @@ import shutil
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
     assert len(re.findall(r"(?m)^›", window.text)) == 1
 
 
+def everything_from(leader: int) -> bytes:
+    """Read what was written to a pseudo-terminal that nobody holds open any more."""
+    data = b""
+    with os.fdopen(leader, "rb", buffering=0) as terminal, suppress(OSError):
+        while more := terminal.read(1 << 16):
+            data += more
+    return data
+
+
 @pytest.mark.parametrize("moment", ["before_render", "after_render"])
 def test_a_resize_within_a_drawing_is_seen_at_the_next(
     moment: str, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +113,6 @@ def test_a_resize_within_a_drawing_is_seen_at_the_next(
         Resizes(session.app)
         keys.send_text(DRAFT)
         assert session.prompt() == DRAFT + "!"
-    drawn = os.read(leader, 1 << 16).decode()
-    os.close(leader)
+    drawn = everything_from(leader).decode()
     # The draft is in two rows by then: the cursor goes up to the first before anything is erased.
     assert re.search(r"\x1b\[A\x1b\[\d+D\x1b\[K", drawn[drawn.index("word11") :])

@@ -69,8 +69,14 @@ class RandomChat:
         self._terminal.wait_for(rf"› m{n} [\s\S]*?── model\s[\s\S]*?\n›", shown=False)
         self._wait_for_input()
 
+    def _type(self, text: str) -> None:
+        """Type, and wait until it is on the screen."""
+        # tmux breaks its lines before it tells of a new size: drawings in between are misplaced.
+        self._terminal.type(text)
+        self._terminal.wait_for(r"\s*".join(map(re.escape, re.sub(r"\s", "", text))))
+
     def _say(self) -> None:
-        self._terminal.type(self._message())
+        self._type(self._message())
         self._drag()
         self._terminal.press("Enter")
         self._finish_reply()
@@ -99,7 +105,7 @@ class RandomChat:
             self._terminal.resize(self._chance.randint(20, 200), self._chance.randint(8, 50))
 
     def _clear(self) -> None:
-        self._terminal.type("some draft that is never sent")
+        self._type("some draft that is never sent")
         self._drag()
         self._terminal.press("C-c")
         self._wait_for_input()

@@ -48,6 +48,10 @@ class Resizes:
         self._get_size = app.output.get_size
         app.output.get_size = lambda: self._drawing or self._get_size()  # type: ignore[method-assign]
         app.output.erase_down = self._erase_down  # type: ignore[method-assign]
+        # The toolbar is right below the input, and not at the end of the window: what is drawn for
+        # a size that the window no longer has can then hardly scroll it. So there is no need to ask
+        # the terminal for the row of the cursor, either.
+        app.output.get_rows_below_cursor_position = lambda: 1  # type: ignore[method-assign]
         app.before_render += self._before_render
 
     def settle(self) -> None:
