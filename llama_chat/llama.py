@@ -90,6 +90,11 @@ class Llama:
         return self.model.config.context_length
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return self._engine.end_ids
+
+    @property
     def summary(self) -> str:
         """Type of the weights, their device, and the context, for display."""
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -239,7 +244,7 @@ class Llama:
         return Scheduler(
             self.backend,
             self.tokenizer,
-            self._engine.end_ids,
+            self.end_ids,
             max_parallel=parallel,
             cache_dtype=self._cache_dtype,
             max_bytes=limit,

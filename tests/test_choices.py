@@ -9,13 +9,18 @@ import torch
 
 from harness.program import assert_clean_error, run
 from llama_chat.chat.choices import choose
+from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.batch import generate_all
 from llama_chat.generation.choices import score
+from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine
+from llama_chat.generation.events import Finish
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
 from tests.models import TINY, random_model, reference_logits, to_hugging_face
 from tests.sessions import TOKENIZER, new_session
+from tests.test_batch import sampler_of, scheduler_of
 
 
 @pytest.mark.parametrize("prompt_length", [1, 70])
@@ -34,6 +39,27 @@ def test_scores_are_those_of_transformers(prompt_length: int) -> None:
             expected = [float(logprobs[prompt_length + i - 1, t]) for i, t in enumerate(ids)]
             torch.testing.assert_close(list(each.logprobs), expected, rtol=0, atol=1e-3)
             assert each.logprob == pytest.approx(sum(expected), abs=1e-3 * len(ids))
+
+
+@pytest.mark.parametrize("prompt_length", [1, 40, 400])
+def test_a_scheduler_scores_choices_as_an_engine_does(prompt_length: int) -> None:
+    prompt = [(7 * i) % 250 for i in range(prompt_length)]
+    choices = [[3], [3, 4], [9, 8, 7], [*range(100, 140)]]
+    scheduler = scheduler_of()
+    expected = score(Engine(scheduler.backend, TOKENIZER), prompt, choices)
+    others = [Request([5, *prompt], sampler_of(None), max_tokens=9) for _ in range(2)]
+    asked = [Request(prompt, sampler_of(None), choices=choices) for _ in range(2)]
+    keys = enumerate([others[0], *asked, others[1]])
+    events = list(generate_all(scheduler, keys))
+    ends = {key: event for key, event in events if isinstance(event, Finish)}
+    assert [key for key, event in events if key in (1, 2)] == [1, 2]
+    for key in (1, 2):
+        assert list(ends[key].scored) == expected
+        assert ends[key].usage.completion_tokens == 0
+    assert (ends[0].scored, ends[0].usage.completion_tokens) == ((), 9)
+    assert scheduler.n_running == 0
+    with pytest.raises(PromptTooLongError):
+        scheduler.add(Request(prompt, sampler_of(None), choices=[[1] * scheduler.backend.context]))
 
 
 def probabilities(texts: Sequence[str], *, by_length: bool = False) -> dict[str, float]:

@@ -1,13 +1,17 @@
 """A choice between given replies, by the probability that the model gives to each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from llama_chat.chat.session import ChatSession
+from llama_chat.chat.conversation import Message
 from llama_chat.errors import UsageError
 from llama_chat.generation.events import Hooks
 from llama_chat.generation.logprobs import Scored
+
+if TYPE_CHECKING:
+    from llama_chat.chat.templates import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +24,22 @@ class Choice:
     """Probability among the choices alone."""
 
 
+class Judge(Protocol):
+    """A conversation, and what knows how likely replies are."""
+
+    @property
+    def n_reused(self) -> int:
+        """Number of tokens of the last prompt that needed no forward pass."""
+
+    def piece(self, token_id: int) -> str:
+        """Return the name of a token in the vocabulary."""
+
+    def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
+        """Score replies to a message; see ``ChatSession``."""
+
+
 def choose(
-    session: ChatSession,
+    session: Judge,
     message: str,
     texts: Sequence[str],
     hooks: Hooks | None = None,
@@ -68,3 +86,27 @@ def check_choices(texts: Sequence[str]) -> None:
             raise UsageError("choices", "one is empty", "leave it out")
         if text in texts[:i]:
             raise UsageError("choices", f"{text!r} is given twice", "leave one out")
+
+
+def reply_ids(
+    template: "ChatTemplate",
+    messages: Sequence[Message],
+    text: str,
+    n_prompt: int,
+    end_ids: Collection[int],
+) -> list[int]:
+    """Encode a reply as the model would write it, up to its end token if there is one.
+
+    Args:
+        template: the chat template.
+        messages: the messages before it.
+        text: the reply.
+        n_prompt: the number of tokens of ``messages`` with the beginning of a reply.
+        end_ids: the end tokens.
+    """
+    reply = Message("assistant", text, template.encode_reply(text))
+    ids = list(reply.ids or ())
+    for token_id in template.render([*messages, reply])[n_prompt + len(ids) :]:
+        if token_id in end_ids:
+            return [*ids, token_id]
+    return ids

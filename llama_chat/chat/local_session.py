@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
+from llama_chat.chat.choices import reply_ids
 from llama_chat.chat.context_use import Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
@@ -11,7 +12,7 @@ from llama_chat.errors import UsageError
 from llama_chat.generation.choices import score
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import Engine
+from llama_chat.generation.engine import Engine, check_least
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.generation.kv_cache import common_prefix
 from llama_chat.generation.logprobs import Scored
@@ -117,6 +118,7 @@ class LocalSession(TokenSession):
         Raises:
             PromptTooLongError: if it does not fit.
         """
+        check_least(self.tokenizer.min_tokens(text.strip()), self.context)
         fit = self._fit(Message("user", text), self._open_reply(""))
         return Request(
             fit.ids,
@@ -131,20 +133,10 @@ class LocalSession(TokenSession):
     def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
         """Score replies to a message, each with the end of the turn."""
         prompt = self.request(message).ids
-        continuations = [self._reply_ids(message, text, prompt) for text in texts]
-        return score(self.engine, prompt, continuations, hooks)
-
-    def _reply_ids(self, message: str, text: str, prompt: Sequence[int]) -> Sequence[int]:
-        """Encode a reply as the model would write it, up to its end token if there is one."""
-        reply = Message("assistant", text, self.template.encode_reply(text))
-        asked = self.conversation.messages()
-        whole = self.template.render([*asked, Message("user", message), reply])
-        ids = list(reply.ids or ())
+        asked = [*self.conversation.messages(), Message("user", message)]
         ends = self.engine.end_ids | self.template.end_ids
-        for token_id in whole[len(prompt) + len(ids) :]:
-            if token_id in ends:
-                return [*ids, token_id]
-        return ids
+        replies = [reply_ids(self.template, asked, text, len(prompt), ends) for text in texts]
+        return score(self.engine, prompt, replies, hooks)
 
     def next_prefix(self, attachments: Sequence[Attachment] = ()) -> list[int]:
         """Token prefix shared by every possible next message with these attachments.

@@ -24,6 +24,7 @@ from llama_chat.generation.backend import (
     chunk_size,
 )
 from llama_chat.generation.cache_rows import BLOCK
+from llama_chat.generation.choices import score_next
 from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.engine import prompt_too_long
 from llama_chat.generation.events import Event, Token
@@ -129,11 +130,12 @@ class Scheduler:
             PromptTooLongError: if its prompt exceeds the context.
             LlamaChatError: if no text of this vocabulary can meet its grammar.
         """
-        if not request.ids:
-            raise ValueError("no tokens to prefill")
+        if not request.ids or not all(request.choices):
+            raise ValueError("no tokens to prefill, or to score")
         context = self.backend.context
-        if len(request.ids) > context:
-            raise prompt_too_long(len(request.ids), context)
+        length = len(request.ids) + max(map(len, request.choices), default=0)
+        if length > context:
+            raise prompt_too_long(length, context)
         text = Continuation(request, self.tokenizer, self._end_ids, context)
         sequence = BatchedSequence(text)
         self._waiting.append(sequence)
@@ -212,6 +214,7 @@ class Scheduler:
     def _bytes_to_come(self, sequence: BatchedSequence) -> int:
         """Bytes by which the cache of a sequence may grow."""
         cache, end, capacity = sequence.cache, sequence.text.max_length, 0
+        end += BLOCK * len(sequence.text.choices)
         if cache is None:
             end -= self.store.n_shared(sequence.text.ids)
         else:
@@ -242,14 +245,19 @@ class Scheduler:
         return sequences, extensions
 
     def _continue(self, sequence: BatchedSequence, logits: Tensor) -> Iterator[Update]:
-        """Sample the next token of a sequence, and those that its grammar forces after it."""
+        """Sample the next token of a sequence, and those that its grammar forces after it.
+
+        Or score the choices.
+        """
         text, cache = sequence.text, sequence.cache
         if cache is not None and len(text.ids) == text.n_prompt:
             self._store_prompt(text.ids, cache)
         try:
-            while (token := text.sample(logits)) is not None:
+            if cache is not None and text.choices:
+                text.choose(score_next(self.backend, cache, logits, text.choices))
+            while text.reason is None and (token := text.sample(logits)) is not None:
                 yield sequence, token
-                if text.reason is not None or not text.is_forced:
+                if not text.is_forced:
                     break
         except LlamaChatError as error:
             self._leave(sequence)

@@ -1,21 +1,21 @@
 """Scores of given continuations: how likely the model is to write each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from llama_chat.errors import ModelError
-from llama_chat.generation.backend import Extension
+from llama_chat.generation.backend import Backend, Extension
 from llama_chat.generation.engine import Engine, prompt_too_long
 from llama_chat.generation.events import Hooks
+from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.logprobs import Scored
 
 _MAX_TOKENS = 512
 """Most tokens of continuations in one pass."""
 
 
-@torch.inference_mode()
 def score(
     engine: Engine,
     ids: Sequence[int],
@@ -34,7 +34,21 @@ def score(
     longest = max(map(len, continuations))
     if len(ids) + longest > engine.context:
         raise prompt_too_long(len(ids) + longest, engine.context)
-    first = _logprobs(engine.prefill(ids, hooks).unsqueeze(0))
+    logits = engine.prefill(ids, hooks)
+    should_stop = None if hooks is None else hooks.should_stop
+    return score_next(engine.backend, engine.cache, logits, continuations, should_stop)
+
+
+@torch.inference_mode()
+def score_next(
+    backend: Backend,
+    cache: KVCache,
+    logits: Tensor,
+    continuations: Sequence[Sequence[int]],
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Scored]:
+    """Score continuations of the tokens in a cache, which ``logits`` follow; see ``score``."""
+    first = _logprobs(logits.unsqueeze(0))
     scored = [[float(first[0, each[0]])] for each in continuations]
     left = [i for i, each in enumerate(continuations) if len(each) > 1]
     while left:
@@ -44,11 +58,10 @@ def score(
             n_tokens += len(continuations[left[0]])
             batch.append(left.pop(0))
         extensions = [
-            Extension(continuations[i][:-1], engine.cache.fork(len(ids)), len(continuations[i]) - 1)
+            Extension(continuations[i][:-1], cache.fork(cache.length), len(continuations[i]) - 1)
             for i in batch
         ]
-        should_stop = None if hooks is None else hooks.should_stop
-        found = engine.backend.forward_batch(extensions, should_stop)
+        found = backend.forward_batch(extensions, should_stop)
         for i, logits in zip(batch, found, strict=True):
             following = torch.tensor(continuations[i][1:]).unsqueeze(1)
             scored[i] += _logprobs(logits).gather(1, following).squeeze(1).tolist()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llama_chat.generation.constraints import Constraint, Grammar
 from llama_chat.generation.events import Finish, FinishReason, Timings, Token, Usage
+from llama_chat.generation.logprobs import Scored
 from llama_chat.generation.sampling import Choice, Sampler
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.tokenizers.base import Tokenizer
@@ -35,6 +36,8 @@ class Request:
     """Treatment of leading white space, see ``StreamingDecoder``."""
     grammar: Grammar | None = None
     """Grammar that the text must meet, unless it is cut off; leading white space stays then."""
+    choices: Sequence[Sequence[int]] = ()
+    """Continuations to score, each at least one token, in place of generating one."""
 
 
 class Continuation:
@@ -61,6 +64,9 @@ class Continuation:
         """Reason of its end; None while it goes on."""
         self.n_reused = 0
         """Tokens of the prompt that needed no forward pass."""
+        self.choices = request.choices
+        """Continuations to score, in place of sampling."""
+        self._scored: Sequence[Scored] = ()
         self._request = request
         self._tokenizer = tokenizer
         grammar = request.grammar
@@ -84,7 +90,7 @@ class Continuation:
     @property
     def max_length(self) -> int:
         """Most tokens that ``ids`` may have at the end."""
-        limit = self._request.max_tokens
+        limit = 0 if self.choices else self._request.max_tokens
         return self._context if limit is None else min(self._context, self.n_prompt + limit)
 
     @property
@@ -125,6 +131,11 @@ class Continuation:
             self.reason = "context"
         return Token(token_id, text, logprob, alternatives)
 
+    def choose(self, scored: Sequence[Scored]) -> None:
+        """Take the scores of the choices, which is the end."""
+        self._prefilled = self._first = self._last = time.perf_counter()
+        self.reason, self._scored = "stop", scored
+
     def finish(self, n_drafted: int = 0, n_accepted: int = 0) -> Finish:
         """Return the last event; a continuation that goes on is interrupted."""
         held = ""
@@ -140,6 +151,7 @@ class Continuation:
             self._request.sampler.seed,
             self._stopped_at,
             self._constraint.is_complete if self._request.grammar else None,
+            self._scored,
         )
 
     def _timings(self) -> Timings:

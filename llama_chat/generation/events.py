@@ -1,10 +1,10 @@
 """Events that a generation yields, and hooks to observe and stop it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from llama_chat.generation.logprobs import Alternatives
+from llama_chat.generation.logprobs import Alternatives, Scored
 
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
@@ -68,6 +68,8 @@ class Finish:
     """Stop string that ended it, if one did."""
     meets_grammar: bool | None = None
     """True if the text meets the grammar that it was constrained by; None without one."""
+    scored: Sequence[Scored] = ()
+    """Scores of the choices, where nothing was generated."""
 
     @property
     def prefill_tok_s(self) -> float:
@@ -103,10 +105,14 @@ def finish_of(facts: dict[str, Any], text: str) -> Finish:
     """Return the event that ``finish_facts`` described, with its ``text``.
 
     Raises:
-        TypeError, ValueError: if it is another object.
+        KeyError, TypeError, ValueError: if it is another object.
     """
-    known = {**facts, "usage": Usage(**facts["usage"]), "timings": Timings(**facts["timings"])}
-    return Finish(text=text, **known)
+    parts = {
+        "usage": Usage(**facts["usage"]),
+        "timings": Timings(**facts["timings"]),
+        "scored": tuple(Scored(**each) for each in facts["scored"]),
+    }
+    return Finish(text=text, **{**facts, **parts})
 
 
 def token_of(facts: dict[str, Any]) -> Token:

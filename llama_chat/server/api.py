@@ -163,7 +163,7 @@ class Api:
 
         def begin() -> Sequence[Continued]:
             requests = encode(body)
-            if body.own.receipt:
+            if body.own.receipt or body.own.choices:
                 describes.extend(self._prompts.describe(body, each) for each in requests)
             return requests
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from llama_chat.chat.choices import check_choices, reply_ids
 from llama_chat.chat.context_use import no_space
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.receipts import Asked, Describe, describe
@@ -11,6 +12,7 @@ from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import check_least, prompt_too_long
+from llama_chat.generation.events import Finish, Token
 from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.server.schema import ChatMessage, ChatRequest, CompletionRequest, TokenizeRequest
@@ -46,8 +48,8 @@ class Prompts:
             PromptTooLongError: if it leaves no space for a reply.
         """
         messages = _messages(body.messages)
-        for message in messages:  # as commands do before they load a model
-            check_least(self.tokenizer.min_tokens(message.text.strip()), self._llama.context)
+        question = messages[-1].text.strip()  # checked as commands do
+        check_least(self.tokenizer.min_tokens(question), self._llama.context)
         least = AtLeast(self._template.min_tokens(messages))
         if least > self._llama.context:
             raise no_space(least, self._llama.context)
@@ -56,6 +58,7 @@ class Prompts:
             raise no_space(len(ids), self._llama.context)
         continues = messages[-1].role == "assistant"
         grammar = body.grammar()
+        choices = self._choices(messages, len(ids), body.own.choices)
         return [
             Request(
                 ids,
@@ -65,9 +68,23 @@ class Prompts:
                 self._template.end_ids,
                 leading="keep" if continues else "strip",
                 grammar=grammar,
+                choices=choices,
             )
             for sampler in self._samplers(body)
         ]
+
+    def _choices(
+        self, messages: Sequence[Message], n_prompt: int, texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Encode replies to score.
+
+        Raises:
+            UsageError: if one is empty, or two are the same.
+        """
+        if texts:
+            check_choices(texts)
+        ends = self._llama.end_ids | self._template.end_ids
+        return [reply_ids(self._template, messages, text, n_prompt, ends) for text in texts]
 
     def completions(self, body: CompletionRequest) -> list[Request]:
         """Encode raw texts, or take the ids of such.
@@ -112,10 +129,19 @@ class Prompts:
         return prompt
 
     def describe(self, body: ChatRequest | CompletionRequest, request: Request) -> Describe:
-        """Return the function that describes the answer to a request; see ``receipts``."""
+        """Return the function that describes the answer to a request; see ``receipts``.
+
+        Of choices it names the tokens.
+        """
+        if request.choices:
+            return self._name_tokens
         template = self._template if isinstance(body, ChatRequest) else None
         asked = Asked.of_request(request, template)
         return describe(self._llama, self._settings, lambda: asked, body.n_logprobs or 0)
+
+    def _name_tokens(self, tokens: Sequence[Token], finish: Finish) -> dict[str, Any]:
+        ids = {token_id for each in finish.scored for token_id in each.ids}
+        return {"pieces": {str(token_id): self.tokenizer.piece(token_id) for token_id in ids}}
 
     def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """Encode a text, for ``/v1/tokenize``.

@@ -43,6 +43,8 @@ class Own(_Body):
     """End tokens in addition to those of the model, for a raw prompt."""
     n_begun: int = Field(default=0, ge=0, le=10**9)
     """Number of tokens at the end of a raw prompt that begin the text to continue."""
+    choices: Annotated[list[Text], Field(max_length=2**16)] = []
+    """Replies to score, in place of generating one; with their pieces in the last chunk."""
     leading: Leading | None = None
     """Treatment of leading white space after a raw prompt."""
 
