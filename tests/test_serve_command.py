@@ -88,15 +88,20 @@ def test_the_json_of_the_server_is_that_of_the_command(
 def test_a_client_of_the_server_imports_no_torch(
     server: Server, home: Path, gguf_model: Path
 ) -> None:
+    flags = ["the cat", "-m", str(gguf_model), "-q", "--max-tokens", "3"]
     code = (
         "import sys; from llama_chat.cli.app import run; "
-        f"status = run(['ask', 'the cat', '-m', {str(gguf_model)!r}, '-q', '--max-tokens', '3']); "
-        "print([name for name in ('torch', 'numpy') if name in sys.modules], status)"
+        f"of_lines = run(['ask', '--lines', *{flags}]); "
+        f"of_choices = run(['ask', '--choices', 'a,b', *{flags}]); "
+        "assert 'httpx2' in sys.modules; del sys.modules['httpx2']; "
+        f"status = run(['ask', *{flags}]); "
+        "found = [name for name in ('torch', 'numpy', 'httpx2') if name in sys.modules]; "
+        "print(found, of_lines, of_choices, status)"
     )
     command = (sys.executable, "-c", code)
     with cold(), Program(home=home, command=command, XDG_RUNTIME_DIR=server.runtime) as process:
-        out, err = process.communicate()
-    assert out.decode().endswith("[] 0\n"), (out, err)
+        out, err = process.communicate(b"the hat\n")
+    assert out.decode().endswith("[] 0 0 0\n"), (out, err)
 
 
 def test_another_model_or_setting_is_loaded_here(

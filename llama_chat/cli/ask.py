@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -37,10 +38,11 @@ from llama_chat.cli.many import (
 )
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
-from llama_chat.cli.warm import Wanted, write_warm
+from llama_chat.cli.warm import open_warm, write_warm
 from llama_chat.errors import UsageError
 from llama_chat.files import without_final_newline
 from llama_chat.generation.constraints import Grammar
+from llama_chat.server.client import LostServer
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -163,10 +165,17 @@ def answer(
 
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
+    if among is not None and (found := open_warm(settings)) is not None:
+        warm, ours = found
+        judge = new_session(warm, ours, prompt, streams.warn)
+        with suppress(LostServer):
+            write_choice(judge, message, among, ours, warm.name, as_json=as_json, raw=raw)
+            return
     if among is None and write_warm(
-        lambda warm, ours: warm.ask(message, ours, prompt),
+        lambda warm, ours: new_session(warm, ours, prompt, streams.warn, grammar).request(message),
         settings,
-        Wanted(as_json, logprobs, grammar),
+        as_json=as_json,
+        n_logprobs=logprobs,
         raw=raw,
         fail_on_length=fail_on_length,
     ):

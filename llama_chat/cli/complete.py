@@ -26,7 +26,7 @@ from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
-from llama_chat.cli.warm import Wanted, WarmModel, write_warm
+from llama_chat.cli.warm import write_warm
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from llama_chat.chat.templates import ChatTemplate
     from llama_chat.llama import Llama
     from llama_chat.remote import RemoteModel
+    from llama_chat.server.warm_model import WarmModel, WarmRequest
 
 Generate = Callable[[Hooks], Iterator[Event]]
 
@@ -86,14 +87,16 @@ def complete(
     ours = [with_prompt_file(settings, prompt) for prompt in prompts]
     if len(texts) == 1:
 
-        def generate_warm(warm: WarmModel, own: Settings) -> Iterator[Event]:
-            text = texts[0]
-            return warm.ask(text, own, None) if through_template else warm.complete(text, own)
+        def ask(warm: "WarmModel", own: Settings) -> "WarmRequest":
+            if through_template:
+                return new_session(warm, own, None, streams.warn, constraint).request(texts[0])
+            return warm.continuation(texts[0], own, grammar=constraint, n_logprobs=logprobs)
 
         done = write_warm(
-            generate_warm,
+            ask,
             ours[0],
-            Wanted(as_json, logprobs, constraint),
+            as_json=as_json,
+            n_logprobs=logprobs,
             raw=raw,
             echo=texts[0] if echo else "",
             fail_on_length=fail_on_length,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.cli.ranks import other_ranks
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llama_chat.loading.endpoints import EndpointPlan
     from llama_chat.loading.load_plan import LoadPlan
     from llama_chat.remote import RemoteModel
+    from llama_chat.server.warm_model import WarmDialog, WarmModel
 
 
 def model_path(settings: Settings, wanted: str | None = None) -> Path:
@@ -230,13 +231,33 @@ def open_prompt(settings: Settings, slots: Slots) -> PromptFile | None:
     return slots.fill(load_prompt(name)) if name else None
 
 
+@overload
 def new_session(
     model: "Llama | RemoteModel",
     settings: Settings,
     prompt: PromptFile | None,
     notify: Callable[[str], None],
     grammar: Grammar | None = None,
-) -> "LocalSession | RemoteSession":
+) -> "LocalSession | RemoteSession": ...
+
+
+@overload
+def new_session(
+    model: "WarmModel",
+    settings: Settings,
+    prompt: PromptFile | None,
+    notify: Callable[[str], None],
+    grammar: Grammar | None = None,
+) -> "WarmDialog": ...
+
+
+def new_session(
+    model: "Llama | RemoteModel | WarmModel",
+    settings: Settings,
+    prompt: PromptFile | None,
+    notify: Callable[[str], None],
+    grammar: Grammar | None = None,
+) -> "LocalSession | RemoteSession | WarmDialog":
     """Begin a conversation with the settings and the examples of the prompt file."""
     session = model.chat(
         template=settings.template,

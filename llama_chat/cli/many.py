@@ -16,10 +16,12 @@ from llama_chat.cli.choosing import Among, choice_json
 from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
 from llama_chat.cli.slots import Slots
+from llama_chat.cli.warm import open_warm
 from llama_chat.errors import LengthLimitError, LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Finish
+from llama_chat.server.client import LostServer
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import Report, progress
@@ -27,6 +29,7 @@ from llama_chat.terminal.progress import Report, progress
 if TYPE_CHECKING:
     from llama_chat.chat.local_session import LocalSession
     from llama_chat.chat.remote_session import RemoteSession
+    from llama_chat.server.warm_model import WarmDialog
 
 AreLines = Annotated[
     bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
@@ -101,12 +104,12 @@ def answer_lines(
     slots.check_used(by_record)
     settings = with_prompt_file(settings, prompt)
     lines = Lines()
-    model, settings = open_model(settings)
+    model, settings = open_warm(settings) or open_model(settings)
     notify = streams.warn if settings.verbose else None
     if by_record is None:
         session = new_session(model, settings, prompt, streams.warn, grammar)
 
-    def session_of(record: Record) -> "LocalSession | RemoteSession":
+    def session_of(record: Record) -> "LocalSession | RemoteSession | WarmDialog":
         if by_record is None:
             return session
         filled = slots.fill(by_record, record.values)
@@ -117,6 +120,8 @@ def answer_lines(
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
             run.answer(model.generate_all, scheduler, lines, report)
+        except LostServer as lost:
+            raise LostServer(lost.why, "go on with --resume-from, or --no-server") from None
         finally:
             run.answers.write_complete()
     run.report_end(fail_on_length)
@@ -188,7 +193,7 @@ class _Run:
         self,
         model: str,
         settings: Settings,
-        session_of: "Callable[[Record], LocalSession | RemoteSession]",
+        session_of: "Callable[[Record], LocalSession | RemoteSession | WarmDialog]",
         question: str,
         options: LineOptions,
         answered: set[int],
@@ -256,6 +261,8 @@ class _Run:
                     self._count(lines, report)
                     continue
                 request = session.request(message, with_logprobs=False)
+            except LostServer:
+                raise
             except LlamaChatError as error:
                 self.answers.begin(number)
                 self._fail(number, keys, error)

@@ -4,21 +4,16 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llama_chat.chat.conversation import Conversation
-from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import model_path
-from llama_chat.errors import LlamaChatError
-from llama_chat.generation.constraints import Grammar
-from llama_chat.generation.events import Event, Token, finish_of
 from llama_chat.parallel.world import find_world
-from llama_chat.server.client import OWN_KEY, health, stream
+from llama_chat.server.client import LostServer, health
 from llama_chat.server.sockets import default_socket
+from llama_chat.server.warm_model import WarmModel, WarmRequest
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -39,73 +34,6 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {name: settings.value(name) for name in (*names, *_TEMPLATE)}
     found = {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
     return {**found, "model": str(model_path(settings).resolve())}
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Form of an answer, and what is written about it."""
-
-    as_json: bool
-    """True for one JSON object, with its receipt."""
-    n_logprobs: int = 0
-    """Most likely tokens at each position, for the JSON."""
-    grammar: Grammar | None = None
-
-
-class WarmModel:
-    """A model that a server has loaded."""
-
-    def __init__(self, path: Path, facts: dict[str, Any], wanted: Wanted) -> None:
-        """Answer through the socket file ``path`` of a server, with the ``facts`` it has told."""
-        self.name = str(facts["model"])
-        self.described: dict[str, Any] = {}
-        """Description of the last answer, for its JSON."""
-        self._path = path
-        self._facts = facts
-        self._wanted = wanted
-
-    def settings(self, settings: Settings) -> Settings:
-        """Return the settings with what the model suggests where nothing else sets a value."""
-        suggested = self._facts.get("suggested", {})
-        return settings.with_model(suggested.get("values", {}), suggested.get("where", ""))
-
-    def ask(self, message: str, settings: Settings, prompt: PromptFile | None) -> Iterator[Event]:
-        """Answer a message through the chat template, after the examples of a prompt file."""
-        examples, n = () if prompt is None else prompt.examples, self._wanted.n_logprobs
-        preface = Conversation(settings.system, examples).preface()
-        messages = [{"role": each.role, "content": each.text} for each in preface]
-        messages.append({"role": "user", "content": message})
-        body = {"messages": messages, "logprobs": n > 0, "top_logprobs": n}
-        yield from self._events("/v1/chat/completions", settings, body)
-
-    def complete(self, text: str, settings: Settings) -> Iterator[Event]:
-        """Continue a raw text."""
-        body = {"prompt": text, "logprobs": self._wanted.n_logprobs or None}
-        yield from self._events("/v1/completions", settings, body)
-
-    def _events(self, route: str, settings: Settings, prompt: dict[str, Any]) -> Iterator[Event]:
-        limits = {"max_tokens": settings.max_tokens, "stop": list(settings.stop)}
-        grammar = None if self._wanted.grammar is None else asdict(self._wanted.grammar)
-        own = {OWN_KEY: {"receipt": self._wanted.as_json, "grammar": grammar}}
-        body = {**prompt, **asdict(settings.sampling), **limits, **own}
-        try:
-            for chunk in stream(self._path, route, body):
-                choice = chunk["choices"][0]
-                text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-                if facts := chunk.get(OWN_KEY):
-                    self.described = facts["described"]
-                    yield finish_of(facts["finish"], text)
-                elif text:
-                    yield Token(-1, text, 0.0)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise LostServer from error
-
-
-class LostServer(LlamaChatError):
-    """The server went away, or is none of ours."""
-
-    def __init__(self) -> None:
-        super().__init__("server", "the connection was lost", "try again, or --no-server")
 
 
 def find_server(
@@ -137,10 +65,18 @@ def find_server(
     return path, facts
 
 
-def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
+def open_warm(
+    settings: Settings, *, n_logprobs: int = 0, receipts: bool = False
+) -> tuple[WarmModel, Settings] | None:
     """Find the server of the model and the settings, or start one if ``keep_warm`` says so.
 
-    None if there is none: the model is then to be loaded here.
+    Args:
+        settings: the settings.
+        n_logprobs: likely tokens at each position to ask for.
+        receipts: ask for a receipt with each answer.
+
+    Returns:
+        Its model, and the settings with what that suggests; None if it is to be loaded here.
     """
 
     def tell(line: str) -> None:
@@ -148,7 +84,10 @@ def find(settings: Settings, wanted: Wanted) -> WarmModel | None:
             streams.say(f"llama-chat: {line}")
 
     found = find_server(settings, tell, starts=True)
-    return None if found is None else WarmModel(*found, wanted)
+    if found is None:
+        return None
+    model = WarmModel(*found, n_logprobs=n_logprobs, receipts=receipts)
+    return model, model.settings(settings)
 
 
 def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
@@ -173,10 +112,11 @@ def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
 
 
 def write_warm(
-    generate: Callable[[WarmModel, Settings], Iterator[Event]],
+    ask: Callable[[WarmModel, Settings], WarmRequest],
     settings: Settings,
-    wanted: Wanted,
     *,
+    as_json: bool,
+    n_logprobs: int,
     raw: bool,
     echo: str = "",
     fail_on_length: bool = False,
@@ -184,9 +124,10 @@ def write_warm(
     """Write the answer of a running server; return False if there is none, or it went away.
 
     Args:
-        generate: asks the server, with the settings that the model completes.
+        ask: makes the request, with the settings that the model completes.
         settings: the settings of the answer.
-        wanted: its form.
+        as_json: write one JSON object, with a receipt.
+        n_logprobs: likely tokens at each position, for the JSON.
         raw: write every character unchanged.
         echo: text to write first.
         fail_on_length: whether an answer cut off by a limit is an error.
@@ -194,11 +135,12 @@ def write_warm(
     Raises:
         LlamaChatError: if the server refuses the request, or goes away within the answer.
     """
-    warm = find(settings, wanted)
-    if warm is None:
+    found = open_warm(settings, n_logprobs=n_logprobs, receipts=as_json)
+    if found is None:
         return False
-    settings = warm.settings(settings)
-    events = generate(warm, settings)
+    model, settings = found
+    request = ask(model, settings)
+    events = model.continued(request)
     try:
         first = next(events)
     except LostServer:
@@ -206,9 +148,9 @@ def write_warm(
     write_answer(
         lambda hooks: itertools.chain([first], events),
         settings,
-        model=warm.name,
-        as_json=wanted.as_json,
-        describe=lambda tokens, finish: warm.described,
+        model=model.name,
+        as_json=as_json,
+        describe=lambda tokens, finish: request.described,
         raw=raw,
         echo=echo,
         fail_on_length=fail_on_length,

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -42,6 +42,8 @@ class Refusal:
     code: str = ""
     retry_after_s: float | None = None
     """Seconds that it asks to wait; None if it does not say."""
+    found: Any = field(default=None, compare=False, repr=False)
+    """All of it, if it is JSON."""
 
     @property
     def is_temporary(self) -> bool:
@@ -113,7 +115,7 @@ def refusal_in(
         known = error.get("code") or error.get("type")
         code = plain(hide(known), 60) if isinstance(known, str) else ""
     words = message if isinstance(message, str) else "" if message is None else repr(message)
-    return Refusal(status, plain(hide(words)), code, retry_after_s)
+    return Refusal(status, plain(hide(words)), code, retry_after_s, found)
 
 
 def seconds_to_wait(retry_after: str) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llama_chat.endpoint.answers import Answer, Hidden, RefusedInStream, SeenTokens
 from llama_chat.endpoint.client import Client, RefusedRequest
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import httpx2
 
 Key = TypeVar("Key")
+Asked = TypeVar("Asked", contravariant=True)
 
 N_ALTERNATIVES = 5
 """Number of likely tokens that are asked for at each position."""
@@ -195,6 +196,15 @@ class ServedModel:
             async for event in self.events(connections, call, answer, notify):
                 yield event
 
+    def answer(
+        self,
+        connections: "httpx2.AsyncClient",
+        call: Call,
+        notify: Callable[[str], None],
+    ) -> AsyncIterator[Event]:
+        """Return the events of an answer, one of several at a time."""
+        return self.events(connections, call, Answer(self.seen, Hidden(self.client.key)), notify)
+
     async def events(
         self,
         connections: "httpx2.AsyncClient",
@@ -254,6 +264,23 @@ class ServedModel:
             notify(f"the server refuses {name}: it is left out")
 
 
+class Answering(Protocol[Asked]):
+    """A model that a server has, as it is asked for many answers at a time."""
+
+    @property
+    def client(self) -> Client:
+        """Sender of the requests."""
+
+    def answer(
+        self,
+        connections: "httpx2.AsyncClient",
+        call: Asked,
+        notify: Callable[[str], None],
+        /,
+    ) -> AsyncIterator[Event]:
+        """Return the events of the answer to a request."""
+
+
 class Crowd(Stepper[int, Event], Generic[Key]):
     """Answers that are awaited at the same time."""
 
@@ -272,7 +299,7 @@ class Crowd(Stepper[int, Event], Generic[Key]):
         self._notify = notify or _no_notice
 
     def generate(
-        self, model: ServedModel, calls: Iterator[tuple[Key, Call] | None]
+        self, model: Answering[Asked], calls: Iterator[tuple[Key, Asked] | None]
     ) -> Iterator[tuple[Key, Event | LlamaChatError]]:
         """Yield the events of all answers, each with the key of its request."""
         connections, is_open = model.client.open(), True
@@ -288,8 +315,7 @@ class Crowd(Stepper[int, Event], Generic[Key]):
                     if arrived is None:
                         break
                     key, call = arrived
-                    answer = Answer(model.seen, Hidden(model.client.key))
-                    self.start(len(keys), model.events(connections, call, answer, self._notify))
+                    self.start(len(keys), model.answer(connections, call, self._notify))
                     keys.append(key)
                 if self.n_running:
                     for number, event in self.step():

@@ -4,11 +4,13 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from llama_chat.documents import parse_json
 from llama_chat.errors import LlamaChatError, error_of_facts
+from llama_chat.generation.events import Event, Token, finish_of, token_of
 
 OWN_KEY = "llama_chat"
 """Key of what only this program's client sends and reads: see ``schema.Own``, ``replies.Format``
@@ -16,6 +18,17 @@ and ``replies.error_of``."""
 
 _PATIENCE_S = 2.0
 """Longest wait for an answer about the server itself."""
+
+
+class LostServer(LlamaChatError):
+    """The server went away, or is none of ours."""
+
+    def __init__(
+        self,
+        why: str = "the connection was lost",
+        advice: str = "try again, or --no-server",
+    ) -> None:
+        super().__init__("server", why, advice)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -51,7 +64,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
 
     Raises:
         LlamaChatError: the error that the server answers with.
-        OSError: if the connection is lost.
+        LostServer: if the connection is lost.
     """
     connection = _Connection(path, None)
     try:
@@ -59,29 +72,50 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
         connection.request("POST", route, data, {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            raise _error(response.status, response.read())
+            raise error_in(parse_json(response.read().decode()), response.status)
         for line in response:
             text = line.decode().strip()
             if text == "data: [DONE]":
                 return
             if text.startswith("data: "):
-                found = parse_json(text.removeprefix("data: "))
-                if "error" in found:
-                    raise _error(response.status, text.removeprefix("data: ").encode())
-                yield found
-        raise ConnectionResetError("the server went away")
-    except (http.client.HTTPException, ValueError) as error:
-        raise ConnectionResetError("the server does not speak HTTP") from error
+                yield parse_json(text.removeprefix("data: "))
+        raise LostServer
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise LostServer from error
     finally:
         connection.close()
 
 
-def _error(status: int, body: bytes) -> LlamaChatError:
+def events_of(chunk: Any) -> Iterator[Event]:
+    """Yield the events in a part of an answer.
+
+    Raises:
+        LlamaChatError: the error that ended the answer.
+        LostServer: if it is no part of one.
+    """
     try:
-        answer = parse_json(body.decode())
+        if "error" in chunk:
+            raise error_in(chunk)
+        own, choice = chunk.get(OWN_KEY) or {}, chunk["choices"][0]
+        text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+        if "finish" in own:
+            yield finish_of(own["finish"], text)
+        elif "token" in own:
+            yield token_of(own["token"])
+        elif text:
+            yield Token(-1, text, 0.0)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LostServer from error
+
+
+def error_in(answer: Any, status: int = 500) -> LlamaChatError:
+    """Return the error that a server of this program answers with."""
+    try:
         if OWN_KEY in answer:
             return error_of_facts(answer[OWN_KEY])
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            return LostServer(str(answer["error"]["message"]))
         why = str(answer["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        why = f"it answered with status {status}"
+    except (KeyError, TypeError):
+        why = f"it answers with status {status}"
     return LlamaChatError("server", why, "try again, or --no-server")

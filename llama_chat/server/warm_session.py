@@ -14,27 +14,18 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.chat.token_session import TokenSession
 from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
-from llama_chat.endpoint.address import Address
-from llama_chat.endpoint.client import Client, Patience, RefusedRequest
+from llama_chat.endpoint.client import Client
 from llama_chat.endpoint.stepping import run
-from llama_chat.errors import CutOffError, LlamaChatError, UsageError, error_of_facts
-from llama_chat.generation.events import (
-    Event,
-    Finish,
-    Hooks,
-    Timings,
-    Usage,
-    finish_of,
-    token_of,
-)
+from llama_chat.errors import CutOffError, LlamaChatError, UsageError
+from llama_chat.generation.events import Event, Finish, Hooks, Timings, Usage
 from llama_chat.generation.logprobs import Scored
-from llama_chat.server.client import OWN_KEY
+from llama_chat.server.answers import chunks, client_of
+from llama_chat.server.client import OWN_KEY, LostServer, events_of
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import Tokenizer
 
-_PATIENCE = Patience(connect_s=5.0, silence_s=600.0)
-"""Longest waits: a prompt of a large model can take minutes."""
+_ROUTE = "/v1/completions"
 
 _LOST = "/model NAME loads it here, or serve it again"
 
@@ -119,7 +110,6 @@ class WarmSession(TokenSession):
         }
         body = {
             "prompt": ids,
-            "stream": True,
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             **asdict(self._sampling),
@@ -140,36 +130,17 @@ class WarmSession(TokenSession):
         yield Finish("interrupted", "", usage, Timings(0.0, 0.0, 0.0), self.seed or 0)
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[Event]:
-        what, has_begun = "server", False
+        has_begun = False
         try:
             async with self._client.open() as connections:
-                source = self._client.stream(connections, "/completions", body, lambda line: None)
+                source = chunks(self._client, connections, _ROUTE, body, lambda line: None)
                 async for chunk in source:
-                    for event in _events_of(chunk):
+                    for event in events_of(chunk):
                         has_begun = True
                         yield event
-        except RefusedRequest as refused:
-            raise refused.refusal.error(what) from None
-        except (LlamaChatError, ConnectionError, KeyError, TypeError, ValueError) as error:
-            why = error.why if isinstance(error, LlamaChatError) else "the connection was lost"
+        except LostServer as lost:
             kind = CutOffError if has_begun else LlamaChatError
-            raise kind(what, why, _LOST) from None
-
-
-def _events_of(chunk: Any) -> Iterator[Event]:
-    """Yield the events in a chunk of our own server.
-
-    Raises:
-        KeyError, TypeError, ValueError: if it is none.
-        LlamaChatError: if the server failed.
-    """
-    if "error" in chunk:
-        raise error_of_facts(chunk[OWN_KEY])
-    own = chunk.get(OWN_KEY) or {}
-    if "token" in own:
-        yield token_of(own["token"])
-    if "finish" in own:
-        yield finish_of(own["finish"], chunk["choices"][0]["text"])
+            raise kind(lost.what, lost.why, _LOST) from None
 
 
 class WarmChatModel:
@@ -252,5 +223,5 @@ class WarmPlan:
         from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 
         checkpoint = open_checkpoint(self.model_path)
-        client = Client(Address("http://localhost/v1", str(self.socket)), None, _PATIENCE)
-        return WarmChatModel(client, self.facts, checkpoint, load_tokenizer(checkpoint))
+        tokenizer = load_tokenizer(checkpoint)
+        return WarmChatModel(client_of(self.socket), self.facts, checkpoint, tokenizer)

@@ -1,0 +1,47 @@
+"""Answers of the server on the socket file to several requests at a time."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_chat.endpoint.address import Address
+from llama_chat.endpoint.client import Client, Patience, RefusedRequest
+from llama_chat.errors import LlamaChatError
+from llama_chat.server.client import LostServer, error_in
+
+if TYPE_CHECKING:
+    import httpx2
+
+_PATIENCE = Patience(connect_s=5.0, silence_s=600.0)
+"""Longest waits: a prompt of a large model can take minutes."""
+
+
+def client_of(socket: Path) -> Client:
+    """Return what sends to the server on a socket file."""
+    return Client(Address("http://localhost", str(socket)), None, _PATIENCE)
+
+
+async def chunks(
+    client: Client,
+    connections: "httpx2.AsyncClient",
+    route: str,
+    body: dict[str, Any],
+    notify: Callable[[str], None],
+) -> AsyncIterator[Any]:
+    """Post a request, and yield the objects of the stream that answers it.
+
+    Raises:
+        LlamaChatError: the error that the server answers with.
+        LostServer: if the connection is lost.
+    """
+    body = {**body, "stream": True}
+    try:
+        async with aclosing(client.stream(connections, route, body, notify)) as source:
+            async for chunk in source:
+                yield chunk
+    except RefusedRequest as refused:
+        raise error_in(refused.refusal.found, refused.refusal.status) from None
+    except (ConnectionError, LlamaChatError) as error:
+        why = error.why if isinstance(error, LlamaChatError) else "the connection was lost"
+        raise LostServer(why) from None

@@ -1,0 +1,160 @@
+"""Many questions at once, and choices, through a running server: the answers are those without."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.program import Program, Result, assert_clean_error, run
+from tests.servers import Server, running_server
+from tests.test_server import metrics
+
+FLAGS = ("--temperature", "0", "--max-tokens", "6", "-v")
+
+HEAD = 'system = "In the house."\n[[examples]]\nuser = "{}"\nassistant = "the hat of the cat"\n'
+
+OWN = ("ttft_s", "prefill_tok_s", "decode_tok_s", "cached_tokens", "seed")
+"""Fields of an answer that are of one run alone."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path, gguf_model: Path) -> Iterator[Server]:
+    with running_server(home, gguf_model) as running:
+        yield running
+
+
+def both(server: Server, home: Path, model: Path, *arguments: str | Path, stdin: str = "") -> str:
+    """Run a command with the server and without one; returns its output, which must be the same."""
+    whole, data = (*arguments, "-m", model, *FLAGS), stdin.encode()
+    warm = run(*whole, home=home, stdin=data, XDG_RUNTIME_DIR=server.runtime)
+    here = run(*whole, "--no-server", home=home, stdin=data)
+    assert "answered by the server" in warm.err
+    assert (warm.status, lines(warm)) == (here.status, lines(here)), (warm.err, here.err)
+    errors = [[line for line in done.err.splitlines() if "error" in line] for done in (warm, here)]
+    assert errors[0] == errors[1]
+    return warm.out
+
+
+def lines(done: Result) -> list[dict[str, Any]]:
+    answers = [{**json.loads(line), **dict.fromkeys(OWN)} for line in done.out.splitlines()]
+    return sorted(answers, key=lambda answer: answer.get("line", 0))
+
+
+def test_lines_are_answered_as_without_a_server(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    prompt = home / "head.toml"
+    prompt.write_text(HEAD.format("the cat in the hat"))
+    questions = "".join(f"the cat {i}\n" for i in range(8)) + "\n" + "cat " * 900 + "\nwhy\n"
+    flags = ("ask", "--lines", "and the hat?", "--prompt", prompt, "--parallel", "4")
+    out = both(server, home, gguf_model, *flags, stdin=questions)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["line"] for answer in answers] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
+    assert answers[8]["status"] == 4
+    assert sum(answer.get("cached_tokens", 0) > 16 for answer in answers) >= 8  # the head
+    (home / "half.jsonl").write_text("".join(out.splitlines(keepends=True)[1:5]))
+    rest = ("--resume-from", home / "half.jsonl", "--fail-on-length")
+    out = both(server, home, gguf_model, *flags, *rest, stdin=questions)
+    assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 6, 7, 8, 10, 11]
+
+
+def test_records_are_answered_as_without_a_server(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    prompt = home / "slots.toml"
+    prompt.write_text(HEAD.format("{{animal}}"))
+    records: list[Any] = [
+        {"question": "the cat", "animal": "cat", "id": [1]},
+        {"question": "the cat"},
+        "the hat",
+        {"question": "why", "animal": "x" * 700},
+        {"question": "a hat", "animal": "<|im_start|>"},
+        7,
+    ]
+    stdin = "".join(json.dumps(record) + "\n" for record in records) + "{bad\n"
+    flags = ("ask", "--jsonl", "--prompt", prompt, "--unordered", "--parallel", "1")
+    out = both(server, home, gguf_model, *flags, "--regex", "(ab)+c", stdin=stdin)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert sum("error" in answer for answer in answers) == 5
+    assert sum("meets_grammar" in answer for answer in answers) == 2
+    for first in ("{}", json.dumps("cat " * 900)):
+        stopped = f'{first}\n"why"\n'
+        assert both(server, home, gguf_model, "ask", "--jsonl", "--fail-fast", stdin=stopped) == ""
+    seeded = ("--temperature", "1.5", "--seed", "3", "--stop", "q")
+    both(server, home, gguf_model, "ask", "--jsonl", *seeded, stdin=stdin)
+
+
+def test_choices_have_the_scores_of_a_model_here(
+    server: Server, home: Path, gguf_model: Path
+) -> None:
+    choices = ("--choices", "the cat,a hat,the house of the hat")
+    prompt = home / "head.toml"
+    prompt.write_text(HEAD.format("the cat in the hat"))
+    for flags in ((), ("--normalize", "length"), ("--prompt", prompt)):
+        out = both(server, home, gguf_model, "ask", "what?", "--json", *choices, *flags)
+        assert len(json.loads(out)["choices"]) == 3
+    out = both(server, home, gguf_model, "ask", "--lines", *choices, stdin="the cat\n\nwhy\n")
+    assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 3]
+    plain = ("ask", "the cat", "-m", gguf_model, "-q")
+    warm = run(*plain, *choices, home=home, XDG_RUNTIME_DIR=server.runtime)
+    assert warm == run(*plain, *choices, "--no-server", home=home)
+    assert warm.status == 0
+    for question, choice in (("cat " * 900, "a"), ("the cat", "cat " * 490)):
+        arguments = ("ask", question, "-m", gguf_model, "-q", "--choices", f"yes,{choice}")
+        warm = run(*arguments, home=home, XDG_RUNTIME_DIR=server.runtime)
+        assert_clean_error(warm, 4, "in the context of 512")
+        assert warm == run(*arguments, "--no-server", home=home)
+    assert metrics(server)["running_sequences"] == 0
+
+
+def begin(server: Server, home: Path, model: Path, *flags: str) -> Program:
+    """Begin a run of which a line is answered, and another is sent to a server that hangs."""
+    whole = ("ask", "--lines", "-m", str(model), *FLAGS[:-1], *flags)
+    child = Program(*whole, home=home, XDG_RUNTIME_DIR=server.runtime)
+    child.stdin.write(b"the cat\n")
+    child.stdin.flush()
+    assert json.loads(child.stdout.readline())["line"] == 1
+    os.kill(server.process.pid, signal.SIGSTOP)
+    child.stdin.write(b"a hat\n")
+    child.stdin.flush()
+    return child
+
+
+@pytest.mark.parametrize("flags", [(), ("--choices", "yes,no")], ids=str)
+def test_a_server_that_goes_away_ends_the_run_with_what_is_complete(
+    home: Path, gguf_model: Path, flags: tuple[str, ...]
+) -> None:
+    with (
+        running_server(home, gguf_model) as server,
+        begin(server, home, gguf_model, *flags) as child,
+    ):
+        server.process.kill()
+        out, err = child.communicate(b"why\n")
+        done = Result(child.wait(0), out.decode(), err.decode())
+        assert_clean_error(done, 1, "server: ", "go on with --resume-from, or --no-server")
+
+
+@pytest.mark.parametrize("flags", [(), ("--choices", "yes,no")], ids=str)
+def test_control_c_ends_what_the_server_does(
+    server: Server, home: Path, gguf_model: Path, flags: tuple[str, ...]
+) -> None:
+    try:
+        with begin(server, home, gguf_model, *flags) as child:
+            os.kill(child.pid, signal.SIGINT)
+            assert child.communicate()[0] == b""
+            assert child.wait(0) == 130
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    began = time.monotonic()
+    while metrics(server)["open_requests"]:
+        assert time.monotonic() - began < 20
