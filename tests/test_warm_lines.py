@@ -1,4 +1,4 @@
-"""Many questions at once, and choices, through a running server: the answers are those without."""
+"""Many answers at once, and choices, from a running server: they are those of a model here."""
 
 import json
 import os
@@ -158,3 +158,23 @@ def test_control_c_ends_what_the_server_does(
     began = time.monotonic()
     while metrics(server)["open_requests"]:
         assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("flags", [(), ("--chat",), ("--regex", "(ab)+c")], ids=str)
+def test_files_are_continued_as_without_a_server(
+    server: Server, home: Path, gguf_model: Path, flags: tuple[str, ...]
+) -> None:
+    questions = home / "questions.toml"
+    questions.write_text('[[examples]]\nuser = "hat"\n[[examples]]\nuser = "cat"\n')
+    files = [home / f"{n}.txt" for n in range(3)]
+    for n, file in enumerate(files):
+        file.write_text("the cat" + " in the hat" * n)
+    whole: list[str | Path] = ["complete", *files, questions, *flags, "--seed", "5"]
+    out = both(server, home, gguf_model, *whole, "--json", "--logprobs", "2")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == 5
+    assert all(answer["receipt"]["ids"] and answer["logprobs"] for answer in found)
+    text = [*whole, "-m", gguf_model, "-q", "--echo", "--max-tokens", "9", "--temperature", "0.9"]
+    warm = run(*text, home=home, XDG_RUNTIME_DIR=server.runtime)
+    assert warm == run(*text, "--no-server", home=home)
+    assert (warm.status, warm.err) == (0, "")

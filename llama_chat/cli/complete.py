@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
-from llama_chat.chat.receipts import Asked
+from llama_chat.chat.receipts import Asked, Describe
 from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.flags import (
@@ -26,21 +26,19 @@ from llama_chat.cli.grammars import read_grammar
 from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
-from llama_chat.cli.warm import write_warm
+from llama_chat.cli.warm import open_warm, write_warm
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.together import Together
+from llama_chat.server.warm_model import WarmModel, WarmRequest
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
-    from llama_chat.chat.local_session import LocalSession
-    from llama_chat.chat.remote_session import RemoteSession
     from llama_chat.chat.templates import ChatTemplate
     from llama_chat.llama import Llama
     from llama_chat.remote import RemoteModel
-    from llama_chat.server.warm_model import WarmModel, WarmRequest
 
 Generate = Callable[[Hooks], Iterator[Event]]
 
@@ -87,7 +85,7 @@ def complete(
     ours = [with_prompt_file(settings, prompt) for prompt in prompts]
     if len(texts) == 1:
 
-        def ask(warm: "WarmModel", own: Settings) -> "WarmRequest":
+        def ask(warm: WarmModel, own: Settings) -> WarmRequest:
             if through_template:
                 return new_session(warm, own, None, streams.warn, constraint).request(texts[0])
             return warm.continuation(texts[0], own, grammar=constraint, n_logprobs=logprobs)
@@ -104,7 +102,8 @@ def complete(
         if done:
             return
     checked = map(str.strip, texts) if through_template else texts
-    model, settings = open_model(settings, checked, n_logprobs=logprobs)
+    found = open_warm(settings, n_logprobs=logprobs, receipts=as_json) if len(texts) > 1 else None
+    model, settings = found or open_model(settings, checked, n_logprobs=logprobs)
     ours = [overlaid(settings, prompt) for prompt in prompts]
     jobs = [
         (text, own) for own, prompt in zip(ours, prompts, strict=True) for text in prompt.renders()
@@ -116,13 +115,13 @@ def complete(
         for title, text in _titled(name, prompt, many=len(files) > 1):
             if title and not as_json and not own.quiet:
                 streams.say(title)
-            generate, asked = next(generations)
+            generate, describe = next(generations)
             write_answer(
                 generate,
                 own,
                 model=model.name,
                 as_json=as_json,
-                describe=describe_answer(model, own, asked, logprobs),
+                describe=describe,
                 raw=raw,
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
@@ -166,32 +165,42 @@ class _Texts:
 
     def __init__(
         self,
-        model: "Llama | RemoteModel",
+        model: "Llama | RemoteModel | WarmModel",
         grammar: Grammar | None,
         *,
         through_template: bool,
         n_logprobs: int,
     ) -> None:
-        self._model = model
+        self._model: Any = model
         self._grammar = grammar
         self._through_template = through_template
         self._n_logprobs = n_logprobs
 
     def begin(
         self, texts: Sequence[tuple[str, Settings]], settings: Settings
-    ) -> Iterator[tuple[Generate, Callable[[], Asked]]]:
-        """Yield the generation of each text; those of several texts are computed together."""
+    ) -> Iterator[tuple[Generate, Describe]]:
+        """Yield the generation of each text with its description; several are computed together."""
         if len(texts) == 1:
             [(text, own)] = texts
-            yield self._reply(text, own) if self._through_template else self._alone(text, own)
+            begin = self._reply if self._through_template else self._alone
+            generate, asked = begin(text, own)
+            yield generate, self._describe(own, asked)
             return
         notify = streams.warn if settings.verbose else None
         requests = [self._request(text, own) for text, own in texts]
         scheduler: Any = self._model.scheduler(settings.parallel, notify=notify)
         generate_all: Callable[..., Any] = self._model.generate_all
         together = Together(partial(generate_all, scheduler), requests)
-        for i, request in enumerate(requests):
-            yield partial(_read, together, i), partial(self._asked, request, settings)
+        for i, (request, (_, own)) in enumerate(zip(requests, texts, strict=True)):
+            describe = (
+                request.describe
+                if isinstance(request, WarmRequest)
+                else self._describe(own, partial(self._asked, request, own))
+            )
+            yield partial(_read, together, i), describe
+
+    def _describe(self, settings: Settings, asked: Callable[[], Asked]) -> Describe:
+        return describe_answer(self._model, settings, asked, self._n_logprobs)
 
     def _asked(self, request: Any, settings: Settings) -> Asked:
         return Asked.of_request(request, self._template(settings))
@@ -200,7 +209,8 @@ class _Texts:
         """Return the template, if there is one; it is for models here."""
         if not self._through_template:
             return None
-        return self._model.template(settings.template, settings.template_name)
+        template: ChatTemplate = self._model.template(settings.template, settings.template_name)
+        return template
 
     def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a reply, which always has log-probabilities."""
@@ -228,7 +238,7 @@ class _Texts:
             text, settings, grammar=self._grammar, n_logprobs=self._n_logprobs
         )
 
-    def _session(self, settings: Settings) -> "LocalSession | RemoteSession":
+    def _session(self, settings: Settings) -> Any:
         return new_session(self._model, settings, None, streams.warn, self._grammar)
 
 

@@ -150,7 +150,7 @@ def write_warm(
         settings,
         model=model.name,
         as_json=as_json,
-        describe=lambda tokens, finish: request.described,
+        describe=request.describe,
         raw=raw,
         echo=echo,
         fail_on_length=fail_on_length,

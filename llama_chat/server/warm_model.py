@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llama_chat.chat.conversation import Conversation, Example, Message
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.constraints import Grammar
-from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.generation.logprobs import Scored
 from llama_chat.server.client import OWN_KEY, LostServer, events_of, stream
 from llama_chat.settings.settings import Settings
@@ -35,15 +35,19 @@ class WarmRequest:
 
     route: str
     body: dict[str, Any]
-    described: dict[str, Any] = field(default_factory=dict)
+    _described: dict[str, Any] = field(default_factory=dict)
     """Description of the answer for its JSON, once it is complete."""
 
     def events(self, chunk: Any) -> Iterator[Event]:
         """Yield the events in a part of its answer; see ``events_of``."""
         for event in events_of(chunk):
             if isinstance(event, Finish):
-                self.described = chunk[OWN_KEY].get("described", {})
+                self._described = chunk[OWN_KEY].get("described", {})
             yield event
+
+    def describe(self, tokens: Sequence[Token], finish: Finish) -> dict[str, Any]:
+        """Return the description that the server gave of the answer; see ``receipts.Describe``."""
+        return self._described
 
 
 class WarmModel:
@@ -206,7 +210,7 @@ class WarmDialog:
         for event in self._model.continued(request):
             if isinstance(event, Finish):
                 self.n_reused = event.usage.cached_tokens
-                self._pieces |= request.described["pieces"]
+                self._pieces |= request.describe((), event)["pieces"]
                 return list(event.scored)
         raise LostServer
 
