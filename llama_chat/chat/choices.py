@@ -35,7 +35,12 @@ class Judge(Protocol):
         """Return the name of a token in the vocabulary."""
 
     def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
-        """Score replies to a message; see ``ChatSession``."""
+        """Score replies to a message; nothing is added to the conversation.
+
+        Raises:
+            UsageError: if they cannot be told apart.
+            PromptTooLongError: if the message does not fit with one of them.
+        """
 
 
 def choose(

@@ -35,19 +35,7 @@ class EncodingRemoteSession(EncodingSession, RemoteSession):
             context: context length in tokens.
             options: arguments of ``RemoteSession``.
         """
-        super().__init__(template, model=model, **options)
-        self._tokenizer = tokenizer
-        self._context = context
-
-    @property
-    def context(self) -> int:
-        """Context length in tokens."""
-        return self._context
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Vocabulary of the model."""
-        return self._tokenizer
+        super().__init__(template, tokenizer, context, model=model, **options)
 
     def piece(self, token_id: int) -> str:
         """Return the name of a token in the vocabulary, or one that the server has named."""

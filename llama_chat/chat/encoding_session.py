@@ -1,6 +1,5 @@
 """Sessions whose messages are encoded here, so that what fits in the context is known."""
 
-from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -19,26 +18,32 @@ class EncodingSession(ChatSession):
 
     template: ChatTemplate
 
-    def __init__(self, template: ChatTemplate, **options: Any) -> None:
+    def __init__(
+        self, template: ChatTemplate, tokenizer: Tokenizer, context: int, **options: Any
+    ) -> None:
         """Begin or continue a conversation.
 
         Args:
             template: the chat template, which encodes messages.
+            tokenizer: vocabulary of the model.
+            context: context length in tokens.
             options: arguments of ``ChatSession``.
         """
         super().__init__(**options)
         self.template = template
+        self._tokenizer = tokenizer
+        self._context = context
         self._last_use: tuple[tuple[object, ...], ContextUse] | None = None
 
     @property
-    @abstractmethod
     def context(self) -> int:
         """Context length in tokens."""
+        return self._context
 
     @property
-    @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """Vocabulary of the model."""
+        return self._tokenizer
 
     def _cached_ids(self) -> Sequence[int]:
         """Return the tokens that are known to be in a KV cache."""

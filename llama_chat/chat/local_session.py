@@ -20,7 +20,6 @@ from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import InterruptedForward
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
-from llama_chat.tokenizers.base import Tokenizer
 
 
 class LocalSession(TokenSession):
@@ -59,6 +58,8 @@ class LocalSession(TokenSession):
         """
         super().__init__(
             template,
+            engine.tokenizer,
+            engine.context,
             conversation=conversation,
             max_tokens=max_tokens,
             stop=stop,
@@ -76,16 +77,6 @@ class LocalSession(TokenSession):
         super().configure(settings)
         self.sampler.sampling = settings.sampling
         self.lookup = settings.lookup
-
-    @property
-    def context(self) -> int:
-        """Context length in tokens."""
-        return self.engine.context
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Vocabulary of the model."""
-        return self.engine.tokenizer
 
     @property
     def seed(self) -> int:

@@ -12,7 +12,7 @@ from llama_chat.chat.templates import ChatTemplate
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import NothingYetError, PromptTooLongError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
-from llama_chat.generation.logprobs import Scored, TokenLogprobs
+from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import Tokenizer
 
@@ -97,15 +97,6 @@ class ChatSession(ABC):
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """Return the text of a token in UTF-8; empty for a control token."""
-
-    @abstractmethod
-    def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
-        """Score replies to a message; nothing is added to the conversation.
-
-        Raises:
-            UsageError: if they cannot be told apart.
-            PromptTooLongError: if the message does not fit with one of them.
-        """
 
     def send(
         self,

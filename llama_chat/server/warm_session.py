@@ -16,9 +16,8 @@ from llama_chat.checkpoints.base import Checkpoint
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.endpoint.client import Client
 from llama_chat.endpoint.stepping import run
-from llama_chat.errors import CutOffError, LlamaChatError, UsageError
+from llama_chat.errors import CutOffError, LlamaChatError
 from llama_chat.generation.events import Event, Finish, Hooks, Timings, Usage
-from llama_chat.generation.logprobs import Scored
 from llama_chat.server.answers import chunks, client_of
 from llama_chat.server.client import OWN_KEY, LostServer, events_of
 from llama_chat.settings.sampling import Sampling
@@ -50,10 +49,8 @@ class WarmSession(TokenSession):
             context: context length in tokens.
             options: arguments of ``ChatSession``.
         """
-        super().__init__(template, **options)
+        super().__init__(template, tokenizer, context, **options)
         self._client = client
-        self._tokenizer = tokenizer
-        self._context = context
         self._sampling = Sampling()
         self._seed: int | None = None
         self._cached: list[int] = []
@@ -64,16 +61,6 @@ class WarmSession(TokenSession):
         """Apply the settings; earlier turns stay as they are."""
         super().configure(settings)
         self._sampling = settings.sampling
-
-    @property
-    def context(self) -> int:
-        """Context length in tokens."""
-        return self._context
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Vocabulary of the model."""
-        return self._tokenizer
 
     @property
     def seed(self) -> int | None:
@@ -87,10 +74,6 @@ class WarmSession(TokenSession):
 
     def _cached_ids(self) -> Sequence[int]:
         return self._cached
-
-    def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
-        """Refuse: commands that choose between replies load a model."""
-        raise UsageError("choices", "a warm server gives no scores", "use --no-server")
 
     def next_prefix(self, attachments: Sequence[Any] = ()) -> list[int]:
         """Return nothing: the server evaluates a prompt when it is sent."""
