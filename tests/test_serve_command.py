@@ -123,6 +123,9 @@ def test_errors_of_the_server_are_those_of_the_command(
         )
         assert_clean_error(warm, 4, "context of 512")
         assert warm == here
+    flags = ("--lines", "-m", str(gguf_model), "-q")
+    whole = run("ask", *flags, home=home, stdin=b"x" * 2**24, XDG_RUNTIME_DIR=server.runtime)
+    assert json.loads(whole.out)["status"] == 4
 
 
 def test_status_and_a_second_server(server: Server, home: Path, gguf_model: Path) -> None:

@@ -29,7 +29,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(home: Path, gguf_model: Path) -> Iterator[Server]:
-    with running_server(home, gguf_model) as running:
+    """A server whose own settings must have no effect on answers to our client."""
+    own = ("--seed", "5", "--max-tokens", "3", "--stop", "a", "--system", "Be brief.")
+    with running_server(home, gguf_model, *own) as running:
         yield running
 
 
@@ -61,6 +63,7 @@ def test_lines_are_answered_as_without_a_server(
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["line"] for answer in answers] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
     assert answers[8]["status"] == 4
+    assert len({answer.get("seed") for answer in answers}) == 10  # each its own
     assert sum(answer.get("cached_tokens", 0) > 16 for answer in answers) >= 8  # the head
     (home / "half.jsonl").write_text("".join(out.splitlines(keepends=True)[1:5]))
     rest = ("--resume-from", home / "half.jsonl", "--fail-on-length")

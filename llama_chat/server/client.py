@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_chat.documents import parse_json
-from llama_chat.errors import LlamaChatError, error_of_facts
+from llama_chat.errors import LlamaChatError, PromptTooLongError, error_of_facts
 from llama_chat.generation.events import Event, Token, finish_of, token_of
 
 OWN_KEY = "llama_chat"
@@ -113,9 +113,12 @@ def error_in(answer: Any, status: int = 500) -> LlamaChatError:
     try:
         if OWN_KEY in answer:
             return error_of_facts(answer[OWN_KEY])
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            return LostServer(str(answer["error"]["message"]))
         why = str(answer["error"]["message"])
     except (KeyError, TypeError):
         why = f"it answers with status {status}"
+    match status:
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return PromptTooLongError("prompt", why, "shorten it")
+        case HTTPStatus.SERVICE_UNAVAILABLE:
+            return LostServer(why)
     return LlamaChatError("server", why, "try again, or --no-server")

@@ -155,9 +155,11 @@ class Prompts:
         return {"tokens": ids, "count": len(ids), "max_model_len": self._llama.context}
 
     def _samplers(self, body: ChatRequest | CompletionRequest) -> list[Sampler]:
-        """Make a sampler for each choice; each has another seed."""
+        """Make a sampler for each choice; each has another seed, and that of null is drawn."""
         wanted = {each.name: getattr(body, each.name) for each in fields(Sampling)}
         given = {name: value for name, value in wanted.items() if value is not None}
+        if "seed" in body.model_fields_set:
+            given["seed"] = body.seed
         sampling: Sampling = replace(self._settings.sampling, **given)
         with_logprobs = body.own.tokens or body.n_logprobs is not None
         seeds = [
