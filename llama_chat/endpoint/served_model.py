@@ -1,6 +1,6 @@
 """A model on a server: what it is asked, and the events of its answers."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -300,7 +300,7 @@ class Crowd(Stepper[int, Event], Generic[Key]):
 
     def generate(
         self, model: Answering[Asked], calls: Iterator[tuple[Key, Asked] | None]
-    ) -> Iterator[tuple[Key, Event | LlamaChatError]]:
+    ) -> Generator[tuple[Key, Event | LlamaChatError]]:
         """Yield the events of all answers, each with the key of its request."""
         connections, is_open = model.client.open(), True
         keys: list[Key] = []

@@ -1,6 +1,6 @@
 """Answers of the server on the socket file to several requests at a time."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ async def chunks(
     connections: "httpx2.AsyncClient",
     route: str,
     body: dict[str, Any],
-    notify: Callable[[str], None],
-) -> AsyncIterator[Any]:
+    notify: Callable[[str], None] = lambda line: None,
+) -> AsyncGenerator[Any]:
     """Post a request, and yield the objects of the stream that answers it.
 
     Raises:

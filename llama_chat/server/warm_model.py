@@ -4,6 +4,7 @@ It is asked in texts, which the server encodes: neither torch nor a vocabulary i
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,10 +123,13 @@ class WarmModel:
         }
         return WarmRequest(route, {**prompt, **asdict(settings.sampling), **limits, OWN_KEY: own})
 
-    def continued(
-        self, request: WarmRequest, hooks: Hooks | None = None, *, lookup: bool = True
-    ) -> Iterator[Event]:
-        """Ask for the answer to a request; ``hooks`` and ``lookup`` are for models here."""
+    def continued(self, request: WarmRequest) -> Iterator[Event]:
+        """Ask for the answer to one request, and yield its events.
+
+        Raises:
+            LlamaChatError: if the server refuses it.
+            LostServer: if it goes away.
+        """
         for chunk in stream(self._socket, request.route, request.body):
             yield from request.events(chunk)
 
@@ -145,10 +149,11 @@ class WarmModel:
         Raises:
             LostServer: if the server goes away.
         """
-        for key, event in scheduler.generate(self, requests):
-            if isinstance(event, LostServer):
-                raise event
-            yield key, event
+        with closing(scheduler.generate(self, requests)) as events:
+            for key, event in events:
+                if isinstance(event, LostServer):
+                    raise event
+                yield key, event
 
     @cached_property
     def client(self) -> "Client":
@@ -166,9 +171,11 @@ class WarmModel:
         """Yield the events of the answer to one of several requests."""
         from llama_chat.server.answers import chunks
 
-        async for chunk in chunks(self.client, connections, request.route, request.body, notify):
-            for event in request.events(chunk):
-                yield event
+        source = chunks(self.client, connections, request.route, request.body, notify)
+        async with aclosing(source):
+            async for chunk in source:
+                for event in request.events(chunk):
+                    yield event
 
 
 class WarmDialog:

@@ -4,6 +4,7 @@ The server is one of this program, and has the same model and settings; see ``sc
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,19 @@ class WarmSession(TokenSession):
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[Event]:
         has_begun = False
         try:
-            async with self._client.open() as connections:
-                source = chunks(self._client, connections, _ROUTE, body, lambda line: None)
+            async with (
+                self._client.open() as connections,
+                aclosing(chunks(self._client, connections, _ROUTE, body)) as source,
+            ):
                 async for chunk in source:
                     for event in events_of(chunk):
                         has_begun = True
                         yield event
-        except LostServer as lost:
+        except LlamaChatError as error:
+            if not has_begun and not isinstance(error, LostServer):
+                raise  # a refusal
             kind = CutOffError if has_begun else LlamaChatError
-            raise kind(lost.what, lost.why, _LOST) from None
+            raise kind(error.what, error.why, _LOST) from None
 
 
 class WarmChatModel:
