@@ -118,6 +118,8 @@ def test_choices_have_the_scores_of_a_model_here(
         assert_clean_error(warm, 4, "in the context of 512")
         assert warm == run(*arguments, "--no-server", home=home)
     assert metrics(server)["running_sequences"] == 0
+    (home / "many.txt").write_text("\n".join(map(str, range(1100))))  # more than it takes
+    both(server, home, gguf_model, "ask", "what?", "--json", "--choices-file", home / "many.txt")
 
 
 def begin(server: Server, home: Path, model: Path, *flags: str) -> Program:

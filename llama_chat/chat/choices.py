@@ -86,11 +86,13 @@ def check_choices(texts: Sequence[str]) -> None:
     """
     if not texts:
         raise UsageError("choices", "there are none", "write --choices yes,no")
-    for i, text in enumerate(texts):
+    seen: set[str] = set()
+    for text in texts:
         if not text.strip():
             raise UsageError("choices", "one is empty", "leave it out")
-        if text in texts[:i]:
+        if text in seen:
             raise UsageError("choices", f"{text!r} is given twice", "leave one out")
+        seen.add(text)
 
 
 def reply_ids(

@@ -110,7 +110,7 @@ def finish_of(facts: dict[str, Any], text: str) -> Finish:
     parts = {
         "usage": Usage(**facts["usage"]),
         "timings": Timings(**facts["timings"]),
-        "scored": tuple(Scored(**each) for each in facts["scored"]),
+        "scored": tuple(Scored(**each) for each in facts.get("scored", ())),
     }
     return Finish(text=text, **{**facts, **parts})
 

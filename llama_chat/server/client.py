@@ -16,6 +16,9 @@ OWN_KEY = "llama_chat"
 """Key of what only this program's client sends and reads: see ``schema.Own``, ``replies.Format``
 and ``replies.error_of``."""
 
+MAX_SCORED = 1024
+"""Most replies that a request may ask the scores of."""
+
 _PATIENCE_S = 2.0
 """Longest wait for an answer about the server itself."""
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
-from llama_chat.server.client import OWN_KEY
+from llama_chat.server.client import MAX_SCORED, OWN_KEY
 from llama_chat.tokenizers.streaming import Leading
 
 MAX_CHOICES = 16
@@ -43,7 +43,7 @@ class Own(_Body):
     """End tokens in addition to those of the model, for a raw prompt."""
     n_begun: int = Field(default=0, ge=0, le=10**9)
     """Number of tokens at the end of a raw prompt that begin the text to continue."""
-    choices: Annotated[list[Text], Field(max_length=2**16)] = []
+    choices: Annotated[list[Text], Field(max_length=MAX_SCORED)] = []
     """Replies to score, in place of generating one; with their pieces in the last chunk."""
     leading: Leading | None = None
     """Treatment of leading white space after a raw prompt."""
