@@ -18,6 +18,31 @@ RANKED_FIRST = 256
 """Number of most likely tokens tried before the whole vocabulary is sorted."""
 
 
+_BLOCK = 32
+"""Numbers of which the largest is compared first; see ``largest``."""
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` largest of ``values`` ``(n,)``, from high to low, and their places.
+
+    ``topk`` of a whole vocabulary takes as long as a layer of a small model. They are all in the
+    ``k`` blocks of the largest maxima, though, and in the rest after the last whole block.
+    """
+    n_blocks = len(values) // _BLOCK
+    if n_blocks <= k:
+        found, places = values.topk(k)
+        return found, places
+    rest = values[n_blocks * _BLOCK :]
+    blocks = values[: n_blocks * _BLOCK].view(n_blocks, _BLOCK)
+    chosen = blocks.amax(1).topk(k).indices
+    candidates = blocks.index_select(0, chosen).flatten()
+    if len(rest):
+        candidates = torch.cat((candidates, rest))
+        chosen = torch.cat((chosen, torch.tensor([n_blocks])))
+    found, order = candidates.topk(k)
+    return found, chosen[order // _BLOCK] * _BLOCK + order % _BLOCK
+
+
 def keep_top_p(probs: Tensor, p: float) -> Tensor:
     """Keep each token for which the probability of all before it is at most ``p``.
 
@@ -144,7 +169,7 @@ class Sampler:
         logprob = float(raw[token_id] - normaliser)
         if not self._with_logprobs:
             return Choice(token_id, logprob)
-        best, ids = raw.topk(min(N_ALTERNATIVES, len(raw)))
+        best, ids = largest(raw, min(N_ALTERNATIVES, len(raw)))
         logprobs = (best - normaliser).tolist()
         return Choice(token_id, logprob, tuple(zip(ids.tolist(), logprobs, strict=True)))
 
@@ -163,11 +188,11 @@ class Sampler:
         """Sort ``probs`` ``(vocab_size,)`` from high to low, as far as tokens may be kept."""
         settings = self._sampling
         if settings.top_k:
-            ranked, ids = probs.topk(min(settings.top_k, len(probs)))
+            ranked, ids = largest(probs, min(settings.top_k, len(probs)))
             return ranked / ranked.sum(), ids
         # Sorting a vocabulary costs as much as several layers of a small model. Tokens after those
         # that add up to more than top-p are dropped anyway.
-        ranked, ids = probs.topk(min(RANKED_FIRST, len(probs)))
+        ranked, ids = largest(probs, min(RANKED_FIRST, len(probs)))
         if ranked.sum() > settings.top_p:
             return ranked, ids
         return probs.sort(descending=True)
