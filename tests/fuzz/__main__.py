@@ -2,7 +2,8 @@
 
     python -m tests.fuzz [--count 20000 | --minutes 10] [--seed 0] [TARGET …]
 
-Prints each finding, with the command that makes its input again, and a line for each parser.
+Prints each finding, with the command that makes its input again, and a line for each parser; after
+Ctrl-C, too.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from tests.fuzz.running import Report, make_input, run
@@ -23,18 +25,8 @@ def main() -> int:
     if given.save is not None:
         return _save(given.targets[0], given.seed, given.save)
     began, found = time.monotonic(), defaultdict[str, Report](Report)
-    first = given.first
-    while True:
-        numbers = range(first, first + given.count)
-        for name, report in run(given.targets, given.seed, numbers, workers=given.workers):
-            found[name].add(report)
-            for finding in report.findings:
-                print(f"seed {given.seed}, {finding}", flush=True)
-            if given.minutes and time.monotonic() - began > given.minutes * 60:
-                break
-        first += given.count
-        if not given.minutes or time.monotonic() - began > given.minutes * 60:
-            break
+    with suppress(KeyboardInterrupt):  # what was done until then is reported
+        _attack(given, began, found)
     for name, report in found.items():
         converted = ", ".join(f"{kind} {n}" for kind, n in report.converted.most_common(5))
         print(
@@ -47,6 +39,22 @@ def main() -> int:
     seconds = time.monotonic() - began
     print(f"{n_inputs} inputs of seed {given.seed} in {seconds:.0f} s, {n_findings} findings")
     return 1 if n_findings else 0
+
+
+def _attack(given: argparse.Namespace, began: float, found: dict[str, Report]) -> None:
+    """Run inputs until there are enough, and add to what was ``found``; prints each finding."""
+    first = given.first
+    while True:
+        numbers = range(first, first + given.count)
+        for name, report in run(given.targets, given.seed, numbers, workers=given.workers):
+            found[name].add(report)
+            for finding in report.findings:
+                print(f"seed {given.seed}, {finding}", flush=True)
+            if given.minutes and time.monotonic() - began > given.minutes * 60:
+                return
+        first += given.count
+        if not given.minutes:
+            return
 
 
 def _arguments() -> argparse.Namespace:
