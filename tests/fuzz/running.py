@@ -247,6 +247,8 @@ def _fork(child: _Child, seed: int) -> int:
         report = run_here(child.name, model, seed, child.numbers, child.at)
         (child.folder / "report").write_bytes(pickle.dumps(report))
         status = 0
+    except KeyboardInterrupt:
+        pass
     except BaseException:
         traceback.print_exc()
     finally:
