@@ -1,6 +1,7 @@
 """Sampling follows the definitions of its settings, and is repeatable with a seed."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,7 @@ from llama_chat.errors import ModelError
 from llama_chat.generation.sampling import (
     RANKED_FIRST,
     Sampler,
-    keep_min_p,
-    keep_top_p,
+    keep_likely,
     largest,
     penalise_repeats,
 )
@@ -45,8 +45,9 @@ def test_top_p_keeps_what_meta_keeps(weights: list[float], p: float) -> None:
     before = ranked.cumsum(-1) - ranked
     if ((before - p).abs() < 1e-9).any():  # on the edge, the order of additions decides
         return
-    kept = set(ids[keep_top_p(ranked, p) > 0].tolist())
-    assert kept == meta_top_p(probs, p)
+    kept = keep_likely(ranked.tolist(), p)
+    assert kept == ranked.tolist()[: len(kept)]
+    assert set(ids[: len(kept)].tolist()) == meta_top_p(probs, p)
 
 
 @given(st.integers(1, 500), st.integers(1, 300), st.integers(0, 2**32 - 1))
@@ -69,13 +70,27 @@ def test_temperature_0_is_the_likeliest_token_and_its_log_probability() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-5])
-def test_tiny_temperatures_do_not_overflow_and_stay_greedy(temperature: float) -> None:
-    assert draws(Sampling(temperature=temperature), torch.tensor([-50.0, 80.0, 79.0])) == {1}
+@pytest.mark.parametrize("limits", [{}, {"top_p": 1.0}, {"top_k": 2}])
+def test_tiny_temperatures_do_not_overflow_and_stay_greedy(
+    temperature: float, limits: dict[str, Any]
+) -> None:
+    logits = torch.tensor([-50.0, 80.0, 79.0])
+    assert draws(Sampling(temperature=temperature, **limits), logits) == {1}
 
 
-def test_frequencies_follow_the_probabilities() -> None:
+@pytest.mark.parametrize("limits", [{}, {"top_p": 1.0}, {"top_k": 4}, {"min_p": 0.01}])
+@pytest.mark.parametrize("place", [0.0, 1 - 2**-53])
+def test_what_is_not_allowed_is_never_drawn(place: float, limits: dict[str, Any]) -> None:
+    sampler = Sampler(Sampling(temperature=2.0, **limits))
+    sampler._random.random = lambda: place  # type: ignore[method-assign] # first and last possible
+    allowed = bytearray([0, 1, 1, 0])
+    assert sampler(torch.zeros(4), [], allowed).id in (1, 2)
+
+
+@pytest.mark.parametrize("limits", [{"top_p": 1.0}, {"top_p": 0.999}, {"top_p": 1.0, "top_k": 3}])
+def test_frequencies_follow_the_probabilities(limits: dict[str, Any]) -> None:
     probs = torch.tensor([0.5, 0.3, 0.2])
-    sampler = Sampler(Sampling(temperature=1, top_p=1, seed=7))
+    sampler = Sampler(Sampling(temperature=1, seed=7, **limits))
     counts = torch.zeros(3)
     for _ in range(4000):
         counts[sampler(probs.log(), [])[0]] += 1
@@ -87,7 +102,7 @@ def test_top_k_and_min_p_limit_the_choice() -> None:
     logits = torch.tensor([0.4, 0.29, 0.21, 0.1]).log()
     assert draws(Sampling(temperature=1, top_p=1, top_k=2, seed=0), logits) == {0, 1}
     assert draws(Sampling(temperature=1, top_p=1, min_p=0.5, seed=0), logits) == {0, 1, 2}
-    assert keep_min_p(torch.tensor([0.5, 0.3, 0.2]), 0.5).tolist() == pytest.approx([0.5, 0.3, 0])
+    assert keep_likely([0.5, 0.3, 0.2], 1, 0.5) == [0.5, 0.3]
 
 
 def test_top_p_applies_to_the_tokens_that_top_k_keeps() -> None:

@@ -1,7 +1,11 @@
 """Sampling of the next token from logits."""
 
+import math
 import secrets
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -15,8 +19,11 @@ REPEAT_WINDOW = 64
 """Number of last tokens that the repetition penalty applies to."""
 
 RANKED_FIRST = 256
-"""Number of most likely tokens tried before the whole vocabulary is sorted."""
+"""Number of most likely tokens that are ranked first; more only if top-p keeps all of them."""
 
+
+_LEAST = 1e-30
+"""Temperature below which float32 knows no other weights than 0 and 1."""
 
 _BLOCK = 32
 """Numbers of which the largest is compared first; see ``largest``."""
@@ -43,26 +50,25 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found, chosen[order // _BLOCK] * _BLOCK + order % _BLOCK
 
 
-def keep_top_p(probs: Tensor, p: float) -> Tensor:
-    """Keep each token for which the probability of all before it is at most ``p``.
+def keep_likely(ranked: Iterable[float], top_p: float, min_p: float = 0.0) -> list[float]:
+    """Keep the first of some probabilities.
 
     Nucleus sampling (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751) as in Meta's code: the
-    token that crosses ``p`` is kept.
+    token that crosses ``top_p`` is kept.
 
     Args:
-        probs: probabilities sorted from high to low.
-        p: above 0, at most 1.
-
-    Returns:
-        The same with 0 for dropped tokens; not normalised again.
+        ranked: probabilities from high to low.
+        top_p: keep a token if all before it add up to at most this.
+        min_p: keep tokens at least so many times as likely as the first.
     """
-    before = probs.cumsum(-1) - probs
-    return probs.masked_fill(before > p, 0.0)
-
-
-def keep_min_p(probs: Tensor, p: float) -> Tensor:
-    """Keep tokens at least ``p`` times as likely as the first of the sorted ``probs``."""
-    return probs.masked_fill(probs < p * probs[0], 0.0)
+    kept: list[float] = []
+    before = 0.0
+    for probability in ranked:
+        if before > top_p or (kept and probability < min_p * kept[0]):
+            break
+        kept.append(probability)
+        before += probability
+    return kept
 
 
 def penalise_repeats(logits: Tensor, recent: Sequence[int], penalty: float) -> Tensor:
@@ -112,7 +118,6 @@ class Sampler:
             with_logprobs: add the most likely tokens to each choice.
         """
         self._with_logprobs = with_logprobs
-        self._generator = torch.Generator()  # on the CPU: the same draws whatever the device
         self._sampling = sampling
         self._reseed()
 
@@ -131,12 +136,13 @@ class Sampler:
     @property
     def seed(self) -> int:
         """The seed in use, drawn or given."""
-        return self._generator.initial_seed()
+        return self._seed
 
     def _reseed(self) -> None:
         # A random seed of 32 bits is short enough to type.
-        seed = secrets.randbelow(2**32) if self._sampling.seed is None else self._sampling.seed
-        self._generator.manual_seed(seed)
+        seed = self._sampling.seed
+        self._seed = secrets.randbelow(2**32) if seed is None else seed
+        self._random = Random(self._seed)  # noqa: S311 - the same on every machine
 
     def __call__(
         self, logits: Tensor, previous: Sequence[int], allowed: bytearray | None = None
@@ -153,8 +159,8 @@ class Sampler:
         """
         settings = self._sampling
         raw = logits.float().cpu()
-        normaliser = raw.logsumexp(-1)
-        if not normaliser.isfinite():
+        normaliser = float(raw.logsumexp(-1))
+        if not math.isfinite(normaliser):
             raise ModelError(
                 "model",
                 "its output is not a number",
@@ -166,33 +172,46 @@ class Sampler:
         if allowed is not None:
             scores = keep_allowed(scores, allowed)
         token_id = int(scores.argmax()) if settings.temperature == 0 else self._draw(scores)
-        logprob = float(raw[token_id] - normaliser)
+        logprob = float(raw[token_id]) - normaliser
         if not self._with_logprobs:
             return Choice(token_id, logprob)
         best, ids = largest(raw, min(N_ALTERNATIVES, len(raw)))
-        logprobs = (best - normaliser).tolist()
+        logprobs = [each - normaliser for each in best.tolist()]
         return Choice(token_id, logprob, tuple(zip(ids.tolist(), logprobs, strict=True)))
 
     def _draw(self, scores: Tensor) -> int:
-        settings = self._sampling
-        # In float64 and at most 0, so that no temperature above 0 overflows.
-        probs = ((scores - scores.max()).double() / settings.temperature).softmax(-1)
-        ranked, ids = self._rank(probs)
-        if settings.top_p < 1:
-            ranked = keep_top_p(ranked, settings.top_p)
-        if settings.min_p:
-            ranked = keep_min_p(ranked, settings.min_p)
-        return int(ids[torch.multinomial(ranked, 1, generator=self._generator)])
+        """Draw one of the tokens that the settings keep, by the ``scores`` ``(vocab_size,)``."""
+        settings, best = self._sampling, float(scores.max())
+        keeps_all = settings.top_p == 1 and not (settings.top_k or settings.min_p)
+        if keeps_all:
+            whole = _weights(scores, best, settings.temperature).cumsum(-1, dtype=torch.float64)
+            return int(torch.searchsorted(whole, self._place() * whole[-1]))
+        ids, kept = self._ranked(scores, best)
+        sums = list(accumulate(kept))
+        return int(ids[bisect_left(sums, self._place() * sums[-1])])
 
-    def _rank(self, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Sort ``probs`` ``(vocab_size,)`` from high to low, as far as tokens may be kept."""
-        settings = self._sampling
-        if settings.top_k:
-            ranked, ids = largest(probs, min(settings.top_k, len(probs)))
-            return ranked / ranked.sum(), ids
-        # Sorting a vocabulary costs as much as several layers of a small model. Tokens after those
-        # that add up to more than top-p are dropped anyway.
-        ranked, ids = largest(probs, min(RANKED_FIRST, len(probs)))
-        if ranked.sum() > settings.top_p:
-            return ranked, ids
-        return probs.sort(descending=True)
+    def _place(self) -> float:
+        """Draw a number above 0, at most 1: so that no token of weight 0 is where it lies."""
+        return 1 - self._random.random()
+
+    def _ranked(self, scores: Tensor, best: float) -> tuple[Tensor, list[float]]:
+        """Return the ids of the likeliest tokens, and the probabilities of those to keep."""
+        settings, temperature = self._sampling, self._sampling.temperature
+        n_ranked = min(settings.top_k or RANKED_FIRST, len(scores))
+        total = 0.0 if settings.top_k else float(_weights(scores, best, temperature).sum())
+        while True:
+            values, ids = largest(scores, n_ranked)
+            total = total or float(_weights(values, best, temperature).sum())
+            ranked = (math.exp((value - best) / temperature) / total for value in values.tolist())
+            kept = keep_likely(ranked, settings.top_p, settings.min_p)
+            if settings.top_k or len(kept) < n_ranked or n_ranked == len(scores):
+                return ids, kept
+            n_ranked = min(16 * n_ranked, len(scores))
+
+
+def _weights(scores: Tensor, best: float, temperature: float) -> Tensor:
+    """Return ``exp((scores - best) / temperature)``, in proportion to which tokens are drawn.
+
+    At most 1, so that no temperature overflows.
+    """
+    return ((scores - best) / max(temperature, _LEAST)).exp_()
