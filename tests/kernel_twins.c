@@ -6,6 +6,7 @@
  */
 
 #include "kernel_twins.h"
+#include "likeliest.h"
 
 /* ---- packed matrices ------------------------------------------------------------------------ */
 
@@ -229,6 +230,12 @@ static void compare_activations(void)
         tested.swiglu(got, y, n);
         portable.swiglu(expected, y, n);
         compare("swiglu", got, expected, n, 1e-6f);
+        tested.block_maxima(x, n, got);
+        portable.block_maxima(x, n, expected);
+        compare("block_maxima", got, expected, (n + LOGIT_BLOCK - 1) / LOGIT_BLOCK, 0);
+        got[0] = (float)tested.sum_exponentials(x, n, 4, 0.7f);
+        expected[0] = (float)portable.sum_exponentials(x, n, 4, 0.7f);
+        compare("sum_exponentials", got, expected, 1, 1e-6f);
     }
 }
 

@@ -111,7 +111,7 @@ def test_every_kind_of_vocabulary_keeps_to_every_schema(tokenizers: list[Tokeniz
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Answer with JSON: ", "日本 🦙"])
 def test_what_a_model_writes_is_valid(prompt: str, stories: Llama) -> None:
-    for seed, (name, schema) in enumerate(SCHEMAS.items()):
+    for seed, (name, schema) in enumerate(SCHEMAS.items(), 3):
         events = list(
             stories.generate(
                 stories.prompt_ids(prompt),

@@ -13,7 +13,6 @@ from llama_chat.generation.sampling import (
     RANKED_FIRST,
     Sampler,
     keep_likely,
-    largest,
     penalise_repeats,
 )
 from llama_chat.settings.sampling import Sampling
@@ -48,18 +47,6 @@ def test_top_p_keeps_what_meta_keeps(weights: list[float], p: float) -> None:
     kept = keep_likely(ranked.tolist(), p)
     assert kept == ranked.tolist()[: len(kept)]
     assert set(ids[: len(kept)].tolist()) == meta_top_p(probs, p)
-
-
-@given(st.integers(1, 500), st.integers(1, 300), st.integers(0, 2**32 - 1))
-def test_the_largest_are_those_of_the_whole(n: int, k: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(-50, 50, (n,), generator=generator).float()  # many are equal
-    values[torch.rand(n, generator=generator) < 0.3] = -torch.inf
-    k = min(n, k)
-    found, places = largest(values, k)
-    assert found.equal(values.sort(descending=True).values[:k])
-    assert found.equal(values[places])
-    assert len(set(places.tolist())) == k
 
 
 def test_temperature_0_is_the_likeliest_token_and_its_log_probability() -> None:

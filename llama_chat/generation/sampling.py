@@ -4,14 +4,14 @@ import math
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from random import Random
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llama_chat.errors import ModelError
+from llama_chat.generation.likeliest import Likeliest, likeliest
 from llama_chat.generation.logprobs import N_ALTERNATIVES, Alternatives
 from llama_chat.settings.sampling import Sampling
 
@@ -20,34 +20,6 @@ REPEAT_WINDOW = 64
 
 RANKED_FIRST = 256
 """Number of most likely tokens that are ranked first; more only if top-p keeps all of them."""
-
-
-_LEAST = 1e-30
-"""Temperature below which float32 knows no other weights than 0 and 1."""
-
-_BLOCK = 32
-"""Numbers of which the largest is compared first; see ``largest``."""
-
-
-def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` largest of ``values`` ``(n,)``, from high to low, and their places.
-
-    ``topk`` of a whole vocabulary takes as long as a layer of a small model. They are all in the
-    ``k`` blocks of the largest maxima, though, and in the rest after the last whole block.
-    """
-    n_blocks = len(values) // _BLOCK
-    if n_blocks <= k:
-        found, places = values.topk(k)
-        return found, places
-    rest = values[n_blocks * _BLOCK :]
-    blocks = values[: n_blocks * _BLOCK].view(n_blocks, _BLOCK)
-    chosen = blocks.amax(1).topk(k).indices
-    candidates = blocks.index_select(0, chosen).flatten()
-    if len(rest):
-        candidates = torch.cat((candidates, rest))
-        chosen = torch.cat((chosen, torch.tensor([n_blocks])))
-    found, order = candidates.topk(k)
-    return found, chosen[order // _BLOCK] * _BLOCK + order % _BLOCK
 
 
 def keep_likely(ranked: Iterable[float], top_p: float, min_p: float = 0.0) -> list[float]:
@@ -157,61 +129,58 @@ class Sampler:
         Raises:
             ModelError: if the logits are not finite.
         """
-        settings = self._sampling
+        settings, temperature = self._sampling, self._sampling.temperature
+        n_ranked = (settings.top_k or RANKED_FIRST) if temperature else 1
         raw = logits.float().cpu()
-        normaliser = float(raw.logsumexp(-1))
-        if not math.isfinite(normaliser):
-            raise ModelError(
-                "model",
-                "its output is not a number",
-                "use --dtype float32; if that does not help the weights are damaged",
-            )
         scores = raw
         if settings.repeat_penalty != 1 and previous:
             scores = penalise_repeats(raw, previous[-REPEAT_WINDOW:], settings.repeat_penalty)
         if allowed is not None:
             scores = keep_allowed(scores, allowed)
-        token_id = int(scores.argmax()) if settings.temperature == 0 else self._draw(scores)
-        logprob = float(raw[token_id]) - normaliser
+        n_shown = N_ALTERNATIVES if self._with_logprobs else 1
+        found = likeliest(raw, max(n_ranked, n_shown), temperature or 1.0)
+        ranked = found if scores is raw else likeliest(scores, n_ranked, temperature or 1.0)
+        token_id = self._draw(scores, ranked) if temperature else ranked.ids[0]
+        logprob = float(raw[token_id]) - found.normaliser
         if not self._with_logprobs:
             return Choice(token_id, logprob)
-        best, ids = largest(raw, min(N_ALTERNATIVES, len(raw)))
-        logprobs = [each - normaliser for each in best.tolist()]
-        return Choice(token_id, logprob, tuple(zip(ids.tolist(), logprobs, strict=True)))
+        logprobs = (logit - found.normaliser for logit in found.logits)
+        shown = islice(zip(found.ids, logprobs, strict=True), n_shown)
+        return Choice(token_id, logprob, tuple(shown))
 
-    def _draw(self, scores: Tensor) -> int:
-        """Draw one of the tokens that the settings keep, by the ``scores`` ``(vocab_size,)``."""
-        settings, best = self._sampling, float(scores.max())
-        keeps_all = settings.top_p == 1 and not (settings.top_k or settings.min_p)
-        if keeps_all:
-            whole = _weights(scores, best, settings.temperature).cumsum(-1, dtype=torch.float64)
+    def _draw(self, scores: Tensor, ranked: Likeliest) -> int:
+        """Draw one of the tokens that the settings keep.
+
+        Args:
+            scores: of the vocabulary, ``(vocab_size,)``.
+            ranked: the likeliest of them; all that may be kept, if there is a ``top_k``.
+        """
+        settings, best = self._sampling, ranked.logits[0]
+        if settings.top_p == 1 and not (settings.top_k or settings.min_p):  # keep all
+            weights = ((scores - best).double() / settings.temperature).exp()
+            whole = weights.cumsum(-1)
             return int(torch.searchsorted(whole, self._place() * whole[-1]))
-        ids, kept = self._ranked(scores, best)
+        while True:
+            kept = self._kept(ranked)
+            n_ranked = len(ranked.ids)
+            if settings.top_k or len(kept) < n_ranked or n_ranked == len(scores):
+                break
+            ranked = likeliest(scores, 16 * n_ranked, settings.temperature)
         sums = list(accumulate(kept))
-        return int(ids[bisect_left(sums, self._place() * sums[-1])])
+        return ranked.ids[bisect_left(sums, self._place() * sums[-1])]
 
     def _place(self) -> float:
         """Draw a number above 0, at most 1: so that no token of weight 0 is where it lies."""
         return 1 - self._random.random()
 
-    def _ranked(self, scores: Tensor, best: float) -> tuple[Tensor, list[float]]:
-        """Return the ids of the likeliest tokens, and the probabilities of those to keep."""
-        settings, temperature = self._sampling, self._sampling.temperature
-        n_ranked = min(settings.top_k or RANKED_FIRST, len(scores))
-        total = 0.0 if settings.top_k else float(_weights(scores, best, temperature).sum())
-        while True:
-            values, ids = largest(scores, n_ranked)
-            total = total or float(_weights(values, best, temperature).sum())
-            ranked = (math.exp((value - best) / temperature) / total for value in values.tolist())
-            kept = keep_likely(ranked, settings.top_p, settings.min_p)
-            if settings.top_k or len(kept) < n_ranked or n_ranked == len(scores):
-                return ids, kept
-            n_ranked = min(16 * n_ranked, len(scores))
-
-
-def _weights(scores: Tensor, best: float, temperature: float) -> Tensor:
-    """Return ``exp((scores - best) / temperature)``, in proportion to which tokens are drawn.
-
-    At most 1, so that no temperature overflows.
-    """
-    return ((scores - best) / max(temperature, _LEAST)).exp_()
+    def _kept(self, ranked: Likeliest) -> list[float]:
+        """Return the probabilities of those of the likeliest tokens that the settings keep."""
+        settings, best, total = self._sampling, ranked.logits[0], ranked.total
+        # At most 1, so that no temperature above 0 overflows.
+        weights: Iterable[float] = (
+            math.exp((logit - best) / settings.temperature) for logit in ranked.logits
+        )
+        if settings.top_k:
+            weights = list(islice(weights, settings.top_k))
+            total = sum(weights)
+        return keep_likely((weight / total for weight in weights), settings.top_p, settings.min_p)

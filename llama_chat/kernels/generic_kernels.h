@@ -14,6 +14,7 @@
 #include "dot_products.h"
 #include "float_products.h"
 #include "kv_cache_store.h"
+#include "logit_sums.h"
 #include "prefill_float.h"
 #include "row_quantization.h"
 

@@ -36,6 +36,14 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
     "multiply_scratch_bytes": (_INT64, (_POINTER, _INT64)),
     "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT)),
+    "likeliest_scratch_bytes": (_INT64, (_INT64,)),
+    "find_likeliest": (
+        None,
+        (
+            *(_POINTER, _INT64, _INT64, ctypes.c_float),
+            *(_POINTER, _POINTER, _POINTER, _POINTER, _INT),
+        ),
+    ),
     "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT, _INT, _INT)),
     "forward": (
         None,
