@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.program import environment
 from harness.terminal import Terminal
-from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escaped, sanitize
+from llama_chat.terminal.sanitizer import BIDI_CONTROLS, escaped, sanitize, sanitize_data
 from llama_chat.terminal.streams import AnswerWriter
 
 ATTACKS = [
@@ -41,6 +42,40 @@ def test_only_newline_and_tab_remain_of_the_controls(text: str) -> None:
 @given(st.sampled_from(ATTACKS), st.integers(0, 40))
 def test_a_split_changes_nothing(attack: str, at: int) -> None:
     assert sanitize(attack[:at]) + sanitize(attack[at:]) == sanitize(attack)
+
+
+MARKS = "\u061c\u200e\u200f"
+"""Characters of Unicode that only have a direction."""
+
+REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Classes of characters that reorder the text around them."""
+
+
+def replacement(character: str) -> str:
+    """Return what a terminal gets for a character, by the tables of Unicode."""
+    code = ord(character)
+    if unicodedata.category(character) == "Cc" and character not in "\n\t":
+        return "\u2421" if code == 0x7F else chr(0x2400 + code) if code < 0x20 else "\ufffd"
+    is_lone = unicodedata.category(character) == "Cs"
+    is_reordering = unicodedata.bidirectional(character) in REORDERING or character in MARKS
+    return "\ufffd" if is_lone or is_reordering else character
+
+
+def test_every_character_is_itself_or_the_visible_one_for_it() -> None:
+    characters = list(map(chr, range(0x10000)))
+    harmless = list(map(replacement, characters))
+    pairs = list(zip(characters, harmless, strict=True))
+    assert list(sanitize("".join(characters))) == harmless
+    assert list(sanitize_data("".join(characters))) == [
+        character if character in MARKS else shown for character, shown in pairs
+    ]
+    is_raw = [c >= " " and (c != shown or c in "\u2028\u2029") for c, shown in pairs]
+    assert escaped("".join(characters)) == "".join(
+        f"\\u{ord(character):04x}" if raw else character
+        for character, raw in zip(characters, is_raw, strict=True)
+    )
+    beyond = "".join(map(chr, range(0x10000, sys.maxunicode + 1)))
+    assert sanitize(beyond) == sanitize_data(beyond) == escaped(beyond) == beyond
 
 
 def test_ordinary_text_stays_as_it_is() -> None:
