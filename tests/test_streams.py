@@ -13,6 +13,7 @@ import pytest
 from llama_chat.errors import ClosedPipe, LlamaChatError, PromptTooLongError, SaveError, UsageError
 from llama_chat.files import decode_text
 from llama_chat.terminal import streams
+from tests.open_files import n_open
 
 
 def wrapped(data: bytes = b"") -> io.TextIOWrapper:
@@ -171,11 +172,6 @@ def test_output_that_fails_is_an_error_once(
     assert (str(caught.value), n_open()) == (why, before)
     below.close()  # flushes, as Python does at its end
     assert os.path.samestat(os.fstat(1), Path(os.devnull).stat())
-
-
-def n_open() -> int:
-    """Return the number of open descriptors."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @pytest.mark.parametrize(
