@@ -1,8 +1,10 @@
 """Conversations to save, and their contents as comparable values."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.chat.records import ModelTag
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.tokenizers.base import without_surrogates
+from tests.system_calls import n_open
 
 TAG = ModelTag("llama-2-7b-chat", "0123456789abcdef")
 
@@ -107,6 +110,23 @@ def one_line(error: pytest.ExceptionInfo[LlamaChatError], status: int) -> str:
     assert line.count(": ") >= 2
     assert error.value.status == status
     return line
+
+
+def without_checksums(path: Path) -> bytes:
+    """Return a file as programs before checksums wrote it."""
+    records = map(json.loads, path.read_bytes().splitlines())
+    kept = [{k: v for k, v in each.items() if k not in ("crc32", "part")} for each in records]
+    return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept)
+
+
+def refused(
+    error: type[LlamaChatError], line: str, use: Callable[..., object], *arguments: Any
+) -> None:
+    """Check the line of an error, and that no descriptor is left open."""
+    before = n_open()
+    with pytest.raises(error) as caught:
+        use(*arguments)
+    assert (str(caught.value), n_open()) == (line, before)
 
 
 PROGRAM = """

@@ -13,7 +13,14 @@ from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.conversation_file import ConversationFile, repair
 from llama_chat.chat.records import LOST
 from llama_chat.errors import UsageError
-from tests.conversations import TAG, conversation_of, facts, names_in, saved
+from tests.conversations import (
+    TAG,
+    conversation_of,
+    facts,
+    names_in,
+    saved,
+    without_checksums,
+)
 from tests.permissions import mode_of
 
 
@@ -134,13 +141,6 @@ def test_of_a_save_that_is_not_complete_nothing_is_read(home: Path) -> None:
         path.write_bytes(whole + b"".join(left))
         loaded = store.read(path)
         assert (facts(loaded.conversation), loaded.cut, loaded.damage) == (before, True, [])
-
-
-def without_checksums(path: Path) -> bytes:
-    """Return a file as programs before checksums wrote it."""
-    records = map(json.loads, path.read_bytes().splitlines())
-    kept = [{k: v for k, v in each.items() if k not in ("crc32", "part")} for each in records]
-    return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept)
 
 
 def test_a_file_without_checksums_is_read_and_gets_them_at_the_next_save(home: Path) -> None:

@@ -19,8 +19,8 @@ from llama_chat.durable_files import (
     temporary_file,
     temporary_name,
 )
-from tests.open_files import n_open
 from tests.permissions import mode_of
+from tests.system_calls import failing, n_open
 
 
 @pytest.fixture
@@ -39,15 +39,6 @@ def umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def failing(error: OSError) -> Callable[..., Any]:
-    """Return a function that raises ``error``."""
-
-    def fail(*_: object, **options: object) -> None:
-        raise error
-
-    return fail
 
 
 @pytest.fixture
@@ -83,7 +74,7 @@ def test_a_file_has_its_mode_under_any_umask(mask: int, path: Path) -> None:
 def test_a_file_has_its_mode_from_its_first_moment(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fchmod", failing(PermissionError(errno.EPERM, "no modes")))
+    monkeypatch.setattr(os, "fchmod", failing(errno.EPERM))
     with umask(0):
         os.close(open_private(path, os.O_WRONLY | os.O_CREAT))
     assert mode_of(path) == 0o600
@@ -108,9 +99,9 @@ def test_a_file_that_cannot_be_closed_to_others_is_not_opened(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.touch()
-    monkeypatch.setattr(os, "fchmod", failing(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(os, "fchmod", failing(errno.EIO))
     before = n_open()
-    with pytest.raises(OSError, match="broken"):
+    with pytest.raises(OSError, match="Input/output"):
         open_private(path, os.O_RDWR)
     with pytest.raises(FileNotFoundError):
         open_private(path.with_name("missing"), os.O_RDWR)
@@ -127,7 +118,7 @@ def test_names_are_made_durable_where_a_folder_can_be_flushed(
     sync_folder(path)  # no folder
     sync_folder(path.with_name("missing"))
     assert calls == [f"fsync {path.parent.name}"]
-    monkeypatch.setattr(os, "fsync", failing(OSError(errno.EINVAL, "no flush")))
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
     sync_folder(path.parent)
     assert n_open() == before
 
@@ -155,9 +146,9 @@ def test_a_temporary_file_is_durable_and_goes_at_the_end(path: Path, calls: list
 def test_a_temporary_file_that_cannot_be_written_leaves_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", failing(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     before = n_open()
-    with pytest.raises(OSError, match="broken"), temporary_file(path, b"data", 0o600):
+    with pytest.raises(OSError, match="Input/output"), temporary_file(path, b"data", 0o600):
         pass
     assert (names_in(path.parent), n_open()) == ([], before)
 
@@ -204,24 +195,21 @@ def test_a_link_is_published_as_a_link(path: Path, temporary: Path) -> None:
     assert temporary.exists()
 
 
-NO_LINKS = PermissionError(errno.EPERM, "no links")
-
-
 def test_a_file_system_without_links_renames(
     path: Path, temporary: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "link", failing(NO_LINKS))
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
     publish(temporary, path)
     assert calls[0] == f"replace {temporary.name}"
     assert calls[-1] == f"fsync {path.parent.name}"
     assert (names_in(path.parent), path.read_bytes()) == (["file"], b"whole")
-    with pytest.raises(PermissionError, match="no links"):
+    with pytest.raises(PermissionError, match="not permitted"):
         publish(temporary, path.with_name("other"))  # it is gone
     for take in (lambda: path.write_bytes(b"other"), lambda: path.symlink_to("nowhere")):
         path.unlink()
         take()
         temporary.write_bytes(b"whole")
-        with pytest.raises(PermissionError, match="no links"):
+        with pytest.raises(PermissionError, match="not permitted"):
             publish(temporary, path)
         assert names_in(path.parent) == sorted([temporary.name, "file"])
 
@@ -229,7 +217,7 @@ def test_a_file_system_without_links_renames(
 def test_a_second_name_that_cannot_be_removed_is_no_failure(
     path: Path, temporary: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "unlink", failing(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(os, "unlink", failing(errno.EIO))
     publish(temporary, path)
     assert calls == [f"link {temporary.name}", f"fsync {path.parent.name}"]
     assert path.read_bytes() == b"whole"

@@ -12,8 +12,8 @@ import pytest
 
 from llama_chat.chat import locked_file
 from llama_chat.chat.locked_file import LockedFile
-from tests.open_files import n_open
 from tests.permissions import mode_of
+from tests.system_calls import failing, n_open
 
 
 @pytest.fixture
@@ -115,10 +115,7 @@ def test_links_pipes_and_devices_are_files_only_on_request(path: Path, tmp_path:
 def test_a_file_system_without_locks_is_no_obstacle(
     code: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: int) -> None:
-        raise OSError(code, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", failing(code))
     file = LockedFile(path, create=True)
     file.append(b"x", durable=True)
     assert path.read_bytes() == b"x"

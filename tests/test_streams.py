@@ -13,7 +13,7 @@ import pytest
 from llama_chat.errors import ClosedPipe, LlamaChatError, PromptTooLongError, SaveError, UsageError
 from llama_chat.files import decode_text
 from llama_chat.terminal import streams
-from tests.open_files import n_open
+from tests.system_calls import n_open
 
 
 def wrapped(data: bytes = b"") -> io.TextIOWrapper:
