@@ -1,6 +1,7 @@
 """Files of conversations in one process: when they are written anew, and each refusal in full."""
 
 import errno
+import itertools
 import json
 import os
 import time
@@ -48,6 +49,13 @@ def test_a_name_is_the_time_and_the_first_words(home: Path) -> None:
     stamp, words = name[:17], name[17:]
     assert words == "-one-two-three-4-five"
     assert began <= datetime.strptime(stamp, "%Y-%m-%d-%H%M%S") <= datetime.now()
+    assert len(saved(conversation_of(1, "x" * 100)).stem) == 80
+
+
+def test_without_a_message_there_is_no_file(home: Path) -> None:
+    file = ConversationFile()
+    file.save(Conversation("Be brief."), TAG)
+    assert (file.path, file.name, home.exists()) == (None, "", False)
 
 
 def test_conversations_of_one_name_are_numbered(
@@ -124,31 +132,38 @@ def test_another_first_message_is_another_conversation(home: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("more", [0, 1])
 def test_a_file_is_written_anew_once_replaced_lines_are_most_of_it(
-    more: int, home: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(conversation_file, "_MOST_REPLACED", 4)
-    file, conversation, path = followed()  # 2 messages, 4 lines
-    created = path.read_bytes().splitlines()[0]
-    first = inode(path)
-    for number in range(4 + more):
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "strftime", lambda form: "in 2023")
+        file, conversation, path = followed()
+    # Its 4 lines, of 2 messages, may become 2 * 2 + 4 and the one that is being written.
+    n_lines, inodes = [], [inode(path)]
+    for number in range(12):
         conversation.all[1].text = f"version {number}"
         file.save(conversation, TAG)
-    assert (inode(path) == first, store.read(path).n_lines) == (True, 8 + more)
-    conversation.all[1].text = "last"
+        n_lines.append(store.read(path).n_lines)
+        inodes.append(inode(path))
+    assert n_lines == [5, 6, 7, 8, 9, 4] * 2
+    is_new = [one != other for one, other in itertools.pairwise(inodes)]
+    assert is_new == [n == 4 for n in n_lines]
+    loaded = store.read(path)
+    assert facts(loaded.conversation) == facts(conversation)
+    assert (loaded.created, loaded.n_sealed, is_open(path)) == ("in 2023", 4, True)
+    file.close()
+
+
+def test_the_lines_of_a_save_are_marked_as_such() -> None:
+    file, conversation, path = followed()
+    before = path.read_bytes()
+    assert b"part" not in before
+    conversation.add(Message("user", "more"))
+    conversation.add(Message("assistant", "of it"))
     file.save(conversation, TAG)
-    if more:  # over 2 * 2 + 4 lines
-        assert (inode(path) != first, store.read(path).n_lines) == (True, 4)
-        assert (path.read_bytes().splitlines()[0] != created, is_open(path)) == (False, True)
-    else:
-        assert (inode(path), store.read(path).n_lines) == (first, 9)
-    assert facts(store.read(path).conversation) == facts(conversation)
-    for number in range(4):  # and again as late
-        conversation.all[1].text = f"more {number}"
-        second = inode(path)
-        file.save(conversation, TAG)
-        assert (inode(path) == second) == (more == 1 or number != 0)
+    records = [json.loads(line) for line in path.read_bytes()[len(before) :].splitlines()]
+    assert [record["part"] for record in records] == [[1, 2], [2, 2]]
     file.close()
 
 
@@ -171,6 +186,23 @@ def test_a_file_that_cannot_be_written_anew_is_appended_to(
     conversation.add(Message("assistant", "and more"))
     file.save(conversation, TAG)  # it is not tried again
     assert path.read_bytes().startswith(data)
+    assert facts(store.read(path).conversation) == facts(conversation)
+    file.close()
+
+
+def test_a_file_of_a_line_that_is_too_long_with_a_checksum_is_appended_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = saved(conversation_of(1, "x" * 1000))
+    before = without_checksums(path)
+    path.write_bytes(before)
+    longest = max(map(len, before.splitlines(keepends=True)))
+    monkeypatch.setattr(record_lines, "MAX_LINE_BYTES", longest)
+    file = ConversationFile()
+    conversation = file.open(path).conversation
+    conversation.add(Message("user", "more"))
+    file.save(conversation, TAG)
+    assert path.read_bytes().startswith(before)
     assert facts(store.read(path).conversation) == facts(conversation)
     file.close()
 
@@ -279,6 +311,7 @@ def test_what_is_opened_again_is_gone_on_with(home: Path) -> None:
     file.save(first.conversation, TAG)
     assert path.read_bytes().startswith(whole)
     again = file.open(path)
+    assert file.path == path
     assert len(again.conversation.all) == 3
     file.save(again.conversation, TAG)
     assert (path.read_bytes().count(b"\n"), inode(path)) == (whole.count(b"\n") + 1, inode(path))

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "llama-chat" / "conversations"
 
 
+@pytest.fixture
+def path(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A conversation that was begun long ago."""
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "strftime", lambda form: "in 2023")
+        return saved(conversation_of(2), "mine")
+
+
 def failing_at(path: Path, replace: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``replace``, which fails if it is to replace ``path``."""
 
@@ -62,10 +71,8 @@ def inode(path: Path) -> int:
 
 @pytest.mark.parametrize("damage", ["cut", "line"])
 def test_damage_is_mended_once_it_is_copied(
-    damage: str, home: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = saved(conversation_of(2), "mine")
-    created = store.read(path).created
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-5])
         damaged = path.read_bytes()
@@ -86,7 +93,7 @@ def test_damage_is_mended_once_it_is_copied(
     assert (copy.read_bytes(), mode_of(copy)) == (damaged, 0o600)
     assert re.fullmatch(r"mine\.damaged-\d{19}", copy.name)
     assert (is_open(path), mode_of(path), store.read(path).problem) == (True, 0o600, "")
-    assert store.read(path).created == created
+    assert store.read(path).created == "in 2023"
     loaded.conversation.head = None
     loaded.conversation.add(Message("user", "more"))
     before = path.read_bytes()
@@ -96,8 +103,7 @@ def test_damage_is_mended_once_it_is_copied(
     assert names_in(home) == sorted([copy.name, path.name])
 
 
-def test_what_is_whole_is_not_repaired(home: Path) -> None:
-    path = saved(conversation_of(1))
+def test_what_is_whole_is_not_repaired(path: Path) -> None:
     whole, first = path.read_bytes(), inode(path)
     before = n_open()
     loaded, copy = repair(path)
@@ -106,9 +112,9 @@ def test_what_is_whole_is_not_repaired(home: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_repairing_seals_every_line_and_keeps_what_was_damaged(number: int, home: Path) -> None:
-    path = saved(conversation_of(2), "mine")
-    created = store.read(path).created
+def test_repairing_seals_every_line_and_keeps_what_was_damaged(
+    number: int, path: Path, home: Path
+) -> None:
     path.write_bytes(without_checksums(path))
     damaged = without_a_line(path, number) if number else path.read_bytes()
     before = n_open()
@@ -118,13 +124,14 @@ def test_repairing_seals_every_line_and_keeps_what_was_damaged(number: int, home
     assert copies_in(home) == ([copy] if number else [])
     assert copy is None or copy.read_bytes() == damaged
     mended = store.read(path)
-    assert (mended.problem, mended.n_sealed, mended.created) == ("", mended.n_lines, created)
+    assert (mended.problem, mended.n_sealed, mended.created) == ("", mended.n_lines, "in 2023")
     assert facts(mended.conversation) == facts(loaded.conversation)
     assert not is_open(path)
 
 
-def test_a_repair_that_cannot_be_says_why(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(conversation_of(1), "mine")
+def test_a_repair_that_cannot_be_says_why(
+    path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path.write_bytes(without_checksums(path))
     old = path.read_bytes()
     held = LockedFile(path)
@@ -134,6 +141,10 @@ def test_a_repair_that_cannot_be_says_why(home: Path, monkeypatch: pytest.Monkey
     missing = home / "missing.jsonl"
     line = f"{str(missing)!r}: no such file or directory: check the file"
     refused(SaveError, line, repair, missing)
+    path.write_bytes(b"[]\n")
+    line = f"conversation 'mine': nothing of it can be read: repair or remove {str(path)!r}"
+    refused(UsageError, line, repair, path)
+    path.write_bytes(old)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", failing(errno.EIO))
         line = f"{str(path)!r}: input/output error: check the file"

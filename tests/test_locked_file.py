@@ -94,7 +94,7 @@ def test_links_pipes_and_devices_are_files_only_on_request(path: Path, tmp_path:
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "link", OSError, errno.ELOOP)
     refused(tmp_path / "pipe", OSError, errno.EINVAL)
-    with pytest.raises(OSError, match="not a file"):
+    with pytest.raises(OSError, match=r"^\[Errno 22\] not a file$"):
         LockedFile(tmp_path / "pipe")
     refused(tmp_path, IsADirectoryError, errno.EISDIR, is_any=True)
     linked = LockedFile(tmp_path / "link", is_any=True)
@@ -180,6 +180,20 @@ def test_a_reader_begins_at_the_beginning_and_closes_nothing(path: Path) -> None
     file.truncate(2)
     assert path.read_bytes() == b"on"
     file.close()
+
+
+def test_a_program_without_stdin_gets_the_first_descriptor(path: Path) -> None:
+    stdin = os.dup(0)
+    os.close(0)
+    try:
+        file = LockedFile(path, create=True)
+        file.append(b"x", durable=True)
+        assert os.path.samestat(os.fstat(0), path.stat())
+        file.close()
+        LockedFile(path).close()
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
 
 
 def test_programs_started_meanwhile_do_not_hold_the_lock(path: Path) -> None:

@@ -55,6 +55,8 @@ def test_the_lines_of_a_save_are_numbered(monkeypatch: pytest.MonkeyPatch) -> No
     plain = list(map(sealed, records))
     assert to_lines(records, as_save=True) == marked
     assert to_lines(records, as_save=False) == plain
+    pair = [sealed(each | {"part": [part, 2]}) for part, each in enumerate(records[:2], 1)]
+    assert to_lines(records[:2], as_save=True) == pair
     assert to_lines(records[:1], as_save=True) == plain[:1]
     assert to_lines([], as_save=True) == []
     monkeypatch.setattr(record_lines, "_MAX_PARTS", 3)

@@ -121,8 +121,10 @@ class ConversationFile:
         """Append what has changed, or write the file anew; returns the file and its path."""
         file = self._current()
         if file is None or self.path is None:
-            lines = to_lines(changes(None, now), as_save=False)
-            self._n_lines, self._created, self._lacks_checksums = len(lines), "", False
+            records = changes(None, now)
+            lines = to_lines(records, as_save=False)
+            self._n_lines, self._created = len(records), records[0]["created"]
+            self._lacks_checksums = False
             return self._create(_stem_for(conversation), b"".join(lines))
         if self._lacks_checksums or self._n_lines > 2 * len(now.messages) + _MOST_REPLACED:
             self._lacks_checksums = False
@@ -175,14 +177,10 @@ class ConversationFile:
     def _create(self, stem: str, data: bytes) -> tuple[Path, LockedFile]:
         """Create a file of ``data``, under the previous name if there is one and it is free."""
         numbered = (path_of(f"{stem}-{number}") for number in itertools.count(2))
+        paths = itertools.chain([self.path] if self.path else [], [path_of(stem)], numbered)
         remove_leftovers(private_folder(folder()))
         with _temporary(folder() / stem, data) as (temporary, file):
-            for path in itertools.chain(
-                [self.path] if self.path else [], [path_of(stem)], numbered
-            ):
-                with suppress(FileExistsError):
-                    publish(temporary, path)
-                    break
+            path = next(path for path in paths if _gets_name(temporary, path))
         return path, file
 
     def _follow(
@@ -198,6 +196,15 @@ def _stem_for(conversation: Conversation) -> str:
     """Return the name of a new conversation: the time, and the first words of its first message."""
     words = re.findall(r"[a-z0-9]+", conversation.all[0].text.lower())[:5]
     return "-".join([time.strftime("%Y-%m-%d-%H%M%S"), *words])[:80]
+
+
+def _gets_name(temporary: Path, path: Path) -> bool:
+    """Give a complete file its name; False if that is taken."""
+    try:
+        publish(temporary, path)
+    except FileExistsError:
+        return False
+    return True
 
 
 def repair(path: Path) -> tuple[Loaded, Path | None]:

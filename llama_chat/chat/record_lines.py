@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from llama_chat.documents import MAX_JSON_BYTES, parse_json
@@ -109,8 +110,8 @@ def read_saves(file: BinaryIO, *, salvage: bool) -> Iterator[list[Line]]:
 
 def _complete_lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines that end with a newline; lazily, so that none is read after a bad one."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_LINE_BYTES)
+    lines = iter(partial(file.readline, MAX_LINE_BYTES), b"")
+    for number, line in enumerate(lines, 1):
         if line.endswith(b"\n"):
             yield line
         elif len(line) < MAX_LINE_BYTES:
