@@ -151,6 +151,7 @@ def test_a_file_is_written_anew_once_replaced_lines_are_most_of_it(
     loaded = store.read(path)
     assert facts(loaded.conversation) == facts(conversation)
     assert (loaded.created, loaded.n_sealed, is_open(path)) == ("in 2023", 4, True)
+    assert b"part" not in path.read_bytes()
     file.close()
 
 
@@ -296,6 +297,19 @@ def test_what_cannot_be_opened_leaves_what_was_open(
     conversation.add(Message("user", "more"))
     file.save(conversation, TAG)
     assert path.read_bytes().startswith(whole)
+    file.close()
+
+
+def test_a_conversation_without_messages_is_gone_on_with(home: Path) -> None:
+    path = saved(conversation_of(1), "begun")
+    header = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(header)
+    file = ConversationFile()
+    conversation = file.open(path).conversation
+    assert conversation.all == []
+    conversation.add(Message("user", "first"))
+    file.save(conversation, TAG)
+    assert (path.read_bytes().startswith(header), names_in(home)) == (True, ["begun.jsonl"])
     file.close()
 
 

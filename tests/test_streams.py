@@ -51,8 +51,8 @@ def terminal() -> Iterator[tuple[TextIO, int]]:
     ours, theirs = os.openpty()
     tty.setraw(theirs)
     os.set_blocking(ours, False)
-    with os.fdopen(theirs, "w", encoding="utf-8", buffering=1, newline="") as stream:
-        yield stream, ours
+    with os.fdopen(theirs, "wb", buffering=0) as raw:
+        yield io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True), ours
     os.close(ours)
 
 
@@ -337,10 +337,12 @@ def test_an_answer_on_a_terminal(
     writer.write("  next")  # blanks after an empty line stay
     writer.finish()
     assert read_all(output) == "\n  next\n"
-    writer.write("a\n\r\n")
+    writer.write("Xa ")
+    assert read_all(output) == "Xa "
+    writer.write("\n\r\n")
     writer.write("\r")
     writer.finish()
-    assert read_all(output) == "a\n␍\n␍\n"
+    assert read_all(output) == "\n␍\n␍\n"
 
 
 def read_all(descriptor: int) -> str:
