@@ -132,10 +132,16 @@ def test_a_folder_is_flushed_by_a_descriptor_that_others_do_not_inherit(
     assert inherited == [False]
 
 
-def test_a_temporary_file_is_durable_and_goes_at_the_end(path: Path, calls: list[str]) -> None:
+def test_a_temporary_file_is_durable_and_goes_at_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[bytes] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").read_bytes())
+    )
     with umask(0), temporary_file(path, b"data", 0o640) as temporary:
         assert (temporary.read_bytes(), mode_of(temporary)) == (b"data", 0o640)
-        assert calls == [f"fsync {temporary.name}"]
+        assert (temporary.parent, flushed) == (path.parent, [b"data"])
     with temporary_file(path, b"kept", 0o600) as temporary:
         temporary.replace(path)
     with pytest.raises(KeyboardInterrupt), temporary_file(path, b"other", 0o600):
