@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import llama_chat
@@ -76,7 +77,10 @@ ELSEWHERE = {
 """Calls that write to no terminal."""
 
 
-MODULES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+@cache
+def modules() -> dict[Path, ast.Module]:
+    """Parse the package."""
+    return {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def answer_writers(tree: ast.Module) -> set[str]:
@@ -96,7 +100,7 @@ def answer_writers(tree: ast.Module) -> set[str]:
 
 def writing_calls() -> Iterator[str]:
     """Yield every call that may write to a stream, after the path of its module."""
-    for path, tree in MODULES.items():
+    for path, tree in modules().items():
         name = path.relative_to(PACKAGE).as_posix()
         writers = answer_writers(tree)
         for node in ast.walk(tree):
@@ -122,7 +126,7 @@ def test_nothing_else_writes() -> None:
 
 def test_a_new_writer_would_be_found() -> None:
     """The search knows the ways to write; a name that hides one is not used."""
-    for path, tree in MODULES.items():
+    for path, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 names = {alias.asname for alias in node.names if alias.asname}
@@ -134,7 +138,7 @@ def test_a_new_writer_would_be_found() -> None:
 def test_raw_answers_are_those_that_are_asked_for() -> None:
     """An ``AnswerWriter`` writes bytes as they are only for ``--raw`` and JSON."""
     found = {}
-    for path, tree in MODULES.items():
+    for path, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "AnswerWriter":
                 for keyword in node.keywords:

@@ -8,10 +8,9 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
-import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,9 @@ from hypothesis import strategies as st
 from harness.program import run
 from llama_chat.server import client
 from tests.servers import Server, running_server
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 FIELDS = (
     *("messages", "prompt", "role", "content", "max_tokens", "stop", "n", "stream"),
@@ -35,7 +37,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, gguf_model: Path) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def api(server: Server) -> openai.OpenAI:
+def api(server: Server) -> "OpenAI":
+    import openai  # slow, and for this file alone
+
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 

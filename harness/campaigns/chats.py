@@ -122,7 +122,8 @@ class RandomChat:
         self._terminal.wait_for(rf"Stopped[\s\S]*{re.escape(SHELL)} *\s*\Z", shown=False)
         self._terminal.type("fg")
         self._terminal.press("Enter")
-        self._terminal.wait_for(rf"{re.escape(SHELL)} fg[\s\S]*\n›")
+        shell, later = re.escape(SHELL), r"(?:(?!Stopped)[\s\S])*"
+        self._terminal.wait_for(rf"Stopped{later}{shell} fg{later}\n›{later}\Z", shown=False)
         self._wait_for_input()
 
     def _leave(self) -> list[str]:

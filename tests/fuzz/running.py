@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from random import Random
 
@@ -208,6 +209,7 @@ def run(
         workers: processes at a time.
         chunk: inputs of a process.
     """
+    import_module("transformers.models.llama.modeling_llama")  # once, before processes are forked
     kept = [(name, range(-len(corpus(name)), 0)) for name in names if numbers.start == 0]
     parts = [(name, part) for name, part in kept if part] + [
         (name, numbers[start : start + chunk])

@@ -11,8 +11,6 @@ from random import Random
 
 import gguf
 import torch
-import transformers
-import transformers.models.llama.modeling_llama  # once, before processes are forked
 
 from harness.campaigns.text import kinds
 from llama_chat.chat import store
@@ -93,6 +91,8 @@ def _whole_model(path: Path) -> None:
 
 def _hugging_face(file_name: str, mutate: Mutate, folder: Path) -> Target:
     """Attack a file of a folder with everything that the Hub's may have."""
+    import transformers  # slow; see running.py
+
     transformers.logging.disable_progress_bar()
     write_huggingface(folder, TINY, weights="shards" if "index" in file_name else "safetensors")
     config = folder / "tokenizer_config.json"
