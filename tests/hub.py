@@ -155,11 +155,11 @@ def environment_for(hub: Hub, home: Path) -> dict[str, str]:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Read every file below ``folder``, hidden ones too, by relative path."""
+    """Read every file below ``folder`` by relative path: hidden ones too, records not."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".metadata"
     }
 
 

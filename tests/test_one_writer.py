@@ -59,6 +59,7 @@ ELSEWHERE = {
     "generation/kv_cache.py: self.rows.write(": "rows",
     "hub/fetching.py: self._output.write(chunk)": "a file",
     "hub/fetching.py: partial.write(chunk)": "a file",
+    "library/downloads.py: path.write_text(": "a file",
     "library/starter.py: copy.write(chunk)": "a file",
     "loading/ranks.py: traceback.print_exc()": "for LLAMA_CHAT_TRACEBACK",
     "model/attention.py: span.cache.write(": "rows",

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from harness.program import COMMAND, Program, Result, assert_clean_error, environment, run
 from harness.terminal import CTRL_C
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import LlamaChatError, ModelError
 from llama_chat.hub.fetching import fetch_files
 from llama_chat.hub.repository import look_up, parse
 from llama_chat.library import installed_models
+from llama_chat.loading.hashes import expected_hashes
 from tests.hub import (
     COMMIT,
     Hub,
@@ -95,6 +96,21 @@ def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
     hub.asked.clear()
     assert pull(hub, tmp_path, "org/name", "-q") == Result(0, "", "")
     assert hub.asked == []  # all was there
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])  # SHA-256, SHA-1 of git
+def test_what_was_fetched_can_be_checked_later(name: str, hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": WEIGHTS}
+    assert pull(hub, tmp_path, "org/name").status == 0
+    folder = tmp_path / ".local/share/llama-chat/models/org/name"
+    stated = {each.file.name: each for each in expected_hashes(folder)}
+    assert set(stated) == set(hub.files)
+    for each in stated.values():
+        each.check(lambda n_bytes: None)
+    damaged = folder / name
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(ModelError, match="it is not the file of the hub"):
+        stated[name].check(lambda n_bytes: None)
 
 
 def test_a_redirection_to_another_host_is_followed_without_the_token(

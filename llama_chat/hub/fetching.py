@@ -12,6 +12,7 @@ from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.files import private_folder, readable_size
 from llama_chat.hub.refusals import explained
 from llama_chat.hub.repository import Found, Reference, RemoteFile
+from llama_chat.library.downloads import record
 
 _CHUNK = 2**20
 
@@ -46,6 +47,7 @@ def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], No
         _check_space(folder, found.files)
         for file in found.files:
             _fetch(wanted, found.commit, file, folder / file.path, advance)
+            record(folder / file.path, found.commit, file.digest)
     except OSError as error:
         raise SaveError.at(folder, error, _ADVICE) from None
     first = folder / found.files[0].path

@@ -14,6 +14,7 @@ from llama_chat.checkpoints.fingerprint import weight_files
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular, read_start
 from llama_chat.gates import FETCH_AGAIN
+from llama_chat.library.downloads import recorded_digest
 from llama_chat.library.starter import STARTERS
 
 _CHUNK = 2**20
@@ -26,8 +27,6 @@ _LISTS = ("checklist.chk", "tokenizer_checklist.chk")
 _LINE = re.compile(r"([0-9a-f]{32}) [ *]?(\w[\w.-]{0,200})", re.ASCII)
 _OLLAMA = re.compile(r"sha256-([0-9a-f]{64})")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_DOWNLOADS = ".cache/huggingface/download"
-"""Folder beside the files of a download, with the metadata of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,6 @@ def _in_list(path: Path) -> Iterator[Expected]:
 def _of_file(file: Path) -> Iterator[Expected]:
     """Yield the hash that the name or the surroundings of a file state."""
     stored = file.resolve().name  # the cache of a hub links to blobs, which are named by hashes
-    metadata = file.parent / _DOWNLOADS / f"{file.name}.metadata"
-    stated = read_start(metadata, 1000).decode("utf-8", "replace").splitlines()[1:2]
     for starter in STARTERS.values():
         if file.name == starter.file_name:
             yield Expected(file, starter.sha256, f"the starter {starter.title}")
@@ -112,5 +109,5 @@ def _of_file(file: Path) -> Iterator[Expected]:
         yield Expected(file, found[1], "its name in ollama's store")
     elif _DIGEST.fullmatch(stored) and file.is_symlink():
         yield Expected(file, stored, "its name in the hub's cache")
-    elif stated and _DIGEST.fullmatch(stated[0].strip('"')):
-        yield Expected(file, stated[0].strip('"'), "the hub")
+    elif stated := recorded_digest(file):
+        yield Expected(file, stated, "the hub")
