@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llama_chat.errors import LlamaChatError, UsageError, counted
+from llama_chat.errors import LlamaChatError, UsageError, counted, reason
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -18,6 +18,7 @@ def explained(what: str, repository: str) -> Iterator[None]:
     import httpx2
     from huggingface_hub import constants, errors
 
+    _check_token()
     try:
         yield
     except errors.GatedRepoError:
@@ -37,12 +38,27 @@ def explained(what: str, repository: str) -> Iterator[None]:
     except errors.HFValidationError:
         raise UsageError(what, "not a possible name", "give ORGANISATION/NAME") from None
     except httpx2.TransportError as error:
-        reason = str(error) or type(error).__name__
-        why = f"{constants.ENDPOINT} cannot be reached ({reason[:100]})"
+        found = str(error) or type(error).__name__
+        why = f"{constants.ENDPOINT} cannot be reached ({found[:100]})"
         advice = "check the network and HF_ENDPOINT; the same command then goes on"
         raise LlamaChatError(what, why, advice) from None
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         raise LlamaChatError(what, f"no answer ({error})", "check HF_ENDPOINT") from None
+
+
+def _check_token() -> None:
+    """Check that the access token can be read, which every request sends if there is one."""
+    from huggingface_hub import constants, get_token
+
+    try:
+        get_token()
+        return
+    except OSError as error:
+        why = reason(error)
+    except UnicodeDecodeError:
+        why = "it is not a text"
+    what = f"access token {constants.HF_TOKEN_PATH!r}"
+    raise LlamaChatError(what, why, f"check it, or {_LOG_IN}")
 
 
 def _refusal(what: str, error: "HfHubHTTPError") -> LlamaChatError:
