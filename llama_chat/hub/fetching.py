@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.files import private_folder, readable_size
-from llama_chat.hub.refusals import explained
+from llama_chat.hub.refusals import access_token, explained
 from llama_chat.hub.repository import Found, Reference, RemoteFile
 from llama_chat.library.downloads import record
 
@@ -168,7 +168,7 @@ def _receive(wanted: Reference, commit: str, partial: _Partial) -> None:
     had = partial.size
     url = hf_hub_url(wanted.repository, partial.file.path, revision=commit)
     # A compressed transfer could not be resumed.
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=access_token()) | {"Accept-Encoding": "identity"}
     if had:
         headers["Range"] = f"bytes={had}-"
     with explained(wanted.title, wanted.repository):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llama_chat.errors import LlamaChatError, UsageError, counted, reason
 
@@ -18,7 +18,6 @@ def explained(what: str, repository: str) -> Iterator[None]:
     import httpx2
     from huggingface_hub import constants, errors
 
-    _check_token()
     try:
         yield
     except errors.GatedRepoError:
@@ -46,13 +45,17 @@ def explained(what: str, repository: str) -> Iterator[None]:
         raise LlamaChatError(what, f"no answer ({error})", "check HF_ENDPOINT") from None
 
 
-def _check_token() -> None:
-    """Check that the access token can be read, which every request sends if there is one."""
+def access_token() -> str | Literal[False]:
+    """Return the token to send with requests; False if there is none.
+
+    Raises:
+        LlamaChatError: if the file with it cannot be read.
+    """
     from huggingface_hub import constants, get_token
 
     try:
-        get_token()
-        return
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        return token or False
     except OSError as error:
         why = reason(error)
     except UnicodeDecodeError:

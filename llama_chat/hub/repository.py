@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from llama_chat.errors import ModelError, UsageError
-from llama_chat.hub.refusals import explained, unreadable
+from llama_chat.hub.refusals import access_token, explained, unreadable
 from llama_chat.library import own_folder
 from llama_chat.library.layouts import group_gguf, identify_folder, labels, preferred
 
@@ -99,6 +99,7 @@ def look_up(wanted: Reference) -> Found:
                 revision=wanted.revision or None,
                 files_metadata=True,
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                token=access_token(),
             )
         files = {file.path: file for s in info.siblings or () if (file := _remote(s))}
         commit = info.sha if isinstance(info.sha, str) else ""
