@@ -25,6 +25,9 @@ LEAVING_S = 10.0
 READY = r"template \w+\n›"
 """Pattern of the text once the model is loaded and the input is open."""
 
+_FRAME_S = 1 / 30
+"""Time between two drawings of a window."""
+
 OPENS = b"\x1b[?2004h"
 """What the input writes when it opens: pastes are to be bracketed."""
 
@@ -142,9 +145,14 @@ class Terminal:
     def skim(self) -> None:
         """Read output until the input opens, and draw it only then.
 
-        Drawing takes as much processor time as a small model.
+        Drawing takes as much processor time as a small model; and so does waking up for each of its
+        tokens, so that it is read as seldom as a window is drawn.
         """
-        self._draw(self.take_until(OPENS))
+        data = b""
+        while OPENS not in data:
+            time.sleep(_FRAME_S)
+            data += self._take(PATIENCE_S) or b""
+        self._draw(data)
 
     def take_until(self, end: bytes) -> bytes:
         """Read output up to ``end``, and perhaps more, without drawing it."""
