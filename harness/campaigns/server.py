@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from tests.servers import Server, running_server
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/models", "/nothing")
 _PATIENCE_S = 0.5
 """Longest wait for an answer: a request that was cut off gets none while its rest may come."""
+
+_AT_A_TIME = 8
+"""Requests that wait for their answers at the same time."""
 
 VALUES: tuple[object, ...] = (
     None,
@@ -152,13 +156,14 @@ def main(seed: int = 1, n_requests: int = 20_000, n_clients: int = 1_000) -> int
             process = psutil.Process(int((client.health(server.socket) or {})["pid"]))
             statuses: Counter[int] = Counter()
             before = 1
-            for _ in range(n_requests):
-                request = malformed(chance)
-                status = status_of(server, request)
-                statuses[status] += 1
-                if status >= 500 or (status and status < 200):
-                    failures += 1
-                    print(f"status {status}: {request[:300]!r}")
+            requests = [malformed(chance) for _ in range(n_requests)]
+            with ThreadPoolExecutor(_AT_A_TIME) as pool:
+                found = pool.map(lambda request: status_of(server, request), requests)
+                for request, status in zip(requests, found, strict=True):
+                    statuses[status] += 1
+                    if status >= 500 or (status and status < 200):
+                        failures += 1
+                        print(f"status {status}: {request[:300]!r}")
             for i in range(n_clients):
                 if i == n_clients // 10:  # everything is allocated once by then
                     before = process.memory_info().rss
