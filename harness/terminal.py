@@ -28,8 +28,8 @@ READY = r"template \w+\n›"
 _FRAME_S = 1 / 30
 """Time between two drawings of a window."""
 
-OPENS = b"\x1b[?2004h"
-"""What the input writes when it opens: pastes are to be bracketed."""
+OPENS = b"\x1b[?7l\x1b[0m\x1b[K"
+"""Beginning of the first drawing of an input, and of no other."""
 
 ESCAPE, CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R = "\x1b\x03\x04\x07\n\x0c\x12"
 UP = "\x1b[A"
