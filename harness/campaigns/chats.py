@@ -135,7 +135,8 @@ class RandomChat:
             time.sleep(0.3)  # two Ctrl-C are two decisions
         terminal.wait_for(rf"{re.escape(SHELL)}\s*\Z")
         text = terminal.text
-        return [*self._lost(text), *self._left(text)]
+        bad = [*self._lost(text), *self._left(text)]
+        return [*bad, text] if bad else []
 
     def _lost(self, text: str) -> list[str]:
         """Find messages and replies that are missing, shown twice, or out of order."""
@@ -183,7 +184,7 @@ class RandomChat:
                     bad.append(f"left: {command!r}")
             except OSError:  # it has ended
                 continue
-        return bad if not bad else [*bad, text]
+        return bad
 
 
 def _squeezed(text: str) -> str:
