@@ -220,8 +220,8 @@ for dtype in (torch.float32, torch.bfloat16):
     backend = native_backend(packed_model(TINY, (8, 4), dtype))
     bits = backend.model.blocks[0].feed_forward.w1.packed.bits
     faster = prefers_unpacked(dtype, bits, TINY.dim)
-    through_torch, run = [], backend._torch._extend
-    backend._torch._extend = lambda *arguments: through_torch.append(arguments) or run(*arguments)
+    through_torch, run = [], backend._torch._run
+    backend._torch._run = lambda *arguments: through_torch.append(arguments) or run(*arguments)
     backend.forward(list(range(40)), backend.new_cache())
     backend.forward(list(range(2)), backend.new_cache())
     assert bool(through_torch) == faster and len(through_torch) <= 1
