@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from harness.process import cold, fork_server
 from harness.terminal import READY, Terminal
@@ -18,6 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Background jobs of a shell ignore Ctrl-C, and so would all programs started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Examples of a property that does not state their number; ``--hypothesis-profile thorough``.
+settings.register_profile("quick", max_examples=40)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile("quick")
 
 ROOT = Path(__file__).resolve().parent.parent
 
