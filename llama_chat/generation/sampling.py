@@ -138,8 +138,8 @@ class Sampler:
         if allowed is not None:
             scores = keep_allowed(scores, allowed)
         n_shown = N_ALTERNATIVES if self._with_logprobs else 1
-        found = likeliest(raw, max(n_ranked, n_shown), temperature or 1.0)
-        ranked = found if scores is raw else likeliest(scores, n_ranked, temperature or 1.0)
+        ranked = likeliest(scores, max(n_ranked, n_shown), temperature or 1.0)
+        found = ranked if scores is raw else likeliest(raw, n_shown)
         token_id = self._draw(scores, ranked) if temperature else ranked.ids[0]
         logprob = float(raw[token_id]) - found.normaliser
         if not self._with_logprobs:
