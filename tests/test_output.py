@@ -1,4 +1,4 @@
-"""What the program writes is written, or its loss is one line and a status: also help and lists."""
+"""Output is written, or its loss is one line and a status: also that of help and lists."""
 
 import os
 import subprocess

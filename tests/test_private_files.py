@@ -1,4 +1,4 @@
-"""What the program keeps is closed to others, under any umask, and where it was open before."""
+"""Files of the program are closed to others, under any umask, and where they were open before."""
 
 import errno
 import os

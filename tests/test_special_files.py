@@ -1,4 +1,4 @@
-"""What is no regular file, or may not be read, is refused at once wherever a model has a file."""
+"""Files that are not regular, or may not be read, are refused at once wherever a model has one."""
 
 import os
 import shutil

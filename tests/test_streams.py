@@ -1,4 +1,4 @@
-"""What the program reads from stdin, and writes to stdout and stderr, byte for byte."""
+"""Bytes that the program reads from stdin, and writes to stdout and stderr."""
 
 import io
 import os

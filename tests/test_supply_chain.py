@@ -1,4 +1,4 @@
-"""What is installed is pinned, and what is known to be vulnerable is told."""
+"""Installed packages are pinned, and those known to be vulnerable are told."""
 
 import re
 from importlib.metadata import requires

@@ -1,4 +1,4 @@
-"""What a person types never becomes a control token, whatever a template does with it."""
+"""Typed text never becomes a control token, whatever a template does with it."""
 
 from functools import cache, lru_cache
 

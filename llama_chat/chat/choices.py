@@ -24,8 +24,8 @@ class Choice:
     """Probability among the choices alone."""
 
 
-class Judge(Protocol):
-    """A conversation, and what knows how likely replies are."""
+class ReplyScorer(Protocol):
+    """A conversation that computes the probabilities of given replies."""
 
     @property
     def n_reused(self) -> int:
@@ -44,7 +44,7 @@ class Judge(Protocol):
 
 
 def choose(
-    session: Judge,
+    session: ReplyScorer,
     message: str,
     texts: Sequence[str],
     hooks: Hooks | None = None,

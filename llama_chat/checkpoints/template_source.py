@@ -1,4 +1,4 @@
-"""What a checkpoint says about its chat template."""
+"""Description of the chat template in a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

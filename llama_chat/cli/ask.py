@@ -167,9 +167,9 @@ def answer(
         return
     if among is not None and (found := open_warm(settings)) is not None:
         warm, ours = found
-        judge = new_session(warm, ours, prompt, streams.warn)
+        dialog = new_session(warm, ours, prompt, streams.warn)
         with suppress(LostServer):
-            write_choice(judge, message, among, ours, warm.name, as_json=as_json, raw=raw)
+            write_choice(dialog, message, among, ours, warm.name, as_json=as_json, raw=raw)
             return
     if among is None and write_warm(
         lambda warm, ours: new_session(warm, ours, prompt, streams.warn, grammar).request(message),

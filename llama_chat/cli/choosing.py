@@ -15,7 +15,7 @@ from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.streams import AnswerWriter
 
 if TYPE_CHECKING:
-    from llama_chat.chat.choices import Judge
+    from llama_chat.chat.choices import ReplyScorer
 
 Normalize = Literal["none", "length"]
 """Scores to compare: log-probabilities, or those divided by the tokens."""
@@ -85,7 +85,7 @@ def read_choices(
 
 
 def choice_json(
-    session: "Judge", message: str, among: Among, model: str, hooks: Hooks | None = None
+    session: "ReplyScorer", message: str, among: Among, model: str, hooks: Hooks | None = None
 ) -> dict[str, Any]:
     """Score replies to a message; returns what ``--json`` writes."""
     from llama_chat.chat.choices import choose
@@ -115,7 +115,7 @@ def choice_json(
 
 
 def write_choice(
-    session: "Judge",
+    session: "ReplyScorer",
     message: str,
     among: Among,
     settings: Settings,
