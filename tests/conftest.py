@@ -119,6 +119,13 @@ def babble(gguf_model: Path, tmp_path: Path) -> Iterator[Terminal]:
 
 
 @pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of conversations of this process, in a home of the test's own."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    return tmp_path / "llama-chat" / "conversations"
+
+
+@pytest.fixture
 def hub() -> Iterator[Hub]:
     """A hub on loopback, empty."""
     with serving(Hub()) as hub:

@@ -28,11 +28,7 @@ from tests.conversations import (
 )
 from tests.permissions import without_powers
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return tmp_path / "llama-chat" / "conversations"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_a_folder_deleted_while_it_is_open_is_made_again(home: Path) -> None:

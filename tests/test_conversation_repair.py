@@ -28,11 +28,7 @@ from tests.conversations import (
 from tests.permissions import mode_of
 from tests.system_calls import failing, n_open
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return tmp_path / "llama-chat" / "conversations"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -12,11 +12,7 @@ from llama_chat.chat.locked_file import LockedFile
 from llama_chat.errors import SaveError, UsageError
 from tests.conversations import TAG, conversation_of, refused, saved
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return tmp_path / "llama-chat" / "conversations"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def saved_at(name: str, seconds: float, *texts: str) -> Path:

@@ -19,11 +19,7 @@ from llama_chat.errors import SaveError, UsageError
 from tests.conversations import TAG, conversation_of, facts, home_at, names_in, saved
 from tests.memory_use import peak_and_error
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return tmp_path / "llama-chat" / "conversations"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 HEADER = {"format": "llama-chat conversation", "version": 1}

@@ -35,11 +35,7 @@ from tests.conversations import (
 from tests.model_files import byte_tokenizer
 from tests.sessions import finish_of, interrupt_after, new_session
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    return tmp_path / "llama-chat" / "conversations"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 class SavedConversations(RuleBasedStateMachine):
