@@ -48,8 +48,11 @@ def measure(command: list[str]) -> dict[int, tuple[int, int]]:
     with subprocess.Popen(command, **pipes) as started:  # type: ignore[call-overload]
         started.stdin.write(PROMPT)
         started.stdin.close()
+        pids: dict[int, int] = {}
         while started.poll() is None:
-            for rank, pid in (ranks_of(started.pid) or {0: started.pid}).items():
+            # Once they were found: torchrun, when they have ended, is charged with what they read.
+            pids = {**ranks_of(started.pid), **pids}
+            for rank, pid in (pids or {0: started.pid}).items():
                 with suppress(OSError, StopIteration):
                     now = usage_of(pid)
                     used[rank] = tuple(map(max, now, used.get(rank, now)))  # type: ignore[assignment]

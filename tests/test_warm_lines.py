@@ -118,8 +118,20 @@ def test_choices_have_the_scores_of_a_model_here(
         assert_clean_error(warm, 4, "in the context of 512")
         assert warm == run(*arguments, "--no-server", home=home)
     assert metrics(server)["running_sequences"] == 0
-    (home / "many.txt").write_text("\n".join(map(str, range(1100))))  # more than it takes
-    both(server, home, gguf_model, "ask", "what?", "--json", "--choices-file", home / "many.txt")
+
+
+@pytest.mark.parametrize("flags", [(), ("--lines",)], ids=str)
+def test_more_choices_than_a_server_takes_are_scored_here(
+    server: Server, home: Path, gguf_model: Path, flags: tuple[str, ...]
+) -> None:
+    (home / "many.txt").write_text("\n".join(map(str, range(1100))))
+    many = ("-m", gguf_model, "--choices-file", home / "many.txt")
+    environment = {"XDG_RUNTIME_DIR": server.runtime}
+    done = run("ask", *flags, *FLAGS, *many, home=home, stdin=b"what?\n", **environment)
+    assert "a server scores 1024 choices at most" in done.err
+    assert "answered by the server" not in done.err
+    assert done.out.strip()
+    assert done.status == 0
 
 
 def begin(server: Server, home: Path, model: Path, *flags: str) -> Program:

@@ -165,7 +165,7 @@ def answer(
 
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
-    if among is not None and (found := open_warm(settings)) is not None:
+    if among is not None and (found := open_warm(settings, n_choices=len(among.texts))):
         warm, ours = found
         dialog = new_session(warm, ours, prompt, streams.warn)
         with suppress(LostServer):

@@ -104,7 +104,8 @@ def answer_lines(
     slots.check_used(by_record)
     settings = with_prompt_file(settings, prompt)
     lines = Lines()
-    model, settings = open_warm(settings) or open_model(settings)
+    n_choices = 0 if among is None else len(among.texts)
+    model, settings = open_warm(settings, n_choices=n_choices) or open_model(settings)
     notify = streams.warn if settings.verbose else None
     if by_record is None:
         session = new_session(model, settings, prompt, streams.warn, grammar)

@@ -11,7 +11,7 @@ from typing import Any
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import model_path
 from llama_chat.parallel.world import find_world
-from llama_chat.server.client import LostServer, health
+from llama_chat.server.client import MAX_SCORED, LostServer, health
 from llama_chat.server.sockets import default_socket
 from llama_chat.server.warm_model import WarmModel, WarmRequest
 from llama_chat.settings.definitions import SETTINGS
@@ -66,7 +66,7 @@ def find_server(
 
 
 def open_warm(
-    settings: Settings, *, n_logprobs: int = 0, receipts: bool = False
+    settings: Settings, *, n_logprobs: int = 0, receipts: bool = False, n_choices: int = 0
 ) -> tuple[WarmModel, Settings] | None:
     """Find the server of the model and the settings, or start one if ``keep_warm`` says so.
 
@@ -74,6 +74,7 @@ def open_warm(
         settings: the settings.
         n_logprobs: likely tokens at each position to ask for.
         receipts: ask for a receipt with each answer.
+        n_choices: number of replies that it is to score; for too many there is no server.
 
     Returns:
         Its model, and the settings with what that suggests; None if it is to be loaded here.
@@ -83,6 +84,9 @@ def open_warm(
         if settings.verbose:
             streams.say(f"llama-chat: {line}")
 
+    if n_choices > MAX_SCORED:
+        tell(f"a server scores {MAX_SCORED} choices at most")
+        return None
     found = find_server(settings, tell, starts=True)
     if found is None:
         return None

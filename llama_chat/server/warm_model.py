@@ -15,7 +15,7 @@ from llama_chat.errors import LlamaChatError
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.generation.logprobs import Scored
-from llama_chat.server.client import MAX_SCORED, OWN_KEY, LostServer, events_of, stream
+from llama_chat.server.client import OWN_KEY, LostServer, events_of, stream
 from llama_chat.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -211,10 +211,8 @@ class WarmDialog:
         """Score replies to a message, each with the end of the turn.
 
         Raises:
-            LostServer: if the server goes away, or does not score so many.
+            LostServer: if the server goes away.
         """
-        if len(texts) > MAX_SCORED:
-            raise LostServer(f"it scores {MAX_SCORED} choices at most")
         request = self._model.reply(self._asked(message), self._settings, choices=texts)
         for event in self._model.continued(request):
             if isinstance(event, Finish):
