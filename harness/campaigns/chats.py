@@ -14,10 +14,10 @@ import shlex
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.campaigns.trials import Findings, count_and_seed
 from harness.program import run
 from harness.tmux import SHELL, Tmux
 from llama_chat.library import starter
@@ -194,18 +194,13 @@ def _squeezed(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Hold chats; returns 1 if anything was wrong."""
-    count = int(arguments[0]) if arguments else 200
-    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(2**31)
-    print(f"seeds {seed} to {seed + count - 1}", flush=True)
-    counts = Counter[str]()
+    count, seed = count_and_seed(arguments, 200)
+    findings = Findings()
     for each in range(seed, seed + count):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
             bad = RandomChat(random.Random(each), Path(home)).hold()
-        counts["bad"] += bool(bad)
-        if bad:
-            print(f"seed {each}:", *bad, sep="\n  ", flush=True)
-    print(f"{count} chats, {counts['bad']} bad")
-    return min(counts["bad"], 1)
+        findings.add("chat", each, bad)
+    return findings.end()
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness.campaigns.trials import Findings, count_and_seed
 from harness.program import run
 from harness.terminal import CTRL_G, READY, Terminal
 from llama_chat.library import starter
@@ -141,20 +141,15 @@ def _command_lines() -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Close windows; returns 1 if anything was left or lost."""
-    count = int(arguments[0]) if arguments else 300
-    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(2**31)
-    print(f"seed {seed}", flush=True)
-    chance, counts = random.Random(seed), Counter[str]()
+    count, seed = count_and_seed(arguments, 300)
+    chance, findings = random.Random(seed), Findings()
     for i in range(count):
         moment = MOMENTS[i % len(MOMENTS)]
         delay_s = chance.expovariate(4)
         with tempfile.TemporaryDirectory() as home:
             bad = close(moment, delay_s, Path(home))
-        counts["bad"] += bool(bad)
-        if bad:
-            print(f"{moment.__name__}, {delay_s:.3f} s: {bad}", flush=True)
-    print(f"{count} windows closed, {counts['bad']} bad")
-    return min(counts["bad"], 1)
+        findings.add(moment.__name__, f"{i}, after {delay_s:.3f} s", bad)
+    return findings.end()
 
 
 if __name__ == "__main__":

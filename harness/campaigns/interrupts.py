@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from harness.campaigns.trials import Findings, count_and_seed
 from harness.terminal import CTRL_C, CTRL_D, READY, Terminal, new_modes
 from tests.model_files import SMALL, write_gguf
 
@@ -96,10 +97,8 @@ def press(
 
 def main(arguments: list[str]) -> int:
     """Press it so often; returns 1 if anything was found."""
-    count = int(arguments[0]) if arguments else 200
-    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(2**31)
-    print(f"seed {seed}", flush=True)
-    chance, times, n_bad = random.Random(seed), list[float](), 0
+    count, seed = count_and_seed(arguments, 200)
+    chance, times, findings = random.Random(seed), list[float](), Findings()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random.gguf"
         write_gguf(model, replace(SMALL, context_length=4096))
@@ -108,17 +107,17 @@ def main(arguments: list[str]) -> int:
             with tempfile.TemporaryDirectory() as home:
                 seconds, bad = press(phase, model, Path(home), chance)
             times.append(seconds)
-            n_bad += bool(bad)
-            if bad or seconds > LIMIT_S:
-                print(f"{number}, {phase.__name__}: {seconds:.2f} s, {bad}", flush=True)
+            findings.add(phase.__name__, number, bad)
+            if seconds > LIMIT_S:
+                print(f"{phase.__name__} {number}: {seconds:.2f} s", flush=True)
     slow = sum(seconds > LIMIT_S for seconds in times)
     times.sort()
     shown = [f"{1000 * times[count * part // 100]:.0f} ms" for part in (50, 99)]
     print(
         f"{count} instants: {slow} over {LIMIT_S} s; half within {shown[0]}, "
-        f"99 of 100 within {shown[1]}; {n_bad} bad"
+        f"99 of 100 within {shown[1]}"
     )
-    return int(n_bad > 0 or slow * 100 > count)
+    return findings.end() or int(slow * 100 > count)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from harness.campaigns.trials import Findings, count_and_seed
 from harness.process import Process
 from harness.program import COMMAND, Program, Result, environment, run
 from harness.terminal import CTRL_D, READY, Terminal
@@ -164,10 +165,8 @@ KINDS: tuple[Callable[[Path, Path, random.Random], list[str]], ...] = (
 
 def main(arguments: list[str]) -> int:
     """Kill so many programs; returns 1 if anything was found."""
-    count = int(arguments[0]) if arguments else 300
-    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(2**31)
-    print(f"seed {seed}", flush=True)
-    chance, counts = random.Random(seed), Counter[str]()
+    count, seed = count_and_seed(arguments, 300)
+    chance, findings = random.Random(seed), Findings()
     os.umask(0)  # what is private must not need the umask
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random.gguf"
@@ -176,14 +175,10 @@ def main(arguments: list[str]) -> int:
             kind = KINDS[number % len(KINDS)]
             with tempfile.TemporaryDirectory() as home:
                 bad = kind(model, Path(home), chance)
-            counts[kind.__name__] += 1
-            counts["bad"] += bool(bad)
+            findings.add(kind.__name__, number, bad)
             if number % 50 == 49:
-                print(f"{dict(counts)} so far", flush=True)
-            if bad:
-                print(f"{number}, {kind.__name__}: {bad}", flush=True)
-    print(f"{dict(counts)}")
-    return min(counts["bad"], 1)
+                print(f"{number + 1} so far", flush=True)
+    return findings.end()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from harness.campaigns.trials import Findings, count_and_seed
 from harness.terminal import READY, Terminal
 
 PATIENCE_S = 10.0
@@ -98,17 +98,14 @@ def is_alive(pid: int) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Kill ranks; returns 1 if something went wrong."""
-    instants, seed, n = (int(each) for each in [*arguments, *("100", "1", "2")[len(arguments) :]])
+    instants, seed = count_and_seed(arguments, 100)
+    n = int(arguments[2]) if len(arguments) > 2 else 2
     data = os.environ.get("LLAMA_CHAT_TEST_DATA", "../shared")
     model = Path(data).resolve() / "models" / "stories260K"
-    chosen, counts = random.Random(seed), Counter[str]()
+    chosen, findings = random.Random(seed), Findings()
     for number in range(instants):
-        found = strike(model, n, chosen)
-        counts["bad"] += bool(found)
-        for line in found:
-            print(f"instant {number}: {line}", flush=True)
-    print(f"{instants} instants with {n} ranks: {counts['bad']} bad", flush=True)
-    return min(counts["bad"], 1)
+        findings.add(f"{n} ranks", number, strike(model, n, chosen))
+    return findings.end()
 
 
 if __name__ == "__main__":
