@@ -35,9 +35,9 @@ class TokenLogprobs:
     def add(self, token_id: int, logprob: float, alternatives: Alternatives) -> None:
         """Append a token with its alternatives, of which the first ``N_ALTERNATIVES`` are kept."""
         entries = [(token_id, logprob), *alternatives, *((-1, 0.0),) * N_ALTERNATIVES]
-        for other_id, other_logprob in entries[: N_ALTERNATIVES + 1]:
-            self._ids.append(other_id)
-            self._logprobs.append(other_logprob)
+        ids, logprobs = zip(*entries[: N_ALTERNATIVES + 1], strict=True)
+        self._ids.extend(ids)
+        self._logprobs.extend(logprobs)
 
     def __len__(self) -> int:
         return len(self._ids) // (N_ALTERNATIVES + 1)
