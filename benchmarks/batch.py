@@ -1,12 +1,13 @@
 """Speed of decoding many sequences at once, beside llama.cpp on the same file.
 
     python -m benchmarks.batch MODEL [--llama-cpp PYTHON] [--sequences 1 2 4 8 16 32]
-        [--prompt 100] [--new 32] [--rounds 5] [--threads 2] [--markdown]
+        [--prompt 100] [--new 32] [--rounds 5] [--threads 2]
 
-Every sequence has a prompt of its own of random tokens. In each round each program in turn decodes
-``--new`` tokens of all of them: ours with its scheduler, sampling greedily; llama.cpp in one batch
-of its low-level interface, sampling nothing. It prints medians of tokens per second over all
-sequences, and the median of the ratios within a round.
+Every sequence has a prompt of its own of random tokens. In each round, for each number of
+sequences, each program in turn decodes ``--new`` tokens of all: ours with its scheduler, sampling
+greedily; llama.cpp in one batch of its low-level interface, sampling nothing. It prints medians of
+tokens per second over all sequences, and the medians of the ratios within a round: to the first
+number of sequences, and to llama.cpp.
 """
 
 import argparse
@@ -22,14 +23,24 @@ Speeds = dict[str, list[float]]
 """Tokens per second of each program, round by round."""
 
 
-def race(programs: Sequence[Program], n: int, n_before: int, n_new: int, rounds: int) -> Speeds:
-    """Measure ``n`` sequences in some rounds, after one that warms up."""
-    speeds: Speeds = {program.name: [] for program in programs}
-    for _ in range(rounds + 1):
-        for program in programs:
-            asked = {"n_sequences": n, "n_before": n_before, "n": n_new}
-            speeds[program.name].append(n * n_new / program.ask("together", **asked)["seconds"])
-    return {name: found[1:] for name, found in speeds.items()}
+def decode(program: Program, n: int, n_before: int, n_new: int) -> float:
+    """Decode ``n`` sequences after prompts of ``n_before`` tokens; returns tokens per second."""
+    asked = {"n_sequences": n, "n_before": n_before, "n": n_new}
+    return float(n * n_new / program.ask("together", **asked)["seconds"])
+
+
+def race(
+    programs: Sequence[Program], numbers: Sequence[int], n_before: int, n_new: int, rounds: int
+) -> list[Speeds]:
+    """Measure all ``numbers`` of sequences in each of some rounds, after one that warms up."""
+    speeds: list[Speeds] = [{program.name: [] for program in programs} for _ in numbers]
+    for number in range(rounds + 1):
+        for n, found in zip(numbers, speeds, strict=True):
+            for program in programs:
+                speed = decode(program, n, n_before, n_new)
+                if number:
+                    found[program.name].append(speed)
+    return speeds
 
 
 def main() -> None:
@@ -51,13 +62,14 @@ def main() -> None:
             for name, python in interpreters(options).items()
         ]
         print(f"{options.model.name}, {options.threads} threads, {options.rounds} rounds")
-        alone = None
-        for n in options.sequences:
-            speeds = race(programs, n, options.prompt, options.new, options.rounds)
-            medians = {name: statistics.median(found) for name, found in speeds.items()}
-            alone = alone or medians[OURS]
-            cells = [f"{name} {speed:8.2f} tok/s" for name, speed in medians.items()]
-            cells.append(f"{medians[OURS] / alone:.2f} x one")
+        measured = race(programs, options.sequences, options.prompt, options.new, options.rounds)
+        for n, speeds in zip(options.sequences, measured, strict=True):
+            cells = [
+                f"{name} {statistics.median(found):8.2f} tok/s" for name, found in speeds.items()
+            ]
+            pairs = zip(speeds[OURS], measured[0][OURS], strict=True)
+            first = options.sequences[0]
+            cells.append(f"{statistics.median(many / one for many, one in pairs):.2f} x {first}")
             cells += [f"{statistics.median(r):.2f} x {name}" for name, r in ratios(speeds).items()]
             print(f"{n:3d} sequences  " + "  ".join(cells), flush=True)
 

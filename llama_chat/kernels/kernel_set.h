@@ -60,7 +60,7 @@ struct kernel_set {
     void (*swiglu)(float *gate, const float *up, int64_t n);
     void (*add)(float *x, const float *y, int64_t n);
 
-    /* Find the largest of each LOGIT_BLOCK of n logits, and of the rest; and add up
+    /* Find the largest of each of the logit_blocks() of n logits; and add up
      * exp((x - max) * factor) for all of them. */
     void (*block_maxima)(const float *x, int64_t n, float *maxima);
     double (*sum_exponentials)(const float *x, int64_t n, float max, float factor);

@@ -53,13 +53,16 @@ static void select_first(candidate *c, int64_t n, int64_t k)
     }
 }
 
-/* Collect the logits that are at least as large as the `k`-th largest block. */
-static int64_t collect(const float *logits, int64_t n, const float *maxima, int64_t k,
+/* Collect the logits that are at least as large as the `k`-th largest maximum of a block; `max` is the
+ * largest. */
+static int64_t collect(const float *logits, int64_t n, const float *maxima, float max, int64_t k,
                        candidate *found)
 {
-    const int64_t n_blocks = (n + LOGIT_BLOCK - 1) / LOGIT_BLOCK;
+    const int64_t n_blocks = logit_blocks(n);
     float least = -INFINITY;
-    if (n_blocks > k) {
+    if (k == 1) {
+        least = max;
+    } else if (n_blocks > k) {
         for (int64_t b = 0; b < n_blocks; b++)
             found[b] = (candidate){maxima[b], (int32_t)b};
         select_first(found, n_blocks, k);
@@ -71,8 +74,9 @@ static int64_t collect(const float *logits, int64_t n, const float *maxima, int6
     for (int64_t b = 0; b < n_blocks; b++) {
         if (maxima[b] < least)
             continue;
-        const int64_t end = (b + 1) * LOGIT_BLOCK < n ? (b + 1) * LOGIT_BLOCK : n;
-        for (int64_t i = b * LOGIT_BLOCK; i < end; i++)
+        const int64_t start = b / BLOCKS_OF_CHUNK * LOGIT_CHUNK;
+        const int64_t end = start + LOGIT_CHUNK < n ? start + LOGIT_CHUNK : n;
+        for (int64_t i = start + b % BLOCKS_OF_CHUNK; i < end; i += BLOCKS_OF_CHUNK)
             if (logits[i] >= least)
                 found[n_found++] = (candidate){logits[i], (int32_t)i};
     }
@@ -84,7 +88,8 @@ static int64_t collect(const float *logits, int64_t n, const float *maxima, int6
 /* Bytes of scratch memory that find_likeliest() needs. */
 EXPORT int64_t likeliest_scratch_bytes(int64_t n)
 {
-    return n * (int64_t)(sizeof(candidate) + sizeof(float));
+    const int64_t n_candidates = n > BLOCKS_OF_CHUNK ? n : BLOCKS_OF_CHUNK;
+    return n_candidates * (int64_t)sizeof(candidate) + logit_blocks(n) * (int64_t)sizeof(float);
 }
 
 /* Find the `k` largest of `n` logits, at most `n`: their values and places, from the largest on and
@@ -94,18 +99,17 @@ EXPORT void find_likeliest(const float *logits, int64_t n, int64_t k, float fact
                            int32_t *places, double *sums, char *scratch, int level)
 {
     const kernel_set kernels = kernels_of(level);
-    candidate *found = (candidate *)scratch;
-    float *maxima = (float *)(found + n);
+    float *maxima = (float *)scratch, max = -INFINITY;
+    candidate *found = (candidate *)(maxima + logit_blocks(n));
     kernels.block_maxima(logits, n, maxima);
-    float max = maxima[0];
-    for (int64_t b = 1; b * LOGIT_BLOCK < n; b++)
+    for (int64_t b = 0; b < logit_blocks(n); b++)
         max = maxima[b] > max ? maxima[b] : max;
     const double whole = kernels.sum_exponentials(logits, n, max, 1);
     sums[0] = (double)max + log(whole);
     sums[1] = factor == 1 ? whole : kernels.sum_exponentials(logits, n, max, factor);
     if (!isfinite(sums[0]))
         return;
-    const int64_t n_found = collect(logits, n, maxima, k, found);
+    const int64_t n_found = collect(logits, n, maxima, max, k, found);
     select_first(found, n_found, k);
     qsort(found, (size_t)k, sizeof *found, compare);
     for (int64_t i = 0; i < k; i++) {

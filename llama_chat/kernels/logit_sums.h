@@ -3,25 +3,28 @@
 #ifndef LOGIT_SUMS_H
 #define LOGIT_SUMS_H
 
+#include <math.h>
+#include <string.h>
+
 #include "likeliest.h"
 #include "numbers.h"
 
 static void block_maxima(const float *x, int64_t n, float *maxima)
 {
-    int64_t i = 0;
-    for (; i + LOGIT_BLOCK <= n; i += LOGIT_BLOCK) {
-        float max = x[i];
-#pragma omp simd reduction(max : max)
-        for (int64_t j = 1; j < LOGIT_BLOCK; j++)
-            max = x[i + j] > max ? x[i + j] : max;
-        maxima[i / LOGIT_BLOCK] = max;
+    for (int64_t start = 0; start < n; start += LOGIT_CHUNK, maxima += BLOCKS_OF_CHUNK) {
+        const int64_t length = n - start < LOGIT_CHUNK ? n - start : LOGIT_CHUNK;
+        float max[BLOCKS_OF_CHUNK];
+        for (int b = 0; b < BLOCKS_OF_CHUNK; b++)
+            max[b] = -INFINITY;
+        const float *at = x + start, *end = at + length;
+        for (; at + BLOCKS_OF_CHUNK <= end; at += BLOCKS_OF_CHUNK)
+#pragma omp simd
+            for (int b = 0; b < BLOCKS_OF_CHUNK; b++)
+                max[b] = at[b] > max[b] ? at[b] : max[b];
+        for (int b = 0; at < end; at++, b++)
+            max[b] = *at > max[b] ? *at : max[b];
+        memcpy(maxima, max, sizeof max);
     }
-    if (i == n)
-        return;
-    float max = x[i];
-    for (int64_t j = i + 1; j < n; j++)
-        max = x[j] > max ? x[j] : max;
-    maxima[i / LOGIT_BLOCK] = max;
 }
 
 static double sum_exponentials(const float *x, int64_t n, float max, float factor)
