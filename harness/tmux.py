@@ -57,15 +57,26 @@ class Tmux:
         self.ask("set-buffer", text)
         self.ask("paste-buffer", "-p")
 
-    def resize(self, columns: int, lines: int) -> None:
+    @property
+    def scrollback(self) -> str:
+        """The rows above the screen."""
+        has_any = self.ask("display-message", "-p", "#{history_size}").strip() != "0"
+        return self.ask("capture-pane", "-p", "-J", "-S", "-", "-E", "-1") if has_any else ""
+
+    def resize(self, columns: int, lines: int) -> str:
         """Change the size of the window, and wait until programs in it can know: tmux is slow.
+
+        Returns:
+            The scrollback as tmux leaves it when it breaks rows anew, before a program draws.
 
         Raises:
             TimeoutError: if they never can.
         """
         self.ask("resize-window", "-x", str(columns), "-y", str(lines))
+        scrollback = self.scrollback
         with Path(self.ask("display-message", "-p", "#{pane_tty}").strip()).open() as tty:
             self._wait(lambda: termios.tcgetwinsize(tty) == (lines, columns), "new size")
+        return scrollback
 
     def wait_for(self, pattern: str, *, shown: bool = True) -> str:
         """Wait until the screen, or all text, matches; return it.
