@@ -310,9 +310,7 @@ const kernel_set amx_kernels = {
     .base = &avx512_bf16_kernels,
 #if HAS_AMX
     .is_supported = is_supported,
-    .n_tile_sizes = N_TILE_SIZES,
-    .tile_sizes = tile_sizes,
-    .dot_products = dot_products,
+    DOT_PRODUCTS,
     .begin_tiles = begin_tiles,
     .end_tiles = end_tiles,
     .quantize_row = quantize_row,

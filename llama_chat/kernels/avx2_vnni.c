@@ -62,8 +62,6 @@ const kernel_set avx2_vnni_kernels = {
     .base = &avx2_kernels,
 #if HAS_AVX2_VNNI
     .is_supported = is_supported,
-    .n_tile_sizes = N_TILE_SIZES,
-    .tile_sizes = tile_sizes,
-    .dot_products = dot_products,
+    DOT_PRODUCTS,
 #endif
 };

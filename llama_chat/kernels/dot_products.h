@@ -35,4 +35,8 @@ FOR_TILE_SIZES(CHECK_TILE_SIZE, )
 static const int tile_sizes[] = {FOR_TILE_SIZES(NAME_TILE_SIZE, )};
 enum { N_TILE_SIZES = sizeof tile_sizes / sizeof *tile_sizes };
 
+/* The entries of a kernel_set for these. */
+#define DOT_PRODUCTS                                                                               \
+    .n_tile_sizes = N_TILE_SIZES, .tile_sizes = tile_sizes, .dot_products = dot_products
+
 #endif

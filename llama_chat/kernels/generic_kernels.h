@@ -18,4 +18,21 @@
 #include "prefill_float.h"
 #include "row_quantization.h"
 
+/* The entries of a kernel_set for these; a level may have a quantize_row() of its own. */
+#define GENERIC_KERNELS                                                                            \
+    DOT_PRODUCTS,                                                                                  \
+    .multiply_floats = multiply_floats,                                                            \
+    .quantization_error = quantization_error,                                                      \
+    .dequantize_row = dequantize_row,                                                              \
+    .rms_norm = rms_norm,                                                                          \
+    .swiglu = swiglu,                                                                              \
+    .add = add,                                                                                    \
+    .block_maxima = block_maxima,                                                                  \
+    .sum_exponentials = sum_exponentials,                                                          \
+    .rotate = rotate,                                                                              \
+    .store_rows = store_rows,                                                                      \
+    .attend_to_split = attend_to_split,                                                            \
+    .merge_partials = merge_partials,                                                              \
+    .attend_block = attend_block
+
 #endif

@@ -50,22 +50,7 @@ const kernel_set neon_kernels = {
     .name = "neon",
 #if ARM64
     .is_supported = is_supported,
-    .n_tile_sizes = N_TILE_SIZES,
-    .tile_sizes = tile_sizes,
-    .dot_products = dot_products,
-    .multiply_floats = multiply_floats,
+    GENERIC_KERNELS,
     .quantize_row = quantize_row,
-    .quantization_error = quantization_error,
-    .dequantize_row = dequantize_row,
-    .rms_norm = rms_norm,
-    .swiglu = swiglu,
-    .add = add,
-    .block_maxima = block_maxima,
-    .sum_exponentials = sum_exponentials,
-    .rotate = rotate,
-    .store_rows = store_rows,
-    .attend_to_split = attend_to_split,
-    .merge_partials = merge_partials,
-    .attend_block = attend_block,
 #endif
 };

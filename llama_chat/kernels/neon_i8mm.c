@@ -101,8 +101,6 @@ const kernel_set neon_i8mm_kernels = {
     .base = &neon_kernels,
 #if HAS_ARM_TARGETS
     .is_supported = is_supported,
-    .n_tile_sizes = N_TILE_SIZES,
-    .tile_sizes = tile_sizes,
-    .dot_products = dot_products,
+    DOT_PRODUCTS,
 #endif
 };
