@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.batch import decode
 from benchmarks.programs import OURS, start
 from harness.process import cold
+from llama_chat.server.client import OWN_KEY
 from tests.servers import Server, running_server
 
 CHUNK = b'data: {"id"'
@@ -31,7 +32,7 @@ CHUNK = b'data: {"id"'
 async def arrivals(server: Server, ids: list[int], n_new: int) -> list[float]:
     """Ask for a completion, and return the time at which each of its tokens came."""
     body = {"prompt": ids, "max_tokens": n_new, "temperature": 0, "stream": True}
-    body["llama_chat"] = {"tokens": True}  # a chunk for each token, also within a character
+    body[OWN_KEY] = {"tokens": True}  # a chunk for each token, also within a character
     data = json.dumps(body).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
