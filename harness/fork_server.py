@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -59,6 +60,8 @@ def preload() -> dict[str, str]:
                 import_module(name)
     for name in IMPORTED_BY_RUNS:
         del sys.modules[name]
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # it would take an operator of torch apart, in every fork
     gc.collect()
     gc.freeze()  # else the collector of a fork would write to these objects, and copy their pages
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
