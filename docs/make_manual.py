@@ -119,7 +119,7 @@ def main_page(app: Any) -> str:
 
 def pages() -> dict[str, str]:
     """Return all pages by their file names."""
-    app: Any = typer.main.get_command(build([]))
+    app: Any = typer.main.get_command(build())
     found = {"llama-chat.1": main_page(app)}
     for name, command in app.commands.items():
         found[f"llama-chat-{name}.1"] = page(f"llama-chat {name}", command)

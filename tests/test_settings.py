@@ -176,7 +176,7 @@ def test_any_value_of_a_file_is_accepted_or_a_value_error(value: object) -> None
 def test_every_setting_is_a_flag_of_every_command_that_answers() -> None:
     from llama_chat.cli.app import build
 
-    for command in build(()).registered_commands:
+    for command in build().registered_commands:
         assert command.callback is not None
         if command.callback.__name__ in ("pull", "convert", "replay", "check"):
             continue

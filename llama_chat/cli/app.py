@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ COMMANDS = (
 GROUPS = ("models", "sessions", "config")
 """Command groups; each is the ``app`` of the module of its name."""
 
+_NAMES = COMMANDS + GROUPS
+
+_HELP = re.compile(r"--help|-[A-Za-z]*h.*")
 
 _VALUES = {"--resume": "", "--device-map": "auto"}
 """Values that options have without one."""
@@ -56,19 +60,20 @@ class _Commands(TyperGroup):
             is_text = len(word.split()) != 1
             advice = did_you_mean(
                 word,
-                () if is_text else self.commands,
+                () if is_text else _NAMES,
                 f'{"" if is_text else "see llama-chat --help, or "}llama-chat ask "…"',
             )
             raise UsageError(f"command {streams.one_line(word)[:40]!r}", "there is no such", advice)
         return super().resolve_command(ctx, args)
 
 
-def build(arguments: Sequence[str]) -> typer.Typer:
-    """Build the command line for ``arguments``.
+def build(arguments: Sequence[str] | None = None) -> typer.Typer:
+    """Build the command line for ``arguments``, or all of it.
 
-    If they begin with a command, only that one is built: the options of all would take longer to
-    make than a small model takes to load.
+    Only the commands that they can be about are built: the options of all would take longer to make
+    than a small model takes to load.
     """
+    names = _NAMES if arguments is None else _needed(arguments)
     app = typer.Typer(
         name="llama-chat",
         cls=_Commands,
@@ -79,20 +84,27 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
     )
-    chosen = [name for name in arguments[:1] if name in COMMANDS + GROUPS]
-    for name in chosen or COMMANDS + GROUPS:
+    for name in names:
         module = import_module(f"llama_chat.cli.{name}")
         if name in GROUPS:
             app.add_typer(module.app)
         else:
             app.command()(getattr(module, name))
-    if chosen:
+    if len(names) == 1:
         app.callback()(_only_a_command)
     else:
         from llama_chat.cli.root import main
 
         app.callback()(main)
     return app
+
+
+def _needed(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the commands that are needed to parse ``arguments``: one if they begin with it."""
+    if arguments and arguments[0] in _NAMES:
+        return arguments[:1]
+    are_shown = any(word in _NAMES or _HELP.fullmatch(word) for word in arguments)
+    return _NAMES if are_shown or completing.is_requested() else ()
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:

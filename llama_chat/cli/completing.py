@@ -37,8 +37,16 @@ _REPLACEMENTS = str.maketrans(
 """Replacements for characters that zsh would evaluate or Rich take for markup."""
 
 
+_REQUEST = "_LLAMA_CHAT_COMPLETE"
+"""Variable in which the script of a shell asks for completions."""
+
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 """Shells that Typer has scripts for."""
+
+
+def is_requested() -> bool:
+    """True if the program runs for the completion of a shell."""
+    return bool(os.environ.get(_REQUEST))
 
 
 def prepare() -> None:
@@ -49,7 +57,7 @@ def prepare() -> None:
     Raises:
         UsageError: if no script of a shell makes such a request.
     """
-    request = os.environ.get("_LLAMA_CHAT_COMPLETE")
+    request = os.environ.get(_REQUEST)
     if not request:
         return
     os.environ["TERMINAL_WIDTH"] = "9999"
