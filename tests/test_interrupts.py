@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,28 @@ def test_control_c_twice_quickly_is_one_interrupt(chat: Terminal) -> None:
     chat.wait_for(STOPPED)
     chat.ask("/max-tokens 5", "max-tokens is 5")
     chat.ask("Go on.", r"cut off after 5 tokens")
+
+
+WRITER = """
+import signal
+from llama_chat.terminal.raw_input import hold_keys
+
+signal.signal(signal.SIGINT, lambda number, frame: print("stopped", flush=True))
+with hold_keys():
+    print("x" * 6_000, flush=True)
+    signal.pause()
+"""
+
+
+def test_control_c_drops_nothing_that_was_written(tmp_path: Path) -> None:
+    """The driver of a terminal drops what nobody has read yet, unless it is told not to."""
+    with Terminal("-c", WRITER, home=tmp_path, command=[sys.executable]) as terminal:
+        counters = Path(f"/proc/{terminal.child.pid}/io")
+        while int(re.findall(r"wchar: (\d+)", counters.read_text())[0]) < 6_000:
+            time.sleep(0.01)
+        terminal.type(CTRL_C)
+        terminal.wait_for("stopped")
+    assert terminal.raw.count(b"x") == 6_000
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

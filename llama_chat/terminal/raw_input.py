@@ -43,14 +43,15 @@ def hold_keys() -> Iterator[None]:
     """Keep keys that are typed while no input is open, for the next one.
 
     Turns off echo, line buffering, and the translation of Enter to the newline that Ctrl-J types.
-    Ctrl-C still sends SIGINT. Enter this once around a whole chat: an input restores the mode that
+    Ctrl-C still sends SIGINT, but drops neither such keys nor text that the terminal has not read
+    yet, as it would by itself. Enter this once around a whole chat: an input restores the mode that
     it found.
     """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     held = termios.tcgetattr(descriptor)
     held[0] &= ~termios.ICRNL
-    held[3] &= ~(termios.ECHO | termios.ICANON)
+    held[3] = held[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
 
     def restore(number: int, frame: FrameType | None) -> None:
         with suppress(termios.error):  # the terminal has gone
