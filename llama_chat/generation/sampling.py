@@ -144,9 +144,8 @@ class Sampler:
         logprob = float(raw[token_id]) - found.normaliser
         if not self._with_logprobs:
             return Choice(token_id, logprob)
-        logprobs = (logit - found.normaliser for logit in found.logits)
-        shown = islice(zip(found.ids, logprobs, strict=True), n_shown)
-        return Choice(token_id, logprob, tuple(shown))
+        logprobs = [logit - found.normaliser for logit in found.logits[:n_shown]]
+        return Choice(token_id, logprob, tuple(zip(found.ids, logprobs, strict=False)))
 
     def _draw(self, scores: Tensor, ranked: Likeliest) -> int:
         """Draw one of the tokens that the settings keep.

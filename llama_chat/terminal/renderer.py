@@ -86,12 +86,13 @@ class Renderer:
         status = "" if self.plain else status
         if not text and status == self._status:
             return
+        file = self.console.file  # which Rich looks for anew each time
         if self._status:
-            self.console.file.write("\r\x1b[K")
-        self.console.file.write(text)
+            file.write("\r\x1b[K")
+        file.write(text)
         if status:
-            self.console.file.write(self._painter().paint([Span(status, DIM)]))
-        self.console.file.flush()
+            file.write(self._painter().paint([Span(status, DIM)]))
+        file.flush()
         self._status = status
         self._at_line_start = text.endswith("\n") or (not text and self._at_line_start)
 

@@ -114,6 +114,9 @@ class StatusLine:
 
     def _follow(self, text: str) -> bool:
         """Move the column over ``text``; returns True if it begins a row."""
+        if text.isascii() and text.isprintable() and self._column + len(text) <= self._width:
+            self._column += len(text)
+            return False
         wraps = False
         for character in _CONTROL_SEQUENCES.sub("", text):
             if character in "\n\r":
