@@ -67,7 +67,8 @@ def run_python(
 def test_it_describes_how_it_was_compiled() -> None:
     description = native.describe()
     assert next(iter(description["levels"])) == "portable"
-    assert description["levels"]["portable"] == {"is_supported": True, "tile_sizes": [1, 2, 4]}
+    portable = {"is_supported": True, "is_slow": False, "tile_sizes": [1, 2, 4]}
+    assert description["levels"]["portable"] == portable
     assert description["structs"].keys() == STRUCTS.keys()
     assert native.supported_levels()[0] == "portable"
     for level in description["levels"].values():
@@ -156,8 +157,8 @@ def test_a_level_of_another_processor_is_not_offered(
 ) -> None:
     other = json.loads(json.dumps(native.describe()))
     other["levels"] = {
-        "portable": {"is_supported": True, "tile_sizes": [1, 2]},
-        "abacus": {"is_supported": False, "tile_sizes": []},
+        "portable": {"is_supported": True, "is_slow": False, "tile_sizes": [1, 2]},
+        "abacus": {"is_supported": False, "is_slow": False, "tile_sizes": []},
     }
     functions = "".join(f"void {name}(void) {{}}\n" for name in native.SIGNATURES)
     code = f"""

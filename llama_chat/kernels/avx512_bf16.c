@@ -1,6 +1,7 @@
 /* x86-64 processors with AVX-512 and products of bfloat16 (Intel since Cooper Lake, AMD since
  * Zen 4): twice as many per instruction as of floats, for prefill with weights or a cache in
- * bfloat16. */
+ * bfloat16. Intel's take four times as long for such an instruction as for one of floats, and are
+ * faster without: see benchmarks/peak.py. */
 
 #include "matrix_product.h"
 
@@ -87,6 +88,10 @@ static void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
 /* Numbers in a vector; rows of weights and of activations in a tile. */
 enum { LANES = 32, TILE_W = 4, TILE_X = 6 };
 
+/* Columns that are summed at a time, and rows of activations that are multiplied with all weights
+ * before the next: so many stay in the private cache of a core. */
+enum { CHUNK_COLUMNS = 4096, BLOCK_X = 60 };
+
 /* Load `n` numbers, or LANES if there are more, padded with zeros. */
 INLINE __m512bh load_numbers(const uint16_t *from, int64_t n)
 {
@@ -148,12 +153,12 @@ INLINE void multiply_bf16_rows(const uint16_t *w, const uint16_t *x, int64_t n_c
 static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_x, float *y,
                           int store_mode)
 {
-    const int64_t n = w->n_columns, chunk = 2 * FLOAT_CHUNK;
+    const int64_t n = w->n_columns;
     const uint16_t *weights = (const uint16_t *)w->data;
-    for (int m = 0; m < n_x; m += FLOAT_BLOCK) {
-        const int size = (int)min(n_x - m, FLOAT_BLOCK);
-        for (int64_t at = 0; at < n; at += chunk) {
-            const range columns = {at, min(at + chunk, n)};
+    for (int m = 0; m < n_x; m += BLOCK_X) {
+        const int size = (int)min(n_x - m, BLOCK_X);
+        for (int64_t at = 0; at < n; at += CHUNK_COLUMNS) {
+            const range columns = {at, min(at + CHUNK_COLUMNS, n)};
             const int adds = store_mode == ACCUMULATE || at > 0;
             int64_t r = rows.start;
 #define ROWS(n_w)                                                                                  \
@@ -186,6 +191,7 @@ const kernel_set avx512_bf16_kernels = {
     .name = "avx512_bf16",
 #if HAS_AVX512_BF16
     .is_supported = is_supported,
+    .is_slow = is_intel,
     .base = &avx512_kernels,
     .multiply_bf16 = multiply_bf16,
     .round_to_bf16 = round_to_bf16,

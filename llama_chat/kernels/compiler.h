@@ -25,6 +25,15 @@ enum { CACHE_LINE = 64 };
 #define ARM64 0
 #endif
 
+/* Makers of processors, for what instruction sets do not tell. */
+#if X86
+INLINE int is_amd(void) { return __builtin_cpu_is("amd"); }
+INLINE int is_intel(void) { return __builtin_cpu_is("intel"); }
+#else
+INLINE int is_amd(void) { return 0; }
+INLINE int is_intel(void) { return 0; }
+#endif
+
 #define PRAGMA(text) _Pragma(#text)
 
 /* Compile the functions between BEGIN_TARGET("avx2,fma") and END_TARGET for these instructions. */

@@ -3,7 +3,7 @@
 #include "cpu.h"
 
 /* LEVEL(name) for each NAME.c with its NAME_kernels; of those that a processor supports, the last
- * is the best. */
+ * that is not slow is the best. */
 #define FOR_LEVELS(LEVEL)                                                                          \
     LEVEL(portable)                                                                                \
     LEVEL(neon)                                                                                    \
@@ -27,6 +27,8 @@ int level_is_supported(int level)
 {
     return LEVELS[level]->is_supported && LEVELS[level]->is_supported();
 }
+
+int level_is_slow(int level) { return LEVELS[level]->is_slow && LEVELS[level]->is_slow(); }
 
 /* Copy the functions of `base` that `set` lacks. */
 static void inherit(kernel_set *set, const kernel_set *base)

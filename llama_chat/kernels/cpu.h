@@ -9,6 +9,9 @@ int n_levels(void);
 
 int level_is_supported(int level);
 
+/* True if this processor is faster with the level's base. */
+int level_is_slow(int level);
+
 /* Return the functions of a level, completed from its base. */
 kernel_set kernels_of(int level);
 

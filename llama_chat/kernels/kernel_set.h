@@ -22,6 +22,7 @@ typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *
 struct kernel_set {
     const char *name;
     int (*is_supported)(void); /* NULL on other architectures */
+    int (*is_slow)(void);      /* true where `base` is faster; NULL: nowhere */
     const kernel_set *base;    /* provides the functions that are NULL below; or NULL */
 
     /* Matrix products: the sizes of tiles, ascending, with 1 and 2 among them, and dot_products

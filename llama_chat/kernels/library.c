@@ -8,7 +8,7 @@
 #include "panels.h"
 
 /* Version of the interface, raised by changes that alter no struct size; ABI in abi.py. */
-enum { ABI = 5 };
+enum { ABI = 6 };
 
 /* Structs that are mirrored in Python. */
 #define FOR_STRUCTS(STRUCT)                                                                        \
@@ -41,8 +41,9 @@ __attribute__((format(printf, 2, 3))) static void append(text_buffer *text, cons
 static void append_level(text_buffer *to, const char *separator, int level)
 {
     const kernel_set kernels = kernels_of(level);
-    append(to, "%s\"%s\": {\"is_supported\": %s, \"tile_sizes\": [", separator, kernels.name,
-           level_is_supported(level) ? "true" : "false");
+    append(to, "%s\"%s\": {\"is_supported\": %s, \"is_slow\": %s, \"tile_sizes\": [", separator,
+           kernels.name, level_is_supported(level) ? "true" : "false",
+           level_is_slow(level) ? "true" : "false");
     for (int i = 0; i < kernels.n_tile_sizes; i++)
         append(to, "%s%d", i ? ", " : "", kernels.tile_sizes[i]);
     append(to, "]}");

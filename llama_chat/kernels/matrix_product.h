@@ -8,10 +8,6 @@
 /* Modes of storing a product: as float32, as bfloat16, or added to float32. */
 enum { STORE_FLOAT = 0, STORE_BF16 = 1, ACCUMULATE = 2 };
 
-/* Products of floats: columns that are summed at a time, and rows of activations that are multiplied
- * with all weights before the next: so many stay in the private cache of a core. */
-enum { FLOAT_CHUNK = 2048, FLOAT_BLOCK = 60 };
-
 /* Rows of the largest tile of a level. */
 INLINE int max_tile(const kernel_set *kernels)
 {

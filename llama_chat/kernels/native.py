@@ -107,7 +107,7 @@ def multiplies_floats() -> bool:
 
 @cache
 def level_name() -> str:
-    """Return the level in use: the one that the environment forces, or the best; or ``torch``.
+    """Return the level in use: the one that the environment forces, or the fastest; or ``torch``.
 
     Raises:
         UsageError: if the environment forces one that this processor does not support.
@@ -119,11 +119,15 @@ def level_name() -> str:
     if wanted and wanted not in known:
         names = ", ".join([*known[1:], TORCH])
         raise UsageError(VARIABLE, f"{wanted[:40]!r} is not here", f"give one of {names}")
-    return wanted or known[-1]
+    fast = [name for name in known[1:] if not describe()["levels"][name]["is_slow"]]
+    return wanted or [TORCH, *fast][-1]
 
 
 def supported_levels() -> tuple[str, ...]:
-    """List the levels that this processor supports, the best last; none if nothing was built."""
+    """List the levels that this processor supports; none if nothing was built.
+
+    Each has the instructions of those before it, and is faster unless its ``is_slow`` is true.
+    """
     if not LIBRARY.exists():
         return ()
     levels = describe()["levels"].items()
