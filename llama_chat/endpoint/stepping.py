@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,9 +34,27 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def run(self, awaited: Coroutine[Any, Any, None]) -> None:
         """Run until ``awaited`` has ended."""
+        with self._going():
+            self.run_until_complete(awaited)
+
+    def run_for(self, seconds: float) -> None:
+        """Run until ``stop`` is called, at most for ``seconds``.
+
+        No coroutine is made for that, which Ctrl-C could leave behind before it has begun.
+        """
+        with self._going():
+            end = self.call_later(seconds, self.stop)
+            try:
+                self.run_forever()
+            finally:
+                end.cancel()
+
+    @contextmanager
+    def _going(self) -> Iterator[None]:
+        """Let the clock go."""
         self._pauses_s += time.monotonic() - self._left_at
         try:
-            self.run_until_complete(awaited)
+            yield
         finally:
             self._left_at = time.monotonic()
 
@@ -49,7 +67,8 @@ class Stepper(Generic[Key, Item]):
         self._loop = _Loop()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._arrived: deque[tuple[Key, Item]] = deque()
-        self._change = asyncio.Event()
+        self._waits = False
+        """True while a change ends the waiting of the caller."""
 
     @property
     def n_running(self) -> int:
@@ -64,21 +83,24 @@ class Stepper(Generic[Key, Item]):
         try:
             async for item in source:
                 self._arrived.append((key, item))
-                self._change.set()
+                self._wake()
         finally:
-            self._change.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waits:
+            self._loop.stop()
 
     def step(self) -> Iterator[tuple[Key, Item]]:
         """Wait a moment for items, and yield those that came."""
         if not self._arrived and not any(task.done() for task in self._tasks.values()):
-            self._change.clear()
-            self._loop.run(self._wait())
+            self._waits = True
+            try:
+                self._loop.run_for(_POLL_S)
+            finally:
+                self._waits = False
         while self._arrived:
             yield self._arrived.popleft()
-
-    async def _wait(self) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._change.wait(), _POLL_S)
 
     def ended(self) -> list[tuple[Key, BaseException | None]]:
         """Return the generators that have ended since, each with its error if it failed."""
@@ -87,10 +109,13 @@ class Stepper(Generic[Key, Item]):
 
     def close(self, *closing: Coroutine[Any, Any, None]) -> None:
         """Cancel what runs, then run ``closing``; connections are closed."""
+        steps = self._cancel(), *closing, self._loop.shutdown_asyncgens()
         try:
-            for each in (self._cancel(), *closing, self._loop.shutdown_asyncgens()):
-                self._loop.run(each)
+            for step in steps:
+                self._loop.run(step)
         finally:
+            for step in steps:
+                step.close()  # those that Ctrl-C has left out
             self._loop.close()
 
     async def _cancel(self) -> None:
