@@ -114,6 +114,7 @@ class Chat:
         self._note_template()
         self.notes.append(f"{model.name} · {model.summary} · template {session.template_name}")
         self.prefill_next()
+        self.renderer.prepare()  # while that runs
 
     def _note_template(self) -> None:
         """Note how the template was chosen, if that needs a note."""

@@ -14,7 +14,7 @@ from llama_chat.errors import counted
 from llama_chat.generation.events import Finish
 from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.echo import shortened
-from llama_chat.terminal.markdown import MarkdownStream, Painter
+from llama_chat.terminal.markdown import MarkdownStream, Painter, highlighting
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.markdown.wrapping import wrapped
 from llama_chat.terminal.sanitizer import sanitize
@@ -74,6 +74,11 @@ class Renderer:
         writer = ReplyWriter(self, markdown)
         writer.skip(begun)
         return writer
+
+    def prepare(self) -> None:
+        """Load what replies need, so that the first one does not wait for it."""
+        if self._formatted:
+            highlighting.preload()
 
     def write(self, text: str, *, status: str = "") -> None:
         """Write text that is sanitized already.
