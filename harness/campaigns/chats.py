@@ -5,7 +5,8 @@
 At the end of each, the screen and its scrollback must show every message once and in order, with
 its reply, and no other prompt; the modes of the terminal must be as before, and no process left.
 Prints what was otherwise, and the counts. Rows of a draft that tmux itself moves into the
-scrollback, where no program reaches them, may be there beside the message.
+scrollback, where no program reaches them, may be there beside the message; such chats are counted
+apart.
 """
 
 import json
@@ -37,6 +38,8 @@ class RandomChat:
         """First line of each message that was sent."""
         self._moved = Counter[str]()
         """Rows in the scrollback, by the draft that they begin, which tmux moved there."""
+        self.has_moved_rows = False
+        """True if such rows were found at the end, beside the messages."""
         self._terminal = Tmux(home)
 
     def hold(self) -> list[str]:
@@ -169,6 +172,7 @@ class RandomChat:
         for number, message in enumerate(self._said):
             begin = _beginning(message)
             n_shown = len(re.findall(rf"(?m)^{begin}", text))
+            self.has_moved_rows |= n_shown > 1
             if not 1 <= n_shown <= 1 + self._moved[begin]:
                 bad.append(f"message {number} is shown {n_shown} times")
         return bad
@@ -181,7 +185,9 @@ class RandomChat:
         ]
         n_moved = sum(n for begin, n in self._moved.items() if not re.match("› m[0-9]", begin))
         # The chat was left at the last one. Ctrl-C may come when a reply has just ended.
-        if len(stray) > 1 + n_moved + text.count("Ctrl-C again"):
+        n_left = 1 + text.count("Ctrl-C again")
+        self.has_moved_rows |= len(stray) > n_left
+        if len(stray) > n_left + n_moved:
             bad.append(f"stray prompts: {stray}")
         modes = re.findall(r"(?m)^[0-9a-f:]{60,}$", text)
         if len(set(modes)) != 1:
@@ -216,8 +222,10 @@ def main(arguments: Sequence[str]) -> int:
     findings = Findings()
     for each in range(seed, seed + count):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-            bad = RandomChat(random.Random(each), Path(home)).hold()
-        findings.add("chat", each, bad)
+            chat = RandomChat(random.Random(each), Path(home))
+            bad = chat.hold()
+        kind = "chats with rows that tmux moved" if chat.has_moved_rows else "other chats"
+        findings.add(kind, each, bad)
     return findings.end()
 
 
