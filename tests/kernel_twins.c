@@ -108,7 +108,7 @@ static void compare_groups(const void *x, int is_bf16, int64_t n, int group)
             sum += a.quants[at];
         }
         report("sum of quantize_row", a.sums[1] == a.scales[1] * (float)sum);
-        report("offset of quantize_row", a.w4_offsets[1] == -8 * sum);
+        report("offset of quantize_row", a.offsets[1] == (group == 16 ? -32 : -8) * sum);
     }
 }
 

@@ -4,9 +4,10 @@
  * is in a register, with sixteen rows of weights in the lanes of a vector. Like a panel, a tile is
  * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
- * rows; the sums x_scale * sum(x_q); and -8 * sum(x_q), the initial value of the integer sum of W4
- * without minima, whose weights are stored as q + 8. (AMX reads tiles of sixteen rows with the
- * quants of each row together.)
+ * rows; the sums x_scale * sum(x_q); and the offsets, initial values of the integer sums in layouts
+ * without minima, whose quants are stored as q + 8, 16, 32 or 128: -8 * sum(x_q) in groups of 32, as
+ * W4 needs them, and -32 * sum(x_q) in groups of 16, for W6. (AMX reads tiles of sixteen rows with
+ * the quants of each row together.)
  */
 
 #ifndef ACTIVATION_TILE_H
@@ -29,7 +30,7 @@ INLINE int64_t quantized_row_bytes(int64_t n_columns, int group)
 typedef struct {
     const int8_t *quants;
     const float *scales, *sums;
-    const int32_t *w4_offsets;
+    const int32_t *offsets;
 } tile_group;
 
 INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n)
@@ -39,9 +40,19 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
     return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
 }
 
-/* Shift to the left from the initial value of the integer sum of W4 to that of a layout. It subtracts
- * the offset of quants (8, 16, 32 or 128), which are unsigned; in layouts with minima it is zero. */
-INLINE int initial_shift(packed_layout layout) { return multiplied_bits(layout) - 4; }
+/* Bits of the layout whose offsets the tiles of a group have. */
+INLINE int offset_bits(int group) { return group == 16 ? 6 : 4; }
+
+INLINE int32_t offset_of(int32_t sum, int group) { return -(1 << (offset_bits(group) - 1)) * sum; }
+
+/* Shift to the left from the offsets of a tile to those of a layout without minima; to the right if
+ * it is negative. */
+INLINE int offset_shift(packed_layout layout)
+{
+    return multiplied_bits(layout) - offset_bits(layout.group);
+}
+
+INLINE int32_t shifted(int32_t i, int n) { return n < 0 ? i / (1 << -n) : i * (1 << n); }
 
 /* Load four neighbouring quants as one integer, to broadcast to all lanes. */
 INLINE int32_t load_four_quants(const int8_t *x)

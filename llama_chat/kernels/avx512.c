@@ -72,7 +72,7 @@ static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, 
         float *floats = (float *)(to + n * 32);
         floats[m] = scale;
         floats[n + m] = scale * (float)sum;
-        ((int32_t *)floats)[2 * n + m] = -8 * sum;
+        ((int32_t *)floats)[2 * n + m] = offset_of(sum, 32);
     }
 }
 

@@ -45,7 +45,7 @@ INLINE byte_vector look_up(byte_vector v)
 
 INLINE integer_vector broadcast_shifted(int32_t i, int n)
 {
-    return (integer_vector){0} + i * (1 << n);
+    return (integer_vector){0} + shifted(i, n);
 }
 
 /* Broadcast four quants of a row of activations. */

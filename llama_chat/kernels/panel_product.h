@@ -5,7 +5,7 @@
  *
  *     VECTORS_AT_ONCE(n)   vectors of rows whose sums with n rows of activations fit in registers
  *     broadcast_shifted(i, n)
- *                          an integer, shifted to the left, in all lanes
+ *                          shifted(i, n) in all lanes
  *     add_products(sums, low, high, x, n, n_vectors, bits)
  *                          adds, for row m of the activations, the products of the four bytes in
  *                          each lane of `low` with x + 8 * m, and of `high` with x + 8 * m + 4
@@ -40,7 +40,7 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
         const integer_vector zeros = {0};
         for (int v = 0; v < n_vectors; v++)
             sums[m][v] = is_centred ? zeros
-                                    : broadcast_shifted(x.w4_offsets[m], initial_shift(layout));
+                                    : broadcast_shifted(x.offsets[m], offset_shift(layout));
     }
     interleave_sums(sums, n, n_vectors);
     for (int step = 0; step < layout.group / 8; step++) {

@@ -49,7 +49,7 @@ INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int g
         float *floats = (float *)(to + n * group);
         floats[m] = by.scale;
         floats[n + m] = by.scale * (float)sum;
-        ((int32_t *)floats)[2 * n + m] = -8 * sum;
+        ((int32_t *)floats)[2 * n + m] = offset_of(sum, group);
     }
 }
 

@@ -37,7 +37,7 @@ INLINE integer_vector broadcast_shifted(int32_t i, int n)
     integer_vector lanes = (integer_vector){0} + i;
     if (LANES == 16 && n)
         __asm__("" : "+v"(lanes));
-    return lanes << n;
+    return n < 0 ? lanes >> -n : lanes << n;
 }
 
 /* Broadcast the four quants of a row. */
