@@ -70,6 +70,24 @@ def test_a_window_that_is_dragged_while_tmux_is_late_has_one_draft(window: Tmux)
 
 
 @needs_tmux
+@pytest.mark.parametrize("n_erased", [0, 3])
+def test_a_draft_that_fills_its_rows_stays_one_draft(n_erased: int, window: Tmux) -> None:
+    """Where it was longer, tmux takes what was erased for blanks, and the cursor a row down."""
+    window.type("A" * 57 + "Z" + "B" * n_erased)  # two rows of 30 columns, with the prompt
+    window.wait_for("Z" + "B" * n_erased)
+    for _ in range(n_erased):
+        window.press("BSpace")
+    window.wait_for(r"Z *\n")
+    for number, columns in enumerate((30, 60, 100)):
+        window.resize(columns, 30)
+        window.type(f"<{number}>")
+        window.wait_for(rf"<\s*{number}\s*>")
+    text = window.ask("capture-pane", "-p", "-J", "-S", "-")
+    assert len(re.findall(r"(?m)^›", text)) == 1
+    assert len(re.findall(r"template \w+", text)) == 1
+
+
+@needs_tmux
 def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
     window.press("C-l")
     window.wait_for(r"\A›")

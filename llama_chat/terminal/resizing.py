@@ -93,7 +93,12 @@ class Resizes:
             return
         cursor = screen.get_cursor_position(app.layout.current_window)
         if size.columns < drawn.columns and any(name in os.environ for name in _VARIABLES):
-            app.output.cursor_up(rows_above(screen, cursor, size.columns) - cursor.y)
+            rows = rows_above(screen, cursor, size.columns)
+            if "TMUX" in os.environ and is_at_margin(screen, cursor, size.columns):
+                # Written from the margin, it is the first of the next row, too.
+                app.output.write_raw(" ")
+                rows += 1
+            app.output.cursor_up(rows - cursor.y)
         app.renderer.erase(leave_alternate_screen=False)
         app.renderer.request_absolute_cursor_position()
 
@@ -105,6 +110,14 @@ def rows_above(screen: Screen, cursor: Point, columns: int) -> int:
     """Count the rows above the cursor once the rows of ``screen`` are broken at ``columns``."""
     above = sum(max(1, -(-_width(screen, y) // columns)) for y in range(cursor.y))
     return above + min(cursor.x, max(_width(screen, cursor.y) - 1, 0)) // columns
+
+
+def is_at_margin(screen: Screen, cursor: Point, columns: int) -> bool:
+    """True if the cursor ends a row that fills whole rows of ``columns``.
+
+    Then it is at the margin; or in tmux at the start of the next row, if the row was once longer.
+    """
+    return cursor.x > 0 and cursor.x % columns == 0 and _width(screen, cursor.y) == cursor.x
 
 
 def _width(screen: Screen, y: int) -> int:
