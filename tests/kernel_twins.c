@@ -143,7 +143,7 @@ static void compare_quantization(void)
 
 static void compare_float_products(void)
 {
-    enum { ROWS = 54, COLUMNS = 1063, N_X = 61 }; /* more than a panel, in each direction */
+    enum { ROWS = 54, COLUMNS = 295, N_X = 61 }; /* more than a panel, in each direction */
     static const int sizes[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 47, 48, N_X};
     static float weights[ROWS * COLUMNS], x[N_X * COLUMNS];
     static uint16_t halves[ROWS * COLUMNS];
