@@ -38,7 +38,7 @@ def chat_tok_s(model: Path, home: Path) -> tuple[float, int, int]:
     # ``bench`` decodes without lookup.
     with Terminal(*flags, "--no-lookup", home=home) as terminal:
         terminal.wait_for(READY)
-        for _ in range(2):  # as ``bench``, which warms up: the first one loads a highlighter
+        for _ in range(2):  # ``bench`` warms up, too
             terminal.ask("/clear", "a new conversation")
             terminal.send(QUESTION)
             terminal.skim()

@@ -147,7 +147,8 @@ static void compare_float_products(void)
     static const int sizes[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 47, 48, N_X};
     static float weights[ROWS * COLUMNS], x[N_X * COLUMNS];
     static uint16_t halves[ROWS * COLUMNS];
-    static float got[N_X * ROWS], expected[N_X * ROWS], alone[ROWS];
+    enum { FEWEST = MAX_EXACT_BATCH + 1 }; /* rows that are summed as many are */
+    static float got[N_X * ROWS], expected[N_X * ROWS], alone[ROWS], fewest[FEWEST * ROWS];
     for (int type = WEIGHT_F32; type <= WEIGHT_F16; type++)
         for (size_t size = 0; size < sizeof sizes / sizeof *sizes; size++)
             for (int is_whole = 0; is_whole < 2; is_whole++) {
@@ -175,6 +176,13 @@ static void compare_float_products(void)
                     tested.multiply_floats(&w, (range){1, ROWS}, x + m * columns, 1, alone, mode);
                     report("multiply_floats of several rows",
                            memcmp(alone + 2, got + m * ROWS + 2, sizeof alone - 8) == 0);
+                }
+                if (n_x > MAX_EXACT_BATCH && mode == STORE_FLOAT) {
+                    tested.multiply_floats(&w, (range){1, ROWS}, x, FEWEST, fewest, mode);
+                    for (int m = 0; m < FEWEST; m++)
+                        report("multiply_floats of many rows",
+                               memcmp(fewest + m * ROWS + 2, got + m * ROWS + 2,
+                                      sizeof alone - 8) == 0);
                 }
             }
 }

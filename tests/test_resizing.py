@@ -72,7 +72,7 @@ def test_a_window_that_is_dragged_while_tmux_is_late_has_one_draft(window: Tmux)
 @needs_tmux
 @pytest.mark.parametrize("n_erased", [0, 3])
 def test_a_draft_that_fills_its_rows_stays_one_draft(n_erased: int, window: Tmux) -> None:
-    """Where it was longer, tmux takes what was erased for blanks, and the cursor a row down."""
+    """tmux keeps erased cells as blanks, which move the cursor to the next row."""
     window.type("A" * 57 + "Z" + "B" * n_erased)  # two rows of 30 columns, with the prompt
     window.wait_for("Z" + "B" * n_erased)
     for _ in range(n_erased):

@@ -104,7 +104,7 @@ INLINE int64_t round_up(int64_t n, int64_t multiple)
 /* ---- exp ------------------------------------------------------------------------------------ */
 
 /* Exponent below which fast_exp() is 0. In a softmax nothing so small matters beside 1, and its
- * products with other small numbers were subnormal, for which x86 takes a hundred cycles. */
+ * products with other small numbers would be subnormal, each of which takes x86 a hundred cycles. */
 #define LEAST_EXPONENT -60.0f
 
 /* Compute exp(x) with a relative error of about 1e-7: 2**n times the Taylor series of the

@@ -95,7 +95,7 @@ class Resizes:
         if size.columns < drawn.columns and any(name in os.environ for name in _VARIABLES):
             rows = rows_above(screen, cursor, size.columns)
             if "TMUX" in os.environ and is_at_margin(screen, cursor, size.columns):
-                # Written from the margin, it is the first of the next row, too.
+                # From the margin a blank goes into the next row: so the row is known.
                 app.output.write_raw(" ")
                 rows += 1
             app.output.cursor_up(rows - cursor.y)
