@@ -41,7 +41,7 @@ OURS = {
     "terminal/page.py: console.print(": "a string; bench and inspect write it",
     "terminal/plain_input.py: write_own('\\n')": "a constant",
     "terminal/resizing.py: self._app.output.write_raw(_ERASE_DOWN)": "a constant",
-    "terminal/resizing.py: app.output.write_raw(' ')": "a constant",
+    "terminal/resizing.py: output.write_raw(' ')": "a constant",
 }
 """Calls whose text is ours or sanitized where it is made, by the reason."""
 

@@ -88,6 +88,21 @@ def test_a_draft_that_fills_its_rows_stays_one_draft(n_erased: int, window: Tmux
 
 
 @needs_tmux
+def test_a_draft_is_erased_for_a_stop_right_after_a_resize(window: Tmux) -> None:
+    window.type(DRAFT)
+    window.wait_for(r"word11")
+    window.resize(60, 30)
+    window.press("C-z")
+    text = window.wait_for(rf"Stopped[\s\S]*{re.escape(SHELL)}")
+    assert not re.findall(r"(?m)^›", text)
+    assert "word0" not in text
+    window.type("fg")
+    window.press("Enter")
+    text = window.wait_for(rf"{re.escape(SHELL)} fg[\s\S]*word11")
+    assert len(re.findall(r"(?m)^› word0", text)) == 1
+
+
+@needs_tmux
 def test_a_prompt_in_the_first_row_is_not_copied(window: Tmux) -> None:
     window.press("C-l")
     window.wait_for(r"\A›")

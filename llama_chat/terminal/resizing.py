@@ -42,8 +42,9 @@ class Resizes:
         """Size that the drawing in progress is made for: the window may change meanwhile."""
         self._resized_at = -_PAUSE_S
         self._timer: asyncio.TimerHandle | None = None
-        self._draw = app._redraw
+        self._draw, self._erase = app._redraw, app.renderer.erase
         app._redraw = self._redraw  # type: ignore[method-assign]
+        app.renderer.erase = self._erase_settled  # type: ignore[method-assign]
         app._on_resize = self._on_resize  # type: ignore[method-assign] # it would redraw at each
         self._get_size = app.output.get_size
         app.output.get_size = lambda: self._drawing or self._get_size()  # type: ignore[method-assign]
@@ -88,19 +89,36 @@ class Resizes:
         self._timer = loop.call_later(_PAUSE_S, self._app.invalidate)
 
     def _before_render(self, app: Application[Any]) -> None:
-        drawn, screen, size = self._drawn, app.renderer.last_rendered_screen, app.output.get_size()
-        if screen is None or drawn is None or size == drawn:
+        if self._misplaced() is not None:
+            app.renderer.erase(leave_alternate_screen=False)
+            app.renderer.request_absolute_cursor_position()
+
+    def _erase_settled(self, leave_alternate_screen: bool = True) -> None:
+        """Erase what is drawn, where it is by now: for a new drawing, a stop, an editor, a note."""
+        self.settle()
+        if (misplaced := self._misplaced()) is not None:
+            self._find_first_row(*misplaced)
+        self._erase(leave_alternate_screen)
+
+    def _misplaced(self) -> tuple[Screen, int] | None:
+        """Return what is drawn, and for how many columns, if the window has another size by now."""
+        drawn, screen = self._drawn, self._app.renderer.last_rendered_screen
+        if screen is None or drawn is None or drawn == self._app.output.get_size():
+            return None
+        return screen, drawn.columns
+
+    def _find_first_row(self, screen: Screen, drawn_columns: int) -> None:
+        """Move the cursor up by the rows that were added above it when the terminal broke rows."""
+        output, columns = self._app.output, self._app.output.get_size().columns
+        if columns >= drawn_columns or not any(name in os.environ for name in _VARIABLES):
             return
-        cursor = screen.get_cursor_position(app.layout.current_window)
-        if size.columns < drawn.columns and any(name in os.environ for name in _VARIABLES):
-            rows = rows_above(screen, cursor, size.columns)
-            if "TMUX" in os.environ and is_at_margin(screen, cursor, size.columns):
-                # From the margin a blank goes into the next row: so the row is known.
-                app.output.write_raw(" ")
-                rows += 1
-            app.output.cursor_up(rows - cursor.y)
-        app.renderer.erase(leave_alternate_screen=False)
-        app.renderer.request_absolute_cursor_position()
+        cursor = screen.get_cursor_position(self._app.layout.current_window)
+        rows = rows_above(screen, cursor, columns)
+        if "TMUX" in os.environ and is_at_margin(screen, cursor, columns):
+            # From the margin a blank goes into the next row: so the row is known.
+            output.write_raw(" ")
+            rows += 1
+        output.cursor_up(rows - cursor.y)
 
     def _erase_down(self) -> None:
         self._app.output.write_raw(_ERASE_DOWN)
