@@ -108,7 +108,9 @@ static void compare_groups(const void *x, int is_bf16, int64_t n, int group)
             sum += a.quants[at];
         }
         report("sum of quantize_row", a.sums[1] == a.scales[1] * (float)sum);
-        report("offset of quantize_row", a.offsets[1] == (group == 16 ? -32 : -8) * sum);
+        report("first sums of quantize_row",
+               a.first_sums[1] == ROUNDING_BITS - 8 * sum &&
+                   a.wide_first_sums[1] == ROUNDING_BITS - (group == 16 ? 32 : 128) * sum);
     }
 }
 

@@ -4,10 +4,17 @@
  * is in a register, with sixteen rows of weights in the lanes of a vector. Like a panel, a tile is
  * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
- * rows; the sums x_scale * sum(x_q); and the offsets, initial values of the integer sums in layouts
- * without minima, whose quants are stored as q + 8, 16, 32 or 128: -8 * sum(x_q) in groups of 32, as
- * W4 needs them, and -32 * sum(x_q) in groups of 16, for W6. (AMX reads tiles of sixteen rows with
- * the quants of each row together.)
+ * rows; the sums x_scale * sum(x_q); and two rows of first sums, see below. (AMX reads tiles of
+ * sixteen rows with the quants of each row together.)
+ *
+ * Integer sums start from ROUNDING_BITS, so that they are the bits of ROUNDING + sum: no instruction
+ * converts them, since
+ *
+ *     scale * sum  =  scale * (ROUNDING + sum) - scale * ROUNDING
+ *
+ * is one fused multiply-add, and exact but for its rounding: scales have at most 19 bits, so that
+ * scale * ROUNDING needs no rounding. In layouts without minima the quants are stored as q + 8, 16,
+ * 32 or 128, and the sums start lower by as much times sum(x_q).
  */
 
 #ifndef ACTIVATION_TILE_H
@@ -18,7 +25,7 @@
 enum { MAX_TILE = 16 }; /* rows; levels choose tile sizes up to it */
 
 /* Bytes of one group of one row. */
-INLINE int64_t tile_group_bytes(int group) { return group + 3 * (int64_t)sizeof(float); }
+INLINE int64_t tile_group_bytes(int group) { return group + 4 * (int64_t)sizeof(float); }
 
 /* Bytes of a quantized row. */
 INLINE int64_t quantized_row_bytes(int64_t n_columns, int group)
@@ -30,29 +37,43 @@ INLINE int64_t quantized_row_bytes(int64_t n_columns, int group)
 typedef struct {
     const int8_t *quants;
     const float *scales, *sums;
-    const int32_t *offsets;
+    const int32_t *first_sums, *wide_first_sums; /* of W4; of W6 in groups of 16, else of W8 */
 } tile_group;
 
 INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n)
 {
     const uint8_t *at = tile + g * n * tile_group_bytes(group);
     const float *floats = (const float *)(at + n * group);
-    return (tile_group){(const int8_t *)at, floats, floats + n, (const int32_t *)floats + 2 * n};
+    const int32_t *integers = (const int32_t *)floats;
+    return (tile_group){(const int8_t *)at, floats, floats + n, integers + 2 * n, integers + 3 * n};
 }
 
-/* Bits of the layout whose offsets the tiles of a group have. */
-INLINE int offset_bits(int group) { return group == 16 ? 6 : 4; }
-
-INLINE int32_t offset_of(int32_t sum, int group) { return -(1 << (offset_bits(group) - 1)) * sum; }
-
-/* Shift to the left from the offsets of a tile to those of a layout without minima; to the right if
- * it is negative. */
-INLINE int offset_shift(packed_layout layout)
+/* The first sum of a row whose quants have the `sum`, in a layout of some bits without minima. */
+INLINE int32_t first_sum_of(int32_t sum, int bits)
 {
-    return multiplied_bits(layout) - offset_bits(layout.group);
+    return ROUNDING_BITS - (1 << (bits - 1)) * sum;
 }
 
-INLINE int32_t shifted(int32_t i, int n) { return n < 0 ? i / (1 << -n) : i * (1 << n); }
+/* Store what row `m` of a group has besides its quants. */
+INLINE void store_row_numbers(float *floats, int group, int n, int m, float scale, int32_t sum)
+{
+    int32_t *integers = (int32_t *)floats;
+    floats[m] = scale;
+    floats[n + m] = scale * (float)sum;
+    integers[2 * n + m] = first_sum_of(sum, 4);
+    integers[3 * n + m] = first_sum_of(sum, group == 16 ? 6 : 8);
+}
+
+/* The first sum of row `m`. */
+INLINE int32_t first_sum(tile_group x, int m, packed_layout layout)
+{
+    if (layout.has_mins)
+        return ROUNDING_BITS;
+    if (multiplied_bits(layout) > 5)
+        return x.wide_first_sums[m];
+    const int32_t of_w4 = x.first_sums[m];
+    return layout.bits == 4 ? of_w4 : of_w4 + (of_w4 - ROUNDING_BITS);
+}
 
 /* Load four neighbouring quants as one integer, to broadcast to all lanes. */
 INLINE int32_t load_four_quants(const int8_t *x)

@@ -93,11 +93,11 @@ static void quantize_row(const void *x, int is_bf16, int64_t n_columns, int grou
         return;
     }
     for (int64_t g = 0; g < n_columns / group; g++) {
-        _Alignas(float) uint8_t row[MAX_GROUP + 3 * sizeof(float)];
+        _Alignas(float) uint8_t row[MAX_GROUP + 4 * sizeof(float)];
         uint8_t *to = tile + g * n * tile_group_bytes(group);
         avx512_kernels.quantize_row(x, is_bf16, group, group, 1, 0, row);
         memcpy(to + m * group, row, (size_t)group);
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 4; i++)
             memcpy(to + n * group + 4 * (i * n + m), row + group + 4 * i, 4);
         x = (const char *)x + group * (is_bf16 ? 2 : 4);
     }
@@ -132,6 +132,7 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
                                 float *out, int64_t out_stride, packed_layout layout)
 {
     _Alignas(CACHE_LINE) uint8_t quants[MAX_GROUP * PANEL];
+    const integer_vector first_sums = (integer_vector){0} + ROUNDING_BITS; /* of every row */
     integer_vector sums[TILE][PANEL_VECTORS];
     vector totals[TILE][PANEL_VECTORS];
     super_block super = {0};
@@ -145,7 +146,7 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
         unpack_block(block, layout, quants);
         LOAD_TILE(1, x.quants, layout.group);
         LOAD_TILE(2, quants, CHUNK);
-        _tile_zero(0);
+        LOAD_TILE(0, &first_sums, 0);
         _tile_dpbssd(0, 1, 2);
         _tile_stored(0, sums, CHUNK);
         add_scaled_sums(totals, sums, block, 0, &super, x, layout, TILE, 1);

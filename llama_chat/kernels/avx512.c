@@ -47,42 +47,53 @@ INLINE __m512i rounded_integers(__m512 shifted)
     return _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(ROUNDING_BITS));
 }
 
-/* Quantize a row as quantize_row() does, four times as fast: float32, in groups of 32. */
-static void quantize_float_row(const float *x, int64_t n_columns, int n, int m, uint8_t *tile)
+/* Quantize a row of float32 as quantize_row() does, four times as fast. */
+INLINE void quantize_floats(const float *x, int64_t n_columns, int group, int n, int m,
+                            uint8_t *tile)
 {
     const __m512 infinity = _mm512_set1_ps(INFINITY), shift = _mm512_set1_ps(ROUNDING);
     uint8_t *to = tile;
-    for (int64_t g = 0; g < n_columns; g += 32, to += n * tile_group_bytes(32)) {
-        __m512 low = _mm512_loadu_ps(x + g), high = _mm512_loadu_ps(x + g + 16);
-        __m512 low_size = _mm512_abs_ps(low), high_size = _mm512_abs_ps(high);
-        __mmask16 not_finite = _mm512_cmp_ps_mask(low_size, infinity, _CMP_NLT_UQ) |
-                               _mm512_cmp_ps_mask(high_size, infinity, _CMP_NLT_UQ);
-        float max = _mm512_reduce_max_ps(_mm512_max_ps(low_size, high_size));
-        float scale = not_finite ? NAN : max / 127;
-        __m512 inverse = _mm512_set1_ps(max > 0 ? 127 / max : 0);
-        __m512i first = rounded_integers(_mm512_fmadd_ps(low, inverse, shift));
-        __m512i second = rounded_integers(_mm512_fmadd_ps(high, inverse, shift));
-        int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
-        const __m128i a = _mm512_cvtepi32_epi8(first), b = _mm512_cvtepi32_epi8(second);
-        int64_t quants[4];
-        _mm_storeu_si128((__m128i *)quants, _mm_unpacklo_epi32(a, b));
-        _mm_storeu_si128((__m128i *)(quants + 2), _mm_unpackhi_epi32(a, b));
-        for (int step = 0; step < 4; step++)
-            memcpy(to + 8 * (step * n + m), quants + step, 8);
-        float *floats = (float *)(to + n * 32);
-        floats[m] = scale;
-        floats[n + m] = scale * (float)sum;
-        ((int32_t *)floats)[2 * n + m] = offset_of(sum, 32);
+    for (int64_t g = 0; g < n_columns; g += group, to += n * tile_group_bytes(group)) {
+        __m512 sizes = _mm512_setzero_ps();
+        __mmask16 not_finite = 0;
+        for (int i = 0; i < group; i += LANES) {
+            const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(x + g + i));
+            not_finite |= _mm512_cmp_ps_mask(size, infinity, _CMP_NLT_UQ);
+            sizes = _mm512_max_ps(sizes, size);
+        }
+        const float max = _mm512_reduce_max_ps(sizes), scale = not_finite ? NAN : max / 127;
+        const __m512 inverse = _mm512_set1_ps(max > 0 ? 127 / max : 0);
+        __m512i sums = _mm512_setzero_si512();
+        __m128i bytes[2];
+        for (int i = 0; i < group; i += LANES) {
+            const __m512 shifted = _mm512_fmadd_ps(_mm512_loadu_ps(x + g + i), inverse, shift);
+            const __m512i quants = rounded_integers(shifted);
+            sums = _mm512_add_epi32(sums, quants);
+            bytes[i / LANES] = _mm512_cvtepi32_epi8(quants);
+        }
+        int64_t steps[4];
+        if (group == 32) {
+            _mm_storeu_si128((__m128i *)steps, _mm_unpacklo_epi32(bytes[0], bytes[1]));
+            _mm_storeu_si128((__m128i *)(steps + 2), _mm_unpackhi_epi32(bytes[0], bytes[1]));
+        } else
+            _mm_storeu_si128((__m128i *)steps,
+                             _mm_shuffle_epi32(bytes[0], _MM_SHUFFLE(3, 1, 2, 0)));
+        for (int step = 0; step < group / 8; step++)
+            memcpy(to + 8 * (step * n + m), steps + step, 8);
+        store_row_numbers((float *)(to + n * group), group, n, m, scale,
+                          _mm512_reduce_add_epi32(sums));
     }
 }
 
 static void quantize_any_row(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                              uint8_t *tile)
 {
-    if (!is_bf16 && group == 32)
-        quantize_float_row(x, n_columns, n, m, tile);
-    else
+    if (is_bf16)
         quantize_row(x, is_bf16, n_columns, group, n, m, tile);
+    else if (group == 32)
+        quantize_floats(x, n_columns, 32, n, m, tile);
+    else
+        quantize_floats(x, n_columns, 16, n, m, tile);
 }
 
 END_TARGET

@@ -6,7 +6,7 @@
 #include "work_shares.h"
 
 /* Bytes of quantized rows that stay in the private cache of a core while all panels are read. */
-enum { CACHED_ROWS = 1 << 19 };
+enum { CACHED_ROWS = 3 << 17 };
 
 INLINE void store(const float *values, int n, void *y, int64_t at, int store_mode)
 {

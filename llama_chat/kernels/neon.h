@@ -43,9 +43,9 @@ INLINE byte_vector look_up(byte_vector v)
     return (byte_vector)vqtbl1q_u8(vld1q_u8(IQ4_TABLE), (uint8x16_t)v);
 }
 
-INLINE integer_vector broadcast_shifted(int32_t i, int n)
+INLINE vector multiply_add(vector a, vector b, vector c)
 {
-    return (integer_vector){0} + shifted(i, n);
+    return (vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 
 /* Broadcast four quants of a row of activations. */

@@ -6,6 +6,8 @@
  *     split_nibbles(v, above, shift, mask, &low, &high)
  *                          splits W4; or W5 and W6, with upper bits `above` >> `shift` & `mask`
  *     look_up(v)           replaces places in IQ4_TABLE by what is there
+ *     multiply_add(a, b, c)
+ *                          a * b + c, rounded once
  */
 
 #ifndef PANEL_BLOCKS_H
@@ -47,7 +49,7 @@ INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout l
 
 /* Bytes ahead of a block at which memory is read. The processor reads ahead by itself as far as one
  * row of activations needs; not while the products of several rows take longer than the memory. */
-enum { PREFETCH_AHEAD = 2048 };
+enum { PREFETCH_AHEAD = 4096 };
 
 INLINE void prefetch_block(const uint8_t *block, packed_layout layout)
 {
@@ -76,7 +78,7 @@ INLINE const uint8_t *enter_block(const uint8_t *at, int64_t g, int row, int n_v
     return at + super_scale_bytes(layout);
 }
 
-/* Add the integer sums of a block, times its scales; and its minima. */
+/* Add the integer sums of a block, as bits of floats, times its scales; and its minima. */
 INLINE void add_scaled_sums(vector totals[][PANEL_VECTORS], integer_vector sums[][PANEL_VECTORS],
                             const uint8_t *block, int row, const super_block *super, tile_group x,
                             packed_layout layout, int n, int n_vectors)
@@ -84,9 +86,10 @@ INLINE void add_scaled_sums(vector totals[][PANEL_VECTORS], integer_vector sums[
     const uint8_t *scales = block + quant_bytes(layout), *mins = scales + scale_bytes(layout);
     for (int v = 0; v < n_vectors; v++) {
         const vector scale = load_scales(scales, row + v * LANES, super->scales[v], layout);
+        const vector origin = scale * -ROUNDING;
         UNROLL(MAX_TILE)
         for (int m = 0; m < n; m++)
-            totals[m][v] += __builtin_convertvector(sums[m][v], vector) * (scale * x.scales[m]);
+            totals[m][v] += multiply_add((vector)sums[m][v], scale, origin) * x.scales[m];
     }
     for (int v = 0; v < n_vectors && layout.has_mins; v++) {
         const vector min = load_scales(mins, row + v * LANES, super->mins[v], layout);

@@ -4,8 +4,6 @@
  * Before including this, the level defines what panel_blocks.h needs, and
  *
  *     VECTORS_AT_ONCE(n)   vectors of rows whose sums with n rows of activations fit in registers
- *     broadcast_shifted(i, n)
- *                          shifted(i, n) in all lanes
  *     add_products(sums, low, high, x, n, n_vectors, bits)
  *                          adds, for row m of the activations, the products of the four bytes in
  *                          each lane of `low` with x + 8 * m, and of `high` with x + 8 * m + 4
@@ -31,16 +29,15 @@ INLINE void deinterleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n
 }
 #endif
 
-/* Compute the integer sums of a block. */
+/* Compute the integer sums of a block, as bits of floats: see activation_tile.h. */
 INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout layout, int n,
                       int n_vectors, integer_vector sums[][PANEL_VECTORS])
 {
     for (int m = 0; m < n; m++) {
-        const int is_centred = layout.has_mins || (multiplied_bits(layout) == 8 && W8_IS_SIGNED);
-        const integer_vector zeros = {0};
+        const int is_centred = multiplied_bits(layout) == 8 && W8_IS_SIGNED;
+        const int32_t first = is_centred ? ROUNDING_BITS : first_sum(x, m, layout);
         for (int v = 0; v < n_vectors; v++)
-            sums[m][v] = is_centred ? zeros
-                                    : broadcast_shifted(x.offsets[m], offset_shift(layout));
+            sums[m][v] = (integer_vector){0} + first;
     }
     interleave_sums(sums, n, n_vectors);
     for (int step = 0; step < layout.group / 8; step++) {
@@ -60,6 +57,8 @@ INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64
 {
     vector totals[MAX_TILE][PANEL_VECTORS];
     super_block super = {0};
+    if (n_groups < 1)
+        __builtin_unreachable(); /* so that GCC keeps no totals in memory for that case */
     for (int m = 0; m < n; m++)
         for (int v = 0; v < n_vectors; v++)
             totals[m][v] = (vector){0};

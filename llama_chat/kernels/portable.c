@@ -73,7 +73,7 @@ INLINE void multiply_panel(const uint8_t *block, int64_t n_groups, const uint8_t
         for (int m = 0; m < n; m++) {
             int32_t dots[PANEL];
             for (int r = 0; r < PANEL; r++)
-                dots[r] = layout.has_mins ? 0 : shifted(x.offsets[m], offset_shift(layout));
+                dots[r] = first_sum(x, m, layout) - ROUNDING_BITS;
             for (int c = 0; c < chunks; c++) {
                 const int8_t *low = x.quants + 8 * (c % steps * n + m) + c / steps * 4;
                 multiply_chunk(block, c, low, low + 4, layout, dots);

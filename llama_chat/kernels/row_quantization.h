@@ -46,10 +46,7 @@ INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int g
             memcpy(to + 8 * (step * n + m), quants + 4 * step, 4);
             memcpy(to + 8 * (step * n + m) + 4, quants + group / 2 + 4 * step, 4);
         }
-        float *floats = (float *)(to + n * group);
-        floats[m] = by.scale;
-        floats[n + m] = by.scale * (float)sum;
-        ((int32_t *)floats)[2 * n + m] = offset_of(sum, group);
+        store_row_numbers((float *)(to + n * group), group, n, m, by.scale, sum);
     }
 }
 

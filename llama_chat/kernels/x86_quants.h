@@ -30,14 +30,13 @@ INLINE byte_vector look_up(byte_vector v)
 #endif
 }
 
-/* Broadcast an integer, and shift it. GCC would shift it before; with AVX-512 that takes longer, for
- * it is then moved from a general register to a vector, not loaded there. */
-INLINE integer_vector broadcast_shifted(int32_t i, int n)
+INLINE vector multiply_add(vector a, vector b, vector c)
 {
-    integer_vector lanes = (integer_vector){0} + i;
-    if (LANES == 16 && n)
-        __asm__("" : "+v"(lanes));
-    return n < 0 ? lanes >> -n : lanes << n;
+#if LANES == 16
+    return (vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return (vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#endif
 }
 
 /* Broadcast the four quants of a row. */
