@@ -317,16 +317,50 @@ static small_cache *new_cache(int kind, int n_heads, int n_kv_heads, int head_di
     return &c;
 }
 
-static void run_attention(const kernel_set *kernels, const kv_cache *cache, const float *q,
-                          float *out)
+static void run_attention(const kernel_set *kernels, const kv_cache *sequences, int n,
+                          const float *q, float *out)
 {
     static char memory[1 << 22];
     arena space = {memory, 0};
     attention_buffers buffers = {0};
-    allocate_shared_attention(cache, 1, &space, &buffers);
-    allocate_thread_attention(cache, 1, &space, &buffers);
+    allocate_shared_attention(sequences, n, &space, &buffers);
+    allocate_thread_attention(sequences, n, &space, &buffers);
     work_share share = {0};
-    attend(kernels, cache, 1, 0, q, out, &buffers, &(team_phase){{0, 1}, &share, 1});
+    attend(kernels, sequences, n, 0, q, out, &buffers, &(team_phase){{0, 1}, &share, 1});
+}
+
+/* Compare sequences that begin with the same segment, together and each alone: bit for bit. */
+static void compare_family(int kind, int n_heads, int n_kv_heads, int head_dim)
+{
+    enum { N = 5 };
+    static const int lengths[N] = {130, 140, 66, 179, 130}, news[N] = {1, 3, 2, 1, N_NEW};
+    static layer_rows rows[N];
+    static float q[2 * N_NEW * 2 * MAX_WIDTH], together[sizeof q / 4], alone[sizeof q / 4];
+    const int64_t width = n_heads * head_dim;
+    const small_cache *first = new_cache(kind, n_heads, n_kv_heads, head_dim, 130, 1);
+    cache_segment segments[N][2];
+    kv_cache sequences[N];
+    int64_t row = 0;
+    for (int i = 0; i < N; i++) {
+        layer_rows *r = rows + i;
+        memcpy(segments[i], first->segments, sizeof segments[i]);
+        fill_rows(r->keys, CAPACITY * n_kv_heads * head_dim, r->key_scales, kind);
+        fill_rows(r->values, CAPACITY * n_kv_heads * head_dim, r->value_scales, kind);
+        r->key_rows[0] = r->keys, r->value_rows[0] = r->values;
+        r->key_scale_rows[0] = r->key_scales, r->value_scale_rows[0] = r->value_scales;
+        segments[i][1] = (cache_segment){r->key_rows, r->value_rows, r->key_scale_rows,
+                                         r->value_scale_rows, CAPACITY, i == 2 ? 65 : SECOND_START};
+        sequences[i] = first->cache;
+        sequences[i].segments = segments[i];
+        sequences[i].length = lengths[i], sequences[i].n_new = news[i];
+    }
+    fill(q, 2 * N_NEW * width);
+    run_attention(&tested, sequences, N, q, together);
+    for (int i = 0; i < N; row += news[i++]) {
+        run_attention(&tested, sequences + i, 1, q + row * width, alone);
+        report("attention in a family",
+               memcmp(alone, together + row * width, sizeof *q * (size_t)(news[i] * width)) == 0);
+    }
 }
 
 static void compare_stored(const small_cache *c, const float *x, int kind)
@@ -353,8 +387,8 @@ static void compare_cache(int kind, int n_heads, int n_kv_heads, int head_dim)
             new_cache(kind, n_heads, n_kv_heads, head_dim, lengths[i / 5], n_x);
         const int is_rounded = kind == BFLOAT16 && !strcmp(tested.name, "avx512_bf16");
         fill(q, n_x * width);
-        run_attention(&tested, &c->cache, q, got);
-        run_attention(&portable, &c->cache, q, expected);
+        run_attention(&tested, &c->cache, 1, q, got);
+        run_attention(&portable, &c->cache, 1, q, expected);
         compare("attention", got, expected, n_x * width, is_rounded && n_x > 8 ? 0.02f : 1e-5f);
         memcpy(got, q, sizeof q), memcpy(expected, q, sizeof q);
         tested.rotate(&c->cache, got, width, (range){2, width}, 0.3f);
@@ -398,6 +432,9 @@ int main(int n_arguments, char **arguments)
             compare_cache(kind, 6, 2, 16);
             compare_cache(kind, 6, 1, 20);
             compare_cache(kind, 2, 2, 64);
+            compare_family(kind, 6, 2, 16);
+            compare_family(kind, 6, 2, 20);
+            compare_family(kind, 8, 8, 8);
         }
         previous = tested;
     }

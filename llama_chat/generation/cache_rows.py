@@ -89,8 +89,8 @@ class CacheRows:
     @property
     def capacity(self) -> int:
         """Number of rows that fit before the buffers must grow."""
-        sizes = (buffer.shape[2] for layers in self.buffers for buffer in layers)
-        return self.start + min(sizes, default=0)
+        last = self.buffers[-1][-1:]  # the last to grow, if an interrupt comes in between
+        return self.start + (last[0].shape[2] if last else 0)
 
     @property
     def n_bytes(self) -> int:
@@ -99,13 +99,12 @@ class CacheRows:
 
     @property
     def buffer_sizes(self) -> dict[int, int]:
-        """Bytes of each buffer, those of segments included, by its address."""
+        """Bytes of the buffers, and of those of each segment, by the address of the first."""
         everything = [self.buffers, *(segment.buffers for segment in self.segments)]
         return {
-            buffer.data_ptr(): buffer.nbytes
+            layers[0].data_ptr(): _n_bytes(buffers)
             for buffers in everything
-            for layers in buffers
-            for buffer in layers
+            if (layers := buffers[0])
         }
 
     @staticmethod

@@ -86,7 +86,7 @@ class RowCache(ABC):
 
     @property
     def buffer_sizes(self) -> dict[int, int]:
-        """Bytes of each buffer, those of shared segments included, by its address."""
+        """Bytes of the buffers, and of those of shared segments, by the address of the first."""
         return self.rows.buffer_sizes
 
     @property

@@ -18,34 +18,50 @@
 
 /* ---- decode --------------------------------------------------------------------------------- */
 
-/* Rows of a split: few if there are few heads, so that every thread has enough work. */
-INLINE int64_t split_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_SPLIT; }
+/* Sequences that are neighbours in a pass and begin with the same rows in memory, `n_shared` splits:
+ * they attend to these together, so that these are read once. */
+typedef struct {
+    const kv_cache *sequences;
+    int n;
+    int64_t n_shared;
+} family;
 
-INLINE int64_t n_splits(const kv_cache *cache)
+/* Row of a sequence that is the first after one of its segments, new ones not counted. */
+INLINE int64_t segment_end(const kv_cache *cache, int64_t segment)
 {
-    return round_up(cache->length + cache->n_new, split_rows(cache)) / split_rows(cache);
+    return segment + 1 < cache->n_segments ? cache->segments[segment + 1].start : cache->length;
 }
 
-/* Floats of the partial results of all queries of a head of keys, for one split. */
-INLINE int64_t split_stride(const kv_cache *cache)
+/* Whole splits that two sequences begin with, in the same memory. */
+static int64_t shared_splits(const kv_cache *a, const kv_cache *b, int64_t layer)
 {
-    return cache->n_new * queries_per_kv_head(cache) * partial_floats(cache);
+    int64_t rows = 0;
+    for (int64_t i = 0; i < a->n_segments && i < b->n_segments; i++) {
+        if (a->segments[i].keys[layer] != b->segments[i].keys[layer] ||
+            a->segments[i].start != b->segments[i].start)
+            break;
+        rows = min(segment_end(a, i), segment_end(b, i));
+        if (segment_end(a, i) != segment_end(b, i))
+            break;
+    }
+    return rows / split_rows(a);
 }
 
-/* Floats of all partial results of a sequence. */
-INLINE int64_t sequence_partials(const kv_cache *cache)
+/* Find the family that begins with the first of some sequences: those that share as much as the
+ * second. */
+static family find_family(const kv_cache *sequences, int n_sequences, int64_t layer)
 {
-    return is_exact(cache) ? cache->n_kv_heads * n_splits(cache) * split_stride(cache) : 0;
-}
-
-static void attend_split(const kernel_set *kernels, const kv_cache *cache, int64_t layer,
-                         const float *q, int64_t item, const decode_buffers *buffers,
-                         float *partials)
-{
-    const int64_t splits = n_splits(cache), step = split_rows(cache), first = item % splits * step;
-    const range rows = {first, min(first + step, cache->length + cache->n_new)};
-    kernels->attend_to_split(cache, layer, q, item / splits, rows, buffers,
-                             partials + item * split_stride(cache));
+    family found = {sequences, 1, 0};
+    if (!is_exact(sequences))
+        return found;
+    for (; found.n < n_sequences && is_exact(sequences + found.n); found.n++) {
+        const int64_t n_shared = shared_splits(sequences, sequences + found.n, layer);
+        if (n_shared == 0 || (found.n > 1 && n_shared < found.n_shared))
+            break;
+        if (found.n == 1)
+            found.n_shared = n_shared;
+    }
+    return found;
 }
 
 /* Merge the partial results of one query head of one token; `i` counts them. */
@@ -84,10 +100,57 @@ static void attend_block(const kernel_set *kernels, const kv_cache *cache, int64
 
 /* ---- both ----------------------------------------------------------------------------------- */
 
-/* Items of work of a sequence: splits or blocks, for each head of keys. */
-INLINE int64_t n_items(const kv_cache *cache)
+/* Items of work of one sequence of a family: blocks, or splits that are not shared; for each head of
+ * keys. */
+INLINE int64_t own_items(const kv_cache *cache, int64_t n_shared)
 {
-    return cache->n_kv_heads * (is_exact(cache) ? n_splits(cache) : n_blocks(cache));
+    return cache->n_kv_heads * (is_exact(cache) ? n_splits(cache) - n_shared : n_blocks(cache));
+}
+
+/* Items of work of a family: the shared ones come first. */
+static int64_t n_items(const family *f)
+{
+    int64_t n = f->n_shared * f->sequences->n_kv_heads;
+    for (int i = 0; i < f->n; i++)
+        n += own_items(f->sequences + i, f->n_shared);
+    return n;
+}
+
+/* Where a pass has the queries and the partial results of a sequence. */
+typedef struct {
+    const kv_cache *sequence;
+    int64_t row; /* of its first new token */
+    float *partials;
+} attention_place;
+
+INLINE void go_to_next(attention_place *at)
+{
+    at->row += at->sequence->n_new;
+    at->partials += sequence_partials(at->sequence);
+    at->sequence++;
+}
+
+/* Do one of the items of a family, whose first sequence is `at`. */
+static void attend_item(const kernel_set *kernels, const family *f, attention_place at,
+                        int64_t item, int64_t layer, const float *q, float *out,
+                        const attention_buffers *buffers)
+{
+    const int64_t width = at.sequence->n_heads * at.sequence->head_dim;
+    const int64_t n_shared = f->n_shared * at.sequence->n_kv_heads;
+    split_item split = {at.sequence, f->n, item / max(f->n_shared, 1), item % max(f->n_shared, 1)};
+    if (item >= n_shared) {
+        item -= n_shared;
+        for (; item >= own_items(at.sequence, f->n_shared); go_to_next(&at))
+            item -= own_items(at.sequence, f->n_shared);
+        if (!is_exact(at.sequence)) {
+            attend_block(kernels, at.sequence, layer, q + at.row * width, item,
+                         out + at.row * width, &buffers->prefill);
+            return;
+        }
+        const int64_t n_own = n_splits(at.sequence) - f->n_shared;
+        split = (split_item){at.sequence, 1, item / n_own, f->n_shared + item % n_own};
+    }
+    kernels->attend_to_split(&split, layer, q + at.row * width, &buffers->decode, at.partials);
 }
 
 void allocate_shared_attention(const kv_cache *sequences, int n_sequences, arena *memory,
@@ -127,11 +190,13 @@ void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena
 void attend(const kernel_set *kernels, const kv_cache *sequences, int n_sequences, int64_t layer,
             const float *q, float *out, const attention_buffers *buffers, team_phase *phase)
 {
-    const int64_t width = sequences->n_heads * sequences->head_dim;
     int64_t total = 0, n_exact = 0;
-    for (int i = 0; i < n_sequences; i++) {
-        total += n_items(sequences + i);
+    for (int i = 0; i < n_sequences; i++)
         n_exact += is_exact(sequences + i) ? sequences[i].n_new : 0;
+    for (int i = 0; i < n_sequences;) {
+        const family f = find_family(sequences + i, n_sequences - i, layer);
+        total += n_items(&f);
+        i += f.n;
     }
     if (n_exact)
         memset(buffers->decode.queries, 0,
@@ -139,21 +204,17 @@ void attend(const kernel_set *kernels, const kv_cache *sequences, int n_sequence
     /* Blocks take long, and splits of one head are neighbours in memory. */
     const int64_t largest = is_exact(sequences + n_sequences - 1) ? n_splits(sequences) : 1;
     for (range items; take_part(phase, total, 1, largest, &items);) {
-        const kv_cache *cache = sequences;
-        float *partials = buffers->partials;
-        int64_t row = 0, first = 0; /* of the new tokens, and of the items of this sequence */
+        attention_place at = {sequences, 0, buffers->partials};
+        family f = find_family(sequences, n_sequences, layer);
+        int64_t first = 0; /* item of this family */
         for (int64_t item = items.start; item < items.end; item++) {
-            for (; item - first >= n_items(cache); cache++) {
-                first += n_items(cache);
-                row += cache->n_new;
-                partials += sequence_partials(cache);
+            while (item - first >= n_items(&f)) {
+                first += n_items(&f);
+                for (int i = 0; i < f.n; i++)
+                    go_to_next(&at);
+                f = find_family(at.sequence, n_sequences - (int)(at.sequence - sequences), layer);
             }
-            if (is_exact(cache))
-                attend_split(kernels, cache, layer, q + row * width, item - first, &buffers->decode,
-                             partials);
-            else
-                attend_block(kernels, cache, layer, q + row * width, item - first,
-                             out + row * width, &buffers->prefill);
+            attend_item(kernels, &f, at, item - first, layer, q, out, buffers);
         }
     }
     end_phase(phase);

@@ -52,6 +52,22 @@ INLINE int64_t queries_per_kv_head(const kv_cache *cache)
 /* Queries multiplied with a row of the cache while it is in registers; most rows of a split. */
 enum { QUERY_BATCH = 4, MAX_SPLIT = 256 };
 
+/* Rows of a split: few if there are few heads, so that every thread has enough work. */
+INLINE int64_t split_rows(const kv_cache *cache) { return cache->n_kv_heads < 8 ? 64 : MAX_SPLIT; }
+
+INLINE int64_t n_splits(const kv_cache *cache)
+{
+    return round_up(cache->length + cache->n_new, split_rows(cache)) / split_rows(cache);
+}
+
+/* One split of a head of keys, and the sequences that attend to it: several, if they begin with the
+ * same rows in memory. */
+typedef struct {
+    const kv_cache *sequences;
+    int n_sequences;
+    int64_t head, number;
+} split_item;
+
 /* Scratch memory of a thread; `width` is padded_head(). */
 typedef struct {
     float *queries; /* (QUERY_BATCH, width), padded with zeros */
@@ -62,6 +78,18 @@ typedef struct {
 /* Floats of a query's partial result for one split: the maximum score, the sum of the exponentials,
  * and the sum of the values weighted by them. */
 INLINE int64_t partial_floats(const kv_cache *cache) { return padded_head(cache) + 2; }
+
+/* Floats of the partial results of all queries of a head of keys, for one split. */
+INLINE int64_t split_stride(const kv_cache *cache)
+{
+    return cache->n_new * queries_per_kv_head(cache) * partial_floats(cache);
+}
+
+/* Floats of all partial results of a sequence. */
+INLINE int64_t sequence_partials(const kv_cache *cache)
+{
+    return is_exact(cache) ? cache->n_kv_heads * n_splits(cache) * split_stride(cache) : 0;
+}
 
 /* ---- prefill attention ---------------------------------------------------------------------- */
 

@@ -6,39 +6,81 @@
 
 #include "attention_vectors.h"
 
-/* Compute scores (n_queries, MAX_SPLIT) = queries (n_queries, width) * keys.
+/* Bytes ahead of a row of keys at which memory is read. */
+enum { KEYS_AHEAD = 2048 };
+
+/* Compute the products of queries (n_queries, width) with `n` rows of keys from row `first` on, as
+ * vectors (QUERY_BATCH, LANES) whose lanes are yet to be summed.
  *
- * A row is widened once for all queries, since that is most of the work. The loops over queries are
- * unrolled explicitly: otherwise GCC keeps the sums in memory.
+ * A row is widened once for all queries, and a query is loaded once for all rows. The loops over
+ * them are unrolled explicitly: otherwise GCC keeps the sums in memory. Keys further on are read
+ * meanwhile, and the values of these rows, which are needed next: a split is too short for the
+ * processor to read ahead by itself.
  */
+INLINE void multiply_keys(const float *queries, int n_queries, const head_rows *rows, int64_t first,
+                          int n, int64_t width, vector products[][LANES], int kind)
+{
+    const int64_t bytes = rows->row_bytes, start = first * bytes;
+    const int64_t step_bytes = n * LANES * kind_bytes(kind);
+    vector sums[4][QUERY_BATCH] = {0};
+    if (width < LANES)
+        __builtin_unreachable(); /* so that GCC does not fill them for that case */
+    for (int64_t at = 0; at < width; at += LANES) {
+        for (int64_t i = 0; i < step_bytes; i += CACHE_LINE) {
+            const int64_t line = start + at / LANES * step_bytes + i;
+            __builtin_prefetch(rows->keys + KEYS_AHEAD + line);
+            __builtin_prefetch(rows->values + line);
+        }
+        UNROLL(4)
+        for (int j = 0; j < n; j++) {
+            const vector numbers = load(rows->keys + start + j * bytes, at, kind);
+            UNROLL(4)
+            for (int i = 0; i < n_queries; i++)
+                sums[j][i] += *(const vector *)(queries + i * width + at) * numbers;
+        }
+    }
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < n_queries; i++)
+            products[i][(first + j) % LANES] = sums[j][i];
+}
+
+/* Compute scores (n_queries, MAX_SPLIT) = queries (n_queries, width) * keys. */
 INLINE void score_rows(const float *queries, int n_queries, const head_rows *rows, float *scores,
                        int64_t width, int kind)
 {
-    for (int64_t r = 0; r < rows->n; r++) {
-        const char *row = rows->keys + r * rows->row_bytes;
-        vector dots[QUERY_BATCH] = {0};
-        for (int64_t at = 0; at < width; at += LANES) {
-            vector numbers = load(row, at, kind);
-            UNROLL(8)
-            for (int i = 0; i < n_queries; i++)
-                dots[i] += *(const vector *)(queries + i * width + at) * numbers;
+    enum { AT_ONCE = N_SUMS / QUERY_BATCH };
+    for (int64_t start = 0; start < rows->n; start += LANES) {
+        const int64_t n = min(LANES, rows->n - start);
+        vector products[QUERY_BATCH][LANES];
+        int64_t r = 0;
+        for (; r + AT_ONCE <= n; r += AT_ONCE)
+            multiply_keys(queries, n_queries, rows, start + r, AT_ONCE, width, products, kind);
+        for (; r < n; r++)
+            multiply_keys(queries, n_queries, rows, start + r, 1, width, products, kind);
+        for (int i = 0; i < n_queries; i++) {
+            for (r = n; r < LANES; r++)
+                products[i][r] = (vector){0};
+            const vector sums = lane_sums(products[i]);
+            memcpy(scores + i * MAX_SPLIT + start, &sums, (size_t)n * sizeof(float));
         }
-        for (int i = 0; i < n_queries; i++)
-            scores[i * MAX_SPLIT + r] =
-                horizontal_sum(dots[i]) * (kind == INT8 ? rows->key_scales[r] : 1);
     }
+    for (int i = 0; i < n_queries && kind == INT8; i++)
+        for (int64_t r = 0; r < rows->n; r++)
+            scores[i * MAX_SPLIT + r] *= rows->key_scales[r];
 }
 
-/* Compute to (n_queries, stride) = the sums of values, weighted by (n_queries, MAX_SPLIT), or add to
- * it; only `n_vectors` vectors of their columns, from column `first` on. */
-INLINE void sum_numbers(const float *weights, int n_queries, const head_rows *rows, float *to,
-                        int64_t stride, int64_t first, int n_vectors, int adds, int kind)
+/* Compute to[i] (width), for each query, = the sums of values, weighted by (n_queries, MAX_SPLIT), or
+ * add to it; only `n_vectors` vectors of their columns, from column `first` on. */
+INLINE void sum_numbers(const float *weights, int n_queries, const head_rows *rows,
+                        float *const *to, int64_t first, int n_vectors, int adds, int kind)
 {
     vector sums[QUERY_BATCH][8] = {0};
+    if (rows->n < 1)
+        __builtin_unreachable();
     if (adds)
         for (int i = 0; i < n_queries; i++)
             for (int j = 0; j < n_vectors; j++)
-                sums[i][j] = *(const vector *)(to + i * stride + first + j * LANES);
+                sums[i][j] = *(const vector *)(to[i] + first + j * LANES);
     for (int64_t r = 0; r < rows->n; r++) {
         const char *row = rows->values + r * rows->row_bytes;
         float scale = kind == INT8 ? rows->value_scales[r] : 1;
@@ -52,21 +94,21 @@ INLINE void sum_numbers(const float *weights, int n_queries, const head_rows *ro
     }
     for (int i = 0; i < n_queries; i++)
         for (int j = 0; j < n_vectors; j++)
-            *(vector *)(to + i * stride + first + j * LANES) = sums[i][j];
+            *(vector *)(to[i] + first + j * LANES) = sums[i][j];
 }
 
 /* Compute the same for all `width` columns. */
-INLINE void sum_rows(const float *weights, int n_queries, const head_rows *rows, float *to,
-                     int64_t stride, int64_t width, int adds, int kind)
+INLINE void sum_rows(const float *weights, int n_queries, const head_rows *rows, float *const *to,
+                     int64_t width, int adds, int kind)
 {
     const int n_vectors = n_queries == 1 ? 8 : N_SUMS / QUERY_BATCH;
     int64_t at = 0;
     for (; at + n_vectors * LANES <= width; at += n_vectors * LANES)
-        sum_numbers(weights, n_queries, rows, to, stride, at, n_vectors, adds, kind);
+        sum_numbers(weights, n_queries, rows, to, at, n_vectors, adds, kind);
     for (; n_vectors > 4 && at + 4 * LANES <= width; at += 4 * LANES)
-        sum_numbers(weights, n_queries, rows, to, stride, at, 4, adds, kind);
+        sum_numbers(weights, n_queries, rows, to, at, 4, adds, kind);
     for (; at < width; at += LANES)
-        sum_numbers(weights, n_queries, rows, to, stride, at, 1, adds, kind);
+        sum_numbers(weights, n_queries, rows, to, at, 1, adds, kind);
 }
 
 /* Turn the first `n_visible` of `n_padded` scores into exponentials, relative to their maximum, and
@@ -128,23 +170,31 @@ INLINE void copy_split(const head_split *split, float *copy, int kind)
     }
 }
 
-/* Attend with `n_queries`, of which the last one attends to the most rows. */
+/* Queries that are multiplied with rows at a time. */
+typedef struct {
+    int64_t n_visible[QUERY_BATCH]; /* rows of the split that they attend to; the most, for the last */
+    float *partials[QUERY_BATCH];
+} query_batch;
+
+/* Attend with `n_queries`. */
 INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const head_split *split,
-                         const int64_t *n_visible, float *partials, int kind)
+                         const query_batch *batch, int kind)
 {
-    const int64_t width = padded_head(split->cache), stride = partial_floats(split->cache);
-    const int64_t n = n_visible[n_queries - 1];
+    const int64_t width = padded_head(split->cache), n = batch->n_visible[n_queries - 1];
+    float *sums[QUERY_BATCH];
     for (int64_t at = 0; at < n;) {
         const head_rows rows = rows_of_split(split, at, n, kind);
         score_rows(buffers->queries, n_queries, &rows, buffers->scores + at, width, kind);
         at += rows.n;
     }
-    for (int i = 0; i < n_queries; i++)
-        softmax_partial(buffers->scores + i * MAX_SPLIT, n_visible[i], round_up(n, PADDING),
-                        partials + i * stride);
+    for (int i = 0; i < n_queries; i++) {
+        softmax_partial(buffers->scores + i * MAX_SPLIT, batch->n_visible[i], round_up(n, PADDING),
+                        batch->partials[i]);
+        sums[i] = batch->partials[i] + 2;
+    }
     for (int64_t at = 0; at < n;) {
         const head_rows rows = rows_of_split(split, at, n, kind);
-        sum_rows(buffers->scores + at, n_queries, &rows, partials + 2, stride, width, at > 0, kind);
+        sum_rows(buffers->scores + at, n_queries, &rows, sums, width, at > 0, kind);
         at += rows.n;
     }
 }
@@ -154,36 +204,46 @@ INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const hea
  * Batches of 1, 3 and QUERY_BATCH queries are compiled, for the usual groups of query heads. Rows
  * of floats need no widening, so they are read by one query at a time.
  */
-INLINE void attend_queries(head_split *split, const float *q, const decode_buffers *buffers,
-                           float *partials, int kind)
+INLINE void attend_queries(const split_item *item, head_split *split, const float *q,
+                           const decode_buffers *buffers, float *partials, int kind)
 {
     const kv_cache *cache = split->cache;
     const int64_t n = cache->head_dim, width = padded_head(cache);
-    const int64_t group = queries_per_kv_head(cache), n_queries = cache->n_new * group;
+    const int64_t group = queries_per_kv_head(cache);
     const int64_t n_rows = split->rows.end - split->rows.start, stride = partial_floats(cache);
     const int are_floats = kind == FLOAT32 || n != width;
+    int64_t left = 0, i = 0; /* queries, and the next one of this sequence */
+    for (int s = 0; s < item->n_sequences; s++)
+        left += item->sequences[s].n_new * group;
     if (n != width) {
         copy_split(split, buffers->rows, kind);
         split->copy = buffers->rows;
     }
-    for (int64_t first = 0, batch; first < n_queries; first += batch) {
-        const int64_t left = n_queries - first;
-        batch = are_floats || left < 3 ? 1 : left < QUERY_BATCH ? left : QUERY_BATCH;
-        int64_t n_visible[QUERY_BATCH];
-        for (int64_t j = 0; j < batch; j++) {
-            int64_t i = first + j, seen = cache->length + i / group + 1 - split->rows.start;
-            n_visible[j] = seen < 0 ? 0 : seen > n_rows ? n_rows : seen;
+    for (int64_t size; left > 0; left -= size) {
+        query_batch batch;
+        size = are_floats || left < 3 ? 1 : left < QUERY_BATCH ? left : QUERY_BATCH;
+        for (int64_t j = 0; j < size; j++, i++) {
+            if (i == cache->n_new * group) {
+                q += cache->n_new * cache->n_heads * n;
+                partials += sequence_partials(cache);
+                cache++;
+                i = 0;
+            }
+            const int64_t seen = cache->length + i / group + 1 - split->rows.start;
+            batch.n_visible[j] = seen < 0 ? 0 : seen > n_rows ? n_rows : seen;
+            batch.partials[j] = partials +
+                                (item->head * n_splits(cache) + item->number) * split_stride(cache) +
+                                i * stride;
             memcpy(buffers->queries + j * width,
-                   q + (i / group * cache->n_heads + split->head * group + i % group) * n,
+                   q + (i / group * cache->n_heads + item->head * group + i % group) * n,
                    sizeof(float) * (size_t)n);
         }
-#define ATTEND(n_queries, kind)                                                                    \
-    attend_batch(buffers, n_queries, split, n_visible, partials + first * stride, kind)
+#define ATTEND(n_queries, kind) attend_batch(buffers, n_queries, split, &batch, kind)
         if (are_floats)
             ATTEND(1, FLOAT32);
-        else if (batch == 1)
+        else if (size == 1)
             ATTEND(1, kind);
-        else if (batch == 3)
+        else if (size == 3)
             ATTEND(3, kind);
         else
             ATTEND(QUERY_BATCH, kind);
@@ -191,18 +251,21 @@ INLINE void attend_queries(head_split *split, const float *q, const decode_buffe
     }
 }
 
-static void attend_to_split(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
-                            range rows, const decode_buffers *buffers, float *partials)
+static void attend_to_split(const split_item *item, int64_t layer, const float *q,
+                            const decode_buffers *buffers, float *partials)
 {
-    head_split split = {cache, layer, head, rows, NULL};
+    const kv_cache *cache = item->sequences;
+    const int64_t step = split_rows(cache), first = item->number * step;
+    const range rows = {first, min(first + step, cache->length + cache->n_new)};
+    head_split split = {cache, layer, item->head, rows, NULL};
     if (cache->kind == FLOAT32)
-        attend_queries(&split, q, buffers, partials, FLOAT32);
+        attend_queries(item, &split, q, buffers, partials, FLOAT32);
     else if (cache->kind == BFLOAT16)
-        attend_queries(&split, q, buffers, partials, BFLOAT16);
+        attend_queries(item, &split, q, buffers, partials, BFLOAT16);
     else if (cache->kind == FLOAT16)
-        attend_queries(&split, q, buffers, partials, FLOAT16);
+        attend_queries(item, &split, q, buffers, partials, FLOAT16);
     else
-        attend_queries(&split, q, buffers, partials, INT8);
+        attend_queries(item, &split, q, buffers, partials, INT8);
 }
 
 /* Rescale partial results to their common maximum, and add them. */

@@ -73,9 +73,10 @@ struct kernel_set {
     void (*store_rows)(const kv_cache *cache, void *const *buffers, float *const *scales,
                        int64_t layer, const float *x, range columns);
 
-    /* Attend with all queries of one head of keys to the rows of one split. */
-    void (*attend_to_split)(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
-                            range rows, const decode_buffers *buffers, float *partials);
+    /* Attend with all queries of one head of keys to the rows of one split; q and the partial results
+     * are those of the first sequence, and those of the others follow. */
+    void (*attend_to_split)(const split_item *item, int64_t layer, const float *q,
+                            const decode_buffers *buffers, float *partials);
 
     /* Merge one query's partial results, `stride` floats apart, into to (n). */
     void (*merge_partials)(const float *partials, int64_t n_partials, int64_t stride, int64_t n,

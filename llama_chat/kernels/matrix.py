@@ -15,7 +15,9 @@ from llama_chat.kernels.abi import (
     TensorView,
     UnpackedMatrix,
 )
-from llama_chat.kernels.pages import allocate
+from llama_chat.kernels.pages import WeightMemory
+
+_MEMORY = WeightMemory()
 
 
 class FloatMatrix:
@@ -89,7 +91,7 @@ class NativeMatrix:
         self._row_bytes = sum(tensor[0].nbytes for tensor in tensors if tensor is not None)
         self.n_bytes = padded_rows(self.shape[0]) * self._row_bytes
         """Bytes of memory."""
-        self._panels = allocate(self.n_bytes)
+        self._panels = _MEMORY.allocate(self.n_bytes)
         super_groups = 0 if super_scales is None else n_groups // super_scales.shape[1]
         is_iq4 = bits == 4 and quants.dtype == torch.int8
         layout = PackedLayout(bits, self.group, mins is not None, super_groups, is_iq4)

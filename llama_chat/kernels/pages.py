@@ -5,6 +5,7 @@ In large pages if possible: with small ones, address translation takes a good pa
 
 import contextlib
 import mmap
+import threading
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 _CACHE_LINE = 64
 
 _LARGE_PAGE = 2**21
+
+_CHUNK = 2**24
+"""Bytes in which memory for small weights is allocated."""
 
 
 def allocate(n_bytes: int) -> Tensor:
@@ -29,3 +33,26 @@ def allocate(n_bytes: int) -> Tensor:
             whole = n_bytes // _LARGE_PAGE * _LARGE_PAGE
             mapped.madvise(mmap.MADV_HUGEPAGE, start, whole)
     return memory[start : start + n_bytes]
+
+
+class WeightMemory:
+    """Memory for weights, of which small ones share large pages.
+
+    A chunk is freed with the last of its weights: those of a model, which end together.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = torch.empty(0, dtype=torch.uint8)
+        """What is left of the latest chunk."""
+
+    def allocate(self, n_bytes: int) -> Tensor:
+        """Allocate ``(n_bytes,)`` in uint8."""
+        if n_bytes >= _LARGE_PAGE:
+            return allocate(n_bytes)
+        with self._lock:
+            if n_bytes > len(self._rest):
+                self._rest = allocate(_CHUNK)
+            taken = self._rest[:n_bytes]
+            self._rest = self._rest[-(-n_bytes // _CACHE_LINE) * _CACHE_LINE :]
+        return taken

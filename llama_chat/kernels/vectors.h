@@ -87,4 +87,58 @@ INLINE float horizontal_sum(vector v)
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
+/* Sum all lanes of each of LANES vectors: lane i of the result is the sum of v[i].
+ *
+ * On x86, each step adds halves of what is left of two vectors: those that are in place, and the
+ * others, which a shuffle brings there. */
+INLINE vector lane_sums(const vector *v)
+{
+#if X86 && LANES == 16
+    __m512 halves[8], quarters[4], eighths[2];
+    for (int i = 0; i < 8; i++) {
+        const __m512 a = (__m512)v[i], b = (__m512)v[i + 8];
+        halves[i] = _mm512_mask_blend_ps(0xff00, a, b) +
+                    _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(1, 0, 3, 2));
+    }
+    for (int i = 0; i < 4; i++)
+        quarters[i] =
+            _mm512_shuffle_f32x4(halves[i], halves[i + 4], _MM_SHUFFLE(2, 0, 2, 0)) +
+            _mm512_shuffle_f32x4(halves[i], halves[i + 4], _MM_SHUFFLE(3, 1, 3, 1));
+    for (int i = 0; i < 2; i++) {
+        const __m512d a = (__m512d)quarters[i], b = (__m512d)quarters[i + 2];
+        eighths[i] = (__m512)_mm512_mask_blend_pd(0xaa, a, b) +
+                     (__m512)_mm512_shuffle_pd(a, b, 0x55);
+    }
+    const __m512 sums = _mm512_shuffle_ps(eighths[0], eighths[1], _MM_SHUFFLE(2, 0, 2, 0)) +
+                        _mm512_shuffle_ps(eighths[0], eighths[1], _MM_SHUFFLE(3, 1, 3, 1));
+    /* They are those of v[0, 2, 1, 3, 8, 10, 9, 11, 4, ...]. */
+    return (vector)_mm512_shuffle_f32x4(_mm512_permute_ps(sums, _MM_SHUFFLE(3, 1, 2, 0)),
+                                        _mm512_permute_ps(sums, _MM_SHUFFLE(3, 1, 2, 0)),
+                                        _MM_SHUFFLE(3, 1, 2, 0));
+#elif X86 && LANES == 8
+    __m256 halves[4], quarters[2];
+    for (int i = 0; i < 4; i++) {
+        const __m256 a = (__m256)v[i], b = (__m256)v[i + 4];
+        halves[i] = _mm256_blend_ps(a, b, 0xf0) + _mm256_permute2f128_ps(a, b, 0x21);
+    }
+    for (int i = 0; i < 2; i++) {
+        const __m256d a = (__m256d)halves[i], b = (__m256d)halves[i + 2];
+        quarters[i] = (__m256)_mm256_blend_pd(a, b, 0xa) + (__m256)_mm256_shuffle_pd(a, b, 0x5);
+    }
+    const __m256 sums = _mm256_shuffle_ps(quarters[0], quarters[1], _MM_SHUFFLE(2, 0, 2, 0)) +
+                        _mm256_shuffle_ps(quarters[0], quarters[1], _MM_SHUFFLE(3, 1, 3, 1));
+    /* They are those of v[0, 2, 1, 3, 4, 6, 5, 7]. */
+    return (vector)_mm256_permute_ps(sums, _MM_SHUFFLE(3, 1, 2, 0));
+#elif ARM64
+    const float32x4_t a = vpaddq_f32((float32x4_t)v[0], (float32x4_t)v[1]);
+    const float32x4_t b = vpaddq_f32((float32x4_t)v[2], (float32x4_t)v[3]);
+    return (vector)vpaddq_f32(a, b);
+#else
+    vector sums;
+    for (int i = 0; i < LANES; i++)
+        sums[i] = horizontal_sum(v[i]);
+    return sums;
+#endif
+}
+
 #endif
