@@ -103,8 +103,10 @@ INLINE int64_t round_up(int64_t n, int64_t multiple)
 
 /* ---- exp ------------------------------------------------------------------------------------ */
 
-/* Exponent below which fast_exp() is 0. In a softmax nothing so small matters beside 1, and its
- * products with other small numbers would be subnormal, each of which takes x86 a hundred cycles. */
+/* Exponent below which fast_exp() is 0, and above whose opposite it grows no more. In a softmax
+ * nothing so small matters beside 1, nor in SwiGLU; and products and quotients of numbers as far from
+ * 1 would be subnormal, each of which takes x86 a hundred cycles: also in lanes that are not used,
+ * where a compiler computes both sides of a condition. */
 #define LEAST_EXPONENT -60.0f
 
 /* Compute exp(x) with a relative error of about 1e-7: 2**n times the Taylor series of the
@@ -114,7 +116,7 @@ INLINE float fast_exp(float x)
 {
     const float is_seen = x < LEAST_EXPONENT ? 0.0f : 1.0f; /* 1 for NaN */
     x = x < LEAST_EXPONENT ? LEAST_EXPONENT : x;
-    x = x > 88.0f ? 88.0f : x;
+    x = x > -LEAST_EXPONENT ? -LEAST_EXPONENT : x;
     float shifted = x * 1.44269504f + ROUNDING, whole = shifted - ROUNDING;
     float f = x - whole * 0.693145752f - whole * 1.42860677e-6f;
     float p = 1 + f * (1 + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
