@@ -24,8 +24,11 @@
 
 enum { MAX_TILE = 16 }; /* rows; levels choose tile sizes up to it */
 
+/* Numbers of 32 bits that a row has in a group besides its quants. */
+enum { ROW_NUMBERS = 4 };
+
 /* Bytes of one group of one row. */
-INLINE int64_t tile_group_bytes(int group) { return group + 4 * (int64_t)sizeof(float); }
+INLINE int64_t tile_group_bytes(int group) { return group + ROW_NUMBERS * (int64_t)sizeof(float); }
 
 /* Bytes of a quantized row. */
 INLINE int64_t quantized_row_bytes(int64_t n_columns, int group)

@@ -93,11 +93,11 @@ static void quantize_row(const void *x, int is_bf16, int64_t n_columns, int grou
         return;
     }
     for (int64_t g = 0; g < n_columns / group; g++) {
-        _Alignas(float) uint8_t row[MAX_GROUP + 4 * sizeof(float)];
+        _Alignas(float) uint8_t row[MAX_GROUP + ROW_NUMBERS * sizeof(float)];
         uint8_t *to = tile + g * n * tile_group_bytes(group);
         avx512_kernels.quantize_row(x, is_bf16, group, group, 1, 0, row);
         memcpy(to + m * group, row, (size_t)group);
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < ROW_NUMBERS; i++)
             memcpy(to + n * group + 4 * (i * n + m), row + group + 4 * i, 4);
         x = (const char *)x + group * (is_bf16 ? 2 : 4);
     }

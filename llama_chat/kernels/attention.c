@@ -18,14 +18,6 @@
 
 /* ---- decode --------------------------------------------------------------------------------- */
 
-/* Sequences that are neighbours in a pass and begin with the same rows in memory, `n_shared` splits:
- * they attend to these together, so that these are read once. */
-typedef struct {
-    const kv_cache *sequences;
-    int n;
-    int64_t n_shared;
-} family;
-
 /* Row of a sequence that is the first after one of its segments, new ones not counted. */
 INLINE int64_t segment_end(const kv_cache *cache, int64_t segment)
 {
@@ -45,23 +37,6 @@ static int64_t shared_splits(const kv_cache *a, const kv_cache *b, int64_t layer
             break;
     }
     return rows / split_rows(a);
-}
-
-/* Find the family that begins with the first of some sequences: those that share as much as the
- * second. */
-static family find_family(const kv_cache *sequences, int n_sequences, int64_t layer)
-{
-    family found = {sequences, 1, 0};
-    if (!is_exact(sequences))
-        return found;
-    for (; found.n < n_sequences && is_exact(sequences + found.n); found.n++) {
-        const int64_t n_shared = shared_splits(sequences, sequences + found.n, layer);
-        if (n_shared == 0 || (found.n > 1 && n_shared < found.n_shared))
-            break;
-        if (found.n == 1)
-            found.n_shared = n_shared;
-    }
-    return found;
 }
 
 /* Merge the partial results of one query head of one token; `i` counts them. */
@@ -100,57 +75,86 @@ static void attend_block(const kernel_set *kernels, const kv_cache *cache, int64
 
 /* ---- both ----------------------------------------------------------------------------------- */
 
-/* Items of work of one sequence of a family: blocks, or splits that are not shared; for each head of
- * keys. */
-INLINE int64_t own_items(const kv_cache *cache, int64_t n_shared)
-{
-    return cache->n_kv_heads * (is_exact(cache) ? n_splits(cache) - n_shared : n_blocks(cache));
-}
-
-/* Items of work of a family: the shared ones come first. */
-static int64_t n_items(const family *f)
-{
-    int64_t n = f->n_shared * f->sequences->n_kv_heads;
-    for (int i = 0; i < f->n; i++)
-        n += own_items(f->sequences + i, f->n_shared);
-    return n;
-}
-
-/* Where a pass has the queries and the partial results of a sequence. */
+/* Items of work that follow each other: blocks of a prompt or splits of one sequence, or splits that
+ * a family shares; for each head of keys.
+ *
+ * A family are sequences that are neighbours in a pass and begin with the same rows in memory. They
+ * attend to these splits together, so that these are read once; each has the others to itself. */
 typedef struct {
-    const kv_cache *sequence;
-    int64_t row; /* of its first new token */
-    float *partials;
-} attention_place;
+    const kv_cache *sequence; /* whose items they are, or the first of the family */
+    int n_together;           /* sequences that attend to them */
+    int n_in_family, n_left;  /* sequences from this one on: of the family, and of the pass */
+    int64_t n_shared;         /* splits of the family */
+    int64_t n_items;
+    int64_t row;     /* of the first new token of the sequence */
+    float *partials; /* of the sequence */
+} item_run;
 
-INLINE void go_to_next(attention_place *at)
+static void begin_sequence(item_run *run)
 {
-    at->row += at->sequence->n_new;
-    at->partials += sequence_partials(at->sequence);
-    at->sequence++;
+    const kv_cache *cache = run->sequence;
+    const int64_t n = is_exact(cache) ? n_splits(cache) - run->n_shared : n_blocks(cache);
+    run->n_together = 1;
+    run->n_items = cache->n_kv_heads * n;
 }
 
-/* Do one of the items of a family, whose first sequence is `at`. */
-static void attend_item(const kernel_set *kernels, const family *f, attention_place at,
-                        int64_t item, int64_t layer, const float *q, float *out,
-                        const attention_buffers *buffers)
+/* Begin the family of a sequence and of those behind it that share as much as the next one does. */
+static void begin_family(item_run *run, int64_t layer)
 {
-    const int64_t width = at.sequence->n_heads * at.sequence->head_dim;
-    const int64_t n_shared = f->n_shared * at.sequence->n_kv_heads;
-    split_item split = {at.sequence, f->n, item / max(f->n_shared, 1), item % max(f->n_shared, 1)};
-    if (item >= n_shared) {
-        item -= n_shared;
-        for (; item >= own_items(at.sequence, f->n_shared); go_to_next(&at))
-            item -= own_items(at.sequence, f->n_shared);
-        if (!is_exact(at.sequence)) {
-            attend_block(kernels, at.sequence, layer, q + at.row * width, item,
-                         out + at.row * width, &buffers->prefill);
-            return;
-        }
-        const int64_t n_own = n_splits(at.sequence) - f->n_shared;
-        split = (split_item){at.sequence, 1, item / n_own, f->n_shared + item % n_own};
+    const kv_cache *first = run->sequence;
+    run->n_in_family = 1;
+    run->n_shared = 0;
+    for (int i = 1; i < run->n_left && is_exact(first) && is_exact(first + i); i++) {
+        const int64_t n_shared = shared_splits(first, first + i, layer);
+        if (n_shared == 0 || n_shared < run->n_shared)
+            break;
+        run->n_shared = i == 1 ? n_shared : run->n_shared;
+        run->n_in_family++;
     }
-    kernels->attend_to_split(&split, layer, q + at.row * width, &buffers->decode, at.partials);
+    run->n_together = run->n_in_family;
+    run->n_items = run->n_shared * first->n_kv_heads;
+    if (run->n_in_family == 1)
+        begin_sequence(run);
+}
+
+static item_run first_run(const kv_cache *sequences, int n_sequences, int64_t layer,
+                          float *partials)
+{
+    item_run run = {.sequence = sequences, .n_left = n_sequences, .partials = partials};
+    begin_family(&run, layer);
+    return run;
+}
+
+/* Go on to the next items; `n_left` is 0 after the last. */
+static void go_to_next(item_run *run, int64_t layer)
+{
+    if (run->n_together > 1) {
+        begin_sequence(run);
+        return;
+    }
+    run->row += run->sequence->n_new;
+    run->partials += sequence_partials(run->sequence);
+    run->sequence++;
+    run->n_left--;
+    if (--run->n_in_family)
+        begin_sequence(run);
+    else if (run->n_left)
+        begin_family(run, layer);
+}
+
+static void attend_item(const kernel_set *kernels, const item_run *run, int64_t item, int64_t layer,
+                        const float *q, float *out, const attention_buffers *buffers)
+{
+    const kv_cache *cache = run->sequence;
+    const int64_t start = run->row * cache->n_heads * cache->head_dim;
+    if (!is_exact(cache)) {
+        attend_block(kernels, cache, layer, q + start, item, out + start, &buffers->prefill);
+        return;
+    }
+    const int64_t n = run->n_items / cache->n_kv_heads;
+    const int64_t first = run->n_together > 1 ? 0 : run->n_shared;
+    const split_item split = {cache, run->n_together, item / n, first + item % n};
+    kernels->attend_to_split(&split, layer, q + start, &buffers->decode, run->partials);
 }
 
 void allocate_shared_attention(const kv_cache *sequences, int n_sequences, arena *memory,
@@ -193,28 +197,21 @@ void attend(const kernel_set *kernels, const kv_cache *sequences, int n_sequence
     int64_t total = 0, n_exact = 0;
     for (int i = 0; i < n_sequences; i++)
         n_exact += is_exact(sequences + i) ? sequences[i].n_new : 0;
-    for (int i = 0; i < n_sequences;) {
-        const family f = find_family(sequences + i, n_sequences - i, layer);
-        total += n_items(&f);
-        i += f.n;
-    }
+    item_run run = first_run(sequences, n_sequences, layer, buffers->partials);
+    for (; run.n_left; go_to_next(&run, layer))
+        total += run.n_items;
     if (n_exact)
         memset(buffers->decode.queries, 0,
                sizeof(float) * (size_t)(QUERY_BATCH * padded_head(sequences)));
     /* Blocks take long, and splits of one head are neighbours in memory. */
     const int64_t largest = is_exact(sequences + n_sequences - 1) ? n_splits(sequences) : 1;
     for (range items; take_part(phase, total, 1, largest, &items);) {
-        attention_place at = {sequences, 0, buffers->partials};
-        family f = find_family(sequences, n_sequences, layer);
-        int64_t first = 0; /* item of this family */
+        int64_t first = 0; /* item of the run */
+        run = first_run(sequences, n_sequences, layer, buffers->partials);
         for (int64_t item = items.start; item < items.end; item++) {
-            while (item - first >= n_items(&f)) {
-                first += n_items(&f);
-                for (int i = 0; i < f.n; i++)
-                    go_to_next(&at);
-                f = find_family(at.sequence, n_sequences - (int)(at.sequence - sequences), layer);
-            }
-            attend_item(kernels, &f, at, item - first, layer, q, out, buffers);
+            for (; item - first >= run.n_items; go_to_next(&run, layer))
+                first += run.n_items;
+            attend_item(kernels, &run, item - first, layer, q, out, buffers);
         }
     }
     end_phase(phase);

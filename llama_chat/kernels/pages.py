@@ -44,7 +44,7 @@ class WeightMemory:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rest = torch.empty(0, dtype=torch.uint8)
-        """What is left of the latest chunk."""
+        """The unused end of the latest chunk."""
 
     def allocate(self, n_bytes: int) -> Tensor:
         """Allocate ``(n_bytes,)`` in uint8."""

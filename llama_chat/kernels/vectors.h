@@ -112,9 +112,8 @@ INLINE vector lane_sums(const vector *v)
     const __m512 sums = _mm512_shuffle_ps(eighths[0], eighths[1], _MM_SHUFFLE(2, 0, 2, 0)) +
                         _mm512_shuffle_ps(eighths[0], eighths[1], _MM_SHUFFLE(3, 1, 3, 1));
     /* They are those of v[0, 2, 1, 3, 8, 10, 9, 11, 4, ...]. */
-    return (vector)_mm512_shuffle_f32x4(_mm512_permute_ps(sums, _MM_SHUFFLE(3, 1, 2, 0)),
-                                        _mm512_permute_ps(sums, _MM_SHUFFLE(3, 1, 2, 0)),
-                                        _MM_SHUFFLE(3, 1, 2, 0));
+    const __m512 fours = _mm512_permute_ps(sums, _MM_SHUFFLE(3, 1, 2, 0));
+    return (vector)_mm512_shuffle_f32x4(fours, fours, _MM_SHUFFLE(3, 1, 2, 0));
 #elif X86 && LANES == 8
     __m256 halves[4], quarters[2];
     for (int i = 0; i < 4; i++) {
