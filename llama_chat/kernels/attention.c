@@ -75,17 +75,32 @@ static void attend_block(const kernel_set *kernels, const kv_cache *cache, int64
 
 /* ---- both ----------------------------------------------------------------------------------- */
 
+/* Attention of one layer; the arguments of attend(). */
+typedef struct {
+    const kernel_set *kernels;
+    const kv_cache *sequences;
+    int n_sequences, n_exact; /* the exact ones come first */
+    int64_t n_exact_rows, layer;
+    const float *q;
+    float *out;
+    const attention_buffers *buffers;
+} attention_pass;
+
 /* Items of work that follow each other: blocks of a prompt or splits of one sequence, or splits that
  * a family shares; for each head of keys.
  *
  * A family are sequences that are neighbours in a pass and begin with the same rows in memory. They
- * attend to these splits together, so that these are read once; each has the others to itself. */
+ * attend to these splits together, so that these are read once; each has the others to itself.
+ *
+ * Prompts come first, since their blocks take longest, and then the splits of each family: what
+ * takes little time is left for the end, when threads wait for each other. */
 typedef struct {
     const kv_cache *sequence; /* whose items they are, or the first of the family */
     int n_together;           /* sequences that attend to them */
-    int n_in_family, n_left;  /* sequences from this one on: of the family, and of the pass */
+    int n_in_family;          /* sequences of the family from this one on */
+    int n_left, n_later;      /* sequences of the pass from this one on, and those that come last */
     int64_t n_shared;         /* splits of the family */
-    int64_t n_items;
+    int64_t n_items, number;  /* of runs before */
     int64_t row;     /* of the first new token of the sequence */
     float *partials; /* of the sequence */
 } item_run;
@@ -117,17 +132,25 @@ static void begin_family(item_run *run, int64_t layer)
         begin_sequence(run);
 }
 
-static item_run first_run(const kv_cache *sequences, int n_sequences, int64_t layer,
-                          float *partials)
+static item_run first_run(const attention_pass *pass)
 {
-    item_run run = {.sequence = sequences, .n_left = n_sequences, .partials = partials};
-    begin_family(&run, layer);
+    const int n_prompts = pass->n_sequences - pass->n_exact;
+    item_run run = {.sequence = pass->sequences, .n_left = pass->n_exact,
+                    .partials = pass->buffers->partials};
+    if (n_prompts) {
+        run.sequence += pass->n_exact;
+        run.row = pass->n_exact_rows;
+        run.n_left = n_prompts;
+        run.n_later = pass->n_exact;
+    }
+    begin_family(&run, pass->layer);
     return run;
 }
 
 /* Go on to the next items; `n_left` is 0 after the last. */
-static void go_to_next(item_run *run, int64_t layer)
+static void go_to_next(item_run *run, const attention_pass *pass)
 {
+    run->number++;
     if (run->n_together > 1) {
         begin_sequence(run);
         return;
@@ -136,25 +159,65 @@ static void go_to_next(item_run *run, int64_t layer)
     run->partials += sequence_partials(run->sequence);
     run->sequence++;
     run->n_left--;
-    if (--run->n_in_family)
+    run->n_in_family--;
+    if (run->n_left == 0 && run->n_later) {
+        run->sequence = pass->sequences;
+        run->row = 0;
+        run->n_left = run->n_later;
+        run->n_later = 0;
+    }
+    if (run->n_in_family)
         begin_sequence(run);
     else if (run->n_left)
-        begin_family(run, layer);
+        begin_family(run, pass->layer);
 }
 
-static void attend_item(const kernel_set *kernels, const item_run *run, int64_t item, int64_t layer,
-                        const float *q, float *out, const attention_buffers *buffers)
+static void attend_item(const attention_pass *pass, const item_run *run, int64_t item)
 {
     const kv_cache *cache = run->sequence;
     const int64_t start = run->row * cache->n_heads * cache->head_dim;
+    const float *q = pass->q + start;
     if (!is_exact(cache)) {
-        attend_block(kernels, cache, layer, q + start, item, out + start, &buffers->prefill);
+        attend_block(pass->kernels, cache, pass->layer, q, item, pass->out + start,
+                     &pass->buffers->prefill);
         return;
     }
     const int64_t n = run->n_items / cache->n_kv_heads;
     const int64_t first = run->n_together > 1 ? 0 : run->n_shared;
     const split_item split = {cache, run->n_together, item / n, first + item % n};
-    kernels->attend_to_split(&split, layer, q + start, &buffers->decode, run->partials);
+    pass->kernels->attend_to_split(&split, pass->layer, q, &pass->buffers->decode, run->partials);
+}
+
+/* Items of a run in each thread's share. */
+INLINE int64_t items_of_share(const item_run *run, int n_threads)
+{
+    return round_up(run->n_items, n_threads) / n_threads;
+}
+
+/* Attend to this thread's share of the items: a part of each run, whose splits are neighbours in
+ * memory, so that each thread has as many of those that take long. */
+static void attend_items(const attention_pass *pass, const team_phase *phase)
+{
+    const int n_threads = phase->me.n_threads;
+    int64_t share = 0, first = 0; /* items of a share, and the first one of the run in it */
+    item_run run = first_run(pass);
+    for (; run.n_left; go_to_next(&run, pass))
+        share += items_of_share(&run, n_threads);
+    run = first_run(pass);
+    for (range part; take_part(phase, share * n_threads, 1, 1, &part);) {
+        const int64_t at = part.start % share;
+        if (at < first) {
+            run = first_run(pass);
+            first = 0;
+        }
+        for (; at - first >= items_of_share(&run, n_threads); go_to_next(&run, pass))
+            first += items_of_share(&run, n_threads);
+        /* The last part of a run may be smaller: it is that of another thread each time. */
+        const int64_t owner = (part.start / share + run.number) % n_threads;
+        const int64_t item = owner * items_of_share(&run, n_threads) + at - first;
+        if (item < run.n_items)
+            attend_item(pass, &run, item);
+    }
 }
 
 void allocate_shared_attention(const kv_cache *sequences, int n_sequences, arena *memory,
@@ -169,12 +232,12 @@ void allocate_shared_attention(const kv_cache *sequences, int n_sequences, arena
 void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena *memory,
                                attention_buffers *buffers)
 {
-    const int64_t width = padded_head(sequences), head_dim = sequences->head_dim;
+    const int64_t width = padded_head(sequences);
     decode_buffers *d = &buffers->decode;
     if (is_exact(sequences)) { /* the first one, if any is */
         d->queries = arena_floats(memory, QUERY_BATCH * width);
         d->scores = arena_floats(memory, QUERY_BATCH * MAX_SPLIT);
-        d->rows = arena_floats(memory, width == head_dim ? 0 : 2 * MAX_SPLIT * width);
+        d->rows = arena_floats(memory, 2 * MAX_SPLIT * width);
     }
     if (is_exact(sequences + n_sequences - 1))
         return;
@@ -194,32 +257,20 @@ void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena
 void attend(const kernel_set *kernels, const kv_cache *sequences, int n_sequences, int64_t layer,
             const float *q, float *out, const attention_buffers *buffers, team_phase *phase)
 {
-    int64_t total = 0, n_exact = 0;
-    for (int i = 0; i < n_sequences; i++)
-        n_exact += is_exact(sequences + i) ? sequences[i].n_new : 0;
-    item_run run = first_run(sequences, n_sequences, layer, buffers->partials);
-    for (; run.n_left; go_to_next(&run, layer))
-        total += run.n_items;
-    if (n_exact)
+    attention_pass pass = {.kernels = kernels, .sequences = sequences, .n_sequences = n_sequences,
+                           .layer = layer, .q = q, .out = out, .buffers = buffers};
+    for (; pass.n_exact < n_sequences && is_exact(sequences + pass.n_exact); pass.n_exact++)
+        pass.n_exact_rows += sequences[pass.n_exact].n_new;
+    if (pass.n_exact)
         memset(buffers->decode.queries, 0,
                sizeof(float) * (size_t)(QUERY_BATCH * padded_head(sequences)));
-    /* Blocks take long, and splits of one head are neighbours in memory. */
-    const int64_t largest = is_exact(sequences + n_sequences - 1) ? n_splits(sequences) : 1;
-    for (range items; take_part(phase, total, 1, largest, &items);) {
-        int64_t first = 0; /* item of the run */
-        run = first_run(sequences, n_sequences, layer, buffers->partials);
-        for (int64_t item = items.start; item < items.end; item++) {
-            for (; item - first >= run.n_items; go_to_next(&run, layer))
-                first += run.n_items;
-            attend_item(kernels, &run, item - first, layer, q, out, buffers);
-        }
-    }
+    attend_items(&pass, phase);
     end_phase(phase);
-    if (!n_exact)
+    if (!pass.n_exact)
         return;
     const kv_cache *cache = sequences;
     const float *partials = buffers->partials;
-    const range queries = share_of(n_exact * sequences->n_heads, phase->me);
+    const range queries = share_of(pass.n_exact_rows * sequences->n_heads, phase->me);
     int64_t first = 0; /* of the queries of this sequence */
     for (int64_t i = queries.start; i < queries.end; i++) {
         for (; i - first >= cache->n_new * cache->n_heads; cache++) {

@@ -72,7 +72,7 @@ typedef struct {
 typedef struct {
     float *queries; /* (QUERY_BATCH, width), padded with zeros */
     float *scores;  /* (QUERY_BATCH, MAX_SPLIT) */
-    float *rows;    /* (2, MAX_SPLIT, width): keys and values, if head_dim is not `width` */
+    float *rows;    /* (2, MAX_SPLIT, width): copies of keys and values */
 } decode_buffers;
 
 /* Floats of a query's partial result for one split: the maximum score, the sum of the exponentials,

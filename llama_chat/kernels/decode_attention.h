@@ -9,8 +9,8 @@
 /* Bytes ahead of a row of keys at which memory is read. */
 enum { KEYS_AHEAD = 2048 };
 
-/* Compute the products of queries (n_queries, width) with `n` rows of keys from row `first` on, as
- * vectors (QUERY_BATCH, LANES) whose lanes are yet to be summed.
+/* Compute the scores (n_queries, MAX_SPLIT) of queries (n_queries, width) for `n` rows of keys from
+ * row `first` on; n_queries * n <= N_SUMS.
  *
  * A row is widened once for all queries, and a query is loaded once for all rows. The loops over
  * them are unrolled explicitly: otherwise GCC keeps the sums in memory. Keys further on are read
@@ -18,52 +18,47 @@ enum { KEYS_AHEAD = 2048 };
  * processor to read ahead by itself.
  */
 INLINE void multiply_keys(const float *queries, int n_queries, const head_rows *rows, int64_t first,
-                          int n, int64_t width, vector products[][LANES], int kind)
+                          int n, int64_t width, float *scores, int kind)
 {
     const int64_t bytes = rows->row_bytes, start = first * bytes;
     const int64_t step_bytes = n * LANES * kind_bytes(kind);
-    vector sums[4][QUERY_BATCH] = {0};
+    vector sums[N_SUMS] = {0};
     if (width < LANES)
         __builtin_unreachable(); /* so that GCC does not fill them for that case */
     for (int64_t at = 0; at < width; at += LANES) {
-        for (int64_t i = 0; i < step_bytes; i += CACHE_LINE) {
+        for (int64_t i = 0; i < step_bytes && !rows->is_copy; i += CACHE_LINE) {
             const int64_t line = start + at / LANES * step_bytes + i;
             __builtin_prefetch(rows->keys + KEYS_AHEAD + line);
             __builtin_prefetch(rows->values + line);
         }
-        UNROLL(4)
+        UNROLL(16)
         for (int j = 0; j < n; j++) {
             const vector numbers = load(rows->keys + start + j * bytes, at, kind);
             UNROLL(4)
             for (int i = 0; i < n_queries; i++)
-                sums[j][i] += *(const vector *)(queries + i * width + at) * numbers;
+                sums[i * n + j] += *(const vector *)(queries + i * width + at) * numbers;
         }
     }
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < n_queries; i++)
-            products[i][(first + j) % LANES] = sums[j][i];
+    vector totals[N_SUMS / LANES];
+    UNROLL(4)
+    for (int i = 0; i < N_SUMS / LANES; i++)
+        totals[i] = lane_sums(sums + i * LANES);
+    for (int i = 0; i < n_queries; i++)
+        memcpy(scores + i * MAX_SPLIT + first, (const float *)totals + i * n,
+               (size_t)n * sizeof(float));
 }
 
 /* Compute scores (n_queries, MAX_SPLIT) = queries (n_queries, width) * keys. */
 INLINE void score_rows(const float *queries, int n_queries, const head_rows *rows, float *scores,
                        int64_t width, int kind)
 {
-    enum { AT_ONCE = N_SUMS / QUERY_BATCH };
-    for (int64_t start = 0; start < rows->n; start += LANES) {
-        const int64_t n = min(LANES, rows->n - start);
-        vector products[QUERY_BATCH][LANES];
-        int64_t r = 0;
-        for (; r + AT_ONCE <= n; r += AT_ONCE)
-            multiply_keys(queries, n_queries, rows, start + r, AT_ONCE, width, products, kind);
-        for (; r < n; r++)
-            multiply_keys(queries, n_queries, rows, start + r, 1, width, products, kind);
-        for (int i = 0; i < n_queries; i++) {
-            for (r = n; r < LANES; r++)
-                products[i][r] = (vector){0};
-            const vector sums = lane_sums(products[i]);
-            memcpy(scores + i * MAX_SPLIT + start, &sums, (size_t)n * sizeof(float));
-        }
-    }
+    const int at_once = N_SUMS / n_queries;
+    for (int64_t r = 0; r < rows->n && rows->n < at_once; r++)
+        multiply_keys(queries, n_queries, rows, r, 1, width, scores, kind);
+    /* The last ones may be multiplied twice. */
+    for (int64_t r = 0; r < rows->n && rows->n >= at_once; r += at_once)
+        multiply_keys(queries, n_queries, rows, min(r, rows->n - at_once), at_once, width, scores,
+                      kind);
     for (int i = 0; i < n_queries && kind == INT8; i++)
         for (int64_t r = 0; r < rows->n; r++)
             scores[i * MAX_SPLIT + r] *= rows->key_scales[r];
@@ -115,7 +110,7 @@ INLINE void sum_rows(const float *weights, int n_queries, const head_rows *rows,
  * all others into 0; partial = (maximum, sum of exponentials). */
 INLINE void softmax_partial(float *scores, int64_t n_visible, int64_t n_padded, float *partial)
 {
-    float max = -INFINITY, sum = 0;
+    float max = -INFINITY;
     vector sums = {0}; /* explicit: the order of a reduction might depend on n_padded */
     for (int64_t r = n_visible; r < n_padded; r++)
         scores[r] = -INFINITY;
@@ -126,19 +121,16 @@ INLINE void softmax_partial(float *scores, int64_t n_visible, int64_t n_padded, 
         scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - max);
     for (int64_t r = 0; r < n_padded; r += LANES)
         sums += *(const vector *)(scores + r);
-    for (int i = 0; i < LANES; i++)
-        sum += sums[i];
     partial[0] = max;
-    partial[1] = sum;
+    partial[1] = horizontal_sum(sums);
 }
 
-/* A split of a head: its rows in the cache, or a copy of them, padded with zeros, if a row is not
- * whole vectors. */
+/* A split of a head: its rows in the cache, or a copy of them as floats, padded with zeros. */
 typedef struct {
     const kv_cache *cache;
     int64_t layer, head;
     range rows;
-    const float *copy; /* keys, MAX_SPLIT rows further values; or NULL */
+    const float *copy; /* keys, then values; or NULL */
 } head_split;
 
 /* Find the rows of a split from row `at` of it on, as many of `n` as lie in one piece of memory. */
@@ -150,9 +142,10 @@ INLINE head_rows rows_of_split(const head_split *split, int64_t at, int64_t n, i
                             (range){first + at, first + n}, kind);
     const float *keys = split->copy + at * width;
     return (head_rows){.keys = (const char *)keys,
-                       .values = (const char *)(keys + MAX_SPLIT * width),
+                       .values = (const char *)(keys + (split->rows.end - first) * width),
                        .n = n - at,
-                       .row_bytes = width * (int64_t)sizeof(float)};
+                       .row_bytes = width * (int64_t)sizeof(float),
+                       .is_copy = 1};
 }
 
 /* Copy the rows of a split as floats, padded with zeros. */
@@ -160,13 +153,16 @@ INLINE void copy_split(const head_split *split, float *copy, int kind)
 {
     const int64_t n = split->cache->head_dim, width = padded_head(split->cache);
     const int64_t n_rows = split->rows.end - split->rows.start;
-    float *values = copy + MAX_SPLIT * width;
-    memset(copy, 0, sizeof(float) * (size_t)(n_rows * width));
-    memset(values, 0, sizeof(float) * (size_t)(n_rows * width));
-    for (int64_t r = 0; r < n_rows; r++) {
-        const head_rows row = rows_of_split(split, r, n_rows, kind);
-        load_row(row.keys, row.key_scales, n, kind, copy + r * width);
-        load_row(row.values, row.value_scales, n, kind, values + r * width);
+    float *values = copy + n_rows * width;
+    if (n < width)
+        memset(copy, 0, sizeof(float) * (size_t)(2 * n_rows * width));
+    for (int64_t at = 0; at < n_rows;) {
+        const head_rows rows = rows_of_split(split, at, n_rows, kind);
+        for (int64_t r = 0; r < rows.n; r++, at++) {
+            const int64_t bytes = r * rows.row_bytes;
+            load_row(rows.keys + bytes, rows.key_scales + r, n, kind, copy + at * width);
+            load_row(rows.values + bytes, rows.value_scales + r, n, kind, values + at * width);
+        }
     }
 }
 
@@ -199,10 +195,23 @@ INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const hea
     }
 }
 
+/* Attend with 1, 3 or QUERY_BATCH queries, for which it is compiled: the usual groups of heads. */
+INLINE void attend_any_batch(const decode_buffers *buffers, int64_t n_queries,
+                             const head_split *split, const query_batch *batch, int kind)
+{
+    if (n_queries == 1)
+        attend_batch(buffers, 1, split, batch, kind);
+    else if (n_queries == 3)
+        attend_batch(buffers, 3, split, batch, kind);
+    else
+        attend_batch(buffers, QUERY_BATCH, split, batch, kind);
+}
+
 /* Attend with all queries of one head of keys to the rows of one split.
  *
- * Batches of 1, 3 and QUERY_BATCH queries are compiled, for the usual groups of query heads. Rows
- * of floats need no widening, so they are read by one query at a time.
+ * Rows are copied as floats if they are not whole vectors, or if so many queries attend to them that
+ * widening them for each batch takes longer. INT8 is not copied for the latter reason: the copy
+ * has its scales, by which scores are multiplied otherwise.
  */
 INLINE void attend_queries(const split_item *item, head_split *split, const float *q,
                            const decode_buffers *buffers, float *partials, int kind)
@@ -211,17 +220,16 @@ INLINE void attend_queries(const split_item *item, head_split *split, const floa
     const int64_t n = cache->head_dim, width = padded_head(cache);
     const int64_t group = queries_per_kv_head(cache);
     const int64_t n_rows = split->rows.end - split->rows.start, stride = partial_floats(cache);
-    const int are_floats = kind == FLOAT32 || n != width;
     int64_t left = 0, i = 0; /* queries, and the next one of this sequence */
     for (int s = 0; s < item->n_sequences; s++)
         left += item->sequences[s].n_new * group;
-    if (n != width) {
+    if (n != width || (left > 4 * QUERY_BATCH && kind_bytes(kind) == 2)) {
         copy_split(split, buffers->rows, kind);
         split->copy = buffers->rows;
     }
     for (int64_t size; left > 0; left -= size) {
         query_batch batch;
-        size = are_floats || left < 3 ? 1 : left < QUERY_BATCH ? left : QUERY_BATCH;
+        size = left < 3 ? 1 : left < QUERY_BATCH ? left : QUERY_BATCH;
         for (int64_t j = 0; j < size; j++, i++) {
             if (i == cache->n_new * group) {
                 q += cache->n_new * cache->n_heads * n;
@@ -234,20 +242,14 @@ INLINE void attend_queries(const split_item *item, head_split *split, const floa
             batch.partials[j] = partials +
                                 (item->head * n_splits(cache) + item->number) * split_stride(cache) +
                                 i * stride;
-            memcpy(buffers->queries + j * width,
-                   q + (i / group * cache->n_heads + item->head * group + i % group) * n,
-                   sizeof(float) * (size_t)n);
+            const float *query =
+                q + (i / group * cache->n_heads + item->head * group + i % group) * n;
+            load_row((const char *)query, NULL, n, FLOAT32, buffers->queries + j * width);
         }
-#define ATTEND(n_queries, kind) attend_batch(buffers, n_queries, split, &batch, kind)
-        if (are_floats)
-            ATTEND(1, FLOAT32);
-        else if (size == 1)
-            ATTEND(1, kind);
-        else if (size == 3)
-            ATTEND(3, kind);
+        if (split->copy)
+            attend_any_batch(buffers, size, split, &batch, FLOAT32);
         else
-            ATTEND(QUERY_BATCH, kind);
-#undef ATTEND
+            attend_any_batch(buffers, size, split, &batch, kind);
     }
 }
 

@@ -12,6 +12,7 @@ typedef struct {
     const char *keys, *values;
     const float *key_scales, *value_scales; /* INT8 only */
     int64_t n, row_bytes;
+    int is_copy; /* they were copied a moment ago */
 } head_rows;
 
 /* Find the rows of a head from `rows.start` on: those before `rows.end` that lie in one segment. */
