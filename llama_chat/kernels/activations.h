@@ -26,10 +26,4 @@ static void swiglu(float *gate, const float *up, int64_t n)
         gate[i] = gate[i] / (1 + fast_exp(-gate[i])) * up[i];
 }
 
-static void add(float *x, const float *y, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        x[i] += y[i];
-}
-
 #endif

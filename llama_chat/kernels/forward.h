@@ -66,7 +66,6 @@ typedef struct {
     input_rows input;             /* if there are more tokens than a tile holds */
     float *normed;                /* (rows, dim), of logits: see run_output() */
     void *quantized;              /* the same, for a packed output */
-    float *products;              /* (tile, vocab_size) */
     work_share *shares;           /* one for each thread */
 } shared_buffers;
 

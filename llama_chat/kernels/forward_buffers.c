@@ -35,8 +35,6 @@ void allocate_shared(const kernel_set *kernels, const model_weights *w, const to
     if (w->output.type == PACKED) {
         const int64_t bytes = quantized_row_bytes(w->dim, w->output.layout.group);
         shared->quantized = arena_alloc(memory, n_rows * bytes);
-        const int64_t tile = min(n_rows, max_tile(kernels));
-        shared->products = arena_floats(memory, tile * w->output.n_rows);
     }
     allocate_shared_attention(cache, batch->n_sequences, memory, attention);
 }

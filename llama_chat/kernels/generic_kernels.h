@@ -26,7 +26,6 @@
     .dequantize_row = dequantize_row,                                                              \
     .rms_norm = rms_norm,                                                                          \
     .swiglu = swiglu,                                                                              \
-    .add = add,                                                                                    \
     .block_maxima = block_maxima,                                                                  \
     .sum_exponentials = sum_exponentials,                                                          \
     .rotate = rotate,                                                                              \

@@ -25,8 +25,8 @@ struct kernel_set {
     int (*is_slow)(void);      /* true where `base` is faster; NULL: nowhere */
     const kernel_set *base;    /* provides the functions that are NULL below; or NULL */
 
-    /* Matrix products: the sizes of tiles, ascending, with 1 and 2 among them, and dot_products
-     * (layouts, sizes); see dot_products.h. */
+    /* Matrix products: the sizes of tiles, ascending, with 1 and 2 among them and the others even,
+     * and dot_products (layouts, sizes); see dot_products.h. */
     int n_tile_sizes;
     const int *tile_sizes;
     dot_product *const *dot_products;
@@ -59,12 +59,11 @@ struct kernel_set {
     /* Operations between the matrix products. */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *to);
     void (*swiglu)(float *gate, const float *up, int64_t n);
-    void (*add)(float *x, const float *y, int64_t n);
 
     /* Find the largest of each of the logit_blocks() of n logits; and add up
-     * exp((x - max) * factor) for all of them. */
+     * exp((x - max) * factor) for up to SUMMED_LOGITS. */
     void (*block_maxima)(const float *x, int64_t n, float *maxima);
-    double (*sum_exponentials)(const float *x, int64_t n, float max, float factor);
+    float (*sum_exponentials)(const float *x, int64_t n, float max, float factor);
 
     /* Rotate the `columns` of x (n_new, width) by the angles of their tokens, times `scale`. */
     void (*rotate)(const kv_cache *cache, float *x, int64_t width, range columns, float scale);

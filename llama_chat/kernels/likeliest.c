@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "cpu.h"
+#include "threads.h"
 
 /* A logit, or the largest of a block, and its place. */
 typedef struct {
@@ -83,33 +84,96 @@ static int64_t collect(const float *logits, int64_t n, const float *maxima, floa
     return n_found;
 }
 
+/* ---- a pass over all logits ------------------------------------------------------------------- */
+
+/* Sums of exp(x - max) and of exp((x - max) * factor) for some logits. */
+typedef struct {
+    float plain, scaled;
+} exponential_sums;
+
+/* What the threads of find_likeliest() share. */
+typedef struct {
+    const kernel_set *kernels;
+    const float *logits;
+    int64_t n;
+    float factor;
+    float *maxima;          /* of the blocks */
+    float *largest;         /* of each thread's share of the logits */
+    exponential_sums *sums; /* of each SUMMED_LOGITS logits, so that they do not depend on shares */
+} logit_pass;
+
+INLINE int64_t n_sums(int64_t n) { return (n + SUMMED_LOGITS - 1) / SUMMED_LOGITS; }
+
+/* Find the maxima of this thread's share of the blocks, and then add up its exponentials. */
+static void read_share(team_member me, void *argument)
+{
+    const logit_pass *all = argument;
+    const kernel_set *kernels = all->kernels;
+    const range sums = share_of(n_sums(all->n), me);
+    const int64_t start = sums.start * SUMMED_LOGITS;
+    const int64_t n = (sums.end * SUMMED_LOGITS < all->n ? sums.end * SUMMED_LOGITS : all->n) - start;
+    float *maxima = all->maxima + logit_blocks(start), max = -INFINITY;
+    kernels->block_maxima(all->logits + start, n, maxima);
+    for (int64_t b = 0; b < logit_blocks(n); b++)
+        max = maxima[b] > max ? maxima[b] : max;
+    all->largest[me.index] = max;
+    wait_for_team();
+    for (int thread = 0; thread < me.n_threads; thread++)
+        max = all->largest[thread] > max ? all->largest[thread] : max;
+    for (int64_t i = sums.start; i < sums.end; i++) {
+        const float *x = all->logits + i * SUMMED_LOGITS;
+        const int64_t left = all->n - i * SUMMED_LOGITS;
+        const int64_t length = left < SUMMED_LOGITS ? left : SUMMED_LOGITS;
+        exponential_sums *sum = all->sums + i;
+        sum->plain = kernels->sum_exponentials(x, length, max, 1);
+        sum->scaled = all->factor == 1
+                          ? sum->plain
+                          : kernels->sum_exponentials(x, length, max, all->factor);
+    }
+    wait_for_team();
+    all->largest[me.index] = max;
+}
+
+/* Logits for which it takes less time to wait for another thread than to do its work. */
+enum { MIN_SHARED_LOGITS = 1 << 14 };
+
 /* ---- called from Python --------------------------------------------------------------------- */
+
+/* Logits, or blocks, that may be collected. */
+INLINE int64_t max_candidates(int64_t n) { return n > BLOCKS_OF_CHUNK ? n : BLOCKS_OF_CHUNK; }
 
 /* Bytes of scratch memory that find_likeliest() needs. */
 EXPORT int64_t likeliest_scratch_bytes(int64_t n)
 {
-    const int64_t n_candidates = n > BLOCKS_OF_CHUNK ? n : BLOCKS_OF_CHUNK;
-    return n_candidates * (int64_t)sizeof(candidate) + logit_blocks(n) * (int64_t)sizeof(float);
+    return max_candidates(n) * (int64_t)sizeof(candidate) +
+           logit_blocks(n) * (int64_t)sizeof(float) + n_sums(n) * (int64_t)sizeof(exponential_sums);
 }
 
 /* Find the `k` largest of `n` logits, at most `n`: their values and places, from the largest on and
  * equal ones in order; sums = (the logarithm of the sum of exp(x), the sum of
- * exp((x - maximum) * factor)). Neither sum is finite if a logit is not a number, or infinite. */
+ * exp((x - maximum) * factor)). Neither sum is finite if a logit is not a number, or infinite.
+ *
+ * A team of `n_threads` reads the logits: each thread those near what it has just computed, as far
+ * as its cache has them, in a pass of as many threads. */
 EXPORT void find_likeliest(const float *logits, int64_t n, int64_t k, float factor, float *values,
-                           int32_t *places, double *sums, char *scratch, int level)
+                           int32_t *places, double *sums, char *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
-    float *maxima = (float *)scratch, max = -INFINITY;
-    candidate *found = (candidate *)(maxima + logit_blocks(n));
-    kernels.block_maxima(logits, n, maxima);
-    for (int64_t b = 0; b < logit_blocks(n); b++)
-        max = maxima[b] > max ? maxima[b] : max;
-    const double whole = kernels.sum_exponentials(logits, n, max, 1);
-    sums[0] = (double)max + log(whole);
-    sums[1] = factor == 1 ? whole : kernels.sum_exponentials(logits, n, max, factor);
+    candidate *found = (candidate *)scratch;
+    float *maxima = (float *)(found + max_candidates(n)), largest[n_threads];
+    exponential_sums *partial = (exponential_sums *)(maxima + logit_blocks(n));
+    logit_pass all = {&kernels, logits, n, factor, maxima, largest, partial};
+    run_team(n < MIN_SHARED_LOGITS ? 1 : n_threads, read_share, &all);
+    double whole = 0, scaled = 0;
+    for (int64_t i = 0; i < n_sums(n); i++) {
+        whole += (double)partial[i].plain;
+        scaled += (double)partial[i].scaled;
+    }
+    sums[0] = (double)largest[0] + log(whole);
+    sums[1] = scaled;
     if (!isfinite(sums[0]))
         return;
-    const int64_t n_found = collect(logits, n, maxima, max, k, found);
+    const int64_t n_found = collect(logits, n, maxima, largest[0], k, found);
     select_first(found, n_found, k);
     qsort(found, (size_t)k, sizeof *found, compare);
     for (int64_t i = 0; i < k; i++) {

@@ -11,6 +11,9 @@
  * second, the 18th and so on the next: vectors of them have the largest of each block in a lane. */
 enum { BLOCKS_OF_CHUNK = 16, LOGIT_CHUNK = 32 * BLOCKS_OF_CHUNK };
 
+/* Logits whose exponentials are added in float32; whole chunks. */
+enum { SUMMED_LOGITS = 2 * LOGIT_CHUNK };
+
 /* Number of blocks of n logits; some of the last chunk may be empty. */
 INLINE int64_t logit_blocks(int64_t n)
 {

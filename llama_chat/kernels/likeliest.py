@@ -42,6 +42,7 @@ def find_likeliest(
             sums,
             scratch.data_ptr(),
             native.level_number(level),
+            torch.get_num_threads(),
         )
     return values[:], places[:], *sums
 

@@ -27,19 +27,13 @@ static void block_maxima(const float *x, int64_t n, float *maxima)
     }
 }
 
-static double sum_exponentials(const float *x, int64_t n, float max, float factor)
+static float sum_exponentials(const float *x, int64_t n, float max, float factor)
 {
-    enum { CHUNK_LOGITS = 1024 }; /* so many are added in float32 */
-    double total = 0;
-    for (int64_t start = 0; start < n; start += CHUNK_LOGITS) {
-        const int64_t end = start + CHUNK_LOGITS < n ? start + CHUNK_LOGITS : n;
-        float sum = 0;
+    float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = start; i < end; i++)
-            sum += fast_exp((x[i] - max) * factor);
-        total += (double)sum;
-    }
-    return total;
+    for (int64_t i = 0; i < n; i++)
+        sum += fast_exp((x[i] - max) * factor);
+    return sum;
 }
 
 #endif

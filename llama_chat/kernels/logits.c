@@ -40,23 +40,6 @@ static void prepare_logits(worker *t)
     end_phase(&t->phase);
 }
 
-/* Compute some logits of `n` tokens, from number `start` on, as the sums of two products. */
-static void multiply_output_twice(const worker *t, int start, int n, range rows, float *logits)
-{
-    const matrix *output = &t->w->output;
-    const int64_t vocab_size = output->n_rows;
-    const int64_t row_bytes = quantized_row_bytes(t->w->dim, output->layout.group);
-    float *products = t->shared->products;
-    multiply_panels(t->kernels, output, (uint8_t *)t->shared->quantized + 2 * start * row_bytes,
-                    2 * n, products, STORE_FLOAT, panels_of(rows));
-    for (int m = 0; m < n; m++) {
-        float *to = logits + (start + m) * vocab_size + rows.start;
-        const float *product = products + 2 * m * vocab_size + rows.start;
-        memcpy(to, product, sizeof(float) * (size_t)(rows.end - rows.start));
-        t->kernels->add(to, product + vocab_size, rows.end - rows.start);
-    }
-}
-
 void run_output(worker *t, float *logits, pass_record *record)
 {
     const double began = now();
@@ -69,10 +52,8 @@ void run_output(worker *t, float *logits, pass_record *record)
         if (output->type != PACKED)
             multiply_exactly(t, output, rows, t->shared->normed, n_logits, logits, STORE_FLOAT);
         else
-            for (int start = 0, n; start < n_logits; start += n) {
-                n = next_logits(t, n_logits - start);
-                multiply_output_twice(t, start, n, rows, logits);
-            }
+            multiply_panels(t->kernels, output, t->shared->quantized, 2 * n_logits, logits,
+                            ADD_PAIRS, panels_of(rows));
     }
     end_phase(&t->phase);
     if (t->phase.me.index == 0 && record)

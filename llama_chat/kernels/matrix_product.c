@@ -41,7 +41,7 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
                      int n_x, void *y, int store_mode, range panels)
 {
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
-    const int block = block_rows(kernels, w);
+    const int block = block_rows(kernels, w), n_added = store_mode == ADD_PAIRS ? 2 : 1;
     dot_product *const *dot_products = dot_products_of(kernels, w->layout);
     const int is_set_up = kernels->begin_tiles && n_x >= max_tile(kernels);
     if (is_set_up)
@@ -53,7 +53,7 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
             for (int m = start; m < start + block && m < n_x;) {
                 const int size = next_tile(kernels, n_x - m), n = kernels->tile_sizes[size];
                 const uint8_t *tile = quantized + m * row_bytes;
-                const int64_t at = m * w->n_rows + row;
+                const int64_t at = m / n_added * w->n_rows + row;
                 m += n;
                 if (n_rows >= PANEL && store_mode == STORE_FLOAT) {
                     dot_products[size](weights, n_groups(w), tile, (float *)y + at, w->n_rows);
@@ -61,11 +61,15 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
                 }
                 float out[MAX_TILE * PANEL];
                 dot_products[size](weights, n_groups(w), tile, out, PANEL);
-                for (int i = 0; i < n; i++)
+                for (int i = 0; i < n; i += n_added) {
+                    float *values = out + i * PANEL;
+                    for (int j = 0; j < PANEL && n_added == 2; j++)
+                        values[j] += values[PANEL + j];
                     if (n_rows >= PANEL) /* a constant for the compiler */
-                        store(out + i * PANEL, PANEL, y, at + i * w->n_rows, store_mode);
+                        store(values, PANEL, y, at + i / n_added * w->n_rows, store_mode);
                     else /* the padding of the last panel is not stored */
-                        store(out + i * PANEL, (int)n_rows, y, at + i * w->n_rows, store_mode);
+                        store(values, (int)n_rows, y, at + i / n_added * w->n_rows, store_mode);
+                }
             }
         }
     if (is_set_up)

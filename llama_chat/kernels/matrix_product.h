@@ -5,8 +5,9 @@
 
 #include "kernel_set.h"
 
-/* Modes of storing a product: as float32, as bfloat16, or added to float32. */
-enum { STORE_FLOAT = 0, STORE_BF16 = 1, ACCUMULATE = 2 };
+/* Modes of storing a product: as float32, as bfloat16, or added to float32; and for quantized rows
+ * the sums of the products of each two of them, as float32. */
+enum { STORE_FLOAT = 0, STORE_BF16 = 1, ACCUMULATE = 2, ADD_PAIRS = 3 };
 
 /* Rows of the largest tile of a level. */
 INLINE int max_tile(const kernel_set *kernels)
@@ -45,7 +46,7 @@ INLINE dot_product *const *dot_products_of(const kernel_set *kernels, packed_lay
 void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
                    int group, int n, uint8_t *tile);
 
-/* Multiply the `panels` with `n_x` quantized rows, into y (n_x, n_rows). */
+/* Multiply the `panels` with `n_x` quantized rows, into y (n_x, n_rows), or (n_x / 2, n_rows). */
 void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels);
 

@@ -41,7 +41,7 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
         None,
         (
             *(_POINTER, _INT64, _INT64, ctypes.c_float),
-            *(_POINTER, _POINTER, _POINTER, _POINTER, _INT),
+            *(_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT),
         ),
     ),
     "forward_scratch_bytes": (_INT64, (_POINTER, _POINTER, _INT, _INT, _INT, _INT)),
