@@ -33,6 +33,27 @@ static void fill_panels(const matrix *w, int byte, int is_whole, uint8_t *to)
     }
 }
 
+/* Multiply the first panel with a tile of the largest size, unpacked in two parts, which must give
+ * the products (n, PANEL), too. */
+static void compare_unpacked(const matrix *w, int index, const uint8_t *tile,
+                             const float *expected)
+{
+    _Alignas(CACHE_LINE) static uint8_t groups[MAX_COLUMNS * PANEL * 3 / 2];
+    const unpacked_product *product = tested.unpacked_products + index;
+    const packed_layout layout = w->layout;
+    const int64_t span = layout.groups_per_super_block ? layout.groups_per_super_block : 1;
+    const int64_t n_left = n_groups(w) - span;
+    const int n = max_tile(&tested);
+    float got[MAX_TILE * PANEL];
+    product->unpack(w->data, span, groups);
+    product->multiply(groups, span, tile, got, 0);
+    if (n_left) {
+        product->unpack(w->data + panel_bytes_of(layout, span), n_left, groups);
+        product->multiply(groups, n_left, tile + span * n * tile_group_bytes(layout.group), got, 1);
+    }
+    report("unpacked product", memcmp(got, expected, (size_t)(n * PANEL) * sizeof *got) == 0);
+}
+
 /* Multiply one panel with a tile, by both; and row by row, which must give the same. */
 static void compare_tile(const matrix *w, int index, int size, const float *x, float tolerance)
 {
@@ -55,6 +76,8 @@ static void compare_tile(const matrix *w, int index, int size, const float *x, f
         report("tile of several rows", memcmp(alone, got + m * PANEL, sizeof alone) == 0);
     }
     compare("packed product", got, expected, n * PANEL, tolerance);
+    if (tested.unpacked_products && n == max_tile(&tested))
+        compare_unpacked(w, index, tile, got);
 }
 
 static void compare_packed(packed_layout layout, int index)

@@ -136,6 +136,7 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
     integer_vector sums[TILE][PANEL_VECTORS];
     vector totals[TILE][PANEL_VECTORS];
     super_block super = {0};
+    block_scales scales;
     UNROLL(TILE)
     for (int m = 0; m < TILE; m++)
         totals[m][0] = (vector){0};
@@ -149,7 +150,8 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
         LOAD_TILE(0, &first_sums, 0);
         _tile_dpbssd(0, 1, 2);
         _tile_stored(0, sums, CHUNK);
-        add_scaled_sums(totals, sums, block, 0, &super, x, layout, TILE, 1);
+        load_block_scales(block, 0, &super, layout, 1, &scales);
+        add_scaled_sums(totals, sums, &scales, x, layout, TILE, 1);
     }
     UNROLL(TILE)
     for (int m = 0; m < TILE; m++)

@@ -37,6 +37,7 @@ static void inherit(kernel_set *set, const kernel_set *base)
         set->n_tile_sizes = base->n_tile_sizes;
         set->tile_sizes = base->tile_sizes;
         set->dot_products = base->dot_products;
+        set->unpacked_products = base->unpacked_products;
     }
 #define INHERIT(function)                                                                          \
     if (!set->function)                                                                            \

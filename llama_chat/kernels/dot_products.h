@@ -1,7 +1,8 @@
-/* Instances of a level's multiply_panel() for each layout and tile size.
+/* Instances of a level's multiply_panel() for each layout and tile size; and of those functions of
+ * panel_product.h, if the level has included it, that unpack a panel for many tiles.
  *
- * Before including this, the level defines that function, and FOR_TILE_SIZES(DO, ...) as DO(n, ...)
- * for each of its sizes.
+ * Before including this, the level defines multiply_panel(), and FOR_TILE_SIZES(DO, ...) as
+ * DO(n, ...) for each of its sizes.
  */
 
 #ifndef DOT_PRODUCTS_H
@@ -35,8 +36,39 @@ FOR_TILE_SIZES(CHECK_TILE_SIZE, )
 static const int tile_sizes[] = {FOR_TILE_SIZES(NAME_TILE_SIZE, )};
 enum { N_TILE_SIZES = sizeof tile_sizes / sizeof *tile_sizes };
 
+#ifdef PANEL_PRODUCT_H
+
+#define TILE_MEMBER(n, ...) char rows_##n[n];
+enum { LARGEST_TILE = sizeof(union {FOR_TILE_SIZES(TILE_MEMBER, )}) };
+
+#define UNPACKED(name, bits, group, has_mins, super, is_iq4)                                       \
+    name##_w##bits##_##group##_##has_mins##_##super##_##is_iq4
+
+#define DEFINE_UNPACKED(...)                                                                       \
+    static void UNPACKED(unpack, __VA_ARGS__)(const uint8_t *blocks, int64_t n_groups,             \
+                                              uint8_t *to)                                         \
+    {                                                                                              \
+        unpack_groups(blocks, n_groups, (packed_layout){__VA_ARGS__}, to);                         \
+    }                                                                                              \
+    static void UNPACKED(multiply, __VA_ARGS__)(const uint8_t *groups, int64_t n_groups,           \
+                                                const uint8_t *tile, float *out, int adds)         \
+    {                                                                                              \
+        multiply_unpacked(groups, n_groups, tile, out, adds, (packed_layout){__VA_ARGS__},         \
+                          LARGEST_TILE);                                                           \
+    }
+FOR_LAYOUTS(DEFINE_UNPACKED)
+
+#define NAME_UNPACKED(...) {UNPACKED(unpack, __VA_ARGS__), UNPACKED(multiply, __VA_ARGS__)},
+static const unpacked_product unpacked_products[] = {FOR_LAYOUTS(NAME_UNPACKED)};
+
+#define UNPACKED_PRODUCTS .unpacked_products = unpacked_products
+#else
+#define UNPACKED_PRODUCTS .unpacked_products = NULL
+#endif
+
 /* The entries of a kernel_set for these. */
 #define DOT_PRODUCTS                                                                               \
-    .n_tile_sizes = N_TILE_SIZES, .tile_sizes = tile_sizes, .dot_products = dot_products
+    .n_tile_sizes = N_TILE_SIZES, .tile_sizes = tile_sizes, .dot_products = dot_products,          \
+    UNPACKED_PRODUCTS
 
 #endif

@@ -19,6 +19,15 @@
 typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
                          int64_t out_stride);
 
+/* The same for many tiles of the largest size: a run of blocks that begins with a super-block, if
+ * there are any, is unpacked once, see panel_blocks.h; and multiplied with each tile, into
+ * out (n, PANEL), or added to it. */
+typedef struct {
+    void (*unpack)(const uint8_t *blocks, int64_t n_groups, uint8_t *to);
+    void (*multiply)(const uint8_t *groups, int64_t n_groups, const uint8_t *tile, float *out,
+                     int adds);
+} unpacked_product;
+
 struct kernel_set {
     const char *name;
     int (*is_supported)(void); /* NULL on other architectures */
@@ -26,10 +35,12 @@ struct kernel_set {
     const kernel_set *base;    /* provides the functions that are NULL below; or NULL */
 
     /* Matrix products: the sizes of tiles, ascending, with 1 and 2 among them and the others even,
-     * and dot_products (layouts, sizes); see dot_products.h. */
+     * dot_products (layouts, sizes), and unpacked_products (layouts), or NULL; see
+     * dot_products.h. */
     int n_tile_sizes;
     const int *tile_sizes;
     dot_product *const *dot_products;
+    const unpacked_product *unpacked_products;
 
     /* Set up the thread for dot products with the largest tiles, and undo that; NULL if there is
      * nothing to set up. */

@@ -19,13 +19,33 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
             ((float *)y)[at + i] = values[i];
 }
 
-/* Rows that are multiplied with all panels before the next rows: whole tiles. */
-INLINE int block_rows(const kernel_set *kernels, const matrix *w)
+/* Rows that are multiplied with all panels before the next rows, in tiles: at most MAX_BLOCK_TILES,
+ * and enough to unpack panels for, even if they do not stay in the cache. */
+enum { UNPACKED_TILES = 8, MAX_BLOCK_TILES = 32 };
+
+/* Least tiles for which unpacking a panel takes less time than it saves. */
+enum { MIN_UNPACKED_TILES = 4 };
+
+/* Columns that are unpacked at a time: they stay in the first cache, with as much of a tile. */
+enum { UNPACKED_COLUMNS = 512, UNPACKED_BYTES = PANEL * UNPACKED_COLUMNS * 3 / 2 };
+
+/* Products of unpacked panels; NULL if there are none, or they are not faster. */
+static const unpacked_product *unpacked_product_of(const kernel_set *kernels, const matrix *w)
+{
+    const unpacked_product *products = kernels->unpacked_products;
+    return products && w->layout.bits < 8 ? products + layout_index(w->layout) : NULL;
+}
+
+/* Rows of a block of `n_x` rows: whole tiles, as many in each block as possible. */
+static int block_rows(const kernel_set *kernels, const matrix *w, int n_x)
 {
     const int tile = max_tile(kernels);
-    int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, w->layout.group);
-    int64_t n_tiles = CACHED_ROWS / tile_bytes;
-    return tile * (int)(n_tiles > 1 ? n_tiles : 1);
+    const int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, w->layout.group);
+    const int64_t n_cached = CACHED_ROWS / tile_bytes;
+    const int64_t least = unpacked_product_of(kernels, w) ? UNPACKED_TILES : 1;
+    const int64_t n_rows = tile * min(max(n_cached, least), MAX_BLOCK_TILES);
+    const int64_t n_blocks = (n_x + n_rows - 1) / n_rows;
+    return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
 }
 
 void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
@@ -37,41 +57,87 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
                               tile);
 }
 
+/* Store products (n, PANEL) of a panel whose first row is `row`, of the rows from `m` on. */
+static void store_products(const matrix *w, int64_t row, float *products, int m, int n, void *y,
+                           int store_mode)
+{
+    const int n_added = store_mode == ADD_PAIRS ? 2 : 1;
+    for (int i = 0; i < n; i += n_added) {
+        float *values = products + i * PANEL;
+        const int64_t at = (m + i) / n_added * w->n_rows + row;
+        for (int j = 0; j < PANEL && n_added == 2; j++)
+            values[j] += values[PANEL + j];
+        if (w->n_rows - row >= PANEL) /* a constant for the compiler */
+            store(values, PANEL, y, at, store_mode);
+        else /* the padding of the last panel is not stored */
+            store(values, (int)(w->n_rows - row), y, at, store_mode);
+    }
+}
+
+/* Multiply a panel with `n_tiles` tiles of the largest size, into products (rows, PANEL). */
+static void multiply_tiles(const kernel_set *kernels, const unpacked_product *product,
+                           const matrix *w, const uint8_t *panel, const uint8_t *tiles, int n_tiles,
+                           float *products)
+{
+    _Alignas(CACHE_LINE) uint8_t unpacked[UNPACKED_BYTES];
+    const int tile = max_tile(kernels), group = w->layout.group;
+    const int64_t step = UNPACKED_COLUMNS / group, end = n_groups(w);
+    for (int64_t g = 0; g < end; g += step) {
+        const int64_t n = min(step, end - g);
+        product->unpack(panel + panel_bytes_of(w->layout, g), n, unpacked);
+        for (int i = 0; i < n_tiles; i++)
+            product->multiply(unpacked, n,
+                              tiles + i * tile * quantized_row_bytes(w->n_columns, group) +
+                                  g * tile * tile_group_bytes(group),
+                              products + i * tile * PANEL, g > 0);
+    }
+}
+
+/* Multiply a panel with the quantized rows from `start` to `end`. */
+static void multiply_panel_rows(const kernel_set *kernels, const matrix *w, int64_t panel,
+                                const uint8_t *quantized, int start, int end, void *y,
+                                int store_mode)
+{
+    const uint8_t *weights = w->data + panel * panel_bytes(w);
+    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
+    const int64_t row = panel * PANEL;
+    const int is_direct = w->n_rows - row >= PANEL && store_mode == STORE_FLOAT;
+    dot_product *const *dot_products = dot_products_of(kernels, w->layout);
+    const unpacked_product *product = unpacked_product_of(kernels, w);
+    const int n_tiles = (end - start) / max_tile(kernels);
+    float out[MAX_BLOCK_TILES * MAX_TILE * PANEL];
+    int m = start;
+    if (product && n_tiles >= MIN_UNPACKED_TILES) {
+        const int n = n_tiles * max_tile(kernels);
+        multiply_tiles(kernels, product, w, weights, quantized + m * row_bytes, n_tiles, out);
+        store_products(w, row, out, m, n, y, store_mode);
+        m += n;
+    }
+    for (int size, n; m < end; m += n) {
+        const uint8_t *tile = quantized + m * row_bytes;
+        size = next_tile(kernels, end - m);
+        n = kernels->tile_sizes[size];
+        if (is_direct) {
+            dot_products[size](weights, n_groups(w), tile, (float *)y + m * w->n_rows + row,
+                               w->n_rows);
+            continue;
+        }
+        dot_products[size](weights, n_groups(w), tile, out, PANEL);
+        store_products(w, row, out, m, n, y, store_mode);
+    }
+}
+
 void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels)
 {
-    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
-    const int block = block_rows(kernels, w), n_added = store_mode == ADD_PAIRS ? 2 : 1;
-    dot_product *const *dot_products = dot_products_of(kernels, w->layout);
+    const int block = block_rows(kernels, w, n_x);
     const int is_set_up = kernels->begin_tiles && n_x >= max_tile(kernels);
     if (is_set_up)
         kernels->begin_tiles(w->layout.group);
     for (int start = 0; start < n_x; start += block)
-        for (int64_t panel = panels.start; panel < panels.end; panel++) {
-            const uint8_t *weights = w->data + panel * panel_bytes(w);
-            const int64_t row = panel * PANEL, n_rows = w->n_rows - row;
-            for (int m = start; m < start + block && m < n_x;) {
-                const int size = next_tile(kernels, n_x - m), n = kernels->tile_sizes[size];
-                const uint8_t *tile = quantized + m * row_bytes;
-                const int64_t at = m / n_added * w->n_rows + row;
-                m += n;
-                if (n_rows >= PANEL && store_mode == STORE_FLOAT) {
-                    dot_products[size](weights, n_groups(w), tile, (float *)y + at, w->n_rows);
-                    continue;
-                }
-                float out[MAX_TILE * PANEL];
-                dot_products[size](weights, n_groups(w), tile, out, PANEL);
-                for (int i = 0; i < n; i += n_added) {
-                    float *values = out + i * PANEL;
-                    for (int j = 0; j < PANEL && n_added == 2; j++)
-                        values[j] += values[PANEL + j];
-                    if (n_rows >= PANEL) /* a constant for the compiler */
-                        store(values, PANEL, y, at + i / n_added * w->n_rows, store_mode);
-                    else /* the padding of the last panel is not stored */
-                        store(values, (int)n_rows, y, at + i / n_added * w->n_rows, store_mode);
-                }
-            }
-        }
+        for (int64_t panel = panels.start; panel < panels.end; panel++)
+            multiply_panel_rows(kernels, w, panel, quantized, start, (int)min(start + block, n_x),
+                                y, store_mode);
     if (is_set_up)
         kernels->end_tiles();
 }

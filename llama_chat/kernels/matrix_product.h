@@ -29,17 +29,23 @@ INLINE int next_tile_size(const kernel_set *kernels, int n_left)
     return kernels->tile_sizes[next_tile(kernels, n_left)];
 }
 
-/* Products of a level with panels of a layout, one for each of its tile sizes. */
-INLINE dot_product *const *dot_products_of(const kernel_set *kernels, packed_layout layout)
+/* Place of a layout among all of them. */
+INLINE int layout_index(packed_layout layout)
 {
     int index = 0;
 #define FIND(...)                                                                                  \
     if (is_layout(layout, (packed_layout){__VA_ARGS__}))                                           \
-        return kernels->dot_products + index;                                                      \
-    index += kernels->n_tile_sizes;
+        return index;                                                                              \
+    index++;
     FOR_LAYOUTS(FIND)
 #undef FIND
-    return NULL;
+    return -1;
+}
+
+/* Products of a level with panels of a layout, one for each of its tile sizes. */
+INLINE dot_product *const *dot_products_of(const kernel_set *kernels, packed_layout layout)
+{
+    return kernels->dot_products + layout_index(layout) * kernels->n_tile_sizes;
 }
 
 /* Quantize the `n` rows of a tile, x (n, n_columns) in bfloat16 or float32, to 8 bits. */

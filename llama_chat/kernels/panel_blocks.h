@@ -78,25 +78,86 @@ INLINE const uint8_t *enter_block(const uint8_t *at, int64_t g, int row, int n_v
     return at + super_scale_bytes(layout);
 }
 
-/* Add the integer sums of a block, as bits of floats, times its scales; and its minima. */
-INLINE void add_scaled_sums(vector totals[][PANEL_VECTORS], integer_vector sums[][PANEL_VECTORS],
-                            const uint8_t *block, int row, const super_block *super, tile_group x,
-                            packed_layout layout, int n, int n_vectors)
+/* Scales and minima of a block for LANES rows. */
+typedef struct {
+    vector scale, min;
+} block_scales;
+
+/* Load those of `n_vectors` vectors of rows, from `row` on. */
+INLINE void load_block_scales(const uint8_t *block, int row, const super_block *super,
+                              packed_layout layout, int n_vectors, block_scales *to)
 {
     const uint8_t *scales = block + quant_bytes(layout), *mins = scales + scale_bytes(layout);
     for (int v = 0; v < n_vectors; v++) {
-        const vector scale = load_scales(scales, row + v * LANES, super->scales[v], layout);
-        const vector origin = scale * -ROUNDING;
+        to[v].scale = load_scales(scales, row + v * LANES, super->scales[v], layout);
+        if (layout.has_mins)
+            to[v].min = load_scales(mins, row + v * LANES, super->mins[v], layout);
+    }
+}
+
+/* Add the integer sums of a block, as bits of floats, times its scales; and its minima. */
+INLINE void add_scaled_sums(vector totals[][PANEL_VECTORS], integer_vector sums[][PANEL_VECTORS],
+                            const block_scales *scales, tile_group x, packed_layout layout, int n,
+                            int n_vectors)
+{
+    for (int v = 0; v < n_vectors; v++) {
+        const vector scale = scales[v].scale, origin = scale * -ROUNDING;
         UNROLL(MAX_TILE)
         for (int m = 0; m < n; m++)
             totals[m][v] += multiply_add((vector)sums[m][v], scale, origin) * x.scales[m];
     }
     for (int v = 0; v < n_vectors && layout.has_mins; v++) {
-        const vector min = load_scales(mins, row + v * LANES, super->mins[v], layout);
         UNROLL(MAX_TILE)
         for (int m = 0; m < n; m++)
-            totals[m][v] += min * x.sums[m];
+            totals[m][v] += scales[v].min * x.sums[m];
     }
+}
+
+/* ---- unpacked groups -------------------------------------------------------------------------- */
+
+/* Bytes of an unpacked group: the quants that are multiplied, a byte each, in the order of reading;
+ * the scales and, in layouts with minima, those, as floats. */
+INLINE int64_t unpacked_bytes(packed_layout layout)
+{
+    return PANEL * (layout.group + (layout.has_mins ? 2 : 1) * (int64_t)sizeof(float));
+}
+
+INLINE void load_unpacked(const uint8_t *group, int step, int row, byte_vector *low,
+                          byte_vector *high)
+{
+    const uint8_t *at = group + 2 * step * CHUNK + 4 * row;
+    *low = *(const byte_vector *)at;
+    *high = *(const byte_vector *)(at + CHUNK);
+}
+
+INLINE void load_unpacked_scales(const uint8_t *group, int row, packed_layout layout,
+                                 int n_vectors, block_scales *to)
+{
+    const float *scales = (const float *)(group + PANEL * layout.group) + row;
+    for (int v = 0; v < n_vectors; v++) {
+        to[v].scale = *(const vector *)(scales + v * LANES);
+        if (layout.has_mins)
+            to[v].min = *(const vector *)(scales + PANEL + v * LANES);
+    }
+}
+
+/* Store a block unpacked; returns the end. */
+INLINE uint8_t *store_unpacked(const uint8_t *block, const block_scales *scales,
+                               packed_layout layout, uint8_t *to)
+{
+    for (int step = 0; step < layout.group / 8; step++, to += 2 * CHUNK)
+        for (int v = 0; v < PANEL_VECTORS; v++) {
+            const int row = v * LANES;
+            load_quants(block, step, row, layout, (byte_vector *)(to + 4 * row),
+                        (byte_vector *)(to + CHUNK + 4 * row));
+        }
+    float *floats = (float *)to;
+    for (int v = 0; v < PANEL_VECTORS; v++) {
+        *(vector *)(floats + v * LANES) = scales[v].scale;
+        if (layout.has_mins)
+            *(vector *)(floats + PANEL + v * LANES) = scales[v].min;
+    }
+    return (uint8_t *)(floats + (layout.has_mins ? 2 : 1) * PANEL);
 }
 
 #endif

@@ -30,8 +30,8 @@ INLINE void deinterleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n
 #endif
 
 /* Compute the integer sums of a block, as bits of floats: see activation_tile.h. */
-INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout layout, int n,
-                      int n_vectors, integer_vector sums[][PANEL_VECTORS])
+INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout layout,
+                      int is_unpacked, int n, int n_vectors, integer_vector sums[][PANEL_VECTORS])
 {
     for (int m = 0; m < n; m++) {
         const int is_centred = multiplied_bits(layout) == 8 && W8_IS_SIGNED;
@@ -43,7 +43,10 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
     for (int step = 0; step < layout.group / 8; step++) {
         byte_vector low[PANEL_VECTORS], high[PANEL_VECTORS];
         for (int v = 0; v < n_vectors; v++)
-            load_quants(block, step, row + v * LANES, layout, low + v, high + v);
+            if (is_unpacked)
+                load_unpacked(block, step, row + v * LANES, low + v, high + v);
+            else
+                load_quants(block, step, row + v * LANES, layout, low + v, high + v);
         add_products(sums, low, high, x.quants + 8 * step * n, n, n_vectors,
                      multiplied_bits(layout));
     }
@@ -68,8 +71,10 @@ INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64
         const tile_group x = tile_group_at(tile, g, layout.group, n);
         integer_vector sums[MAX_TILE][PANEL_VECTORS];
         block = enter_block(block, g, row, n_vectors, layout, &super);
-        sum_block(block, row, x, layout, n, n_vectors, sums);
-        add_scaled_sums(totals, sums, block, row, &super, x, layout, n, n_vectors);
+        block_scales scales[PANEL_VECTORS];
+        sum_block(block, row, x, layout, 0, n, n_vectors, sums);
+        load_block_scales(block, row, &super, layout, n_vectors, scales);
+        add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
     }
     for (int m = 0; m < n; m++)
         for (int v = 0; v < n_vectors; v++)
@@ -82,6 +87,46 @@ INLINE void multiply_panel(const uint8_t *panel, int64_t n_groups, const uint8_t
     const int n_vectors = VECTORS_AT_ONCE(n);
     for (int row = 0; row < PANEL; row += n_vectors * LANES)
         multiply_vectors(panel, row, n_vectors, n_groups, tile, out, out_stride, layout, n);
+}
+
+/* Unpack some groups of a panel, from a block on that begins a super-block, if there are any. */
+INLINE void unpack_groups(const uint8_t *block, int64_t n_groups, packed_layout layout,
+                          uint8_t *to)
+{
+    super_block super = {0};
+    for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
+        block_scales scales[PANEL_VECTORS];
+        block = enter_block(block, g, 0, PANEL_VECTORS, layout, &super);
+        load_block_scales(block, 0, &super, layout, PANEL_VECTORS, scales);
+        to = store_unpacked(block, scales, layout, to);
+    }
+}
+
+/* Multiply unpacked groups with a tile, and store (n, PANEL) or add to it. */
+INLINE void multiply_unpacked(const uint8_t *groups, int64_t n_groups, const uint8_t *tile,
+                              float *out, int adds, packed_layout layout, int n)
+{
+    const int n_vectors = VECTORS_AT_ONCE(n);
+    for (int row = 0; row < PANEL; row += n_vectors * LANES) {
+        vector totals[MAX_TILE][PANEL_VECTORS];
+        const uint8_t *at = groups;
+        if (n_groups < 1)
+            __builtin_unreachable();
+        for (int m = 0; m < n; m++)
+            for (int v = 0; v < n_vectors; v++)
+                totals[m][v] = adds ? *(vector *)(out + m * PANEL + row + v * LANES) : (vector){0};
+        for (int64_t g = 0; g < n_groups; g++, at += unpacked_bytes(layout)) {
+            const tile_group x = tile_group_at(tile, g, layout.group, n);
+            integer_vector sums[MAX_TILE][PANEL_VECTORS];
+            block_scales scales[PANEL_VECTORS];
+            sum_block(at, row, x, layout, 1, n, n_vectors, sums);
+            load_unpacked_scales(at, row, layout, n_vectors, scales);
+            add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
+        }
+        for (int m = 0; m < n; m++)
+            for (int v = 0; v < n_vectors; v++)
+                *(vector *)(out + m * PANEL + row + v * LANES) = totals[m][v];
+    }
 }
 
 #endif
