@@ -251,7 +251,7 @@ void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena
     p->values = arena_floats(memory, KEY_BLOCK * width);
     p->max = arena_floats(memory, n_rows);
     p->total = arena_floats(memory, n_rows);
-    p->row = arena_floats(memory, width);
+    p->rows = arena_floats(memory, PADDING * width);
 }
 
 void attend(const kernel_set *kernels, const kv_cache *sequences, int n_sequences, int64_t layer,

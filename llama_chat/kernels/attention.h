@@ -105,7 +105,7 @@ typedef struct {
     float *values;  /* (KEY_BLOCK, width) */
     float *max;     /* (n_rows), the maximum score so far */
     float *total;   /* (n_rows), the sum of the exponentials so far */
-    float *row;     /* (width) */
+    float *rows;    /* (PADDING, width) */
 } prefill_buffers;
 
 /* ---- attention.c ---------------------------------------------------------------------------- */

@@ -30,9 +30,9 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
     const int64_t n = cache->head_dim, width = padded_head(cache);
     const size_t row_bytes = sizeof(uint16_t) * (size_t)n;
     uint32_t *key_pairs = (uint32_t *)b->keys, *value_pairs = (uint32_t *)b->values;
-    uint32_t *key = (uint32_t *)b->row;
-    uint16_t *value = (uint16_t *)b->row;
-    memset(b->row, 0, sizeof(float) * (size_t)width);
+    uint32_t *key = (uint32_t *)b->rows;
+    uint16_t *value = (uint16_t *)b->rows;
+    memset(b->rows, 0, sizeof(float) * (size_t)width);
     for (int64_t r = 0; r < KEY_BLOCK; r++) {
         if (rows.start + r < rows.end)
             memcpy(key, bf16_row(cache, layer, head, rows.start + r).keys, row_bytes);
@@ -42,7 +42,7 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
             key_pairs[d * KEY_BLOCK + r] = key[d];
     }
     for (int64_t r = 0; r < KEY_BLOCK; r += 2) {
-        memset(b->row, 0, sizeof(float) * (size_t)width);
+        memset(b->rows, 0, sizeof(float) * (size_t)width);
         for (int64_t i = 0; i < 2; i++)
             if (rows.start + r + i < rows.end)
                 memcpy(value + i * width, bf16_row(cache, layer, head, rows.start + r + i).values,

@@ -4,6 +4,7 @@
 #define PREFILL_FLOAT_H
 
 #include "attention_vectors.h"
+#include "transposition.h"
 
 /* Convert rows (n_rows, width), `stride` floats apart, to operands in place: a no-op for floats. */
 INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t stride)
@@ -11,23 +12,39 @@ INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t str
     (void)rows, (void)n_rows, (void)width, (void)stride;
 }
 
+/* Load a row of `n` numbers as floats, padded with zeros to `width`; zeros alone if it is NULL. */
+INLINE void load_padded(const char *from, const float *scales, int64_t n, int64_t width, int kind,
+                        float *to)
+{
+    const int64_t n_loaded = from ? n : 0;
+    if (from)
+        load_row(from, scales, n, kind, to);
+    if (n_loaded < width)
+        memset(to + n_loaded, 0, sizeof(float) * (size_t)(width - n_loaded));
+}
+
 /* Load keys, transposed, and values of some rows, padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
                        const prefill_buffers *b, int kind)
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
-    for (int64_t r = 0; r < KEY_BLOCK; r++) {
-        float *value = b->values + r * width;
-        memset(b->row, 0, sizeof(float) * (size_t)width);
-        memset(value, 0, sizeof(float) * (size_t)width);
-        if (rows.start + r < rows.end) {
-            const range left = {rows.start + r, rows.end};
-            const head_rows row = rows_of_head(cache, layer, head, left, kind);
-            load_row(row.keys, row.key_scales, n, kind, b->row);
-            load_row(row.values, row.value_scales, n, kind, value);
+    for (int64_t r = 0; r < KEY_BLOCK; r += LANES) {
+        for (int64_t i = 0; i < LANES; i++) {
+            const range left = {rows.start + r + i, rows.end};
+            head_rows row = {0};
+            if (left.start < left.end)
+                row = rows_of_head(cache, layer, head, left, kind);
+            load_padded(row.keys, row.key_scales, n, width, kind, b->rows + i * width);
+            load_padded(row.values, row.value_scales, n, width, kind, b->values + (r + i) * width);
         }
-        for (int64_t d = 0; d < width; d++)
-            b->keys[d * KEY_BLOCK + r] = b->row[d];
+        for (int64_t d = 0; d < width; d += LANES) {
+            vector square[LANES];
+            for (int i = 0; i < LANES; i++)
+                square[i] = *(const vector *)(b->rows + i * width + d);
+            transpose(square);
+            for (int i = 0; i < LANES; i++)
+                *(vector *)(b->keys + (d + i) * KEY_BLOCK + r) = square[i];
+        }
     }
 }
 
