@@ -100,9 +100,10 @@ typedef struct {
     int n_in_family;          /* sequences of the family from this one on */
     int n_left, n_later;      /* sequences of the pass from this one on, and those that come last */
     int64_t n_shared;         /* splits of the family */
-    int64_t n_items, number;  /* of runs before */
-    int64_t row;     /* of the first new token of the sequence */
-    float *partials; /* of the sequence */
+    int64_t n_items;
+    int64_t number;           /* of runs before this one */
+    int64_t row;              /* of the first new token of the sequence */
+    float *partials;          /* of the sequence */
 } item_run;
 
 static void begin_sequence(item_run *run)

@@ -38,4 +38,15 @@ INLINE void load_row(const char *from, const float *scales, int64_t n, int kind,
     }
 }
 
+/* Load a row of `n` numbers as floats, padded with zeros to `width`; zeros alone if it is NULL. */
+INLINE void load_padded(const char *from, const float *scales, int64_t n, int64_t width, int kind,
+                        float *to)
+{
+    const int64_t n_loaded = from ? n : 0;
+    if (from)
+        load_row(from, scales, n, kind, to);
+    if (n_loaded < width)
+        memset(to + n_loaded, 0, sizeof(float) * (size_t)(width - n_loaded));
+}
+
 #endif

@@ -154,14 +154,13 @@ INLINE void copy_split(const head_split *split, float *copy, int kind)
     const int64_t n = split->cache->head_dim, width = padded_head(split->cache);
     const int64_t n_rows = split->rows.end - split->rows.start;
     float *values = copy + n_rows * width;
-    if (n < width)
-        memset(copy, 0, sizeof(float) * (size_t)(2 * n_rows * width));
     for (int64_t at = 0; at < n_rows;) {
         const head_rows rows = rows_of_split(split, at, n_rows, kind);
         for (int64_t r = 0; r < rows.n; r++, at++) {
             const int64_t bytes = r * rows.row_bytes;
-            load_row(rows.keys + bytes, rows.key_scales + r, n, kind, copy + at * width);
-            load_row(rows.values + bytes, rows.value_scales + r, n, kind, values + at * width);
+            load_padded(rows.keys + bytes, rows.key_scales + r, n, width, kind, copy + at * width);
+            load_padded(rows.values + bytes, rows.value_scales + r, n, width, kind,
+                        values + at * width);
         }
     }
 }

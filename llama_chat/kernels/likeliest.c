@@ -102,6 +102,14 @@ typedef struct {
     exponential_sums *sums; /* of each SUMMED_LOGITS logits, so that they do not depend on shares */
 } logit_pass;
 
+INLINE float largest_of(const float *x, int64_t n)
+{
+    float max = -INFINITY;
+    for (int64_t i = 0; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    return max;
+}
+
 INLINE int64_t n_sums(int64_t n) { return (n + SUMMED_LOGITS - 1) / SUMMED_LOGITS; }
 
 /* Find the maxima of this thread's share of the blocks, and then add up its exponentials. */
@@ -111,27 +119,21 @@ static void read_share(team_member me, void *argument)
     const kernel_set *kernels = all->kernels;
     const range sums = share_of(n_sums(all->n), me);
     const int64_t start = sums.start * SUMMED_LOGITS;
-    const int64_t n = (sums.end * SUMMED_LOGITS < all->n ? sums.end * SUMMED_LOGITS : all->n) - start;
-    float *maxima = all->maxima + logit_blocks(start), max = -INFINITY;
+    const int64_t n = min(sums.end * SUMMED_LOGITS, all->n) - start;
+    float *maxima = all->maxima + logit_blocks(start);
     kernels->block_maxima(all->logits + start, n, maxima);
-    for (int64_t b = 0; b < logit_blocks(n); b++)
-        max = maxima[b] > max ? maxima[b] : max;
-    all->largest[me.index] = max;
+    all->largest[me.index] = largest_of(maxima, logit_blocks(n));
     wait_for_team();
-    for (int thread = 0; thread < me.n_threads; thread++)
-        max = all->largest[thread] > max ? all->largest[thread] : max;
+    const float max = largest_of(all->largest, me.n_threads);
     for (int64_t i = sums.start; i < sums.end; i++) {
         const float *x = all->logits + i * SUMMED_LOGITS;
-        const int64_t left = all->n - i * SUMMED_LOGITS;
-        const int64_t length = left < SUMMED_LOGITS ? left : SUMMED_LOGITS;
+        const int64_t length = min(SUMMED_LOGITS, all->n - i * SUMMED_LOGITS);
         exponential_sums *sum = all->sums + i;
         sum->plain = kernels->sum_exponentials(x, length, max, 1);
         sum->scaled = all->factor == 1
                           ? sum->plain
                           : kernels->sum_exponentials(x, length, max, all->factor);
     }
-    wait_for_team();
-    all->largest[me.index] = max;
 }
 
 /* Logits for which it takes less time to wait for another thread than to do its work. */
@@ -163,17 +165,20 @@ EXPORT void find_likeliest(const float *logits, int64_t n, int64_t k, float fact
     float *maxima = (float *)(found + max_candidates(n)), largest[n_threads];
     exponential_sums *partial = (exponential_sums *)(maxima + logit_blocks(n));
     logit_pass all = {&kernels, logits, n, factor, maxima, largest, partial};
+    for (int thread = 0; thread < n_threads; thread++)
+        largest[thread] = -INFINITY; /* the team may be smaller */
     run_team(n < MIN_SHARED_LOGITS ? 1 : n_threads, read_share, &all);
+    const float max = largest_of(largest, n_threads);
     double whole = 0, scaled = 0;
     for (int64_t i = 0; i < n_sums(n); i++) {
         whole += (double)partial[i].plain;
         scaled += (double)partial[i].scaled;
     }
-    sums[0] = (double)largest[0] + log(whole);
+    sums[0] = (double)max + log(whole);
     sums[1] = scaled;
     if (!isfinite(sums[0]))
         return;
-    const int64_t n_found = collect(logits, n, maxima, largest[0], k, found);
+    const int64_t n_found = collect(logits, n, maxima, max, k, found);
     select_first(found, n_found, k);
     qsort(found, (size_t)k, sizeof *found, compare);
     for (int64_t i = 0; i < k; i++) {

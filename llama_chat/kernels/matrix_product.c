@@ -37,12 +37,12 @@ static const unpacked_product *unpacked_product_of(const kernel_set *kernels, co
 }
 
 /* Rows of a block of `n_x` rows: whole tiles, as many in each block as possible. */
-static int block_rows(const kernel_set *kernels, const matrix *w, int n_x)
+static int block_rows(const kernel_set *kernels, const matrix *w, int is_unpacked, int n_x)
 {
     const int tile = max_tile(kernels);
     const int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, w->layout.group);
     const int64_t n_cached = CACHED_ROWS / tile_bytes;
-    const int64_t least = unpacked_product_of(kernels, w) ? UNPACKED_TILES : 1;
+    const int64_t least = is_unpacked ? UNPACKED_TILES : 1;
     const int64_t n_rows = tile * min(max(n_cached, least), MAX_BLOCK_TILES);
     const int64_t n_blocks = (n_x + n_rows - 1) / n_rows;
     return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
@@ -74,70 +74,80 @@ static void store_products(const matrix *w, int64_t row, float *products, int m,
     }
 }
 
+/* Products of a matrix with quantized rows; the arguments of multiply_panels(). */
+typedef struct {
+    const kernel_set *kernels;
+    const matrix *w;
+    const uint8_t *quantized;
+    void *y;
+    int store_mode;
+    dot_product *const *dot_products;
+    const unpacked_product *unpacked; /* or NULL */
+} panel_products;
+
 /* Multiply a panel with `n_tiles` tiles of the largest size, into products (rows, PANEL). */
-static void multiply_tiles(const kernel_set *kernels, const unpacked_product *product,
-                           const matrix *w, const uint8_t *panel, const uint8_t *tiles, int n_tiles,
-                           float *products)
+static void multiply_tiles(const panel_products *all, const uint8_t *panel, const uint8_t *tiles,
+                           int n_tiles, float *products)
 {
     _Alignas(CACHE_LINE) uint8_t unpacked[UNPACKED_BYTES];
-    const int tile = max_tile(kernels), group = w->layout.group;
+    const matrix *w = all->w;
+    const int tile = max_tile(all->kernels), group = w->layout.group;
     const int64_t step = UNPACKED_COLUMNS / group, end = n_groups(w);
     for (int64_t g = 0; g < end; g += step) {
         const int64_t n = min(step, end - g);
-        product->unpack(panel + panel_bytes_of(w->layout, g), n, unpacked);
+        all->unpacked->unpack(panel + panel_bytes_of(w->layout, g), n, unpacked);
         for (int i = 0; i < n_tiles; i++)
-            product->multiply(unpacked, n,
-                              tiles + i * tile * quantized_row_bytes(w->n_columns, group) +
-                                  g * tile * tile_group_bytes(group),
-                              products + i * tile * PANEL, g > 0);
+            all->unpacked->multiply(unpacked, n,
+                                    tiles + i * tile * quantized_row_bytes(w->n_columns, group) +
+                                        g * tile * tile_group_bytes(group),
+                                    products + i * tile * PANEL, g > 0);
     }
 }
 
-/* Multiply a panel with the quantized rows from `start` to `end`. */
-static void multiply_panel_rows(const kernel_set *kernels, const matrix *w, int64_t panel,
-                                const uint8_t *quantized, int start, int end, void *y,
-                                int store_mode)
+/* Multiply a panel with the rows from `start` to `end`. */
+static void multiply_panel_rows(const panel_products *all, int64_t panel, int start, int end)
 {
+    const matrix *w = all->w;
     const uint8_t *weights = w->data + panel * panel_bytes(w);
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
     const int64_t row = panel * PANEL;
-    const int is_direct = w->n_rows - row >= PANEL && store_mode == STORE_FLOAT;
-    dot_product *const *dot_products = dot_products_of(kernels, w->layout);
-    const unpacked_product *product = unpacked_product_of(kernels, w);
-    const int n_tiles = (end - start) / max_tile(kernels);
+    const int is_direct = w->n_rows - row >= PANEL && all->store_mode == STORE_FLOAT;
+    const int n_tiles = (end - start) / max_tile(all->kernels);
     float out[MAX_BLOCK_TILES * MAX_TILE * PANEL];
     int m = start;
-    if (product && n_tiles >= MIN_UNPACKED_TILES) {
-        const int n = n_tiles * max_tile(kernels);
-        multiply_tiles(kernels, product, w, weights, quantized + m * row_bytes, n_tiles, out);
-        store_products(w, row, out, m, n, y, store_mode);
+    if (all->unpacked && n_tiles >= MIN_UNPACKED_TILES) {
+        const int n = n_tiles * max_tile(all->kernels);
+        multiply_tiles(all, weights, all->quantized + m * row_bytes, n_tiles, out);
+        store_products(w, row, out, m, n, all->y, all->store_mode);
         m += n;
     }
     for (int size, n; m < end; m += n) {
-        const uint8_t *tile = quantized + m * row_bytes;
-        size = next_tile(kernels, end - m);
-        n = kernels->tile_sizes[size];
+        const uint8_t *tile = all->quantized + m * row_bytes;
+        size = next_tile(all->kernels, end - m);
+        n = all->kernels->tile_sizes[size];
         if (is_direct) {
-            dot_products[size](weights, n_groups(w), tile, (float *)y + m * w->n_rows + row,
-                               w->n_rows);
+            all->dot_products[size](weights, n_groups(w), tile,
+                                    (float *)all->y + m * w->n_rows + row, w->n_rows);
             continue;
         }
-        dot_products[size](weights, n_groups(w), tile, out, PANEL);
-        store_products(w, row, out, m, n, y, store_mode);
+        all->dot_products[size](weights, n_groups(w), tile, out, PANEL);
+        store_products(w, row, out, m, n, all->y, all->store_mode);
     }
 }
 
 void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels)
 {
-    const int block = block_rows(kernels, w, n_x);
+    const panel_products all = {kernels, w, quantized, y, store_mode,
+                                dot_products_of(kernels, w->layout),
+                                unpacked_product_of(kernels, w)};
+    const int block = block_rows(kernels, w, all.unpacked != NULL, n_x);
     const int is_set_up = kernels->begin_tiles && n_x >= max_tile(kernels);
     if (is_set_up)
         kernels->begin_tiles(w->layout.group);
     for (int start = 0; start < n_x; start += block)
         for (int64_t panel = panels.start; panel < panels.end; panel++)
-            multiply_panel_rows(kernels, w, panel, quantized, start, (int)min(start + block, n_x),
-                                y, store_mode);
+            multiply_panel_rows(&all, panel, start, (int)min(start + block, n_x));
     if (is_set_up)
         kernels->end_tiles();
 }

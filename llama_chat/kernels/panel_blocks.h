@@ -141,9 +141,9 @@ INLINE void load_unpacked_scales(const uint8_t *group, int row, packed_layout la
     }
 }
 
-/* Store a block unpacked; returns the end. */
-INLINE uint8_t *store_unpacked(const uint8_t *block, const block_scales *scales,
-                               packed_layout layout, uint8_t *to)
+/* Store a block unpacked. */
+INLINE void store_unpacked(const uint8_t *block, const block_scales *scales, packed_layout layout,
+                           uint8_t *to)
 {
     for (int step = 0; step < layout.group / 8; step++, to += 2 * CHUNK)
         for (int v = 0; v < PANEL_VECTORS; v++) {
@@ -157,7 +157,6 @@ INLINE uint8_t *store_unpacked(const uint8_t *block, const block_scales *scales,
         if (layout.has_mins)
             *(vector *)(floats + PANEL + v * LANES) = scales[v].min;
     }
-    return (uint8_t *)(floats + (layout.has_mins ? 2 : 1) * PANEL);
 }
 
 #endif

@@ -53,27 +53,34 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
     deinterleave_sums(sums, n, n_vectors);
 }
 
-/* Multiply `n_vectors` vectors of rows of a panel, from `row` on. */
+/* Multiply `n_vectors` vectors of rows of a panel, from `row` on, or of unpacked groups; and store
+ * them in out (n, PANEL), whose rows are `out_stride` floats apart, or add to it. */
 INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64_t n_groups,
-                             const uint8_t *tile, float *out, int64_t out_stride,
-                             packed_layout layout, int n)
+                             const uint8_t *tile, float *out, int64_t out_stride, int adds,
+                             packed_layout layout, int is_unpacked, int n)
 {
+    const int64_t bytes = is_unpacked ? unpacked_bytes(layout) : block_bytes(layout);
     vector totals[MAX_TILE][PANEL_VECTORS];
     super_block super = {0};
     if (n_groups < 1)
         __builtin_unreachable(); /* so that GCC keeps no totals in memory for that case */
     for (int m = 0; m < n; m++)
         for (int v = 0; v < n_vectors; v++)
-            totals[m][v] = (vector){0};
-    for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
-        if (row == 0) /* later vectors find the panel in the cache */
-            prefetch_block(block + PREFETCH_AHEAD, layout);
+            totals[m][v] = adds ? *(const vector *)(out + m * out_stride + row + v * LANES)
+                                : (vector){0};
+    for (int64_t g = 0; g < n_groups; g++, block += bytes) {
         const tile_group x = tile_group_at(tile, g, layout.group, n);
         integer_vector sums[MAX_TILE][PANEL_VECTORS];
-        block = enter_block(block, g, row, n_vectors, layout, &super);
         block_scales scales[PANEL_VECTORS];
-        sum_block(block, row, x, layout, 0, n, n_vectors, sums);
-        load_block_scales(block, row, &super, layout, n_vectors, scales);
+        if (row == 0 && !is_unpacked) /* later vectors find the panel in the cache */
+            prefetch_block(block + PREFETCH_AHEAD, layout);
+        if (!is_unpacked)
+            block = enter_block(block, g, row, n_vectors, layout, &super);
+        sum_block(block, row, x, layout, is_unpacked, n, n_vectors, sums);
+        if (is_unpacked)
+            load_unpacked_scales(block, row, layout, n_vectors, scales);
+        else
+            load_block_scales(block, row, &super, layout, n_vectors, scales);
         add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
     }
     for (int m = 0; m < n; m++)
@@ -86,7 +93,7 @@ INLINE void multiply_panel(const uint8_t *panel, int64_t n_groups, const uint8_t
 {
     const int n_vectors = VECTORS_AT_ONCE(n);
     for (int row = 0; row < PANEL; row += n_vectors * LANES)
-        multiply_vectors(panel, row, n_vectors, n_groups, tile, out, out_stride, layout, n);
+        multiply_vectors(panel, row, n_vectors, n_groups, tile, out, out_stride, 0, layout, 0, n);
 }
 
 /* Unpack some groups of a panel, from a block on that begins a super-block, if there are any. */
@@ -98,7 +105,7 @@ INLINE void unpack_groups(const uint8_t *block, int64_t n_groups, packed_layout 
         block_scales scales[PANEL_VECTORS];
         block = enter_block(block, g, 0, PANEL_VECTORS, layout, &super);
         load_block_scales(block, 0, &super, layout, PANEL_VECTORS, scales);
-        to = store_unpacked(block, scales, layout, to);
+        store_unpacked(block, scales, layout, to + g * unpacked_bytes(layout));
     }
 }
 
@@ -107,26 +114,8 @@ INLINE void multiply_unpacked(const uint8_t *groups, int64_t n_groups, const uin
                               float *out, int adds, packed_layout layout, int n)
 {
     const int n_vectors = VECTORS_AT_ONCE(n);
-    for (int row = 0; row < PANEL; row += n_vectors * LANES) {
-        vector totals[MAX_TILE][PANEL_VECTORS];
-        const uint8_t *at = groups;
-        if (n_groups < 1)
-            __builtin_unreachable();
-        for (int m = 0; m < n; m++)
-            for (int v = 0; v < n_vectors; v++)
-                totals[m][v] = adds ? *(vector *)(out + m * PANEL + row + v * LANES) : (vector){0};
-        for (int64_t g = 0; g < n_groups; g++, at += unpacked_bytes(layout)) {
-            const tile_group x = tile_group_at(tile, g, layout.group, n);
-            integer_vector sums[MAX_TILE][PANEL_VECTORS];
-            block_scales scales[PANEL_VECTORS];
-            sum_block(at, row, x, layout, 1, n, n_vectors, sums);
-            load_unpacked_scales(at, row, layout, n_vectors, scales);
-            add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
-        }
-        for (int m = 0; m < n; m++)
-            for (int v = 0; v < n_vectors; v++)
-                *(vector *)(out + m * PANEL + row + v * LANES) = totals[m][v];
-    }
+    for (int row = 0; row < PANEL; row += n_vectors * LANES)
+        multiply_vectors(groups, row, n_vectors, n_groups, tile, out, PANEL, adds, layout, 1, n);
 }
 
 #endif

@@ -12,17 +12,6 @@ INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t str
     (void)rows, (void)n_rows, (void)width, (void)stride;
 }
 
-/* Load a row of `n` numbers as floats, padded with zeros to `width`; zeros alone if it is NULL. */
-INLINE void load_padded(const char *from, const float *scales, int64_t n, int64_t width, int kind,
-                        float *to)
-{
-    const int64_t n_loaded = from ? n : 0;
-    if (from)
-        load_row(from, scales, n, kind, to);
-    if (n_loaded < width)
-        memset(to + n_loaded, 0, sizeof(float) * (size_t)(width - n_loaded));
-}
-
 /* Load keys, transposed, and values of some rows, padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
                        const prefill_buffers *b, int kind)
