@@ -4,10 +4,13 @@ Network I/O can be cancelled at any point that way, in the thread that asked for
 """
 
 import asyncio
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -15,6 +18,33 @@ Item = TypeVar("Item")
 
 _POLL_S = 0.05
 """Longest time until the caller is asked whether to stop."""
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end of the block if Ctrl-C is pressed within it.
+
+    In a callback of a weak reference, or a finalizer, the exception would be lost, and in the event
+    loop a task would never be resumed. A second Ctrl-C is raised where it finds the program.
+    """
+    is_pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal is_pressed
+        is_pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if is_pressed:
+            raise KeyboardInterrupt
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -49,6 +79,11 @@ class _Loop(asyncio.SelectorEventLoop):
             finally:
                 end.cancel()
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Report an error; after the end, of a task that Ctrl-C has left behind, nothing."""
+        if not self.is_closed():
+            super().call_exception_handler(context)
+
     @contextmanager
     def _going(self) -> Iterator[None]:
         """Let the clock go."""
@@ -75,6 +110,7 @@ class Stepper(Generic[Key, Item]):
         """Number of generators that have not ended, or whose end was not taken."""
         return len(self._tasks)
 
+    @_interrupts_deferred()
     def start(self, key: Key, source: AsyncIterator[Item]) -> None:
         """Run ``source`` beside the others."""
         self._tasks[key] = self._loop.create_task(self._pump(key, source))
@@ -94,19 +130,25 @@ class Stepper(Generic[Key, Item]):
     def step(self) -> Iterator[tuple[Key, Item]]:
         """Wait a moment for items, and yield those that came."""
         if not self._arrived and not any(task.done() for task in self._tasks.values()):
-            self._waits = True
-            try:
-                self._loop.run_for(_POLL_S)
-            finally:
-                self._waits = False
+            self._wait()
         while self._arrived:
             yield self._arrived.popleft()
 
+    @_interrupts_deferred()
+    def _wait(self) -> None:
+        self._waits = True
+        try:
+            self._loop.run_for(_POLL_S)
+        finally:
+            self._waits = False
+
+    @_interrupts_deferred()
     def ended(self) -> list[tuple[Key, BaseException | None]]:
         """Return the generators that have ended since, each with its error if it failed."""
         ended = [key for key, task in self._tasks.items() if task.done()]
         return [(key, self._tasks.pop(key).exception()) for key in ended]
 
+    @_interrupts_deferred()
     def close(self, *closing: Coroutine[Any, Any, None]) -> None:
         """Cancel what runs, then run ``closing``; connections are closed."""
         steps = self._cancel(), *closing, self._loop.shutdown_asyncgens()
