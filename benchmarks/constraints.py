@@ -22,6 +22,7 @@ from llama_chat.chat.conversation import Message
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Token
+from llama_chat.generation.likeliest import Likeliest
 from llama_chat.generation.sampling import Choice, Sampler
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
@@ -76,10 +77,14 @@ class Replay(Sampler):
         self._known = iter(ids)
 
     def __call__(
-        self, logits: Tensor, previous: Sequence[int], allowed: bytearray | None = None
+        self,
+        logits: Tensor,
+        previous: Sequence[int],
+        allowed: bytearray | None = None,
+        found: Likeliest | None = None,
     ) -> Choice:
         """Sample, and return the next known id instead."""
-        choice = super().__call__(logits, previous, allowed)
+        choice = super().__call__(logits, previous, allowed, found)
         return Choice(next(self._known), choice.logprob)
 
 

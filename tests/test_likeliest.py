@@ -1,9 +1,8 @@
 """The likeliest tokens are found by the kernels of each level, and by torch, alike."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -11,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_chat.errors import ModelError
-from llama_chat.generation.likeliest import Likeliest, _find_in_torch, likeliest
+from llama_chat.generation.likeliest import (
+    Likeliest,
+    Search,
+    _find_in_torch,
+    find_all,
+    likeliest,
+)
 from llama_chat.kernels import native
-from llama_chat.kernels.likeliest import find_likeliest
+from llama_chat.kernels.likeliest import Found, find_likeliest
 
-FINDERS: dict[str, Callable[[torch.Tensor, int, float], tuple[Any, ...]]] = {
+FINDERS: dict[str, Callable[[Sequence[torch.Tensor], int, float], list[Found]]] = {
     "torch": _find_in_torch,
     **{level: partial(find_likeliest, level=level) for level in native.supported_levels()},
 }
@@ -38,7 +43,7 @@ def test_the_first_are_those_of_a_sorted_vocabulary(
     logits[0] = 20  # at least one is possible
     values, order = logits.sort(descending=True, stable=True)
     k = min(k, n)
-    found = Likeliest(*FINDERS[name](logits, k, factor))
+    found = Likeliest(*FINDERS[name]([logits], k, factor)[0])
     assert list(found.logits) == values[:k].tolist()
     if name == "torch":  # of equal ones it may find others
         assert logits[list(found.ids)].equal(values[:k])
@@ -54,7 +59,7 @@ def test_the_first_are_those_of_a_sorted_vocabulary(
 @pytest.mark.parametrize("level", native.supported_levels())
 def test_whole_vocabularies(level: str, n: int) -> None:
     logits = torch.randn(n, generator=torch.Generator().manual_seed(n)) * 3
-    found = Likeliest(*find_likeliest(logits, 256, 1 / 0.6, level))
+    found = Likeliest(*find_likeliest([logits], 256, 1 / 0.6, level)[0])
     values, order = logits.sort(descending=True, stable=True)
     assert found.ids == order[:256].tolist()
     probabilities = (logits.double() / 0.6).softmax(-1)
@@ -69,9 +74,33 @@ def test_one_logit_that_is_no_number_is_an_error(place: int, value: float) -> No
     logits = torch.zeros(101)
     logits[place] = value
     with pytest.raises(ModelError, match="not a number"):
-        likeliest(logits, 5)
+        likeliest(logits, Search(5))
 
 
 def test_a_vocabulary_of_which_nothing_is_possible_is_an_error() -> None:
     with pytest.raises(ModelError, match="not a number"):
-        likeliest(torch.full((40,), -math.inf), 5)
+        likeliest(torch.full((40,), -math.inf), Search(5))
+
+
+@pytest.mark.parametrize("name", FINDERS)
+@given(
+    n_rows=st.integers(2, 9),
+    n=st.sampled_from([5, 600, 5000, 40000]),
+    k=st.sampled_from([1, 5, 256]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_are_searched_together_as_alone(
+    name: str, n_rows: int, n: int, k: int, seed: int
+) -> None:
+    rows = torch.randn((n_rows, n), generator=torch.Generator().manual_seed(seed)).unbind()
+    k = min(k, n)
+    together = FINDERS[name](rows, k, 1.7)
+    assert together == [FINDERS[name]([row], k, 1.7)[0] for row in rows]
+
+
+def test_a_row_that_is_no_number_is_an_error_of_that_row_alone() -> None:
+    rows = [torch.zeros(101), torch.full((101,), math.nan), torch.arange(101.0)]
+    found = find_all(rows, Search(1))
+    assert [found[0].check().ids[0], found[2].check().ids[0]] == [0, 100]
+    with pytest.raises(ModelError, match="not a number"):
+        found[1].check()

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -120,20 +121,32 @@ def test_many_tokens_give_all_logits_or_the_last() -> None:
 
 
 @torch.inference_mode()
-def test_many_tokens_can_be_stopped_between_two_layers() -> None:
+def test_a_pass_is_stopped_between_two_layers_or_before_it_if_it_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backend = native_backend(packed_model(TINY, (8, 8), torch.float32))
     cache = backend.new_cache()
     backend.forward([1, 2, 3], cache)
-    asked: list[int] = []
 
-    def should_stop() -> bool:
-        asked.append(0)
-        return len(asked) == TINY.n_layers
+    def times_asked(stop_at: int) -> int:
+        asked: list[int] = []
 
-    with pytest.raises(InterruptedForward):
-        backend.forward(list(range(100)), cache, should_stop=should_stop)
+        def should_stop() -> bool:
+            asked.append(0)
+            return len(asked) == stop_at
+
+        with suppress(InterruptedForward):
+            backend.forward(list(range(100)), cache, should_stop=should_stop)
+            assert len(asked) < stop_at
+        return len(asked)
+
+    assert times_asked(1) == 1
     assert cache.ids == [1, 2, 3]
-    assert len(asked) == TINY.n_layers
+    assert times_asked(2) == 1
+    assert cache.ids == [1, 2, 3, *range(100)]
+    monkeypatch.setattr("llama_chat.generation.native._SHORT_PRODUCTS", 100)
+    assert times_asked(TINY.n_layers) == TINY.n_layers
+    assert cache.ids == [1, 2, 3, *range(100)]
 
 
 @torch.inference_mode()

@@ -72,11 +72,7 @@ class EncodingSession(ChatSession):
         messages = self.conversation.messages()
         if typed or attachments:
             messages.append(Message("user", typed, attachments=tuple(attachments)))
-        return self._length(messages)
-
-    def _length(self, messages: Sequence[Message], *, open_reply: bool = False) -> int:
-        """Return the number of tokens of ``messages``, or their excess."""
-        return self._excess(messages) or len(self.template.render(messages, open_reply=open_reply))
+        return self._excess(messages) or len(self.template.render(messages))
 
     def _excess(self, messages: Sequence[Message]) -> AtLeast | None:
         """Return a lower bound of the tokens of ``messages`` if that alone exceeds the context."""
@@ -151,22 +147,27 @@ class EncodingSession(ChatSession):
         def shown(n_dropped: int) -> list[Message]:
             return [*preface, *turns[2 * n_dropped :]]
 
-        def length(n_dropped: int) -> int:
-            return self._length(shown(n_dropped), open_reply=True)
+        def encode(n_dropped: int) -> tuple[list[int], int]:
+            """Return the ids and their number; only a bound if that exceeds the context."""
+            messages = shown(n_dropped)
+            if excess := self._excess(messages):
+                return [], excess
+            ids = self.template.render(messages, open_reply=True)
+            return ids, len(ids)
 
         def fits(n_dropped: int) -> bool:
-            return length(n_dropped) + reply_budget <= context
+            return encode(n_dropped)[1] + reply_budget <= context
 
         n_dropped = conversation.n_dropped
-        n_tokens = n_all = length(n_dropped)
+        ids, n_all = encode(n_dropped)
+        n_tokens = n_all
         if n_tokens + reply_budget > context and self.drop_oldest:
             # The last turn is never dropped. Fewer turns take fewer tokens, so bisection finds
             # the first number that fits.
             n_dropped += bisect_left(range(n_dropped, (len(turns) - 1) // 2), True, key=fits)
-            n_tokens = length(n_dropped)
+            ids, n_tokens = encode(n_dropped)
         if n_tokens >= context:
             raise no_space(n_tokens, context)
         messages, n_left_out = shown(n_dropped), n_all - n_tokens
-        ids = self.template.render(messages, open_reply=True)
         n_turns = n_dropped - conversation.n_dropped
         return Fit(ids, messages, n_dropped, n_turns, type(n_all)(n_left_out))

@@ -11,7 +11,7 @@ from llama_chat.errors import LlamaChatError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache, RowCache
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import Span, causal_mask
-from llama_chat.model.transformer import Transformer
+from llama_chat.model.transformer import InterruptedForward, Transformer
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: enough to keep matrix units busy, few enough to show progress."""
@@ -113,7 +113,6 @@ class Backend(ABC):
         logits = self.forward_batch([extension], should_stop)[0]
         return logits if all_logits else logits[-1]
 
-    @torch.inference_mode()
     def forward_batch(
         self,
         extensions: Sequence[Extension],
@@ -126,7 +125,7 @@ class Backend(ABC):
 
         Args:
             extensions: one or more, each of another cache; all are unchanged if this raises.
-            should_stop: called between layers.
+            should_stop: called between layers, or once if the pass is short.
 
         Returns:
             Logits ``(n_logits, vocab_size)`` in float32 of each.
@@ -134,6 +133,21 @@ class Backend(ABC):
         Raises:
             InterruptedForward, LlamaChatError, ValueError: as ``forward``.
         """
+        if should_stop is not None and self._is_short(extensions):
+            if should_stop():
+                raise InterruptedForward
+            should_stop = None
+        return self.run_pass(extensions, should_stop)
+
+    def _is_short(self, extensions: Sequence[Extension]) -> bool:
+        """True if a pass takes so little time that it need not be stopped."""
+        return False
+
+    @torch.inference_mode()
+    def run_pass(
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        """Do what ``forward_batch`` does; ``should_stop`` is called between layers of any pass."""
         # OpenMP keeps a thread count for each calling thread.
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)

@@ -8,7 +8,7 @@ but for the rounding of torch where the kernels cannot be used.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,7 +29,9 @@ from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.engine import prompt_too_long
 from llama_chat.generation.events import Event, Token
 from llama_chat.generation.kv_cache import KVCache, common_prefix
+from llama_chat.generation.likeliest import Likeliest, Search, find_all
 from llama_chat.generation.prefix_store import MIN_SHARED, PrefixStore, total_bytes
+from llama_chat.kernels.likeliest import is_supported
 from llama_chat.model.transformer import InterruptedForward
 from llama_chat.tokenizers.base import Tokenizer
 
@@ -163,10 +165,12 @@ class Scheduler:
         except InterruptedForward:
             return []
         self.n_evaluated += sum(len(extension.ids) for extension in extensions)
+        computed = zip(sequences, logits, strict=True)
+        last = {sequence: rows[-1] for sequence, rows in computed if len(rows)}
+        found = _find_likeliest(last)
         updates: list[Update] = []
-        for sequence, found in zip(sequences, logits, strict=True):
-            if len(found):
-                updates += self._continue(sequence, found[-1])
+        for sequence, row in last.items():
+            updates += self._continue(sequence, row, found.get(sequence))
         return updates
 
     # ---- admission
@@ -244,7 +248,9 @@ class Scheduler:
             room -= n_new
         return sequences, extensions
 
-    def _continue(self, sequence: BatchedSequence, logits: Tensor) -> Iterator[Update]:
+    def _continue(
+        self, sequence: BatchedSequence, logits: Tensor, found: Likeliest | None
+    ) -> Iterator[Update]:
         """Sample the next token of a sequence, and those that its grammar forces after it.
 
         Or score the choices.
@@ -255,7 +261,7 @@ class Scheduler:
         try:
             if cache is not None and text.choices:
                 text.choose(score_next(self.backend, cache, logits, text.choices))
-            while text.reason is None and (token := text.sample(logits)) is not None:
+            while text.reason is None and (token := text.sample(logits, found)) is not None:
                 yield sequence, token
                 if not text.is_forced:
                     break
@@ -278,6 +284,22 @@ class Scheduler:
         if self._keeps_replies and sequence.cache is not None:
             self.store.add(sequence.cache)
         sequence.cache = None
+
+
+def _find_likeliest(rows: Mapping[BatchedSequence, Tensor]) -> dict[BatchedSequence, Likeliest]:
+    """Find the likeliest tokens among which the next ones are chosen, of all rows at once."""
+    alike: dict[Search, list[BatchedSequence]] = {}
+    for sequence, logits in rows.items():
+        search = sequence.text.search
+        if search is not None and is_supported(logits):
+            alike.setdefault(search, []).append(sequence)
+    return {
+        sequence: found
+        for search, members in alike.items()
+        for sequence, found in zip(
+            members, find_all([rows[each] for each in members], search), strict=True
+        )
+    }
 
 
 def generate_all(

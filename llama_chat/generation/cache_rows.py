@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.kernels.forward import Buffers, NativeCache
-from llama_chat.kernels.pages import allocate
+from llama_chat.kernels.pages import LARGE_PAGE, allocate
 from llama_chat.memory import require
 from llama_chat.model.config import LlamaConfig
 
@@ -27,9 +27,10 @@ _MIN_SCALE = 1e-30
 
 def _allocate(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Allocate an uninitialised buffer of the type and on the device of ``like``."""
-    if like.device.type != "cpu":
+    n_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or n_bytes < LARGE_PAGE:
         return like.new_empty(shape)
-    return allocate(math.prod(shape) * like.element_size()).view(like.dtype).view(shape)
+    return allocate(n_bytes).view(like.dtype).view(shape)
 
 
 def _empty_like(buffers: Buffers) -> list[list[Tensor]]:
@@ -40,7 +41,8 @@ def _empty_like(buffers: Buffers) -> list[list[Tensor]]:
 
 
 def _n_bytes(buffers: Buffers) -> int:
-    return sum(buffer.nbytes for layers in buffers for buffer in layers)
+    """Bytes of buffers, all layers of which are alike."""
+    return sum(layers[-1].nbytes * len(layers) for layers in buffers if layers)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -145,7 +147,8 @@ class CacheRows:
                 if old.shape[2] >= capacity:  # grown already, before an interrupt
                     continue
                 grown = _allocate((*old.shape[:2], capacity, *old.shape[3:]), old)
-                grown[:, :, :kept] = old[:, :, :kept]
+                if kept:  # copying nothing takes as long as allocating
+                    grown[:, :, :kept] = old[:, :, :kept]
                 layers[layer] = grown
 
     def cut(self, length: int) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llama_chat.generation.constraints import Constraint, Grammar
 from llama_chat.generation.events import Finish, FinishReason, Timings, Token, Usage
+from llama_chat.generation.likeliest import Likeliest, Search
 from llama_chat.generation.logprobs import Scored
 from llama_chat.generation.sampling import Choice, Sampler
 from llama_chat.generation.stopping import StopStrings
@@ -98,20 +99,29 @@ class Continuation:
         """True if the grammar says which token is next, so that no logits are needed."""
         return bool(self._constraint.forced())
 
-    def _choose(self, logits: Tensor) -> Choice:
+    @property
+    def search(self) -> Search | None:
+        """The likeliest tokens of the next logits that ``sample`` chooses from; None for none."""
+        return None if self.choices or self.is_forced else self._request.sampler.search
+
+    def _choose(self, logits: Tensor, found: Likeliest | None) -> Choice:
         """Return the token that the grammar forces, or else a sampled one that it allows."""
         if forced := self._constraint.forced():
             return Choice(forced[0], 0.0)
-        return self._request.sampler(logits, self.ids, self._constraint.mask())
+        return self._request.sampler(logits, self.ids, self._constraint.mask(), found)
 
-    def sample(self, logits: Tensor) -> Token | None:
+    def sample(self, logits: Tensor, found: Likeliest | None = None) -> Token | None:
         """Choose the next token from the ``logits`` ``(vocab_size,)`` that follow ``ids``.
+
+        Args:
+            logits: the logits.
+            found: what ``search`` finds in them, if that is known already.
 
         Returns:
             The token; None if it is an end token. ``reason`` is set if it is the last one.
         """
         self._prefilled = self._prefilled or time.perf_counter()
-        token_id, logprob, alternatives = self._choose(logits)
+        token_id, logprob, alternatives = self._choose(logits, found)
         self._last = time.perf_counter()
         self._first = self._first or self._last
         if token_id in self._ends:

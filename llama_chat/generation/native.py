@@ -12,8 +12,11 @@ from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.quantization.linear import only_torch_has_matrix_units, prefers_unpacked
 
-MAX_TOKENS_AT_ONCE = 32
-"""Tokens of a pass that is computed in one call, too short to be stopped."""
+SHORT_PASS = 32
+"""Tokens of a pass that is short in any model."""
+
+_SHORT_PRODUCTS = 2**34
+"""Multiplications of a short pass of more tokens: about a tenth of a second."""
 
 
 class NativeBackend(Backend):
@@ -76,9 +79,9 @@ class NativeBackend(Backend):
             for new, end in zip(extensions, ends, strict=True)
             for row in range(end - new.n_logits, end)
         ]
-        # All layers in one call for a few tokens; for many, a call per layer, to allow a stop.
+        # All layers in one call, or a call per layer, to allow a stop: Ctrl-C also may be one.
         n_layers = self.kernels.n_layers
-        step = n_layers if len(ids) <= MAX_TOKENS_AT_ONCE else 1
+        step = n_layers if should_stop is None and self._is_short(extensions) else 1
         for first in range(0, n_layers, step):
             if should_stop is not None and should_stop():
                 raise InterruptedForward
@@ -95,6 +98,13 @@ class NativeBackend(Backend):
         if logits is None:
             return [torch.empty(0, self.model.config.vocab_size) for _ in extensions]
         return list(torch.split(logits, [new.n_logits for new in extensions]))
+
+    def _is_short(self, extensions: Sequence[Extension]) -> bool:
+        n_tokens = sum(len(new.ids) for new in extensions)
+        of_row = 2 * self.model.config.dim * self.kernels.n_layers  # keys and values
+        of_rows = of_row * max(new.end for new in extensions)
+        n_products = n_tokens * (self.kernels.n_weights + of_rows)
+        return n_tokens <= SHORT_PASS or n_products <= _SHORT_PRODUCTS
 
 
 def _take_rows(table: Tensor, rows: Sequence[range]) -> Tensor:

@@ -18,7 +18,7 @@ from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import Backend, Extension
 from llama_chat.generation.cache_rows import CacheRows
 from llama_chat.generation.kv_cache import KVCache, RowCache
-from llama_chat.generation.native import MAX_TOKENS_AT_ONCE
+from llama_chat.generation.native import SHORT_PASS
 from llama_chat.kernels.forward import Buffers
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import InterruptedForward
@@ -172,13 +172,14 @@ class RankedBackend(Backend):
     def _reserve(self, cache: RowCache, length: int) -> None:
         self._inner._reserve(cache, length)
 
+    def _is_short(self, extensions: Sequence[Extension]) -> bool:
+        n_tokens = sum(len(new.ids) for new in extensions)
+        return n_tokens <= SHORT_PASS or self._inner._is_short(extensions)
+
     def _run(
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
     ) -> list[Tensor]:
-        ranks, n_tokens = self.ranks, sum(len(new.ids) for new in extensions)
-        if should_stop is not None and should_stop():
-            raise InterruptedForward
-        is_polled = should_stop is not None and n_tokens > MAX_TOKENS_AT_ONCE
+        ranks, is_polled = self.ranks, should_stop is not None
 
         def poll() -> bool:
             stops = should_stop is not None and should_stop()
@@ -291,6 +292,6 @@ class Follower:
             return bool(self._orders.receive()[0])
 
         try:
-            self._backend.forward_batch(extensions, stops if is_polled else None)
+            self._backend.run_pass(extensions, stops if is_polled else None)
         except InterruptedForward:
             return

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llama_chat.generation.likeliest import Likeliest, likeliest
+from llama_chat.generation.likeliest import Likeliest, Search, likeliest
 from llama_chat.generation.logprobs import N_ALTERNATIVES, Alternatives
 from llama_chat.settings.sampling import Sampling
 
@@ -116,8 +116,24 @@ class Sampler:
         self._seed = secrets.randbelow(2**32) if seed is None else seed
         self._random = Random(self._seed)  # noqa: S311 - the same on every machine
 
+    @property
+    def _n_shown(self) -> int:
+        """Number of likely tokens whose log-probabilities are wanted."""
+        return N_ALTERNATIVES if self._with_logprobs else 1
+
+    @property
+    def search(self) -> Search:
+        """The likeliest tokens among which one is chosen."""
+        settings, temperature = self._sampling, self._sampling.temperature
+        n_ranked = (settings.top_k or RANKED_FIRST) if temperature else 1
+        return Search(max(n_ranked, self._n_shown), temperature or 1.0)
+
     def __call__(
-        self, logits: Tensor, previous: Sequence[int], allowed: bytearray | None = None
+        self,
+        logits: Tensor,
+        previous: Sequence[int],
+        allowed: bytearray | None = None,
+        found: Likeliest | None = None,
     ) -> Choice:
         """Choose a token.
 
@@ -125,26 +141,26 @@ class Sampler:
             logits: ``(vocab_size,)`` in float32.
             previous: all tokens so far, for the repetition penalty.
             allowed: a byte for each token, 0 for those that may not be chosen; None if all may.
+            found: what ``search`` finds in the logits, if that is known already.
 
         Raises:
             ModelError: if the logits are not finite.
         """
-        settings, temperature = self._sampling, self._sampling.temperature
-        n_ranked = (settings.top_k or RANKED_FIRST) if temperature else 1
+        settings = self._sampling
         raw = logits.float().cpu()
         scores = raw
         if settings.repeat_penalty != 1 and previous:
             scores = penalise_repeats(raw, previous[-REPEAT_WINDOW:], settings.repeat_penalty)
         if allowed is not None:
             scores = keep_allowed(scores, allowed)
-        n_shown = N_ALTERNATIVES if self._with_logprobs else 1
-        ranked = likeliest(scores, max(n_ranked, n_shown), temperature or 1.0)
-        found = ranked if scores is raw else likeliest(raw, n_shown)
-        token_id = self._draw(scores, ranked) if temperature else ranked.ids[0]
+        if found is None:
+            found = likeliest(raw, self.search if scores is raw else Search(self._n_shown))
+        ranked = found.check() if scores is raw else likeliest(scores, self.search)
+        token_id = self._draw(scores, ranked) if settings.temperature else ranked.ids[0]
         logprob = float(raw[token_id]) - found.normaliser
         if not self._with_logprobs:
             return Choice(token_id, logprob)
-        logprobs = [logit - found.normaliser for logit in found.logits[:n_shown]]
+        logprobs = [logit - found.normaliser for logit in found.logits[: self._n_shown]]
         return Choice(token_id, logprob, tuple(zip(found.ids, logprobs, strict=False)))
 
     def _draw(self, scores: Tensor, ranked: Likeliest) -> int:
@@ -164,7 +180,7 @@ class Sampler:
             n_ranked = len(ranked.ids)
             if settings.top_k or len(kept) < n_ranked or n_ranked == len(scores):
                 break
-            ranked = likeliest(scores, 16 * n_ranked, settings.temperature)
+            ranked = likeliest(scores, Search(16 * n_ranked, settings.temperature))
         sums = list(accumulate(kept))
         return ranked.ids[bisect_left(sums, self._place() * sums[-1])]
 

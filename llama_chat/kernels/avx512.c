@@ -8,13 +8,15 @@
 #define LANES 16
 #define REGISTERS 32
 
-/* Sums of twelve rows fit in the registers, together with the weights. */
+/* Sums of twelve rows fit in the registers, together with the weights. With sixteen, which are usual
+ * for many sequences at once, some totals are in memory, and a panel is still unpacked only once. */
 #define FOR_TILE_SIZES(DO, ...)                                                                    \
     DO(1, __VA_ARGS__)                                                                             \
     DO(2, __VA_ARGS__)                                                                             \
     DO(4, __VA_ARGS__)                                                                             \
     DO(8, __VA_ARGS__)                                                                             \
-    DO(12, __VA_ARGS__)
+    DO(12, __VA_ARGS__)                                                                            \
+    DO(16, __VA_ARGS__)
 
 #define VECTORS_AT_ONCE(n) 1
 

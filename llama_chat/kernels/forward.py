@@ -128,6 +128,9 @@ class NativeModel:
             )
         )
         self._vocab_size = output.matrix.n_rows
+        matrices = [output.matrix, *(each.matrix for layer in layers for each in layer.matrices)]
+        self.n_weights = sum(each.n_rows * each.n_columns for each in matrices)
+        """Weights that each token is multiplied with."""
         self._model = ModelWeights(
             dim,
             len(layers),

@@ -84,23 +84,23 @@ static int64_t collect(const float *logits, int64_t n, const float *maxima, floa
     return n_found;
 }
 
-/* ---- a pass over all logits ------------------------------------------------------------------- */
+/* ---- a row of logits -------------------------------------------------------------------------- */
 
 /* Sums of exp(x - max) and of exp((x - max) * factor) for some logits. */
 typedef struct {
     float plain, scaled;
 } exponential_sums;
 
-/* What the threads of find_likeliest() share. */
+/* What is to be found in a row of logits, and memory for it. */
 typedef struct {
     const kernel_set *kernels;
     const float *logits;
-    int64_t n;
+    int64_t n, k;
     float factor;
     float *maxima;          /* of the blocks */
-    float *largest;         /* of each thread's share of the logits */
     exponential_sums *sums; /* of each SUMMED_LOGITS logits, so that they do not depend on shares */
-} logit_pass;
+    candidate *found;
+} row_search;
 
 INLINE float largest_of(const float *x, int64_t n)
 {
@@ -112,77 +112,149 @@ INLINE float largest_of(const float *x, int64_t n)
 
 INLINE int64_t n_sums(int64_t n) { return (n + SUMMED_LOGITS - 1) / SUMMED_LOGITS; }
 
-/* Find the maxima of this thread's share of the blocks, and then add up its exponentials. */
-static void read_share(team_member me, void *argument)
+/* Find the maxima of this member's share of the blocks; returns the largest. */
+static float find_maxima(const row_search *row, team_member me)
 {
-    const logit_pass *all = argument;
-    const kernel_set *kernels = all->kernels;
-    const range sums = share_of(n_sums(all->n), me);
+    const range sums = share_of(n_sums(row->n), me);
     const int64_t start = sums.start * SUMMED_LOGITS;
-    const int64_t n = min(sums.end * SUMMED_LOGITS, all->n) - start;
-    float *maxima = all->maxima + logit_blocks(start);
-    kernels->block_maxima(all->logits + start, n, maxima);
-    all->largest[me.index] = largest_of(maxima, logit_blocks(n));
-    wait_for_team();
-    const float max = largest_of(all->largest, me.n_threads);
+    const int64_t n = min(sums.end * SUMMED_LOGITS, row->n) - start;
+    float *maxima = row->maxima + logit_blocks(start);
+    row->kernels->block_maxima(row->logits + start, n, maxima);
+    return largest_of(maxima, logit_blocks(n));
+}
+
+/* Add up the exponentials of this member's share, relative to the largest logit. */
+static void add_exponentials(const row_search *row, float max, team_member me)
+{
+    const range sums = share_of(n_sums(row->n), me);
     for (int64_t i = sums.start; i < sums.end; i++) {
-        const float *x = all->logits + i * SUMMED_LOGITS;
-        const int64_t length = min(SUMMED_LOGITS, all->n - i * SUMMED_LOGITS);
-        exponential_sums *sum = all->sums + i;
-        sum->plain = kernels->sum_exponentials(x, length, max, 1);
-        sum->scaled = all->factor == 1
+        const float *x = row->logits + i * SUMMED_LOGITS;
+        const int64_t length = min(SUMMED_LOGITS, row->n - i * SUMMED_LOGITS);
+        exponential_sums *sum = row->sums + i;
+        sum->plain = row->kernels->sum_exponentials(x, length, max, 1);
+        sum->scaled = row->factor == 1
                           ? sum->plain
-                          : kernels->sum_exponentials(x, length, max, all->factor);
+                          : row->kernels->sum_exponentials(x, length, max, row->factor);
+    }
+}
+
+/* Store what was found; the arguments are those of find_likeliest() for one row. */
+static void store_likeliest(const row_search *row, float max, float *values, int32_t *places,
+                            double *sums)
+{
+    double whole = 0, scaled = 0;
+    for (int64_t i = 0; i < n_sums(row->n); i++) {
+        whole += (double)row->sums[i].plain;
+        scaled += (double)row->sums[i].scaled;
+    }
+    sums[0] = (double)max + log(whole);
+    sums[1] = scaled;
+    if (!isfinite(sums[0]))
+        return;
+    const int64_t n_found =
+        collect(row->logits, row->n, row->maxima, max, row->k, row->found);
+    select_first(row->found, n_found, row->k);
+    qsort(row->found, (size_t)row->k, sizeof *row->found, compare);
+    for (int64_t i = 0; i < row->k; i++) {
+        values[i] = row->found[i].value;
+        places[i] = row->found[i].place;
+    }
+}
+
+/* ---- rows, by a team -------------------------------------------------------------------------- */
+
+/* The arguments of find_likeliest(), and what its threads share. */
+typedef struct {
+    const kernel_set *kernels;
+    const float *const *rows;
+    int64_t n_rows, n, k;
+    float factor;
+    float *values;
+    int32_t *places;
+    double *sums;
+    char *scratch;
+    float *largest; /* of each thread's share of a row */
+} search_job;
+
+/* Logits, or blocks, that may be collected. */
+INLINE int64_t max_candidates(int64_t n) { return n > BLOCKS_OF_CHUNK ? n : BLOCKS_OF_CHUNK; }
+
+/* Bytes of the memory for one row; a multiple of those of a double. */
+INLINE int64_t row_scratch_bytes(int64_t n)
+{
+    return max_candidates(n) * (int64_t)sizeof(candidate) +
+           logit_blocks(n) * (int64_t)sizeof(float) + n_sums(n) * (int64_t)sizeof(exponential_sums);
+}
+
+/* Begin to search row `i` in the memory of a thread. */
+static row_search search_of(const search_job *job, int64_t i, int thread)
+{
+    const int64_t n = job->n;
+    candidate *found = (candidate *)(job->scratch + thread * row_scratch_bytes(n));
+    float *maxima = (float *)(found + max_candidates(n));
+    exponential_sums *sums = (exponential_sums *)(maxima + logit_blocks(n));
+    return (row_search){job->kernels, job->rows[i], n, job->k, job->factor, maxima, sums, found};
+}
+
+static void store_row(const search_job *job, const row_search *row, int64_t i, float max)
+{
+    store_likeliest(row, max, job->values + i * job->k, job->places + i * job->k, job->sums + 2 * i);
+}
+
+/* Search one row together: each thread reads those logits that are near what it has just computed,
+ * as far as its cache has them, in a pass of as many threads. */
+static void search_together(team_member me, void *argument)
+{
+    const search_job *job = argument;
+    const row_search row = search_of(job, 0, 0);
+    job->largest[me.index] = find_maxima(&row, me);
+    wait_for_team();
+    add_exponentials(&row, largest_of(job->largest, me.n_threads), me);
+}
+
+/* Search this thread's share of the rows. */
+static void search_share(team_member me, void *argument)
+{
+    const search_job *job = argument;
+    const team_member alone = {0, 1};
+    const range rows = share_of(job->n_rows, me);
+    for (int64_t i = rows.start; i < rows.end; i++) {
+        const row_search row = search_of(job, i, me.index);
+        const float max = find_maxima(&row, alone);
+        add_exponentials(&row, max, alone);
+        store_row(job, &row, i, max);
     }
 }
 
 /* Logits for which it takes less time to wait for another thread than to do its work. */
 enum { MIN_SHARED_LOGITS = 1 << 14 };
 
-/* ---- called from Python --------------------------------------------------------------------- */
-
-/* Logits, or blocks, that may be collected. */
-INLINE int64_t max_candidates(int64_t n) { return n > BLOCKS_OF_CHUNK ? n : BLOCKS_OF_CHUNK; }
+/* ---- called from Python ----------------------------------------------------------------------- */
 
 /* Bytes of scratch memory that find_likeliest() needs. */
-EXPORT int64_t likeliest_scratch_bytes(int64_t n)
+EXPORT int64_t likeliest_scratch_bytes(int64_t n, int n_threads)
 {
-    return max_candidates(n) * (int64_t)sizeof(candidate) +
-           logit_blocks(n) * (int64_t)sizeof(float) + n_sums(n) * (int64_t)sizeof(exponential_sums);
+    return n_threads * row_scratch_bytes(n);
 }
 
-/* Find the `k` largest of `n` logits, at most `n`: their values and places, from the largest on and
- * equal ones in order; sums = (the logarithm of the sum of exp(x), the sum of
- * exp((x - maximum) * factor)). Neither sum is finite if a logit is not a number, or infinite.
- *
- * A team of `n_threads` reads the logits: each thread those near what it has just computed, as far
- * as its cache has them, in a pass of as many threads. */
-EXPORT void find_likeliest(const float *logits, int64_t n, int64_t k, float factor, float *values,
-                           int32_t *places, double *sums, char *scratch, int level, int n_threads)
+/* Find the `k` largest of `n` logits, at most `n`, of each row: their values (n_rows, k) and places,
+ * from the largest on and equal ones in order; sums (n_rows, 2) = the logarithm of the sum of exp(x),
+ * and the sum of exp((x - maximum) * factor). Neither sum is finite if a logit is not a number, or
+ * infinite. */
+EXPORT void find_likeliest(const float *const *rows, int64_t n_rows, int64_t n, int64_t k,
+                           float factor, float *values, int32_t *places, double *sums,
+                           char *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
-    candidate *found = (candidate *)scratch;
-    float *maxima = (float *)(found + max_candidates(n)), largest[n_threads];
-    exponential_sums *partial = (exponential_sums *)(maxima + logit_blocks(n));
-    logit_pass all = {&kernels, logits, n, factor, maxima, largest, partial};
+    float largest[n_threads];
     for (int thread = 0; thread < n_threads; thread++)
         largest[thread] = -INFINITY; /* the team may be smaller */
-    run_team(n < MIN_SHARED_LOGITS ? 1 : n_threads, read_share, &all);
-    const float max = largest_of(largest, n_threads);
-    double whole = 0, scaled = 0;
-    for (int64_t i = 0; i < n_sums(n); i++) {
-        whole += (double)partial[i].plain;
-        scaled += (double)partial[i].scaled;
-    }
-    sums[0] = (double)max + log(whole);
-    sums[1] = scaled;
-    if (!isfinite(sums[0]))
-        return;
-    const int64_t n_found = collect(logits, n, maxima, max, k, found);
-    select_first(found, n_found, k);
-    qsort(found, (size_t)k, sizeof *found, compare);
-    for (int64_t i = 0; i < k; i++) {
-        values[i] = found[i].value;
-        places[i] = found[i].place;
+    search_job job = {&kernels, rows,   n_rows, n,       k,      factor,
+                      values,   places, sums,   scratch, largest};
+    run_team(n_rows * n < MIN_SHARED_LOGITS ? 1 : n_threads,
+             n_rows == 1 ? search_together : search_share, &job);
+    if (n_rows == 1) {
+        const row_search row = search_of(&job, 0, 0);
+        store_row(&job, &row, 0, largest_of(largest, n_threads));
     }
 }

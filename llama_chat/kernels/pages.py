@@ -12,7 +12,8 @@ from torch import Tensor
 
 _CACHE_LINE = 64
 
-_LARGE_PAGE = 2**21
+LARGE_PAGE = 2**21
+"""Bytes of a large page, from which on memory is allocated in such."""
 
 _CHUNK = 2**24
 """Bytes in which memory for small weights is allocated."""
@@ -20,17 +21,17 @@ _CHUNK = 2**24
 
 def allocate(n_bytes: int) -> Tensor:
     """Allocate ``(n_bytes,)`` in uint8, in large pages where the system has them."""
-    if n_bytes < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if n_bytes < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         memory = torch.empty(n_bytes + _CACHE_LINE, dtype=torch.uint8)
         start = -memory.data_ptr() % _CACHE_LINE
     else:
         # The margins before and after are never touched, so they take no memory.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        mapped = mmap.mmap(-1, n_bytes + _LARGE_PAGE, flags=private)
+        mapped = mmap.mmap(-1, n_bytes + LARGE_PAGE, flags=private)
         memory = torch.frombuffer(mapped, dtype=torch.uint8)
-        start = -memory.data_ptr() % _LARGE_PAGE
+        start = -memory.data_ptr() % LARGE_PAGE
         with contextlib.suppress(OSError):  # the operating system may lack large pages
-            whole = n_bytes // _LARGE_PAGE * _LARGE_PAGE
+            whole = n_bytes // LARGE_PAGE * LARGE_PAGE
             mapped.madvise(mmap.MADV_HUGEPAGE, start, whole)
     return memory[start : start + n_bytes]
 
@@ -48,7 +49,7 @@ class WeightMemory:
 
     def allocate(self, n_bytes: int) -> Tensor:
         """Allocate ``(n_bytes,)`` in uint8."""
-        if n_bytes >= _LARGE_PAGE:
+        if n_bytes >= LARGE_PAGE:
             return allocate(n_bytes)
         with self._lock:
             if n_bytes > len(self._rest):

@@ -140,7 +140,7 @@ class ModelSettings:
     )
     parallel: int = define(
         "integer",
-        16,
+        32,
         "Answers to compute at a time, where there are many; fewer if memory is short.",
         scope="program",
         low=1,
