@@ -80,7 +80,7 @@ static void run_attention(const kernel_set *kernels, const kv_cache *sequences, 
 static void compare_family(int kind, int n_heads, int n_kv_heads, int head_dim)
 {
     enum { N = 5 };
-    static const int lengths[N] = {130, 140, 66, 179, 130}, news[N] = {1, 3, 2, 1, N_NEW};
+    static const int lengths[N] = {130, 140, 66, 179, 130}, news[N] = {1, 8, 2, 1, N_NEW};
     static layer_rows rows[N];
     static float q[2 * N_NEW * 2 * MAX_WIDTH], together[sizeof q / 4], alone[sizeof q / 4];
     const int64_t width = n_heads * head_dim;

@@ -314,6 +314,8 @@ int main(int n_arguments, char **arguments)
             compare_family(kind, 6, 2, 16);
             compare_family(kind, 6, 2, 20);
             compare_family(kind, 8, 8, 8);
+            compare_family(kind, 4, 1, 64);
+            compare_family(kind, 2, 1, 128);
         }
         previous = tested;
     }

@@ -5,11 +5,12 @@
 #define DECODE_ATTENTION_H
 
 #include "attention_vectors.h"
+#include "transposition.h"
 
 /* Bytes ahead of a row of keys at which memory is read. */
 enum { KEYS_AHEAD = 2048 };
 
-/* Compute the scores (n_queries, MAX_SPLIT) of queries (n_queries, width) for `n` rows of keys from
+/* Compute the scores (n_queries, MAX_SPLIT) of queries of `width` numbers for `n` rows of keys from
  * row `first` on; n_queries * n <= N_SUMS.
  *
  * A row is widened once for all queries, and a query is loaded once for all rows. The loops over
@@ -17,8 +18,8 @@ enum { KEYS_AHEAD = 2048 };
  * meanwhile, and the values of these rows, which are needed next: a split is too short for the
  * processor to read ahead by itself.
  */
-INLINE void multiply_keys(const float *queries, int n_queries, const head_rows *rows, int64_t first,
-                          int n, int64_t width, float *scores, int kind)
+INLINE void multiply_keys(const float *const *queries, int n_queries, const head_rows *rows,
+                          int64_t first, int n, int64_t width, float *scores, int kind)
 {
     const int64_t bytes = rows->row_bytes, start = first * bytes;
     const int64_t step_bytes = n * LANES * kind_bytes(kind);
@@ -36,7 +37,7 @@ INLINE void multiply_keys(const float *queries, int n_queries, const head_rows *
             const vector numbers = load(rows->keys + start + j * bytes, at, kind);
             UNROLL(4)
             for (int i = 0; i < n_queries; i++)
-                sums[i * n + j] += *(const vector *)(queries + i * width + at) * numbers;
+                sums[i * n + j] += *(const vector *)(queries[i] + at) * numbers;
         }
     }
     vector totals[N_SUMS / LANES];
@@ -48,9 +49,9 @@ INLINE void multiply_keys(const float *queries, int n_queries, const head_rows *
                (size_t)n * sizeof(float));
 }
 
-/* Compute scores (n_queries, MAX_SPLIT) = queries (n_queries, width) * keys. */
-INLINE void score_rows(const float *queries, int n_queries, const head_rows *rows, float *scores,
-                       int64_t width, int kind)
+/* Compute scores (n_queries, MAX_SPLIT) = queries of `width` numbers * keys. */
+INLINE void score_rows(const float *const *queries, int n_queries, const head_rows *rows,
+                       float *scores, int64_t width, int kind)
 {
     const int at_once = N_SUMS / n_queries;
     for (int64_t r = 0; r < rows->n && rows->n < at_once; r++)
@@ -63,6 +64,84 @@ INLINE void score_rows(const float *queries, int n_queries, const head_rows *row
         for (int64_t r = 0; r < rows->n; r++)
             scores[i * MAX_SPLIT + r] *= rows->key_scales[r];
 }
+
+/* ---- transposed keys -------------------------------------------------------------------------- */
+
+/* True if many queries are multiplied with transposed keys: in lanes of their own, keys need no sums
+ * of lanes. Other levels have too few registers for it, or sum lanes faster. */
+INLINE int transposes_keys(int64_t width)
+{
+    return X86 && LANES == 16 && REGISTERS == 32 && (width == 64 || width == 128);
+}
+
+/* The lane that comes `i`-th if lanes are added pairwise as lane_sums() does: first those that are
+ * half a vector apart. */
+INLINE int lane_in_order(int i)
+{
+    int lane = 0;
+    for (int bit = 1; bit < LANES; bit *= 2)
+        lane += i & bit ? LANES / 2 / bit : 0;
+    return lane;
+}
+
+/* Add `sums` of one lane to those of the lanes before it, of which subtotals[k] are those of 2^k. */
+INLINE void add_lane(vector *sums, vector subtotals[][QUERY_BATCH], int lane, int n_queries)
+{
+    int k = 0;
+    UNROLL(4)
+    for (; lane >> k & 1; k++)
+        for (int i = 0; i < n_queries; i++)
+            sums[i] += subtotals[k][i];
+    for (int i = 0; i < n_queries; i++)
+        subtotals[k][i] = sums[i];
+}
+
+/* Compute the scores (n_queries, MAX_SPLIT) for LANES keys, transposed (width, LANES): those of
+ * multiply_keys(), bit for bit, in its order. */
+INLINE void multiply_transposed(const float *const *queries, int n_queries, const float *keys,
+                                int64_t width, float *scores)
+{
+    enum { LEVELS = LANES == 16 ? 4 : LANES == 8 ? 3 : 2 };
+    vector subtotals[LEVELS + 1][QUERY_BATCH];
+    UNROLL(16)
+    for (int i = 0; i < LANES; i++) {
+        vector sums[QUERY_BATCH] = {0};
+        UNROLL(8)
+        for (int64_t at = lane_in_order(i); at < width; at += LANES)
+            for (int q = 0; q < n_queries; q++)
+                sums[q] += queries[q][at] * *(const vector *)(keys + at * LANES);
+        add_lane(sums, subtotals, i, n_queries);
+    }
+    for (int q = 0; q < n_queries; q++)
+        *(vector *)(scores + q * MAX_SPLIT) = subtotals[LEVELS][q];
+}
+
+/* Compute the scores (n_queries, MAX_SPLIT) for `n` keys, transposed in blocks of LANES rows. */
+INLINE void score_blocks(const float *const *queries, int n_queries, const float *keys, int64_t n,
+                         int64_t width, float *scores)
+{
+    for (int64_t r = 0; r < n; r += LANES, keys += LANES * width)
+        if (width == 64) /* a constant for the compiler */
+            multiply_transposed(queries, n_queries, keys, 64, scores + r);
+        else
+            multiply_transposed(queries, n_queries, keys, 128, scores + r);
+}
+
+/* Transpose a block of LANES rows, `rows` (LANES, width), in place. */
+INLINE void transpose_block(float *rows, int64_t width)
+{
+    vector columns[8 * LANES];
+    for (int64_t d = 0; d < width; d += LANES) {
+        vector square[LANES];
+        for (int i = 0; i < LANES; i++)
+            square[i] = *(const vector *)(rows + i * width + d);
+        transpose(square);
+        memcpy(columns + d, square, sizeof square);
+    }
+    memcpy(rows, columns, sizeof(float) * (size_t)(LANES * width));
+}
+
+/* ---- values, and softmax ---------------------------------------------------------------------- */
 
 /* Compute to[i] (width), for each query, = the sums of values, weighted by (n_queries, MAX_SPLIT), or
  * add to it; only `n_vectors` vectors of their columns, from column `first` on. */
@@ -125,12 +204,15 @@ INLINE void softmax_partial(float *scores, int64_t n_visible, int64_t n_padded, 
     partial[1] = horizontal_sum(sums);
 }
 
+/* ---- splits ----------------------------------------------------------------------------------- */
+
 /* A split of a head: its rows in the cache, or a copy of them as floats, padded with zeros. */
 typedef struct {
     const kv_cache *cache;
     int64_t layer, head;
     range rows;
-    const float *copy; /* keys, then values; or NULL */
+    const float *copy; /* keys, and from row MAX_SPLIT on values; or NULL */
+    int is_transposed; /* blocks of keys in the copy */
 } head_split;
 
 /* Find the rows of a split from row `at` of it on, as many of `n` as lie in one piece of memory. */
@@ -142,18 +224,18 @@ INLINE head_rows rows_of_split(const head_split *split, int64_t at, int64_t n, i
                             (range){first + at, first + n}, kind);
     const float *keys = split->copy + at * width;
     return (head_rows){.keys = (const char *)keys,
-                       .values = (const char *)(keys + (split->rows.end - first) * width),
+                       .values = (const char *)(keys + MAX_SPLIT * width),
                        .n = n - at,
                        .row_bytes = width * (int64_t)sizeof(float),
                        .is_copy = 1};
 }
 
-/* Copy the rows of a split as floats, padded with zeros. */
-INLINE void copy_split(const head_split *split, float *copy, int kind)
+/* Copy the rows of a split as floats, padded with zeros; and transpose the keys, if `transposes`. */
+INLINE void copy_split(head_split *split, float *copy, int transposes, int kind)
 {
     const int64_t n = split->cache->head_dim, width = padded_head(split->cache);
     const int64_t n_rows = split->rows.end - split->rows.start;
-    float *values = copy + n_rows * width;
+    float *values = copy + MAX_SPLIT * width;
     for (int64_t at = 0; at < n_rows;) {
         const head_rows rows = rows_of_split(split, at, n_rows, kind);
         for (int64_t r = 0; r < rows.n; r++, at++) {
@@ -163,10 +245,18 @@ INLINE void copy_split(const head_split *split, float *copy, int kind)
                         values + at * width);
         }
     }
+    const int64_t n_padding = round_up(n_rows, LANES) - n_rows;
+    if (transposes && n_padding)
+        memset(copy + n_rows * width, 0, sizeof(float) * (size_t)(n_padding * width));
+    for (int64_t r = 0; r < n_rows && transposes; r += LANES)
+        transpose_block(copy + r * width, width);
+    split->copy = copy;
+    split->is_transposed = transposes;
 }
 
 /* Queries that are multiplied with rows at a time. */
 typedef struct {
+    const float *queries[QUERY_BATCH];
     int64_t n_visible[QUERY_BATCH]; /* rows of the split that they attend to; the most, for the last */
     float *partials[QUERY_BATCH];
 } query_batch;
@@ -177,9 +267,11 @@ INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const hea
 {
     const int64_t width = padded_head(split->cache), n = batch->n_visible[n_queries - 1];
     float *sums[QUERY_BATCH];
-    for (int64_t at = 0; at < n;) {
+    if (split->is_transposed)
+        score_blocks(batch->queries, n_queries, split->copy, n, width, buffers->scores);
+    for (int64_t at = 0; at < n && !split->is_transposed;) {
         const head_rows rows = rows_of_split(split, at, n, kind);
-        score_rows(buffers->queries, n_queries, &rows, buffers->scores + at, width, kind);
+        score_rows(batch->queries, n_queries, &rows, buffers->scores + at, width, kind);
         at += rows.n;
     }
     for (int i = 0; i < n_queries; i++) {
@@ -222,10 +314,9 @@ INLINE void attend_queries(const split_item *item, head_split *split, const floa
     int64_t left = 0, i = 0; /* queries, and the next one of this sequence */
     for (int s = 0; s < item->n_sequences; s++)
         left += item->sequences[s].n_new * group;
-    if (n != width || (left > 4 * QUERY_BATCH && kind_bytes(kind) == 2)) {
-        copy_split(split, buffers->rows, kind);
-        split->copy = buffers->rows;
-    }
+    const int are_many = left > 4 * QUERY_BATCH && kind_bytes(kind) == 2;
+    if (n != width || are_many)
+        copy_split(split, buffers->rows, are_many && transposes_keys(n), kind);
     for (int64_t size; left > 0; left -= size) {
         query_batch batch;
         size = left < 3 ? 1 : left < QUERY_BATCH ? left : QUERY_BATCH;
@@ -243,7 +334,11 @@ INLINE void attend_queries(const split_item *item, head_split *split, const floa
                                 i * stride;
             const float *query =
                 q + (i / group * cache->n_heads + item->head * group + i % group) * n;
-            load_row((const char *)query, NULL, n, FLOAT32, buffers->queries + j * width);
+            batch.queries[j] = query;
+            if (n != width) {
+                batch.queries[j] = buffers->queries + j * width;
+                load_row((const char *)query, NULL, n, FLOAT32, buffers->queries + j * width);
+            }
         }
         if (split->copy)
             attend_any_batch(buffers, size, split, &batch, FLOAT32);
@@ -258,7 +353,7 @@ static void attend_to_split(const split_item *item, int64_t layer, const float *
     const kv_cache *cache = item->sequences;
     const int64_t step = split_rows(cache), first = item->number * step;
     const range rows = {first, min(first + step, cache->length + cache->n_new)};
-    head_split split = {cache, layer, item->head, rows, NULL};
+    head_split split = {cache, layer, item->head, rows, NULL, 0};
     if (cache->kind == FLOAT32)
         attend_queries(item, &split, q, buffers, partials, FLOAT32);
     else if (cache->kind == BFLOAT16)
