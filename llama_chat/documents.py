@@ -6,7 +6,7 @@ The size of a text bounds neither: 40 KB of one dotted key take gigabytes, as do
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,18 +26,19 @@ _MAX_PARTS = 16
 _MAX_DEPTH = 32
 """Most lists and tables within each other."""
 
-_TOML_LEXEME = re.compile(
-    r'''"""(?:[^"\\]++|\\.?+|"(?!""))*+(?:"{3,5}|\Z)'''  # two more quotes may precede the end
-    r"""|'''(?:[^']++|'(?!''))*+(?:'{3,5}|\Z)"""
-    r'|"(?:[^"\\\n]++|\\.?+)*+(?:"|(?=\n)|\Z)'
-    r"|'[^'\n]*+'"
-    r"|\#[^\n]*+"
-    r"|[.,=\n\[\]{}]",
-    re.DOTALL,
-)
-"""Text, comment, or character that matters outside of them.
+_TOML_MARK = re.compile(r"""\"{3}|'{3}|["'#.,=\n\[\]{}]""")
+"""Beginning of a text or a comment, or character that matters outside of them."""
 
-A text that is never closed is one lexeme too: nothing after it is TOML, and it is scanned once.
+_TOML_ENDS = {
+    '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),  # two more quotes may precede the end
+    "'''": re.compile(r"'{3,5}"),
+    '"': re.compile(r'\\.|"|(?=\n)', re.DOTALL),
+    "'": re.compile(r"'|(?=\n)"),
+    "#": re.compile(r"(?=\n)"),
+}
+"""Ends of texts and comments by their beginnings, or escapes, after which the search goes on.
+
+No possessive groups of alternatives, in which Python before 3.11.5 can lose its place.
 """
 
 MAX_JSON_BYTES = 8 * 2**20
@@ -78,8 +79,8 @@ def is_nested_deeply(toml: str) -> bool:
     Texts and comments are found as ``tomllib`` finds them, up to where it would fail.
     """
     dots = depth = 0
-    for found in _TOML_LEXEME.finditer(toml):
-        match found[0]:
+    for mark in _marks_outside_texts(toml):
+        match mark:
             case ".":
                 dots += 1
             case "[" | "{":
@@ -91,6 +92,21 @@ def is_nested_deeply(toml: str) -> bool:
         if dots >= _MAX_PARTS or depth > _MAX_DEPTH:
             return True
     return False
+
+
+def _marks_outside_texts(toml: str) -> Iterator[str]:
+    """Yield the characters that matter; a text that is never closed is the last thing of all."""
+    at = 0
+    while found := _TOML_MARK.search(toml, at):
+        mark, at = found[0], found.end()
+        if (end := _TOML_ENDS.get(mark)) is None:
+            yield mark
+            continue
+        while (found := end.search(toml, at)) and found[0].startswith("\\"):
+            at = found.end()
+        if found is None:
+            return
+        at = found.end()
 
 
 def parse_json(text: str) -> Any:

@@ -91,14 +91,17 @@ typedef struct {
     float plain, scaled;
 } exponential_sums;
 
-/* What is to be found in a row of logits, and memory for it. */
+/* A search in one row: the arguments of find_likeliest() for it, and memory. */
 typedef struct {
     const kernel_set *kernels;
     const float *logits;
     int64_t n, k;
     float factor;
-    float *maxima;          /* of the blocks */
-    exponential_sums *sums; /* of each SUMMED_LOGITS logits, so that they do not depend on shares */
+    float *values;
+    int32_t *places;
+    double *sums;
+    float *maxima;             /* of the blocks */
+    exponential_sums *partial; /* of each SUMMED_LOGITS logits, so that they do not depend on shares */
     candidate *found;
 } row_search;
 
@@ -130,7 +133,7 @@ static void add_exponentials(const row_search *row, float max, team_member me)
     for (int64_t i = sums.start; i < sums.end; i++) {
         const float *x = row->logits + i * SUMMED_LOGITS;
         const int64_t length = min(SUMMED_LOGITS, row->n - i * SUMMED_LOGITS);
-        exponential_sums *sum = row->sums + i;
+        exponential_sums *sum = row->partial + i;
         sum->plain = row->kernels->sum_exponentials(x, length, max, 1);
         sum->scaled = row->factor == 1
                           ? sum->plain
@@ -138,26 +141,24 @@ static void add_exponentials(const row_search *row, float max, team_member me)
     }
 }
 
-/* Store what was found; the arguments are those of find_likeliest() for one row. */
-static void store_likeliest(const row_search *row, float max, float *values, int32_t *places,
-                            double *sums)
+/* Store what was found. */
+static void store_likeliest(const row_search *row, float max)
 {
     double whole = 0, scaled = 0;
     for (int64_t i = 0; i < n_sums(row->n); i++) {
-        whole += (double)row->sums[i].plain;
-        scaled += (double)row->sums[i].scaled;
+        whole += (double)row->partial[i].plain;
+        scaled += (double)row->partial[i].scaled;
     }
-    sums[0] = (double)max + log(whole);
-    sums[1] = scaled;
-    if (!isfinite(sums[0]))
+    row->sums[0] = (double)max + log(whole);
+    row->sums[1] = scaled;
+    if (!isfinite(row->sums[0]))
         return;
-    const int64_t n_found =
-        collect(row->logits, row->n, row->maxima, max, row->k, row->found);
+    const int64_t n_found = collect(row->logits, row->n, row->maxima, max, row->k, row->found);
     select_first(row->found, n_found, row->k);
     qsort(row->found, (size_t)row->k, sizeof *row->found, compare);
     for (int64_t i = 0; i < row->k; i++) {
-        values[i] = row->found[i].value;
-        places[i] = row->found[i].place;
+        row->values[i] = row->found[i].value;
+        row->places[i] = row->found[i].place;
     }
 }
 
@@ -189,16 +190,21 @@ INLINE int64_t row_scratch_bytes(int64_t n)
 /* Begin to search row `i` in the memory of a thread. */
 static row_search search_of(const search_job *job, int64_t i, int thread)
 {
-    const int64_t n = job->n;
-    candidate *found = (candidate *)(job->scratch + thread * row_scratch_bytes(n));
-    float *maxima = (float *)(found + max_candidates(n));
-    exponential_sums *sums = (exponential_sums *)(maxima + logit_blocks(n));
-    return (row_search){job->kernels, job->rows[i], n, job->k, job->factor, maxima, sums, found};
-}
-
-static void store_row(const search_job *job, const row_search *row, int64_t i, float max)
-{
-    store_likeliest(row, max, job->values + i * job->k, job->places + i * job->k, job->sums + 2 * i);
+    candidate *found = (candidate *)(job->scratch + thread * row_scratch_bytes(job->n));
+    float *maxima = (float *)(found + max_candidates(job->n));
+    return (row_search){
+        .kernels = job->kernels,
+        .logits = job->rows[i],
+        .n = job->n,
+        .k = job->k,
+        .factor = job->factor,
+        .values = job->values + i * job->k,
+        .places = job->places + i * job->k,
+        .sums = job->sums + 2 * i,
+        .maxima = maxima,
+        .partial = (exponential_sums *)(maxima + logit_blocks(job->n)),
+        .found = found,
+    };
 }
 
 /* Search one row together: each thread reads those logits that are near what it has just computed,
@@ -222,7 +228,7 @@ static void search_share(team_member me, void *argument)
         const row_search row = search_of(job, i, me.index);
         const float max = find_maxima(&row, alone);
         add_exponentials(&row, max, alone);
-        store_row(job, &row, i, max);
+        store_likeliest(&row, max);
     }
 }
 
@@ -255,6 +261,6 @@ EXPORT void find_likeliest(const float *const *rows, int64_t n_rows, int64_t n, 
              n_rows == 1 ? search_together : search_share, &job);
     if (n_rows == 1) {
         const row_search row = search_of(&job, 0, 0);
-        store_row(&job, &row, 0, largest_of(largest, n_threads));
+        store_likeliest(&row, largest_of(largest, n_threads));
     }
 }
