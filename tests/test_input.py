@@ -183,7 +183,9 @@ def test_tab_completes_paths_conversations_models_and_numbers(
     model = tmp_path / ".local/share/llama-chat/models/my-model/weights.gguf"
     model.parent.mkdir(parents=True)
     model.symlink_to(gguf_model)
-    with Terminal("-m", gguf_model, "--max-tokens", "4", home=tmp_path) as terminal:
+    with Terminal(
+        "-m", gguf_model, "--temperature", "0", "--max-tokens", "4", home=tmp_path
+    ) as terminal:
         terminal.wait_for(READY)
         terminal.ask("hello", "cut off|ended")
         terminal.ask("/save a name", "saved as a name")

@@ -144,7 +144,7 @@ def test_a_document_piped_to_the_chat_is_refused_and_the_chat_goes_on(
     gguf_model: Path, big: Path, tmp_path: Path
 ) -> None:
     command = ["sh", "-c", f'"$@" < {big}', "sh", *COMMAND]
-    flags = ("chat", "-m", gguf_model, "--max-tokens", "8")
+    flags = ("chat", "-m", gguf_model, "--temperature", "0", "--max-tokens", "8")
     with Terminal(*flags, home=tmp_path, command=command, PYTHONPATH=str(ROOT)) as chat:
         chat.wait_for(r"attached: document, 1 line[\s\S]*" + READY)
         chat.refuse("What is it?", r"conversation: at least \d{7} tokens leave no space")
