@@ -180,7 +180,7 @@ typedef struct {
 /* Logits, or blocks, that may be collected. */
 INLINE int64_t max_candidates(int64_t n) { return n > BLOCKS_OF_CHUNK ? n : BLOCKS_OF_CHUNK; }
 
-/* Bytes of the memory for one row; a multiple of those of a double. */
+/* Bytes of the memory for one row. */
 INLINE int64_t row_scratch_bytes(int64_t n)
 {
     return max_candidates(n) * (int64_t)sizeof(candidate) +
@@ -238,9 +238,9 @@ enum { MIN_SHARED_LOGITS = 1 << 14 };
 /* ---- called from Python ----------------------------------------------------------------------- */
 
 /* Bytes of scratch memory that find_likeliest() needs. */
-EXPORT int64_t likeliest_scratch_bytes(int64_t n, int n_threads)
+EXPORT int64_t likeliest_scratch_bytes(int64_t n_rows, int64_t n, int n_threads)
 {
-    return n_threads * row_scratch_bytes(n);
+    return min(n_rows, n_threads) * row_scratch_bytes(n);
 }
 
 /* Find the `k` largest of `n` logits, at most `n`, of each row: their values (n_rows, k) and places,
@@ -257,9 +257,12 @@ EXPORT void find_likeliest(const float *const *rows, int64_t n_rows, int64_t n, 
         largest[thread] = -INFINITY; /* the team may be smaller */
     search_job job = {&kernels, rows,   n_rows, n,       k,      factor,
                       values,   places, sums,   scratch, largest};
-    run_team(n_rows * n < MIN_SHARED_LOGITS ? 1 : n_threads,
-             n_rows == 1 ? search_together : search_share, &job);
-    if (n_rows == 1) {
+    if (n_rows * n < MIN_SHARED_LOGITS)
+        n_threads = 1;
+    if (n_rows > 1) {
+        run_team((int)min(n_rows, n_threads), search_share, &job);
+    } else {
+        run_team(n_threads, search_together, &job);
         const row_search row = search_of(&job, 0, 0);
         store_likeliest(&row, largest_of(largest, n_threads));
     }

@@ -34,7 +34,7 @@ def find_likeliest(
     library, n_rows, n = native.library(), len(rows), len(rows[0])
     values, places = (ctypes.c_float * (n_rows * k))(), (ctypes.c_int32 * (n_rows * k))()
     sums, n_threads = (ctypes.c_double * (2 * n_rows))(), torch.get_num_threads()
-    with _SCRATCH.borrow(library.likeliest_scratch_bytes(n, n_threads)) as scratch:
+    with _SCRATCH.borrow(library.likeliest_scratch_bytes(n_rows, n, n_threads)) as scratch:
         library.find_likeliest(
             (ctypes.c_void_p * n_rows)(*(row.data_ptr() for row in rows)),
             n_rows,

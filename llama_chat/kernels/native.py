@@ -36,7 +36,7 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
     "multiply_scratch_bytes": (_INT64, (_POINTER, _INT64)),
     "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT)),
-    "likeliest_scratch_bytes": (_INT64, (_INT64, _INT)),
+    "likeliest_scratch_bytes": (_INT64, (_INT64, _INT64, _INT)),
     "find_likeliest": (
         None,
         (
