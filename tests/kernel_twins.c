@@ -33,27 +33,6 @@ static void fill_panels(const matrix *w, int byte, int is_whole, uint8_t *to)
     }
 }
 
-/* Multiply the first panel with a tile of the largest size, unpacked in two parts, which must give
- * the products (n, PANEL), too. */
-static void compare_unpacked(const matrix *w, int index, const uint8_t *tile,
-                             const float *expected)
-{
-    _Alignas(CACHE_LINE) static uint8_t groups[MAX_COLUMNS * PANEL * 3 / 2];
-    const unpacked_product *product = tested.unpacked_products + index;
-    const packed_layout layout = w->layout;
-    const int64_t span = layout.groups_per_super_block ? layout.groups_per_super_block : 1;
-    const int64_t n_left = n_groups(w) - span;
-    const int n = max_tile(&tested);
-    float got[MAX_TILE * PANEL];
-    product->unpack(w->data, span, groups);
-    product->multiply(groups, span, tile, got, 0);
-    if (n_left) {
-        product->unpack(w->data + panel_bytes_of(layout, span), n_left, groups);
-        product->multiply(groups, n_left, tile + span * n * tile_group_bytes(layout.group), got, 1);
-    }
-    report("unpacked product", memcmp(got, expected, (size_t)(n * PANEL) * sizeof *got) == 0);
-}
-
 /* Multiply one panel with a tile, by both; and row by row, which must give the same. */
 static void compare_tile(const matrix *w, int index, int size, const float *x, float tolerance)
 {
@@ -76,8 +55,6 @@ static void compare_tile(const matrix *w, int index, int size, const float *x, f
         report("tile of several rows", memcmp(alone, got + m * PANEL, sizeof alone) == 0);
     }
     compare("packed product", got, expected, n * PANEL, tolerance);
-    if (tested.unpacked_products && n == max_tile(&tested))
-        compare_unpacked(w, index, tile, got);
 }
 
 static void compare_packed(packed_layout layout, int index)
@@ -108,6 +85,43 @@ static void compare_packed(packed_layout layout, int index)
                 }
             }
     }
+}
+
+/* Compare products with many rows, for which panels are unpacked, in several parts, with those of
+ * row by row, which must give the same; also gated ones. */
+static void compare_many_rows(packed_layout layout)
+{
+    enum { ROWS = 4 * PANEL + 3, COLUMNS = 768, MOST_X = 4 * MAX_TILE + 3 };
+    static uint8_t panels[2][5 * PANEL * 2 * COLUMNS], tiles[MOST_X * 3 * COLUMNS];
+    static uint8_t row[3 * COLUMNS];
+    static float x[MOST_X * COLUMNS], got[MOST_X * ROWS], expected[2][MOST_X * ROWS];
+    const int n_x = 4 * max_tile(&tested) + 3;
+    const matrix w[] = {{PACKED, layout, ROWS, COLUMNS, panels[0]},
+                        {PACKED, layout, ROWS, COLUMNS, panels[1]}};
+    fill(x, n_x * COLUMNS);
+    for (int m = 0, n; m < n_x; m += n) {
+        n = next_tile_size(&tested, n_x - m);
+        quantize_tile(&tested, x + m * COLUMNS, 0, COLUMNS, layout.group, n,
+                      tiles + m * quantized_row_bytes(COLUMNS, layout.group));
+    }
+    for (int i = 0; i < 2; i++) {
+        fill_panels(w + i, -1, 0, panels[i]);
+        for (int m = 0; m < n_x; m++) {
+            quantize_tile(&tested, x + m * COLUMNS, 0, COLUMNS, layout.group, 1, row);
+            multiply_panels(&tested, w + i, row, 1, expected[i] + m * ROWS, STORE_FLOAT,
+                            (range){0, n_panels(w)});
+        }
+        const range some = {i, n_panels(w)}; /* an odd number, and an even one */
+        multiply_panels(&tested, w + i, tiles, n_x, got, STORE_FLOAT, some);
+        for (int m = 0; m < n_x; m++) {
+            const int64_t at = m * ROWS + some.start * PANEL;
+            report("products of many rows", memcmp(got + at, expected[i] + at,
+                                                   (ROWS - some.start * PANEL) * 4) == 0);
+        }
+    }
+    tested.swiglu(expected[0], expected[1], n_x * ROWS);
+    if (multiply_gated_panels(&tested, w, tiles, w + 1, tiles, n_x, got, (range){0, n_panels(w)}))
+        compare("gated products", got, expected[0], n_x * ROWS, 1e-6f);
 }
 
 /* ---- quantization of activations ------------------------------------------------------------ */
@@ -294,8 +308,10 @@ int main(int n_arguments, char **arguments)
 #define HAS_OWN(function) (tested.function != previous.function)
         int index = 0;
 #define COMPARE_PACKED(...) compare_packed((packed_layout){__VA_ARGS__}, index++);
+#define COMPARE_MANY_ROWS(...) compare_many_rows((packed_layout){__VA_ARGS__});
         if (HAS_OWN(dot_products)) {
             FOR_LAYOUTS(COMPARE_PACKED)
+            FOR_LAYOUTS(COMPARE_MANY_ROWS)
         }
         if (HAS_OWN(quantize_row))
             compare_quantization();
@@ -305,7 +321,7 @@ int main(int n_arguments, char **arguments)
             compare_bf16_products();
         if (HAS_OWN(rms_norm))
             compare_activations();
-    compare_maxima();
+        compare_maxima();
         for (int kind = FLOAT32; kind <= FLOAT16 && HAS_OWN(attend_block); kind++) {
             compare_cache(kind, 8, 4, 8);
             compare_cache(kind, 6, 2, 16);

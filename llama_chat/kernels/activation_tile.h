@@ -51,6 +51,25 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
     return (tile_group){(const int8_t *)at, floats, floats + n, integers + 2 * n, integers + 3 * n};
 }
 
+/* Columns of a tile that are prefetched ahead of their use, where tiles need not be in a private
+ * cache. */
+enum { PREFETCHED_COLUMNS = 64 };
+
+/* Prefetch a group of a tile, or memory behind it. */
+INLINE void prefetch_group(const uint8_t *tile, int64_t g, int group, int n)
+{
+    const int64_t bytes = n * tile_group_bytes(group);
+    for (int64_t at = 0; at < bytes; at += CACHE_LINE)
+        __builtin_prefetch(tile + g * bytes + at);
+}
+
+/* The group's rows from `m` on. */
+INLINE tile_group rows_from(tile_group x, int m)
+{
+    return (tile_group){x.quants + 8 * m, x.scales + m, x.sums + m, x.first_sums + m,
+                        x.wide_first_sums + m};
+}
+
 /* The first sum of a row whose quants have the `sum`, in a layout of some bits without minima. */
 INLINE int32_t first_sum_of(int32_t sum, int bits)
 {

@@ -133,8 +133,8 @@ INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const ui
 {
     _Alignas(CACHE_LINE) uint8_t quants[MAX_GROUP * PANEL];
     const integer_vector first_sums = (integer_vector){0} + ROUNDING_BITS; /* of every row */
-    integer_vector sums[TILE][PANEL_VECTORS];
-    vector totals[TILE][PANEL_VECTORS];
+    integer_vector sums[TILE][MAX_VECTORS];
+    vector totals[TILE][MAX_VECTORS];
     super_block super = {0};
     block_scales scales;
     UNROLL(TILE)

@@ -28,7 +28,7 @@ INLINE __m256i sums_of_two_products(__m256i signed_a, __m256i signed_b)
     return _mm256_maddubs_epi16(_mm256_abs_epi8(signed_a), _mm256_sign_epi8(signed_b, signed_a));
 }
 
-INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
+INLINE void add_products(integer_vector sums[][MAX_VECTORS], const byte_vector *low,
                          const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     const __m256i ones = _mm256_set1_epi16(1);

@@ -19,6 +19,7 @@
     DO(16, __VA_ARGS__)
 
 #define VECTORS_AT_ONCE(n) 1
+#define PANELS_AT_ONCE 2
 
 static int is_supported(void)
 {

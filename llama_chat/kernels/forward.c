@@ -48,7 +48,7 @@ static void run_projections(worker *t, int64_t l)
     const kv_cache *cache = t->batch->sequences;
     const int64_t width = cache->n_heads * cache->head_dim;
     const int64_t kv_width = cache->n_kv_heads * cache->head_dim;
-    const int64_t step = step_rows(store_unit(cache));
+    const int64_t step = step_rows(t, store_unit(cache));
     const int64_t n = n_steps(&layer->wq, step) + 2 * n_steps(&layer->wk, step);
     prepare_input(t, b->x, t->w->dim, layer->attention_norm,
                   (const matrix *[]){&layer->wq, &layer->wk, &layer->wv}, 3);
@@ -79,18 +79,11 @@ static void run_feed_forward(worker *t, const layer_weights *layer)
 {
     const shared_buffers *b = t->shared;
     const int64_t hidden = t->w->hidden_dim;
-    const int64_t step = step_rows(1), n = n_steps(&layer->w1, step);
+    const int64_t step = step_rows(t, 1), n = n_steps(&layer->w1, step);
     prepare_input(t, b->x, t->w->dim, layer->ffn_norm,
                   (const matrix *[]){&layer->w1, &layer->w3}, 2);
-    for (range part; take_steps(t, n, &layer->w1, step, &part);) {
-        const range rows = take_rows(&part, &layer->w1, step);
-        multiply_rows(t, &layer->w3, rows, b->up, STORE_FLOAT);
-        multiply_rows(t, &layer->w1, rows, b->gate, STORE_FLOAT);
-        for (int m = 0; m < t->n_x; m++) {
-            const int64_t at = m * hidden + rows.start;
-            t->kernels->swiglu(b->gate + at, b->up + at, rows.end - rows.start);
-        }
-    }
+    for (range part; take_steps(t, n, &layer->w1, step, &part);)
+        multiply_gated(t, &layer->w1, &layer->w3, take_rows(&part, &layer->w1, step));
     end_phase(&t->phase);
     prepare_input(t, b->gate, hidden, NULL, (const matrix *[]){&layer->w2}, 1);
     add_product(t, &layer->w2);

@@ -19,13 +19,16 @@
 typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
                          int64_t out_stride);
 
+typedef void multiply_groups(const uint8_t *groups, int64_t n_groups, const uint8_t *tile,
+                             float *out, int adds);
+
 /* The same for many tiles of the largest size: a run of blocks that begins with a super-block, if
  * there are any, is unpacked once, see panel_blocks.h; and multiplied with each tile, into
- * out (n, PANEL), or added to it. */
+ * out (n, PANEL), or added to it. `multiply_pair` does so with the same groups of two panels, which
+ * are UNPACKED_BYTES apart, into out (n, 2, PANEL); NULL if that is not faster. */
 typedef struct {
     void (*unpack)(const uint8_t *blocks, int64_t n_groups, uint8_t *to);
-    void (*multiply)(const uint8_t *groups, int64_t n_groups, const uint8_t *tile, float *out,
-                     int adds);
+    multiply_groups *multiply, *multiply_pair;
 } unpacked_product;
 
 struct kernel_set {

@@ -45,7 +45,7 @@ void run_output(worker *t, float *logits, pass_record *record)
     const double began = now();
     const matrix *output = &t->w->output;
     const int n_logits = t->batch->n_logits;
-    const int64_t step = step_rows(1), n_parts = n_steps(output, step);
+    const int64_t step = step_rows(t, 1), n_parts = n_steps(output, step);
     prepare_logits(t);
     for (range part; take_steps(t, n_parts, output, step, &part);) {
         const range rows = take_rows(&part, output, step);

@@ -19,33 +19,22 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
             ((float *)y)[at + i] = values[i];
 }
 
-/* Rows that are multiplied with all panels before the next rows, in tiles: at most MAX_BLOCK_TILES,
- * and enough to unpack panels for, even if they do not stay in the cache. */
-enum { UNPACKED_TILES = 8, MAX_BLOCK_TILES = 32 };
+/* Most rows that are multiplied with all panels before the next rows, in tiles. If panels are
+ * unpacked for them, as many as there are, even if they do not stay in the private cache. */
+enum { MAX_BLOCK_TILES = 32 };
 
 /* Least tiles for which unpacking a panel takes less time than it saves. */
 enum { MIN_UNPACKED_TILES = 4 };
 
-/* Columns that are unpacked at a time: they stay in the first cache, with as much of a tile. */
-enum { UNPACKED_COLUMNS = 512, UNPACKED_BYTES = PANEL * UNPACKED_COLUMNS * 3 / 2 };
-
-/* Products of unpacked panels; NULL if there are none, or they are not faster. */
-static const unpacked_product *unpacked_product_of(const kernel_set *kernels, const matrix *w)
+/* Products of unpacked panels with `n_x` rows; NULL if there are none, or they are not faster. */
+static const unpacked_product *unpacked_product_of(const kernel_set *kernels, const matrix *w,
+                                                   int n_x)
 {
     const unpacked_product *products = kernels->unpacked_products;
-    return products && w->layout.bits < 8 ? products + layout_index(w->layout) : NULL;
-}
-
-/* Rows of a block of `n_x` rows: whole tiles, as many in each block as possible. */
-static int block_rows(const kernel_set *kernels, const matrix *w, int is_unpacked, int n_x)
-{
-    const int tile = max_tile(kernels);
-    const int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, w->layout.group);
-    const int64_t n_cached = CACHED_ROWS / tile_bytes;
-    const int64_t least = is_unpacked ? UNPACKED_TILES : 1;
-    const int64_t n_rows = tile * min(max(n_cached, least), MAX_BLOCK_TILES);
-    const int64_t n_blocks = (n_x + n_rows - 1) / n_rows;
-    return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
+    if (!products || n_x < MIN_UNPACKED_TILES * max_tile(kernels))
+        return NULL;
+    products += layout_index(w->layout);
+    return w->layout.bits < 8 || products->multiply_pair ? products : NULL;
 }
 
 void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
@@ -57,21 +46,36 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
                               tile);
 }
 
-/* Store products (n, PANEL) of a panel whose first row is `row`, of the rows from `m` on. */
-static void store_products(const matrix *w, int64_t row, float *products, int m, int n, void *y,
-                           int store_mode)
+/* Rows of the result that are prefetched ahead of being written: they are far from each other. */
+enum { PREFETCHED_ROWS = 16 };
+
+/* Store products (n, width) of panels whose first row is `row`, of the rows from `m` on. */
+INLINE void store_panels(const matrix *w, int64_t row, float *products, int width, int m, int n,
+                         void *y, int store_mode)
 {
     const int n_added = store_mode == ADD_PAIRS ? 2 : 1;
     for (int i = 0; i < n; i += n_added) {
-        float *values = products + i * PANEL;
+        float *values = products + i * width;
         const int64_t at = (m + i) / n_added * w->n_rows + row;
-        for (int j = 0; j < PANEL && n_added == 2; j++)
-            values[j] += values[PANEL + j];
-        if (w->n_rows - row >= PANEL) /* a constant for the compiler */
-            store(values, PANEL, y, at, store_mode);
+        for (int j = 0; j < width && store_mode != STORE_BF16; j += CACHE_LINE / 4)
+            __builtin_prefetch((float *)y + at + PREFETCHED_ROWS * w->n_rows + j, 1);
+        for (int j = 0; j < width && n_added == 2; j++)
+            values[j] += values[width + j];
+        if (w->n_rows - row >= width) /* a constant for the compiler */
+            store(values, width, y, at, store_mode);
         else /* the padding of the last panel is not stored */
             store(values, (int)(w->n_rows - row), y, at, store_mode);
     }
+}
+
+/* The same for one panel or two. */
+static void store_products(const matrix *w, int64_t row, float *products, int n_panels, int m,
+                           int n, void *y, int store_mode)
+{
+    if (n_panels == 2)
+        store_panels(w, row, products, 2 * PANEL, m, n, y, store_mode);
+    else
+        store_panels(w, row, products, PANEL, m, n, y, store_mode);
 }
 
 /* Products of a matrix with quantized rows; the arguments of multiply_panels(). */
@@ -85,22 +89,74 @@ typedef struct {
     const unpacked_product *unpacked; /* or NULL */
 } panel_products;
 
-/* Multiply a panel with `n_tiles` tiles of the largest size, into products (rows, PANEL). */
-static void multiply_tiles(const panel_products *all, const uint8_t *panel, const uint8_t *tiles,
-                           int n_tiles, float *products)
+/* Products of a block of rows with two panels. */
+typedef struct {
+    _Alignas(CACHE_LINE) float at[MAX_BLOCK_TILES * MAX_TILE * 2 * PANEL];
+} block_products;
+
+/* Rows of a block of `n_x` rows: whole tiles, as many in each block as possible. */
+static int block_rows(const panel_products *all, int n_x)
 {
-    _Alignas(CACHE_LINE) uint8_t unpacked[UNPACKED_BYTES];
+    const int tile = max_tile(all->kernels);
+    const int64_t row_bytes = quantized_row_bytes(all->w->n_columns, all->w->layout.group);
+    const int64_t n_cached = max(1, min(CACHED_ROWS / (tile * row_bytes), MAX_BLOCK_TILES));
+    const int64_t n_rows = tile * (all->unpacked ? MAX_BLOCK_TILES : n_cached);
+    const int64_t n_blocks = (n_x + n_rows - 1) / n_rows;
+    return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
+}
+
+/* Prefetch one of equal parts of some bytes. */
+static void prefetch_part(const uint8_t *from, int64_t n_bytes, team_member part)
+{
+    const range lines = share_of(n_bytes / CACHE_LINE + 1, part);
+    for (int64_t line = lines.start; line < lines.end; line++)
+        __builtin_prefetch(from + line * CACHE_LINE, 0, 2);
+}
+
+/* Multiply one panel or two with `n_tiles` tiles of the largest size, into
+ * products (rows, n_panels, PANEL). */
+static void multiply_tiles(const panel_products *all, const uint8_t *panel, int n_panels,
+                           const uint8_t *tiles, int n_tiles, float *products)
+{
+    _Alignas(CACHE_LINE) uint8_t unpacked[2 * UNPACKED_BYTES];
     const matrix *w = all->w;
+    const unpacked_product *product = all->unpacked;
     const int tile = max_tile(all->kernels), group = w->layout.group;
     const int64_t step = UNPACKED_COLUMNS / group, end = n_groups(w);
+    const int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, group);
     for (int64_t g = 0; g < end; g += step) {
         const int64_t n = min(step, end - g);
-        all->unpacked->unpack(panel + panel_bytes_of(w->layout, g), n, unpacked);
-        for (int i = 0; i < n_tiles; i++)
-            all->unpacked->multiply(unpacked, n,
-                                    tiles + i * tile * quantized_row_bytes(w->n_columns, group) +
-                                        g * tile * tile_group_bytes(group),
-                                    products + i * tile * PANEL, g > 0);
+        for (int p = 0; p < n_panels; p++)
+            product->unpack(panel + p * panel_bytes(w) + panel_bytes_of(w->layout, g), n,
+                            unpacked + p * UNPACKED_BYTES);
+        for (int i = 0; i < n_tiles; i++) {
+            for (int p = 0; p < n_panels; p++)
+                prefetch_part(panel + p * panel_bytes(w) + panel_bytes_of(w->layout, g + n),
+                              panel_bytes_of(w->layout, n), (team_member){i, n_tiles});
+            (n_panels == 2 ? product->multiply_pair : product->multiply)(
+                unpacked, n, tiles + i * tile_bytes + g * tile * tile_group_bytes(group),
+                products + i * tile * n_panels * PANEL, g > 0);
+        }
+    }
+}
+
+/* Multiply one panel or two with the rows from `start` to `end`, into
+ * products (rows, n_panels, PANEL); unpacked for whole tiles. */
+static void multiply_unpacked_rows(const panel_products *all, int64_t panel, int n_panels,
+                                   int start, int end, float *products)
+{
+    const matrix *w = all->w;
+    const uint8_t *weights = w->data + panel * panel_bytes(w);
+    const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
+    const int tile = max_tile(all->kernels), n_tiles = (end - start) / tile;
+    const int width = n_panels * PANEL;
+    multiply_tiles(all, weights, n_panels, all->quantized + start * row_bytes, n_tiles, products);
+    for (int m = start + n_tiles * tile, size; m < end; m += all->kernels->tile_sizes[size]) {
+        size = next_tile(all->kernels, end - m);
+        for (int p = 0; p < n_panels; p++)
+            all->dot_products[size](weights + p * panel_bytes(w), n_groups(w),
+                                    all->quantized + m * row_bytes,
+                                    products + (m - start) * width + p * PANEL, width);
     }
 }
 
@@ -112,16 +168,8 @@ static void multiply_panel_rows(const panel_products *all, int64_t panel, int st
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
     const int64_t row = panel * PANEL;
     const int is_direct = w->n_rows - row >= PANEL && all->store_mode == STORE_FLOAT;
-    const int n_tiles = (end - start) / max_tile(all->kernels);
-    float out[MAX_BLOCK_TILES * MAX_TILE * PANEL];
-    int m = start;
-    if (all->unpacked && n_tiles >= MIN_UNPACKED_TILES) {
-        const int n = n_tiles * max_tile(all->kernels);
-        multiply_tiles(all, weights, all->quantized + m * row_bytes, n_tiles, out);
-        store_products(w, row, out, m, n, all->y, all->store_mode);
-        m += n;
-    }
-    for (int size, n; m < end; m += n) {
+    float out[MAX_TILE * PANEL];
+    for (int m = start, size, n; m < end; m += n) {
         const uint8_t *tile = all->quantized + m * row_bytes;
         size = next_tile(all->kernels, end - m);
         n = all->kernels->tile_sizes[size];
@@ -131,25 +179,78 @@ static void multiply_panel_rows(const panel_products *all, int64_t panel, int st
             continue;
         }
         all->dot_products[size](weights, n_groups(w), tile, out, PANEL);
-        store_products(w, row, out, m, n, all->y, all->store_mode);
+        store_products(w, row, out, 1, m, n, all->y, all->store_mode);
+    }
+}
+
+/* Panels that are multiplied at once, of those from `panel` on. */
+static int panels_at_once(const panel_products *all, range panels, int64_t panel)
+{
+    return all->unpacked->multiply_pair && panel + 1 < panels.end ? 2 : 1;
+}
+
+static panel_products products_of(const kernel_set *kernels, const matrix *w,
+                                  const uint8_t *quantized, void *y, int store_mode, int n_x)
+{
+    return (panel_products){kernels, w, quantized, y, store_mode,
+                            dot_products_of(kernels, w->layout),
+                            unpacked_product_of(kernels, w, n_x)};
+}
+
+/* Multiply some panels with the rows from `start` to `end`, unpacked. */
+static void multiply_unpacked_panels(const panel_products *all, range panels, int start, int end)
+{
+    block_products products;
+    for (int64_t panel = panels.start, n; panel < panels.end; panel += n) {
+        n = panels_at_once(all, panels, panel);
+        multiply_unpacked_rows(all, panel, (int)n, start, end, products.at);
+        store_products(all->w, panel * PANEL, products.at, (int)n, start, end - start, all->y,
+                       all->store_mode);
     }
 }
 
 void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels)
 {
-    const panel_products all = {kernels, w, quantized, y, store_mode,
-                                dot_products_of(kernels, w->layout),
-                                unpacked_product_of(kernels, w)};
-    const int block = block_rows(kernels, w, all.unpacked != NULL, n_x);
+    const panel_products all = products_of(kernels, w, quantized, y, store_mode, n_x);
+    const int block = block_rows(&all, n_x);
     const int is_set_up = kernels->begin_tiles && n_x >= max_tile(kernels);
     if (is_set_up)
         kernels->begin_tiles(w->layout.group);
-    for (int start = 0; start < n_x; start += block)
-        for (int64_t panel = panels.start; panel < panels.end; panel++)
-            multiply_panel_rows(&all, panel, start, (int)min(start + block, n_x));
+    for (int start = 0; start < n_x; start += block) {
+        const int end = (int)min(start + block, n_x);
+        if (all.unpacked)
+            multiply_unpacked_panels(&all, panels, start, end);
+        else
+            for (int64_t panel = panels.start; panel < panels.end; panel++)
+                multiply_panel_rows(&all, panel, start, end);
+    }
     if (is_set_up)
         kernels->end_tiles();
+}
+
+int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const uint8_t *gate_input,
+                          const matrix *up, const uint8_t *up_input, int n_x, float *y,
+                          range panels)
+{
+    const panel_products all[] = {products_of(kernels, gate, gate_input, y, STORE_FLOAT, n_x),
+                                  products_of(kernels, up, up_input, NULL, STORE_FLOAT, n_x)};
+    if (!all[0].unpacked || !all[1].unpacked)
+        return 0;
+    const int block = block_rows(all, n_x);
+    block_products gates, ups;
+    for (int start = 0; start < n_x; start += block) {
+        const int end = (int)min(start + block, n_x);
+        for (int64_t panel = panels.start, n; panel < panels.end; panel += n) {
+            n = min(panels_at_once(all, panels, panel), panels_at_once(all + 1, panels, panel));
+            multiply_unpacked_rows(all + 1, panel, (int)n, start, end, ups.at);
+            multiply_unpacked_rows(all, panel, (int)n, start, end, gates.at);
+            kernels->swiglu(gates.at, ups.at, (end - start) * n * PANEL);
+            store_products(gate, panel * PANEL, gates.at, (int)n, start, end - start, y,
+                           STORE_FLOAT);
+        }
+    }
+    return 1;
 }
 
 /* ---- called from Python --------------------------------------------------------------------- */
@@ -193,10 +294,11 @@ static void multiply_shares(team_member me, void *argument)
     quantize_share(job, me);
     wait_for_team();
     const team_phase phase = {me, job->shares, 1};
-    const int64_t n = n_panels(job->w);
-    for (range panels; take_part(&phase, n, 1, n, &panels);)
+    const int64_t n = n_panels(job->w), n_pairs = (n + 1) / 2;
+    for (range pairs; take_part(&phase, n_pairs, 1, n_pairs, &pairs);)
         multiply_panels(job->kernels, job->w, job->scratch, job->n_x, job->y,
-                        job->is_bf16 ? STORE_BF16 : STORE_FLOAT, panels);
+                        job->is_bf16 ? STORE_BF16 : STORE_FLOAT,
+                        (range){2 * pairs.start, min(2 * pairs.end, n)});
 }
 
 /* Multiply this thread's share of the rows of weights in floats. */

@@ -56,4 +56,10 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
 void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels);
 
+/* Compute silu(gate * x) * (up * x), into y (n_x, n_rows), for the `panels` of both matrices and
+ * `n_x` rows, quantized in the groups of each; return 0 if that is not faster than one by one. */
+int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const uint8_t *gate_input,
+                          const matrix *up, const uint8_t *up_input, int n_x, float *y,
+                          range panels);
+
 #endif

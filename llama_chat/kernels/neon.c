@@ -19,7 +19,7 @@ INLINE integer_vector add_fours(integer_vector sums, int16x8_t first, int16x8_t 
     return (integer_vector)vpadalq_s16((int32x4_t)sums, vpaddq_s16(first, second));
 }
 
-INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
+INLINE void add_products(integer_vector sums[][MAX_VECTORS], const byte_vector *low,
                          const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     for (int m = 0; m < n; m++) {

@@ -29,7 +29,7 @@ INLINE int32x4_t add_lane(int32x4_t sums, byte_vector weights, int8x16_t x, int 
     }
 }
 
-INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
+INLINE void add_products(integer_vector sums[][MAX_VECTORS], const byte_vector *low,
                          const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     (void)bits;

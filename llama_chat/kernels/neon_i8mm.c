@@ -35,7 +35,7 @@ INLINE integer_vector zip_high(integer_vector a, integer_vector b)
     return (integer_vector)vzip2q_s32((int32x4_t)a, (int32x4_t)b);
 }
 
-INLINE void interleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n_vectors)
+INLINE void interleave_sums(integer_vector sums[][MAX_VECTORS], int n, int n_vectors)
 {
     for (int m = 0; m + 2 <= n; m += 2)
         for (int v = 0; v < n_vectors; v++) {
@@ -45,7 +45,7 @@ INLINE void interleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n_v
         }
 }
 
-INLINE void deinterleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n_vectors)
+INLINE void deinterleave_sums(integer_vector sums[][MAX_VECTORS], int n, int n_vectors)
 {
     for (int m = 0; m + 2 <= n; m += 2)
         for (int v = 0; v < n_vectors; v++) {
@@ -65,7 +65,7 @@ INLINE integer_vector add_dot_products(integer_vector sums, byte_vector w, int8x
     return (integer_vector)vusdotq_s32((int32x4_t)sums, (uint8x16_t)w, x);
 }
 
-INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
+INLINE void add_products(integer_vector sums[][MAX_VECTORS], const byte_vector *low,
                          const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     (void)bits;

@@ -96,7 +96,7 @@ INLINE void load_block_scales(const uint8_t *block, int row, const super_block *
 }
 
 /* Add the integer sums of a block, as bits of floats, times its scales; and its minima. */
-INLINE void add_scaled_sums(vector totals[][PANEL_VECTORS], integer_vector sums[][PANEL_VECTORS],
+INLINE void add_scaled_sums(vector totals[][MAX_VECTORS], integer_vector sums[][MAX_VECTORS],
                             const block_scales *scales, tile_group x, packed_layout layout, int n,
                             int n_vectors)
 {
@@ -122,10 +122,12 @@ INLINE int64_t unpacked_bytes(packed_layout layout)
     return PANEL * (layout.group + (layout.has_mins ? 2 : 1) * (int64_t)sizeof(float));
 }
 
+/* Rows from PANEL on are those of the second panel. */
 INLINE void load_unpacked(const uint8_t *group, int step, int row, byte_vector *low,
                           byte_vector *high)
 {
-    const uint8_t *at = group + 2 * step * CHUNK + 4 * row;
+    const uint8_t *panel = group + row / PANEL * UNPACKED_BYTES;
+    const uint8_t *at = panel + 2 * step * CHUNK + 4 * (row % PANEL);
     *low = *(const byte_vector *)at;
     *high = *(const byte_vector *)(at + CHUNK);
 }
@@ -133,11 +135,12 @@ INLINE void load_unpacked(const uint8_t *group, int step, int row, byte_vector *
 INLINE void load_unpacked_scales(const uint8_t *group, int row, packed_layout layout,
                                  int n_vectors, block_scales *to)
 {
-    const float *scales = (const float *)(group + PANEL * layout.group) + row;
-    for (int v = 0; v < n_vectors; v++) {
-        to[v].scale = *(const vector *)(scales + v * LANES);
+    for (int v = 0; v < n_vectors; v++, row += LANES) {
+        const uint8_t *panel = group + row / PANEL * UNPACKED_BYTES;
+        const float *scales = (const float *)(panel + PANEL * layout.group) + row % PANEL;
+        to[v].scale = *(const vector *)scales;
         if (layout.has_mins)
-            to[v].min = *(const vector *)(scales + PANEL + v * LANES);
+            to[v].min = *(const vector *)(scales + PANEL);
     }
 }
 

@@ -18,12 +18,12 @@
 #include "panel_blocks.h"
 
 #ifndef INTERLEAVES_SUMS
-INLINE void interleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n_vectors)
+INLINE void interleave_sums(integer_vector sums[][MAX_VECTORS], int n, int n_vectors)
 {
     (void)sums, (void)n, (void)n_vectors;
 }
 
-INLINE void deinterleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n_vectors)
+INLINE void deinterleave_sums(integer_vector sums[][MAX_VECTORS], int n, int n_vectors)
 {
     (void)sums, (void)n, (void)n_vectors;
 }
@@ -31,7 +31,8 @@ INLINE void deinterleave_sums(integer_vector sums[][PANEL_VECTORS], int n, int n
 
 /* Compute the integer sums of a block, as bits of floats: see activation_tile.h. */
 INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout layout,
-                      int is_unpacked, int n, int n_vectors, integer_vector sums[][PANEL_VECTORS])
+                      int is_unpacked, int tile_rows, int n, int n_vectors,
+                      integer_vector sums[][MAX_VECTORS])
 {
     for (int m = 0; m < n; m++) {
         const int is_centred = multiplied_bits(layout) == 8 && W8_IS_SIGNED;
@@ -40,47 +41,39 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
             sums[m][v] = (integer_vector){0} + first;
     }
     interleave_sums(sums, n, n_vectors);
+    UNROLL(MAX_GROUP / 8)
     for (int step = 0; step < layout.group / 8; step++) {
-        byte_vector low[PANEL_VECTORS], high[PANEL_VECTORS];
+        byte_vector low[MAX_VECTORS], high[MAX_VECTORS];
         for (int v = 0; v < n_vectors; v++)
             if (is_unpacked)
                 load_unpacked(block, step, row + v * LANES, low + v, high + v);
             else
                 load_quants(block, step, row + v * LANES, layout, low + v, high + v);
-        add_products(sums, low, high, x.quants + 8 * step * n, n, n_vectors,
+        add_products(sums, low, high, x.quants + 8 * step * tile_rows, n, n_vectors,
                      multiplied_bits(layout));
     }
     deinterleave_sums(sums, n, n_vectors);
 }
 
-/* Multiply `n_vectors` vectors of rows of a panel, from `row` on, or of unpacked groups; and store
- * them in out (n, PANEL), whose rows are `out_stride` floats apart, or add to it. */
+/* Multiply `n_vectors` vectors of rows of a panel, from `row` on, and store them in
+ * out (n, PANEL), whose rows are `out_stride` floats apart. */
 INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64_t n_groups,
-                             const uint8_t *tile, float *out, int64_t out_stride, int adds,
-                             packed_layout layout, int is_unpacked, int n)
+                             const uint8_t *tile, float *out, int64_t out_stride,
+                             packed_layout layout, int n)
 {
-    const int64_t bytes = is_unpacked ? unpacked_bytes(layout) : block_bytes(layout);
-    vector totals[MAX_TILE][PANEL_VECTORS];
+    vector totals[MAX_TILE][MAX_VECTORS] = {{{0}}};
     super_block super = {0};
     if (n_groups < 1)
         __builtin_unreachable(); /* so that GCC keeps no totals in memory for that case */
-    for (int m = 0; m < n; m++)
-        for (int v = 0; v < n_vectors; v++)
-            totals[m][v] = adds ? *(const vector *)(out + m * out_stride + row + v * LANES)
-                                : (vector){0};
-    for (int64_t g = 0; g < n_groups; g++, block += bytes) {
+    for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
         const tile_group x = tile_group_at(tile, g, layout.group, n);
-        integer_vector sums[MAX_TILE][PANEL_VECTORS];
-        block_scales scales[PANEL_VECTORS];
-        if (row == 0 && !is_unpacked) /* later vectors find the panel in the cache */
+        integer_vector sums[MAX_TILE][MAX_VECTORS];
+        block_scales scales[MAX_VECTORS];
+        if (row == 0) /* later vectors find the panel in the cache */
             prefetch_block(block + PREFETCH_AHEAD, layout);
-        if (!is_unpacked)
-            block = enter_block(block, g, row, n_vectors, layout, &super);
-        sum_block(block, row, x, layout, is_unpacked, n, n_vectors, sums);
-        if (is_unpacked)
-            load_unpacked_scales(block, row, layout, n_vectors, scales);
-        else
-            load_block_scales(block, row, &super, layout, n_vectors, scales);
+        block = enter_block(block, g, row, n_vectors, layout, &super);
+        sum_block(block, row, x, layout, 0, n, n, n_vectors, sums);
+        load_block_scales(block, row, &super, layout, n_vectors, scales);
         add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
     }
     for (int m = 0; m < n; m++)
@@ -93,7 +86,7 @@ INLINE void multiply_panel(const uint8_t *panel, int64_t n_groups, const uint8_t
 {
     const int n_vectors = VECTORS_AT_ONCE(n);
     for (int row = 0; row < PANEL; row += n_vectors * LANES)
-        multiply_vectors(panel, row, n_vectors, n_groups, tile, out, out_stride, 0, layout, 0, n);
+        multiply_vectors(panel, row, n_vectors, n_groups, tile, out, out_stride, layout, n);
 }
 
 /* Unpack some groups of a panel, from a block on that begins a super-block, if there are any. */
@@ -102,20 +95,56 @@ INLINE void unpack_groups(const uint8_t *block, int64_t n_groups, packed_layout 
 {
     super_block super = {0};
     for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
-        block_scales scales[PANEL_VECTORS];
+        block_scales scales[MAX_VECTORS];
         block = enter_block(block, g, 0, PANEL_VECTORS, layout, &super);
         load_block_scales(block, 0, &super, layout, PANEL_VECTORS, scales);
         store_unpacked(block, scales, layout, to + g * unpacked_bytes(layout));
     }
 }
 
-/* Multiply unpacked groups with a tile, and store (n, PANEL) or add to it. */
-INLINE void multiply_unpacked(const uint8_t *groups, int64_t n_groups, const uint8_t *tile,
-                              float *out, int adds, packed_layout layout, int n)
+/* Multiply `n_vectors` vectors of rows of unpacked groups, from `row` on, with `n` rows of a tile,
+ * from `m` on; and store them in out (n, ...), whose rows are `out_stride` floats apart, or add to
+ * it. */
+INLINE void multiply_unpacked_vectors(const uint8_t *groups, int row, int n_vectors,
+                                      int64_t n_groups, const uint8_t *tile, int tile_rows, int m,
+                                      int n, float *out, int64_t out_stride, int adds,
+                                      packed_layout layout)
 {
-    const int n_vectors = VECTORS_AT_ONCE(n);
-    for (int row = 0; row < PANEL; row += n_vectors * LANES)
-        multiply_vectors(groups, row, n_vectors, n_groups, tile, out, PANEL, adds, layout, 1, n);
+    vector totals[MAX_TILE][MAX_VECTORS];
+    if (n_groups < 1)
+        __builtin_unreachable();
+    for (int i = 0; i < n; i++)
+        for (int v = 0; v < n_vectors; v++)
+            totals[i][v] = adds ? *(const vector *)(out + i * out_stride + row + v * LANES)
+                                : (vector){0};
+    for (int64_t g = 0; g < n_groups; g++, groups += unpacked_bytes(layout)) {
+        const tile_group x = rows_from(tile_group_at(tile, g, layout.group, tile_rows), m);
+        integer_vector sums[MAX_TILE][MAX_VECTORS];
+        block_scales scales[MAX_VECTORS];
+        if (row == 0 && m == 0)
+            prefetch_group(tile, g + PREFETCHED_COLUMNS / layout.group, layout.group, tile_rows);
+        sum_block(groups, row, x, layout, 1, tile_rows, n, n_vectors, sums);
+        load_unpacked_scales(groups, row, layout, n_vectors, scales);
+        add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
+    }
+    for (int i = 0; i < n; i++)
+        for (int v = 0; v < n_vectors; v++)
+            *(vector *)(out + i * out_stride + row + v * LANES) = totals[i][v];
+}
+
+/* Multiply the unpacked groups of some panels with a tile of `tile_rows`, and store
+ * (tile_rows, n_panels, PANEL) or add to it. The sums of two panels with half of the rows fit in as
+ * many registers as those of one with all, and load half as much. */
+INLINE void multiply_unpacked(const uint8_t *groups, int n_panels, int64_t n_groups,
+                              const uint8_t *tile, int tile_rows, float *out, int adds,
+                              packed_layout layout)
+{
+    const int n = tile_rows / n_panels, width = n_panels * PANEL;
+    const int n_vectors = n_panels > 1 ? MAX_VECTORS : VECTORS_AT_ONCE(n);
+    for (int m = 0; m < tile_rows; m += n)
+        for (int row = 0; row < width; row += n_vectors * LANES)
+            multiply_unpacked_vectors(groups, row, n_vectors, n_groups, tile, tile_rows, m, n,
+                                      out + m * width, width, adds, layout);
 }
 
 #endif

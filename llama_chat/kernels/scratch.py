@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from llama_chat.kernels import pages
+
 
 class ScratchPool:
     """Buffers for concurrent calls, each of which borrows one.
@@ -25,7 +27,7 @@ class ScratchPool:
         except IndexError:
             buffer = torch.empty(0, dtype=torch.uint8)
         if len(buffer) < n_bytes:
-            buffer = torch.empty(n_bytes, dtype=torch.uint8)
+            buffer = pages.allocate(n_bytes)
         try:
             yield buffer
         finally:

@@ -21,8 +21,13 @@ typedef uint32_t bits_vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t integer_vector __attribute__((vector_size(4 * LANES)));
 typedef uint8_t byte_vector __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 
-/* Vectors of one number for each row of a panel. */
-enum { PANEL_VECTORS = PANEL / LANES };
+/* Panels that are multiplied together once they are unpacked; 2 on some levels. */
+#ifndef PANELS_AT_ONCE
+#define PANELS_AT_ONCE 1
+#endif
+
+/* Vectors of one number for each row of a panel, and of those that are multiplied together. */
+enum { PANEL_VECTORS = PANEL / LANES, MAX_VECTORS = PANELS_AT_ONCE * PANEL_VECTORS };
 
 /* Load LANES numbers in bfloat16. Compilers turn a loop that widens integers into one instruction
  * of x86, but for the narrowest registers a vector type is faster. For ARM, GCC 12 would load the

@@ -10,16 +10,16 @@
 
 #define W8_IS_SIGNED 0
 
-INLINE void add_products(integer_vector sums[][PANEL_VECTORS], const byte_vector *low,
+INLINE void add_products(integer_vector sums[][MAX_VECTORS], const byte_vector *low,
                          const byte_vector *high, const int8_t *x, int n, int n_vectors, int bits)
 {
     (void)bits;
-    for (int v = 0; v < n_vectors; v++) {
-        for (int m = 0; m < n; m++)
-            sums[m][v] = sum_of_products(sums[m][v], low[v], broadcast_quants(x + 8 * m));
-        for (int m = 0; m < n; m++)
-            sums[m][v] = sum_of_products(sums[m][v], high[v], broadcast_quants(x + 8 * m + 4));
-    }
+    for (int half = 0; half < 2; half++)
+        for (int m = 0; m < n; m++) {
+            const integer_vector four = broadcast_quants(x + 8 * m + 4 * half);
+            for (int v = 0; v < n_vectors; v++)
+                sums[m][v] = sum_of_products(sums[m][v], half ? high[v] : low[v], four);
+        }
 }
 
 #include "panel_product.h"

@@ -31,12 +31,14 @@ INLINE double now(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-/* Rows of a matrix that one thread computes together: whole panels, and a multiple of `unit`. */
-INLINE int64_t step_rows(int64_t unit)
+/* Rows of a matrix that one thread computes together: a multiple of `unit`, and whole panels; for
+ * many tokens two, which are multiplied at once. */
+INLINE int64_t step_rows(const worker *t, int64_t unit)
 {
-    int64_t step = PANEL;
+    const int64_t least = t->n_x > max_tile(t->kernels) ? 2 * PANEL : PANEL;
+    int64_t step = least;
     while (step % unit)
-        step += PANEL;
+        step += least;
     return step;
 }
 
@@ -78,6 +80,9 @@ void multiply_exactly(const worker *t, const matrix *w, range rows, const float 
 
 /* Multiply some rows of a matrix with its forms of the input, into y (n_x, rows of w). */
 void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int store_mode);
+
+/* Compute some columns of the gated input of w2, silu(w1 * x) * (w3 * x), into the shared gate. */
+void multiply_gated(const worker *t, const matrix *w1, const matrix *w3, range rows);
 
 /* Add a matrix times the input to the residual stream. */
 void add_product(worker *t, const matrix *w);

@@ -78,9 +78,27 @@ void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int s
         t->kernels->multiply_floats(w, rows, (const float *)x, n_left, y, store_mode);
 }
 
+void multiply_gated(const worker *t, const matrix *w1, const matrix *w3, range rows)
+{
+    const shared_buffers *b = t->shared;
+    if (rows.start >= rows.end)
+        return;
+    if (w1->type == PACKED && w3->type == PACKED &&
+        multiply_gated_panels(t->kernels, w1, t->input.forms[form_for(t->kernels, w1, 0)], w3,
+                              t->input.forms[form_for(t->kernels, w3, 0)], t->n_x, b->gate,
+                              panels_of(rows)))
+        return;
+    multiply_rows(t, w3, rows, b->up, STORE_FLOAT);
+    multiply_rows(t, w1, rows, b->gate, STORE_FLOAT);
+    for (int m = 0; m < t->n_x; m++) {
+        const int64_t at = m * w1->n_rows + rows.start;
+        t->kernels->swiglu(b->gate + at, b->up + at, rows.end - rows.start);
+    }
+}
+
 void add_product(worker *t, const matrix *w)
 {
-    const int64_t step = step_rows(1), n = n_steps(w, step);
+    const int64_t step = step_rows(t, 1), n = n_steps(w, step);
     for (range part; take_steps(t, n, w, step, &part);)
         multiply_rows(t, w, take_rows(&part, w, step), t->shared->x, ACCUMULATE);
     end_phase(&t->phase);
