@@ -1,9 +1,11 @@
 """Measure the most operations a second that the instructions of the kernels reach on this machine.
 
-    python -m benchmarks.peak [--threads 2] [--rounds 5] [--json FILE]
+    python -m benchmarks.peak [MODEL] [--threads 2] [--rounds 5] [--prompt 512]
+                              [--instruction bytes_avx512_vnni] [--json FILE]
 
 Every thread runs one instruction in registers alone. The result is the bound on prefill: a token
-takes two operations for each weight of the matrices.
+takes two operations for each weight of the matrices. With a model, its prefill is measured as a
+share of what an instruction reaches in the same round.
 """
 
 import argparse
@@ -16,6 +18,11 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import operations_per_token
+from llama_chat.loading.plan import load
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -58,19 +65,45 @@ def measure(library: ctypes.CDLL, name: str, n_threads: int, n_rounds: int) -> f
     return statistics.median(speeds[1:])
 
 
+def prefill_shares(run: ctypes.CDLL, options: argparse.Namespace) -> list[tuple[float, float]]:
+    """Measure, round by round, prefill in tokens per second, and its share of the instruction's."""
+    engine = load(options.model, context=options.prompt + 1, threads=options.threads).engine()
+    config = engine.backend.model.config
+    operations = operations_per_token(config)
+    found = []
+    for _ in range(options.rounds + 1):  # the first warms up
+        ids = torch.randint(config.vocab_size, (options.prompt,)).tolist()
+        engine.cache.trim(0)
+        began = time.perf_counter()
+        engine.prefill(ids)
+        speed = options.prompt / (time.perf_counter() - began)
+        peak = measure(run, options.instruction, options.threads, 3)
+        found.append((speed, speed * operations / peak))
+    return found[1:]
+
+
 def main() -> None:
     """Run the benchmark and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens to prefill")
+    parser.add_argument("--instruction", default="bytes_avx512_vnni", choices=INSTRUCTIONS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     here = features()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
+        if options.model:
+            speeds, shares = zip(*prefill_shares(library, options), strict=True)
+            print(
+                f"{statistics.median(speeds):.1f} tokens/s, {statistics.median(shares):.1%} of"
+                f" {options.instruction} ({min(shares):.1%} to {max(shares):.1%})"
+            )
         for name, needed in INSTRUCTIONS.items():
-            if here.issuperset(needed):
+            if here.issuperset(needed) and not options.model:
                 found[name] = measure(library, name, options.threads, options.rounds)
                 print(f"{name:<20} {found[name] / 1e9:8.0f} billion operations a second")
     if options.json:
