@@ -77,6 +77,16 @@ def test_products_are_those_of_the_unpacked_weights(
 
 
 @pytest.mark.parametrize("level", native.supported_levels())
+@EVERY_LAYOUT
+def test_rows_of_several_blocks_have_the_products_of_each_alone(layout: Layout, level: str) -> None:
+    packed = random_packed(layout, 83, 8)  # an odd number of panels, of which the last is not full
+    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    x = torch.randn(531, matrix.shape[1])  # a block has at most 512
+    alone = torch.cat([matrix.multiply(x[i : i + 1]) for i in range(len(x))])
+    assert matrix.multiply(x).equal(alone)
+
+
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None:
     packed = random_packed((4, 32, True, False, False), 20, 4)

@@ -36,8 +36,9 @@ INLINE int64_t quantized_row_bytes(int64_t n_columns, int group)
     return n_columns / group * tile_group_bytes(group);
 }
 
-/* One group of a tile of `n` rows. */
+/* One group of a tile of `n` rows, or of some of them. */
 typedef struct {
+    int n;
     const int8_t *quants;
     const float *scales, *sums;
     const int32_t *first_sums, *wide_first_sums; /* of W4; of W6 in groups of 16, else of W8 */
@@ -48,7 +49,8 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
     const uint8_t *at = tile + g * n * tile_group_bytes(group);
     const float *floats = (const float *)(at + n * group);
     const int32_t *integers = (const int32_t *)floats;
-    return (tile_group){(const int8_t *)at, floats, floats + n, integers + 2 * n, integers + 3 * n};
+    return (tile_group){n,          (const int8_t *)at, floats,
+                        floats + n, integers + 2 * n,   integers + 3 * n};
 }
 
 /* Columns of a tile that are prefetched ahead of their use, where tiles need not be in a private
@@ -66,7 +68,7 @@ INLINE void prefetch_group(const uint8_t *tile, int64_t g, int group, int n)
 /* The group's rows from `m` on. */
 INLINE tile_group rows_from(tile_group x, int m)
 {
-    return (tile_group){x.quants + 8 * m, x.scales + m, x.sums + m, x.first_sums + m,
+    return (tile_group){x.n, x.quants + 8 * m, x.scales + m, x.sums + m, x.first_sums + m,
                         x.wide_first_sums + m};
 }
 

@@ -31,8 +31,7 @@ INLINE void deinterleave_sums(integer_vector sums[][MAX_VECTORS], int n, int n_v
 
 /* Compute the integer sums of a block, as bits of floats: see activation_tile.h. */
 INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout layout,
-                      int is_unpacked, int tile_rows, int n, int n_vectors,
-                      integer_vector sums[][MAX_VECTORS])
+                      int is_unpacked, int n, int n_vectors, integer_vector sums[][MAX_VECTORS])
 {
     for (int m = 0; m < n; m++) {
         const int is_centred = multiplied_bits(layout) == 8 && W8_IS_SIGNED;
@@ -49,7 +48,7 @@ INLINE void sum_block(const uint8_t *block, int row, tile_group x, packed_layout
                 load_unpacked(block, step, row + v * LANES, low + v, high + v);
             else
                 load_quants(block, step, row + v * LANES, layout, low + v, high + v);
-        add_products(sums, low, high, x.quants + 8 * step * tile_rows, n, n_vectors,
+        add_products(sums, low, high, x.quants + 8 * step * x.n, n, n_vectors,
                      multiplied_bits(layout));
     }
     deinterleave_sums(sums, n, n_vectors);
@@ -72,7 +71,7 @@ INLINE void multiply_vectors(const uint8_t *block, int row, int n_vectors, int64
         if (row == 0) /* later vectors find the panel in the cache */
             prefetch_block(block + PREFETCH_AHEAD, layout);
         block = enter_block(block, g, row, n_vectors, layout, &super);
-        sum_block(block, row, x, layout, 0, n, n, n_vectors, sums);
+        sum_block(block, row, x, layout, 0, n, n_vectors, sums);
         load_block_scales(block, row, &super, layout, n_vectors, scales);
         add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
     }
@@ -123,7 +122,7 @@ INLINE void multiply_unpacked_vectors(const uint8_t *groups, int row, int n_vect
         block_scales scales[MAX_VECTORS];
         if (row == 0 && m == 0)
             prefetch_group(tile, g + PREFETCHED_COLUMNS / layout.group, layout.group, tile_rows);
-        sum_block(groups, row, x, layout, 1, tile_rows, n, n_vectors, sums);
+        sum_block(groups, row, x, layout, 1, n, n_vectors, sums);
         load_unpacked_scales(groups, row, layout, n_vectors, scales);
         add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
     }
