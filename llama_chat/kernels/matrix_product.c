@@ -5,8 +5,9 @@
 #include "cpu.h"
 #include "work_shares.h"
 
-/* Bytes of quantized rows that stay in the private cache of a core while all panels are read. */
-enum { CACHED_ROWS = 3 << 17 };
+/* Bytes of quantized rows that stay in the private cache of a core while all panels are read; and
+ * in the last cache, from where they are prefetched for panels that are unpacked. */
+enum { CACHED_ROWS = 3 << 17, PREFETCHED_ROWS = 1 << 22 };
 
 INLINE void store(const float *values, int n, void *y, int64_t at, int store_mode)
 {
@@ -19,8 +20,7 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
             ((float *)y)[at + i] = values[i];
 }
 
-/* Most rows that are multiplied with all panels before the next rows, in tiles. If panels are
- * unpacked for them, as many as there are, even if they do not stay in the private cache. */
+/* Most rows that are multiplied with all panels before the next rows, in tiles. */
 enum { MAX_BLOCK_TILES = 32 };
 
 /* Least tiles for which unpacking a panel takes less time than it saves. */
@@ -46,8 +46,8 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
                               tile);
 }
 
-/* Rows of the result that are prefetched ahead of being written: they are far from each other. */
-enum { PREFETCHED_ROWS = 16 };
+/* Rows of a result that are prefetched ahead of being written: they are far from each other. */
+enum { RESULTS_AHEAD = 16 };
 
 /* Store products (n, width) of panels whose first row is `row`, of the rows from `m` on. */
 INLINE void store_panels(const matrix *w, int64_t row, float *products, int width, int m, int n,
@@ -58,7 +58,7 @@ INLINE void store_panels(const matrix *w, int64_t row, float *products, int widt
         float *values = products + i * width;
         const int64_t at = (m + i) / n_added * w->n_rows + row;
         for (int j = 0; j < width && store_mode != STORE_BF16; j += CACHE_LINE / 4)
-            __builtin_prefetch((float *)y + at + PREFETCHED_ROWS * w->n_rows + j, 1);
+            __builtin_prefetch((float *)y + at + RESULTS_AHEAD * w->n_rows + j, 1);
         for (int j = 0; j < width && n_added == 2; j++)
             values[j] += values[width + j];
         if (w->n_rows - row >= width) /* a constant for the compiler */
@@ -99,8 +99,8 @@ static int block_rows(const panel_products *all, int n_x)
 {
     const int tile = max_tile(all->kernels);
     const int64_t row_bytes = quantized_row_bytes(all->w->n_columns, all->w->layout.group);
-    const int64_t n_cached = max(1, min(CACHED_ROWS / (tile * row_bytes), MAX_BLOCK_TILES));
-    const int64_t n_rows = tile * (all->unpacked ? MAX_BLOCK_TILES : n_cached);
+    const int64_t cached_bytes = all->unpacked ? PREFETCHED_ROWS : CACHED_ROWS;
+    const int64_t n_rows = tile * max(1, min(cached_bytes / (tile * row_bytes), MAX_BLOCK_TILES));
     const int64_t n_blocks = (n_x + n_rows - 1) / n_rows;
     return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
 }
