@@ -88,7 +88,7 @@ static void compare_packed(packed_layout layout, int index)
 }
 
 /* Compare products with many rows, for which panels are unpacked, in several parts, with those of
- * row by row, which must give the same; also gated ones. */
+ * some of the rows alone, which must be the same; also gated ones. */
 static void compare_many_rows(packed_layout layout)
 {
     enum { ROWS = 4 * PANEL + 3, COLUMNS = 768, MOST_X = 4 * MAX_TILE + 3 };
@@ -106,22 +106,25 @@ static void compare_many_rows(packed_layout layout)
     }
     for (int i = 0; i < 2; i++) {
         fill_panels(w + i, -1, 0, panels[i]);
-        for (int m = 0; m < n_x; m++) {
+        for (int m = 0; m < n_x; m += 5) {
             quantize_tile(&tested, x + m * COLUMNS, 0, COLUMNS, layout.group, 1, row);
             multiply_panels(&tested, w + i, row, 1, expected[i] + m * ROWS, STORE_FLOAT,
                             (range){0, n_panels(w)});
         }
         const range some = {i, n_panels(w)}; /* an odd number, and an even one */
         multiply_panels(&tested, w + i, tiles, n_x, got, STORE_FLOAT, some);
-        for (int m = 0; m < n_x; m++) {
+        for (int m = 0; m < n_x; m += 5) {
             const int64_t at = m * ROWS + some.start * PANEL;
             report("products of many rows", memcmp(got + at, expected[i] + at,
                                                    (ROWS - some.start * PANEL) * 4) == 0);
         }
     }
-    tested.swiglu(expected[0], expected[1], n_x * ROWS);
-    if (multiply_gated_panels(&tested, w, tiles, w + 1, tiles, n_x, got, (range){0, n_panels(w)}))
-        compare("gated products", got, expected[0], n_x * ROWS, 1e-6f);
+    if (!multiply_gated_panels(&tested, w, tiles, w + 1, tiles, n_x, got, (range){0, n_panels(w)}))
+        return;
+    for (int m = 0; m < n_x; m += 5) {
+        tested.swiglu(expected[0] + m * ROWS, expected[1] + m * ROWS, ROWS);
+        compare("gated products", got + m * ROWS, expected[0] + m * ROWS, ROWS, 1e-6f);
+    }
 }
 
 /* ---- quantization of activations ------------------------------------------------------------ */

@@ -53,27 +53,13 @@ enum { LARGEST_TILE = sizeof(union {FOR_TILE_SIZES(TILE_MEMBER, )}) };
     static void UNPACKED(multiply, __VA_ARGS__)(const uint8_t *groups, int64_t n_groups,           \
                                                 const uint8_t *tile, float *out, int adds)         \
     {                                                                                              \
-        multiply_unpacked(groups, 1, n_groups, tile, LARGEST_TILE, out, adds,                      \
+        multiply_unpacked(groups, n_groups, tile, LARGEST_TILE, out, adds,                         \
                           (packed_layout){__VA_ARGS__});                                           \
     }
 FOR_LAYOUTS(DEFINE_UNPACKED)
 
-#if PANELS_AT_ONCE > 1
-#define DEFINE_PAIR(...)                                                                           \
-    static void UNPACKED(multiply_pair, __VA_ARGS__)(const uint8_t *groups, int64_t n_groups,      \
-                                                     const uint8_t *tile, float *out, int adds)    \
-    {                                                                                              \
-        multiply_unpacked(groups, PANELS_AT_ONCE, n_groups, tile, LARGEST_TILE, out, adds,         \
-                          (packed_layout){__VA_ARGS__});                                           \
-    }
-FOR_LAYOUTS(DEFINE_PAIR)
-#define PAIR(...) UNPACKED(multiply_pair, __VA_ARGS__)
-#else
-#define PAIR(...) NULL
-#endif
-
 #define NAME_UNPACKED(...)                                                                         \
-    {UNPACKED(unpack, __VA_ARGS__), UNPACKED(multiply, __VA_ARGS__), PAIR(__VA_ARGS__)},
+    {PANELS_AT_ONCE, UNPACKED(unpack, __VA_ARGS__), UNPACKED(multiply, __VA_ARGS__)},
 static const unpacked_product unpacked_products[] = {FOR_LAYOUTS(NAME_UNPACKED)};
 
 #define UNPACKED_PRODUCTS .unpacked_products = unpacked_products

@@ -19,16 +19,15 @@
 typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
                          int64_t out_stride);
 
-typedef void multiply_groups(const uint8_t *groups, int64_t n_groups, const uint8_t *tile,
-                             float *out, int adds);
-
-/* The same for many tiles of the largest size: a run of blocks that begins with a super-block, if
- * there are any, is unpacked once, see panel_blocks.h; and multiplied with each tile, into
- * out (n, PANEL), or added to it. `multiply_pair` does so with the same groups of two panels, which
- * are UNPACKED_BYTES apart, into out (n, 2, PANEL); NULL if that is not faster. */
+/* The same for many tiles of the largest size, and one panel or two, `n_panels`: a run of blocks
+ * that begins with a super-block, if there are any, is unpacked once, see panel_blocks.h; and the
+ * same run of all panels, UNPACKED_BYTES apart, is multiplied with each tile, into
+ * out (n, n_panels, PANEL), or added to it. */
 typedef struct {
+    int n_panels;
     void (*unpack)(const uint8_t *blocks, int64_t n_groups, uint8_t *to);
-    multiply_groups *multiply, *multiply_pair;
+    void (*multiply)(const uint8_t *groups, int64_t n_groups, const uint8_t *tile, float *out,
+                     int adds);
 } unpacked_product;
 
 struct kernel_set {

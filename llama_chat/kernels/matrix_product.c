@@ -34,7 +34,7 @@ static const unpacked_product *unpacked_product_of(const kernel_set *kernels, co
     if (!products || n_x < MIN_UNPACKED_TILES * max_tile(kernels))
         return NULL;
     products += layout_index(w->layout);
-    return w->layout.bits < 8 || products->multiply_pair ? products : NULL;
+    return w->layout.bits < 8 || products->n_panels > 1 ? products : NULL;
 }
 
 void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_t n_columns,
@@ -113,14 +113,15 @@ static void prefetch_part(const uint8_t *from, int64_t n_bytes, team_member part
         __builtin_prefetch(from + line * CACHE_LINE, 0, 2);
 }
 
-/* Multiply one panel or two with `n_tiles` tiles of the largest size, into
- * products (rows, n_panels, PANEL). */
-static void multiply_tiles(const panel_products *all, const uint8_t *panel, int n_panels,
-                           const uint8_t *tiles, int n_tiles, float *products)
+/* Multiply as many panels as are multiplied at once with `n_tiles` tiles of the largest size, into
+ * products (rows, panels, PANEL). */
+static void multiply_tiles(const panel_products *all, const uint8_t *panel, const uint8_t *tiles,
+                           int n_tiles, float *products)
 {
     _Alignas(CACHE_LINE) uint8_t unpacked[2 * UNPACKED_BYTES];
     const matrix *w = all->w;
     const unpacked_product *product = all->unpacked;
+    const int n_panels = product->n_panels;
     const int tile = max_tile(all->kernels), group = w->layout.group;
     const int64_t step = UNPACKED_COLUMNS / group, end = n_groups(w);
     const int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, group);
@@ -133,24 +134,25 @@ static void multiply_tiles(const panel_products *all, const uint8_t *panel, int 
             for (int p = 0; p < n_panels; p++)
                 prefetch_part(panel + p * panel_bytes(w) + panel_bytes_of(w->layout, g + n),
                               panel_bytes_of(w->layout, n), (team_member){i, n_tiles});
-            (n_panels == 2 ? product->multiply_pair : product->multiply)(
-                unpacked, n, tiles + i * tile_bytes + g * tile * tile_group_bytes(group),
-                products + i * tile * n_panels * PANEL, g > 0);
+            product->multiply(unpacked, n,
+                              tiles + i * tile_bytes + g * tile * tile_group_bytes(group),
+                              products + i * tile * n_panels * PANEL, g > 0);
         }
     }
 }
 
 /* Multiply one panel or two with the rows from `start` to `end`, into
- * products (rows, n_panels, PANEL); unpacked for whole tiles. */
+ * products (rows, n_panels, PANEL): unpacked for whole tiles, if that is for so many panels. */
 static void multiply_unpacked_rows(const panel_products *all, int64_t panel, int n_panels,
                                    int start, int end, float *products)
 {
     const matrix *w = all->w;
     const uint8_t *weights = w->data + panel * panel_bytes(w);
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
-    const int tile = max_tile(all->kernels), n_tiles = (end - start) / tile;
-    const int width = n_panels * PANEL;
-    multiply_tiles(all, weights, n_panels, all->quantized + start * row_bytes, n_tiles, products);
+    const int tile = max_tile(all->kernels), width = n_panels * PANEL;
+    const int n_tiles = n_panels == all->unpacked->n_panels ? (end - start) / tile : 0;
+    if (n_tiles)
+        multiply_tiles(all, weights, all->quantized + start * row_bytes, n_tiles, products);
     for (int m = start + n_tiles * tile, size; m < end; m += all->kernels->tile_sizes[size]) {
         size = next_tile(all->kernels, end - m);
         for (int p = 0; p < n_panels; p++)
@@ -183,12 +185,6 @@ static void multiply_panel_rows(const panel_products *all, int64_t panel, int st
     }
 }
 
-/* Panels that are multiplied at once, of those from `panel` on. */
-static int panels_at_once(const panel_products *all, range panels, int64_t panel)
-{
-    return all->unpacked->multiply_pair && panel + 1 < panels.end ? 2 : 1;
-}
-
 static panel_products products_of(const kernel_set *kernels, const matrix *w,
                                   const uint8_t *quantized, void *y, int store_mode, int n_x)
 {
@@ -202,7 +198,7 @@ static void multiply_unpacked_panels(const panel_products *all, range panels, in
 {
     block_products products;
     for (int64_t panel = panels.start, n; panel < panels.end; panel += n) {
-        n = panels_at_once(all, panels, panel);
+        n = min(all->unpacked->n_panels, panels.end - panel);
         multiply_unpacked_rows(all, panel, (int)n, start, end, products.at);
         store_products(all->w, panel * PANEL, products.at, (int)n, start, end - start, all->y,
                        all->store_mode);
@@ -242,7 +238,7 @@ int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const u
     for (int start = 0; start < n_x; start += block) {
         const int end = (int)min(start + block, n_x);
         for (int64_t panel = panels.start, n; panel < panels.end; panel += n) {
-            n = min(panels_at_once(all, panels, panel), panels_at_once(all + 1, panels, panel));
+            n = min(all->unpacked->n_panels, panels.end - panel);
             multiply_unpacked_rows(all + 1, panel, (int)n, start, end, ups.at);
             multiply_unpacked_rows(all, panel, (int)n, start, end, gates.at);
             kernels->swiglu(gates.at, ups.at, (end - start) * n * PANEL);

@@ -131,15 +131,14 @@ INLINE void multiply_unpacked_vectors(const uint8_t *groups, int row, int n_vect
             *(vector *)(out + i * out_stride + row + v * LANES) = totals[i][v];
 }
 
-/* Multiply the unpacked groups of some panels with a tile of `tile_rows`, and store
- * (tile_rows, n_panels, PANEL) or add to it. The sums of two panels with half of the rows fit in as
- * many registers as those of one with all, and load half as much. */
-INLINE void multiply_unpacked(const uint8_t *groups, int n_panels, int64_t n_groups,
-                              const uint8_t *tile, int tile_rows, float *out, int adds,
-                              packed_layout layout)
+/* Multiply the unpacked groups of PANELS_AT_ONCE panels with a tile of `tile_rows`, and store
+ * (tile_rows, PANELS_AT_ONCE, PANEL) or add to it. The sums of two panels with half of the rows fit
+ * in as many registers as those of one with all, and load half as much. */
+INLINE void multiply_unpacked(const uint8_t *groups, int64_t n_groups, const uint8_t *tile,
+                              int tile_rows, float *out, int adds, packed_layout layout)
 {
-    const int n = tile_rows / n_panels, width = n_panels * PANEL;
-    const int n_vectors = n_panels > 1 ? MAX_VECTORS : VECTORS_AT_ONCE(n);
+    const int n = tile_rows / PANELS_AT_ONCE, width = PANELS_AT_ONCE * PANEL;
+    const int n_vectors = PANELS_AT_ONCE > 1 ? MAX_VECTORS : VECTORS_AT_ONCE(n);
     for (int m = 0; m < tile_rows; m += n)
         for (int row = 0; row < width; row += n_vectors * LANES)
             multiply_unpacked_vectors(groups, row, n_vectors, n_groups, tile, tile_rows, m, n,
