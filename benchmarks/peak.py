@@ -93,17 +93,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     here = features()
+    if options.model and not here.issuperset(INSTRUCTIONS[options.instruction]):
+        parser.error(f"this processor lacks {options.instruction}")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
         if options.model:
             speeds, shares = zip(*prefill_shares(library, options), strict=True)
+            found = {"prefill": statistics.median(speeds), "share": statistics.median(shares)}
             print(
-                f"{statistics.median(speeds):.1f} tokens/s, {statistics.median(shares):.1%} of"
+                f"{found['prefill']:.1f} tokens/s, {found['share']:.1%} of"
                 f" {options.instruction} ({min(shares):.1%} to {max(shares):.1%})"
             )
-        for name, needed in INSTRUCTIONS.items():
-            if here.issuperset(needed) and not options.model:
+        for name, needed in () if options.model else INSTRUCTIONS.items():
+            if here.issuperset(needed):
                 found[name] = measure(library, name, options.threads, options.rounds)
                 print(f"{name:<20} {found[name] / 1e9:8.0f} billion operations a second")
     if options.json:

@@ -99,13 +99,20 @@ static void compare_many_rows(packed_layout layout)
     const matrix w[] = {{PACKED, layout, ROWS, COLUMNS, panels[0]},
                         {PACKED, layout, ROWS, COLUMNS, panels[1]}};
     fill(x, n_x * COLUMNS);
+    for (int i = 0; i < n_x * COLUMNS; i++)
+        if (i / COLUMNS % 10 == 0) /* quants of the largest size */
+            x[i] = i % 3 ? 127 : -127;
     for (int m = 0, n; m < n_x; m += n) {
         n = next_tile_size(&tested, n_x - m);
         quantize_tile(&tested, x + m * COLUMNS, 0, COLUMNS, layout.group, n,
                       tiles + m * quantized_row_bytes(COLUMNS, layout.group));
     }
     for (int i = 0; i < 2; i++) {
-        fill_panels(w + i, -1, 0, panels[i]);
+        for (int p = 0; p < n_panels(w); p++) {
+            static const int bytes[] = {0xff, 0x80, -1, 0, 0x7f};
+            const matrix panel = {PACKED, layout, PANEL, COLUMNS, NULL};
+            fill_panels(&panel, bytes[p], 0, panels[i] + p * panel_bytes(w));
+        }
         for (int m = 0; m < n_x; m += 5) {
             quantize_tile(&tested, x + m * COLUMNS, 0, COLUMNS, layout.group, 1, row);
             multiply_panels(&tested, w + i, row, 1, expected[i] + m * ROWS, STORE_FLOAT,
