@@ -81,7 +81,7 @@ static void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
                          range tokens, float *out, const prefill_buffers *buffers)
 {
     if (cache->kind == BFLOAT16)
-        attend_tokens(cache, layer, q, head, tokens, out, buffers, BFLOAT16);
+        attend_tokens(cache, layer, q, head, tokens, out, buffers);
     else
         avx512_kernels.attend_block(cache, layer, q, head, tokens, out, buffers);
 }

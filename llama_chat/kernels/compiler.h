@@ -7,6 +7,9 @@
  * only fast if they are inlined there. */
 #define INLINE static inline __attribute__((always_inline))
 
+/* Compile a function once for all of its callers. */
+#define NOINLINE __attribute__((noinline))
+
 /* Bytes that the processor reads from memory at a time. */
 enum { CACHE_LINE = 64 };
 

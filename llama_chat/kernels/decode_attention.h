@@ -267,9 +267,10 @@ INLINE void attend_batch(const decode_buffers *buffers, int n_queries, const hea
 {
     const int64_t width = padded_head(split->cache), n = batch->n_visible[n_queries - 1];
     float *sums[QUERY_BATCH];
-    if (split->is_transposed)
+    const int is_transposed = kind == FLOAT32 && split->is_transposed; /* copies are of floats */
+    if (is_transposed)
         score_blocks(batch->queries, n_queries, split->copy, n, width, buffers->scores);
-    for (int64_t at = 0; at < n && !split->is_transposed;) {
+    for (int64_t at = 0; at < n && !is_transposed;) {
         const head_rows rows = rows_of_split(split, at, n, kind);
         score_rows(batch->queries, n_queries, &rows, buffers->scores + at, width, kind);
         at += rows.n;
@@ -296,6 +297,14 @@ INLINE void attend_any_batch(const decode_buffers *buffers, int64_t n_queries,
         attend_batch(buffers, 3, split, batch, kind);
     else
         attend_batch(buffers, QUERY_BATCH, split, batch, kind);
+}
+
+/* Attend to rows of floats: those of the cache, or a copy of rows of any type. It is compiled once
+ * for all of them. */
+static NOINLINE void attend_batch_of_floats(const decode_buffers *buffers, int64_t n_queries,
+                                            const head_split *split, const query_batch *batch)
+{
+    attend_any_batch(buffers, n_queries, split, batch, FLOAT32);
 }
 
 /* Attend with all queries of one head of keys to the rows of one split.
@@ -340,8 +349,8 @@ INLINE void attend_queries(const split_item *item, head_split *split, const floa
                 load_row((const char *)query, NULL, n, FLOAT32, buffers->queries + j * width);
             }
         }
-        if (split->copy)
-            attend_any_batch(buffers, size, split, &batch, FLOAT32);
+        if (split->copy || kind == FLOAT32)
+            attend_batch_of_floats(buffers, size, split, &batch);
         else
             attend_any_batch(buffers, size, split, &batch, kind);
     }

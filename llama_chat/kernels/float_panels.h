@@ -70,7 +70,7 @@ INLINE void multiply_panel_tile(const float *panel, int64_t n_columns, const flo
 }
 
 /* Multiply a panel with all rows of activations, tile by tile. */
-INLINE void multiply_float_panel(const float *panel, int64_t n_columns, const float *x,
+INLINE void multiply_panel_tiles(const float *panel, int64_t n_columns, const float *x,
                                  int64_t x_stride, int n_vectors, int n_x, float *y,
                                  int64_t y_stride, int adds)
 {
@@ -84,6 +84,17 @@ INLINE void multiply_float_panel(const float *panel, int64_t n_columns, const fl
     TILES(2);
     TILES(1);
 #undef TILES
+}
+
+/* Multiply a panel of weights of any type, which are floats in it. */
+static NOINLINE void multiply_float_panel(const float *panel, int64_t n_columns, const float *x,
+                                          int64_t x_stride, int n_vectors, int n_x, float *y,
+                                          int64_t y_stride, int adds)
+{
+    if (n_vectors == 2)
+        multiply_panel_tiles(panel, n_columns, x, x_stride, 2, n_x, y, y_stride, adds);
+    else
+        multiply_panel_tiles(panel, n_columns, x, x_stride, 1, n_x, y, y_stride, adds);
 }
 
 /* Multiply `n_vectors` * LANES rows from `row` on with all rows of activations. */

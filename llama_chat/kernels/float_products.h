@@ -63,13 +63,16 @@ INLINE void multiply_float_tile(const uint8_t *w, const float *x, int64_t n, int
         }
 }
 
-/* Multiply a few rows of weights with all rows of activations, tile by tile. */
+/* Multiply a few rows of weights with all rows of activations, tile by tile. A single row of weights
+ * is left over, or there is one row of activations: tiles of one are enough. */
 INLINE void multiply_float_rows(const uint8_t *w, const float *x, int64_t n, int type, int n_w,
                                 int n_x, float *y, int64_t y_stride, int adds, int64_t ahead)
 {
 #define TILE(size)                                                                                 \
     multiply_float_tile(w, x + m * n, n, type, n_w, size, y + m * y_stride, y_stride, adds, ahead)
     int m = 0;
+    for (; n_w == 1 && m < n_x; m++)
+        TILE(1);
     for (; m + TILE_X <= n_x; m += TILE_X)
         TILE(TILE_X);
     switch (n_x - m) {

@@ -37,9 +37,9 @@ INLINE void online_softmax(float *scores, int64_t n_keys, int64_t n_visible, flo
     *total += sum;
 }
 
-/* Attend with all queries of one head of keys of the `tokens`; `kind` is the type of the cache. */
+/* Attend with all queries of one head of keys of the `tokens`. */
 INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
-                          range tokens, float *out, const prefill_buffers *b, int kind)
+                          range tokens, float *out, const prefill_buffers *b)
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
     const int64_t group = queries_per_kv_head(cache);
@@ -63,7 +63,7 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
         const int64_t n_keys = round_up(keys.end - keys.start, PADDING);
         float *scores = b->scores + skipped * KEY_BLOCK;
         memset(scores, 0, sizeof(float) * (size_t)((rows - skipped) * KEY_BLOCK));
-        load_block(cache, layer, head, keys, b, kind);
+        load_block(cache, layer, head, keys, b);
         multiply_block(b->queries + skipped * width, width, b->keys, KEY_BLOCK, scores, KEY_BLOCK,
                        rows - skipped, width, n_keys);
         for (int64_t i = skipped; i < n_queries; i++) {

@@ -25,7 +25,7 @@ INLINE head_rows bf16_row(const kv_cache *cache, int64_t layer, int64_t head, in
 /* Load pairs of keys (width / 2, KEY_BLOCK) and of values (KEY_BLOCK / 2, width) of some rows,
  * padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
-                       const prefill_buffers *b, int kind)
+                       const prefill_buffers *b)
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
     const size_t row_bytes = sizeof(uint16_t) * (size_t)n;

@@ -14,7 +14,7 @@ INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t str
 
 /* Load keys, transposed, and values of some rows, padded with zeros. */
 INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range rows,
-                       const prefill_buffers *b, int kind)
+                       const prefill_buffers *b)
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
     for (int64_t r = 0; r < KEY_BLOCK; r += LANES) {
@@ -22,9 +22,10 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
             const range left = {rows.start + r + i, rows.end};
             head_rows row = {0};
             if (left.start < left.end)
-                row = rows_of_head(cache, layer, head, left, kind);
-            load_padded(row.keys, row.key_scales, n, width, kind, b->rows + i * width);
-            load_padded(row.values, row.value_scales, n, width, kind, b->values + (r + i) * width);
+                row = rows_of_head(cache, layer, head, left, cache->kind);
+            load_padded(row.keys, row.key_scales, n, width, cache->kind, b->rows + i * width);
+            load_padded(row.values, row.value_scales, n, width, cache->kind,
+                        b->values + (r + i) * width);
         }
         for (int64_t d = 0; d < width; d += LANES) {
             vector square[LANES];
@@ -80,7 +81,7 @@ INLINE void multiply_block(const float *a, int64_t a_stride, const float *b, int
 static void attend_block(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
                          range tokens, float *out, const prefill_buffers *buffers)
 {
-    attend_tokens(cache, layer, q, head, tokens, out, buffers, cache->kind);
+    attend_tokens(cache, layer, q, head, tokens, out, buffers);
 }
 
 #endif
