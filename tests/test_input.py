@@ -240,3 +240,16 @@ def test_keys_typed_while_text_is_written_above_are_typed_after_it(tmp_path: Pat
         assert terminal.wait_for_end() == 0
         assert "sent: 'hello'" in terminal.text
         assert terminal.text.count("hello") == 2  # in the input, and as printed
+
+
+def test_a_menu_comes_up_for_what_is_typed_while_another_is_listed(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    command = [sys.executable, "-m", "tests.play_menu"]
+    with Terminal(held, home=tmp_path, command=command) as terminal:
+        terminal.wait_for("toolbar")
+        terminal.type("/slow")
+        terminal.wait_until(held.exists)
+        terminal.type(CTRL_C + "/b")
+        terminal.wait_for("› /b\n")
+        held.unlink()
+        terminal.wait_for("branch +listed")

@@ -1,10 +1,19 @@
 """Completion of slash commands and their arguments."""
 
-from collections.abc import Iterable
-from contextlib import suppress
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.application import get_app
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    PathCompleter,
+    ThreadedCompleter,
+)
 from prompt_toolkit.document import Document
 
 from llama_chat.errors import LlamaChatError
@@ -66,3 +75,39 @@ class ChatCompleter(Completer):
         if self._values is None or self._values[0] != asked:
             self._values = asked, list(command.values(self._chat, argument))
         return self._values[1]
+
+
+class MenuCompleter(ThreadedCompleter):
+    """Completer for the menu, which lists completions in a thread: keys do not wait for a disk.
+
+    prompt-toolkit lists completions of one text at a time, and of what is typed meanwhile only if
+    it begins with that text. They are listed here otherwise: after Ctrl-C, for example.
+    """
+
+    _listed = ""
+    _typed = ""
+
+    def follow(self, buffer: Buffer) -> None:
+        """Complete what is typed in ``buffer`` while other completions are listed."""
+        buffer.on_text_insert += self._on_typed
+        buffer.on_completions_changed += self._on_listed
+
+    async def get_completions_async(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> AsyncGenerator[Completion, None]:
+        """See ``ThreadedCompleter``."""
+        self._listed = document.text
+        async with aclosing(super().get_completions_async(document, complete_event)) as found:
+            async for completion in found:
+                yield completion
+
+    def _on_typed(self, buffer: Buffer) -> None:
+        self._typed = buffer.text
+
+    def _on_listed(self, buffer: Buffer) -> None:
+        if buffer.complete_state is None and buffer.text == self._typed != self._listed:
+            asyncio.get_running_loop().call_soon(self._complete, buffer)  # not before all ends
+
+    def _complete(self, buffer: Buffer) -> None:
+        if buffer.complete_while_typing() and not get_app().is_done:
+            buffer.start_completion(complete_event=CompleteEvent(text_inserted=True))

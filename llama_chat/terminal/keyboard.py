@@ -21,6 +21,7 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 
 from llama_chat.errors import LlamaChatError
+from llama_chat.terminal.completion import MenuCompleter
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.history import put_aside
@@ -132,6 +133,7 @@ class PromptInput:
         self._ended_by: BaseException | None = None
         """Argument of ``end``, once that was called."""
         self._input = RawInput(sys.stdin, on_report)
+        menu = MenuCompleter(completer)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", PROMPT)],
             input=self._input,
@@ -140,15 +142,15 @@ class PromptInput:
             prompt_continuation=" " * len(PROMPT),
             history=history,
             auto_suggest=AutoSuggestFromHistory(),
-            completer=completer,
+            completer=menu,
             complete_while_typing=Condition(self._is_command),
-            complete_in_thread=True,  # keys must not wait for a slow disk
             key_bindings=chat_keys(completer, on_clear, on_send, on_failure, self._edit),
             bottom_toolbar=lambda: self._drawn(toolbar),
             style=Style.from_dict(_STYLE if colored else _STYLE | _NO_COLOR),
             color_depth=ColorDepth.DEPTH_4_BIT if colored else ColorDepth.DEPTH_1_BIT,
             enable_suspend=True,
         )
+        menu.follow(self._session.default_buffer)
 
         if vi:  # Escape acts at once; it begins the sequences of other keys, too
             self._session.app.ttimeoutlen = PAUSE_S
