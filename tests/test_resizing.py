@@ -149,3 +149,19 @@ def test_a_resize_within_a_drawing_is_seen_at_the_next(
     drawn = everything_from(leader).decode()
     # The draft is in two rows by then: the cursor goes up to the first before anything is erased.
     assert re.search(r"\x1b\[A\x1b\[\d+D\x1b\[K", drawn[drawn.index("word11") :])
+
+
+def test_a_window_that_is_closed_has_not_been_resized() -> None:
+    """The end would wait until a resize to the 80 columns that prompt-toolkit assumes were over."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(leader, (30, 100))
+    with create_pipe_input() as keys, open(follower, "w", closefd=False) as terminal:
+        session: PromptSession[str] = PromptSession(
+            "› ", input=keys, output=Vt100_Output.from_pty(terminal, term="xterm")
+        )
+        session.app.after_render += lambda app: keys.send_text("\r")
+        Resizes(session.app)
+        session.prompt()
+        os.close(leader)
+        assert session.app.output.get_size() == (30, 100)
+    os.close(follower)

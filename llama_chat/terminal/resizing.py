@@ -47,13 +47,24 @@ class Resizes:
         app.renderer.erase = self._erase_settled  # type: ignore[method-assign]
         app._on_resize = self._on_resize  # type: ignore[method-assign] # it would redraw at each
         self._get_size = app.output.get_size
-        app.output.get_size = lambda: self._drawing or self._get_size()  # type: ignore[method-assign]
+        app.output.get_size = lambda: self._drawing or self._size()  # type: ignore[method-assign]
         app.output.erase_down = self._erase_down  # type: ignore[method-assign]
         # The toolbar is right below the input, and not at the end of the window: what is drawn for
         # a size that the window no longer has can then hardly scroll it. So there is no need to ask
         # the terminal for the row of the cursor, either.
         app.output.get_rows_below_cursor_position = lambda: 1  # type: ignore[method-assign]
         app.before_render += self._before_render
+
+    def _size(self) -> Size:
+        """Return the size of the window; that of the last drawing once the terminal has gone.
+
+        prompt-toolkit assumes 80 columns then: a resize, for which the end would wait.
+        """
+        try:
+            os.get_terminal_size(self._app.output.fileno())
+        except OSError:
+            return self._drawn or self._get_size()
+        return self._get_size()
 
     def settle(self) -> None:
         """Wait until the size no longer changes."""
@@ -75,7 +86,7 @@ class Resizes:
             self.settle()
         if not self._is_settled():
             return
-        self._drawing = self._get_size()
+        self._drawing = self._size()
         try:
             self._draw(render_as_done)
         finally:
