@@ -33,7 +33,7 @@ IMPORTED_BY_RUNS = ("huggingface_hub", "readline", "typer.rich_utils")
 """Libraries that read the environment or the terminal on import, so that a run imports them."""
 
 READ_WHEN_USED = re.compile(
-    r"HOME|PATH|TERM|COLUMNS|LINES|(NO|FORCE)_COLOR|DISPLAY|SSH_TTY|VISUAL|EDITOR|PS1"
+    r"HOME|PATH|TERM|COLUMNS|LINES|(NO|FORCE)_COLOR|DISPLAY|SSH_TTY|VISUAL|EDITOR|PAGER|LESS|PS1"
     r"|(NO_PROXY|no_proxy)|TRANSFORMERS_OFFLINE|LLAMA_CHAT_(?!KERNEL$)\w+|_LLAMA_CHAT_COMPLETE"
     r"|(XDG|HF|PIP|COMP|_TYPER_COMPLETE|PYTEST)_\w+|IO_FAULT"
     r"|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
@@ -43,13 +43,14 @@ READ_WHEN_USED = re.compile(
 
 @cache
 def preload() -> dict[str, str]:
-    """Import the modules that runs import, and return the variables that importing has set.
+    """Import what runs import, and return the variables that importing has set.
 
     No OpenMP region may run here: a fork does not inherit its threads, and would wait for them
     forever in its own first region. Importing starts none.
     """
     before = dict(os.environ)
     import llama_chat
+    from llama_chat.terminal.markdown import highlighting
 
     for name in IMPORTED_BY_RUNS:
         sys.modules[name] = None  # type: ignore[assignment] # makes importing it an ImportError
@@ -58,6 +59,7 @@ def preload() -> dict[str, str]:
         if name != "llama_chat.__main__":
             with suppress(ImportError):
                 import_module(name)
+    highlighting.preload()
     for name in IMPORTED_BY_RUNS:
         del sys.modules[name]
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]

@@ -211,16 +211,16 @@ class Terminal:
         self.wait_for(r"›\n(?=\n* .*temp)")
         return error
 
-    def vanish(self, patience_s: float = LEAVING_S) -> None:
+    def vanish(self, patience_s: float | None = None) -> None:
         """Close the window while the program runs, and wait until the program has ended.
 
         Raises:
-            TimeoutError: if it does not end within ``patience_s``.
+            TimeoutError: if it does not end within ``patience_s``, or else ``LEAVING_S``.
         """
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-        self.child.wait(patience_s)
+        self.child.wait(LEAVING_S if patience_s is None else patience_s)
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its exit status as a shell reports it."""
