@@ -87,7 +87,7 @@ class Distance:
 
 
 @dataclass(slots=True)
-class _Positions:
+class Positions:
     """Results of each position compared so far."""
 
     kl: list[Tensor] = field(default_factory=list)
@@ -131,9 +131,9 @@ def write_logits(program: Program, text: Text, step: int, to: Path) -> None:
         program.ask("logits", ids=window, step=step, to=str(to))
 
 
-def compare(exact: Path, other: Path, text: Text) -> _Positions:
+def compare(exact: Path, other: Path, text: Text) -> Positions:
     """Compare two files of logits."""
-    n, next_ids, found = text.n_positions, text.next_ids, _Positions()
+    n, next_ids, found = text.n_positions, text.next_ids, Positions()
     size = exact.stat().st_size // 4
     if other.stat().st_size // 4 != size:
         raise SystemExit("the programs do not see the same vocabulary in this model")
