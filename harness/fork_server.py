@@ -50,7 +50,6 @@ def preload() -> dict[str, str]:
     """
     before = dict(os.environ)
     import llama_chat
-    from llama_chat.terminal.markdown import highlighting
 
     for name in IMPORTED_BY_RUNS:
         sys.modules[name] = None  # type: ignore[assignment] # makes importing it an ImportError
@@ -59,6 +58,8 @@ def preload() -> dict[str, str]:
         if name != "llama_chat.__main__":
             with suppress(ImportError):
                 import_module(name)
+    from llama_chat.terminal.markdown import highlighting
+
     highlighting.preload()
     for name in IMPORTED_BY_RUNS:
         del sys.modules[name]

@@ -8,11 +8,8 @@ import time
 from pathlib import Path
 from threading import Thread
 
-from prompt_toolkit.completion import DummyCompleter
-from prompt_toolkit.history import InMemoryHistory
-
-from llama_chat.terminal.keyboard import PromptInput
 from llama_chat.terminal.raw_input import hold_keys
+from tests.prompt_inputs import new_input
 
 
 def main() -> None:
@@ -25,18 +22,7 @@ def main() -> None:
             time.sleep(0.01)
         print("written", flush=True)
 
-    typed = PromptInput(
-        InMemoryHistory(),
-        DummyCompleter(),
-        lambda: [("", "toolbar")],
-        colored=False,
-        on_open=lambda: None,
-        on_shown=lambda: Thread(target=typed.write_above, args=(write,)).start(),
-        on_clear=lambda: None,
-        on_send=lambda: None,
-        on_report=lambda sequence: None,
-        on_failure=lambda error: None,
-    )
+    typed = new_input(on_shown=lambda: Thread(target=typed.write_above, args=(write,)).start())
     with hold_keys():
         print(f"sent: {typed.read()!r}")
 

@@ -10,9 +10,10 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
 
-from llama_chat.terminal.keyboard import Input, PromptInput
+from llama_chat.terminal.keyboard import Input
 from llama_chat.terminal.plain_input import PlainInput
 from llama_chat.terminal.raw_input import hold_keys
+from tests.prompt_inputs import new_input
 
 
 class Words(Completer):
@@ -28,18 +29,7 @@ def open_input() -> Input:
     """Open the input that the command line names."""
     if "plain" in sys.argv:
         return PlainInput(InMemoryHistory(), lambda: None)
-    return PromptInput(
-        InMemoryHistory(),
-        Words(),
-        lambda: [("", "toolbar")],
-        colored=False,
-        on_open=lambda: None,
-        on_shown=lambda: None,
-        on_clear=lambda: None,
-        on_send=lambda: None,
-        on_report=lambda sequence: None,
-        on_failure=lambda error: print(f"failed: {error}"),
-    )
+    return new_input(Words())
 
 
 def main() -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import InMemoryHistory
 
-from llama_chat.terminal.keyboard import PromptInput
 from llama_chat.terminal.raw_input import hold_keys
+from tests.prompt_inputs import new_input
 
 HELD = Path(sys.argv[1])
 
@@ -33,18 +32,7 @@ class SlowCompleter(Completer):
 
 def main() -> None:
     """Read a line, and print it."""
-    typed = PromptInput(
-        InMemoryHistory(),
-        SlowCompleter(),
-        lambda: [("", "toolbar")],
-        colored=False,
-        on_open=lambda: None,
-        on_shown=lambda: None,
-        on_clear=lambda: None,
-        on_send=lambda: None,
-        on_report=lambda sequence: None,
-        on_failure=lambda error: print(f"failed: {error}"),
-    )
+    typed = new_input(SlowCompleter())
     with hold_keys():
         print(f"sent: {typed.read()!r}")
 
