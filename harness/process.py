@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def inherited() -> dict[str, str]:
     """Return the environment of the shell without the program's variables.
 
+    Streams are buffered, as they are for users, so that what cannot be written at the end counts.
     The first call counts: importing torch and transformers in this process sets more variables.
     """
-    ours = ("LLAMA_CHAT_", "XDG_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    dropped = ("LLAMA_CHAT_", "XDG_", "PYTHONUNBUFFERED")
+    return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
 class _Server:
