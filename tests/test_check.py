@@ -342,7 +342,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_a_bar_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama_chat.loading.checks._PART", 1)
+    monkeypatch.setattr("llama_chat.loading.checks._PART", 512)
     seen: list[tuple[int, int]] = []
     checks = ModelCheck(written(tmp_path / "model", "llama2c"))
     checks.report = lambda done, total: seen.append((done, total))
