@@ -61,11 +61,21 @@ def test_a_terminal_is_asked_once_and_its_answer_is_never_typed(
 
 
 @pytest.mark.parametrize(
-    "known",
-    ["COLORFGBG=15;0", "NO_COLOR=1", "TERM=linux", "--theme=light", "--theme=none", "--plain"],
+    ("flags", "env"),
+    [
+        ([], {"COLORFGBG": "15;0"}),
+        ([], {"NO_COLOR": "1"}),
+        ([], {"TERM": "linux"}),
+        (["--theme=light"], {}),
+        (["--theme=none"], {}),
+        (["--plain"], {}),
+    ],
+    ids=str,
 )
-def test_a_terminal_is_not_asked_in_vain(known: str, gguf_model: Path, tmp_path: Path) -> None:
-    command = ["env", known, *COMMAND] if known[0] != "-" else [*COMMAND, known]
-    with Terminal("-m", gguf_model, home=tmp_path, command=command) as terminal:
+def test_a_terminal_is_not_asked_in_vain(
+    flags: list[str], env: dict[str, str], gguf_model: Path, tmp_path: Path
+) -> None:
+    arguments = ("-m", str(gguf_model), *flags)
+    with Terminal(*arguments, home=tmp_path, size=(160, 40), command=COMMAND, **env) as terminal:
         terminal.wait_for(r"template \w+\n[›>]")
         assert QUESTION not in terminal.raw

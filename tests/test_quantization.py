@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.program import COMMAND, environment
+from harness.program import assert_clean_error, environment, run
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
@@ -172,25 +172,17 @@ def test_a_quantized_model_answers_like_the_floats(quantization: str, starter_mo
 @pytest.mark.parametrize("level", [*native.supported_levels(), "torch"])
 def test_every_kernel_level_answers(level: str, gguf_model: Path, tmp_path: Path) -> None:
     arguments = ["complete", "-", "-m", str(gguf_model), "--quantize", "int8", "--json"]
-    answer = subprocess.run(
-        [*COMMAND, *arguments, "--temperature", "0", "--max-tokens", "4"],
-        input=b"in the hin",
-        env=environment(tmp_path, LLAMA_CHAT_KERNEL=level),
-        capture_output=True,
-        check=True,
-    )
-    assert b'"completion_tokens": 4' in answer.stdout
+    greedy = ["--temperature", "0", "--max-tokens", "4"]
+    done = run(*arguments, *greedy, home=tmp_path, stdin=b"in the hin", LLAMA_CHAT_KERNEL=level)
+    assert (done.status, done.err) == (0, "")
+    assert '"completion_tokens": 4' in done.out
 
 
 def test_an_unknown_kernel_level_is_refused_by_name(gguf_model: Path, tmp_path: Path) -> None:
-    answer = subprocess.run(
-        [*COMMAND, "complete", "-", "-m", str(gguf_model)],
-        input=b"in",
-        env=environment(tmp_path, LLAMA_CHAT_KERNEL="abacus"),
-        capture_output=True,
+    done = run(
+        "complete", "-", "-m", gguf_model, home=tmp_path, stdin=b"in", LLAMA_CHAT_KERNEL="abacus"
     )
-    assert answer.returncode == 2
-    assert b"LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of " in answer.stderr
+    assert_clean_error(done, 2, "LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of ")
 
 
 @pytest.mark.parametrize("quantize", ["none", "stored"])
