@@ -15,7 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality import EXACT, PIECE, TEXT, WINDOW, Positions, Text, encode
+from benchmarks.quality import EXACT, FIGURES, TEXT, WINDOW, Text, compare_logits, encode
 from llama_chat import load
 from llama_chat.generation.backend import PREFILL_CHUNK, TorchBackend
 from llama_chat.quantization.linear import Linear
@@ -71,19 +71,12 @@ def main() -> None:
     text = encode(TEXT.read_text(), llama.tokenizer, llama.context, options.positions)
     backend = TorchBackend(llama.backend.model)
     exact = logits(backend, text)
-    print("columns   KL mean    median     99 %       same top  perplexity")
+    print(f"columns   {FIGURES}")
     for group in GROUPS:
         with rounding(backend.model.blocks, group):
-            other, found = logits(backend, text), Positions()
-        for first in range(0, text.n_positions, PIECE):
-            rows = slice(first, first + PIECE)
-            found.add(exact[rows], other[rows], text.next_ids[rows])
-        distance = found.distance("rounded", "in chunks")
-        print(
-            f"{group:7}   {distance.kl_mean:<9.3g}  {distance.kl_median:<9.3g}"
-            f"  {distance.kl_99:<9.3g}  {distance.same_top:8.2%}  {distance.perplexity:10.4f}",
-            flush=True,
-        )
+            other = logits(backend, text)
+        distance = compare_logits(exact, other, text).distance("rounded", "in chunks")
+        print(f"{group:7}   {distance}", flush=True)
 
 
 if __name__ == "__main__":

@@ -105,10 +105,11 @@ def main() -> None:
                 f"{found['prefill']:.1f} tokens/s, {found['share']:.1%} of"
                 f" {options.instruction} ({min(shares):.1%} to {max(shares):.1%})"
             )
-        for name, needed in () if options.model else INSTRUCTIONS.items():
-            if here.issuperset(needed):
-                found[name] = measure(library, name, options.threads, options.rounds)
-                print(f"{name:<20} {found[name] / 1e9:8.0f} billion operations a second")
+        else:
+            for name, needed in INSTRUCTIONS.items():
+                if here.issuperset(needed):
+                    found[name] = measure(library, name, options.threads, options.rounds)
+                    print(f"{name:<20} {found[name] / 1e9:8.0f} billion operations a second")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -44,6 +44,9 @@ STEPS = {"in chunks": PREFILL_CHUNK, "one by one": 1}
 EXACT: dict[str, Any] = {"quantize": "none", "dtype": "float32"}
 """Options of ``load`` for the exact model."""
 
+FIGURES = "KL mean    median     99 %       same top  perplexity"
+"""Head of the table."""
+
 OPTIONS: dict[str, dict[str, Any]] = {"llama.cpp": {"logits_all": True}}
 """Options with which a program gives the logits of every position."""
 
@@ -85,9 +88,16 @@ class Distance:
     """Share of positions with the same most likely token."""
     perplexity: float
 
+    def __str__(self) -> str:
+        """Return the figures, in columns below ``FIGURES``."""
+        return (
+            f"{self.kl_mean:<9.3g}  {self.kl_median:<9.3g}  {self.kl_99:<9.3g}"
+            f"  {self.same_top:8.2%}  {self.perplexity:10.4f}"
+        )
+
 
 @dataclass(slots=True)
-class Positions:
+class _Positions:
     """Results of each position compared so far."""
 
     kl: list[Tensor] = field(default_factory=list)
@@ -131,9 +141,9 @@ def write_logits(program: Program, text: Text, step: int, to: Path) -> None:
         program.ask("logits", ids=window, step=step, to=str(to))
 
 
-def compare(exact: Path, other: Path, text: Text) -> Positions:
+def compare(exact: Path, other: Path, text: Text) -> _Positions:
     """Compare two files of logits."""
-    n, next_ids, found = text.n_positions, text.next_ids, Positions()
+    n = text.n_positions
     size = exact.stat().st_size // 4
     if other.stat().st_size // 4 != size:
         raise SystemExit("the programs do not see the same vocabulary in this model")
@@ -141,9 +151,15 @@ def compare(exact: Path, other: Path, text: Text) -> Positions:
         torch.from_file(str(file), shared=False, size=size, dtype=torch.float32).view(n, -1)
         for file in (exact, other)
     ]
-    for first in range(0, n, PIECE):
+    return compare_logits(files[0], files[1], text)
+
+
+def compare_logits(exact: Tensor, other: Tensor, text: Text) -> _Positions:
+    """Compare logits ``(n_positions, vocab_size)``."""
+    next_ids, found = text.next_ids, _Positions()
+    for first in range(0, text.n_positions, PIECE):
         rows = slice(first, first + PIECE)
-        found.add(files[0][rows], files[1][rows], next_ids[rows])
+        found.add(exact[rows], other[rows], next_ids[rows])
     return found
 
 
@@ -178,16 +194,11 @@ def main() -> None:
     tokenizer = load_tokenizer(checkpoint)
     text = encode(options.text.read_text(), tokenizer, window, options.positions)
     print(f"{model.name}, {text.n_positions} positions of {options.text.name} ({text.digest})")
-    print("program       reads       KL mean    median     99 %       same top  perplexity")
+    print(f"program       reads       {FIGURES}")
     found = []
     for distance in measure(model, text, options):
         found.append(distance)
-        print(
-            f"{distance.program:<12}  {distance.reads:<10}  {distance.kl_mean:<9.3g}"
-            f"  {distance.kl_median:<9.3g}  {distance.kl_99:<9.3g}  {distance.same_top:8.2%}"
-            f"  {distance.perplexity:10.4f}",
-            flush=True,
-        )
+        print(f"{distance.program:<12}  {distance.reads:<10}  {distance}", flush=True)
     if options.json:
         report = {
             "model": model.name,

@@ -25,21 +25,9 @@ def main() -> None:
         finally:
             # All is written: while Python ends, Ctrl-C ends the program without a traceback.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _discard_unwritten_errors()
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS
     sys.exit(status)
-
-
-def _discard_unwritten_errors() -> None:
-    """Discard what stderr does not take: Python would fail again at its end, with status 120."""
-    try:
-        if sys.stderr is not None and not sys.stderr.closed:
-            sys.stderr.flush()
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
 
 
 if __name__ == "__main__":

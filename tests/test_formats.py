@@ -111,7 +111,7 @@ def test_every_type_computes_what_its_floats_do(kind: BlockType, tmp_path: Path)
     assert abs(loss(packed, ids) - exact) < 0.005 * exact
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "as it is"])  # Q4_1
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "as it is"])
 def test_packed_weights_of_a_trained_model_predict_a_text_as_well(
     kind: str, starter_model: Path, tmp_path: Path
 ) -> None:

@@ -125,11 +125,14 @@ def _only_a_command(ctx: typer.Context) -> None:
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit status; every failure is one line on stderr."""
     streams.prepare()
-    if (world := find_world()) is None:
-        return _run(arguments)
-    from llama_chat.cli.ranks import run_rank
+    try:
+        if (world := find_world()) is None:
+            return _run(arguments)
+        from llama_chat.cli.ranks import run_rank
 
-    return run_rank(world, lambda: _run(arguments))
+        return run_rank(world, lambda: _run(arguments))
+    finally:
+        streams.end()
 
 
 def _run(arguments: list[str]) -> int:

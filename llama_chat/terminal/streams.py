@@ -35,6 +35,22 @@ def prepare() -> None:
         sys.stdout = cast("TextIO", _Output(sys.stdout))
 
 
+def end() -> None:
+    """Discard what stderr did not take, which would change the exit status: see ``_discard``."""
+    try:
+        if sys.stderr is not None and not sys.stderr.closed:
+            sys.stderr.flush()
+    except OSError:
+        _discard(2)
+
+
+def _discard(descriptor: int) -> None:
+    """Lose what is left for a descriptor: Python flushes at its end, which must not fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 class _Output:
     """stdout for all who write to it, libraries too: a failure is an exception of ours.
 
@@ -84,9 +100,7 @@ class _Output:
 
     def _fail(self, error: OSError) -> NoReturn:
         """Raise the exception for ``error``, after discarding what could not be written."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)  # Python flushes stdout at its end, which must not fail again
-        os.close(nowhere)
+        _discard(1)
         if isinstance(error, BrokenPipeError):
             raise ClosedPipe from None
         raise SaveError("stdout", reason(error), "its output is lost: write it elsewhere") from None
