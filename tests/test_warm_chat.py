@@ -32,12 +32,12 @@ def talk(terminal: Terminal) -> list[str]:
     shown = [terminal.ask(line, ENDED) for line in ("the cat", "the hat", "/retry", "/continue")]
     shown += [
         terminal.ask("/context", r"\d+ of 512 tokens, \d+ free"),
-        terminal.ask("/why 1", r"%[\s\S]*\n\n"),
+        terminal.ask("/why 1", r"%[\s\S]*\n\n(?=›)"),
         terminal.ask("/undo", r"\n\n(?=›)"),
         terminal.ask("/seed 7", "seed is 7"),
         terminal.ask("/temperature 1.5", "temperature is"),
         terminal.ask("and then", ENDED),
-        terminal.ask("/stats", r"seed[\s\S]*\n\n"),
+        terminal.ask("/stats", r"seed[\s\S]*\n\n(?=›)"),
     ]
     shown = [re.sub(r"[\d.]+ (s|tokens/s|tok/s|MB|KB)\b", "N", text) for text in shown]
     return [re.sub(r"(?m)^(\d+ +\w+ +\d+) +\d+", r"\1 N", text) for text in shown]
