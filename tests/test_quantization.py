@@ -87,6 +87,15 @@ def test_rows_of_several_blocks_have_the_products_of_each_alone(layout: Layout, 
 
 
 @pytest.mark.parametrize("level", native.supported_levels())
+def test_rows_so_wide_that_a_block_has_few_have_the_products_of_each_alone(level: str) -> None:
+    packed = random_packed((4, 32, False, False, False), 35, 90_112 // 32)
+    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    x = torch.randn(67, matrix.shape[1])
+    alone = torch.cat([matrix.multiply(x[i : i + 1]) for i in range(0, len(x), 6)])
+    assert matrix.multiply(x)[::6].equal(alone)
+
+
+@pytest.mark.parametrize("level", native.supported_levels())
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None:
     packed = random_packed((4, 32, True, False, False), 20, 4)

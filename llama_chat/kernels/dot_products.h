@@ -50,11 +50,9 @@ enum { LARGEST_TILE = sizeof(union {FOR_TILE_SIZES(TILE_MEMBER, )}) };
     {                                                                                              \
         unpack_groups(blocks, n_groups, (packed_layout){__VA_ARGS__}, to);                         \
     }                                                                                              \
-    static void UNPACKED(multiply, __VA_ARGS__)(const uint8_t *groups, int64_t n_groups,           \
-                                                const uint8_t *tile, float *out, int adds)         \
+    static void UNPACKED(multiply, __VA_ARGS__)(const unpacked_tile *operands)                     \
     {                                                                                              \
-        multiply_unpacked(groups, n_groups, tile, LARGEST_TILE, out, adds,                         \
-                          (packed_layout){__VA_ARGS__});                                           \
+        multiply_unpacked(operands, LARGEST_TILE, (packed_layout){__VA_ARGS__});                   \
     }
 FOR_LAYOUTS(DEFINE_UNPACKED)
 

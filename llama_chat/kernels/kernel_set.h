@@ -19,15 +19,24 @@
 typedef void dot_product(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
                          int64_t out_stride);
 
-/* The same for many tiles of the largest size, and one panel or two, `n_panels`: a run of blocks
- * that begins with a super-block, if there are any, is unpacked once, see panel_blocks.h; and the
- * same run of all panels, UNPACKED_BYTES apart, is multiplied with each tile, into
- * out (n, n_panels, PANEL), or added to it. */
+/* Some columns of one panel or two that were unpacked to n_groups groups, UNPACKED_BYTES apart, to
+ * be multiplied with a tile of the largest size, into out (n, n_panels, PANEL), or added to it; and
+ * memory that is prefetched meanwhile, so many lines for each group. */
+typedef struct {
+    const uint8_t *groups, *tile;
+    int64_t n_groups;
+    float *out;
+    int adds;
+    const uint8_t *ahead;
+    int lines_per_group;
+} unpacked_tile;
+
+/* Products of many tiles of the largest size with `n_panels` panels: a run of blocks that begins
+ * with a super-block, if there are any, is unpacked once for all tiles, see panel_blocks.h. */
 typedef struct {
     int n_panels;
     void (*unpack)(const uint8_t *blocks, int64_t n_groups, uint8_t *to);
-    void (*multiply)(const uint8_t *groups, int64_t n_groups, const uint8_t *tile, float *out,
-                     int adds);
+    void (*multiply)(const unpacked_tile *operands);
 } unpacked_product;
 
 struct kernel_set {

@@ -83,7 +83,7 @@ typedef struct {
     const kernel_set *kernels;
     const matrix *w;
     const uint8_t *quantized;
-    void *y;
+    void *y; /* NULL: they are not stored */
     int store_mode;
     dot_product *const *dot_products;
     const unpacked_product *unpacked; /* or NULL */
@@ -93,6 +93,15 @@ typedef struct {
 typedef struct {
     _Alignas(CACHE_LINE) float at[MAX_BLOCK_TILES * MAX_TILE * 2 * PANEL];
 } block_products;
+
+/* One panel or two, and a block of rows that they are multiplied with, those from `start` on, into
+ * products (rows, n_panels, PANEL); and what these are gates of, in the same form, or NULL. */
+typedef struct {
+    int64_t panel;
+    int n_panels, start;
+    float *products;
+    const float *gated;
+} product_block;
 
 /* Rows of a block of `n_x` rows: whole tiles, as many in each block as possible. */
 static int block_rows(const panel_products *all, int n_x)
@@ -105,60 +114,77 @@ static int block_rows(const panel_products *all, int n_x)
     return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
 }
 
-/* Prefetch one of equal parts of some bytes. */
-static void prefetch_part(const uint8_t *from, int64_t n_bytes, team_member part)
+/* Complete and store the products of `n` rows, from `m` on. */
+static void finish_rows(const panel_products *all, const product_block *block, int m, int n)
 {
-    const range lines = share_of(n_bytes / CACHE_LINE + 1, part);
-    for (int64_t line = lines.start; line < lines.end; line++)
-        __builtin_prefetch(from + line * CACHE_LINE, 0, 2);
+    const int64_t width = block->n_panels * PANEL, at = (m - block->start) * width;
+    if (block->gated)
+        all->kernels->swiglu(block->products + at, block->gated + at, n * width);
+    if (all->y)
+        store_products(all->w, block->panel * PANEL, block->products + at, block->n_panels, m, n,
+                       all->y, all->store_mode);
 }
 
-/* Multiply as many panels as are multiplied at once with `n_tiles` tiles of the largest size, into
- * products (rows, panels, PANEL). */
-static void multiply_tiles(const panel_products *all, const uint8_t *panel, const uint8_t *tiles,
-                           int n_tiles, float *products)
+/* Multiply as many panels as are multiplied at once with `n_tiles` tiles of the largest size. The
+ * columns that come next are prefetched meanwhile, during some tiles for one panel and during others
+ * for the other. */
+static void multiply_tiles(const panel_products *all, const product_block *block, int n_tiles)
 {
     _Alignas(CACHE_LINE) uint8_t unpacked[2 * UNPACKED_BYTES];
     const matrix *w = all->w;
     const unpacked_product *product = all->unpacked;
-    const int n_panels = product->n_panels;
+    const int n_panels = product->n_panels, width = n_panels * PANEL;
     const int tile = max_tile(all->kernels), group = w->layout.group;
     const int64_t step = UNPACKED_COLUMNS / group, end = n_groups(w);
-    const int64_t tile_bytes = tile * quantized_row_bytes(w->n_columns, group);
+    const int64_t row_bytes = quantized_row_bytes(w->n_columns, group);
+    const int64_t n_parts = max(1, n_tiles / n_panels); /* of the columns of a panel */
+    const uint8_t *panels = w->data + block->panel * panel_bytes(w);
     for (int64_t g = 0; g < end; g += step) {
-        const int64_t n = min(step, end - g);
+        const int64_t n = min(step, end - g), n_bytes = panel_bytes_of(w->layout, n);
+        const int is_last = g + n == end;
+        const uint8_t *columns = panels + panel_bytes_of(w->layout, g);
+        const uint8_t *next = is_last ? panels + n_panels * panel_bytes(w) : columns + n_bytes;
+        const int lines_per_group = (int)(n_bytes / (n_parts * n * CACHE_LINE) + 1);
         for (int p = 0; p < n_panels; p++)
-            product->unpack(panel + p * panel_bytes(w) + panel_bytes_of(w->layout, g), n,
-                            unpacked + p * UNPACKED_BYTES);
-        for (int i = 0; i < n_tiles; i++) {
-            for (int p = 0; p < n_panels; p++)
-                prefetch_part(panel + p * panel_bytes(w) + panel_bytes_of(w->layout, g + n),
-                              panel_bytes_of(w->layout, n), (team_member){i, n_tiles});
-            product->multiply(unpacked, n,
-                              tiles + i * tile_bytes + g * tile * tile_group_bytes(group),
-                              products + i * tile * n_panels * PANEL, g > 0);
+            product->unpack(columns + p * panel_bytes(w), n, unpacked + p * UNPACKED_BYTES);
+        for (int i = 0, m = block->start; i < n_tiles; i++, m += tile) {
+            const int64_t at = i / n_panels * n * lines_per_group * CACHE_LINE;
+            product->multiply(&(unpacked_tile){
+                .groups = unpacked,
+                .tile = all->quantized + m * row_bytes + g * tile * tile_group_bytes(group),
+                .n_groups = n,
+                .out = block->products + i * tile * width,
+                .adds = g > 0,
+                .ahead = next + i % n_panels * panel_bytes(w) + at,
+                .lines_per_group = at < n_bytes ? lines_per_group : 0,
+            });
+            if (is_last)
+                finish_rows(all, block, m, tile);
         }
     }
 }
 
-/* Multiply one panel or two with the rows from `start` to `end`, into
- * products (rows, n_panels, PANEL): unpacked for whole tiles, if that is for so many panels. */
-static void multiply_unpacked_rows(const panel_products *all, int64_t panel, int n_panels,
-                                   int start, int end, float *products)
+/* Multiply the panels of a block with its rows, which end at `end`: unpacked for whole tiles, if
+ * that is for so many panels. */
+static void multiply_unpacked_rows(const panel_products *all, const product_block *block, int end)
 {
     const matrix *w = all->w;
-    const uint8_t *weights = w->data + panel * panel_bytes(w);
+    const uint8_t *weights = w->data + block->panel * panel_bytes(w);
     const int64_t row_bytes = quantized_row_bytes(w->n_columns, w->layout.group);
-    const int tile = max_tile(all->kernels), width = n_panels * PANEL;
-    const int n_tiles = n_panels == all->unpacked->n_panels ? (end - start) / tile : 0;
+    const int tile = max_tile(all->kernels), width = block->n_panels * PANEL;
+    const int is_whole = block->n_panels == all->unpacked->n_panels;
+    const int n_tiles = is_whole ? (end - block->start) / tile : 0;
     if (n_tiles)
-        multiply_tiles(all, weights, all->quantized + start * row_bytes, n_tiles, products);
-    for (int m = start + n_tiles * tile, size; m < end; m += all->kernels->tile_sizes[size]) {
-        size = next_tile(all->kernels, end - m);
-        for (int p = 0; p < n_panels; p++)
+        multiply_tiles(all, block, n_tiles);
+    for (int m = block->start + n_tiles * tile, n; m < end; m += n) {
+        const int size = next_tile(all->kernels, end - m);
+        n = all->kernels->tile_sizes[size];
+        for (int p = 0; p < block->n_panels; p++)
             all->dot_products[size](weights + p * panel_bytes(w), n_groups(w),
                                     all->quantized + m * row_bytes,
-                                    products + (m - start) * width + p * PANEL, width);
+                                    block->products + (m - block->start) * width + p * PANEL,
+                                    width);
+        finish_rows(all, block, m, n);
     }
 }
 
@@ -199,9 +225,8 @@ static void multiply_unpacked_panels(const panel_products *all, range panels, in
     block_products products;
     for (int64_t panel = panels.start, n; panel < panels.end; panel += n) {
         n = min(all->unpacked->n_panels, panels.end - panel);
-        multiply_unpacked_rows(all, panel, (int)n, start, end, products.at);
-        store_products(all->w, panel * PANEL, products.at, (int)n, start, end - start, all->y,
-                       all->store_mode);
+        multiply_unpacked_rows(all, &(product_block){panel, (int)n, start, products.at, NULL},
+                               end);
     }
 }
 
@@ -229,21 +254,21 @@ int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const u
                           const matrix *up, const uint8_t *up_input, int n_x, float *y,
                           range panels)
 {
-    const panel_products all[] = {products_of(kernels, gate, gate_input, y, STORE_FLOAT, n_x),
-                                  products_of(kernels, up, up_input, NULL, STORE_FLOAT, n_x)};
-    if (!all[0].unpacked || !all[1].unpacked)
+    const panel_products gates = products_of(kernels, gate, gate_input, y, STORE_FLOAT, n_x);
+    const panel_products ups = products_of(kernels, up, up_input, NULL, STORE_FLOAT, n_x);
+    if (!gates.unpacked || !ups.unpacked)
         return 0;
-    const int block = block_rows(all, n_x);
-    block_products gates, ups;
+    const int block = block_rows(&gates, n_x);
+    block_products products, gated;
     for (int start = 0; start < n_x; start += block) {
         const int end = (int)min(start + block, n_x);
         for (int64_t panel = panels.start, n; panel < panels.end; panel += n) {
-            n = min(all->unpacked->n_panels, panels.end - panel);
-            multiply_unpacked_rows(all + 1, panel, (int)n, start, end, ups.at);
-            multiply_unpacked_rows(all, panel, (int)n, start, end, gates.at);
-            kernels->swiglu(gates.at, ups.at, (end - start) * n * PANEL);
-            store_products(gate, panel * PANEL, gates.at, (int)n, start, end - start, y,
-                           STORE_FLOAT);
+            n = min(gates.unpacked->n_panels, panels.end - panel);
+            multiply_unpacked_rows(&ups, &(product_block){panel, (int)n, start, gated.at, NULL},
+                                   end);
+            multiply_unpacked_rows(&gates,
+                                   &(product_block){panel, (int)n, start, products.at, gated.at},
+                                   end);
         }
     }
     return 1;

@@ -78,9 +78,9 @@ INLINE const uint8_t *enter_block(const uint8_t *at, int64_t g, int row, int n_v
     return at + super_scale_bytes(layout);
 }
 
-/* Scales and minima of a block for LANES rows. */
+/* Scales and minima of a block for LANES rows; and scale * -ROUNDING, the origin of scaled sums. */
 typedef struct {
-    vector scale, min;
+    vector scale, origin, min;
 } block_scales;
 
 /* Load those of `n_vectors` vectors of rows, from `row` on. */
@@ -90,6 +90,7 @@ INLINE void load_block_scales(const uint8_t *block, int row, const super_block *
     const uint8_t *scales = block + quant_bytes(layout), *mins = scales + scale_bytes(layout);
     for (int v = 0; v < n_vectors; v++) {
         to[v].scale = load_scales(scales, row + v * LANES, super->scales[v], layout);
+        to[v].origin = to[v].scale * -ROUNDING;
         if (layout.has_mins)
             to[v].min = load_scales(mins, row + v * LANES, super->mins[v], layout);
     }
@@ -101,7 +102,7 @@ INLINE void add_scaled_sums(vector totals[][MAX_VECTORS], integer_vector sums[][
                             int n_vectors)
 {
     for (int v = 0; v < n_vectors; v++) {
-        const vector scale = scales[v].scale, origin = scale * -ROUNDING;
+        const vector scale = scales[v].scale, origin = scales[v].origin;
         UNROLL(MAX_TILE)
         for (int m = 0; m < n; m++)
             totals[m][v] += multiply_add((vector)sums[m][v], scale, origin) * x.scales[m];
@@ -116,10 +117,10 @@ INLINE void add_scaled_sums(vector totals[][MAX_VECTORS], integer_vector sums[][
 /* ---- unpacked groups -------------------------------------------------------------------------- */
 
 /* Bytes of an unpacked group: the quants that are multiplied, a byte each, in the order of reading;
- * the scales and, in layouts with minima, those, as floats. */
+ * the scales, the origins and, in layouts with minima, those, as floats. */
 INLINE int64_t unpacked_bytes(packed_layout layout)
 {
-    return PANEL * (layout.group + (layout.has_mins ? 2 : 1) * (int64_t)sizeof(float));
+    return PANEL * (layout.group + (layout.has_mins ? 3 : 2) * (int64_t)sizeof(float));
 }
 
 /* Rows from PANEL on are those of the second panel. */
@@ -139,8 +140,9 @@ INLINE void load_unpacked_scales(const uint8_t *group, int row, packed_layout la
         const uint8_t *panel = group + row / PANEL * UNPACKED_BYTES;
         const float *scales = (const float *)(panel + PANEL * layout.group) + row % PANEL;
         to[v].scale = *(const vector *)scales;
+        to[v].origin = *(const vector *)(scales + PANEL);
         if (layout.has_mins)
-            to[v].min = *(const vector *)(scales + PANEL);
+            to[v].min = *(const vector *)(scales + 2 * PANEL);
     }
 }
 
@@ -157,8 +159,9 @@ INLINE void store_unpacked(const uint8_t *block, const block_scales *scales, pac
     float *floats = (float *)to;
     for (int v = 0; v < PANEL_VECTORS; v++) {
         *(vector *)(floats + v * LANES) = scales[v].scale;
+        *(vector *)(floats + PANEL + v * LANES) = scales[v].origin;
         if (layout.has_mins)
-            *(vector *)(floats + PANEL + v * LANES) = scales[v].min;
+            *(vector *)(floats + 2 * PANEL + v * LANES) = scales[v].min;
     }
 }
 

@@ -101,48 +101,53 @@ INLINE void unpack_groups(const uint8_t *block, int64_t n_groups, packed_layout 
     }
 }
 
-/* Multiply `n_vectors` vectors of rows of unpacked groups, from `row` on, with `n` rows of a tile,
- * from `m` on; and store them in out (n, ...), whose rows are `out_stride` floats apart, or add to
- * it. */
-INLINE void multiply_unpacked_vectors(const uint8_t *groups, int row, int n_vectors,
-                                      int64_t n_groups, const uint8_t *tile, int tile_rows, int m,
-                                      int n, float *out, int64_t out_stride, int adds,
-                                      packed_layout layout)
+/* Multiply `n_vectors` vectors of rows of unpacked groups, from `row` on, with `n` of the
+ * `tile_rows`, from `m` on. */
+INLINE void multiply_unpacked_vectors(const unpacked_tile *operands, int tile_rows, int row,
+                                      int n_vectors, int m, int n, packed_layout layout)
 {
+    const int width = PANELS_AT_ONCE * PANEL;
+    const int is_first = row == 0 && m == 0;
+    const int is_last = row + n_vectors * LANES == width && m + n == tile_rows;
+    const int lines_per_group = is_last ? operands->lines_per_group : 0;
+    const uint8_t *groups = operands->groups, *ahead = operands->ahead;
+    float *out = operands->out + m * width + row;
     vector totals[MAX_TILE][MAX_VECTORS];
-    if (n_groups < 1)
+    if (operands->n_groups < 1)
         __builtin_unreachable();
     for (int i = 0; i < n; i++)
         for (int v = 0; v < n_vectors; v++)
-            totals[i][v] = adds ? *(const vector *)(out + i * out_stride + row + v * LANES)
-                                : (vector){0};
-    for (int64_t g = 0; g < n_groups; g++, groups += unpacked_bytes(layout)) {
-        const tile_group x = rows_from(tile_group_at(tile, g, layout.group, tile_rows), m);
+            totals[i][v] = operands->adds ? *(const vector *)(out + i * width + v * LANES)
+                                          : (vector){0};
+    for (int64_t g = 0; g < operands->n_groups; g++, groups += unpacked_bytes(layout)) {
+        const tile_group x =
+            rows_from(tile_group_at(operands->tile, g, layout.group, tile_rows), m);
         integer_vector sums[MAX_TILE][MAX_VECTORS];
         block_scales scales[MAX_VECTORS];
-        if (row == 0 && m == 0)
-            prefetch_group(tile, g + PREFETCHED_COLUMNS / layout.group, layout.group, tile_rows);
+        if (is_first)
+            prefetch_group(operands->tile, g + PREFETCHED_COLUMNS / layout.group, layout.group,
+                           tile_rows);
+        for (int i = 0; i < lines_per_group; i++, ahead += CACHE_LINE)
+            __builtin_prefetch(ahead, 0, 2);
         sum_block(groups, row, x, layout, 1, n, n_vectors, sums);
         load_unpacked_scales(groups, row, layout, n_vectors, scales);
         add_scaled_sums(totals, sums, scales, x, layout, n, n_vectors);
     }
     for (int i = 0; i < n; i++)
         for (int v = 0; v < n_vectors; v++)
-            *(vector *)(out + i * out_stride + row + v * LANES) = totals[i][v];
+            *(vector *)(out + i * width + v * LANES) = totals[i][v];
 }
 
-/* Multiply the unpacked groups of PANELS_AT_ONCE panels with a tile of `tile_rows`, and store
- * (tile_rows, PANELS_AT_ONCE, PANEL) or add to it. The sums of two panels with half of the rows fit
- * in as many registers as those of one with all, and load half as much. */
-INLINE void multiply_unpacked(const uint8_t *groups, int64_t n_groups, const uint8_t *tile,
-                              int tile_rows, float *out, int adds, packed_layout layout)
+/* Multiply unpacked groups with a tile of `tile_rows`. The sums of two panels with half of the rows
+ * fit in as many registers as those of one with all, and load half as much. What is prefetched comes
+ * from the last cache during the first part, and from memory during the last. */
+INLINE void multiply_unpacked(const unpacked_tile *operands, int tile_rows, packed_layout layout)
 {
-    const int n = tile_rows / PANELS_AT_ONCE, width = PANELS_AT_ONCE * PANEL;
+    const int n = tile_rows / PANELS_AT_ONCE;
     const int n_vectors = PANELS_AT_ONCE > 1 ? MAX_VECTORS : VECTORS_AT_ONCE(n);
     for (int m = 0; m < tile_rows; m += n)
-        for (int row = 0; row < width; row += n_vectors * LANES)
-            multiply_unpacked_vectors(groups, row, n_vectors, n_groups, tile, tile_rows, m, n,
-                                      out + m * width, width, adds, layout);
+        for (int row = 0; row < PANELS_AT_ONCE * PANEL; row += n_vectors * LANES)
+            multiply_unpacked_vectors(operands, tile_rows, row, n_vectors, m, n, layout);
 }
 
 #endif
