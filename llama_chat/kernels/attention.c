@@ -251,7 +251,7 @@ void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena
     p->keys = arena_floats(memory, width * KEY_BLOCK);
     p->values = arena_floats(memory, KEY_BLOCK * width);
     p->max = arena_floats(memory, n_rows);
-    p->total = arena_floats(memory, n_rows);
+    p->totals = arena_floats(memory, n_rows * PADDING);
     p->rows = arena_floats(memory, PADDING * width);
 }
 

@@ -104,7 +104,7 @@ typedef struct {
     float *keys;    /* (width, KEY_BLOCK), transposed */
     float *values;  /* (KEY_BLOCK, width) */
     float *max;     /* (n_rows), the maximum score so far */
-    float *total;   /* (n_rows), the sum of the exponentials so far */
+    float *totals;  /* (n_rows, PADDING), sums of the exponentials so far */
     float *rows;    /* (PADDING, width) */
 } prefill_buffers;
 

@@ -12,29 +12,34 @@
 
 /* Turn the scores of one query for `n_keys` keys, of which the first `n_visible` are not masked,
  * into exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
- * online softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. */
+ * online softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. Totals are kept
+ * by the lane and added up in the end: a sum across lanes would take as long as the exponentials. */
 INLINE void online_softmax(float *scores, int64_t n_keys, int64_t n_visible, float *max,
-                           float *total, float *sums, int64_t width)
+                           float *totals, float *sums, int64_t width)
 {
-    float new_max = *max, sum = 0;
+    float new_max = *max, new_totals[PADDING];
     for (int64_t r = n_visible; r < n_keys; r++)
         scores[r] = -INFINITY;
 #pragma omp simd reduction(max : new_max)
     for (int64_t r = 0; r < n_keys; r++)
         new_max = scores[r] > new_max ? scores[r] : new_max;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t r = 0; r < n_keys; r++) {
-        scores[r] = scores[r] == -INFINITY ? 0 : fast_exp(scores[r] - new_max);
-        sum += scores[r];
-    }
     if (new_max > *max) {
         float factor = *max == -INFINITY ? 0 : fast_exp(*max - new_max);
-        *total *= factor;
+        for (int64_t i = 0; i < PADDING; i++)
+            totals[i] *= factor;
         for (int64_t d = 0; d < width; d++)
             sums[d] *= factor;
+        *max = new_max;
     }
-    *max = new_max;
-    *total += sum;
+    memcpy(new_totals, totals, sizeof new_totals);
+    for (int64_t r = 0; r < n_keys; r += PADDING)
+#pragma omp simd
+        for (int64_t i = 0; i < PADDING; i++) {
+            const float score = scores[r + i];
+            scores[r + i] = score == -INFINITY ? 0 : fast_exp(score - new_max);
+            new_totals[i] += scores[r + i];
+        }
+    memcpy(totals, new_totals, sizeof new_totals);
 }
 
 /* Attend with all queries of one head of keys of the `tokens`. */
@@ -47,11 +52,11 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
     const int64_t rows = round_up(n_queries, TILE_ROWS);
     memset(b->queries, 0, sizeof(float) * (size_t)(rows * width));
     memset(b->sums, 0, sizeof(float) * (size_t)(rows * width));
+    memset(b->totals, 0, sizeof(float) * (size_t)(rows * PADDING));
     for (int64_t i = 0; i < n_queries; i++) {
         int64_t at = ((tokens.start + i / group) * cache->n_heads + head * group + i % group) * n;
         memcpy(b->queries + i * width, q + at, sizeof(float) * (size_t)n);
         b->max[i] = -INFINITY;
-        b->total[i] = 0;
     }
     convert_rows(b->queries, rows, width, width);
     const int64_t total = cache->length + tokens.end;
@@ -69,8 +74,8 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
         for (int64_t i = skipped; i < n_queries; i++) {
             int64_t n_visible = cache->length + tokens.start + i / group + 1 - start;
             n_visible = n_visible < 0 ? 0 : n_visible > n_keys ? n_keys : n_visible;
-            online_softmax(b->scores + i * KEY_BLOCK, n_keys, n_visible, b->max + i, b->total + i,
-                           b->sums + i * width, width);
+            online_softmax(b->scores + i * KEY_BLOCK, n_keys, n_visible, b->max + i,
+                           b->totals + i * PADDING, b->sums + i * width, width);
         }
         convert_rows(scores, rows - skipped, n_keys, KEY_BLOCK);
         multiply_block(scores, KEY_BLOCK, b->values, width, b->sums + skipped * width, width,
@@ -78,8 +83,11 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
     }
     for (int64_t i = 0; i < n_queries; i++) {
         int64_t at = ((tokens.start + i / group) * cache->n_heads + head * group + i % group) * n;
+        float total = 0;
+        for (int64_t j = 0; j < PADDING; j++)
+            total += b->totals[i * PADDING + j];
         for (int64_t d = 0; d < n; d++)
-            out[at + d] = b->sums[i * width + d] / b->total[i];
+            out[at + d] = b->sums[i * width + d] / total;
     }
 }
 
