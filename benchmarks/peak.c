@@ -1,7 +1,7 @@
 /* The most operations that one core does with an instruction: all in registers.
 
-   Each function runs N_CHAINS independent chains of the instruction, so that its latency is hidden,
-   for ROUNDS rounds, and returns the operations: a multiplication and an addition count as two. */
+   Each function runs independent chains of the instruction, so many that its latency is hidden, for
+   ROUNDS rounds, and returns the operations: a multiplication and an addition count as two. */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -10,67 +10,102 @@
 #include <unistd.h>
 
 #define ROUNDS 20000000L
-#define N_CHAINS 12
+/* Chains that fit in the 16 registers of AVX2 and in the 32 of AVX-512. */
+enum { FEW = 12, MANY = 20 };
 /* Unrolled, so that the chains are in registers. */
-#define EACH_CHAIN _Pragma("GCC unroll 12") for (int chain = 0; chain < N_CHAINS; chain++)
+#define EACH_CHAIN(n) _Pragma("GCC unroll 20") for (int chain = 0; chain < (n); chain++)
 
 /* Keep the compiler from computing the sums without the instruction, or none at all. */
 #define KEEP(value) __asm__ volatile("" : "+x"(value))
 
-#define PEAK(name, features, vector, zero, step, operations)                    \
-    __attribute__((visibility("default"), target(features))) double name(void) { \
-        vector sums[N_CHAINS], a = zero(), b = zero();                           \
-        EACH_CHAIN sums[chain] = zero();                                        \
-        KEEP(a);                                                                \
-        KEEP(b);                                                                \
-        for (long round = 0; round < ROUNDS; round++) EACH_CHAIN {              \
-            sums[chain] = step;                                                 \
-            KEEP(sums[chain]);                                                  \
-        }                                                                       \
-        return (double)ROUNDS * N_CHAINS * (operations);                        \
+#define PEAK(name, features, n_chains, vector, zero, step, operations)              \
+    __attribute__((visibility("default"), target(features))) double name(void) {    \
+        vector sums[n_chains], a = zero(), b = zero();                              \
+        EACH_CHAIN(n_chains) sums[chain] = zero();                                  \
+        KEEP(a);                                                                    \
+        KEEP(b);                                                                    \
+        for (long round = 0; round < ROUNDS; round++) EACH_CHAIN(n_chains) {        \
+            sums[chain] = step;                                                     \
+            KEEP(sums[chain]);                                                      \
+        }                                                                           \
+        return (double)ROUNDS * (n_chains) * (operations);                          \
     }
 
-PEAK(fma_avx2, "avx2,fma", __m256, _mm256_setzero_ps, _mm256_fmadd_ps(a, b, sums[chain]), 16)
-PEAK(fma_avx512, "avx512f", __m512, _mm512_setzero_ps, _mm512_fmadd_ps(a, b, sums[chain]), 32)
-PEAK(bytes_avx2, "avx2", __m256i, _mm256_setzero_si256,
+PEAK(fma_avx2, "avx2,fma", FEW, __m256, _mm256_setzero_ps, _mm256_fmadd_ps(a, b, sums[chain]), 16)
+PEAK(fma_avx512, "avx512f", MANY, __m512, _mm512_setzero_ps, _mm512_fmadd_ps(a, b, sums[chain]), 32)
+PEAK(bytes_avx2, "avx2", FEW, __m256i, _mm256_setzero_si256,
      _mm256_add_epi16(_mm256_maddubs_epi16(sums[chain], a), b), 64)
-PEAK(bytes_avx512_vnni, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512,
+PEAK(bytes_avx512_vnni, "avx512f,avx512vnni", MANY, __m512i, _mm512_setzero_si512,
      _mm512_dpbusd_epi32(sums[chain], a, b), 128)
 
+/* Groups of columns as panels have them: products of bytes, whose sum is a float that is scaled and
+   added, and perhaps multiplied minima. Only the products of bytes are counted. */
+#define PEAK_OF_GROUPS(name, n_products, has_minima)                                \
+    __attribute__((visibility("default"), target("avx512f,avx512vnni")))            \
+    double name(void) {                                                             \
+        __m512i a = _mm512_setzero_si512(), b = a, first = a;                       \
+        __m512 x = _mm512_setzero_ps(), y = x, totals[MANY];                        \
+        EACH_CHAIN(MANY) totals[chain] = x;                                         \
+        KEEP(a);                                                                    \
+        KEEP(b);                                                                    \
+        KEEP(first);                                                                \
+        KEEP(x);                                                                    \
+        KEEP(y);                                                                    \
+        for (long round = 0; round < ROUNDS / 8; round++) EACH_CHAIN(MANY) {        \
+            __m512i sum = first;                                                    \
+            _Pragma("GCC unroll 8") for (int i = 0; i < n_products; i++) {          \
+                KEEP(sum);                                                          \
+                sum = _mm512_dpbusd_epi32(sum, a, b);                               \
+            }                                                                       \
+            KEEP(sum);                                                              \
+            const __m512 scaled = _mm512_fmadd_ps(_mm512_castsi512_ps(sum), x, y);  \
+            totals[chain] = _mm512_fmadd_ps(scaled, y, totals[chain]);              \
+            KEEP(totals[chain]);                                                    \
+            if (has_minima)                                                         \
+                totals[chain] = _mm512_fmadd_ps(x, y, totals[chain]);               \
+            KEEP(totals[chain]);                                                    \
+        }                                                                           \
+        return (double)(ROUNDS / 8) * MANY * n_products * 128;                      \
+    }
+
+PEAK_OF_GROUPS(groups_of_32_avx512_vnni, 8, 0)
+PEAK_OF_GROUPS(groups_of_32_with_minima_avx512_vnni, 8, 1)
+PEAK_OF_GROUPS(groups_of_16_avx512_vnni, 4, 0)
+
 __attribute__((visibility("default"), target("avx512f,avx512bf16"))) double bf16_avx512(void) {
-    __m512 sums[N_CHAINS];
+    __m512 sums[MANY];
     __m512i bits = _mm512_setzero_si512();
     __m512bh a, b;
-    EACH_CHAIN sums[chain] = _mm512_setzero_ps();
+    EACH_CHAIN(MANY) sums[chain] = _mm512_setzero_ps();
     KEEP(bits);
     memcpy(&a, &bits, sizeof a);
     memcpy(&b, &bits, sizeof b);
-    for (long round = 0; round < ROUNDS; round++) EACH_CHAIN {
+    for (long round = 0; round < ROUNDS; round++) EACH_CHAIN(MANY) {
         sums[chain] = _mm512_dpbf16_ps(sums[chain], a, b);
         KEEP(sums[chain]);
     }
-    return (double)ROUNDS * N_CHAINS * 64;
+    return (double)ROUNDS * MANY * 64;
 }
 
 /* Four chains, of two tiles times two. Linux is asked for the use of tiles; see kernels/amx.c. */
-#define PEAK_OF_TILES(name, features, product, operations)                       \
-    __attribute__((visibility("default"), target(features))) double name(void) { \
-        static const struct {                                                    \
-            uint8_t palette, zeros[15];                                          \
-            uint16_t row_bytes[16];                                              \
-            uint8_t n_rows[16];                                                  \
-        } shapes = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64},                    \
-                    {16, 16, 16, 16, 16, 16, 16, 16}};                           \
-        syscall(SYS_arch_prctl, 0x1023, 18);                                     \
-        _tile_loadconfig(&shapes);                                               \
-        for (long round = 0; round < ROUNDS; round++) {                          \
-            product(0, 4, 6);                                                    \
-            product(1, 4, 7);                                                    \
-            product(2, 5, 6);                                                    \
-            product(3, 5, 7);                                                    \
-        }                                                                        \
-        _tile_release();                                                         \
-        return (double)ROUNDS * 4 * (operations);                                \
+#define PEAK_OF_TILES(name, features, product, operations)                          \
+    __attribute__((visibility("default"), target(features))) double name(void) {    \
+        static const struct {                                                       \
+            uint8_t palette, zeros[15];                                             \
+            uint16_t row_bytes[16];                                                 \
+            uint8_t n_rows[16];                                                     \
+        } shapes = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64},                       \
+                    {16, 16, 16, 16, 16, 16, 16, 16}};                              \
+        syscall(SYS_arch_prctl, 0x1023, 18);                                        \
+        _tile_loadconfig(&shapes);                                                  \
+        for (long round = 0; round < ROUNDS; round++) {                             \
+            product(0, 4, 6);                                                       \
+            product(1, 4, 7);                                                       \
+            product(2, 5, 6);                                                       \
+            product(3, 5, 7);                                                       \
+        }                                                                           \
+        _tile_release();                                                            \
+        return (double)ROUNDS * 4 * (operations);                                   \
     }
 
 PEAK_OF_TILES(bytes_amx, "amx-tile,amx-int8", _tile_dpbssd, 2 * 16 * 16 * 64)

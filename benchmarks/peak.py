@@ -31,6 +31,9 @@ INSTRUCTIONS = {
     "fma_avx512": ("avx512f",),
     "bytes_avx2": ("avx2",),
     "bytes_avx512_vnni": ("avx512_vnni",),
+    "groups_of_32_avx512_vnni": ("avx512_vnni",),
+    "groups_of_32_with_minima_avx512_vnni": ("avx512_vnni",),
+    "groups_of_16_avx512_vnni": ("avx512_vnni",),
     "bf16_avx512": ("avx512_bf16",),
     "bytes_amx": ("amx_tile", "amx_int8"),
     "bf16_amx": ("amx_tile", "amx_bf16"),
@@ -109,7 +112,7 @@ def main() -> None:
             for name, needed in INSTRUCTIONS.items():
                 if here.issuperset(needed):
                     found[name] = measure(library, name, options.threads, options.rounds)
-                    print(f"{name:<20} {found[name] / 1e9:8.0f} billion operations a second")
+                    print(f"{name:<36} {found[name] / 1e9:8.0f} billion operations a second")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 
