@@ -3,9 +3,10 @@
     python -m benchmarks.peak [MODEL] [--threads 2] [--rounds 5] [--prompt 512]
                               [--instruction bytes_avx512_vnni] [--json FILE]
 
-Every thread runs one instruction in registers alone. The result is the bound on prefill: a token
-takes two operations for each weight of the matrices. With a model, its prefill is measured as a
-share of what an instruction reaches in the same round.
+Every thread runs one instruction in registers alone; or the mixture that groups of columns take,
+whose scales and minima are floats, and of which only the products of bytes are counted. The result
+is the bound on prefill: a token takes two operations for each weight of the matrices. With a model,
+its prefill is measured as a share of what an instruction reaches in the same round.
 """
 
 import argparse
