@@ -125,7 +125,9 @@ def _fields(message: bytes, what: str) -> Iterator[tuple[int, bytes, bytes]]:
     """
     begin, size = 0, len(message)
     while begin < size:
-        tag, at = _read_varint(message, begin)
+        tag, at = message[begin], begin + 1
+        if tag >= 0x80:  # of two bytes or more, which few are
+            tag, at = _read_varint(message, begin)
         kind, start = tag & 7, at
         if kind == 2:
             length, start = _read_varint(message, at)
@@ -146,6 +148,8 @@ _FIXED = {1: 8, 5: 4}
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the integer at ``at``, and the place after it, which is past the end if it is cut."""
+    if at < len(data) and data[at] < 0x80:  # as most are
+        return data[at], at + 1
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]
