@@ -148,8 +148,6 @@ _FIXED = {1: 8, 5: 4}
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the integer at ``at``, and the place after it, which is past the end if it is cut."""
-    if at < len(data) and data[at] < 0x80:  # as most are
-        return data[at], at + 1
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]
