@@ -87,11 +87,41 @@ static void compare_packed(packed_layout layout, int index)
     }
 }
 
+/* Rows for which panels are unpacked, and some that are left. */
+enum { MOST_X = 4 * MAX_TILE + 3 };
+
+/* Quantize the `n_x` rows of x (n_x, n_columns) in tiles. */
+static void quantize_tiles(const float *x, int64_t n_columns, int group, int n_x, uint8_t *tiles)
+{
+    for (int m = 0, n; m < n_x; m += n) {
+        n = next_tile_size(&tested, n_x - m);
+        quantize_tile(&tested, x + m * n_columns, 0, n_columns, group, n,
+                      tiles + m * quantized_row_bytes(n_columns, group));
+    }
+}
+
+/* Compare gated products of whole panels of two matrices, quantized as they are computed, with
+ * those that are quantized afterwards. */
+static void compare_quantized(const matrix w[2], const uint8_t *input, int n_x, int group)
+{
+    enum { ROWS = 4 * PANEL };
+    static uint8_t got[MOST_X * 2 * ROWS], expected[MOST_X * 2 * ROWS];
+    static float y[MOST_X * ROWS];
+    const range all = {0, ROWS / PANEL};
+    matrix gate = w[0], up = w[1];
+    gate.n_rows = up.n_rows = ROWS;
+    multiply_gated_panels(&tested, &gate, input, &up, input, n_x, got, group, all);
+    multiply_gated_panels(&tested, &gate, input, &up, input, n_x, y, 0, all);
+    quantize_tiles(y, ROWS, group, n_x, expected);
+    report("quantized gated products",
+           memcmp(got, expected, (size_t)(n_x * quantized_row_bytes(ROWS, group))) == 0);
+}
+
 /* Compare products with many rows, for which panels are unpacked, in several parts, with those of
  * some of the rows alone, which must be the same; also gated ones. */
 static void compare_many_rows(packed_layout layout)
 {
-    enum { ROWS = 4 * PANEL + 3, COLUMNS = 768, MOST_X = 4 * MAX_TILE + 3 };
+    enum { ROWS = 4 * PANEL + 3, COLUMNS = 768 };
     static uint8_t panels[2][5 * PANEL * 2 * COLUMNS], tiles[MOST_X * 3 * COLUMNS];
     static uint8_t row[3 * COLUMNS];
     static float x[MOST_X * COLUMNS], got[MOST_X * ROWS], expected[2][MOST_X * ROWS];
@@ -102,11 +132,7 @@ static void compare_many_rows(packed_layout layout)
     for (int i = 0; i < n_x * COLUMNS; i++)
         if (i / COLUMNS % 10 == 0) /* quants of the largest size */
             x[i] = i % 3 ? 127 : -127;
-    for (int m = 0, n; m < n_x; m += n) {
-        n = next_tile_size(&tested, n_x - m);
-        quantize_tile(&tested, x + m * COLUMNS, 0, COLUMNS, layout.group, n,
-                      tiles + m * quantized_row_bytes(COLUMNS, layout.group));
-    }
+    quantize_tiles(x, COLUMNS, layout.group, n_x, tiles);
     for (int i = 0; i < 2; i++) {
         for (int p = 0; p < n_panels(w); p++) {
             static const int bytes[] = {0xff, 0x80, -1, 0, 0x7f};
@@ -126,12 +152,16 @@ static void compare_many_rows(packed_layout layout)
                                                    (ROWS - some.start * PANEL) * 4) == 0);
         }
     }
-    if (!multiply_gated_panels(&tested, w, tiles, w + 1, tiles, n_x, got, (range){0, n_panels(w)}))
+    const int width = gated_width(&tested, w, w + 1, n_x);
+    if (!width)
         return;
+    multiply_gated_panels(&tested, w, tiles, w + 1, tiles, n_x, got, 0, (range){0, n_panels(w)});
     for (int m = 0; m < n_x; m += 5) {
         tested.swiglu(expected[0] + m * ROWS, expected[1] + m * ROWS, ROWS);
         compare("gated products", got + m * ROWS, expected[0] + m * ROWS, ROWS, 1e-6f);
     }
+    for (int group = 16; group <= width; group *= 2)
+        compare_quantized(w, tiles, n_x, group);
 }
 
 /* ---- quantization of activations ------------------------------------------------------------ */

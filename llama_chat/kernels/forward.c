@@ -78,14 +78,13 @@ static void add_attention(worker *t, const layer_weights *layer)
 static void run_feed_forward(worker *t, const layer_weights *layer)
 {
     const shared_buffers *b = t->shared;
-    const int64_t hidden = t->w->hidden_dim;
     const int64_t step = step_rows(t, 1), n = n_steps(&layer->w1, step);
     prepare_input(t, b->x, t->w->dim, layer->ffn_norm,
                   (const matrix *[]){&layer->w1, &layer->w3}, 2);
     for (range part; take_steps(t, n, &layer->w1, step, &part);)
-        multiply_gated(t, &layer->w1, &layer->w3, take_rows(&part, &layer->w1, step));
+        multiply_gated(t, layer, take_rows(&part, &layer->w1, step));
     end_phase(&t->phase);
-    prepare_input(t, b->gate, hidden, NULL, (const matrix *[]){&layer->w2}, 1);
+    prepare_gated(t, layer);
     add_product(t, &layer->w2);
 }
 

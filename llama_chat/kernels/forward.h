@@ -62,7 +62,7 @@ typedef struct {
 typedef struct {
     float *x;                     /* (n_x, dim), the residual stream */
     float *q, *k, *v, *attention; /* (n_x, heads * head_dim) */
-    float *gate, *up;             /* (n_x, hidden_dim) */
+    float *gate, *up;             /* (n_x, hidden_dim); `gate` may hold quantized rows */
     input_rows input;             /* if there are more tokens than a tile holds */
     float *normed;                /* (rows, dim), of logits: see run_output() */
     void *quantized;              /* the same, for a packed output */

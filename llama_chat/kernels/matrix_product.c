@@ -85,6 +85,7 @@ typedef struct {
     const uint8_t *quantized;
     void *y; /* NULL: they are not stored */
     int store_mode;
+    int quantized_group; /* in which they are stored as quantized rows; 0: they are not */
     dot_product *const *dot_products;
     const unpacked_product *unpacked; /* or NULL */
 } panel_products;
@@ -114,13 +115,25 @@ static int block_rows(const panel_products *all, int n_x)
     return (int)round_up((n_x + n_blocks - 1) / n_blocks, tile);
 }
 
-/* Complete and store the products of `n` rows, from `m` on. */
-static void finish_rows(const panel_products *all, const product_block *block, int m, int n)
+/* Quantize the products of a tile of `n` rows, from `m` on: whole groups of its columns. */
+static void quantize_products(const panel_products *all, const product_block *block,
+                              const float *products, int m, int n)
+{
+    const int group = all->quantized_group;
+    const int64_t before = block->panel * PANEL / group * n * tile_group_bytes(group);
+    uint8_t *tile = (uint8_t *)all->y + m * quantized_row_bytes(all->w->n_rows, group);
+    quantize_tile(all->kernels, products, 0, block->n_panels * PANEL, group, n, tile + before);
+}
+
+/* Complete and store the products of a tile of `n` rows, from `m` on. */
+static void finish_tile(const panel_products *all, const product_block *block, int m, int n)
 {
     const int64_t width = block->n_panels * PANEL, at = (m - block->start) * width;
     if (block->gated)
         all->kernels->swiglu(block->products + at, block->gated + at, n * width);
-    if (all->y)
+    if (all->quantized_group)
+        quantize_products(all, block, block->products + at, m, n);
+    else if (all->y)
         store_products(all->w, block->panel * PANEL, block->products + at, block->n_panels, m, n,
                        all->y, all->store_mode);
 }
@@ -159,7 +172,7 @@ static void multiply_tiles(const panel_products *all, const product_block *block
                 .lines_per_group = at < n_bytes ? lines_per_group : 0,
             });
             if (is_last)
-                finish_rows(all, block, m, tile);
+                finish_tile(all, block, m, tile);
         }
     }
 }
@@ -184,7 +197,7 @@ static void multiply_unpacked_rows(const panel_products *all, const product_bloc
                                     all->quantized + m * row_bytes,
                                     block->products + (m - block->start) * width + p * PANEL,
                                     width);
-        finish_rows(all, block, m, n);
+        finish_tile(all, block, m, n);
     }
 }
 
@@ -214,9 +227,13 @@ static void multiply_panel_rows(const panel_products *all, int64_t panel, int st
 static panel_products products_of(const kernel_set *kernels, const matrix *w,
                                   const uint8_t *quantized, void *y, int store_mode, int n_x)
 {
-    return (panel_products){kernels, w, quantized, y, store_mode,
-                            dot_products_of(kernels, w->layout),
-                            unpacked_product_of(kernels, w, n_x)};
+    return (panel_products){.kernels = kernels,
+                            .w = w,
+                            .quantized = quantized,
+                            .y = y,
+                            .store_mode = store_mode,
+                            .dot_products = dot_products_of(kernels, w->layout),
+                            .unpacked = unpacked_product_of(kernels, w, n_x)};
 }
 
 /* Multiply some panels with the rows from `start` to `end`, unpacked. */
@@ -250,14 +267,21 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
         kernels->end_tiles();
 }
 
-int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const uint8_t *gate_input,
-                          const matrix *up, const uint8_t *up_input, int n_x, float *y,
-                          range panels)
+int gated_width(const kernel_set *kernels, const matrix *gate, const matrix *up, int n_x)
 {
-    const panel_products gates = products_of(kernels, gate, gate_input, y, STORE_FLOAT, n_x);
-    const panel_products ups = products_of(kernels, up, up_input, NULL, STORE_FLOAT, n_x);
-    if (!gates.unpacked || !ups.unpacked)
+    if (gate->type != PACKED || up->type != PACKED || !unpacked_product_of(kernels, up, n_x))
         return 0;
+    const unpacked_product *product = unpacked_product_of(kernels, gate, n_x);
+    return product ? product->n_panels * PANEL : 0;
+}
+
+void multiply_gated_panels(const kernel_set *kernels, const matrix *gate,
+                           const uint8_t *gate_input, const matrix *up, const uint8_t *up_input,
+                           int n_x, void *y, int quantized_group, range panels)
+{
+    panel_products gates = products_of(kernels, gate, gate_input, y, STORE_FLOAT, n_x);
+    const panel_products ups = products_of(kernels, up, up_input, NULL, STORE_FLOAT, n_x);
+    gates.quantized_group = quantized_group;
     const int block = block_rows(&gates, n_x);
     block_products products, gated;
     for (int start = 0; start < n_x; start += block) {
@@ -271,7 +295,6 @@ int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const u
                                    end);
         }
     }
-    return 1;
 }
 
 /* ---- called from Python --------------------------------------------------------------------- */

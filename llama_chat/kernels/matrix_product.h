@@ -56,10 +56,15 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
 void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *quantized,
                      int n_x, void *y, int store_mode, range panels);
 
+/* Columns of a result that multiply_gated_panels() computes together, for `n_x` rows; 0 if it is not
+ * faster than products of one matrix after the other. */
+int gated_width(const kernel_set *kernels, const matrix *gate, const matrix *up, int n_x);
+
 /* Compute silu(gate * x) * (up * x), into y (n_x, n_rows), for the `panels` of both matrices and
- * `n_x` rows, quantized in the groups of each; return 0 if that is not faster than one by one. */
-int multiply_gated_panels(const kernel_set *kernels, const matrix *gate, const uint8_t *gate_input,
-                          const matrix *up, const uint8_t *up_input, int n_x, float *y,
-                          range panels);
+ * `n_x` rows, quantized in the groups of each. The result is in float32; or, unless
+ * `quantized_group` is 0, quantized in groups of so many columns, which divide gated_width(). */
+void multiply_gated_panels(const kernel_set *kernels, const matrix *gate,
+                           const uint8_t *gate_input, const matrix *up, const uint8_t *up_input,
+                           int n_x, void *y, int quantized_group, range panels);
 
 #endif

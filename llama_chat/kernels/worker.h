@@ -82,7 +82,10 @@ void multiply_exactly(const worker *t, const matrix *w, range rows, const float 
 void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int store_mode);
 
 /* Compute some columns of the gated input of w2, silu(w1 * x) * (w3 * x), into the shared gate. */
-void multiply_gated(const worker *t, const matrix *w1, const matrix *w3, range rows);
+void multiply_gated(const worker *t, const layer_weights *layer, range rows);
+
+/* Convert the shared gate to the form that w2 takes, unless that is what was stored there. */
+void prepare_gated(worker *t, const layer_weights *layer);
 
 /* Add a matrix times the input to the residual stream. */
 void add_product(worker *t, const matrix *w);

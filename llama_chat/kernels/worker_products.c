@@ -78,22 +78,42 @@ void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int s
         t->kernels->multiply_floats(w, rows, (const float *)x, n_left, y, store_mode);
 }
 
-void multiply_gated(const worker *t, const matrix *w1, const matrix *w3, range rows)
+/* Group in which products with `layer`'s w1 and w3 are quantized for w2 while they are in the private
+ * cache; 0 if they are not. */
+static int quantized_group(const worker *t, const layer_weights *layer)
+{
+    const int width = gated_width(t->kernels, &layer->w1, &layer->w3, t->n_x);
+    const int is_whole = layer->w2.type == PACKED && width % layer->w2.layout.group == 0;
+    return width && is_whole ? layer->w2.layout.group : 0;
+}
+
+void multiply_gated(const worker *t, const layer_weights *layer, range rows)
 {
     const shared_buffers *b = t->shared;
+    const matrix *w1 = &layer->w1, *w3 = &layer->w3;
     if (rows.start >= rows.end)
         return;
-    if (w1->type == PACKED && w3->type == PACKED &&
+    if (gated_width(t->kernels, w1, w3, t->n_x)) {
         multiply_gated_panels(t->kernels, w1, t->input.forms[form_for(t->kernels, w1, 0)], w3,
                               t->input.forms[form_for(t->kernels, w3, 0)], t->n_x, b->gate,
-                              panels_of(rows)))
+                              quantized_group(t, layer), panels_of(rows));
         return;
+    }
     multiply_rows(t, w3, rows, b->up, STORE_FLOAT);
     multiply_rows(t, w1, rows, b->gate, STORE_FLOAT);
     for (int m = 0; m < t->n_x; m++) {
         const int64_t at = m * w1->n_rows + rows.start;
         t->kernels->swiglu(b->gate + at, b->up + at, rows.end - rows.start);
     }
+}
+
+void prepare_gated(worker *t, const layer_weights *layer)
+{
+    const matrix *w2 = &layer->w2;
+    if (quantized_group(t, layer))
+        t->input.forms[form_for(t->kernels, w2, 0)] = t->shared->gate;
+    else
+        prepare_input(t, t->shared->gate, w2->n_columns, NULL, &w2, 1);
 }
 
 void add_product(worker *t, const matrix *w)
