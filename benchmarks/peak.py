@@ -1,12 +1,15 @@
 """Measure the most operations a second that the instructions of the kernels reach on this machine.
 
     python -m benchmarks.peak [MODEL] [--threads 2] [--rounds 5] [--prompt 512]
-                              [--instruction bytes_avx512_vnni] [--json FILE]
+                              [--instruction bytes_avx512_vnni]
+                              [--attention-instruction fma_avx512] [--json FILE]
 
 Every thread runs one instruction in registers alone; or the mixture that groups of columns take,
 whose scales and minima are floats, and of which only the products of bytes are counted. The result
-is the bound on prefill: a token takes two operations for each weight of the matrices. With a model,
-its prefill is measured as a share of what an instruction reaches in the same round.
+is the bound on prefill: a token takes two operations for each weight of the matrices, and attention
+two for each number of the keys and values that it sees. With a model, its prefill is measured
+against what an instruction reaches in the same round: as a share of the speed, attention not
+counted; and as a share of the time, with the least that attention takes in its own instruction.
 """
 
 import argparse
@@ -19,11 +22,13 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.gpu import operations_per_token
 from llama_chat.loading.plan import load
+from llama_chat.model.config import LlamaConfig
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -69,20 +74,39 @@ def measure(library: ctypes.CDLL, name: str, n_threads: int, n_rounds: int) -> f
     return statistics.median(speeds[1:])
 
 
-def prefill_shares(run: ctypes.CDLL, options: argparse.Namespace) -> list[tuple[float, float]]:
-    """Measure, round by round, prefill in tokens per second, and its share of the instruction's."""
+def attention_operations(config: LlamaConfig, n_tokens: int) -> int:
+    """Count the operations of causal attention for a prompt, which follows nothing."""
+    n_seen = n_tokens * (n_tokens + 1) // 2
+    return 4 * config.n_layers * config.n_heads * config.head_dim * n_seen
+
+
+class Prefill(NamedTuple):
+    """Prefill in one round."""
+
+    tokens_per_second: float
+    share: float
+    """Of the peak speed of the matrices' instruction, attention not counted."""
+    share_of_both: float
+    """That the least time for matrices and attention has in the time it took."""
+
+
+def measure_prefill(run: ctypes.CDLL, options: argparse.Namespace) -> list[Prefill]:
+    """Measure prefill and the peaks of its instructions, round by round."""
     engine = load(options.model, context=options.prompt + 1, threads=options.threads).engine()
     config = engine.backend.model.config
-    operations = operations_per_token(config)
+    products = options.prompt * operations_per_token(config)
+    attention = attention_operations(config, options.prompt)
     found = []
     for _ in range(options.rounds + 1):  # the first warms up
         ids = torch.randint(config.vocab_size, (options.prompt,)).tolist()
         engine.cache.trim(0)
         began = time.perf_counter()
         engine.prefill(ids)
-        speed = options.prompt / (time.perf_counter() - began)
-        peak = measure(run, options.instruction, options.threads, 3)
-        found.append((speed, speed * operations / peak))
+        elapsed = time.perf_counter() - began
+        least = products / measure(run, options.instruction, options.threads, 3)
+        attention_peak = measure(run, options.attention_instruction, options.threads, 3)
+        both = least + attention / attention_peak
+        found.append(Prefill(options.prompt / elapsed, least / elapsed, both / elapsed))
     return found[1:]
 
 
@@ -94,20 +118,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=512, help="tokens to prefill")
     parser.add_argument("--instruction", default="bytes_avx512_vnni", choices=INSTRUCTIONS)
+    parser.add_argument("--attention-instruction", default="fma_avx512", choices=INSTRUCTIONS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     here = features()
-    if options.model and not here.issuperset(INSTRUCTIONS[options.instruction]):
-        parser.error(f"this processor lacks {options.instruction}")
+    for name in (options.instruction, options.attention_instruction):
+        if options.model and not here.issuperset(INSTRUCTIONS[name]):
+            parser.error(f"this processor lacks {name}")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
         if options.model:
-            speeds, shares = zip(*prefill_shares(library, options), strict=True)
-            found = {"prefill": statistics.median(speeds), "share": statistics.median(shares)}
+            rounds = measure_prefill(library, options)
+            medians = Prefill(*map(statistics.median, zip(*rounds, strict=True)))
+            found = medians._asdict()
+            shares = [prefill.share for prefill in rounds]
             print(
-                f"{found['prefill']:.1f} tokens/s, {found['share']:.1%} of"
-                f" {options.instruction} ({min(shares):.1%} to {max(shares):.1%})"
+                f"{medians.tokens_per_second:.1f} tokens/s, {medians.share:.1%} of"
+                f" {options.instruction} ({min(shares):.1%} to {max(shares):.1%}),"
+                f" {medians.share_of_both:.1%} with attention in {options.attention_instruction}"
             )
         else:
             for name, needed in INSTRUCTIONS.items():
