@@ -214,7 +214,16 @@ def test_log_probabilities_are_kept_in_both_styles(server: FaultServer) -> None:
     assert [talk.piece(kept.token(i)[0]) for i in range(len(kept))] == ["Hel", "lo"]
     assert [round(kept.token(i)[1], 3) for i in range(2)] == [-0.5, -0.25]
     assert [talk.piece(i) for i, _ in kept.alternatives(1)] == ["lo", "p"]
-    for odd in ({"content": [{"token": 1}]}, {"content": 5}, 7, {"tokens": ["a"]}):
+    huge = {"token": "a", "logprob": -(10**400)}  # an integer that no float can hold
+    tokens = {"tokens": ["a"], "token_logprobs": [10**400]}
+    for odd in (
+        {"content": [{"token": 1}]},
+        {"content": 5},
+        7,
+        {"tokens": ["a"]},
+        {"content": [huge]},
+        tokens,
+    ):
         server.scripts = [stream(part("a", logprobs=odd), DONE)]
         assert send(talk).text == "a"
 

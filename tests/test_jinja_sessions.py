@@ -122,6 +122,11 @@ def test_a_template_may_refuse_a_conversation(folder: Path) -> None:
     session.conversation.system = ""
     *_, _ = session.send("Hello")
     assert session.context_use("typed").n_tokens > 10
+    answered = session.conversation.path()
+    session.conversation.system = "S"
+    with pytest.raises(UsageError, match="System role not supported"):
+        next(session.retry())
+    assert session.conversation.path() == answered
 
 
 def test_a_chat_with_such_a_template(tmp_path: Path) -> None:

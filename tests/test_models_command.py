@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 from harness.program import CONTROLS, assert_clean_error, run
 from harness.terminal import Terminal
+from llama_chat.library.downloads import record
 
 HOSTILE = "\x1b]52;c;ZXZpbA==\x07 \x9b31m\n\u202egpj"
 TIME = 10**9
@@ -110,6 +111,7 @@ def test_only_our_models_are_removed(models: Path, tmp_path: Path) -> None:
     assert_clean_error(run("models", "rm", "org/tin", home=tmp_path), 2, "did you mean org/tiny?")
     done = run("models", "rm", "org/tiny", home=tmp_path)
     assert_clean_error(done, 2, "nobody can be asked: give --yes")
+    record(models / "org/tiny/tiny.Q4_0.gguf", "0" * 40, "0" * 64)
     done = run("models", "rm", "org/tiny", "--yes", home=tmp_path)
     assert (done.status, done.err) == (0, "removed org/tiny\n")
     assert list(models.iterdir()) == []

@@ -1,17 +1,22 @@
 """``llama-chat serve``: its start, its end, and the commands that use it."""
 
+import http.client
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
 from harness.process import cold
 from harness.program import Program, Result, assert_clean_error, run
+from llama_chat.errors import UsageError
 from llama_chat.server import client
+from llama_chat.server.sockets import listening
 from tests.servers import Server, running_server
 from tests.test_server import HELLO, post, request
 
@@ -178,6 +183,51 @@ def test_a_key_is_needed_for_other_addresses_and_checked(home: Path, gguf_model:
         status, _ = request(server, "GET", "/v1/models", Authorization="Bearer secret")
         assert status == 200
         assert client.health(server.socket) is not None  # its owner needs none
+
+
+def test_a_web_page_that_is_let_in_can_ask_before_it_sends_the_key(
+    home: Path, gguf_model: Path
+) -> None:
+    page = {"Origin": "http://page"}
+    with running_server(home, gguf_model, "--api-key", "secret", "--cors", "http://page") as server:
+        allowed, status = headers(server, "OPTIONS", **page)
+        assert (status, allowed["Access-Control-Allow-Origin"]) == (204, "http://page")
+        assert "authorization" in allowed["Access-Control-Allow-Headers"]
+        allowed, status = headers(server, "GET", **page)
+        assert (status, allowed["Access-Control-Allow-Origin"]) == (401, "http://page")
+        assert headers(server, "GET", Authorization="Bearer secret", **page)[1] == 200
+        assert headers(server, "OPTIONS", Origin="http://evil")[1] == 403
+        assert headers(server, "OPTIONS")[1] == 401
+
+
+def headers(server: Server, method: str, **sent: str) -> tuple[Message, int]:
+    """Return the headers and the status of the answer to a request for the models."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request(method, "/v1/models", headers=sent)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.headers, response.status
+
+
+def test_other_machines_may_call_this_one_by_any_name_if_they_have_the_key(
+    home: Path, gguf_model: Path
+) -> None:
+    flags = ("--host", "0.0.0.0", "--api-key", "secret")
+    with running_server(home, gguf_model, *flags) as server:
+        for host in ("192.168.1.20:8080", "[2001:db8::5]:8080", "gpu.example"):
+            assert request(server, "GET", "/health", Host=host)[0] == 401
+            key = "Bearer secret"
+            assert request(server, "GET", "/health", Host=host, Authorization=key)[0] == 200
+
+
+def test_each_socket_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    names = ("qwen.7b", "qwen.14b", "qwen.lock")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(listening(tmp_path / name))
+        with pytest.raises(UsageError, match="is running there already"):
+            stack.enter_context(listening(tmp_path / "qwen.7b"))
 
 
 def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:

@@ -94,6 +94,30 @@ def test_a_stream_has_the_text_of_the_whole(api: Any) -> None:
     assert chunks[-2].choices[0].finish_reason == "length"
 
 
+def test_a_stream_has_the_log_probabilities_of_all_tokens(api: Any) -> None:
+    options: dict[str, Any] = {"model": "random", "prompt": "the", "max_tokens": 12, "logprobs": 1}
+    text = api.completions.create(**options).choices[0].text
+    options["stop"] = text[2:-2] + "?"  # held back from the third character on
+    whole = api.completions.create(**options).choices[0]
+    chunks = [chunk.choices[0] for chunk in api.completions.create(**options, stream=True)]
+    told = [each.logprobs for each in chunks if each.logprobs]
+    assert whole.text == text
+    assert "".join(each.text for each in chunks) == text
+    tokens = [token for each in told for token in each.tokens]
+    logprobs = [logprob for each in told for logprob in each.token_logprobs]
+    assert (tokens, logprobs) == (whole.logprobs.tokens, whole.logprobs.token_logprobs)
+
+
+def test_each_of_several_prompts_is_counted_once(api: Any) -> None:
+    options: dict[str, Any] = {"model": "random", "max_tokens": 3}
+    prompts = ("the cat", "the", "a longer one")
+    alone = [api.completions.create(prompt=each, **options).usage for each in prompts]
+    usage = api.completions.create(prompt=list(prompts), n=2, **options).usage
+    assert usage.prompt_tokens == sum(each.prompt_tokens for each in alone)
+    assert usage.completion_tokens == 2 * sum(each.completion_tokens for each in alone)
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
 def test_completions_have_logprobs_choices_seeds_and_echo(api: Any) -> None:
     done = api.completions.create(
         model="random",

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.terminal import READY, Terminal
+from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.server import client
+from llama_chat.server.warm_session import WarmPlan
+from llama_chat.settings.settings import Settings
 from tests.servers import Server, running_server
 from tests.test_server import metrics
 
@@ -68,6 +72,29 @@ def test_control_c_stops_the_server_too(starter_model: Path, tmp_path: Path) -> 
         terminal.wait_until(lambda: metrics(server)["running_sequences"] == 0)
         terminal.ask("/max-tokens 3", "max-tokens is 3")
         terminal.ask("/continue", r"cut off after 3 tokens")
+
+
+def test_the_seed_of_a_stopped_reply_gives_its_text_again(server: Server, gguf_model: Path) -> None:
+    facts = client.health(server.socket)
+    assert facts is not None
+    model = WarmPlan(server.socket, facts, gguf_model).load()
+
+    def reply(seed: int | None) -> tuple[str, Finish]:
+        """Stop after four tokens; returns the text and the end."""
+        session = model.chat(template="plain")
+        session.configure(Settings(temperature=2.0, seed=seed))
+        events: list[Event] = []
+        events.extend(session.send("the cat", Hooks(lambda: len(events) >= 4)))
+        assert isinstance(events[-1], Finish)
+        assert session.seed == events[-1].seed
+        return "".join(event.text for event in events), events[-1]
+
+    text, finish = reply(None)
+    assert finish.reason == "interrupted"
+    again, _ = reply(finish.seed)
+    n = min(len(text), len(again))  # either may have been stopped a token later
+    assert n > 0
+    assert text[:n] == again[:n]
 
 
 def test_a_server_that_goes_away_loses_nothing(gguf_model: Path, tmp_path: Path) -> None:

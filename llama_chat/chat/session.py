@@ -10,7 +10,7 @@ from llama_chat.chat.context_use import ContextRow, ContextUse, Fit
 from llama_chat.chat.conversation import Attachment, Conversation, Message
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
-from llama_chat.errors import NothingYetError, PromptTooLongError, counted
+from llama_chat.errors import NothingYetError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.generation.logprobs import TokenLogprobs
 from llama_chat.settings.settings import Settings
@@ -143,21 +143,22 @@ class ChatSession(ABC):
         """Generate another reply to the last user message; the earlier one stays as a version.
 
         Raises:
-            UsageError: if there is no message yet.
-            PromptTooLongError: if it does not fit; the conversation is then unchanged.
+            UsageError: if there is no message yet, or the template refuses the conversation.
+            PromptTooLongError: if it does not fit; the conversation is then unchanged, as it is
+                after any error before the first token.
         """
         conversation = self.conversation
         mark, question = conversation.mark(), conversation.question()
         if question is None:
             raise NothingYetError("retry")
         reply = self._open_reply(reply_prefix)
-        conversation.head = question
         try:
+            conversation.head = question
             fit = self._fit(reply)
-        except PromptTooLongError:
+            self._tell_dropped(fit)
+        except BaseException:
             conversation.reset(mark)
             raise
-        self._tell_dropped(fit)
         reply.n_dropped = fit.n_dropped
         conversation.add(reply)
         yield from self._reply(fit, reply, hooks, lambda: conversation.reset(mark))

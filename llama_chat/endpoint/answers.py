@@ -237,7 +237,7 @@ def _entries(logprobs: dict[str, Any]) -> list[_Entry]:
             )
             for token, logprob, others in zip(tokens, found, top, strict=True)
         ]
-    except (TypeError, ValueError, AttributeError, KeyError):
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
         return []
 
 

@@ -106,7 +106,7 @@ class Client:
         """
         async with (
             self.open() as connections,
-            self._answered(connections, "GET", route, None, _no_notice) as response,
+            self._answered(connections, "GET", route, None, no_notice) as response,
         ):
             return await self._whole(response)
 
@@ -338,7 +338,7 @@ def _reason(causes: list[BaseException]) -> str:
     return plain(str(causes[0]) or type(causes[0]).__name__, 100)
 
 
-def _no_notice(line: str) -> None:
+def no_notice(line: str) -> None:
     """Tell nobody."""
 
 

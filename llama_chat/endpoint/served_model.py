@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llama_chat.endpoint.answers import Answer, Hidden, RefusedInStream, SeenTokens
-from llama_chat.endpoint.client import Client, RefusedRequest
+from llama_chat.endpoint.client import Client, RefusedRequest, no_notice
 from llama_chat.endpoint.refusals import Refusal, plain
 from llama_chat.endpoint.stepping import Stepper, run
 from llama_chat.errors import CutOffError, LlamaChatError, UsageError
@@ -182,7 +182,7 @@ class ServedModel:
         """
         answer = Answer(self.seen, Hidden(self.client.key))
         last: Event | None = None
-        source = self._alone(call, answer, notify or _no_notice)
+        source = self._alone(call, answer, notify or no_notice)
         for event in run(source, None if hooks is None else hooks.should_stop):
             last = event
             yield event
@@ -296,7 +296,7 @@ class Crowd(Stepper[int, Event], Generic[Key]):
         """
         super().__init__()
         self._max_parallel = max_parallel
-        self._notify = notify or _no_notice
+        self._notify = notify or no_notice
 
     def generate(
         self, model: Answering[Asked], calls: Iterator[tuple[Key, Asked] | None]
@@ -344,10 +344,6 @@ def _failure(error: LlamaChatError, *, has_begun: bool) -> LlamaChatError:
     if not has_begun:
         return error
     return CutOffError(error.what, f"{error.why}, in the middle of the answer", "try again")
-
-
-def _no_notice(line: str) -> None:
-    """Tell nobody."""
 
 
 async def _once(awaited: Any) -> AsyncIterator[Any]:

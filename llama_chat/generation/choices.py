@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from llama_chat.errors import ModelError
 from llama_chat.generation.backend import Backend, Extension
 from llama_chat.generation.engine import Engine, prompt_too_long
 from llama_chat.generation.events import Hooks
 from llama_chat.generation.kv_cache import KVCache
+from llama_chat.generation.likeliest import not_a_number
 from llama_chat.generation.logprobs import Scored
 
 _MAX_TOKENS = 512
@@ -72,9 +72,5 @@ def _logprobs(logits: Tensor) -> Tensor:
     """Return log-probabilities for logits ``(n, vocab_size)``."""
     found = logits.float().cpu().log_softmax(-1)
     if not found.isfinite().any(-1).all():
-        raise ModelError(
-            "model",
-            "its output is not a number",
-            "use --dtype float32; if that does not help the weights are damaged",
-        )
+        raise not_a_number()
     return found

@@ -18,13 +18,17 @@ from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to continue, and where to end."""
+    """A prompt to continue, and where to end.
+
+    Raises:
+        ValueError: if ``max_tokens`` is less than 1.
+    """
 
     ids: Sequence[int]
     """The prompt, at least one token."""
     sampler: Sampler
     max_tokens: int | None = None
-    """Limit on the tokens generated; None leaves the context as the only limit."""
+    """Limit on the tokens generated, at least 1; None leaves the context as the only limit."""
     stop: Sequence[str] = ()
     """Texts to end before, in which control tokens may stand as well; one that is a control token
     counts as an end token."""
@@ -39,6 +43,10 @@ class Request:
     """Grammar that the text must meet, unless it is cut off; leading white space stays then."""
     choices: Sequence[Sequence[int]] = ()
     """Continuations to score, each at least one token, in place of generating one."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, not 1 or more")
 
 
 class Continuation:

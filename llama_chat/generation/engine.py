@@ -207,6 +207,7 @@ class Engine:
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
             LlamaChatError: if no text of this vocabulary can meet ``grammar``.
+            ValueError: if ``max_tokens`` is less than 1.
         """
         request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading, grammar)
         return self.continue_request(request, hooks, lookup=lookup)

@@ -13,6 +13,15 @@ _MAX_FACTOR = 1e30
 """Factor above which float32 knows no other weights than 0 and 1."""
 
 
+def not_a_number() -> ModelError:
+    """Return the error about a model whose logits are not numbers."""
+    return ModelError(
+        "model",
+        "its output is not a number",
+        "use --dtype float32; if that does not help the weights are damaged",
+    )
+
+
 class Likeliest(NamedTuple):
     """The likeliest tokens of a vocabulary."""
 
@@ -33,11 +42,7 @@ class Likeliest(NamedTuple):
             ModelError: if a logit is not a number or infinite, or all are minus infinity.
         """
         if not math.isfinite(self.normaliser):
-            raise ModelError(
-                "model",
-                "its output is not a number",
-                "use --dtype float32; if that does not help the weights are damaged",
-            )
+            raise not_a_number()
         return self
 
 

@@ -1,7 +1,6 @@
 """Sampling of the next token from logits."""
 
 import math
-import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice
@@ -111,9 +110,7 @@ class Sampler:
         return self._seed
 
     def _reseed(self) -> None:
-        # A random seed of 32 bits is short enough to type.
-        seed = self._sampling.seed
-        self._seed = secrets.randbelow(2**32) if seed is None else seed
+        self._seed = self._sampling.new_seed()
         self._random = Random(self._seed)  # noqa: S311 - the same on every machine
 
     @property

@@ -26,6 +26,20 @@ def record(file: Path, commit: str, digest: str) -> None:
     path.write_text(f"{commit}\n{digest}\n{time.time()}\n")
 
 
+def forget(file: Path) -> None:
+    """Remove the record of a file, if there is one, and the folders of records that are empty then.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    path = _record_of(file)
+    path.unlink(missing_ok=True)
+    for folder in path.parents:
+        if folder == file.parent or not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()
+
+
 def recorded_digest(file: Path) -> str | None:
     """Return the hash that the hub stated of a file: its SHA-256, or the SHA-1 of git."""
     lines = read_start(_record_of(file), _MAX_BYTES).decode("utf-8", "replace").splitlines()

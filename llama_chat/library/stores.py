@@ -12,6 +12,7 @@ from pathlib import Path
 from llama_chat.documents import parse_json
 from llama_chat.errors import SaveError
 from llama_chat.files import data_home, expand_user, read_start
+from llama_chat.library.downloads import forget
 from llama_chat.library.layouts import GGUF_MAGIC
 from llama_chat.library.model import Model, folders, measure, models_by_file, models_by_folder
 
@@ -57,6 +58,7 @@ def remove(model: Model) -> None:
     for path in dict.fromkeys(_first_link(home, file) for file in model.files):
         try:
             path.unlink(missing_ok=True)
+            forget(path)
             for folder in path.parents:
                 if folder == home or any(folder.iterdir()):
                     break

@@ -146,6 +146,7 @@ class Api:
             chat=chat,
             model=self._prompts.name,
             tokenizer=self._prompts.tokenizer,
+            n=body.n,
             n_logprobs=body.n_logprobs,
             tells_tokens=body.own.tokens,
         )
@@ -195,7 +196,7 @@ class Api:
                 if number not in begun:
                     begun.add(number)
                     yield _sse(form.first_chunk(number, echoes[number] if echoes else ""))
-                if event.text or form.tells_tokens or isinstance(event, Finish):
+                if event.text or form.has_chunk_per_token or isinstance(event, Finish):
                     yield _sse(form.chunk(number, event, answer.described(number)))
                 if answer.is_complete:
                     break

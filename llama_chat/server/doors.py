@@ -26,9 +26,10 @@ READER_PATIENCE_S = 60.0
 class Guest:
     """Requirements on requests over TCP; those through the socket file have none."""
 
-    hosts: frozenset[str]
+    hosts: frozenset[str] | None
     """Names in ``Host``, without ports: a page of another name must not reach the server through a
-    name of its own that resolves to this machine (DNS rebinding)."""
+    name of its own that resolves to this machine (DNS rebinding). None for any name, where there is
+    a key, which no such page knows."""
     origins: frozenset[str] = frozenset()
     """Web pages that may read answers."""
     api_key: str | None = None
@@ -81,10 +82,12 @@ class Doors:
 
         try:
             if not _is_through_file(scope):
-                extra += self._check(headers)
-            if scope["method"] == "OPTIONS" and extra:
+                extra += self._check_origin(headers)
+            if scope["method"] == "OPTIONS" and extra:  # a browser asks, and sends no key yet
                 await _answer(send_on, 204, None)
             else:
+                if not _is_through_file(scope):
+                    self._check_key(headers)
                 data = await _read_body(receive, headers)
                 await self._app(scope, _with_body(data, receive), send_on)
         except _Refused as refused:
@@ -100,8 +103,8 @@ class Doors:
             prompts = f" {data!r}" if self._logs_bodies else ""
             self._log(line + prompts)
 
-    def _check(self, headers: dict[str, bytes]) -> list[tuple[bytes, bytes]]:
-        """Check a request over TCP; returns headers of the answer.
+    def _check_origin(self, headers: dict[str, bytes]) -> list[tuple[bytes, bytes]]:
+        """Check where a request over TCP comes from; returns headers of the answer.
 
         Raises:
             _Refused: if it may not come in.
@@ -109,17 +112,11 @@ class Doors:
         guest = self._guest
         host = headers.get("host", b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name not in guest.hosts:
+        if guest.hosts is not None and name not in guest.hosts:
             raise _Refused(403, "wrong Host")
         origin = headers.get("origin", b"").decode("latin-1")
         if origin and origin not in guest.origins:
             raise _Refused(403, "web pages of other origins are not served")
-        scheme, _, key = headers.get("authorization", b"").decode("latin-1").partition(" ")
-        if guest.api_key is not None and not (
-            scheme.lower() == "bearer"
-            and hmac.compare_digest(key.strip().encode(), guest.api_key.encode())
-        ):
-            raise _Refused(401, "wrong API key")
         if not origin:
             return []
         return [
@@ -127,6 +124,20 @@ class Doors:
             (b"access-control-allow-headers", b"authorization, content-type"),
             (b"vary", b"origin"),
         ]
+
+    def _check_key(self, headers: dict[str, bytes]) -> None:
+        """Check the key of a request over TCP.
+
+        Raises:
+            _Refused: if it is another one.
+        """
+        wanted = self._guest.api_key
+        scheme, _, key = headers.get("authorization", b"").decode("latin-1").partition(" ")
+        if wanted is not None and not (
+            scheme.lower() == "bearer"
+            and hmac.compare_digest(key.strip().encode(), wanted.encode())
+        ):
+            raise _Refused(401, "wrong API key")
 
 
 def _is_through_file(scope: Scope) -> bool:

@@ -55,12 +55,24 @@ class Format:
         chat: bool,
         model: str,
         tokenizer: Tokenizer,
+        n: int,
         n_logprobs: int | None,
         tells_tokens: bool,
     ) -> None:
-        """Begin an answer, with an id of its own."""
-        self.tells_tokens = tells_tokens
+        """Begin an answer, with an id of its own.
+
+        Args:
+            chat: True for replies of a chat.
+            model: name of the model.
+            tokenizer: its vocabulary.
+            n: number of choices for each prompt.
+            n_logprobs: number of alternatives for each token; None for no log-probabilities.
+            tells_tokens: add the whole event of each token.
+        """
+        self.has_chunk_per_token = tells_tokens or n_logprobs is not None
         """True for a chunk for each token, also if it completes no text."""
+        self._tells_tokens = tells_tokens
+        self._n = n
         self._chat = chat
         self._model = model
         self._tokenizer = tokenizer
@@ -103,7 +115,7 @@ class Format:
         tokens = [] if isinstance(event, Finish) else [event]
         reason = self._reason(event) if isinstance(event, Finish) else None
         chunk = self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
-        if isinstance(event, Token) and self.tells_tokens:
+        if isinstance(event, Token) and self._tells_tokens:
             chunk[OWN_KEY] = {"token": asdict(event)}
         if isinstance(event, Finish):
             chunk[OWN_KEY] = {"finish": finish_facts(event), "described": dict(described or {})}
@@ -114,17 +126,17 @@ class Format:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage(choices)}
 
-    @staticmethod
-    def usage(choices: Sequence[Choice]) -> dict[str, Any]:
+    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the counts of tokens; a prompt that several choices continue counts once."""
-        usages = [choice.finish.usage for choice in choices if choice.finish is not None]
-        prompt = usages[0].prompt_tokens if usages else 0
-        written = sum(usage.completion_tokens for usage in usages)
+        usages = {i: each.finish.usage for i, each in enumerate(choices) if each.finish is not None}
+        prompts = list({i // self._n: usage for i, usage in reversed(usages.items())}.values())
+        prompt = sum(usage.prompt_tokens for usage in prompts)
+        written = sum(usage.completion_tokens for usage in usages.values())
         return {
             "prompt_tokens": prompt,
             "completion_tokens": written,
             "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": usages[0].cached_tokens if usages else 0},
+            "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
         }
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -159,7 +171,6 @@ class Format:
                 {self._text(other): logprob for other, logprob in token.alternatives[:n]}
                 for token in tokens
             ],
-            "text_offset": [],
         }
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:

@@ -120,8 +120,9 @@ def serve(
         UsageError: if the socket or the port cannot be had.
     """
     api = Api(worker, prompts, identity)
-    hosts = frozenset({*LOOPBACK, options.host.lower()})
-    guest = Guest(hosts, options.origins, options.api_key)
+    # Others reach this machine by names that it cannot know, and need a key.
+    is_local = options.host in LOOPBACK or options.api_key is None
+    guest = Guest(frozenset(LOOPBACK) if is_local else None, options.origins, options.api_key)
     doors = Doors(api.app(), guest, log, logs_bodies=options.logs_prompts)
     config = uvicorn.Config(
         doors,

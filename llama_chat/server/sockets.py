@@ -31,7 +31,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
     what = f"socket {str(path)!r}"
     try:
         private_folder(path.parent)
-        lock = open_private(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
+        lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT)
     except SaveError as error:
         raise UsageError(what, error.why, "choose another with --socket") from None
     except OSError as error:

@@ -65,7 +65,7 @@ class WarmSession(TokenSession):
 
     @property
     def seed(self) -> int | None:
-        """Seed of the last reply, drawn by the server if none is given."""
+        """Seed of the last reply, drawn if none is given."""
         return self._seed if self._sampling.seed is None else self._sampling.seed
 
     @property
@@ -86,6 +86,7 @@ class WarmSession(TokenSession):
     def _generate(self, fit: Fit, reply: Message, hooks: Hooks | None) -> Iterator[Event]:
         """Generate what follows ``reply``; a stop closes the connection, which ends it there."""
         ids = list(fit.ids)
+        self._seed = seed = self._sampling.new_seed()
         own = {
             "tokens": True,
             "end_ids": sorted(self.template.end_ids),
@@ -97,12 +98,13 @@ class WarmSession(TokenSession):
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             **asdict(self._sampling),
+            "seed": seed,
             OWN_KEY: own,
         }
         n_written = 0
         for event in run(self._events(body), None if hooks is None else hooks.should_stop):
             if isinstance(event, Finish):
-                self._seed, self._n_reused = event.seed, event.usage.cached_tokens
+                self._n_reused = event.usage.cached_tokens
             else:
                 n_written += 1
                 ids.append(event.id)
@@ -111,7 +113,7 @@ class WarmSession(TokenSession):
             if isinstance(event, Finish):
                 return
         usage = Usage(len(fit.ids), 0, n_written)
-        yield Finish("interrupted", "", usage, Timings(0.0, 0.0, 0.0), self.seed or 0)
+        yield Finish("interrupted", "", usage, Timings(0.0, 0.0, 0.0), seed)
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[Event]:
         has_begun = False

@@ -1,5 +1,6 @@
 """Settings of sampling."""
 
+import secrets
 from dataclasses import dataclass, fields
 
 from llama_chat.settings.setting import define, setting_of
@@ -72,6 +73,10 @@ class Sampling:
         high=2**63 - 1,
         example="42",
     )
+
+    def new_seed(self) -> int:
+        """Return the seed; if there is none, a random one of 32 bits, short enough to type."""
+        return secrets.randbelow(2**32) if self.seed is None else self.seed
 
     def __post_init__(self) -> None:
         for each in fields(Sampling):
