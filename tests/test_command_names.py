@@ -39,6 +39,16 @@ def test_a_lone_word_that_is_a_command_elsewhere_names_the_command(babble: Termi
     babble.ask("help me", ENDED)
 
 
+def test_a_sentence_that_begins_like_a_command_without_arguments_is_refused(
+    babble: Terminal,
+) -> None:
+    babble.ask("hello", ENDED)
+    for line in ("/clear the air, please", "/exit strategy", "/retry now", "/new ideas"):
+        name = {"/new": "/clear"}.get(line.split()[0], line.split()[0])
+        babble.refuse(line, rf"{name}: it takes no argument: // in front sends the line")
+    babble.ask("/context", r"hello\n")
+
+
 def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
     babble.ask("/sta", r"no reply yet")
     babble.refuse("/te", r"/te: more than one command begins so: /temperature, /template")

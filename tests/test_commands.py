@@ -32,6 +32,7 @@ def typed_value(setting: Setting) -> str:
         "list": "END",
         "text": "words",
         "size": "4G",
+        "time": "10m",
         "path": "words",
     }
     if setting.name in special:
@@ -77,6 +78,11 @@ def test_set_changes_any_setting_and_suggests_names(babble: Terminal) -> None:
     babble.ask("/set top-p default", r"top-p is 0\.9")
     babble.refuse("/set tpo-p 1", r"no setting 'tpo-p': did you mean top-p\?")
     babble.ask("/set system Be brief.", r"system: Be brief\.")
+    babble.ask("/set temp 0.5", r"temperature is 0\.5")
+    babble.ask("/prompt few_shot/translate_to_french", r"sunflower[\s\S]*max-tokens")
+    babble.ask("/set prompt", r"prompt is few_shot/translate_to_french \(/prompt\)")
+    babble.ask("/prompt off", "no prompt file")
+    babble.ask("/set prompt", r"prompt is not set")
 
 
 def test_stop_takes_several_texts(babble: Terminal) -> None:
@@ -280,45 +286,6 @@ def test_stats_counts_the_last_reply(babble: Terminal) -> None:
     for name in ("ttft_s", "prefill_tok_s", "decode_tok_s"):
         assert re.search(rf"(?m)^{name} +\d+\.\d+$", text)
     assert re.search(r"(?m)^ended by +length$", text)
-
-
-def test_files_are_attached_and_counted(babble: Terminal, tmp_path: Path) -> None:
-    notes = tmp_path / "my notes.txt"
-    notes.write_text("line one\nline two\n")
-    babble.ask(f'/file "{notes}"', r"attached: my notes\.txt, \d lines")
-    found = re.search(r"context (\d+)/512 with 1 file", babble.wait_for(r"with 1 file"))
-    assert found is not None
-    assert int(found[1]) > 10
-    babble.refuse(f"/file {tmp_path}/missing", r"missing.*no such file")
-    babble.ask("What is it?", ENDED)
-    babble.ask("/context", r"\[my notes\.txt\] What is it\?")
-    assert "with 1 file" not in babble.shown
-    babble.ask(f'/file "{notes}"', r"attached: my notes\.txt")
-    babble.ask("/file off", r"no attachments")
-
-
-def test_file_takes_folders_wildcards_and_names_with_blanks(
-    babble: Terminal, tmp_path: Path
-) -> None:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    (folder / "my notes.txt").write_text("one")
-    (folder / "b.txt").write_text("two")
-    (folder / "c.md").write_text("three")
-    (folder / "picture").write_bytes(b"\xff\xfe\x00")
-    (folder / "empty").touch()
-    babble.ask(f"/file {folder}/my notes.txt", r"attached: my notes\.txt, 1 line\n")
-    babble.ask(f"/file {folder}/*.txt", r"attached before: my notes.*\n[^\0]*attached: b\.txt")
-    text = babble.ask(f"/file {folder}", r"attached: c\.md, 1 line\n")
-    assert re.search(r"left out: .*picture", text)
-    assert re.search(r"left out: .*empty", text)
-    babble.wait_for(r"with 3 files")
-    babble.refuse(f"/file {folder}/*.none", r"\*\.none': no text there")
-    babble.refuse(f"/file {folder}/your notes.txt", r"no such file: quotes hold blanks together")
-    for i in range(51):
-        (folder / f"{i}.log").write_text("x")
-    babble.refuse(f"/file {folder}", r"more than 50 files")
-    babble.ask("/file off", r"no attachments")
 
 
 def test_export_writes_markdown_and_json_and_never_over_a_file(

@@ -119,6 +119,8 @@ def values(name: str) -> st.SearchStrategy[Value]:
             return st.floats(setting.low, setting.high, exclude_min=setting.above)
         case "size":
             return st.from_regex(r"[1-9][0-9]{0,5}[KMGT]?", fullmatch=True)
+        case "time":
+            return st.from_regex(r"[0-9]{1,5}[smh]?", fullmatch=True)
         case "path":
             return TEXTS.map("no such model ".__add__)
         case _:

@@ -85,3 +85,8 @@ def test_overflow_stop_refuses_with_the_counts_and_keeps_the_text(
             r"conversation: \d+ tokens leave no space for a reply in the context of 96"
         )
         terminal.wait_for(r"(?s)conversation: .*› m{40}")
+        terminal.type("\x15")
+        terminal.ask("/max-tokens 80", "max-tokens is 80")
+        terminal.ask("/undo", "undone")
+        terminal.ask("more", r"the context is full; /undo and /clear make room")
+        assert "goes next" not in terminal.ask("/context", r"of 96 tokens, \d+ free")

@@ -148,7 +148,7 @@ def test_a_conversation_loaded_while_the_model_loads_is_continued(
         assert terminal.wait_for_end() == 0
     with Terminal(*flags, home=tmp_path, command=gate.command) as terminal:
         terminal.wait_for(LOADING)
-        terminal.ask("/load earlier", r"the first question")
+        terminal.ask("/load earlier", r"going on with earlier\n› the first question")
         gate.open()
         terminal.wait_for(r"template chatml\n")
         terminal.ask("the second question", r"(?:cut off|ended it|nothing to add)")

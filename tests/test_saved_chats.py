@@ -104,9 +104,9 @@ def test_save_names_a_conversation_and_load_goes_to_another(
         assert re.search(r"(?m)^› ● \d{4}-\d\d-\d\d \d\d:\d\d +2  snow  about snow$", text)
         assert re.search(r"(?m)^ +\d{4}\S+ \S+ +2  tea time  about tea$", text)
         terminal.type(ESCAPE)
-        terminal.ask("/load tea", r"› about tea\n")
+        terminal.ask("/load tea", r"going on with tea time\n› about tea\n")
         terminal.ask("and more", ENDED)
-        terminal.ask("/load snow", r"› about snow\n")
+        terminal.ask("/load snow", r"going on with snow\n› about snow\n")
         terminal.line("/load")
         terminal.wait_for(r"Enter picks")
         terminal.type(ESCAPE)
@@ -115,6 +115,17 @@ def test_save_names_a_conversation_and_load_goes_to_another(
         leave(terminal)
     result = run("sessions", "show", "tea time", "--json", home=tmp_path)
     assert [entry["content"] for entry in json.loads(result.out)][::2] == ["about tea", "and more"]
+
+
+def test_load_says_so_if_all_turns_are_undone(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("about tea", ENDED)
+        terminal.ask("/undo", r"undone: about tea")
+        terminal.ask("/save tea", r"saved as tea")
+        terminal.ask("/clear", r"a new conversation")
+        terminal.ask("/load tea", r"going on with tea\nall turns are undone; /branch lists them")
+        leave(terminal)
 
 
 def test_no_save_keeps_nothing_at_all(gguf_model: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class EncodingSession(ChatSession):
             end = common_prefix(self.template.render(messages[:i]), ids)
             known = max(min(cached, end) - start, 0)
             # The last turn is never dropped.
-            goes_next = len(turns) > 2 and message in turns[:2]
+            goes_next = self.drop_oldest and len(turns) > 2 and message in turns[:2]
             rows.append(ContextRow(message, ids[start:end], known, goes_next))
             start = end
         return rows

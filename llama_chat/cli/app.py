@@ -150,8 +150,10 @@ def _run(arguments: list[str]) -> int:
         streams.fail(str(error))
         return error.status
     except TyperException as error:
-        message = error.format_message().rstrip(".")
-        streams.fail(f"command line: {message}: see llama-chat --help")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
+        context = getattr(error, "ctx", None)
+        path = "llama-chat" if context is None else context.command_path
+        streams.fail(f"command line: {message}: see {path} --help")
         return error.exit_code
     except ClosedPipe as closed:
         return closed.status

@@ -181,7 +181,6 @@ def _run_chat(
             tell(f"attached: {attachment.summary}")
         chat.renderer.space()
     if saved is not None:
-        tell(f"going on with {saved.stem}")
         resume(chat, saved)
     ChatApp(chat).run()
 

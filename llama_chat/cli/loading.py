@@ -226,9 +226,28 @@ def overlaid(settings: Settings, prompt: PromptFile) -> Settings:
 
 
 def open_prompt(settings: Settings, slots: Slots) -> PromptFile | None:
-    """Load the prompt file named in the settings, if one is, and fill its slots."""
-    name = settings.prompt
-    return slots.fill(load_prompt(name)) if name else None
+    """Load the prompt file named in the settings, if one is, and fill its slots.
+
+    Raises:
+        UsageError: if it cannot be used; see ``named_prompt``.
+    """
+    prompt = named_prompt(settings)
+    return prompt if prompt is None else slots.fill(prompt)
+
+
+def named_prompt(settings: Settings) -> PromptFile | None:
+    """Load the prompt file named in the settings, if one is.
+
+    Raises:
+        UsageError: if it cannot be read, or is raw text, which has no place beside a message.
+    """
+    if not settings.prompt:
+        return None
+    prompt = load_prompt(settings.prompt)
+    if prompt.text is not None:
+        why = "it is raw text, without a system message or examples"
+        raise UsageError(f"prompt {settings.prompt!r}", why, "continue it with llama-chat complete")
+    return prompt
 
 
 @overload

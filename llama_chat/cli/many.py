@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_chat.chat.prompt_files import PromptFile, load_prompt
+from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompt_slots import slot_names
 from llama_chat.cli.answering import answer_json, cut_json, limit_is_given
 from llama_chat.cli.choosing import Among, choice_json
-from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
+from llama_chat.cli.loading import (
+    named_prompt,
+    new_session,
+    open_model,
+    overlaid,
+    with_prompt_file,
+)
 from llama_chat.cli.records import Lines, Record, answered_lines, read_record
 from llama_chat.cli.slots import Slots
 from llama_chat.cli.warm import open_warm
@@ -97,7 +103,7 @@ def answer_lines(
         LengthLimitError: at the end, if answers are cut off, and ``fail_on_length`` is set.
     """
     answered = _answered(options)
-    prompt = load_prompt(settings.prompt) if settings.prompt else None
+    prompt = named_prompt(settings)
     by_record = None if prompt is None or options.lines else _lacking(prompt, slots)
     if prompt is not None and by_record is None:
         prompt = slots.fill(prompt)

@@ -49,7 +49,9 @@ def models(
 
 @app.command()
 def rm(
-    name: Annotated[str, typer.Argument(help="Its name.", autocompletion=own_models)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Its name.", autocompletion=own_models)
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model from our own folder; those of other programs are theirs to remove."""

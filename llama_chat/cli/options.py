@@ -24,6 +24,7 @@ _METAVARS = {
     "list": "TEXT",
     "text": "TEXT",
     "size": "SIZE",
+    "time": "TIME",
 }
 
 

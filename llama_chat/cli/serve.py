@@ -35,7 +35,10 @@ def serve(
         str | None, typer.Option("--socket", metavar="PATH", help="Another socket file.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option("--port", metavar="N", help="A port for HTTP, too; 0 is any.")
+        int | None,
+        typer.Option(
+            "--port", metavar="N", min=0, max=2**16 - 1, help="A port for HTTP, too; 0 is any."
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Address of the port.")

@@ -1,23 +1,19 @@
 """Times and sizes on the command line."""
 
-import re
-
 from llama_chat.errors import UsageError
-from llama_chat.settings.setting import bytes_of
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
+from llama_chat.settings.setting import bytes_of, seconds_of
 
 
 def seconds(text: str, what: str) -> float:
-    """Parse a time such as ``10``, ``90s``, ``10m`` or ``1h``.
+    """Parse a time such as ``90s``; see ``seconds_of``.
 
     Raises:
         UsageError: about ``what``, if it is none.
     """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) *([smh]?)", text.strip())
+    found = seconds_of(text)
     if found is None:
         raise UsageError(f"{what} {text!r}", "not a time", "write 90s, 10m or 1h")
-    return float(found[1]) * _UNITS[found[2]]
+    return found
 
 
 def n_bytes(text: str, what: str) -> int:

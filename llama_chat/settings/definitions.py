@@ -155,7 +155,7 @@ class ModelSettings:
         example="false",
     )
     keep_warm: str | None = define(
-        "text",
+        "time",
         None,
         "Start a server in the background, which ends after so long without a request.",
         scope="program",

@@ -4,14 +4,14 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llama_chat.errors import UsageError
 
 Value = str | int | float | bool | tuple[str, ...] | None
-Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch", "size"]
+Kind = Literal["text", "path", "integer", "number", "choice", "list", "switch", "size", "time"]
 Scope = Literal["load", "sampling", "reply", "display", "program"]
 """Part of the program that a change affects: the model (which is loaded again), sampling, the next
 reply, the display, or only the program as a whole."""
@@ -20,6 +20,9 @@ _WORDS = {"true": True, "1": True, "yes": True, "on": True}
 _WORDS |= {"false": False, "0": False, "no": False, "off": False}
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s?([KMGT]?)(i?B)?", re.ASCII | re.IGNORECASE)
+
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,6})?) ?([smh]?)", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
 _KEY = "setting"
 """Key of the ``Setting`` in the metadata of a dataclass field."""
@@ -84,6 +87,8 @@ class Setting:
                 return "true or false"
             case "size":
                 return "a size such as 512M or 8G"
+            case "time":
+                return "a time such as 90s, 10m or 1h"
             case _:
                 return "a text"
 
@@ -130,18 +135,18 @@ class Setting:
             case "choice", str():
                 if value in self.values:
                     return value
-            case "size", str(size) if bytes_of(size):
-                return size
+            case (("size" | "time"), str(text)) if _MEASURES[self.kind](text):
+                return text
             case (("text" | "path"), str()):
                 if "\0" not in value:
                     return value
         raise ValueError(f"{_quoted(value)} is not {self.range}")
 
     def _of_integer(self, value: object) -> object:
-        """Return what stands for an integer: a number, or bytes; anything else as it is."""
+        """Return what stands for an integer: a number, bytes, seconds; anything else as it is."""
         if not isinstance(value, int) or isinstance(value, bool):
             return value
-        if self.kind == "size":
+        if self.kind in ("size", "time"):
             return f"{value}" if abs(value) < 2**63 else ""
         if self.kind == "number":
             return float(value) if abs(value) < 2**1023 else math.inf
@@ -173,6 +178,19 @@ def parse(setting: Setting, typed: str, where: str) -> Value:
         return setting.parse(typed)
     except ValueError:
         raise _misfit(setting, typed, where) from None
+
+
+def seconds_of(time: str) -> float | None:
+    """Return the seconds of a time such as ``10``, ``90s`` or ``1h``; None if it is none."""
+    found = _TIME.fullmatch(time.strip())
+    return None if found is None else float(found[1]) * _SECONDS[found[2]]
+
+
+_MEASURES: Mapping[str, Callable[[str], bool]] = {
+    "size": lambda text: bytes_of(text) > 0,
+    "time": lambda text: seconds_of(text) is not None,
+}
+"""Checks of texts that stand for a number with a unit, by the kind of the setting."""
 
 
 def check(setting: Setting, value: object, where: str) -> Value:

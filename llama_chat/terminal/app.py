@@ -121,7 +121,11 @@ class ChatApp:
                 self._send(line[1:] if line.startswith("//") else line)
             else:
                 name, argument = parsed
-                find_command(name).run(chat, argument)
+                command = find_command(name)
+                if argument and not command.argument:
+                    advice = "// in front sends the line as a message"
+                    raise UsageError(f"/{command.name}", "it takes no argument", advice)
+                command.run(chat, argument)
                 chat.save()
             chat.renderer.space()
         except LlamaChatError as error:

@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
@@ -163,12 +163,13 @@ class Renderer:
         widths = (cell_len(_STYLE.sub("", line)) for line in text.splitlines())
         return sum(-(-width // columns) or 1 for width in widths) <= lines - 3
 
-    def ended(self, finish: Finish, *, begun: bool) -> None:
+    def ended(self, finish: Finish, *, begun: bool, drops_turns: bool) -> None:
         """Write a note if a reply was empty or did not end by itself.
 
         Args:
             finish: the last event of the reply.
             begun: whether it continued an earlier one.
+            drops_turns: whether the oldest turns are dropped where the context is full.
         """
         n = finish.usage.completion_tokens
         tokens = counted(n, "token")
@@ -182,7 +183,8 @@ class Renderer:
             case "length":
                 self.note(f"cut off after {tokens}; /continue goes on, /max-tokens allows more")
             case "context":
-                self.note(f"cut off after {tokens}: the context is full; /continue drops turns")
+                more = "/continue drops turns" if drops_turns else "/undo and /clear make room"
+                self.note(f"cut off after {tokens}: the context is full; {more}")
 
     def table(
         self,
@@ -190,7 +192,7 @@ class Renderer:
         rows: Iterable[Sequence[str]],
         *,
         right: Sequence[str] = (),
-        long: Sequence[str] = (),
+        long: Mapping[str, int] | None = None,
         fold: bool = False,
     ) -> None:
         """Write a table without borders, at most as wide as the terminal.
@@ -199,14 +201,15 @@ class Renderer:
             columns: their headings.
             rows: cells.
             right: the columns of numbers.
-            long: the columns that shrink first if it is too wide; the last one if none is named.
+            long: the columns that shrink first if it is too wide, each to a width; then the last
+                ones shrink.
             fold: whether cells that do not fit take more lines, or are cut.
         """
         table = FittedTable(
             list(rows),
             columns,
             right=[columns.index(name) for name in right],
-            yielding={columns.index(name): 1 for name in long},
+            yielding={columns.index(name): width for name, width in (long or {}).items()},
             fold=fold,
         )
         self.end_line()

@@ -57,6 +57,7 @@ def show_reply(
         renderer.note("what came is kept: /continue goes on, /retry begins anew")
     if isinstance(event, Finish):  # as the last one always is
         chat.last = event
-        renderer.ended(event, begun=bool(begun))
+        drops = chat.settings.overflow == "drop-oldest"
+        renderer.ended(event, begun=bool(begun), drops_turns=drops)
         if chat.settings.verbose:
             renderer.note(event.summary())

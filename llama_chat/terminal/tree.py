@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from llama_chat.chat.conversation import Conversation, Message
@@ -10,8 +11,8 @@ from llama_chat.terminal.sanitizer import sanitize
 _NAMES = {"user": "you", "assistant": "model", "system": "system"}
 
 
-def draw_tree(conversation: Conversation) -> list[Text]:
-    """Draw a line for each message, indented only at forks.
+def draw_tree(conversation: Conversation, width: int | None = None) -> list[Text]:
+    """Draw a line for each message, at most ``width`` columns wide, indented only at forks.
 
     For two answers to one question, and a turn after the second::
 
@@ -33,7 +34,11 @@ def draw_tree(conversation: Conversation) -> list[Text]:
         here = message is conversation.head
         name = f"{message.number} {_NAMES[message.role]:<6}"
         mark = "  ● here" if here else "  (interrupted)" if message.interrupted else ""
-        line = Text(f"{first}{name} {sanitize(message.preview)}{mark}")
+        preview = Text(sanitize(message.preview))
+        if width is not None:
+            left = width - cell_len(f"{first}{name} {mark}")
+            preview.truncate(max(left, 1), overflow="ellipsis")
+        line = Text(f"{first}{name} {preview}{mark}")
         line.stylize("bold" if message in path else "dim", len(first))
         lines.append(line)
         stack += _forks(children.get(message, []), rest)

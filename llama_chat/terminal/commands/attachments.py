@@ -37,7 +37,7 @@ def _file(chat: Chat, argument: str) -> None:
 
 def _names(argument: str) -> list[str]:
     """Split an argument as a shell does; the path of a file is one name, blanks or not."""
-    if _exists(argument):
+    if argument and _exists(argument):
         return [argument]
     try:
         names = shlex.split(argument)

@@ -11,6 +11,8 @@ from llama_chat.terminal.tree import draw_tree
 
 
 def _retry(chat: Chat, argument: str) -> None:
+    if chat.conversation.question() is None:
+        raise NothingYetError("/retry")
     chat.retry()
     versions = len(chat.conversation.versions())
     chat.renderer.note(f"version {versions}; the earlier ones are kept: /versions")
@@ -120,7 +122,8 @@ def _branch_values(chat: Chat, argument: str) -> Iterable[Value]:
 def _tree(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
         raise NothingYetError("/tree")
-    for line in draw_tree(chat.conversation):
+    width = None if chat.renderer.plain else chat.renderer.console.width
+    for line in draw_tree(chat.conversation, width):
         chat.renderer.line(line)
 
 

@@ -50,7 +50,7 @@ def _context(chat: Chat, argument: str) -> None:
         chat.renderer.note(f"the oldest {turns} no longer shown to the model")
     used, total = sum(len(row.ids) for row in rows), session.context
     if total is not None:
-        chat.renderer.note(f"{used} of {counted(total, 'token')}, {total - used} free")
+        chat.renderer.note(f"{used} of {counted(total, 'token')}, {max(total - used, 0)} free")
 
 
 def _if_full(row: "ContextRow") -> str:

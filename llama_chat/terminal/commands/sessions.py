@@ -37,12 +37,13 @@ def _load(chat: Chat, argument: str) -> None:
 
 
 def go_on(chat: Chat, path: Path) -> None:
-    """Go on with a saved conversation, whose last turn is shown.
+    """Go on with a saved conversation, whose name and last turn are shown.
 
     Raises:
         UsageError: if it cannot be read.
     """
     chat.open(path)
+    chat.renderer.note(f"going on with {path.stem}")
     _show_end(chat)
 
 
@@ -50,6 +51,8 @@ def _show_end(chat: Chat) -> None:
     earlier = len(chat.conversation.path()) - 2
     if earlier > 0:
         chat.renderer.note(f"{counted(earlier, 'earlier message')}; /history shows all")
+    if chat.conversation.head is None and chat.conversation.all:
+        chat.renderer.note("all turns are undone; /branch lists them")
     chat.renderer.show(chat.conversation.head)
 
 

@@ -12,7 +12,7 @@ from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Setting, parse, unescape
 from llama_chat.settings.settings import DEFAULT_SOURCE, ENDPOINT
 from llama_chat.terminal.chat import Chat
-from llama_chat.terminal.commands.command import Command, Value
+from llama_chat.terminal.commands.command import ALIASES, Command, Value
 from llama_chat.terminal.streams import one_line
 
 DEFAULT = "default"
@@ -70,7 +70,7 @@ def _default(setting: Setting) -> str:
 
 def _set(chat: Chat, argument: str) -> None:
     name, _, typed = argument.partition(" ")
-    setting = SETTINGS.get(name.replace("-", "_"))
+    setting = SETTINGS.get(ALIASES.get(name, name).replace("-", "_"))
     if setting is None:
         names = [known.replace("_", "-") for known in SETTINGS]
         raise UsageError(
@@ -102,7 +102,7 @@ def _settings(chat: Chat, argument: str) -> None:
             for setting in SETTINGS.values()
             for source in [chat.settings.source(setting.name)]
         ),
-        long=("value", "from"),
+        long={"from": 9, "value": 12},
     )
 
 
@@ -137,6 +137,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         return
     if argument in ("off", DEFAULT):
         chat.end_prompt()
+        chat.change("prompt", None, "/prompt")
         chat.renderer.note("no prompt file")
         return
     prompt = fill(load_prompt(argument, pipes=False), chat.variables)
@@ -148,6 +149,7 @@ def _prompt(chat: Chat, argument: str) -> None:
         chat.send(prompt.text)
         return
     chat.use_prompt(prompt)
+    chat.change("prompt", argument, "/prompt")
     if system := chat.settings.system:
         chat.renderer.note(f"system: {system}")
     for example in prompt.examples:
@@ -193,7 +195,13 @@ def _model_values(chat: Chat, argument: str) -> Iterable[Value]:
     return [(model.name, model.summary) for model in models]
 
 
-_ARGUMENTS = {"integer": "[n]", "number": "[x]", "switch": "[true|false]", "size": "[size]"}
+_ARGUMENTS = {
+    "integer": "[n]",
+    "number": "[x]",
+    "switch": "[true|false]",
+    "size": "[size]",
+    "time": "[time]",
+}
 
 
 def _setting_command(setting: Setting) -> Command:
