@@ -19,6 +19,7 @@ def test_marks_and_values_are_not_what_is_cut(gguf_model: Path, tmp_path: Path) 
         assert re.fullmatch(r"1 you    a question that is .*…", drawn[0])
         assert drawn[2].endswith("  ● here")
         settings = terminal.ask("/settings", r"^template-here .*$")
-        for line in ("temperature +0\\.0", "template +auto", "overflow +drop-oldest", "model +/.*…"):
+        shown = ("temperature +0\\.0", "template +auto", "overflow +drop-oldest", "model +/.*…")
+        for line in shown:
             assert re.search(rf"(?m)^{line} +\S", settings)
         assert max(map(len, [*drawn, *settings.splitlines()])) <= WIDTH

@@ -107,6 +107,16 @@ def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None
     assert product[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("level", native.supported_levels())
+def test_no_rows_have_no_products_and_tiny_numbers_tiny_ones(level: str) -> None:
+    packed = random_packed((4, 32, False, False, False), 20, 4)
+    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    assert matrix.multiply(torch.empty(0, 128)).shape == (0, 20)
+    x = torch.zeros(1, 128)
+    x[0, 32:60] = 1e-37  # 127 divided by it is infinite
+    assert matrix.multiply(x).abs().max() < 1e-30
+
+
 @pytest.mark.skipif(not native.is_available(), reason="no C compiler was there at installation")
 @EVERY_LAYOUT
 def test_a_product_is_close_to_that_of_floats(layout: Layout) -> None:

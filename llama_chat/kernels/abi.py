@@ -50,7 +50,7 @@ class Matrix(ctypes.Structure):
 
 
 class TensorView(ctypes.Structure):
-    """``tensor_view`` of ``panels.c``."""
+    """``tensor_view`` of ``panels.h``."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -68,7 +68,7 @@ class TensorView(ctypes.Structure):
 
 
 class UnpackedMatrix(ctypes.Structure):
-    """``unpacked_matrix`` of ``panels.c``."""
+    """``unpacked_matrix`` of ``panels.h``."""
 
     _fields_ = tuple(
         (name, TensorView) for name in ("quants", "scales", "mins", "super_scales", "super_mins")

@@ -75,7 +75,7 @@ INLINE tile_group rows_from(tile_group x, int m)
 /* The first sum of a row whose quants have the `sum`, in a layout of some bits without minima. */
 INLINE int32_t first_sum_of(int32_t sum, int bits)
 {
-    return ROUNDING_BITS - (1 << (bits - 1)) * sum;
+    return (int32_t)(ROUNDING_BITS - ((uint32_t)sum << (bits - 1)));
 }
 
 /* Store what row `m` of a group has besides its quants. */

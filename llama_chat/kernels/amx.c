@@ -22,8 +22,6 @@ extern const kernel_set avx512_kernels, avx512_bf16_kernels;
 #include <sys/syscall.h>
 #include <unistd.h>
 
-extern const kernel_set avx512_kernels;
-
 /* Tests run a model of the tiles where the processor has none. */
 #ifdef TEST_AMX_MODEL
 #include "amx_model.h"

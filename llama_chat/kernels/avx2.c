@@ -3,6 +3,7 @@
 #include "kernel_set.h"
 
 #if X86
+#include <cpuid.h>
 #include <immintrin.h>
 
 #define LANES 8
@@ -10,7 +11,9 @@
 
 static int is_supported(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c, d; /* Clang before 19 and GCC before 11 do not know "f16c" */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
 BEGIN_TARGET("avx2,fma,f16c")

@@ -5,6 +5,8 @@
 #if X86
 #include <immintrin.h>
 
+extern const kernel_set avx2_kernels;
+
 #define LANES 16
 #define REGISTERS 32
 
@@ -23,7 +25,7 @@
 
 static int is_supported(void)
 {
-    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+    return avx2_kernels.is_supported() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
 }
 
@@ -65,7 +67,7 @@ INLINE void quantize_floats(const float *x, int64_t n_columns, int group, int n,
             sizes = _mm512_max_ps(sizes, size);
         }
         const float max = _mm512_reduce_max_ps(sizes), scale = not_finite ? NAN : max / 127;
-        const __m512 inverse = _mm512_set1_ps(max > 0 ? 127 / max : 0);
+        const __m512 inverse = _mm512_set1_ps(quantizing_factor(max));
         __m512i sums = _mm512_setzero_si512();
         __m128i bytes[2];
         for (int i = 0; i < group; i += LANES) {

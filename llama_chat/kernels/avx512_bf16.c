@@ -184,7 +184,7 @@ static void round_to_bf16(const float *x, int64_t n, uint16_t *to)
         memcpy(to + i, &rounded, sizeof rounded);
     }
     for (; i < n; i++)
-        to[i] = finite_to_bf16(x[i]);
+        to[i] = to_bf16(x[i]);
 }
 
 END_TARGET

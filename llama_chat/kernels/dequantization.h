@@ -54,7 +54,7 @@ INLINE void dequantize_groups(const matrix *w, int64_t row, void *to, int is_bf1
             values[i] = scale * (float)(quants[i] - zero) + min;
         if (is_bf16)
             for (int i = 0; i < layout.group; i++)
-                ((uint16_t *)to)[g * layout.group + i] = finite_to_bf16(values[i]);
+                ((uint16_t *)to)[g * layout.group + i] = to_bf16(values[i]);
         else
             memcpy((float *)to + g * layout.group, values,
                    sizeof(float) * (size_t)layout.group);

@@ -38,7 +38,7 @@ INLINE float quantize_head(const float *from, int64_t n, int8_t *to)
         max = fabsf(from[i]) > max ? fabsf(from[i]) : max;
         not_finite += from[i] * 0;
     }
-    float inverse = max > 0 ? 127 / max : 0;
+    const float inverse = quantizing_factor(max);
     for (int64_t i = 0; i < n; i++)
         to[i] = (int8_t)rounded_integer(from[i] * inverse + ROUNDING);
     return max / 127 + not_finite;

@@ -246,7 +246,7 @@ EXPORT int64_t likeliest_scratch_bytes(int64_t n_rows, int64_t n, int n_threads)
 /* Find the `k` largest of `n` logits, at most `n`, of each row: their values (n_rows, k) and places,
  * from the largest on and equal ones in order; sums (n_rows, 2) = the logarithm of the sum of exp(x),
  * and the sum of exp((x - maximum) * factor). Neither sum is finite if a logit is not a number, or
- * infinite. */
+ * plus infinity, or if all are minus infinity. */
 EXPORT void find_likeliest(const float *const *rows, int64_t n_rows, int64_t n, int64_t k,
                            float factor, float *values, int32_t *places, double *sums,
                            char *scratch, int level, int n_threads)

@@ -271,6 +271,8 @@ int gated_width(const kernel_set *kernels, const matrix *gate, const matrix *up,
 {
     if (gate->type != PACKED || up->type != PACKED || !unpacked_product_of(kernels, up, n_x))
         return 0;
+    if (kernels->begin_tiles) /* for the rows that are left: see multiply_panels() */
+        return 0;
     const unpacked_product *product = unpacked_product_of(kernels, gate, n_x);
     return product ? product->n_panels * PANEL : 0;
 }
@@ -358,6 +360,8 @@ static void multiply_float_share(team_member me, void *argument)
 EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf16,
                      uint8_t *scratch, int level, int n_threads)
 {
+    if (n_x == 0)
+        return;
     const kernel_set kernels = kernels_of(level);
     work_share shares[n_threads];
     memset(shares, 0, sizeof shares);

@@ -62,7 +62,8 @@ int gated_width(const kernel_set *kernels, const matrix *gate, const matrix *up,
 
 /* Compute silu(gate * x) * (up * x), into y (n_x, n_rows), for the `panels` of both matrices and
  * `n_x` rows, quantized in the groups of each. The result is in float32; or, unless
- * `quantized_group` is 0, quantized in groups of so many columns, which divide gated_width(). */
+ * `quantized_group` is 0, quantized in groups of so many columns: they divide gated_width() and n_rows,
+ * and `panels` begin and end where groups do. */
 void multiply_gated_panels(const kernel_set *kernels, const matrix *gate,
                            const uint8_t *gate_input, const matrix *up, const uint8_t *up_input,
                            int n_x, void *y, int quantized_group, range panels);

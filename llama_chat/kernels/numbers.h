@@ -87,10 +87,14 @@ INLINE float bf16_to_float(uint16_t half)
 /* Extract the integer from a float to which ROUNDING was added. */
 INLINE int32_t rounded_integer(float shifted)
 {
-    int32_t bits;
+    uint32_t bits;
     memcpy(&bits, &shifted, 4);
-    return bits - ROUNDING_BITS;
+    return (int32_t)(bits - ROUNDING_BITS); /* wraps around for what is no number */
 }
+
+/* The factor that quantizes numbers of at most `max` to 8 bits; 0 for those so small that it would be
+ * infinite. */
+INLINE float quantizing_factor(float max) { return max > 0x1p-120f ? 127 / max : 0; }
 
 INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -121,7 +125,7 @@ INLINE float fast_exp(float x)
     float f = x - whole * 0.693145752f - whole * 1.42860677e-6f;
     float p = 1 + f * (1 + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
               f * (0.00833333333f + f * 0.00138888889f)))));
-    int32_t bits = (rounded_integer(shifted) + 127) * (1 << 23);
+    const uint32_t bits = ((uint32_t)rounded_integer(shifted) + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
     return p * power * is_seen;

@@ -21,7 +21,7 @@ INLINE group_scale scale_of(const float *values, int group)
         max = magnitude > max ? magnitude : max;
         not_finite += values[i] * 0; /* NaN if the value is NaN or infinite, else 0 */
     }
-    return (group_scale){max / 127 + not_finite, max > 0 ? 127 / max : 0};
+    return (group_scale){max / 127 + not_finite, quantizing_factor(max)};
 }
 
 INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
@@ -34,19 +34,20 @@ INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int g
             values[i] = is_bf16 ? bf16_to_float(((const uint16_t *)x)[g * group + i])
                                 : ((const float *)x)[g * group + i];
         const group_scale by = scale_of(values, group);
-        int32_t sum = 0;
+        uint32_t sum = 0; /* wraps around for what is no number */
 #pragma omp simd reduction(+ : sum)
         for (int i = 0; i < group; i++) {
             int32_t quant = rounded_integer(values[i] * by.inverse + ROUNDING);
             quants[i] = (int8_t)quant;
-            sum += quant;
+            sum += (uint32_t)quant;
         }
         uint8_t *to = tile + g * n * tile_group_bytes(group);
         for (int step = 0; step < group / 8; step++) {
             memcpy(to + 8 * (step * n + m), quants + 4 * step, 4);
             memcpy(to + 8 * (step * n + m) + 4, quants + group / 2 + 4 * step, 4);
         }
-        store_row_numbers((float *)(to + n * group), group, n, m, by.scale, sum);
+        store_row_numbers((float *)(to + n * group), group, n, m, by.scale,
+                          (int32_t)sum);
     }
 }
 

@@ -78,13 +78,11 @@ void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int s
         t->kernels->multiply_floats(w, rows, (const float *)x, n_left, y, store_mode);
 }
 
-/* Group in which products with `layer`'s w1 and w3 are quantized for w2 while they are in the private
- * cache; 0 if they are not. */
-static int quantized_group(const worker *t, const layer_weights *layer)
+/* Group in which gated products, of which `width` columns are computed together, are quantized for w2
+ * while they are in the private cache; 0 if they are not. */
+static int quantized_group(int width, const matrix *w2)
 {
-    const int width = gated_width(t->kernels, &layer->w1, &layer->w3, t->n_x);
-    const int is_whole = layer->w2.type == PACKED && width % layer->w2.layout.group == 0;
-    return width && is_whole ? layer->w2.layout.group : 0;
+    return width && w2->type == PACKED && width % w2->layout.group == 0 ? w2->layout.group : 0;
 }
 
 void multiply_gated(const worker *t, const layer_weights *layer, range rows)
@@ -93,10 +91,11 @@ void multiply_gated(const worker *t, const layer_weights *layer, range rows)
     const matrix *w1 = &layer->w1, *w3 = &layer->w3;
     if (rows.start >= rows.end)
         return;
-    if (gated_width(t->kernels, w1, w3, t->n_x)) {
+    const int width = gated_width(t->kernels, w1, w3, t->n_x);
+    if (width) {
         multiply_gated_panels(t->kernels, w1, t->input.forms[form_for(t->kernels, w1, 0)], w3,
                               t->input.forms[form_for(t->kernels, w3, 0)], t->n_x, b->gate,
-                              quantized_group(t, layer), panels_of(rows));
+                              quantized_group(width, &layer->w2), panels_of(rows));
         return;
     }
     multiply_rows(t, w3, rows, b->up, STORE_FLOAT);
@@ -110,7 +109,7 @@ void multiply_gated(const worker *t, const layer_weights *layer, range rows)
 void prepare_gated(worker *t, const layer_weights *layer)
 {
     const matrix *w2 = &layer->w2;
-    if (quantized_group(t, layer))
+    if (quantized_group(gated_width(t->kernels, &layer->w1, &layer->w3, t->n_x), w2))
         t->input.forms[form_for(t->kernels, w2, 0)] = t->shared->gate;
     else
         prepare_input(t, t->shared->gate, w2->n_columns, NULL, &w2, 1);
