@@ -89,8 +89,9 @@ def test_the_seed_of_a_stopped_reply_gives_its_text_again(server: Server, gguf_m
         assert session.seed == events[-1].seed
         return "".join(event.text for event in events), events[-1]
 
-    text, finish = reply(None)
-    assert finish.reason == "interrupted"
+    # Few replies of a random model end by themselves before they are stopped.
+    stopped = (each for each in map(reply, [None] * 20) if each[1].reason == "interrupted")
+    text, finish = next(stopped)
     again, _ = reply(finish.seed)
     n = min(len(text), len(again))  # either may have been stopped a token later
     assert n > 0
