@@ -174,30 +174,38 @@ def test_a_server_ends_when_it_is_idle(home: Path, gguf_model: Path) -> None:
         assert server.process.wait(20) == 0
 
 
-def test_a_key_is_needed_for_other_addresses_and_checked(home: Path, gguf_model: Path) -> None:
+KEY = "Bearer secret"
+
+
+@pytest.fixture(scope="module")
+def guarded(home: Path, gguf_model: Path) -> Iterator[Server]:
+    """A server for other machines and a web page, which need a key."""
+    flags = ("--host", "0.0.0.0", "--api-key", "secret", "--cors", "http://page")
+    with running_server(home, gguf_model, *flags) as running:
+        yield running
+
+
+def test_a_key_is_needed_for_other_addresses_and_checked(
+    guarded: Server, home: Path, gguf_model: Path
+) -> None:
     refused = run("serve", "-m", gguf_model, "--host", "0.0.0.0", home=home)
     assert_clean_error(refused, 2, "others can reach that address")
-    with running_server(home, gguf_model, "--api-key", "secret") as server:
-        assert request(server, "GET", "/health")[0] == 401
-        assert request(server, "GET", "/v1/models", Authorization="Bearer secret2")[0] == 401
-        status, _ = request(server, "GET", "/v1/models", Authorization="Bearer secret")
-        assert status == 200
-        assert client.health(server.socket) is not None  # its owner needs none
+    assert request(guarded, "GET", "/health")[0] == 401
+    assert request(guarded, "GET", "/v1/models", Authorization="Bearer secret2")[0] == 401
+    assert request(guarded, "GET", "/v1/models", Authorization=KEY)[0] == 200
+    assert client.health(guarded.socket) is not None  # its owner needs none
 
 
-def test_a_web_page_that_is_let_in_can_ask_before_it_sends_the_key(
-    home: Path, gguf_model: Path
-) -> None:
+def test_a_web_page_that_is_let_in_can_ask_before_it_sends_the_key(guarded: Server) -> None:
     page = {"Origin": "http://page"}
-    with running_server(home, gguf_model, "--api-key", "secret", "--cors", "http://page") as server:
-        allowed, status = headers(server, "OPTIONS", **page)
-        assert (status, allowed["Access-Control-Allow-Origin"]) == (204, "http://page")
-        assert "authorization" in allowed["Access-Control-Allow-Headers"]
-        allowed, status = headers(server, "GET", **page)
-        assert (status, allowed["Access-Control-Allow-Origin"]) == (401, "http://page")
-        assert headers(server, "GET", Authorization="Bearer secret", **page)[1] == 200
-        assert headers(server, "OPTIONS", Origin="http://evil")[1] == 403
-        assert headers(server, "OPTIONS")[1] == 401
+    allowed, status = headers(guarded, "OPTIONS", **page)
+    assert (status, allowed["Access-Control-Allow-Origin"]) == (204, "http://page")
+    assert "authorization" in allowed["Access-Control-Allow-Headers"]
+    allowed, status = headers(guarded, "GET", **page)
+    assert (status, allowed["Access-Control-Allow-Origin"]) == (401, "http://page")
+    assert headers(guarded, "GET", Authorization=KEY, **page)[1] == 200
+    assert headers(guarded, "OPTIONS", Origin="http://evil")[1] == 403
+    assert headers(guarded, "OPTIONS")[1] == 401
 
 
 def headers(server: Server, method: str, **sent: str) -> tuple[Message, int]:
@@ -211,14 +219,11 @@ def headers(server: Server, method: str, **sent: str) -> tuple[Message, int]:
 
 
 def test_other_machines_may_call_this_one_by_any_name_if_they_have_the_key(
-    home: Path, gguf_model: Path
+    guarded: Server,
 ) -> None:
-    flags = ("--host", "0.0.0.0", "--api-key", "secret")
-    with running_server(home, gguf_model, *flags) as server:
-        for host in ("192.168.1.20:8080", "[2001:db8::5]:8080", "gpu.example"):
-            assert request(server, "GET", "/health", Host=host)[0] == 401
-            key = "Bearer secret"
-            assert request(server, "GET", "/health", Host=host, Authorization=key)[0] == 200
+    for host in ("192.168.1.20:8080", "[2001:db8::5]:8080", "gpu.example"):
+        assert request(guarded, "GET", "/health", Host=host)[0] == 401
+        assert request(guarded, "GET", "/health", Host=host, Authorization=KEY)[0] == 200
 
 
 def test_each_socket_has_a_lock_of_its_own(tmp_path: Path) -> None:
