@@ -74,7 +74,8 @@ def test_overflow_stop_refuses_with_the_counts_and_keeps_the_text(
     gguf_model: Path, tmp_path: Path
 ) -> None:
     flags = ("-m", gguf_model, "--context", "96", "--max-tokens", "8", "--overflow", "stop")
-    with Terminal(*flags, home=tmp_path) as terminal:
+    greedy = ("--temperature", "0")  # so that no reply ends by itself
+    with Terminal(*flags, *greedy, home=tmp_path) as terminal:
         terminal.wait_for(READY)
         for _ in range(2):
             terminal.ask("abcdefghijkl", r"\n\n(?=›)")
