@@ -332,6 +332,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise SaveError.at(path, error) from None
 
 
+def remove_empty_folders(folder: Path, end: Path) -> None:
+    """Remove a folder and those above it, below ``end``, as long as they are empty.
+
+    Raises:
+        OSError: if one cannot be removed.
+    """
+    while folder != end and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
 def readable_size(n_bytes: int) -> str:
     """Return a number of bytes with a decimal unit, such as ``4.1 GB``."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):

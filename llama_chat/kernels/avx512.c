@@ -25,8 +25,8 @@ extern const kernel_set avx2_kernels;
 
 static int is_supported(void)
 {
-    return avx2_kernels.is_supported() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
+    return avx2_kernels.is_supported() && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")

@@ -46,8 +46,7 @@ INLINE void quantize_groups(const void *x, int is_bf16, int64_t n_columns, int g
             memcpy(to + 8 * (step * n + m), quants + 4 * step, 4);
             memcpy(to + 8 * (step * n + m) + 4, quants + group / 2 + 4 * step, 4);
         }
-        store_row_numbers((float *)(to + n * group), group, n, m, by.scale,
-                          (int32_t)sum);
+        store_row_numbers((float *)(to + n * group), group, n, m, by.scale, (int32_t)sum);
     }
 }
 

@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from llama_chat.files import private_folder, read_start
+from llama_chat.files import private_folder, read_start, remove_empty_folders
 
 _FOLDER = ".cache/huggingface/download"
 _MAX_BYTES = 1000
@@ -34,10 +34,7 @@ def forget(file: Path) -> None:
     """
     path = _record_of(file)
     path.unlink(missing_ok=True)
-    for folder in path.parents:
-        if folder == file.parent or not folder.is_dir() or any(folder.iterdir()):
-            return
-        folder.rmdir()
+    remove_empty_folders(path.parent, file.parent)
 
 
 def recorded_digest(file: Path) -> str | None:

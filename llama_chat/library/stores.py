@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_chat.documents import parse_json
 from llama_chat.errors import SaveError
-from llama_chat.files import data_home, expand_user, read_start
+from llama_chat.files import data_home, expand_user, read_start, remove_empty_folders
 from llama_chat.library.downloads import forget
 from llama_chat.library.layouts import GGUF_MAGIC
 from llama_chat.library.model import Model, folders, measure, models_by_file, models_by_folder
@@ -59,10 +59,7 @@ def remove(model: Model) -> None:
         try:
             path.unlink(missing_ok=True)
             forget(path)
-            for folder in path.parents:
-                if folder == home or any(folder.iterdir()):
-                    break
-                folder.rmdir()
+            remove_empty_folders(path.parent, home)
         except OSError as error:
             raise SaveError.at(path, error, "check who may write there") from None
 

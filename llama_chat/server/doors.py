@@ -80,13 +80,14 @@ class Doors:
             except TimeoutError:
                 raise ConnectionResetError from None
 
+        is_guest = not _is_through_file(scope)
         try:
-            if not _is_through_file(scope):
+            if is_guest:
                 extra += self._check_origin(headers)
             if scope["method"] == "OPTIONS" and extra:  # a browser asks, and sends no key yet
                 await _answer(send_on, 204, None)
             else:
-                if not _is_through_file(scope):
+                if is_guest:
                     self._check_key(headers)
                 data = await _read_body(receive, headers)
                 await self._app(scope, _with_body(data, receive), send_on)

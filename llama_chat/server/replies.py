@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError, error_facts
-from llama_chat.generation.events import Event, Finish, Token, finish_facts
+from llama_chat.generation.events import Event, Finish, Token, Usage, finish_facts
 from llama_chat.server.client import OWN_KEY
 from llama_chat.tokenizers.base import Tokenizer
 
@@ -128,15 +128,18 @@ class Format:
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the counts of tokens; a prompt that several choices continue counts once."""
-        usages = {i: each.finish.usage for i, each in enumerate(choices) if each.finish is not None}
-        prompts = list({i // self._n: usage for i, usage in reversed(usages.items())}.values())
-        prompt = sum(usage.prompt_tokens for usage in prompts)
-        written = sum(usage.completion_tokens for usage in usages.values())
+        written, first = 0, dict[int, Usage]()  # that of the first choice of each prompt
+        for i, choice in enumerate(choices):
+            if choice.finish is not None:
+                written += choice.finish.usage.completion_tokens
+                first.setdefault(i // self._n, choice.finish.usage)
+        prompt = sum(usage.prompt_tokens for usage in first.values())
+        cached = sum(usage.cached_tokens for usage in first.values())
         return {
             "prompt_tokens": prompt,
             "completion_tokens": written,
             "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def _head(self, kind: str) -> dict[str, Any]:
