@@ -95,22 +95,6 @@ static void model_check_product(int c, int a, int b)
     model_check(left->row_bytes == 4 * right->n_rows, "columns of left, rows of right operand");
 }
 
-/* Add the products of signed bytes, which wrap around. */
-static void model_add_byte_products(int c, int a, int b)
-{
-    model_check_product(c, a, b);
-    model_tile *sums = model.tiles + c, *left = model.tiles + a, *right = model.tiles + b;
-    for (int m = 0; m < left->n_rows; m++)
-        for (int n = 0; n < right->row_bytes / 4; n++) {
-            uint32_t sum;
-            memcpy(&sum, sums->rows[m] + 4 * n, 4);
-            for (int k = 0; k < left->row_bytes; k++)
-                sum += (uint32_t)((int8_t)left->rows[m][k] *
-                                  (int8_t)right->rows[k / 4][4 * n + k % 4]);
-            memcpy(sums->rows[m] + 4 * n, &sum, 4);
-        }
-}
-
 /* Add the products of pairs in bfloat16. */
 static void model_add_bf16_products(int c, int a, int b)
 {
@@ -133,14 +117,12 @@ static void model_add_bf16_products(int c, int a, int b)
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
-#undef _tile_dpbssd
 #undef _tile_dpbf16ps
 #define _tile_loadconfig model_configure
 #define _tile_release model_release
 #define _tile_zero model_zero
 #define _tile_loadd model_load
 #define _tile_stored model_store
-#define _tile_dpbssd model_add_byte_products
 #define _tile_dpbf16ps model_add_bf16_products
 
 #endif

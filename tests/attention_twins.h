@@ -127,7 +127,7 @@ static void compare_cache(int kind, int n_heads, int n_kv_heads, int head_dim)
         const int n_x = news[i % 5];
         const small_cache *c =
             new_cache(kind, n_heads, n_kv_heads, head_dim, lengths[i / 5], n_x);
-        const int is_rounded = kind == BFLOAT16 && !strcmp(tested.name, "avx512_bf16");
+        const int is_rounded = kind == BFLOAT16 && tested.takes_bf16;
         fill(q, n_x * width);
         run_attention(&tested, &c->cache, 1, q, got);
         run_attention(&portable, &c->cache, 1, q, expected);

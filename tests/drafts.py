@@ -33,7 +33,7 @@ SAMPLINGS = {
     "greedy with a penalty": Sampling(temperature=0, repeat_penalty=1.05, seed=2),
     "drawn": Sampling(temperature=1, top_k=2, seed=3),
     "drawn with a penalty": Sampling(temperature=1, top_k=2, repeat_penalty=1.1, seed=4),
-    "drawn from all": Sampling(temperature=0.5, top_p=1, seed=9),
+    "drawn from all": Sampling(temperature=0.3, top_p=1, seed=9),
 }
 
 

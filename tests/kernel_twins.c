@@ -6,32 +6,12 @@
  */
 
 #include "attention_twins.h"
+#include "bf16_twins.h"
 #include "likeliest.h"
 
 /* ---- packed matrices ------------------------------------------------------------------------ */
 
 enum { MAX_COLUMNS = 512, MAX_ROWS = 19 };
-
-/* Fill panels with bytes of one value, or random ones. Scales and minima are whole numbers of at
- * most 2, or random numbers, some of them subnormal. */
-static void fill_panels(const matrix *w, int byte, int is_whole, uint8_t *to)
-{
-    static const uint16_t whole[] = {0, 0x3c00, 0x4000, 0xbc00, 0xc000};
-    const packed_layout layout = w->layout;
-    const int is_stepped = layout.groups_per_super_block > 0;
-    for (int64_t g = 0; g < n_panels(w) * n_groups(w); g++) {
-        const int64_t n_steps = begins_super_block(layout, g) ? super_scale_bytes(layout) / 2 : 0;
-        const int64_t n_scales = (block_bytes(layout) - quant_bytes(layout)) / (is_stepped ? 1 : 2);
-        for (int64_t i = 0; i < n_steps; i++, to += 2)
-            memcpy(to, &(uint16_t){is_whole ? 0x2400 : random_bits() & 0x97ff}, 2); /* 2**-6 */
-        for (int64_t i = 0; i < quant_bytes(layout); i++)
-            *to++ = (uint8_t)(byte < 0 ? random_bits() : (uint32_t)byte);
-        for (int64_t i = 0; i < n_scales && is_stepped; i++)
-            *to++ = (uint8_t)(is_whole ? (uint32_t)(random_below(4) - 2) * 64 : random_bits());
-        for (int64_t i = 0; i < n_scales && !is_stepped; i++, to += 2)
-            memcpy(to, &(uint16_t){is_whole ? whole[random_below(5)] : random_bits() & 0xa3ff}, 2);
-    }
-}
 
 /* Multiply one panel with a tile, by both; and row by row, which must give the same. */
 static void compare_tile(const matrix *w, int index, int size, const float *x, float tolerance)
@@ -41,11 +21,7 @@ static void compare_tile(const matrix *w, int index, int size, const float *x, f
     const int n = tested.tile_sizes[size], group = w->layout.group;
     dot_product *const *products = tested.dot_products + index * tested.n_tile_sizes;
     quantize_tile(&tested, x, 0, w->n_columns, group, n, tile);
-    if (tested.begin_tiles)
-        tested.begin_tiles(group);
     products[size](w->data, n_groups(w), tile, got, PANEL + 3);
-    if (tested.end_tiles)
-        tested.end_tiles();
     for (int m = 0; m < n; m++) {
         tested.quantize_row(x + m * w->n_columns, 0, w->n_columns, group, 1, 0, row);
         portable.dot_products[index * portable.n_tile_sizes](w->data, n_groups(w), row,
@@ -278,40 +254,6 @@ static void compare_float_products(void)
             }
 }
 
-/* Compare with the products of floats that are bfloat16 already. */
-static void compare_bf16_products(void)
-{
-    enum { ROWS = 52, COLUMNS = 4160, N_X = 69 };
-    static const int sizes[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 18, 51, N_X};
-    static float x[N_X * COLUMNS];
-    static uint16_t weights[ROWS * COLUMNS], rounded[N_X * COLUMNS];
-    static float got[N_X * ROWS], expected[N_X * ROWS];
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        for (int is_whole = 0; is_whole < 2; is_whole++) {
-            const int n_x = sizes[i], mode = is_whole ? ACCUMULATE : STORE_FLOAT;
-            const int64_t all = n_x % 2 ? COLUMNS : COLUMNS - 25;
-            const int64_t columns = n_x < 18 ? 1 + random_below(130) : all;
-            is_whole ? fill_whole(x, ROWS * columns, 60) : fill(x, ROWS * columns);
-            for (int64_t j = 0; j < ROWS * columns; j++)
-                weights[j] = to_bf16(x[j]);
-            is_whole ? fill_whole(x, n_x * columns, 60) : fill(x, n_x * columns);
-            if (!is_whole)
-                x[0] = 1e30f, x[n_x * columns - 1] = -1 - 0x1p-8f; /* a tie */
-            tested.round_to_bf16(x, n_x * columns, rounded);
-            for (int64_t j = 0; j < n_x * columns; j++) {
-                report("round_to_bf16", rounded[j] == to_bf16(x[j]));
-                x[j] = bf16_to_float(rounded[j]);
-            }
-            const matrix w = {WEIGHT_BF16, {0}, ROWS, columns, (void *)weights};
-            fill_whole(got, N_X * ROWS, 60);
-            memcpy(expected, got, sizeof got);
-            tested.multiply_bf16(&w, (range){1, ROWS}, rounded, n_x, got, mode);
-            portable.multiply_floats(&w, (range){1, ROWS}, x, n_x, expected, mode);
-            for (int64_t j = 0; j < N_X * ROWS; j += ROWS) /* the first row has large numbers */
-                compare("multiply_bf16", got + j, expected + j, ROWS, is_whole ? 0 : 1e-5f);
-        }
-}
-
 /* ---- between the products ------------------------------------------------------------------- */
 
 static void compare_activations(void)
@@ -369,8 +311,11 @@ int main(int n_arguments, char **arguments)
             compare_quantization();
         if (HAS_OWN(multiply_floats))
             compare_float_products();
-        if (HAS_OWN(multiply_bf16))
+#define COMPARE_PACKED_BF16(...) compare_packed_bf16_products((packed_layout){__VA_ARGS__});
+        if (HAS_OWN(multiply_bf16)) {
             compare_bf16_products();
+            FOR_LAYOUTS(COMPARE_PACKED_BF16)
+        }
         if (HAS_OWN(rms_norm))
             compare_activations();
         compare_maxima();
@@ -379,6 +324,8 @@ int main(int n_arguments, char **arguments)
             compare_cache(kind, 6, 2, 16);
             compare_cache(kind, 6, 1, 20);
             compare_cache(kind, 2, 2, 64);
+            compare_cache(kind, 4, 1, 64);
+            compare_cache(kind, 2, 1, 96);
             compare_family(kind, 6, 2, 16);
             compare_family(kind, 6, 2, 20);
             compare_family(kind, 8, 8, 8);

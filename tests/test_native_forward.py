@@ -18,10 +18,12 @@ from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
+from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.scratch import ScratchPool
 from llama_chat.loading.plan import load
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import ROTARY_BLOCK, InterruptedForward
+from llama_chat.quantization import linear
 from tests.conftest import ROOT
 from tests.models import TINY, native_backend, packed_model, random_model
 
@@ -47,9 +49,12 @@ def rows(cache: KVCache, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["floats", "int8"])
 @torch.inference_mode()
 def test_logits_and_cache_are_those_of_torch(
-    config: LlamaConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those of each level."""
+    """Those of each level; tiles of AMX, which quantize nothing, against unpacked weights."""
     if (config.n_heads * config.head_dim) % 32:
         config = replace(config, head_dim=32)
     model = packed_model(config, (8, 4), dtype)
@@ -66,10 +71,12 @@ def test_logits_and_cache_are_those_of_torch(
         slow.forward(ids[at : min(1030, at + 500)], cache)
     for start, n_new in sorted(cases, reverse=True):  # rows that are overwritten are read no more
         new, other = ids[start : start + n_new], ids[-n_new:]
-        cache.trim(start)
-        expected = slow.forward(new, cache, all_logits=True)
-        wanted = rows(cache, start + n_new)
         for level, backend in backends.items():
+            unpacks = level == "amx" and n_new > MAX_EXACT_BATCH
+            monkeypatch.setattr(linear, "prefers_unpacked", lambda *_, unpacks=unpacks: unpacks)
+            cache.trim(start)
+            expected = slow.forward(new, cache, all_logits=True)
+            wanted = rows(cache, start + n_new)
             for these in (other, new):  # nothing is left of what another one wrote
                 cache.trim(start)
                 got = backend.forward(these, cache, all_logits=True)

@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.program import assert_clean_error, environment, run
+from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
-from llama_chat.quantization.linear import only_torch_has_matrix_units, packed_linear, place
+from llama_chat.quantization.linear import packed_linear, place, torch_has_matrix_units
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.sampling import Sampling
 from tests.conftest import ROOT
+from tests.models import TINY, random_model
 
 Layout = tuple[Literal[4, 5, 6, 8], int, bool, bool, bool]
 EVERY_LAYOUT = pytest.mark.parametrize("layout", sorted(LAYOUTS))
@@ -222,12 +224,11 @@ def test_a_cache_in_8_bits_takes_half_and_answers_as_well(
 
 @pytest.mark.skipif(not native.supported_levels(), reason="no C compiler was there")
 @pytest.mark.parametrize("level", native.supported_levels())
-def test_prompts_take_the_faster_path_where_only_portable_c_runs(
-    level: str, tmp_path: Path
-) -> None:
-    """Both are measured there, once for matrices of a kind; elsewhere nothing is."""
+def test_prompts_take_the_faster_path_where_either_may_be(level: str, tmp_path: Path) -> None:
+    """Both are measured where only portable C runs, and in bfloat16 where torch has AMX."""
     code = """
 import torch
+from llama_chat.kernels import native
 from llama_chat.quantization import trial
 from llama_chat.quantization.linear import prefers_unpacked
 from tests.models import TINY, native_backend, packed_model
@@ -245,7 +246,8 @@ for dtype in (torch.float32, torch.bfloat16):
     backend._torch._run = lambda *arguments: through_torch.append(arguments) or run(*arguments)
     backend.forward(list(range(40)), backend.new_cache())
     backend.forward(list(range(2)), backend.new_cache())
-    assert bool(through_torch) == faster and len(through_torch) <= 1
+    in_torch = faster and not native.has_matrix_units()
+    assert bool(through_torch) == in_torch and len(through_torch) <= 1
     if measured:
         unpacked, packed = measured[:2]
         assert faster == (unpacked < packed)
@@ -260,7 +262,7 @@ for dtype in (torch.float32, torch.bfloat16):
     expected = 2 if level == "portable" else 0
     floats, halves = map(int, done.stdout.split())
     assert floats == expected
-    assert halves in (0, expected)
+    assert halves == (2 if torch_has_matrix_units(torch.bfloat16) else expected)
 
 
 @pytest.mark.parametrize(("level", "in_torch"), [("avx512_bf16", True), ("amx", False)])
@@ -269,5 +271,7 @@ def test_torch_computes_prompts_where_it_alone_has_matrix_units(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(native, "level_name", lambda: level)
-    assert only_torch_has_matrix_units(torch.bfloat16) == in_torch
-    assert not only_torch_has_matrix_units(torch.float32)
+    for dtype in (torch.bfloat16, torch.float32):
+        backend = NativeBackend.create(random_model(TINY).to(dtype))
+        assert backend is not None
+        assert backend.prompts_in_torch == (in_torch and dtype == torch.bfloat16)

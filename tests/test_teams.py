@@ -45,13 +45,6 @@ assert matrix.multiply(x).equal(expected[0])
 assert matrix.unpack_rows(torch.arange(300), torch.empty(300, TINY.dim)).equal(expected[1])
 """
 
-TILES = """
-# Packed weights have the same products in tiles of AMX, of which this library has a model.
-if backend.kernels.level == "amx":
-    backend.kernels.level = "avx512_bf16"
-    assert run(40, 3).equal(alone[40])
-"""
-
 CONCURRENT = """
 def repeat(threads):
     mine = native_backend(backend.model)
@@ -94,7 +87,6 @@ assert sum(bool(mask >> signal.SIGINT - 1 & 1) for mask in blocked) == 2, blocke
 
 SCRIPTS = {
     "any number of threads": SAME_IN_ANY_NUMBER,
-    "tiles and vectors": TILES,
     "concurrent callers": CONCURRENT,
     "a forked process": FORKED,
     "signals": SIGNALLED,

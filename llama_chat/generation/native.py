@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from llama_chat.generation.backend import Backend, Extension, TorchBackend
+from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.transformer import InterruptedForward, Transformer
-from llama_chat.quantization.linear import only_torch_has_matrix_units, prefers_unpacked
+from llama_chat.quantization.linear import prefers_unpacked, torch_has_matrix_units
 
 SHORT_PASS = 32
 """Tokens of a pass that is short in any model."""
@@ -30,13 +31,7 @@ class NativeBackend(Backend):
         """Use ``create`` instead."""
         super().__init__(model, threads)
         self.kernels = kernels
-        packed = model.blocks[0].feed_forward.w1.packed
-        in_torch = (
-            only_torch_has_matrix_units(model.dtype)
-            if packed is None
-            else prefers_unpacked(model.dtype, packed.bits, model.config.dim)
-        )
-        self.prompts_in_torch = model.has_one_dtype and in_torch
+        self.prompts_in_torch = model.has_one_dtype and _is_faster_in_torch(model)
         """True if torch computes prompts, because it does so faster."""
         self._torch = TorchBackend(model)
 
@@ -111,6 +106,16 @@ def _take_rows(table: Tensor, rows: Sequence[range]) -> Tensor:
     """Take some rows of a table; those of one sequence are not copied."""
     pieces = [table[each.start : each.stop] for each in rows]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _is_faster_in_torch(model: Transformer) -> bool:
+    """True if torch computes prompts faster than the kernels do."""
+    if native.has_matrix_units():
+        return False
+    packed = model.blocks[0].feed_forward.w1.packed
+    if packed is None:
+        return torch_has_matrix_units(model.dtype)
+    return prefers_unpacked(model.dtype, packed.bits, model.config.dim)
 
 
 def _is_exact(new: Extension) -> bool:

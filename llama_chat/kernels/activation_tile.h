@@ -4,8 +4,7 @@
  * is in a register, with sixteen rows of weights in the lanes of a vector. Like a panel, a tile is
  * a run of groups, each in the order of reading: the quants, eight columns of each row at a time,
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
- * rows; the sums x_scale * sum(x_q); and two rows of first sums, see below. (AMX reads tiles of
- * sixteen rows with the quants of each row together.)
+ * rows; the sums x_scale * sum(x_q); and two rows of first sums, see below.
  *
  * Integer sums start from ROUNDING_BITS, so that they are the bits of ROUNDING + sum: no instruction
  * converts them, since

@@ -1,8 +1,12 @@
-/* x86-64 processors with AMX (Intel since Sapphire Rapids): tiles of sixteen rows of 64 bytes, for
- * prompts. A few rows are left to the levels of AVX-512.
+/* x86-64 processors with AMX (Intel since Sapphire Rapids): products of tiles, for prompts.
  *
- * Rows of activations are the left operand and the rows of the sums. The right operand has four
- * bytes of sixteen rows of weights in each of its rows: neighbouring columns, as in a panel.
+ * Weights become tiles of bfloat16, a chunk of the columns of some panels at a time, which are then
+ * multiplied with many rows of activations: scales and minima, which take most of the time of
+ * integer products, are applied once for all of them. What must be exact is left to AVX-512, and so
+ * are weights in float32.
+ *
+ * Sixteen rows of activations are the left operand and the rows of the sums. Their tiles follow each
+ * other in memory: rows that are far apart would compete for the same lines of the cache.
  */
 
 #include "matrix_product.h"
@@ -29,13 +33,13 @@ extern const kernel_set avx512_kernels, avx512_bf16_kernels;
 
 static int has_tiles(void) { return 1; }
 #else
-#define TILES "amx-tile,amx-int8,amx-bf16,"
+#define TILES "amx-tile,amx-bf16,"
 
-/* True if there are tiles of bytes and of bfloat16, and the system lets the process use them. */
+/* True if there are tiles of bfloat16, and the system lets the process use them. */
 static int has_tiles(void)
 {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    const unsigned features = 1u << 22 | 1u << 24 | 1u << 25;
+    const unsigned features = 1u << 22 | 1u << 24;
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & features) == features &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
@@ -47,7 +51,7 @@ static int is_supported(void)
     return avx512_bf16_kernels.is_supported && avx512_bf16_kernels.is_supported() && has_tiles();
 }
 
-BEGIN_TARGET(TILES "avx512f,avx512bw,avx512vl,avx2,fma,f16c")
+BEGIN_TARGET(TILES "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")
 
 #define LANES 16
 #define REGISTERS 32
@@ -62,7 +66,11 @@ INLINE vector load_f16(const uint16_t *from)
 
 #include "panel_blocks.h"
 
-enum { TILE = 16 }; /* rows */
+/* Columns of two tiles of activations that stay in the first cache while they are multiplied with a
+ * block of panels; these and the sums of a block of rows stay in the private one. */
+enum { CHUNK_COLUMNS = 256, BLOCK_PANELS = 16, BLOCK_TILES = 32 };
+
+#include "amx_weights.h"
 
 /* Operand of _tile_loadconfig(). It must be a constant: for GCC, only its first bytes are read. */
 typedef struct {
@@ -72,6 +80,19 @@ typedef struct {
 } tile_shapes;
 _Static_assert(sizeof(tile_shapes) == 64, "not the operand of LDTILECFG");
 
+/* DO(sums, a, b) for tiles 0 to 3 of sums: those of tile 4 or 5 on the left, of which there are
+ * `n_left`, and tile 6 or 7 on the right, `n_right`. */
+#define FOR_SUMS(DO)                                                                               \
+    do {                                                                                           \
+        DO(0, 4, 6);                                                                               \
+        if (n_right > 1)                                                                           \
+            DO(1, 4, 7);                                                                           \
+        if (n_left > 1)                                                                            \
+            DO(2, 5, 6);                                                                           \
+        if (n_left > 1 && n_right > 1)                                                             \
+            DO(3, 5, 7);                                                                           \
+    } while (0)
+
 /* For GCC, loading a tile does not depend on what was written before. */
 #define LOAD_TILE(tile, from, stride)                                                              \
     do {                                                                                           \
@@ -79,235 +100,161 @@ _Static_assert(sizeof(tile_shapes) == 64, "not the operand of LDTILECFG");
         _tile_loadd(tile, from, stride);                                                           \
     } while (0)
 
-/* ---- packed weights ------------------------------------------------------------------------- */
-
-/* Quantize a row. In a tile of sixteen, the quants of each row are together, in the order of a tile
- * of one row. */
-static void quantize_row(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
-                         uint8_t *tile)
+/* Configure tiles of sixteen rows of CACHE_LINE bytes. */
+INLINE void begin_tiles(void)
 {
-    if (n != TILE) {
-        avx512_kernels.quantize_row(x, is_bf16, n_columns, group, n, m, tile);
-        return;
-    }
-    for (int64_t g = 0; g < n_columns / group; g++) {
-        _Alignas(float) uint8_t row[MAX_GROUP + ROW_NUMBERS * sizeof(float)];
-        uint8_t *to = tile + g * n * tile_group_bytes(group);
-        avx512_kernels.quantize_row(x, is_bf16, group, group, 1, 0, row);
-        memcpy(to + m * group, row, (size_t)group);
-        for (int i = 0; i < ROW_NUMBERS; i++)
-            memcpy(to + n * group + 4 * (i * n + m), row + group + 4 * i, 4);
-        x = (const char *)x + group * (is_bf16 ? 2 : 4);
-    }
+    static const tile_shapes shapes = {1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+                                       .n_rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&shapes);
 }
 
-/* Unpack the quants of a block, centred on zero, in the order of the columns of a tile. */
-INLINE void unpack_block(const uint8_t *block, packed_layout layout, uint8_t *to)
+#include "amx_attention.h"
+
+/* ---- products of matrices ------------------------------------------------------------------- */
+
+/* Sums of two tiles of activations with two panels: those of the first tile, then of the second. */
+typedef struct {
+    float of[2][2][TILE][PANEL];
+} tile_sums;
+
+/* Cache lines of sums, and of a tile that comes later, that are prefetched for each TILE_COLUMNS, so
+ * that all of them are in time. */
+enum {
+    SUM_LINES = sizeof(tile_sums) / CACHE_LINE / (CHUNK_COLUMNS / TILE_COLUMNS),
+    LINES_AHEAD = TILE / (BLOCK_PANELS / 2),
+};
+
+/* Scratch memory of a thread. */
+typedef struct {
+    uint16_t weights[MAX_TERMS][BLOCK_PANELS][CHUNK_COLUMNS * TILE];
+    tile_sums sums[BLOCK_TILES / 2][BLOCK_PANELS / 2];
+} product_scratch;
+
+/* Multiply the tiles of one or two panels with one or two tiles of rows of activations, which are
+ * `x_stride` numbers apart. Meanwhile, as many columns of two tiles that come later are prefetched to
+ * the private cache from `ahead` on, and the next sums to the first one. */
+INLINE void multiply_tiles(const uint16_t *w, int n_right, const uint16_t *x, int64_t x_stride,
+                           int n_left, int64_t n_columns, const uint16_t *ahead,
+                           tile_sums *sums, int adds)
 {
-    const int is_centred = layout.has_mins || multiplied_bits(layout) == 8;
-    const uint8_t zero = (uint8_t)(is_centred ? 0 : 1 << (layout.bits - 1));
-    for (int step = 0; step < layout.group / 8; step++, to += 2 * CHUNK) {
-        byte_vector low, high;
-        load_quants(block, step, 0, layout, &low, &high);
-        *(byte_vector *)to = low - zero;
-        *(byte_vector *)(to + CHUNK) = high - zero;
-    }
-}
-
-/* Configure tiles of sums, of activations and of weights. */
-static void begin_tiles(int group)
-{
-    static const tile_shapes groups_of_16 = {1, .row_bytes = {CHUNK, 16, CHUNK},
-                                             .n_rows = {TILE, TILE, 4}};
-    static const tile_shapes groups_of_32 = {1, .row_bytes = {CHUNK, 32, CHUNK},
-                                             .n_rows = {TILE, TILE, 8}};
-    _tile_loadconfig(group == 16 ? &groups_of_16 : &groups_of_32);
-}
-
-static void end_tiles(void) { _tile_release(); }
-
-INLINE void multiply_whole_tile(const uint8_t *block, int64_t n_groups, const uint8_t *tile,
-                                float *out, int64_t out_stride, packed_layout layout)
-{
-    _Alignas(CACHE_LINE) uint8_t quants[MAX_GROUP * PANEL];
-    const integer_vector first_sums = (integer_vector){0} + ROUNDING_BITS; /* of every row */
-    integer_vector sums[TILE][MAX_VECTORS];
-    vector totals[TILE][MAX_VECTORS];
-    super_block super = {0};
-    block_scales scales;
-    UNROLL(TILE)
-    for (int m = 0; m < TILE; m++)
-        totals[m][0] = (vector){0};
-    for (int64_t g = 0; g < n_groups; g++, block += block_bytes(layout)) {
-        prefetch_block(block + PREFETCH_AHEAD, layout);
-        const tile_group x = tile_group_at(tile, g, layout.group, TILE);
-        block = enter_block(block, g, 0, 1, layout, &super);
-        unpack_block(block, layout, quants);
-        LOAD_TILE(1, x.quants, layout.group);
-        LOAD_TILE(2, quants, CHUNK);
-        LOAD_TILE(0, &first_sums, 0);
-        _tile_dpbssd(0, 1, 2);
-        _tile_stored(0, sums, CHUNK);
-        load_block_scales(block, 0, &super, layout, 1, &scales);
-        add_scaled_sums(totals, sums, &scales, x, layout, TILE, 1);
-    }
-    UNROLL(TILE)
-    for (int m = 0; m < TILE; m++)
-        *(vector *)(out + m * out_stride) = totals[m][0];
-}
-
-INLINE void multiply_panel(const uint8_t *panel, int64_t n_groups, const uint8_t *tile, float *out,
-                           int64_t out_stride, packed_layout layout, int n)
-{
-    if (n == TILE) {
-        multiply_whole_tile(panel, n_groups, tile, out, out_stride, layout);
-        return;
-    }
-    dot_product *const *products = dot_products_of(&avx512_kernels, layout);
-    products[next_tile(&avx512_kernels, n)](panel, n_groups, tile, out, out_stride);
-}
-
-/* Those of AVX-512, and one of sixteen rows. */
-#define FOR_TILE_SIZES(DO, ...)                                                                    \
-    DO(1, __VA_ARGS__)                                                                             \
-    DO(2, __VA_ARGS__)                                                                             \
-    DO(4, __VA_ARGS__)                                                                             \
-    DO(8, __VA_ARGS__)                                                                             \
-    DO(12, __VA_ARGS__)                                                                            \
-    DO(16, __VA_ARGS__)
-
-#include "dot_products.h"
-
-/* ---- weights in bfloat16 -------------------------------------------------------------------- */
-
-/* Columns of a row of a tile; and columns of 32 rows of weights that stay in the first cache of a
- * core, and rows of activations that stay in its second one, while they are multiplied. */
-enum { TILE_COLUMNS = 32, CHUNK_COLUMNS = 512, BLOCK_ROWS = 256 };
-
-/* In squares of 2 * `half` 32-bit numbers a side, exchange the upper right and the lower left. */
-INLINE void exchange(__m512i rows[TILE], int half)
-{
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i step = _mm512_set1_epi32(half), sixteen = _mm512_set1_epi32(TILE);
-    const __mmask16 is_right = _mm512_test_epi32_mask(lane, step);
-    const __m512i below = _mm512_add_epi32(lane, sixteen);
-    const __m512i upper = _mm512_mask_sub_epi32(lane, is_right, below, step);
-    const __m512i lower = _mm512_mask_mov_epi32(_mm512_add_epi32(lane, step), is_right, below);
-    for (int i = 0; i < TILE; i++)
-        if (!(i & half)) {
-            const __m512i a = rows[i], b = rows[i + half];
-            rows[i] = _mm512_permutex2var_epi32(a, upper, b);
-            rows[i + half] = _mm512_permutex2var_epi32(a, lower, b);
-        }
-}
-
-/* Copy sixteen rows of weights as tiles, one for each TILE_COLUMNS: transposed, in pairs. */
-INLINE void copy_as_tiles(const uint16_t *w, int64_t stride, int64_t n_columns, uint16_t *to)
-{
-    for (int64_t i = 0; i < n_columns; i += TILE_COLUMNS, to += TILE * TILE_COLUMNS) {
-        __m512i square[TILE];
-        for (int r = 0; r < TILE; r++)
-            square[r] = _mm512_loadu_si512(w + r * stride + i);
-        exchange(square, 1);
-        exchange(square, 2);
-        exchange(square, 4);
-        exchange(square, 8);
-        memcpy(to, square, sizeof square);
-    }
-}
-
-/* Multiply one or two tiles of rows of weights with one or two of activations. */
-INLINE void multiply_tiles(const uint16_t *w, int n_w, const uint16_t *x, int64_t x_stride, int n_x,
-                           int64_t n_columns, float *y, int64_t y_stride, int adds)
-{
-    const int64_t x_bytes = 2 * x_stride, y_bytes = 4 * y_stride;
-/* DO(sums, a, b) for tiles 0 to 3 of sums: of tile 4 or 5 of activations, and 6 or 7 of weights. */
-#define FOR_SUMS(DO)                                                                               \
-    do {                                                                                           \
-        DO(0, 4, 6);                                                                               \
-        if (n_w > 1)                                                                               \
-            DO(1, 4, 7);                                                                           \
-        if (n_x > 1)                                                                               \
-            DO(2, 5, 6);                                                                           \
-        if (n_x > 1 && n_w > 1)                                                                    \
-            DO(3, 5, 7);                                                                           \
-    } while (0)
-#define SUMS_AT(a, b) (y + ((a) - 4) * TILE * y_stride + ((b) - 6) * TILE)
-#define CLEAR(sums, a, b) _tile_zero(sums)
-#define LOAD(sums, a, b) LOAD_TILE(sums, SUMS_AT(a, b), y_bytes)
-#define STORE(sums, a, b) _tile_stored(sums, SUMS_AT(a, b), y_bytes)
+#define CLEAR(tile, a, b) _tile_zero(tile)
+#define LOAD(tile, a, b) LOAD_TILE(tile, sums->of[(a) - 4][(b) - 6], CACHE_LINE)
+#define STORE(tile, a, b) _tile_stored(tile, sums->of[(a) - 4][(b) - 6], CACHE_LINE)
     if (adds)
         FOR_SUMS(LOAD);
     else
         FOR_SUMS(CLEAR);
-    for (int64_t i = 0; i < n_columns; i += TILE_COLUMNS) {
-        LOAD_TILE(4, x + i, x_bytes);
-        LOAD_TILE(6, w + i * TILE, CACHE_LINE);
-        if (n_x > 1)
-            LOAD_TILE(5, x + TILE * x_stride + i, x_bytes);
-        if (n_w > 1)
-            LOAD_TILE(7, w + (CHUNK_COLUMNS + i) * TILE, CACHE_LINE);
+    const char *next = (const char *)(sums + 1);
+    for (int64_t i = 0; i < n_columns * TILE; i += TILE_NUMBERS) {
+        for (int line = 0; line < SUM_LINES; line++, next += CACHE_LINE)
+            __builtin_prefetch(next, 1);
+        for (int line = 0; line < LINES_AHEAD; line++, ahead += TILE_COLUMNS) {
+            __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + x_stride, 0, 2);
+        }
+        LOAD_TILE(4, x + i, CACHE_LINE);
+        LOAD_TILE(6, w + i, CACHE_LINE);
+        if (n_left > 1)
+            LOAD_TILE(5, x + x_stride + i, CACHE_LINE);
+        if (n_right > 1)
+            LOAD_TILE(7, w + CHUNK_COLUMNS * TILE + i, CACHE_LINE);
         FOR_SUMS(_tile_dpbf16ps);
     }
     FOR_SUMS(STORE);
+#undef CLEAR
+#undef LOAD
+#undef STORE
 }
 
-/* Multiply one or two tiles of rows of weights with `n_x` rows of activations, in whole tiles. */
-INLINE void multiply_tiled_rows(const uint16_t *w, int n_w, const uint16_t *x, int n_x,
-                                int64_t n_columns, float *y, int64_t y_stride, int store_mode)
+/* A part of a product: some panels times up to BLOCK_TILES tiles of activations, of which the last
+ * may have rows that are not stored. */
+typedef struct {
+    const matrix *w;
+    int64_t panel, n_panels;
+    const uint16_t *x;
+    int n_x;
+    product_scratch *scratch;
+} product_block;
+
+/* Add the products of some columns to the sums of a block. */
+static void multiply_columns(const product_block *block, range columns)
 {
-    _Alignas(CACHE_LINE) uint16_t tiles[2 * TILE * CHUNK_COLUMNS];
-    for (int64_t at = 0; at < n_columns; at += CHUNK_COLUMNS) {
-        const int64_t size = min(CHUNK_COLUMNS, n_columns - at);
-        const int adds = store_mode == ACCUMULATE || at > 0;
-        for (int r = 0; r < n_w; r++)
-            copy_as_tiles(w + r * TILE * n_columns + at, n_columns, size,
-                          tiles + r * TILE * CHUNK_COLUMNS);
-        int m = 0;
-#define TILES_OF_X(n)                                                                              \
-    multiply_tiles(tiles, n_w, x + m * n_columns + at, n_columns, n, size, y + m * y_stride,       \
-                   y_stride, adds)
-        for (; m + 2 * TILE <= n_x; m += 2 * TILE)
-            TILES_OF_X(2);
-        if (m < n_x)
-            TILES_OF_X(1);
-#undef TILES_OF_X
+    const int64_t stride = block->w->n_columns * TILE, n = columns.end - columns.start;
+    const int n_tiles = (block->n_x + TILE - 1) / TILE, n_panels = (int)block->n_panels;
+    product_scratch *scratch = block->scratch;
+    for (int term = 0; term < n_terms(block->w); term++)
+        for (int p = 0; p < n_panels; p++)
+            store_tiles(block->w, block->panel + p, columns.start, n, term,
+                        scratch->weights[term][p]);
+    for (int m = 0; m < n_tiles; m += 2) {
+        const uint16_t *x = block->x + m * stride + columns.start * TILE;
+        for (int p = 0; p < n_panels; p += 2) {
+            const uint16_t *ahead = x + 2 * stride + p * TILE_NUMBERS / 2;
+            tile_sums *sums = &scratch->sums[m / 2][p / 2];
+            for (int term = 0; term < n_terms(block->w); term++) {
+                const uint16_t *w = scratch->weights[term][p];
+                const int adds = columns.start > 0 || term > 0;
+#define TILES_OF(n_x, n_w) multiply_tiles(w, n_w, x, stride, n_x, n, ahead, sums, adds)
+                if (m + 1 < n_tiles && p + 1 < n_panels)
+                    TILES_OF(2, 2);
+                else if (m + 1 < n_tiles)
+                    TILES_OF(2, 1);
+                else if (p + 1 < n_panels)
+                    TILES_OF(1, 2);
+                else
+                    TILES_OF(1, 1);
+            }
+        }
     }
+}
+
+/* Store the sums of a block in y (n_x, n_rows). */
+static void store_block(const product_block *block, float *y, int store_mode)
+{
+    const int64_t n_rows = block->w->n_rows;
+    for (int m = 0; m < block->n_x; m++)
+        for (int p = 0; p < block->n_panels; p++) {
+            const tile_sums *sums = &block->scratch->sums[m / (2 * TILE)][p / 2];
+            const int64_t row = (block->panel + p) * PANEL;
+            float *to = y + m * n_rows + row;
+            const __mmask16 stored = (__mmask16)(0xffff >> (PANEL - min(PANEL, n_rows - row)));
+            __m512 values = _mm512_loadu_ps(sums->of[m / TILE % 2][p % 2][m % TILE]);
+            if (store_mode == ACCUMULATE)
+                values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(stored, to));
+            _mm512_mask_storeu_ps(to, stored, values);
+        }
+}
+
+static int takes_bf16(const matrix *w)
+{
+    return w->type != WEIGHT_F32 && w->n_columns % TILE_COLUMNS == 0;
+}
+
+static void round_row(const float *x, int64_t n_columns, int m, uint16_t *to)
+{
+    to += m / TILE * TILE * n_columns + m % TILE * TILE_COLUMNS;
+    for (int64_t i = 0; i < n_columns; i += TILE_COLUMNS, to += TILE_NUMBERS)
+        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + LANES),
+                                                             _mm512_loadu_ps(x + i)));
 }
 
 static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_x, float *y,
-                          int store_mode)
+                          int store_mode, void *scratch)
 {
-    static const tile_shapes shapes = {1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-                                       .n_rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-    const int64_t n = w->n_columns, end = rows.end - (rows.end - rows.start) % TILE;
-    const uint16_t *weights = (const uint16_t *)w->data;
-    const int n_tiled = n % TILE_COLUMNS ? 0 : n_x / TILE * TILE;
-    _tile_loadconfig(&shapes);
-    for (int m = 0; m < n_tiled; m += BLOCK_ROWS) {
-        const int size = (int)min(n_tiled - m, BLOCK_ROWS);
-        int64_t r = rows.start;
-#define ROWS(n_w)                                                                                  \
-    multiply_tiled_rows(weights + r * n, n_w, x + m * n, size, n, y + m * w->n_rows + r,           \
-                        w->n_rows, store_mode)
-        for (; r + 2 * TILE <= end; r += 2 * TILE)
-            ROWS(2);
-        if (r < end)
-            ROWS(1);
-#undef ROWS
-    }
+    const range panels = {rows.start / PANEL, (rows.end + PANEL - 1) / PANEL};
+    begin_tiles();
+    /* For few rows, reading weights takes longest, and processors read ahead in few rows at a time. */
+    const int64_t n_panels = n_x > 2 * TILE || w->type == PACKED ? BLOCK_PANELS : 2;
+    for (int m = 0; m < n_x; m += BLOCK_TILES * TILE)
+        for (int64_t panel = panels.start; panel < panels.end; panel += n_panels) {
+            const product_block block = {w, panel, min(n_panels, panels.end - panel),
+                                         x + m * w->n_columns,
+                                         (int)min(BLOCK_TILES * TILE, n_x - m), scratch};
+            for (int64_t at = 0; at < w->n_columns; at += CHUNK_COLUMNS)
+                multiply_columns(&block, (range){at, min(at + CHUNK_COLUMNS, w->n_columns)});
+            store_block(&block, y + m * w->n_rows, store_mode);
+        }
     _tile_release();
-    /* What is no whole tile: the last activations, and the last rows of weights. */
-    avx512_bf16_kernels.multiply_bf16(w, (range){rows.start, end}, x + n_tiled * n, n_x - n_tiled,
-                                      y + n_tiled * w->n_rows, store_mode);
-    avx512_bf16_kernels.multiply_bf16(w, (range){end, rows.end}, x, n_x, y, store_mode);
-}
-
-/* Its processors multiply bfloat16 faster in tiles, but in vectors slower than floats. */
-static void attend_block(const kv_cache *cache, int64_t layer, const float *q, int64_t head,
-                         range tokens, float *out, const prefill_buffers *buffers)
-{
-    avx512_kernels.attend_block(cache, layer, q, head, tokens, out, buffers);
 }
 
 END_TARGET
@@ -315,14 +262,14 @@ END_TARGET
 
 const kernel_set amx_kernels = {
     .name = "amx",
-    .base = &avx512_bf16_kernels,
 #if HAS_AMX
     .is_supported = is_supported,
-    DOT_PRODUCTS,
-    .begin_tiles = begin_tiles,
-    .end_tiles = end_tiles,
-    .quantize_row = quantize_row,
+    .base = &avx512_kernels,
+    .takes_bf16 = takes_bf16,
+    .round_row = round_row,
     .multiply_bf16 = multiply_bf16,
+    .bf16_scratch_bytes = sizeof(product_scratch),
+    .bf16_rows = BLOCK_PANELS * PANEL,
     .attend_block = attend_block,
 #endif
 };

@@ -244,7 +244,7 @@ void allocate_thread_attention(const kv_cache *sequences, int n_sequences, arena
         return;
     prefill_buffers *p = &buffers->prefill;
     const int64_t n_queries = block_tokens(sequences) * queries_per_kv_head(sequences);
-    const int64_t n_rows = round_up(n_queries, TILE_ROWS);
+    const int64_t n_rows = round_up(n_queries, MAX_QUERY_STEP);
     p->queries = arena_floats(memory, n_rows * width);
     p->sums = arena_floats(memory, n_rows * width);
     p->scores = arena_floats(memory, n_rows * KEY_BLOCK);

@@ -93,8 +93,9 @@ INLINE int64_t sequence_partials(const kv_cache *cache)
 
 /* ---- prefill attention ---------------------------------------------------------------------- */
 
-/* Sizes of blocks of queries and of keys, and queries in a tile of their products. */
-enum { QUERY_BLOCK = 128, KEY_BLOCK = 64, TILE_ROWS = 4 };
+/* Sizes of blocks of queries and of keys, queries in a tile of their products, and the most that they
+ * are padded to a multiple of. */
+enum { QUERY_BLOCK = 128, KEY_BLOCK = 64, TILE_ROWS = 4, MAX_QUERY_STEP = 16 };
 
 /* Scratch memory of a thread; `n_rows` is the number of queries of a block. */
 typedef struct {

@@ -29,15 +29,6 @@ BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")
 
 enum { N_VECTORS = 4 }; /* of PADDING floats each, in a tile */
 
-INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t stride)
-{
-    for (int64_t r = 0; r < n_rows; r++, rows += stride)
-        for (int64_t i = 0; i < width; i += PADDING) {
-            __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(rows + i));
-            memcpy((uint16_t *)rows + i, &halves, sizeof halves);
-        }
-}
-
 INLINE void multiply_tile(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride,
                           float *c, int64_t c_stride, int64_t n_pairs, int n_vectors)
 {
@@ -153,9 +144,12 @@ INLINE void multiply_bf16_rows(const uint16_t *w, const uint16_t *x, int64_t n_c
 #undef TILE
 }
 
+static int takes_bf16(const matrix *w) { return w->type == WEIGHT_BF16; }
+
 static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_x, float *y,
-                          int store_mode)
+                          int store_mode, void *scratch)
 {
+    (void)scratch;
     const int64_t n = w->n_columns;
     const uint16_t *weights = (const uint16_t *)w->data;
     for (int m = 0; m < n_x; m += BLOCK_X) {
@@ -176,14 +170,14 @@ static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_
     }
 }
 
-static void round_to_bf16(const float *x, int64_t n, uint16_t *to)
+static void round_row(const float *x, int64_t n_columns, int m, uint16_t *to)
 {
     int64_t i = 0;
-    for (; i + PADDING <= n; i += PADDING) {
+    for (to += m * n_columns; i + PADDING <= n_columns; i += PADDING) {
         const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
         memcpy(to + i, &rounded, sizeof rounded);
     }
-    for (; i < n; i++)
+    for (; i < n_columns; i++)
         to[i] = to_bf16(x[i]);
 }
 
@@ -196,8 +190,9 @@ const kernel_set avx512_bf16_kernels = {
     .is_supported = is_supported,
     .is_slow = is_slow,
     .base = &avx512_kernels,
+    .takes_bf16 = takes_bf16,
+    .round_row = round_row,
     .multiply_bf16 = multiply_bf16,
-    .round_to_bf16 = round_to_bf16,
     .attend_block = attend_block,
 #endif
 };

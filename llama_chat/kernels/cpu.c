@@ -42,11 +42,12 @@ static void inherit(kernel_set *set, const kernel_set *base)
 #define INHERIT(function)                                                                          \
     if (!set->function)                                                                            \
         set->function = base->function;
-    INHERIT(begin_tiles)
-    INHERIT(end_tiles)
     INHERIT(multiply_floats)
+    INHERIT(takes_bf16)
+    INHERIT(round_row)
     INHERIT(multiply_bf16)
-    INHERIT(round_to_bf16)
+    INHERIT(bf16_scratch_bytes)
+    INHERIT(bf16_rows)
     INHERIT(quantize_row)
     INHERIT(quantization_error)
     INHERIT(dequantize_row)

@@ -25,7 +25,8 @@ typedef struct {
 } pass_record;
 
 /* Rows of activations in the forms that matrices take: quantized in groups of 16 or of 32, as
- * floats, or rounded to bfloat16. A layer may have matrices of several. */
+ * floats, or rounded to bfloat16. A layer may have matrices of several. Those in bfloat16 begin with
+ * the first row that is not exact. */
 enum { GROUPS_OF_16, GROUPS_OF_32, AS_FLOATS, AS_BF16, N_FORMS };
 
 typedef struct {
@@ -42,12 +43,18 @@ INLINE int64_t row_bytes(int form, int64_t n_columns)
     }
 }
 
-/* Form of rows for the products of a matrix, exact or not. */
-INLINE int form_for(const kernel_set *kernels, const matrix *w, int is_exact)
+/* Form of exact rows for the products of a matrix. */
+INLINE int exact_form(const matrix *w)
 {
     if (w->type == PACKED)
         return w->layout.group == 32 ? GROUPS_OF_32 : GROUPS_OF_16;
-    return w->type == WEIGHT_BF16 && kernels->multiply_bf16 && !is_exact ? AS_BF16 : AS_FLOATS;
+    return AS_FLOATS;
+}
+
+/* Form of rows that need not be exact. */
+INLINE int inexact_form(const kernel_set *kernels, const matrix *w)
+{
+    return kernels->takes_bf16 && kernels->takes_bf16(w) ? AS_BF16 : exact_form(w);
 }
 
 /* The new tokens of a pass: those of one sequence after the other, the exact ones first. */
@@ -73,6 +80,7 @@ typedef struct {
 typedef struct {
     float *normed;    /* (tile, dim) */
     input_rows input; /* one tile at most */
+    void *products;   /* scratch memory of multiply_bf16() */
     attention_buffers attention;
 } thread_buffers;
 

@@ -12,7 +12,8 @@ static int64_t max_columns(const model_weights *w)
 static void allocate_input(const model_weights *w, int n_rows, arena *memory, input_rows *rows)
 {
     for (int form = 0; form < N_FORMS; form++)
-        rows->forms[form] = arena_alloc(memory, n_rows * row_bytes(form, max_columns(w)));
+        rows->forms[form] =
+            arena_alloc(memory, round_up(n_rows, MAX_TILE) * row_bytes(form, max_columns(w)));
 }
 
 void allocate_shared(const kernel_set *kernels, const model_weights *w, const token_batch *batch,
@@ -45,5 +46,7 @@ void allocate_thread(const kernel_set *kernels, const model_weights *w, const to
     const int64_t tile = max_tile(kernels);
     local->normed = arena_floats(memory, tile * w->dim);
     allocate_input(w, (int)min(batch->n_x, tile), memory, &local->input);
+    local->products = arena_alloc(
+        memory, batch->n_x > batch->n_exact ? kernels->bf16_scratch_bytes : 0);
     allocate_thread_attention(batch->sequences, batch->n_sequences, memory, &local->attention);
 }

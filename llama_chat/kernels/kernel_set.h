@@ -53,20 +53,19 @@ struct kernel_set {
     dot_product *const *dot_products;
     const unpacked_product *unpacked_products;
 
-    /* Set up the thread for dot products with the largest tiles, and undo that; NULL if there is
-     * nothing to set up. */
-    void (*begin_tiles)(int group);
-    void (*end_tiles)(void);
-
     /* Multiply some rows of a matrix of floats with x (n_x, n_columns), into y (n_x, n_rows). */
     void (*multiply_floats)(const matrix *w, range rows, const float *x, int n_x, float *y,
                             int store_mode);
 
-    /* The same for many rows of activations, rounded to bfloat16, and weights in bfloat16; NULL if
-     * that is not faster. */
+    /* The same for many rows of activations, rounded to bfloat16: of matrices for which that is
+     * faster. Rows begin with a panel. Row `m` of x is written by round_row(), and memory for x is
+     * that of a multiple of MAX_TILE rows. `scratch` is the thread's own. NULL: for none. It is
+     * fastest with `bf16_rows` of weights or more, for which rows of x are read once. */
+    int (*takes_bf16)(const matrix *w);
+    void (*round_row)(const float *x, int64_t n_columns, int m, uint16_t *to);
     void (*multiply_bf16)(const matrix *w, range rows, const uint16_t *x, int n_x, float *y,
-                          int store_mode);
-    void (*round_to_bf16)(const float *x, int64_t n, uint16_t *to);
+                          int store_mode, void *scratch);
+    int64_t bf16_scratch_bytes, bf16_rows;
 
     /* Quantize a row, x (n_columns) in bfloat16 or float32, as row `m` of a tile of `n` rows. */
     void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,

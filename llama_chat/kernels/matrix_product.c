@@ -252,9 +252,6 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
 {
     const panel_products all = products_of(kernels, w, quantized, y, store_mode, n_x);
     const int block = block_rows(&all, n_x);
-    const int is_set_up = kernels->begin_tiles && n_x >= max_tile(kernels);
-    if (is_set_up)
-        kernels->begin_tiles(w->layout.group);
     for (int start = 0; start < n_x; start += block) {
         const int end = (int)min(start + block, n_x);
         if (all.unpacked)
@@ -263,15 +260,11 @@ void multiply_panels(const kernel_set *kernels, const matrix *w, const uint8_t *
             for (int64_t panel = panels.start; panel < panels.end; panel++)
                 multiply_panel_rows(&all, panel, start, end);
     }
-    if (is_set_up)
-        kernels->end_tiles();
 }
 
 int gated_width(const kernel_set *kernels, const matrix *gate, const matrix *up, int n_x)
 {
     if (gate->type != PACKED || up->type != PACKED || !unpacked_product_of(kernels, up, n_x))
-        return 0;
-    if (kernels->begin_tiles) /* for the rows that are left: see multiply_panels() */
         return 0;
     const unpacked_product *product = unpacked_product_of(kernels, gate, n_x);
     return product ? product->n_panels * PANEL : 0;

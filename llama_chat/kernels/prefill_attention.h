@@ -10,6 +10,12 @@
 
 #include "attention.h"
 
+/* Steps of queries and of keys in which the level multiplies. */
+#ifndef QUERY_STEP
+#define QUERY_STEP TILE_ROWS
+#define KEY_STEP PADDING
+#endif
+
 /* Turn the scores of one query for `n_keys` keys, of which the first `n_visible` are not masked,
  * into exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
  * online softmax of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867. Totals are kept
@@ -49,7 +55,7 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
     const int64_t n = cache->head_dim, width = padded_head(cache);
     const int64_t group = queries_per_kv_head(cache);
     const int64_t n_queries = (tokens.end - tokens.start) * group;
-    const int64_t rows = round_up(n_queries, TILE_ROWS);
+    const int64_t rows = round_up(n_queries, QUERY_STEP);
     memset(b->queries, 0, sizeof(float) * (size_t)(rows * width));
     memset(b->sums, 0, sizeof(float) * (size_t)(rows * width));
     memset(b->totals, 0, sizeof(float) * (size_t)(rows * PADDING));
@@ -64,8 +70,8 @@ INLINE void attend_tokens(const kv_cache *cache, int64_t layer, const float *q, 
         const range keys = {start, start + KEY_BLOCK < total ? start + KEY_BLOCK : total};
         /* Queries of tokens before all of these keys are skipped: they attend to none of them. */
         int64_t skipped = start - cache->length - tokens.start;
-        skipped = skipped > 0 ? skipped * group / TILE_ROWS * TILE_ROWS : 0;
-        const int64_t n_keys = round_up(keys.end - keys.start, PADDING);
+        skipped = skipped > 0 ? skipped * group / QUERY_STEP * QUERY_STEP : 0;
+        const int64_t n_keys = round_up(keys.end - keys.start, KEY_STEP);
         float *scores = b->scores + skipped * KEY_BLOCK;
         memset(scores, 0, sizeof(float) * (size_t)((rows - skipped) * KEY_BLOCK));
         load_block(cache, layer, head, keys, b);

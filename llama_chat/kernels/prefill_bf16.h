@@ -4,7 +4,7 @@
  * pairs in the first half of its former rows of floats; a right operand holds pairs of numbers from
  * two of its rows. Strides are counted in units of 4 bytes, as those of floats.
  *
- * Before including this, the level defines convert_rows(), as in prefill_float.h, and
+ * Before including this, the level defines
  *
  *     multiply_pairs(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride,
  *                    float *c, int64_t c_stride, int64_t rows, int64_t n_pairs, int64_t n)
@@ -16,10 +16,27 @@
 #define PREFILL_BF16_H
 
 #include "kv_cache_rows.h"
+#include "pair_transposition.h"
 
-INLINE head_rows bf16_row(const kv_cache *cache, int64_t layer, int64_t head, int64_t row)
+/* Convert rows (n_rows, width), `stride` floats apart, to operands in place. */
+INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t stride)
 {
-    return rows_of_head(cache, layer, head, (range){row, row + 1}, BFLOAT16);
+    for (int64_t r = 0; r < n_rows; r++, rows += stride)
+        for (int64_t i = 0; i < width; i += PADDING) {
+            __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(rows + i));
+            memcpy((uint16_t *)rows + i, &halves, sizeof halves);
+        }
+}
+
+/* Numbers of a row of keys or of values, up to two vectors of them, from number `at` on, padded with
+ * zeros; and zeros for no row. */
+INLINE __m512i load_row_numbers(const uint16_t *row, int64_t at, int64_t n)
+{
+    if (!row)
+        return _mm512_setzero_si512();
+    const int64_t n_left = n - at;
+    return n_left >= 32 ? _mm512_loadu_si512(row + at)
+                        : _mm512_maskz_loadu_epi16((1u << n_left) - 1, row + at);
 }
 
 /* Load pairs of keys (width / 2, KEY_BLOCK) and of values (KEY_BLOCK / 2, width) of some rows,
@@ -28,27 +45,29 @@ INLINE void load_block(const kv_cache *cache, int64_t layer, int64_t head, range
                        const prefill_buffers *b)
 {
     const int64_t n = cache->head_dim, width = padded_head(cache);
-    const size_t row_bytes = sizeof(uint16_t) * (size_t)n;
-    uint32_t *key_pairs = (uint32_t *)b->keys, *value_pairs = (uint32_t *)b->values;
-    uint32_t *key = (uint32_t *)b->rows;
-    uint16_t *value = (uint16_t *)b->rows;
-    memset(b->rows, 0, sizeof(float) * (size_t)width);
-    for (int64_t r = 0; r < KEY_BLOCK; r++) {
-        if (rows.start + r < rows.end)
-            memcpy(key, bf16_row(cache, layer, head, rows.start + r).keys, row_bytes);
-        else
-            memset(key, 0, row_bytes);
-        for (int64_t d = 0; d < width / 2; d++)
-            key_pairs[d * KEY_BLOCK + r] = key[d];
-    }
-    for (int64_t r = 0; r < KEY_BLOCK; r += 2) {
-        memset(b->rows, 0, sizeof(float) * (size_t)width);
-        for (int64_t i = 0; i < 2; i++)
-            if (rows.start + r + i < rows.end)
-                memcpy(value + i * width, bf16_row(cache, layer, head, rows.start + r + i).values,
-                       row_bytes);
-        for (int64_t d = 0; d < width; d++)
-            value_pairs[r / 2 * width + d] = value[d] | (uint32_t)value[width + d] << 16;
+    uint32_t *keys = (uint32_t *)b->keys, *values = (uint32_t *)b->values;
+    for (int64_t r = 0; r < KEY_BLOCK; r += SQUARE) {
+        head_rows found[SQUARE] = {{0}};
+        for (int64_t i = 0; i < SQUARE && rows.start + r + i < rows.end; i++)
+            found[i] = rows_of_head(cache, layer, head, (range){rows.start + r + i, rows.end},
+                                    BFLOAT16);
+        for (int64_t at = 0; at < width; at += 2 * SQUARE) {
+            const int64_t n_pairs = min(SQUARE, (width - at) / 2);
+            __m512i square[SQUARE];
+            for (int i = 0; i < SQUARE; i++)
+                square[i] = load_row_numbers((const uint16_t *)found[i].keys, at, n);
+            transpose_pairs(square);
+            for (int i = 0; i < n_pairs; i++)
+                _mm512_storeu_si512(keys + (at / 2 + i) * KEY_BLOCK + r, square[i]);
+            for (int i = 0; i < SQUARE; i += 2) {
+                uint32_t *to = values + (r + i) / 2 * width + at;
+                const __m512i even = load_row_numbers((const uint16_t *)found[i].values, at, n);
+                const __m512i odd = load_row_numbers((const uint16_t *)found[i + 1].values, at, n);
+                _mm512_storeu_si512(to, pairs_of(first_half(even), first_half(odd)));
+                if (n_pairs == SQUARE)
+                    _mm512_storeu_si512(to + SQUARE, pairs_of(second_half(even), second_half(odd)));
+            }
+        }
     }
 }
 

@@ -24,6 +24,9 @@ typedef struct {
     input_rows input; /* of the next products */
 } worker;
 
+/* Rows that need not be exact. */
+INLINE int n_inexact(const worker *t) { return t->n_x - t->batch->n_exact; }
+
 INLINE double now(void)
 {
     struct timespec time;
@@ -48,7 +51,9 @@ INLINE int64_t n_steps(const matrix *w, int64_t step) { return round_up(w->n_row
 INLINE int take_steps(const worker *t, int64_t n, const matrix *w, int64_t step, range *part)
 {
     const int64_t bytes = step * weight_row_bytes(w);
-    return take_part(&t->phase, n, 1 + MIN_PART_BYTES / bytes, 1 + MAX_PART_BYTES / bytes, part);
+    const int is_bf16 = n_inexact(t) && inexact_form(t->kernels, w) == AS_BF16;
+    const int64_t least = max(1 + MIN_PART_BYTES / bytes, is_bf16 ? t->kernels->bf16_rows / step : 0);
+    return take_part(&t->phase, n, least, max(least, 1 + MAX_PART_BYTES / bytes), part);
 }
 
 /* Rows of `w` in a part of the steps of several matrices, of which `w` is the first; removes its

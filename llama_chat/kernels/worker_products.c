@@ -2,16 +2,24 @@
 
 #include "worker.h"
 
+/* Rows that are quantized for a packed matrix: all, or the exact ones. */
+INLINE int n_quantized(const worker *t, const matrix *w)
+{
+    return inexact_form(t->kernels, w) == AS_BF16 ? t->batch->n_exact : t->n_x;
+}
+
 /* Convert `size` rows of x from row `m` on, (size, n), to one form. */
 static void convert_rows(const worker *t, int form, const float *x, int64_t n, int m, int size)
 {
     char *to = (char *)t->input.forms[form] + m * row_bytes(form, n);
     if (form == AS_FLOATS)
         memcpy(to, x, (size_t)(size * row_bytes(form, n)));
-    else if (form == AS_BF16)
-        t->kernels->round_to_bf16(x, size * n, (uint16_t *)to);
-    else
+    else if (form != AS_BF16)
         quantize_tile(t->kernels, x, 0, n, form == GROUPS_OF_32 ? 32 : 16, size, (uint8_t *)to);
+    else
+        for (int i = 0; i < size; i++, x += n)
+            if (m + i >= t->batch->n_exact)
+                t->kernels->round_row(x, n, m + i - t->batch->n_exact, t->input.forms[form]);
 }
 
 void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
@@ -19,10 +27,12 @@ void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
 {
     const kernel_set *kernels = t->kernels;
     const int tile = max_tile(kernels), is_shared = t->n_x > tile;
-    int is_used[N_FORMS] = {0};
+    int is_used[N_FORMS] = {0}, quantized = 0;
     for (int i = 0; i < n_matrices; i++) {
-        is_used[form_for(kernels, matrices[i], 1)] |= t->batch->n_exact > 0;
-        is_used[form_for(kernels, matrices[i], 0)] |= t->batch->n_exact < t->n_x;
+        is_used[exact_form(matrices[i])] |= t->batch->n_exact > 0;
+        is_used[inexact_form(kernels, matrices[i])] |= n_inexact(t) > 0;
+        if (matrices[i]->type == PACKED) /* the same for all of them */
+            quantized = n_quantized(t, matrices[i]);
     }
     t->input = is_shared ? t->shared->input : t->local->input;
     if (!norm && is_used[AS_FLOATS]) { /* they are floats already */
@@ -32,7 +42,8 @@ void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
     const team_member me = is_shared ? t->phase.me : (team_member){0, 1};
     for (int start = me.index * tile; start < t->n_x; start += me.n_threads * tile)
         for (int m = start; m < t->n_x && m < start + tile;) {
-            const int size = next_tile_size(kernels, t->n_x - m);
+            const int size = (int)min(next_tile_size(kernels, (m < quantized ? quantized : t->n_x) - m),
+                                      start + tile - m);
             const float *rows = x + m * n;
             if (norm) {
                 for (int i = 0; i < size; i++)
@@ -41,7 +52,7 @@ void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
                 rows = t->local->normed;
             }
             for (int form = 0; form < N_FORMS; form++)
-                if (is_used[form])
+                if (is_used[form] && (form >= AS_FLOATS || m < quantized))
                     convert_rows(t, form, rows, n, m, size);
             m += size;
         }
@@ -60,22 +71,31 @@ void multiply_exactly(const worker *t, const matrix *w, range rows, const float 
 
 void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int store_mode)
 {
-    const int form = form_for(t->kernels, w, 0), n_exact = t->batch->n_exact;
-    const char *x = t->input.forms[form];
+    const int n_left = n_inexact(t), n_exact = t->batch->n_exact;
+    const int form = inexact_form(t->kernels, w);
+    const void *exact = t->input.forms[exact_form(w)];
     if (rows.start >= rows.end)
         return;
-    if (w->type == PACKED) { /* every row is exact */
-        multiply_panels(t->kernels, w, (const uint8_t *)x, t->n_x, y, store_mode, panels_of(rows));
-        return;
-    }
-    multiply_exactly(t, w, rows, t->input.forms[AS_FLOATS], n_exact, y, store_mode);
-    const int n_left = t->n_x - n_exact;
-    x += n_exact * row_bytes(form, w->n_columns);
+    if (w->type != PACKED)
+        multiply_exactly(t, w, rows, exact, n_exact, y, store_mode);
+    else if (n_quantized(t, w))
+        multiply_panels(t->kernels, w, exact, n_quantized(t, w), y, store_mode, panels_of(rows));
     y += n_exact * w->n_rows;
     if (n_left && form == AS_BF16)
-        t->kernels->multiply_bf16(w, rows, (const uint16_t *)x, n_left, y, store_mode);
-    else if (n_left)
-        t->kernels->multiply_floats(w, rows, (const float *)x, n_left, y, store_mode);
+        t->kernels->multiply_bf16(w, rows, t->input.forms[AS_BF16], n_left, y, store_mode,
+                                  t->local->products);
+    else if (n_left && form == AS_FLOATS)
+        t->kernels->multiply_floats(w, rows, (const float *)exact + n_exact * w->n_columns, n_left,
+                                    y, store_mode);
+}
+
+/* Columns of gated products that are computed together; 0 if they are not. */
+static int gated_columns(const worker *t, const layer_weights *layer)
+{
+    const matrix *w1 = &layer->w1, *w3 = &layer->w3;
+    if (n_inexact(t) && inexact_form(t->kernels, w1) == AS_BF16)
+        return 0;
+    return gated_width(t->kernels, w1, w3, t->n_x);
 }
 
 /* Group in which gated products, of which `width` columns are computed together, are quantized for w2
@@ -91,10 +111,10 @@ void multiply_gated(const worker *t, const layer_weights *layer, range rows)
     const matrix *w1 = &layer->w1, *w3 = &layer->w3;
     if (rows.start >= rows.end)
         return;
-    const int width = gated_width(t->kernels, w1, w3, t->n_x);
+    const int width = gated_columns(t, layer);
     if (width) {
-        multiply_gated_panels(t->kernels, w1, t->input.forms[form_for(t->kernels, w1, 0)], w3,
-                              t->input.forms[form_for(t->kernels, w3, 0)], t->n_x, b->gate,
+        multiply_gated_panels(t->kernels, w1, t->input.forms[exact_form(w1)], w3,
+                              t->input.forms[exact_form(w3)], t->n_x, b->gate,
                               quantized_group(width, &layer->w2), panels_of(rows));
         return;
     }
@@ -109,8 +129,8 @@ void multiply_gated(const worker *t, const layer_weights *layer, range rows)
 void prepare_gated(worker *t, const layer_weights *layer)
 {
     const matrix *w2 = &layer->w2;
-    if (quantized_group(gated_width(t->kernels, &layer->w1, &layer->w3, t->n_x), w2))
-        t->input.forms[form_for(t->kernels, w2, 0)] = t->shared->gate;
+    if (quantized_group(gated_columns(t, layer), w2))
+        t->input.forms[exact_form(w2)] = t->shared->gate;
     else
         prepare_input(t, t->shared->gate, w2->n_columns, NULL, &w2, 1);
 }

@@ -197,23 +197,19 @@ def _multiply_unpacked(rows: Tensor, weight: Packed) -> Tensor:
     return product
 
 
-def only_torch_has_matrix_units(dtype: torch.dtype) -> bool:
-    """True if torch multiplies ``dtype`` by matrix units (AMX), and the level in use has none."""
-    in_torch = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    return in_torch and not native.has_matrix_units()
+def torch_has_matrix_units(dtype: torch.dtype) -> bool:
+    """True if torch multiplies ``dtype`` by matrix units (AMX)."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
 @cache
 def prefers_unpacked(dtype: torch.dtype, bits: int, width: int) -> bool:
     """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
 
-    They are if ``only_torch_has_matrix_units``. If the level in use has them too, or is the
-    portable one, both ways are tried, with a matrix of ``width`` columns; see ``trial``.
+    If ``torch_has_matrix_units``, or the portable level is in use, both ways are tried, with a
+    matrix of ``width`` columns; see ``trial``.
     """
-    if only_torch_has_matrix_units(dtype):
-        return True
-    in_both = dtype == torch.bfloat16 and native.has_matrix_units()
-    if not in_both and not native.is_portable():
+    if not torch_has_matrix_units(dtype) and not native.is_portable():
         return False
     weight, rows = _sample(bits, 256, width), torch.ones(64, width, dtype=dtype)
     return is_faster(

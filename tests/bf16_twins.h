@@ -1,0 +1,85 @@
+/* Comparison of products of activations in bfloat16. */
+
+#ifndef BF16_TWINS_H
+#define BF16_TWINS_H
+
+#include "kernel_twins.h"
+
+enum { BF16_ROWS = 2 * PANEL + 20, BF16_COLUMNS = 4160, BF16_X = 530, BF16_NUMBERS = 69 * BF16_COLUMNS };
+
+/* Multiply `n_x` rows, rounded, with a matrix, whose weights are the numbers of `floats`. */
+static void compare_bf16_product(const matrix *w, const float *floats, int n_x, int is_whole,
+                                 float tolerance)
+{
+    static float x[BF16_NUMBERS], got[BF16_X * BF16_ROWS], expected[BF16_X * BF16_ROWS];
+    static uint16_t rounded[BF16_NUMBERS + MAX_TILE * BF16_COLUMNS];
+    const int64_t n = w->n_columns;
+    const int mode = is_whole ? ACCUMULATE : STORE_FLOAT;
+    if (!tested.takes_bf16(w))
+        return;
+    is_whole ? fill_whole(x, n_x * n, 60) : fill(x, n_x * n);
+    if (!is_whole)
+        x[0] = 1e30f, x[n_x * n - 1] = -1 - 0x1p-8f; /* a tie */
+    for (int m = 0; m < n_x; m++)
+        tested.round_row(x + m * n, n, m, rounded);
+    for (int64_t i = 0; i < n_x * n; i++)
+        x[i] = bf16_to_float(to_bf16(x[i]));
+    const matrix same = {WEIGHT_F32, {0}, w->n_rows, n, (const void *)floats};
+    fill_whole(got, BF16_X * BF16_ROWS, 60);
+    memcpy(expected, got, sizeof got);
+    void *scratch = malloc((size_t)tested.bf16_scratch_bytes + 1);
+    tested.multiply_bf16(w, (range){PANEL, w->n_rows}, rounded, n_x, got, mode, scratch);
+    free(scratch);
+    portable.multiply_floats(&same, (range){PANEL, w->n_rows}, x, n_x, expected, mode);
+    for (int m = 0; m < n_x; m++) /* the first row has large numbers */
+        compare("multiply_bf16", got + m * w->n_rows, expected + m * w->n_rows, w->n_rows,
+                tolerance);
+}
+
+/* Compare with the products of floats that are in bfloat16 already. */
+static void compare_bf16_products(void)
+{
+    static const int sizes[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 32, 47, 69, BF16_X};
+    static float floats[BF16_ROWS * BF16_COLUMNS];
+    static uint16_t halves[BF16_ROWS * BF16_COLUMNS];
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int type = WEIGHT_BF16; type <= WEIGHT_F16; type++)
+            for (int is_whole = 0; is_whole < 2; is_whole++) {
+                const int n_x = sizes[i];
+                const int64_t few = n_x < 32 ? 1 + random_below(130) : 64;
+                const int64_t columns = n_x < 32 || n_x == BF16_X ? few : BF16_COLUMNS;
+                is_whole ? fill_whole(floats, BF16_ROWS * columns, 60)
+                         : fill(floats, BF16_ROWS * columns);
+                for (int64_t j = 0; j < BF16_ROWS * columns; j++) {
+                    halves[j] = type == WEIGHT_F16 ? to_half(floats[j]) : to_bf16(floats[j]);
+                    floats[j] =
+                        type == WEIGHT_F16 ? load_half(halves + j) : bf16_to_float(halves[j]);
+                }
+                const matrix w = {type, {0}, BF16_ROWS, columns, (void *)halves};
+                compare_bf16_product(&w, floats, n_x, is_whole, is_whole ? 0 : 1e-5f);
+            }
+}
+
+/* The same with packed weights, which are rounded to bfloat16 too. */
+static void compare_packed_bf16_products(packed_layout layout)
+{
+    enum { COLUMNS = 800, ROWS = 2 * PANEL + 5 };
+    static uint8_t panels[3 * PANEL * 2 * COLUMNS];
+    static float floats[ROWS * COLUMNS];
+    static uint16_t halves[COLUMNS];
+    for (int n_x = 32; n_x <= 49; n_x += 17)
+        for (int is_whole = 0; is_whole < 2; is_whole++) {
+            const int64_t columns = layout.groups_per_super_block ? COLUMNS / 256 * 256 : COLUMNS;
+            const matrix w = {PACKED, layout, ROWS, columns, panels};
+            fill_panels(&w, -1, is_whole, panels);
+            for (int row = 0; row < ROWS; row++) {
+                portable.dequantize_row(&w, row, halves, 1);
+                for (int64_t i = 0; i < columns; i++)
+                    floats[row * columns + i] = bf16_to_float(halves[i]);
+            }
+            /* A weight half-way between two numbers may be rounded either way. */
+            compare_bf16_product(&w, floats, n_x, is_whole, layout.has_mins ? 1e-3f : 1e-5f);
+        }
+}
+
+#endif
