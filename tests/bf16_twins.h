@@ -5,7 +5,12 @@
 
 #include "kernel_twins.h"
 
-enum { BF16_ROWS = 2 * PANEL + 20, BF16_COLUMNS = 4160, BF16_X = 530, BF16_NUMBERS = 69 * BF16_COLUMNS };
+enum {
+    BF16_ROWS = 2 * PANEL + 20,
+    BF16_COLUMNS = 4160,
+    BF16_X = 530,
+    BF16_NUMBERS = 69 * BF16_COLUMNS
+};
 
 /* Multiply `n_x` rows, rounded, with a matrix, whose weights are the numbers of `floats`. */
 static void compare_bf16_product(const matrix *w, const float *floats, int n_x, int is_whole,

@@ -176,6 +176,20 @@ typedef struct {
     product_scratch *scratch;
 } product_block;
 
+/* Prefetch part `i` of `n` of a panel of floats, p-th of its block: the columns from `start` on, or
+ * after the last ones the first of the next block. Those of packed panels follow each other. */
+INLINE void prefetch_floats(const product_block *block, int p, int64_t start, int i, int n)
+{
+    const matrix *w = block->w;
+    const int is_last = start >= w->n_columns;
+    const int64_t first = (block->panel + p + (is_last ? block->n_panels : 0)) * PANEL;
+    for (int64_t row = PANEL * i / n; row < PANEL * (i + 1) / n; row++) {
+        const uint16_t *columns = (const uint16_t *)w->data + (first + row) * w->n_columns;
+        for (int64_t at = 0; at < CHUNK_COLUMNS; at += TILE_COLUMNS)
+            __builtin_prefetch(columns + (is_last ? 0 : start) + at, 0, 2);
+    }
+}
+
 /* Add the products of some columns to the sums of a block. */
 static void multiply_columns(const product_block *block, range columns)
 {
@@ -191,6 +205,8 @@ static void multiply_columns(const product_block *block, range columns)
         for (int p = 0; p < n_panels; p += 2) {
             const uint16_t *ahead = x + 2 * stride + p * TILE_NUMBERS / 2;
             tile_sums *sums = &scratch->sums[m / 2][p / 2];
+            for (int i = 0; i < 2 && n_tiles > 2 && block->w->type != PACKED; i++)
+                prefetch_floats(block, p + i, columns.end, m / 2, (n_tiles + 1) / 2);
             for (int term = 0; term < n_terms(block->w); term++) {
                 const uint16_t *w = scratch->weights[term][p];
                 const int adds = columns.start > 0 || term > 0;

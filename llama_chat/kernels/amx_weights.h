@@ -137,7 +137,6 @@ INLINE void transpose_tiles(const uint16_t *w, int n_rows, int64_t stride, int64
         __m512i square[TILE];
         for (int r = 0; r < TILE; r++) {
             const uint16_t *row = w + r * stride + i;
-            __builtin_prefetch(row + CHUNK_COLUMNS);
             if (r >= n_rows)
                 square[r] = _mm512_setzero_si512();
             else if (type == WEIGHT_F16)

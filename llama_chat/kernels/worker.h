@@ -52,7 +52,8 @@ INLINE int take_steps(const worker *t, int64_t n, const matrix *w, int64_t step,
 {
     const int64_t bytes = step * weight_row_bytes(w);
     const int is_bf16 = n_inexact(t) && inexact_form(t->kernels, w) == AS_BF16;
-    const int64_t least = max(1 + MIN_PART_BYTES / bytes, is_bf16 ? t->kernels->bf16_rows / step : 0);
+    const int64_t at_once = is_bf16 ? t->kernels->bf16_rows / step : 0;
+    const int64_t least = max(1 + MIN_PART_BYTES / bytes, at_once);
     return take_part(&t->phase, n, least, max(least, 1 + MAX_PART_BYTES / bytes), part);
 }
 

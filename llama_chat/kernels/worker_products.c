@@ -42,8 +42,8 @@ void prepare_input(worker *t, const float *x, int64_t n, const float *norm,
     const team_member me = is_shared ? t->phase.me : (team_member){0, 1};
     for (int start = me.index * tile; start < t->n_x; start += me.n_threads * tile)
         for (int m = start; m < t->n_x && m < start + tile;) {
-            const int size = (int)min(next_tile_size(kernels, (m < quantized ? quantized : t->n_x) - m),
-                                      start + tile - m);
+            const int n_left = (m < quantized ? quantized : t->n_x) - m;
+            const int size = (int)min(next_tile_size(kernels, n_left), start + tile - m);
             const float *rows = x + m * n;
             if (norm) {
                 for (int i = 0; i < size; i++)
