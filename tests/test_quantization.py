@@ -265,6 +265,7 @@ for dtype in (torch.float32, torch.bfloat16):
     assert halves == (2 if torch_has_matrix_units(torch.bfloat16) else expected)
 
 
+@pytest.mark.skipif(not native.supported_levels(), reason="no C compiler was there")
 @pytest.mark.parametrize(("level", "in_torch"), [("avx512_bf16", True), ("amx", False)])
 def test_torch_computes_prompts_where_it_alone_has_matrix_units(
     level: str, in_torch: bool, monkeypatch: pytest.MonkeyPatch
