@@ -202,8 +202,9 @@ static void multiply_columns(const product_block *block, range columns)
                         scratch->weights[term][p]);
     for (int m = 0; m < n_tiles; m += 2) {
         const uint16_t *x = block->x + m * stride + columns.start * TILE;
+        const uint16_t *next = m + 2 < n_tiles ? x + 2 * stride : block->x + columns.end * TILE;
         for (int p = 0; p < n_panels; p += 2) {
-            const uint16_t *ahead = x + 2 * stride + p * TILE_NUMBERS / 2;
+            const uint16_t *ahead = next + p * TILE_NUMBERS / 2;
             tile_sums *sums = &scratch->sums[m / 2][p / 2];
             for (int i = 0; i < 2 && n_tiles > 2 && block->w->type != PACKED; i++)
                 prefetch_floats(block, p + i, columns.end, m / 2, (n_tiles + 1) / 2);

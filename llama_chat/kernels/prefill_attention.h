@@ -15,6 +15,7 @@
 #define QUERY_STEP TILE_ROWS
 #define KEY_STEP PADDING
 #endif
+_Static_assert((int)QUERY_STEP <= MAX_QUERY_STEP, "queries are not padded so far");
 
 /* Turn the scores of one query for `n_keys` keys, of which the first `n_visible` are not masked,
  * into exponentials relative to the maximum so far; rescale the sums if that has grown. This is the
