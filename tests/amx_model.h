@@ -115,6 +115,7 @@ static void model_add_bf16_products(int c, int a, int b)
 }
 
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
@@ -122,6 +123,7 @@ static void model_add_bf16_products(int c, int a, int b)
 #define _tile_release model_release
 #define _tile_zero model_zero
 #define _tile_loadd model_load
+#define _tile_stream_loadd model_load
 #define _tile_stored model_store
 #define _tile_dpbf16ps model_add_bf16_products
 

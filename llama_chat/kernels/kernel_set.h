@@ -67,6 +67,12 @@ struct kernel_set {
                           int store_mode, void *scratch);
     int64_t bf16_scratch_bytes, bf16_rows;
 
+    /* The same for two matrices that both are such: silu(gate * x) * (up * x), into y (n_x, n_rows),
+     * as round_row() writes rows. NULL: for none. */
+    int (*takes_gated_bf16)(const matrix *gate, const matrix *up);
+    void (*multiply_gated_bf16)(const matrix *gate, const matrix *up, range rows,
+                                const uint16_t *x, int n_x, uint16_t *y, void *scratch);
+
     /* Quantize a row, x (n_columns) in bfloat16 or float32, as row `m` of a tile of `n` rows. */
     void (*quantize_row)(const void *x, int is_bf16, int64_t n_columns, int group, int n, int m,
                          uint8_t *tile);

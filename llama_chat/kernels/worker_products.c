@@ -89,7 +89,7 @@ void multiply_rows(const worker *t, const matrix *w, range rows, float *y, int s
                                     y, store_mode);
 }
 
-/* Columns of gated products that are computed together; 0 if they are not. */
+/* Columns of gated products of quantized rows that are computed together; 0 if they are not. */
 static int gated_columns(const worker *t, const layer_weights *layer)
 {
     const matrix *w1 = &layer->w1, *w3 = &layer->w3;
@@ -105,12 +105,26 @@ static int quantized_group(int width, const matrix *w2)
     return width && w2->type == PACKED && width % w2->layout.group == 0 ? w2->layout.group : 0;
 }
 
+/* True if gated products are rounded to bfloat16, as w2 takes them: they all are inexact. */
+static int is_gated_in_bf16(const worker *t, const layer_weights *layer)
+{
+    const kernel_set *kernels = t->kernels;
+    return t->n_x && n_inexact(t) == t->n_x && kernels->takes_gated_bf16 &&
+           kernels->takes_gated_bf16(&layer->w1, &layer->w3) &&
+           inexact_form(kernels, &layer->w2) == AS_BF16;
+}
+
 void multiply_gated(const worker *t, const layer_weights *layer, range rows)
 {
     const shared_buffers *b = t->shared;
     const matrix *w1 = &layer->w1, *w3 = &layer->w3;
     if (rows.start >= rows.end)
         return;
+    if (is_gated_in_bf16(t, layer)) {
+        t->kernels->multiply_gated_bf16(w1, w3, rows, t->input.forms[AS_BF16], t->n_x,
+                                        (uint16_t *)b->gate, t->local->products);
+        return;
+    }
     const int width = gated_columns(t, layer);
     if (width) {
         multiply_gated_panels(t->kernels, w1, t->input.forms[exact_form(w1)], w3,
@@ -129,7 +143,9 @@ void multiply_gated(const worker *t, const layer_weights *layer, range rows)
 void prepare_gated(worker *t, const layer_weights *layer)
 {
     const matrix *w2 = &layer->w2;
-    if (quantized_group(gated_columns(t, layer), w2))
+    if (is_gated_in_bf16(t, layer))
+        t->input.forms[AS_BF16] = t->shared->gate;
+    else if (quantized_group(gated_columns(t, layer), w2))
         t->input.forms[exact_form(w2)] = t->shared->gate;
     else
         prepare_input(t, t->shared->gate, w2->n_columns, NULL, &w2, 1);
