@@ -1,4 +1,4 @@
-/* The most operations that one core does with an instruction: all in registers.
+/* The most operations that one core does with an instruction: in registers, if nothing else is said.
 
    Each function runs independent chains of the instruction, so many that its latency is hidden, for
    ROUNDS rounds, and returns the operations: a multiplication and an addition count as two. */
@@ -88,25 +88,59 @@ __attribute__((visibility("default"), target("avx512f,avx512bf16"))) double bf16
 }
 
 /* Four chains, of two tiles times two. Linux is asked for the use of tiles; see kernels/amx.c. */
+__attribute__((target("amx-tile"))) static void begin_tiles(void) {
+    static const struct {
+        uint8_t palette, zeros[15];
+        uint16_t row_bytes[16];
+        uint8_t n_rows[16];
+    } shapes = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    syscall(SYS_arch_prctl, 0x1023, 18);
+    _tile_loadconfig(&shapes);
+}
+
+#define FOUR_PRODUCTS(product) \
+    do {                       \
+        product(0, 4, 6);      \
+        product(1, 4, 7);      \
+        product(2, 5, 6);      \
+        product(3, 5, 7);      \
+    } while (0)
+
 #define PEAK_OF_TILES(name, features, product, operations)                          \
     __attribute__((visibility("default"), target(features))) double name(void) {    \
-        static const struct {                                                       \
-            uint8_t palette, zeros[15];                                             \
-            uint16_t row_bytes[16];                                                 \
-            uint8_t n_rows[16];                                                     \
-        } shapes = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64},                       \
-                    {16, 16, 16, 16, 16, 16, 16, 16}};                              \
-        syscall(SYS_arch_prctl, 0x1023, 18);                                        \
-        _tile_loadconfig(&shapes);                                                  \
-        for (long round = 0; round < ROUNDS; round++) {                             \
-            product(0, 4, 6);                                                       \
-            product(1, 4, 7);                                                       \
-            product(2, 5, 6);                                                       \
-            product(3, 5, 7);                                                       \
-        }                                                                           \
+        begin_tiles();                                                              \
+        for (long round = 0; round < ROUNDS; round++) FOUR_PRODUCTS(product);       \
         _tile_release();                                                            \
         return (double)ROUNDS * 4 * (operations);                                   \
     }
 
 PEAK_OF_TILES(bytes_amx, "amx-tile,amx-int8", _tile_dpbssd, 2 * 16 * 16 * 64)
 PEAK_OF_TILES(bf16_amx, "amx-tile,amx-bf16", _tile_dpbf16ps, 2 * 16 * 16 * 32)
+
+/* The same with each tile loaded before its two products: those on the left from the first cache, and
+   those on the right from `n_blocks` of as many tiles, which only the private cache may hold. */
+enum { TILE_BYTES = 1024, BLOCK_BYTES = 16 * TILE_BYTES };
+
+#define PEAK_OF_LOADED_TILES(name, load_right, n_blocks)                                    \
+    __attribute__((visibility("default"), target("amx-tile,amx-bf16"))) double name(void) { \
+        static char left[BLOCK_BYTES], right[(n_blocks) * BLOCK_BYTES];                     \
+        const long n_rounds = ROUNDS / 32 / (n_blocks);                                     \
+        memset(left, 1, sizeof left); /* or they would all be one page of zeros */          \
+        memset(right, 1, sizeof right);                                                     \
+        begin_tiles();                                                                      \
+        for (long round = 0; round < n_rounds; round++)                                     \
+            for (long block = 0; block < (n_blocks); block++)                               \
+                for (long at = 0; at < BLOCK_BYTES; at += 2 * TILE_BYTES) {                 \
+                    const char *from = right + block * BLOCK_BYTES + at;                    \
+                    _tile_loadd(4, left + at, 64);                                          \
+                    load_right(6, from, 64);                                                \
+                    _tile_loadd(5, left + at + TILE_BYTES, 64);                             \
+                    load_right(7, from + TILE_BYTES, 64);                                   \
+                    FOUR_PRODUCTS(_tile_dpbf16ps);                                          \
+                }                                                                           \
+        _tile_release();                                                                    \
+        return (double)n_rounds * (n_blocks) * 8 * 4 * (2 * 16 * 16 * 32);                  \
+    }
+
+PEAK_OF_LOADED_TILES(bf16_from_first_cache_amx, _tile_loadd, 1)
+PEAK_OF_LOADED_TILES(bf16_from_private_cache_amx, _tile_stream_loadd, 32)

@@ -5,7 +5,8 @@
                               [--attention-instruction fma_avx512] [--json FILE]
 
 Every thread runs one instruction in registers alone; or the mixture that groups of columns take,
-whose scales and minima are floats, and of which only the products of bytes are counted. The result
+whose scales and minima are floats, and of which only the products of bytes are counted; or tiles
+that are loaded from a cache. The result
 is the bound on prefill: a token takes two operations for each weight of the matrices, and attention
 two for each number of the keys and values that it sees. With a model, its prefill is measured
 against what an instruction reaches in the same round: as a share of the speed, attention not
@@ -43,6 +44,8 @@ INSTRUCTIONS = {
     "bf16_avx512": ("avx512_bf16",),
     "bytes_amx": ("amx_tile", "amx_int8"),
     "bf16_amx": ("amx_tile", "amx_bf16"),
+    "bf16_from_first_cache_amx": ("amx_tile", "amx_bf16"),
+    "bf16_from_private_cache_amx": ("amx_tile", "amx_bf16"),
 }
 """Functions of the source, and the features that they need, as the system calls them."""
 

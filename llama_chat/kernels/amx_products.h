@@ -173,6 +173,9 @@ INLINE float *sums_at(product_scratch *scratch, int m, int p)
     return scratch->sums[m / (2 * TILE)][p / 2].of[m / TILE % 2][p % 2][m % TILE];
 }
 
+/* Rows of a result that are prefetched ahead of being written: they are far from each other. */
+enum { RESULTS_AHEAD = 4 };
+
 static void store_block(const product_block *block)
 {
     const int64_t n_rows = block->all->w->n_rows, first = block->panel * PANEL;
@@ -182,6 +185,7 @@ static void store_block(const product_block *block)
     for (int m = 0; m < n_x; m++)
         for (int p = 0; p < n_panels; p++) {
             float *to = y + m * n_rows + p * PANEL;
+            __builtin_prefetch(to + RESULTS_AHEAD * n_rows, 1);
             const int64_t n = min(PANEL, n_rows - first - p * PANEL);
             const __mmask16 stored = (__mmask16)(0xffff >> (PANEL - n));
             __m512 values = _mm512_loadu_ps(sums_at(scratch, m, p));
