@@ -109,7 +109,7 @@ static int quantized_group(int width, const matrix *w2)
 static int is_gated_in_bf16(const worker *t, const layer_weights *layer)
 {
     const kernel_set *kernels = t->kernels;
-    return t->n_x && n_inexact(t) == t->n_x && kernels->takes_gated_bf16 &&
+    return n_inexact(t) == t->n_x && kernels->takes_gated_bf16 &&
            kernels->takes_gated_bf16(&layer->w1, &layer->w3) &&
            inexact_form(kernels, &layer->w2) == AS_BF16;
 }
