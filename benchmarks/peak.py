@@ -6,11 +6,11 @@
 
 Every thread runs one instruction in registers alone; or the mixture that groups of columns take,
 whose scales and minima are floats, and of which only the products of bytes are counted; or tiles
-that are loaded from a cache. The result
-is the bound on prefill: a token takes two operations for each weight of the matrices, and attention
-two for each number of the keys and values that it sees. With a model, its prefill is measured
-against what an instruction reaches in the same round: as a share of the speed, attention not
-counted; and as a share of the time, with the least that attention takes in its own instruction.
+that are loaded from a cache. The result is the bound on prefill: a token takes two operations for
+each weight of the matrices, and attention two for each number of the keys and values that it sees.
+With a model, its prefill is measured against what an instruction reaches in the same round: as a
+share of the speed, attention not counted; and as a share of the time, with the least that attention
+takes in its own instruction.
 """
 
 import argparse

@@ -132,12 +132,6 @@ static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_
                     rows);
 }
 
-static int takes_gated_bf16(const matrix *gate, const matrix *up)
-{
-    return takes_bf16(gate) && takes_bf16(up) && gate->type == up->type &&
-           gate->n_rows % TILE_COLUMNS == 0;
-}
-
 static void multiply_gated_bf16(const matrix *gate, const matrix *up, range rows,
                                 const uint16_t *x, int n_x, uint16_t *y, void *scratch)
 {
@@ -159,7 +153,6 @@ const kernel_set amx_kernels = {
     .multiply_bf16 = multiply_bf16,
     .bf16_scratch_bytes = sizeof(product_scratch),
     .bf16_rows = MAX_PANELS * PANEL,
-    .takes_gated_bf16 = takes_gated_bf16,
     .multiply_gated_bf16 = multiply_gated_bf16,
     .attend_block = attend_block,
 #endif

@@ -1,7 +1,7 @@
 /* Products of matrices in tiles of bfloat16, for amx.c.
  *
- * Before including this, the level includes amx_weights.h and defines FOR_SUMS, LOAD_TILE,
- * STREAM_TILE and begin_tiles().
+ * Before including this, the level includes amx_weights.h and prefill_bf16.h, and
+ * defines FOR_SUMS, LOAD_TILE, STREAM_TILE and begin_tiles().
  */
 
 #ifndef AMX_PRODUCTS_H
@@ -209,8 +209,7 @@ static void store_gated_block(const product_block *block)
             uint16_t *to = block->all->gated + (block->start + m) * n_rows +
                            row / TILE_COLUMNS * TILE_NUMBERS + row % TILE_COLUMNS;
             for (int i = 0; i < TILE; i++, values += PANEL, to += TILE_COLUMNS)
-                _mm256_storeu_si256((__m256i *)to,
-                                    (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(values)));
+                round_numbers(values, to);
         }
 }
 

@@ -173,10 +173,8 @@ static void multiply_bf16(const matrix *w, range rows, const uint16_t *x, int n_
 static void round_row(const float *x, int64_t n_columns, int m, uint16_t *to)
 {
     int64_t i = 0;
-    for (to += m * n_columns; i + PADDING <= n_columns; i += PADDING) {
-        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
-        memcpy(to + i, &rounded, sizeof rounded);
-    }
+    for (to += m * n_columns; i + PADDING <= n_columns; i += PADDING)
+        round_numbers(x + i, to + i);
     for (; i < n_columns; i++)
         to[i] = to_bf16(x[i]);
 }

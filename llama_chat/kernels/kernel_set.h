@@ -67,9 +67,8 @@ struct kernel_set {
                           int store_mode, void *scratch);
     int64_t bf16_scratch_bytes, bf16_rows;
 
-    /* The same for two matrices that both are such: silu(gate * x) * (up * x), into y (n_x, n_rows),
-     * as round_row() writes rows. NULL: for none. */
-    int (*takes_gated_bf16)(const matrix *gate, const matrix *up);
+    /* The same for two matrices of one type that both are such: silu(gate * x) * (up * x), into y
+     * (n_x, n_rows), as round_row() writes rows for another such matrix. NULL: for none. */
     void (*multiply_gated_bf16)(const matrix *gate, const matrix *up, range rows,
                                 const uint16_t *x, int n_x, uint16_t *y, void *scratch);
 

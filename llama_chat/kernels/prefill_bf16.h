@@ -18,14 +18,19 @@
 #include "kv_cache_rows.h"
 #include "pair_transposition.h"
 
+/* Round PADDING numbers; `to` may be the place of the first ones. */
+INLINE void round_numbers(const float *from, uint16_t *to)
+{
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+    memcpy(to, &rounded, sizeof rounded);
+}
+
 /* Convert rows (n_rows, width), `stride` floats apart, to operands in place. */
 INLINE void convert_rows(float *rows, int64_t n_rows, int64_t width, int64_t stride)
 {
     for (int64_t r = 0; r < n_rows; r++, rows += stride)
-        for (int64_t i = 0; i < width; i += PADDING) {
-            __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(rows + i));
-            memcpy((uint16_t *)rows + i, &halves, sizeof halves);
-        }
+        for (int64_t i = 0; i < width; i += PADDING)
+            round_numbers(rows + i, (uint16_t *)rows + i);
 }
 
 /* Numbers of a row of keys or of values, up to two vectors of them, from number `at` on, padded with

@@ -108,10 +108,12 @@ static int quantized_group(int width, const matrix *w2)
 /* True if gated products are rounded to bfloat16, as w2 takes them: they all are inexact. */
 static int is_gated_in_bf16(const worker *t, const layer_weights *layer)
 {
-    const kernel_set *kernels = t->kernels;
-    return n_inexact(t) == t->n_x && kernels->takes_gated_bf16 &&
-           kernels->takes_gated_bf16(&layer->w1, &layer->w3) &&
-           inexact_form(kernels, &layer->w2) == AS_BF16;
+    const matrix *matrices[] = {&layer->w1, &layer->w2, &layer->w3};
+    for (int i = 0; i < 3; i++)
+        if (inexact_form(t->kernels, matrices[i]) != AS_BF16)
+            return 0;
+    return t->kernels->multiply_gated_bf16 && layer->w1.type == layer->w3.type &&
+           n_inexact(t) == t->n_x;
 }
 
 void multiply_gated(const worker *t, const layer_weights *layer, range rows)
