@@ -16,6 +16,7 @@ def test_help_lists_every_command_and_explains_each_with_an_example(babble: Term
     babble.ask("/help /tree", r"for example: /tree")
     babble.ask("/? undo", r"for example: /undo 2")
     babble.ask("/help nonsense", r"/nonsense: no such command: /help lists the commands")
+    babble.ask("/help tempp", r"/tempp: no such command: did you mean /temp\?")
 
 
 def test_commands_have_short_forms(babble: Terminal) -> None:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,6 +23,7 @@ from llama_chat.cli.flags import (
     Variables,
 )
 from llama_chat.cli.grammars import read_grammar
+from llama_chat.cli.interfaces import AskedModel
 from llama_chat.cli.loading import new_session, open_model, overlaid, with_prompt_file
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
@@ -36,7 +37,6 @@ from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 if TYPE_CHECKING:
-    from llama_chat.chat.templates import ChatTemplate
     from llama_chat.llama import Llama
     from llama_chat.remote import RemoteModel
 
@@ -171,7 +171,7 @@ class _Texts:
         through_template: bool,
         n_logprobs: int,
     ) -> None:
-        self._model: Any = model
+        self._model = model
         self._grammar = grammar
         self._through_template = through_template
         self._n_logprobs = n_logprobs
@@ -188,9 +188,9 @@ class _Texts:
             return
         notify = streams.warn if settings.verbose else None
         requests = [self._request(text, own) for text, own in texts]
-        scheduler: Any = self._model.scheduler(settings.parallel, notify=notify)
-        generate_all: Callable[..., Any] = self._model.generate_all
-        together = Together(partial(generate_all, scheduler), requests)
+        model: AskedModel = self._model
+        scheduler = model.scheduler(settings.parallel, notify=notify)
+        together = Together(partial(model.generate_all, scheduler), requests)
         for i, (request, (_, own)) in enumerate(zip(requests, texts, strict=True)):
             describe = (
                 request.describe
@@ -200,35 +200,37 @@ class _Texts:
             yield partial(_read, together, i), describe
 
     def _describe(self, settings: Settings, asked: Callable[[], Asked]) -> Describe:
-        return describe_answer(self._model, settings, asked, self._n_logprobs)
+        """Return the description of an answer, which a warm server gives itself."""
+        model = cast("Llama | RemoteModel", self._model)
+        return describe_answer(model, settings, asked, self._n_logprobs)
 
     def _asked(self, request: Any, settings: Settings) -> Asked:
-        return Asked.of_request(request, self._template(settings))
-
-    def _template(self, settings: Settings) -> "ChatTemplate | None":
-        """Return the template, if there is one; it is for models here."""
+        """Return what decided an answer of a model here."""
         if not self._through_template:
-            return None
-        template: ChatTemplate = self._model.template(settings.template, settings.template_name)
-        return template
+            return Asked.of_request(request)
+        model = cast("Llama", self._model)
+        template = model.template(settings.template, settings.template_name)
+        return Asked.of_request(request, template)
 
     def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a reply, which always has log-probabilities."""
-        session = self._session(settings)
+        model = cast("Llama | RemoteModel", self._model)
+        session = new_session(model, settings, None, streams.warn, self._grammar)
         return partial(session.send, text), partial(asked_of, session)
 
     def _alone(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
         """Begin a continuation, with drafts from earlier text."""
+        model: AskedModel = self._model
         request = self._continuation(text, settings)
-        continued: Callable[..., Iterator[Event]] = self._model.continued
-        generate = partial(continued, request, lookup=settings.lookup)
+        generate = partial(model.continued, request, lookup=settings.lookup)
         return generate, partial(Asked.of_request, request)
 
     def _request(self, text: str, settings: Settings) -> Any:
         """Encode a text to be continued with others; returns the error if it cannot be."""
         try:
             if self._through_template:
-                return self._session(settings).request(text)
+                session = new_session(self._model, settings, None, streams.warn, self._grammar)
+                return session.request(text)
             return self._continuation(text, settings)
         except LlamaChatError as error:
             return error
@@ -237,9 +239,6 @@ class _Texts:
         return self._model.continuation(
             text, settings, grammar=self._grammar, n_logprobs=self._n_logprobs
         )
-
-    def _session(self, settings: Settings) -> Any:
-        return new_session(self._model, settings, None, streams.warn, self._grammar)
 
 
 def _read(together: Together[Any], index: int, hooks: Hooks) -> Iterator[Event]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompt_slots import slot_names
 from llama_chat.cli.answering import answer_json, cut_json, limit_is_given
 from llama_chat.cli.choosing import Among, choice_json
+from llama_chat.cli.interfaces import AskedModel, AskedSession, Scheduler
 from llama_chat.cli.loading import (
     named_prompt,
     new_session,
@@ -31,11 +32,6 @@ from llama_chat.server.client import LostServer
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import Report, progress
-
-if TYPE_CHECKING:
-    from llama_chat.chat.local_session import LocalSession
-    from llama_chat.chat.remote_session import RemoteSession
-    from llama_chat.server.warm_model import WarmDialog
 
 AreLines = Annotated[
     bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
@@ -116,7 +112,7 @@ def answer_lines(
     if by_record is None:
         session = new_session(model, settings, prompt, streams.warn, grammar)
 
-    def session_of(record: Record) -> "LocalSession | RemoteSession | WarmDialog":
+    def session_of(record: Record) -> AskedSession:
         if by_record is None:
             return session
         filled = slots.fill(by_record, record.values)
@@ -126,7 +122,7 @@ def answer_lines(
     scheduler = model.scheduler(settings.parallel, notify=notify)
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
-            run.answer(model.generate_all, scheduler, lines, report)
+            run.answer(model, scheduler, lines, report)
         except LostServer as lost:
             raise LostServer(lost.why, "go on with --resume-from, or --no-server") from None
         finally:
@@ -200,7 +196,7 @@ class _Run:
         self,
         model: str,
         settings: Settings,
-        session_of: "Callable[[Record], LocalSession | RemoteSession | WarmDialog]",
+        session_of: Callable[[Record], AskedSession],
         question: str,
         options: LineOptions,
         answered: set[int],
@@ -214,18 +210,17 @@ class _Run:
         """Text so far of each answer, by the number of its line."""
         self._n_failed = self._n_cut = self._n_done = 0
 
-    def answer(
-        self, generate_all: Callable[..., Any], scheduler: Any, lines: Lines, report: Report
-    ) -> None:
+    def answer(self, model: AskedModel, scheduler: Scheduler, lines: Lines, report: Report) -> None:
         """Answer the lines, and report the number of answers after each.
 
         Args:
-            generate_all: yields the events of requests with their records.
-            scheduler: computes them, or asks a server.
+            model: the model.
+            scheduler: one of its schedulers.
             lines: the lines.
             report: called after each answer.
         """
-        for record, event in generate_all(scheduler, self._requests(scheduler, lines, report)):
+        requests = self._requests(scheduler, lines, report)
+        for record, event in model.generate_all(scheduler, requests):
             if isinstance(event, LlamaChatError):
                 self._fail(record.line, record.keys, event)
             else:
@@ -243,7 +238,7 @@ class _Run:
         report(self._n_done, max(lines.total - len(self._answered), 0))
 
     def _requests(
-        self, scheduler: Any, lines: Lines, report: Report
+        self, scheduler: Scheduler, lines: Lines, report: Report
     ) -> Iterator[tuple[Record, Any] | None]:
         """Yield the lines that can be answered; see ``generate_all``."""
         for arrived in lines(lambda: scheduler.n_running + scheduler.n_waiting > 0):

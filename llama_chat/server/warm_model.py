@@ -123,8 +123,10 @@ class WarmModel:
         }
         return WarmRequest(route, {**prompt, **asdict(settings.sampling), **limits, OWN_KEY: own})
 
-    def continued(self, request: WarmRequest) -> Iterator[Event]:
-        """Ask for the answer to one request, and yield its events.
+    def continued(
+        self, request: WarmRequest, hooks: Hooks | None = None, *, lookup: bool = True
+    ) -> Iterator[Event]:
+        """Ask for the answer to one request, and yield its events; the server has its own hooks.
 
         Raises:
             LlamaChatError: if the server refuses it.

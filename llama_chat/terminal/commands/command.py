@@ -73,7 +73,7 @@ def find(commands: Mapping[str, Command], name: str) -> Command:
     if fitting:
         names = ", ".join("/" + command.name for command in usual or fitting)
         raise UsageError(f"/{name}", "more than one command begins so", names)
-    advice = did_you_mean(name, commands, "/help lists the commands", prefix="/")
+    advice = did_you_mean(name, [*commands, *ALIASES], "/help lists the commands", prefix="/")
     raise UsageError(f"/{name}", "no such command", advice)
 
 
