@@ -1,14 +1,17 @@
 """Many questions at once: ``ask --lines``, ``ask --jsonl``, ``complete`` with several files."""
 
 import json
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.program import Program, Result, run
+from harness.process import cold
+from harness.program import COMMAND, Program, Result, assert_clean_error, run
 
 
 @pytest.fixture
@@ -84,6 +87,48 @@ def test_an_answer_is_written_as_soon_as_its_turn_has_come(
         assert child.wait(20) == 0
 
 
+@pytest.mark.parametrize(
+    ("end", "status", "why"),
+    [
+        ("no model", 3, "model 'nosuch'"),
+        ("--fail-fast", 2, "line 2: record: it has no question"),
+        ("Ctrl-C", 130, ""),
+        ("closed stdout", 141, ""),
+    ],
+)
+def test_an_early_end_does_not_wait_for_an_open_stdin(
+    home: Path, gguf_model: Path, end: str, status: int, why: str
+) -> None:
+    model = "nosuch" if end == "no model" else str(gguf_model)
+    flags = ["--template", "plain", "--jsonl", "--fail-fast", *FLAGS]
+    with cold(), Program("ask", "-m", model, *flags, home=home) as child:
+        with suppress(BrokenPipeError):
+            child.stdin.write(b'"the cat"\n')
+            child.stdin.flush()
+        if end == "Ctrl-C":
+            child.stdout.readline()
+            os.kill(child.pid, signal.SIGINT)
+        if end == "closed stdout":
+            child.stdout.close()
+        if end == "--fail-fast":
+            child.stdin.write(b"{}\n")
+            child.stdin.flush()
+        assert child.wait(30) == status
+        error = child.stderr.read().decode()
+        assert why in error
+        assert error.count("\n") <= 1
+
+
+def test_a_stdin_that_cannot_be_read_is_an_error(home: Path, gguf_model: Path) -> None:
+    target = home / "written"
+    target.touch()
+    command = (*COMMAND, "ask", "-m", str(gguf_model), "--lines")
+    shell = ("sh", "-c", '"$@" 0>"$FILE"', "sh", *command)
+    with Program(home=home, command=shell, FILE=str(target)) as child:
+        out, err = child.communicate()
+        assert_clean_error(Result(child.wait(0), out.decode(), err.decode()), 2, "stdin")
+
+
 def test_resuming_skips_what_is_answered(home: Path, gguf_model: Path) -> None:
     questions = "".join(f"the cat {i}\n" for i in range(6))
     whole = ask(home, gguf_model, questions, "--lines").out.splitlines(keepends=True)
@@ -127,6 +172,8 @@ def test_braces_in_a_value_are_text(home: Path, gguf_model: Path) -> None:
     [
         (["--lines", "--jsonl"], "choose one"),
         (["--unordered"], "add --lines"),
+        (["--lines", "--dry-run"], "--dry-run: it is about one question"),
+        (["--jsonl", "--logprobs", "3"], "--logprobs: it is about one question"),
         (["--resume-from", "x"], "add --lines"),
         (["--lines", "--resume-from", "."], "not a file"),
         (["--lines", "--var", "tone=y"], "--var tone: no prompt file has the slot"),

@@ -248,13 +248,18 @@ def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
         list(events)
 
 
-def test_keep_warm_starts_a_server_that_ends(home: Path, gguf_model: Path) -> None:
-    runtime = home / "r"
+@pytest.mark.parametrize("before", ["none", "killed"])
+def test_keep_warm_starts_a_server_that_ends(home: Path, gguf_model: Path, before: str) -> None:
+    runtime = home / before
     runtime.mkdir()
+    socket_file = runtime / "llama-chat/server.sock"
+    if before == "killed":
+        with listening(socket_file):
+            left = socket_file.rename(runtime / "left")
+        left.rename(socket_file)  # as a killed server leaves it
     arguments = ("ask", "the cat", "-m", str(gguf_model), *FLAGS, "--keep-warm", "1s")
     with cold():
         first = run(*arguments, home=home, XDG_RUNTIME_DIR=str(runtime))
     assert "answered by the server" in first.err
-    found = client.health(runtime / "llama-chat/server.sock")
-    if found is not None:
+    if client.health(socket_file) is not None:
         run("serve", "stop", home=home, XDG_RUNTIME_DIR=str(runtime))

@@ -87,7 +87,7 @@ def ask(
     constraint = read_grammar(json_schema, regex, grammar)
     options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
     among = read_choices(choices, choices_file, normalize, has_grammar=constraint is not None)
-    if options.apply():
+    if options.reads_lines(dry_run=dry_run, logprobs=logprobs):
         answer_lines(
             question,
             settings,

@@ -61,7 +61,7 @@ class LineOptions:
     fail_fast: bool
     resume_from: str | None
 
-    def apply(self) -> bool:
+    def reads_lines(self, *, dry_run: bool, logprobs: int) -> bool:
         """True if stdin has a question in each line.
 
         Raises:
@@ -70,6 +70,10 @@ class LineOptions:
         if self.lines and self.jsonl:
             raise UsageError("--lines", "given together with --jsonl", "choose one of them")
         if self.lines or self.jsonl:
+            for_one_question = {"--dry-run": dry_run, "--logprobs": logprobs > 0}
+            for flag, is_given in for_one_question.items():
+                if is_given:
+                    raise UsageError(flag, "it is about one question", "ask without --lines")
             return True
         further = {
             "--unordered": self.unordered,

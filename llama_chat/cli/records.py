@@ -86,20 +86,29 @@ class Lines:
             raise UsageError("stdin", "no lines are piped to it", "ask --lines < questions.txt")
         self.total = _count_lines()
         """Number of lines; 0 if it is not known yet."""
-        self._read: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._read: queue.Queue[bytes | OSError | None] = queue.Queue(_AHEAD)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        source = sys.stdin.buffer
-        while data := source.readline(MAX_PROMPT_BYTES + 1):
-            if len(data) > MAX_PROMPT_BYTES:
-                while (rest := source.readline(MAX_PROMPT_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-            self._read.put(data)
-        self._read.put(None)
+        """Put each line into the queue, and at the end None, or the error that ended it."""
+        end: OSError | None = None
+        try:
+            # A reader of its own: Python aborts at exit if a thread holds the lock of sys.stdin.
+            with open(sys.stdin.fileno(), "rb", closefd=False) as source:
+                while data := source.readline(MAX_PROMPT_BYTES + 1):
+                    self._read.put(data)
+                    while len(data) > MAX_PROMPT_BYTES and not data.endswith(b"\n"):
+                        data = source.readline(MAX_PROMPT_BYTES + 1)
+        except OSError as error:
+            end = error
+        self._read.put(end)
 
     def __call__(self, is_busy: Callable[[], bool]) -> Iterator[tuple[int, bytes] | None]:
-        """Yield lines with their numbers; None while none has come and there is other work."""
+        """Yield lines with their numbers; None while none has come and there is other work.
+
+        Raises:
+            UsageError: if stdin cannot be read.
+        """
         number = 0
         while True:
             try:
@@ -107,6 +116,8 @@ class Lines:
             except queue.Empty:
                 yield None
                 continue
+            if isinstance(data, OSError):
+                raise UsageError("stdin", reason(data), "pipe lines to it")
             if data is None:
                 self.total = number
                 return

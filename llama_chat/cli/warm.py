@@ -11,7 +11,7 @@ from typing import Any
 from llama_chat.cli.answering import write_answer
 from llama_chat.cli.loading import model_path
 from llama_chat.parallel.world import find_world
-from llama_chat.server.client import MAX_SCORED, LostServer, health
+from llama_chat.server.client import MAX_SCORED, LostServer, health, is_listening
 from llama_chat.server.sockets import default_socket
 from llama_chat.server.warm_model import WarmModel, WarmRequest
 from llama_chat.settings.definitions import SETTINGS
@@ -54,7 +54,7 @@ def find_server(
         return None
     path = default_socket()
     facts = health(path) if path.exists() else None
-    if facts is None and starts and settings.keep_warm and not path.exists():
+    if facts is None and starts and settings.keep_warm and not is_listening(path):
         facts = _start(settings, path)
     if facts is None:
         return None

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from llama_chat.endpoint.address import Address
 from llama_chat.endpoint.client import Client, Patience, RefusedRequest
 from llama_chat.errors import LlamaChatError
-from llama_chat.server.client import LostServer, error_in
+from llama_chat.server.client import SILENCE_S, LostServer, error_in
 
 if TYPE_CHECKING:
     import httpx2
 
-_PATIENCE = Patience(connect_s=5.0, silence_s=600.0)
-"""Longest waits: a prompt of a large model can take minutes."""
+_PATIENCE = Patience(connect_s=5.0, silence_s=SILENCE_S)
 
 
 def client_of(socket: Path) -> Client:
@@ -43,5 +42,5 @@ async def chunks(
     except RefusedRequest as refused:
         raise error_in(refused.refusal.found, refused.refusal.status) from None
     except (ConnectionError, LlamaChatError) as error:
-        why = error.why if isinstance(error, LlamaChatError) else "the connection was lost"
+        why = error.why if isinstance(error, LlamaChatError) else str(error)
         raise LostServer(why) from None

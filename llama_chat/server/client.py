@@ -22,6 +22,9 @@ MAX_SCORED = 1024
 _PATIENCE_S = 2.0
 """Longest wait for an answer about the server itself."""
 
+SILENCE_S = 600.0
+"""Longest wait for a part of another answer: a prompt of a large model can take minutes."""
+
 
 class LostServer(LlamaChatError):
     """The server went away, or is none of ours."""
@@ -37,7 +40,7 @@ class LostServer(LlamaChatError):
 class _Connection(http.client.HTTPConnection):
     """HTTP over a socket file."""
 
-    def __init__(self, path: Path, timeout: float | None) -> None:
+    def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost")
         self._path = path
         self._patience = timeout
@@ -46,6 +49,20 @@ class _Connection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self._patience)
         self.sock.connect(str(self._path))
+
+
+def is_listening(path: Path) -> bool:
+    """True if a server is there, even one that is too busy to answer."""
+    connection = _Connection(path, _PATIENCE_S)
+    try:
+        connection.connect()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.close()
+    return True
 
 
 def health(path: Path) -> dict[str, Any] | None:
@@ -69,7 +86,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
         LlamaChatError: the error that the server answers with.
         LostServer: if the connection is lost.
     """
-    connection = _Connection(path, None)
+    connection = _Connection(path, SILENCE_S)
     try:
         data = json.dumps({**body, "stream": True}).encode()
         connection.request("POST", route, data, {"Content-Type": "application/json"})
