@@ -145,6 +145,10 @@ def unexpected(error: Exception) -> str:
     return f"unexpected: {error}: report it with LLAMA_CHAT_TRACEBACK=1 set"
 
 
+class ContextMemoryError(LlamaChatError):
+    """The tokens of a forward pass do not fit in memory."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """True for all out-of-memory errors of Python, the operating system and torch."""
     if isinstance(error, OSError):

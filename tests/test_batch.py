@@ -23,6 +23,7 @@ from llama_chat.generation.prefix_store import total_bytes
 from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
 from llama_chat.settings.sampling import Sampling
+from tests import out_of_memory
 from tests.model_files import byte_tokenizer
 from tests.models import TINY, native_backend, packed_model, random_model
 
@@ -188,6 +189,11 @@ def test_what_does_not_fit_into_memory_waits() -> None:
     while scheduler.n_waiting or scheduler.n_running:
         scheduler.step()
         assert scheduler.n_running <= 1
+    assert len(notes) == 1
+
+
+def test_stored_prefixes_are_dropped_when_memory_runs_out() -> None:
+    assert out_of_memory.lines_of("prefixes") == ["0", "3", "1", "3"]
 
 
 def test_a_prompt_is_refused_if_it_is_too_long() -> None:

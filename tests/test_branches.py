@@ -1,8 +1,5 @@
 """Branches and their saved suffixes: switching back reads nothing, and restored rows are exact."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +14,7 @@ from llama_chat.errors import PromptTooLongError
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.kv_cache import MAX_SUFFIXES
+from tests import out_of_memory
 from tests.model_files import SMALL, byte_tokenizer
 from tests.models import random_model
 from tests.sessions import BACKEND, MODEL, finish_of, interrupt_after, new_session
@@ -113,17 +111,7 @@ def test_a_suffix_over_its_limit_is_not_saved_and_costs_no_other() -> None:
 
 
 def test_saved_suffixes_are_dropped_when_memory_runs_out() -> None:
-    # Else glibc keeps freed memory, which counts towards the limit.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.out_of_memory"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr == ""
-    *steps, error = done.stdout.splitlines()
+    *steps, error = out_of_memory.lines_of("suffixes")
     assert steps == [f"{3996 * 8192} 100", "0 4196", "0 50"]
     assert error == "562 tokens of context: not enough memory: use a smaller model or --context"
 

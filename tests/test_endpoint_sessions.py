@@ -247,7 +247,7 @@ def test_replies_are_scored_by_their_first_tokens(server: FaultServer) -> None:
         return [head(), part("x", **logprobs("x", **others)), DONE]
 
     talk = session(server)
-    server.scripts = [first(**{" yes": -1.0, "Yes": -9.0, "n": -2.0, "z": -5.0})]
+    server.scripts = [first(**{" yes": -1.0, "Yes": -9.0, "n": -2.0, "z": -5.0, "▁": -0.1})]
     yes, no, none = talk.score("?", ["yes", "no", "maybe"])
     assert (yes.logprob, no.logprob, none.logprob) == (-1.0, -2.0, -9.0)
     assert server.received[0].body["max_tokens"] == 1

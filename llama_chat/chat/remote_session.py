@@ -158,7 +158,7 @@ class RemoteSession(ChatSession):
         return [
             i
             for i, piece in pieces.items()
-            if piece.strip() and text.startswith(piece.lstrip(" ▁\n"))
+            if (beginning := piece.lstrip(" ▁\n")) and text.startswith(beginning)
         ]
 
     def _call(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llama_chat.errors import LlamaChatError, counted, is_out_of_memory
+from llama_chat.errors import ContextMemoryError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache, RowCache
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import Span, causal_mask
@@ -106,7 +106,7 @@ class Backend(ABC):
 
         Raises:
             InterruptedForward: if ``should_stop`` returned True.
-            LlamaChatError: if memory runs out, even without the suffixes that the cache saved.
+            ContextMemoryError: if memory runs out, even without the suffixes that the cache saved.
             ValueError: if the tokens exceed the context.
         """
         extension = Extension(ids, cache, len(ids) if all_logits else 1)
@@ -131,7 +131,7 @@ class Backend(ABC):
             Logits ``(n_logits, vocab_size)`` in float32 of each.
 
         Raises:
-            InterruptedForward, LlamaChatError, ValueError: as ``forward``.
+            InterruptedForward, ContextMemoryError, ValueError: as ``forward``.
         """
         if should_stop is not None and self._is_short(extensions):
             if should_stop():
@@ -171,7 +171,7 @@ class Backend(ABC):
                 dropped = [extension.cache.drop_suffixes() for extension in extensions]
                 if not any(dropped):
                     n_tokens = sum(extension.end for extension in extensions)
-                    raise LlamaChatError(
+                    raise ContextMemoryError(
                         f"{counted(n_tokens, 'token')} of context",
                         "not enough memory",
                         "use a smaller model or --context",

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import ContextMemoryError, LlamaChatError
 from llama_chat.generation.backend import (
     MIN_PROMPT_CHUNK,
     PREFILL_CHUNK,
@@ -101,6 +101,7 @@ class Scheduler:
         self._max_bytes = max_bytes
         self._keeps_replies = keeps_replies
         self._notify = notify
+        self._has_told = False
         self._waiting: deque[BatchedSequence] = deque()
         self._running: list[BatchedSequence] = []
         self.n_evaluated = 0
@@ -155,13 +156,16 @@ class Scheduler:
 
         Args:
             should_stop: polled between layers; True ends the pass, and nothing has changed.
+
+        Raises:
+            ContextMemoryError: if memory runs out, even without the stored prefixes.
         """
         self._admit()
         sequences, extensions = self._next_pass()
         if not extensions:
             return []
         try:
-            logits = self.backend.forward_batch(extensions, should_stop)
+            logits = self._compute(extensions, should_stop)
         except InterruptedForward:
             return []
         self.n_evaluated += sum(len(extension.ids) for extension in extensions)
@@ -184,13 +188,20 @@ class Scheduler:
             if self._is_prefix_pending(ids):
                 continue
             if not self._make_room(sequence):
-                if self._notify is not None:
-                    self._notify("not enough memory for more answers at once: others wait")
+                self._tell_waiting()
                 return
             sequence.cache = self.store.fork(ids) or self._new_cache()
             sequence.text.n_reused = sequence.cache.length
             self._waiting.remove(sequence)
             self._running.append(sequence)
+        if not self._waiting:
+            self._has_told = False
+
+    def _tell_waiting(self) -> None:
+        """Notify once until no sequence waits."""
+        if self._notify is not None and not self._has_told:
+            self._notify("not enough memory for more answers at once: others wait")
+        self._has_told = True
 
     def _new_cache(self) -> KVCache:
         return self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
@@ -247,6 +258,17 @@ class Scheduler:
             extensions.append(Extension(ids, cache, int(n_new == n_left)))
             room -= n_new
         return sequences, extensions
+
+    def _compute(
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        """Run a pass; if memory runs out, again with fewer stored prefixes."""
+        while True:
+            try:
+                return self.backend.forward_batch(extensions, should_stop)
+            except ContextMemoryError:
+                if not self.store.drop_oldest():
+                    raise
 
     def _continue(
         self, sequence: BatchedSequence, logits: Tensor, found: Likeliest | None

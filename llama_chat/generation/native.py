@@ -13,11 +13,8 @@ from llama_chat.kernels.forward import LayerTensors, NativeModel
 from llama_chat.model.transformer import InterruptedForward, Transformer
 from llama_chat.quantization.linear import prefers_unpacked, torch_has_matrix_units
 
-SHORT_PASS = 32
-"""Tokens of a pass that is short in any model."""
-
 _SHORT_PRODUCTS = 2**34
-"""Multiplications of a short pass of more tokens: about a tenth of a second."""
+"""Multiplications of a short pass: about a tenth of a second on two cores."""
 
 
 class NativeBackend(Backend):
@@ -98,8 +95,8 @@ class NativeBackend(Backend):
         n_tokens = sum(len(new.ids) for new in extensions)
         of_row = 2 * self.model.config.dim * self.kernels.n_layers  # keys and values
         of_rows = of_row * max(new.end for new in extensions)
-        n_products = n_tokens * (self.kernels.n_weights + of_rows)
-        return n_tokens <= SHORT_PASS or n_products <= _SHORT_PRODUCTS
+        n_products: int = n_tokens * (self.kernels.n_weights + of_rows)
+        return n_products <= _SHORT_PRODUCTS
 
 
 def _take_rows(table: Tensor, rows: Sequence[range]) -> Tensor:

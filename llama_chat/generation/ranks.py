@@ -18,7 +18,6 @@ from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import Backend, Extension
 from llama_chat.generation.cache_rows import CacheRows
 from llama_chat.generation.kv_cache import KVCache, RowCache
-from llama_chat.generation.native import SHORT_PASS
 from llama_chat.kernels.forward import Buffers
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import InterruptedForward
@@ -173,8 +172,8 @@ class RankedBackend(Backend):
         self._inner._reserve(cache, length)
 
     def _is_short(self, extensions: Sequence[Extension]) -> bool:
-        n_tokens = sum(len(new.ids) for new in extensions)
-        return n_tokens <= SHORT_PASS or self._inner._is_short(extensions)
+        is_one_token = sum(len(new.ids) for new in extensions) == 1  # a poll is a message to all
+        return is_one_token or self._inner._is_short(extensions)
 
     def _run(
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from llama_chat.chat.receipts import Describe
 from llama_chat.errors import LlamaChatError, unexpected
@@ -173,7 +174,7 @@ class Api:
             if body.stream:
                 first = await _unless_gone(request, answer.next())  # an error has a status yet
                 stream = self._stream(answer, form, first, echoes, body.includes_usage)
-                return StreamingResponse(stream, media_type="text/event-stream")
+                return _EventStream(stream, lambda: self._end(answer))
             while not answer.is_complete:
                 await _unless_gone(request, answer.next())
         except BaseException:
@@ -191,26 +192,27 @@ class Api:
     ) -> AsyncIterator[str]:
         begun: set[int] = set()
         number, event = first
-        try:
-            while True:
-                if number not in begun:
-                    begun.add(number)
-                    yield _sse(form.first_chunk(number, echoes[number] if echoes else ""))
-                if event.text or form.has_chunk_per_token or isinstance(event, Finish):
-                    yield _sse(form.chunk(number, event, answer.described(number)))
-                if answer.is_complete:
-                    break
-                try:
-                    number, event = await answer.next()
-                except LlamaChatError as error:
-                    yield _sse(error_of(error)[1])
-                    break
-            if includes_usage:
-                yield _sse(form.usage_chunk(answer.choices))
-            yield "data: [DONE]\n\n"
-        finally:  # also if the client has gone
-            answer.cancel()
-            self.on_request()
+        while True:
+            if number not in begun:
+                begun.add(number)
+                yield _sse(form.first_chunk(number, echoes[number] if echoes else ""))
+            if event.text or form.has_chunk_per_token or isinstance(event, Finish):
+                yield _sse(form.chunk(number, event, answer.described(number)))
+            if answer.is_complete:
+                break
+            try:
+                number, event = await answer.next()
+            except LlamaChatError as error:
+                yield _sse(error_of(error)[1])
+                break
+        if includes_usage:
+            yield _sse(form.usage_chunk(answer.choices))
+        yield "data: [DONE]\n\n"
+
+    def _end(self, answer: "_Answer") -> None:
+        """End what a stream has left of an answer."""
+        answer.cancel()
+        self.on_request()
 
     async def _on_worker(self, task: Callable[[], Any]) -> Any:
         """Run something on the thread of the worker."""
@@ -289,6 +291,23 @@ class _Answer:
         """End the job, if it goes on."""
         if not self.is_complete:
             self._worker.cancel(self._job)
+
+
+class _EventStream(StreamingResponse):
+    """A stream of events; ``end`` is called at its end, even if none was sent.
+
+    The iterator cannot see that: it is never begun if the client goes away before the headers.
+    """
+
+    def __init__(self, content: AsyncIterator[str], end: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()
 
 
 async def _unless_gone(request: Request, event: Any) -> tuple[int, Event]:

@@ -24,6 +24,7 @@ class Job:
     sequences: dict[BatchedSequence, int] = field(default_factory=dict)
     """Those that go on, with their numbers."""
     is_cancelled: bool = False
+    has_failed: bool = False
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Worker:
                 sequence = self._scheduler.add(request)
                 job.sequences[sequence], self._keys[sequence] = number, job
         except Exception as error:
-            self.counts.failed += 1
+            self._fail(job)
             job.deliver(0, _as_ours(error))
             self._end(job)
 
@@ -141,11 +142,17 @@ class Worker:
             self._count(event)
         if isinstance(event, Finish | LlamaChatError):
             del job.sequences[sequence], self._keys[sequence]
-            self.counts.failed += isinstance(event, LlamaChatError)
+        if isinstance(event, LlamaChatError):
+            self._fail(job)
         if not job.is_cancelled:
             job.deliver(number, event)
         if not job.sequences:
             self._jobs.discard(job)
+
+    def _fail(self, job: Job) -> None:
+        """Count a job as failed, once for all its sequences."""
+        self.counts.failed += not job.has_failed
+        job.has_failed = True
 
     def _count(self, finish: Finish) -> None:
         usage = finish.usage

@@ -1,0 +1,93 @@
+"""The thread that computes, and the routes on it, when clients leave and passes fail."""
+
+import asyncio
+import json
+import queue
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+from llama_chat import load
+from llama_chat.errors import LlamaChatError
+from llama_chat.generation.backend import Extension, TorchBackend
+from llama_chat.generation.batch import Scheduler
+from llama_chat.generation.continuation import Request
+from llama_chat.generation.events import Event
+from llama_chat.generation.sampling import Sampler
+from llama_chat.server.api import Api
+from llama_chat.server.prompts import Prompts
+from llama_chat.server.worker import Worker
+from llama_chat.settings.sampling import Sampling
+from llama_chat.settings.settings import Settings
+from tests.model_files import byte_tokenizer
+from tests.models import TINY, random_model
+
+
+class _Failing(TorchBackend):
+    """A model of which each pass fails."""
+
+    def _run(
+        self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
+    ) -> list[Tensor]:
+        raise LlamaChatError("pass", "it failed", "")
+
+
+def request() -> Request:
+    return Request([1, 2, 3], Sampler(Sampling(temperature=0)), max_tokens=4)
+
+
+def test_a_request_of_several_answers_fails_once() -> None:
+    backend = _Failing(random_model(TINY))
+    worker = Worker(Scheduler(backend, byte_tokenizer(), frozenset(), max_parallel=8), 8)
+    events: queue.Queue[Event | LlamaChatError] = queue.Queue()
+    worker.submit(lambda: [request() for _ in range(4)], lambda number, event: events.put(event))
+    assert [str(events.get(timeout=30)) for _ in range(4)] == ["pass: it failed: "] * 4
+    worker.stop()
+    assert (worker.counts.requests, worker.counts.failed) == (1, 1)
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])  # of ASGI: they tell of it differently
+def test_a_client_that_leaves_before_the_headers_stops_its_answer(
+    gguf_model: Path, spec_version: str
+) -> None:
+    llama = load(gguf_model, threads=1)
+    worker = Worker(llama.scheduler(4), 4)
+    app = Api(worker, Prompts(llama, Settings()), {}).app()
+    headers_came, body = asyncio.Event(), json.dumps({"prompt": "a", "stream": True}).encode()
+    messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": spec_version},
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await headers_came.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        headers_came.set()
+        if spec_version == "2.4":
+            raise OSError
+        await asyncio.Event().wait()
+
+    async def call() -> None:
+        with suppress(ClientDisconnect):
+            await app(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(call(), 30))
+    sizes: queue.Queue[dict[str, int]] = queue.Queue()
+    worker.call(lambda: sizes.put(worker.sizes))  # after the cancelling
+    assert sizes.get(timeout=30)["running_sequences"] == 0
+    worker.stop()
+    assert worker.counts.cancelled == 1
