@@ -3,6 +3,7 @@
 import asyncio
 import json
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from llama_chat import load
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.backend import Extension, TorchBackend
-from llama_chat.generation.batch import Scheduler
+from llama_chat.generation.batch import Scheduler, Update
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.events import Event
 from llama_chat.generation.sampling import Sampler
@@ -27,6 +28,8 @@ from llama_chat.settings.settings import Settings
 from tests.model_files import byte_tokenizer
 from tests.models import TINY, random_model
 
+BODY = {"prompt": "a", "stream": True, "temperature": 0}
+
 
 class _Failing(TorchBackend):
     """A model of which each pass fails."""
@@ -35,6 +38,17 @@ class _Failing(TorchBackend):
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
     ) -> list[Tensor]:
         raise LlamaChatError("pass", "it failed", "")
+
+
+class _Held(Scheduler):
+    """A scheduler that computes a prompt and one token, and then waits."""
+
+    goes_on = threading.Event()
+
+    def step(self, should_stop: Callable[[], bool] | None = None) -> list[Update]:
+        if self.n_evaluated:
+            assert self.goes_on.wait(30)
+        return super().step(should_stop)
 
 
 def request() -> Request:
@@ -56,9 +70,11 @@ def test_a_client_that_leaves_before_the_headers_stops_its_answer(
     gguf_model: Path, spec_version: str
 ) -> None:
     llama = load(gguf_model, threads=1)
-    worker = Worker(llama.scheduler(4), 4)
+    scheduler = _Held(llama.backend, llama.tokenizer, llama.end_ids, max_parallel=4)
+    scheduler.goes_on.clear()
+    worker = Worker(scheduler, 4)
     app = Api(worker, Prompts(llama, Settings()), {}).app()
-    headers_came, body = asyncio.Event(), json.dumps({"prompt": "a", "stream": True}).encode()
+    headers_came, body = asyncio.Event(), json.dumps(BODY).encode()
     messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
     scope = {
         "type": "http",
@@ -86,6 +102,7 @@ def test_a_client_that_leaves_before_the_headers_stops_its_answer(
             await app(scope, receive, send)
 
     asyncio.run(asyncio.wait_for(call(), 30))
+    scheduler.goes_on.set()
     sizes: queue.Queue[dict[str, int]] = queue.Queue()
     worker.call(lambda: sizes.put(worker.sizes))  # after the cancelling
     assert sizes.get(timeout=30)["running_sequences"] == 0
