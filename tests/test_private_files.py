@@ -15,7 +15,7 @@ from llama_chat.chat.conversation import Message
 from llama_chat.chat.conversation_file import ConversationFile
 from llama_chat.documents import write_results
 from llama_chat.errors import UsageError
-from llama_chat.server.sockets import listening
+from llama_chat.server.sockets import SocketFile
 from tests.conversations import TAG, conversation_of
 from tests.permissions import mode_of
 
@@ -146,7 +146,8 @@ def test_a_server_replaces_no_file_but_its_socket(
     put(home / "notes")
     with (
         pytest.raises(UsageError, match="a file that is no socket is there: choose another"),
-        listening(home / "notes"),
+        SocketFile(home / "notes") as taken,
+        taken.listening(),
     ):
         pass
     assert (home / "notes").exists()
@@ -161,5 +162,9 @@ def test_a_socket_that_cannot_be_removed_is_one_line(
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(home / "sock"))
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(UsageError, match="input/output error: choose"), listening(home / "sock"):
+    with (
+        SocketFile(home / "sock") as taken,
+        pytest.raises(UsageError, match="input/output error: choose"),
+        taken.listening(),
+    ):
         pass

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from harness.process import cold
 from harness.program import Program, Result, assert_clean_error, run
 from llama_chat.errors import UsageError
 from llama_chat.server import client
-from llama_chat.server.sockets import listening
+from llama_chat.server.sockets import SocketFile
 from tests.servers import Server, running_server
 from tests.test_server import HELLO, post, request
 
@@ -230,9 +231,9 @@ def test_each_socket_has_a_lock_of_its_own(tmp_path: Path) -> None:
     names = ("qwen.7b", "qwen.14b", "qwen.lock")
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(listening(tmp_path / name))
+            stack.enter_context(SocketFile(tmp_path / name))
         with pytest.raises(UsageError, match="is running there already"):
-            stack.enter_context(listening(tmp_path / "qwen.7b"))
+            stack.enter_context(SocketFile(tmp_path / "qwen.7b"))
 
 
 def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
@@ -248,18 +249,16 @@ def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
         list(events)
 
 
-@pytest.mark.parametrize("before", ["none", "killed"])
-def test_keep_warm_starts_a_server_that_ends(home: Path, gguf_model: Path, before: str) -> None:
-    runtime = home / before
-    runtime.mkdir()
-    socket_file = runtime / "llama-chat/server.sock"
-    if before == "killed":
-        with listening(socket_file):
-            left = socket_file.rename(runtime / "left")
-        left.rename(socket_file)  # as a killed server leaves it
-    arguments = ("ask", "the cat", "-m", str(gguf_model), *FLAGS, "--keep-warm", "1s")
-    with cold():
-        first = run(*arguments, home=home, XDG_RUNTIME_DIR=str(runtime))
-    assert "answered by the server" in first.err
-    if client.health(socket_file) is not None:
-        run("serve", "stop", home=home, XDG_RUNTIME_DIR=str(runtime))
+def test_a_server_of_files_that_were_changed_is_not_asked(
+    home: Path, gguf_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copy(gguf_model, model)
+    with running_server(home, model) as server:
+        asked = ("ask", "the cat", "-m", model, *FLAGS)
+        done = run(*asked, home=home, XDG_RUNTIME_DIR=server.runtime)
+        assert "answered by the server" in done.err
+        os.utime(model)
+        done = run(*asked, home=home, XDG_RUNTIME_DIR=server.runtime)
+        assert "files of the model that were changed since" in done.err
+        assert done.status == 0

@@ -107,10 +107,15 @@ def as_toml(settings: Settings, *, with_origin: bool = False) -> str:
         lines += ["", f"# --- {group} ---"]
         for setting in members:
             value, source = settings.value(setting.name), settings.source(setting.name)
-            line = f"# {setting.name} =" if value is None else f"{setting.name} = {_toml(value)}"
+            line = toml_line(setting.name, value)
             comment = f"  # {streams.one_line(source)}" if with_origin else ""
             lines.append(f"{line:<{_COLUMN}}{comment}" if comment else line)
     return "\n".join(lines[1:])
+
+
+def toml_line(name: str, value: Value) -> str:
+    """Format one setting; an unset one is a comment."""
+    return f"# {name} =" if value is None else f"{name} = {_toml(value)}"
 
 
 def _toml(value: Value) -> str:

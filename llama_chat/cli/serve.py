@@ -9,15 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from llama_chat import __version__
 from llama_chat.cli.loading import load_model
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.sizes import n_bytes, seconds
-from llama_chat.cli.warm import identity_of
+from llama_chat.cli.warm import facts_of
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
 from llama_chat.server.client import health
-from llama_chat.server.sockets import default_socket
+from llama_chat.server.sockets import SocketFile, default_socket, holder_of
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -83,19 +82,23 @@ def serve(
         _stop(path)
     else:
         _check_host(host, api_key)
-        _serve(
-            settings,
-            path,
-            port=port,
-            host=host,
-            api_key=api_key,
-            origins=frozenset(cors or ()),
-            grace_s=seconds(grace, "--grace"),
-            idle_s=None if idle is None else seconds(idle, "--idle"),
-            logs_prompts=log_prompts,
-            max_requests=max_requests,
-            max_bytes=None if cache_memory is None else n_bytes(cache_memory, "--cache-memory"),
-        )
+        grace_s = seconds(grace, "--grace")
+        idle_s = None if idle is None else seconds(idle, "--idle")
+        max_bytes = None if cache_memory is None else n_bytes(cache_memory, "--cache-memory")
+        with SocketFile(path) as taken:  # before the model is loaded
+            _serve(
+                settings,
+                taken,
+                port=port,
+                host=host,
+                api_key=api_key,
+                origins=frozenset(cors or ()),
+                logs_prompts=log_prompts,
+                max_requests=max_requests,
+                grace_s=grace_s,
+                idle_s=idle_s,
+                max_bytes=max_bytes,
+            )
 
 
 def _check_host(host: str, api_key: str | None) -> None:
@@ -108,7 +111,7 @@ def _check_host(host: str, api_key: str | None) -> None:
 
 def _serve(
     settings: Settings,
-    path: Path,
+    socket: SocketFile,
     *,
     max_requests: int,
     max_bytes: int | None,
@@ -118,19 +121,15 @@ def _serve(
     from llama_chat.server.serving import Options, serve
     from llama_chat.server.worker import Worker
 
-    if health(path) is not None:  # an error before the model is loaded
-        raise UsageError(
-            f"socket {str(path)!r}", "a server is running there already", "end it with serve stop"
-        )
+    started_with = facts_of(settings)
     llama, settings = load_model(settings)
     suggested = llama.checkpoint.generation
     scheduler = llama.scheduler(settings.parallel, max_bytes=max_bytes, keeps_replies=True)
     identity = {
         "model": llama.name,
-        "version": __version__,
         "pid": os.getpid(),
         "context": llama.context,
-        "settings": identity_of(settings),
+        **started_with,
         "suggested": {"values": suggested.sampling, "where": suggested.where},
     }
 
@@ -142,14 +141,16 @@ def _serve(
         Worker(scheduler, max_requests),
         Prompts(llama, settings),
         identity,
-        Options(path, **options),  # type: ignore[arg-type] # checked by its caller
+        Options(socket, **options),  # type: ignore[arg-type] # checked by its caller
         log=streams.say if settings.verbose else lambda line: None,
         on_ready=announce,
     )
 
 
 def _show_status(path: Path) -> None:
-    found = health(path)
+    found, holder = health(path), holder_of(path)
+    if found is None and holder is not None and not holder.listens:
+        raise LlamaChatError(f"server on {str(path)!r}", "it is loading its model", "ask again")
     if found is None:
         raise LlamaChatError(f"server on {str(path)!r}", "none is running", "llama-chat serve")
     streams.write_json(found)
@@ -157,15 +158,17 @@ def _show_status(path: Path) -> None:
 
 def _stop(path: Path) -> None:
     """End the server, and wait until it has ended."""
-    found = health(path)
-    if found is None:
+    holder = holder_of(path)
+    if holder is None:
         raise LlamaChatError(f"server on {str(path)!r}", "none is running", "nothing to end")
+    if holder.pid is None:
+        raise LlamaChatError("server", "its process is not known", "end its process")
     try:
-        os.kill(int(found["pid"]), signal.SIGTERM)
-    except (OSError, KeyError, ValueError) as error:
+        os.kill(holder.pid, signal.SIGTERM)
+    except OSError as error:
         raise LlamaChatError("server", f"cannot be ended: {error}", "end its process") from None
     began = time.monotonic()
-    while path.exists():
+    while holder_of(path) == holder:
         if time.monotonic() - began > _STOP_PATIENCE_S:
             why = f"still ending after {counted(int(_STOP_PATIENCE_S), 'second')}"
             raise LlamaChatError("server", why, "end its process")

@@ -1,22 +1,33 @@
 """Answers of a server that is running already, in place of loading the model."""
 
 import itertools
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
+from llama_chat import __version__
 from llama_chat.cli.answering import write_answer
+from llama_chat.cli.config import toml_line
 from llama_chat.cli.loading import model_path
 from llama_chat.parallel.world import find_world
-from llama_chat.server.client import MAX_SCORED, LostServer, health, is_listening
-from llama_chat.server.sockets import default_socket
+from llama_chat.server.client import MAX_SCORED, LostServer, health
+from llama_chat.server.sockets import default_socket, holder_of
 from llama_chat.server.warm_model import WarmModel, WarmRequest
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
+
+_OTHERS = {
+    "settings": "another model or other settings",
+    "version": "another version of the program",
+    "changed": "files of the model that were changed since",
+}
+"""Differences of a server, by the facts of it that differ."""
 
 _TEMPLATE = ("template", "template_name")
 
@@ -34,6 +45,21 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {name: settings.value(name) for name in (*names, *_TEMPLATE)}
     found = {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
     return {**found, "model": str(model_path(settings).resolve())}
+
+
+def facts_of(settings: Settings) -> dict[str, Any]:
+    """Return what a server and its clients must have in common, as the server says it."""
+    return {
+        "settings": identity_of(settings),
+        "version": __version__,
+        "changed": _changed(model_path(settings)),
+    }
+
+
+def _changed(model: Path) -> int:
+    """Return the time of the latest change of a model's files, in nanoseconds."""
+    files = [model, *model.iterdir()] if model.is_dir() else [model]
+    return max(file.stat().st_mtime_ns for file in files if file.exists())
 
 
 def find_server(
@@ -54,12 +80,13 @@ def find_server(
         return None
     path = default_socket()
     facts = health(path) if path.exists() else None
-    if facts is None and starts and settings.keep_warm and not is_listening(path):
+    if facts is None and starts and settings.keep_warm:
         facts = _start(settings, path)
     if facts is None:
         return None
-    if facts.get("settings") != identity_of(settings):
-        tell("the running server has another model or other settings")
+    differing = [name for name, value in facts_of(settings).items() if facts.get(name) != value]
+    if differing:
+        tell(f"the running server has {_OTHERS[differing[0]]}")
         return None
     tell(f"answered by the server on {str(path)!r}")
     return path, facts
@@ -95,24 +122,45 @@ def open_warm(
 
 
 def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
-    """Start a server in the background, and wait until it answers; None if it does not."""
-    flags = ["--model", str(model_path(settings).resolve()), "--idle", settings.keep_warm or ""]
-    for name, value in identity_of(settings).items():
-        setting = SETTINGS[name]
-        if name in ("model", "model_paths") or value == setting.default or value is None:
-            continue
-        flags += [setting.flag, str(value)]
-    command = [sys.executable, "-m", "llama_chat", "serve", "--quiet", *flags]
-    nowhere = subprocess.DEVNULL
-    started = subprocess.Popen(
-        command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
-    )
+    """Start a server in the background, and wait until it answers; None if it does not.
+
+    Of several that are started at the same time, the first has the socket file, and the others
+    end before they load the model.
+    """
+    holder = holder_of(path)
+    started = _launch(settings) if holder is None else None
     began = time.monotonic()
-    while started.poll() is None and time.monotonic() - began < _START_PATIENCE_S:
+    while time.monotonic() - began < _START_PATIENCE_S:
+        listens = holder is not None and holder.listens
         if (facts := health(path)) is not None:
             return facts
+        if listens or (holder is None and (started is None or started.poll() is not None)):
+            return None
         time.sleep(0.05)
+        holder = holder_of(path)
     return None
+
+
+def _launch(settings: Settings) -> "subprocess.Popen[bytes]":
+    """Start a server with the settings of this process alone, not those of its usual file."""
+    wanted = {**identity_of(settings), "parallel": settings.parallel}
+    config = "".join(toml_line(name, value) + "\n" for name, value in wanted.items())
+    # With -P and elsewhere, nothing in the current folder takes the place of a module.
+    command = [sys.executable, "-P", "-m", "llama_chat", "serve", "--quiet"]
+    command += ["--config", "/dev/stdin", "--idle", settings.keep_warm or ""]
+    ours = {setting.variable for setting in SETTINGS.values()}
+    started = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={name: value for name, value in os.environ.items() if name not in ours},
+        start_new_session=True,
+    )
+    with suppress(BrokenPipeError), cast("IO[bytes]", started.stdin) as stdin:
+        stdin.write(config.encode())
+    return started
 
 
 def write_warm(

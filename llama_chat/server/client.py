@@ -51,20 +51,6 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def is_listening(path: Path) -> bool:
-    """True if a server is there, even one that is too busy to answer."""
-    connection = _Connection(path, _PATIENCE_S)
-    try:
-        connection.connect()
-    except (ConnectionRefusedError, FileNotFoundError):
-        return False
-    except OSError:
-        return True
-    finally:
-        connection.close()
-    return True
-
-
 def health(path: Path) -> dict[str, Any] | None:
     """Return what a server says of itself; None if there is none, or it is ending."""
     connection = _Connection(path, _PATIENCE_S)

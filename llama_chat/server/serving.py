@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llama_chat.server.api import Api
 from llama_chat.server.doors import Doors, Guest
 from llama_chat.server.prompts import Prompts
-from llama_chat.server.sockets import listening, listening_on_port
+from llama_chat.server.sockets import SocketFile, listening_on_port
 from llama_chat.server.worker import Worker
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -34,7 +33,7 @@ _HEADER_PATIENCE_S = 10.0
 class Options:
     """Addresses to listen on, and limits of time."""
 
-    socket: Path
+    socket: SocketFile
     port: int | None = None
     host: str = LOOPBACK[0]
     api_key: str | None = None
@@ -138,8 +137,8 @@ def serve(
     )
     logging.getLogger("uvicorn.error").disabled = True  # it writes of every malformed request
     with ExitStack() as stack:
-        sockets = [stack.enter_context(listening(options.socket))]
-        addresses = [str(options.socket)]
+        sockets = [stack.enter_context(options.socket.listening())]
+        addresses = [str(options.socket.path)]
         if options.port is not None:
             sockets.append(stack.enter_context(listening_on_port(options.host, options.port)))
             host, port = sockets[-1].getsockname()[:2]

@@ -5,13 +5,18 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from llama_chat.durable_files import open_private
 from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import private_folder, runtime_home
+
+_GLANCE_S = 0.02
+"""Time after which ``holder_of`` in another process has let go of the lock."""
 
 
 def default_socket() -> Path:
@@ -19,47 +24,112 @@ def default_socket() -> Path:
     return runtime_home() / "server.sock"
 
 
-@contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """Listen on a socket file that only its owner may open; it is gone afterwards.
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A server that has a socket file."""
 
-    A lock beside it tells a running server from one that has died, whose file is replaced.
+    pid: int | None
+    """Its process; None if the lock does not say."""
+    listens: bool
+    """False while it still loads its model."""
 
-    Raises:
-        UsageError: if a server has it, or it cannot be made.
+
+class SocketFile:
+    """A socket file that this process alone may listen on, for the time of a ``with`` block.
+
+    A lock beside it says so, which tells a running server from one that has died. It also holds
+    the id of the process, and if it listens yet.
     """
-    what = f"socket {str(path)!r}"
-    try:
-        private_folder(path.parent)
-        lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT)
-    except SaveError as error:
-        raise UsageError(what, error.why, "choose another with --socket") from None
-    except OSError as error:
-        raise UsageError(what, reason(error), "choose another with --socket") from None
-    try:
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+
+    def __enter__(self) -> "SocketFile":
+        """Take the lock.
+
+        Raises:
+            UsageError: if a server has it, or it cannot be made.
+        """
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            why = "a server is running there already"
-            raise UsageError(what, why, "use it, end it with serve stop, or --socket") from None
+            private_folder(self.path.parent)
+            self._lock = open_private(_lock_of(self.path), os.O_RDWR | os.O_CREAT)
+        except (SaveError, OSError) as error:
+            raise self._refusal(error) from None
+        for is_last in (False, False, False, True):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if is_last:
+                    os.close(self._lock)
+                    raise _is_taken(self.path) from None
+            time.sleep(_GLANCE_S)
+        self._note("loads")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    @contextmanager
+    def listening(self) -> Iterator[socket.socket]:
+        """Listen on the file, which only its owner may open; it is gone afterwards.
+
+        Raises:
+            UsageError: if it cannot be made.
+        """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
-                _remove_socket(path)
+                _remove_socket(self.path)
                 mask = os.umask(0o177)
                 try:
-                    listener.bind(str(path))
+                    listener.bind(str(self.path))
                 finally:
                     os.umask(mask)
             except OSError as error:
-                raise UsageError(what, reason(error), "choose another with --socket") from None
+                raise self._refusal(error) from None
             listener.listen(128)
+            self._note("listens")
             try:
                 yield listener
             finally:
                 with suppress(OSError):
-                    path.unlink()
+                    self.path.unlink()
+
+    def _note(self, state: str) -> None:
+        """Write into the lock, in one call, what ``holder_of`` reads."""
+        with suppress(OSError):  # on a full disk clients take it for one that loads
+            os.pwrite(self._lock, f"{os.getpid():<20} {state:<8}\n".encode(), 0)
+
+    def _refusal(self, error: OSError | SaveError) -> UsageError:
+        why = error.why if isinstance(error, SaveError) else reason(error)
+        return UsageError(f"socket {str(self.path)!r}", why, "choose another with --socket")
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Return the server that has a socket file; None if there is none."""
+    try:
+        lock = os.open(_lock_of(path), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pid, _, state = os.pread(lock, 100, 0).decode("ascii", "replace").partition(" ")
+        return Holder(int(pid) if pid.isdecimal() else None, state.strip() == "listens")
     finally:
         os.close(lock)
+    return None
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _is_taken(path: Path) -> UsageError:
+    why = "a server is running there already"
+    advice = "use it, end it with serve stop, or --socket"
+    return UsageError(f"socket {str(path)!r}", why, advice)
 
 
 def _remove_socket(path: Path) -> None:
