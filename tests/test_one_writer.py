@@ -56,6 +56,7 @@ ELSEWHERE = {
     "cli/convert.py: plan.write(temporary, report)": "a file",
     "conversion/": "files",
     "durable_files.py: file.write(data)": "a file",
+    "cli/warm.py: stdin.write(config.encode())": "to the server that it starts",
     "endpoint/client.py: connections.send(request": "to a server",
     "generation/kv_cache.py: self.rows.write(": "rows",
     "hub/fetching.py: self._output.write(chunk)": "a file",
