@@ -66,10 +66,23 @@ def test_a_bad_line_is_an_error_object_and_the_others_are_answered(
     assert "5 lines of 8 not answered" in done.err
 
 
+def test_an_id_that_json_cannot_repeat_is_an_error(home: Path, gguf_model: Path) -> None:
+    stdin = '{"id": 1e999, "question": "why"}\n{"id": [NaN], "question": "why"}\n'
+    for answer in answers(ask(home, gguf_model, stdin, "--jsonl")):
+        assert "its id has a number that is not finite" in answer["error"]
+        assert "id" not in answer
+
+
 def test_fail_fast_stops_at_the_first_bad_line(home: Path, gguf_model: Path) -> None:
-    done = ask(home, gguf_model, '"the cat"\n{}\n"why"\n', "--jsonl", "--fail-fast")
+    done = ask(home, gguf_model, '"the cat"\n"a hat"\n{}\n"why"\n', "--jsonl", "--fail-fast")
     assert done.status == 2
-    assert "line 2: record: it has no question" in done.err
+    assert "line 3: record: it has no question" in done.err
+    assert [answer["line"] for answer in answers(done)] == [1, 2]
+    long = json.dumps("cat " * 900)
+    done = ask(home, gguf_model, f'"the cat"\n{long}\n{{}}\n', "--jsonl", "--fail-fast")
+    assert done.status == 4
+    assert "line 2: conversation: " in done.err
+    assert [answer["line"] for answer in answers(done)] == [1]
 
 
 @pytest.mark.parametrize("order", ["ordered", "unordered"])
@@ -111,6 +124,7 @@ def test_an_early_end_does_not_wait_for_an_open_stdin(
         if end == "closed stdout":
             child.stdout.close()
         if end == "--fail-fast":
+            child.stdout.readline()
             child.stdin.write(b"{}\n")
             child.stdin.flush()
         assert child.wait(30) == status

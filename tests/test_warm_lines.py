@@ -5,14 +5,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.program import Program, Result, assert_clean_error, run
+from llama_chat.server import client
 from tests.servers import Server, running_server
-from tests.test_server import metrics
+from tests.test_server import HELLO, metrics
 
 FLAGS = ("--temperature", "0", "--max-tokens", "6", "-v")
 
@@ -196,3 +199,22 @@ def test_files_are_continued_as_without_a_server(
     warm = run(*text, home=home, XDG_RUNTIME_DIR=server.runtime)
     assert warm == run(*text, "--no-server", home=home)
     assert (warm.status, warm.err) == (0, "")
+
+
+def test_a_full_server_is_waited_for(gguf_model: Path, tmp_path: Path) -> None:
+    questions = "".join(f"the cat {i}\n" for i in range(8)).encode()
+    schema = {"type": "string", "minLength": 400}  # so that it does not end before the next
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": HELLO, "max_tokens": 450, "response_format": form, "n": 4}
+    with running_server(tmp_path, gguf_model, "--max-requests", "1") as server:
+        asked = ("ask", "-m", gguf_model, *FLAGS)
+        ours = partial(run, home=tmp_path, XDG_RUNTIME_DIR=server.runtime)
+        events = client.stream(server.socket, "/v1/chat/completions", body)
+        next(events)
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(ours, *asked, "the cat")
+            many = pool.submit(ours, *asked, "--lines", stdin=questions)
+            list(events)
+        assert "answered by the server" in one.result().err
+        assert [each["line"] for each in lines(many.result())] == [*range(1, 9)]
+        assert not any("error" in each for each in lines(many.result()))

@@ -185,12 +185,24 @@ class _Answers:
             del self._pending[number]
             streams.write_json(next_one)
 
+    def awaits_before(self, line: int) -> bool:
+        """True if an answer of an earlier line is not complete."""
+        return any(number < line and not answer for number, answer in self._pending.items())
+
     def write_complete(self) -> None:
         """Write the complete answers, whatever is missing before them."""
         pending, self._pending = self._pending, {}
         for answer in pending.values():
             if answer is not None:
                 streams.write_json(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A line that cannot be answered, and its error."""
+
+    line: int
+    error: LlamaChatError
 
 
 class _Run:
@@ -212,6 +224,8 @@ class _Run:
         self._among = among
         self._texts: dict[int, str] = {}
         """Text so far of each answer, by the number of its line."""
+        self._last: _Failed | None = None
+        """Line at which ``--fail-fast`` ends the run, once those before it are answered."""
         self._n_failed = self._n_cut = self._n_done = 0
 
     def answer(self, model: AskedModel, scheduler: Scheduler, lines: Lines, report: Report) -> None:
@@ -236,6 +250,8 @@ class _Run:
                 found = answer_json(text, event, self._model)
                 self.answers.complete(record.line, {**record.keys, **found})
             self._count(lines, report)
+            if self._last is not None and not self.answers.awaits_before(self._last.line):
+                return
 
     def _count(self, lines: Lines, report: Report) -> None:
         self._n_done += 1
@@ -246,6 +262,8 @@ class _Run:
     ) -> Iterator[tuple[Record, Any] | None]:
         """Yield the lines that can be answered; see ``generate_all``."""
         for arrived in lines(lambda: scheduler.n_running + scheduler.n_waiting > 0):
+            if self._last is not None:
+                return
             if arrived is None:
                 yield None
                 continue
@@ -273,6 +291,8 @@ class _Run:
                 self.answers.begin(number)
                 self._fail(number, keys, error)
                 self._count(lines, report)
+                if self._last is not None:
+                    return
             else:
                 self.answers.begin(number)
                 yield record, request
@@ -290,13 +310,23 @@ class _Run:
 
     def _fail(self, line: int, keys: Any, error: LlamaChatError) -> None:
         if self._options.fail_fast:
-            raise type(error)(f"line {line}: {error.what}", error.why, error.advice)
+            if self._last is None or line < self._last.line:
+                error = type(error)(f"line {line}: {error.what}", error.why, error.advice)
+                self._last = _Failed(line, error)
+            return
         self._n_failed += 1
         text = self._texts.pop(line, "")
         self.answers.complete(line, {**keys, **cut_json(text, error)})
 
     def report_end(self, fail_on_length: bool) -> None:
-        """Report how many lines failed, and how many answers were cut off."""
+        """Report how many lines failed, and how many answers were cut off.
+
+        Raises:
+            LlamaChatError: if lines failed; of ``--fail-fast`` the error of that line.
+            LengthLimitError: if answers are cut off, and ``fail_on_length`` is set.
+        """
+        if self._last is not None:
+            raise self._last.error
         if self._n_failed:
             why = f"{counted(self._n_failed, 'line')} of {self._n_done} not answered"
             raise LlamaChatError("lines", why, "see their errors in the output")

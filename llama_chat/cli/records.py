@@ -63,9 +63,22 @@ def read_record(number: int, data: bytes, *, as_json: bool) -> Record | None:
     if not isinstance(question, str):
         raise UsageError(_ABOUT, "its question is not a text", 'write {"question": "…"}')
     if "id" in value:
-        keys["id"] = value["id"]
+        keys["id"] = _checked(value["id"])
     values = {name: _as_text(field) for name, field in value.items()}
     return Record(number, question, values, keys)
+
+
+def _checked(given: object) -> object:
+    """Return an id that the answer can repeat as JSON.
+
+    Raises:
+        UsageError: if it has a number that is infinite or none, which Python's parser takes.
+    """
+    try:
+        json.dumps(given, allow_nan=False)
+    except ValueError:
+        raise UsageError(_ABOUT, "its id has a number that is not finite", "correct it") from None
+    return given
 
 
 def _as_text(value: object) -> str:

@@ -129,6 +129,7 @@ def _serve(
         "model": llama.name,
         "pid": os.getpid(),
         "context": llama.context,
+        "max_requests": max_requests,
         **started_with,
         "suggested": {"values": suggested.sampling, "where": suggested.where},
     }

@@ -30,10 +30,13 @@ _MAX_ERROR_BYTES = 2**16
 """Bytes that are read of an error."""
 
 _TRIES = 4
-"""Most times that a request is sent."""
+"""Most times that a request is sent in a row without a wait that the server asks for."""
 
 _MAX_WAIT_S = 60.0
-"""Longest wait before a request is sent again, in all."""
+"""Longest wait for a server that asks to be asked later, in all."""
+
+_LEAST_WAIT_S = 1.0
+"""Least wait that a server must ask for, to be asked more than ``_TRIES`` times."""
 
 _REFUSED_WAITS_S = (0.2, 0.5, 1.0)
 """Waits where no server listens: it may be starting."""
@@ -193,12 +196,14 @@ class Client:
     ) -> AsyncIterator["httpx2.Response"]:
         """Send a request, again where that is safe, and open the answer to it."""
         waited, url = 0.0, self.address.url + route
-        for n_sent in range(1, _TRIES + 1):
+        n_failed = 0
+        while n_failed < _TRIES:
+            n_failed += 1
             try:
                 response = await self._send(connections, method, url, body)
             except _NobodyListens as error:
-                wait = _REFUSED_WAITS_S[min(n_sent, len(_REFUSED_WAITS_S)) - 1]
-                if n_sent == _TRIES:
+                wait = _REFUSED_WAITS_S[min(n_failed, len(_REFUSED_WAITS_S)) - 1]
+                if n_failed == _TRIES:
                     raise error.reported from None
                 await asyncio.sleep(wait)
                 continue
@@ -214,11 +219,13 @@ class Client:
             finally:
                 await response.aclose()
             asked = refusal.retry_after_s
-            if not refusal.is_temporary or asked is None or n_sent == _TRIES:
+            if not refusal.is_temporary or asked is None or n_failed == _TRIES:
                 raise RefusedRequest(refusal)
             waited += asked
             if waited > _MAX_WAIT_S:
                 raise RefusedRequest(refusal)
+            if asked >= _LEAST_WAIT_S:
+                n_failed = 0
             if asked >= 1:
                 notify(f"the server asks to wait {counted(round(asked), 'second')}")
             await asyncio.sleep(asked)

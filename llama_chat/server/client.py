@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -21,6 +22,9 @@ MAX_SCORED = 1024
 
 _PATIENCE_S = 2.0
 """Longest wait for an answer about the server itself."""
+
+_WAIT_S, _MAX_WAIT_S = 0.5, 60.0
+"""Waits for a place on a full server: each, and in all."""
 
 SILENCE_S = 600.0
 """Longest wait for a part of another answer: a prompt of a large model can take minutes."""
@@ -74,9 +78,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
     """
     connection = _Connection(path, SILENCE_S)
     try:
-        data = json.dumps({**body, "stream": True}).encode()
-        connection.request("POST", route, data, {"Content-Type": "application/json"})
-        response = connection.getresponse()
+        response = _posted(connection, route, json.dumps({**body, "stream": True}).encode())
         if response.status != 200:
             raise error_in(parse_json(response.read().decode()), response.status)
         for line in response:
@@ -90,6 +92,19 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
         raise LostServer from error
     finally:
         connection.close()
+
+
+def _posted(connection: _Connection, route: str, data: bytes) -> http.client.HTTPResponse:
+    """Post a request, again and again while the server has no room for it; return the answer."""
+    began = time.monotonic()
+    while True:
+        connection.request("POST", route, data, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        is_full = response.status == HTTPStatus.TOO_MANY_REQUESTS
+        if not is_full or time.monotonic() - began > _MAX_WAIT_S:
+            return response
+        response.read()
+        time.sleep(_WAIT_S)
 
 
 def events_of(chunk: Any) -> Iterator[Event]:

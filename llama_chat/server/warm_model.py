@@ -141,7 +141,7 @@ class WarmModel:
         """Return what asks for up to ``parallel`` answers at a time."""
         from llama_chat.endpoint.served_model import Crowd  # slow, and not for one answer
 
-        return Crowd(parallel, notify)
+        return Crowd(min(parallel, self._facts.get("max_requests", parallel)), notify)
 
     def generate_all(
         self, scheduler: "Crowd[Key]", requests: Iterator[tuple[Key, WarmRequest] | None]
