@@ -16,6 +16,7 @@ from llama_chat.checkpoints.foreign import foreign_tensors
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular
 from llama_chat.gates import FETCH_AGAIN
+from llama_chat.kernels import mapped_files
 from llama_chat.parallel.slices import Slice
 
 _NO_RESERVE = {"linux": 0x4000, "darwin": 0x40}.get(sys.platform, 0)
@@ -83,7 +84,7 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
         with open_regular(path) as file:
             # Copy on write, because torch warns of read-only memory. Nothing is ever written, so
             # no memory is reserved for copies: a file may be larger than the free memory.
-            return mmap.mmap(
+            mapped = mmap.mmap(
                 file.fileno(),
                 0,
                 flags=mmap.MAP_PRIVATE | _NO_RESERVE,
@@ -93,6 +94,8 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
         raise ModelError(what or repr(str(path)), reason(error), "check it") from None
     except ValueError:
         raise ModelError(what or repr(str(path)), "it is empty", FETCH_AGAIN) from None
+    mapped_files.watch(mapped)
+    return mapped
 
 
 def read_only(address: int, row_bytes: int, rows: range, columns: range) -> None:

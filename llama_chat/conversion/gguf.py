@@ -12,6 +12,7 @@ from llama_chat.conversion import weights
 from llama_chat.conversion.generation import add_ends, add_sampling
 from llama_chat.conversion.vocabulary import gguf_losses, gguf_vocabulary
 from llama_chat.errors import counted
+from llama_chat.kernels import mapped_files
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
     DynamicScaling,
@@ -94,6 +95,7 @@ class GGUFFile:
             for name, size in self.sizes.items():
                 data = weights.read_bytes(self._checkpoint, name, self._kinds[name])
                 writer.write_tensor_data(data)
+                mapped_files.check()
                 self._checkpoint.forget(name)
                 done += size
                 report(done, total)

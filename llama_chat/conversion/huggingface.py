@@ -18,6 +18,7 @@ from llama_chat.conversion.generation import end_ids, generation_config, one_or_
 from llama_chat.conversion.tokenizer_files import write_tokenizer
 from llama_chat.conversion.vocabulary import undivided
 from llama_chat.errors import ModelError
+from llama_chat.kernels import mapped_files
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import (
     DynamicScaling,
@@ -115,6 +116,7 @@ class HuggingFaceFolder:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             file.write(weights.as_bytes(self._read(name)).data)
+            mapped_files.check()
             self._checkpoint.forget(name)
             written(self.sizes[name])
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama_chat.errors import ContextMemoryError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache, RowCache
+from llama_chat.kernels import mapped_files
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import Span, causal_mask
 from llama_chat.model.transformer import InterruptedForward, Transformer
@@ -152,6 +153,7 @@ class Backend(ABC):
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         logits = self._run_within_memory(extensions, should_stop)
+        mapped_files.check()
         for extension in extensions:
             extension.cache.commit(extension.ids)
         return logits

@@ -31,6 +31,8 @@ _MAX_DESCRIPTION = 4096
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
 SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
+    "watch_mapping": (None, (_POINTER, _INT64)),
+    "has_lost_pages": (_INT, ()),
     "pack_panels": (None, (_POINTER, _POINTER, _POINTER)),
     "split_blocks": (None, (_INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER)),
     "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
@@ -76,6 +78,11 @@ def library() -> ctypes.CDLL:
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     return loaded
+
+
+def is_loaded() -> bool:
+    """True if the library was needed before."""
+    return library.cache_info().currsize > 0
 
 
 @cache

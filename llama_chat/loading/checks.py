@@ -15,6 +15,7 @@ from llama_chat.checkpoints.weight_files import release_pages
 from llama_chat.errors import LlamaChatError, ModelError, UsageError, counted
 from llama_chat.gates import FETCH_AGAIN, gate
 from llama_chat.generation.end_tokens import end_tokens
+from llama_chat.kernels import mapped_files
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.loading.hashes import Expected, expected_hashes
 from llama_chat.tokenizers.base import Tokenizer
@@ -177,6 +178,7 @@ class ModelCheck:
             if not all(map(_is_finite, checkpoint.stored(name))):
                 why = f"tensor {name} has numbers that are not finite"
                 raise ModelError(self._what, why, FETCH_AGAIN)
+            mapped_files.check()
             self._advance(info.n_bytes)
         kinds = ", ".join(sorted({info.type for info in checkpoint.tensors.values()}))
         return f"all finite, as {kinds}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
-from llama_chat.kernels import native
+from llama_chat.kernels import mapped_files, native
 from llama_chat.kernels.matrix import padded_rows
 from llama_chat.quantization.linear import Packed, place, place_parts, prefers_floats
 from llama_chat.quantization.packed import PackedWeight, packed_bytes
@@ -131,6 +131,7 @@ def read_weights(
         read = pool.map(read_one, checkpoint.tensors)
         try:
             for (name, info), weight in zip(checkpoint.tensors.items(), read, strict=True):
+                mapped_files.check()
                 weights[name] = weight
                 n_done += info.n_bytes
                 if report is not None:
