@@ -117,8 +117,8 @@ __attribute__((target("amx-tile"))) static void begin_tiles(void) {
 PEAK_OF_TILES(bytes_amx, "amx-tile,amx-int8", _tile_dpbssd, 2 * 16 * 16 * 64)
 PEAK_OF_TILES(bf16_amx, "amx-tile,amx-bf16", _tile_dpbf16ps, 2 * 16 * 16 * 32)
 
-/* The same with each tile loaded before its two products: those on the left from the first cache, and
-   those on the right from `n_blocks` of as many tiles, which only the private cache may hold. */
+/* The same with each tile loaded before its two products: those on the left from L1, and
+   those on the right from `n_blocks` of as many tiles, which only L2 may hold. */
 enum { TILE_BYTES = 1024, BLOCK_BYTES = 16 * TILE_BYTES };
 
 #define PEAK_OF_LOADED_TILES(name, load_right, n_blocks)                                    \

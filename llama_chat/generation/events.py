@@ -36,7 +36,7 @@ class Usage:
     """Prompt tokens that were in the cache already."""
     completion_tokens: int
     drafted_tokens: int = 0
-    """Tokens evaluated as drafts; see ``lookup.py``."""
+    """Tokens evaluated as drafts; see ``speculation.py``."""
     accepted_tokens: int = 0
     """Drafted tokens that were then sampled."""
     counted_by: Counter = "engine"

@@ -97,7 +97,7 @@ _Static_assert(sizeof(tile_shapes) == 64, "not the operand of LDTILECFG");
     } while (0)
 #define LOAD_TILE(...) LOAD_TILE_BY(_tile_loadd, __VA_ARGS__)
 
-/* The same, past the first cache. */
+/* The same, past L1. */
 #define STREAM_TILE(...) LOAD_TILE_BY(_tile_stream_loadd, __VA_ARGS__)
 
 /* Configure tiles of sixteen rows of CACHE_LINE bytes. */

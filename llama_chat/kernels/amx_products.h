@@ -14,7 +14,7 @@ typedef struct {
 
 /* Size of a block of products: two tiles of activations, with so many columns, stay in the first
  * cache while they are multiplied with the panels. As many columns of all tiles, the weights and the
- * sums fill the private cache; what `streams` is loaded past the first one. */
+ * sums fill L2; what `streams` is loaded past L1. */
 typedef struct {
     int columns, panels, streams;
 } block_shape;

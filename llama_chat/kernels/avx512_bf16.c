@@ -83,7 +83,7 @@ static void attend_block(const kv_cache *cache, int64_t layer, const float *q, i
 enum { LANES = 32, TILE_W = 4, TILE_X = 6 };
 
 /* Columns that are summed at a time, and rows of activations that are multiplied with all weights
- * before the next: so many stay in the private cache of a core. */
+ * before the next: so many stay in L2. */
 enum { CHUNK_COLUMNS = 4096, BLOCK_X = 60 };
 
 /* Load `n` numbers, or LANES if there are more, padded with zeros. */

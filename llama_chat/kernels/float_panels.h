@@ -15,7 +15,7 @@
 #include "matrix_product.h"
 #include "transposition.h"
 
-/* Rows of weights of a panel, and columns, so that it stays in the first cache of a core; and rows
+/* Rows of weights of a panel, and columns, so that it stays in L1; and rows
  * of activations of a tile. */
 enum { FLOAT_PANEL = 2 * LANES, PANEL_COLUMNS = 256, PANEL_X = REGISTERS == 32 ? 12 : 6 };
 

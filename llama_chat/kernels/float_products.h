@@ -16,7 +16,7 @@
 /* Rows of weights and of activations in a tile: their sums and operands fill the registers. */
 enum { TILE_W = REGISTERS == 32 ? 4 : 2, TILE_X = 6 };
 
-/* Activations that leave half of the first cache of a core to weights. */
+/* Activations that leave half of L1 to weights. */
 enum { CACHED_FLOATS = 4096 };
 
 /* Bytes ahead of their use at which weights are requested. */

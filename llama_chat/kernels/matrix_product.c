@@ -5,8 +5,8 @@
 #include "cpu.h"
 #include "work_shares.h"
 
-/* Bytes of quantized rows that stay in the private cache of a core while all panels are read; and
- * in the last cache, from where they are prefetched for panels that are unpacked. */
+/* Bytes of quantized rows that stay in L2 while all panels are read; and
+ * in the last-level cache, from where they are prefetched for panels that are unpacked. */
 enum { CACHED_ROWS = 3 << 17, PREFETCHED_ROWS = 1 << 22 };
 
 INLINE void store(const float *values, int n, void *y, int64_t at, int store_mode)

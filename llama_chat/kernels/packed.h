@@ -101,7 +101,7 @@ INLINE int begins_super_block(packed_layout layout, int64_t g)
 }
 
 /* Columns of a panel that are unpacked at a time, and bytes for them, at most three floats beside 16
- * quants: they stay in the first cache, with as much of a tile. */
+ * quants: they stay in L1, with as much of a tile. */
 enum { UNPACKED_COLUMNS = 512, UNPACKED_BYTES = PANEL * UNPACKED_COLUMNS * 7 / 4 };
 
 INLINE int64_t panel_bytes_of(packed_layout layout, int64_t n_groups)

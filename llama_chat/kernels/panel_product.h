@@ -140,7 +140,7 @@ INLINE void multiply_unpacked_vectors(const unpacked_tile *operands, int tile_ro
 
 /* Multiply unpacked groups with a tile of `tile_rows`. The sums of two panels with half of the rows
  * fit in as many registers as those of one with all, and load half as much. What is prefetched comes
- * from the last cache during the first part, and from memory during the last. */
+ * from the last-level cache during the first part, and from memory during the last. */
 INLINE void multiply_unpacked(const unpacked_tile *operands, int tile_rows, packed_layout layout)
 {
     const int n = tile_rows / PANELS_AT_ONCE;

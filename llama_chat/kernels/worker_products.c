@@ -99,7 +99,7 @@ static int gated_columns(const worker *t, const layer_weights *layer)
 }
 
 /* Group in which gated products, of which `width` columns are computed together, are quantized for w2
- * while they are in the private cache; 0 if they are not. */
+ * while they are in L2; 0 if they are not. */
 static int quantized_group(int width, const matrix *w2)
 {
     return width && w2->type == PACKED && width % w2->layout.group == 0 ? w2->layout.group : 0;

@@ -1,7 +1,7 @@
 """All settings.
 
-A new setting is a field here and a line in ``config.toml``; flag, environment variable, chat
-command, completion and ``--help`` text are derived from it.
+A new setting is a field of a group, here or in a file beside this one, and a line in
+``config.toml``; flag, environment variable, chat command, completion and ``--help`` text follow.
 """
 
 from collections.abc import Mapping
