@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from typing import TYPE_CHECKING, NoReturn
 
 from llama_chat.errors import LostRankError
@@ -23,21 +22,20 @@ _NOTICE_S = 1.0
 """Longest time between the end of a rank and the signal by which torchrun ends the others."""
 
 
-@cache
-def _connected() -> "list[Ranks]":
-    """The other ranks, once rank 0 needs them."""
-    return []
+_connected: "Ranks | None" = None
+"""The other ranks, once rank 0 needs them."""
 
 
 def other_ranks() -> "Ranks | None":
     """Return the other ranks, which from now on wait for orders; None if there are none."""
+    global _connected
     world = find_world()
-    if world is not None and not _connected():
+    if world is not None and _connected is None:
         from llama_chat.parallel.ranks import Ranks, end_process
 
-        _connected().append(Ranks(world, end_process))
-        _connected()[0].gather()
-    return _connected()[0] if _connected() else None
+        _connected = Ranks(world, end_process)
+        _connected.gather()
+    return _connected
 
 
 def run_rank(world: World, command: Callable[[], int]) -> int:
@@ -79,10 +77,9 @@ def _end_all(world: World, status: int) -> int:
     with suppress(ValueError):  # not in the main thread: then the process ends at once
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too
     was_terminated = status == 128 + signal.SIGTERM
-    if _connected():
-        ranks = _connected()[0]
-        lost = ranks.find_loss(_NOTICE_S if was_terminated else 0)
-        ranks.leave()
+    if _connected is not None:
+        lost = _connected.find_loss(_NOTICE_S if was_terminated else 0)
+        _connected.leave()
     else:
         lost = LostRankError("ranks", "torchrun has ended them") if was_terminated else None
         if lost is None:

@@ -5,7 +5,6 @@ import os
 import time
 import traceback
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -138,20 +137,20 @@ def _await_others(ranks: Ranks, report: Report | None, total: int) -> None:
             report(int(ranks.progress * total), total)
 
 
-@cache
-def _joined() -> dict[str, DeviceMesh]:
-    return {}
+_joined: DeviceMesh | None = None
+"""The mesh of all ranks, once they have one."""
 
 
 def _mesh(world: World, store: Any, device: torch.device) -> DeviceMesh:
     """Return the mesh of all ranks, which the first load makes."""
-    if not _joined():
-        _joined()[device.type] = join(store, world.rank, world.size, device)
-    return _joined()[device.type]
+    global _joined
+    if _joined is None:
+        _joined = join(store, world.rank, world.size, device)
+    return _joined
 
 
 def _check_device(device: torch.device) -> None:
-    if _joined() and device.type not in _joined():
+    if _joined is not None and device.type != _joined.device_type:
         why = "the ranks have begun on others"
         raise UsageError(f"--device {device.type}", why, "start all of them again with it")
 
