@@ -150,7 +150,7 @@ def read_text(
     max_bytes: int,
     *,
     pipes: bool = True,
-    prompt: bool = False,
+    must_fit: bool = False,
 ) -> str:
     """Read a text file, without a byte-order mark; line ends stay as they are.
 
@@ -161,11 +161,11 @@ def read_text(
         max_bytes: its size limit.
         pipes: True to read a pipe too, such as the ``<(…)`` of a shell, until its writer closes it;
             only a signal whose handler raises ends that wait.
-        prompt: True for a prompt.
+        must_fit: True for a text that must fit in a context.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
-        PromptTooLongError: if it is a prompt, and too large.
+        PromptTooLongError: if it ``must_fit``, and is too large.
     """
     try:
         # Before it is opened: opening a pipe waits for its writer, and opening a device may act.
@@ -177,7 +177,7 @@ def read_text(
         with path.open("rb") as file:
             if stat.S_ISFIFO(mode):
                 _wait_for_data(file)
-            return decode_text(file, what, max_bytes, prompt=prompt)
+            return decode_text(file, what, max_bytes, must_fit=must_fit)
     except (OSError, ValueError) as error:
         raise UsageError(what, reason(error), advice) from None
 
@@ -192,12 +192,12 @@ def _wait_for_data(pipe: BinaryIO) -> None:
         pass
 
 
-def decode_text(stream: BinaryIO, what: str, max_bytes: int, *, prompt: bool = False) -> str:
+def decode_text(stream: BinaryIO, what: str, max_bytes: int, *, must_fit: bool = False) -> str:
     """Read ``stream`` to its end as UTF-8 text, without a byte-order mark.
 
     Raises:
         UsageError: about ``what``, if it cannot be read, is too large, binary or not UTF-8.
-        PromptTooLongError: if it is a ``prompt``, and too large.
+        PromptTooLongError: if it ``must_fit``, and is too large.
     """
     try:
         data = stream.read(max_bytes + 1)
@@ -208,7 +208,7 @@ def decode_text(stream: BinaryIO, what: str, max_bytes: int, *, prompt: bool = F
     if b"\0" in data:
         raise UsageError(what, "it is binary", "give UTF-8 text")
     if len(data) > max_bytes:
-        raise prompt_too_large(what) if prompt else _too_large(what, max_bytes)
+        raise prompt_too_large(what) if must_fit else _too_large(what, max_bytes)
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

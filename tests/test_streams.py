@@ -276,7 +276,7 @@ def test_a_text_on_stdin_that_is_no_prompt_or_too_large_is_refused(
                 assert len(streams.read_stdin()) == size
                 continue
             with pytest.raises(error, match=r"^stdin: larger than") as caught:
-                streams.read_stdin() if prompt else streams.read_stdin(prompt=False)
+                streams.read_stdin() if prompt else streams.read_stdin(must_fit=False)
             assert caught.type is error
     put(monkeypatch, stdin=None)
     with pytest.raises(UsageError) as caught:

@@ -111,7 +111,7 @@ def load_prompt(wanted: str, *, pipes: bool = True) -> PromptFile:
     path = _find(wanted)
     if path.suffix == ".toml":
         return _structured(wanted, path, pipes=pipes)
-    return raw_prompt(read_prompt_text(path, pipes=pipes, prompt=True), path)
+    return raw_prompt(read_prompt_text(path, pipes=pipes, must_fit=True), path)
 
 
 def raw_prompt(text: str, path: Path) -> PromptFile:
@@ -122,10 +122,10 @@ def raw_prompt(text: str, path: Path) -> PromptFile:
     return PromptFile(path.stem, path, text=without_final_newline(text))
 
 
-def read_prompt_text(path: Path, *, pipes: bool = True, prompt: bool = False) -> str:
+def read_prompt_text(path: Path, *, pipes: bool = True, must_fit: bool = False) -> str:
     """Read a text file named by the user; see ``files.read_text``."""
     what = f"file {str(path)!r}"
-    return read_text(path, what, "check the path", MAX_PROMPT_BYTES, pipes=pipes, prompt=prompt)
+    return read_text(path, what, "check the path", MAX_PROMPT_BYTES, pipes=pipes, must_fit=must_fit)
 
 
 def list_prompts() -> list[PromptEntry]:

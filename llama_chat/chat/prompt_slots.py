@@ -112,5 +112,5 @@ def _read(what: str, folder: Path, path: str) -> str:
     slot = f"{what}, slot {f'{{{{file:{path[:80]}}}}}'!r}"
     file = folder / expand_user(path)
     return without_final_newline(
-        read_text(file, slot, "check the path", MAX_PROMPT_BYTES, pipes=False, prompt=True)
+        read_text(file, slot, "check the path", MAX_PROMPT_BYTES, pipes=False, must_fit=True)
     )

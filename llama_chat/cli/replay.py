@@ -31,7 +31,7 @@ def replay(
     The model is loaded as it was then, except for what flags say. Of a file with several lines each
     is replayed.
     """
-    text = streams.read_stdin(prompt=False) if file == "-" else read_prompt_text(Path(file))
+    text = streams.read_stdin(must_fit=False) if file == "-" else read_prompt_text(Path(file))
     receipts = _parse(text, f"receipt {file!r}")
     llama, loaded = None, None
     first_error: LlamaChatError | None = None

@@ -77,4 +77,4 @@ def spans(origins: Sequence[Origin]) -> list[dict[str, int | Origin]]:
 
 
 def _read(name: str) -> str:
-    return streams.read_stdin(prompt=False) if name == "-" else read_prompt_text(Path(name))
+    return streams.read_stdin(must_fit=False) if name == "-" else read_prompt_text(Path(name))

@@ -117,23 +117,23 @@ def use_color(choice: str, stream: TextIO | None) -> bool:
     return is_terminal(stream) and not is_dumb()
 
 
-def read_stdin(*, quiet: bool = False, advice: str = "", prompt: bool = True) -> str:
+def read_stdin(*, quiet: bool = False, advice: str = "", must_fit: bool = True) -> str:
     """Read all of stdin as text.
 
     Args:
         quiet: whether to write nothing if nothing comes for two seconds.
         advice: the end of the line that is written then.
-        prompt: False for a text that need not fit in a context.
+        must_fit: False for a text that need not fit in a context.
 
     Raises:
         UsageError: if it is closed, binary, not UTF-8 or too large.
-        PromptTooLongError: if it is a prompt, and too large.
+        PromptTooLongError: if it ``must_fit``, and is too large.
     """
     if sys.stdin is None:
         raise UsageError("stdin", "closed", "pipe a text to it")
     if not quiet and not select.select([sys.stdin], [], [], _STDIN_PATIENCE_S)[0]:
         say(f"llama-chat: waiting for a text on stdin{advice}")
-    return decode_text(sys.stdin.buffer, "stdin", MAX_PROMPT_BYTES, prompt=prompt)
+    return decode_text(sys.stdin.buffer, "stdin", MAX_PROMPT_BYTES, must_fit=must_fit)
 
 
 def say(line: str) -> None:
