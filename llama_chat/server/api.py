@@ -40,8 +40,8 @@ class _Refused(Exception):
         self.response = JSONResponse(body, status, headers or None)
 
 
-def _invalid(message: str) -> _Refused:
-    return _Refused(400, error_body(message, "invalid_request_error"))
+def _invalid(message: str, field: str | None = None) -> _Refused:
+    return _Refused(400, error_body(message, "invalid_request_error", field=field))
 
 
 class Api:
@@ -137,7 +137,8 @@ class Api:
             raise _Refused(503, error_body("the server is shutting down", "server_error"))
         if model not in (None, "", self._prompts.name):
             message = f"model {model[:100]!r} is not here: this server has {self._prompts.name!r}"
-            raise _Refused(404, error_body(message, "invalid_request_error", "model_not_found"))
+            kind, code = "invalid_request_error", "model_not_found"
+            raise _Refused(404, error_body(message, kind, code, field="model"))
         if self._worker.is_full:
             body = error_body("too many requests at a time", "rate_limit_error")
             raise _Refused(429, body, **{"Retry-After": "1"})
@@ -336,16 +337,17 @@ async def _wait_until_gone(request: Request) -> None:
 
 async def _read(request: Request, kind: type[Body]) -> Body:
     """Read and check the body of a request."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
         body = error_body("the body is not application/json", "invalid_request_error")
         raise _Refused(415, body)
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        all_found = error.errors(include_url=False, include_input=False, include_context=False)
-        found = max(all_found, key=lambda each: len(each["loc"]))  # of all that it might be
-        where = ".".join(map(str, found["loc"]))[:200]
-        raise _invalid(f"{where or 'body'}: {found['msg']}") from None
+        found = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = [str(part) for part in found["loc"]]
+        message = f"{'.'.join(where)[:200] or 'body'}: {found['msg']}"
+        raise _invalid(message, where[0] if where else None) from None
     except RecursionError:
         raise _invalid("body: nested too deeply") from None
 

@@ -14,9 +14,18 @@ from llama_chat.tokenizers.base import Tokenizer
 _REASONS = {"stop": "stop", "length": "length", "context": "length", "interrupted": "stop"}
 
 
-def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
-    """Return an error in the shape that clients expect."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def error_body(
+    message: str, kind: str, code: str | None = None, *, field: str | None = None
+) -> dict[str, Any]:
+    """Return an error in the shape that clients expect.
+
+    Args:
+        message: what is wrong.
+        kind: its type.
+        code: its code, if it has one.
+        field: name of the field of the request that it is about, if it is about one.
+    """
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
 
 
 def error_of(error: LlamaChatError) -> tuple[int, dict[str, Any]]:

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from llama_chat.errors import UsageError
 from llama_chat.generation.constraints import Grammar
@@ -16,6 +26,19 @@ MAX_CHOICES = 16
 Text = Annotated[str, Field(max_length=2**24)]
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=2**20)]
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
+
+
+def _unsupported(why: str = "it is not supported") -> PydanticCustomError:
+    return PydanticCustomError("unsupported", f"{why}: leave it out")
+
+
+def _refuse(value: object) -> None:
+    if value:
+        raise _unsupported()
+
+
+Unsupported = Annotated[None, BeforeValidator(_refuse)]
+"""A field that would change the answer, unless it is empty."""
 
 
 class _Body(BaseModel):
@@ -49,6 +72,33 @@ class Own(_Body):
     """Treatment of leading white space after a raw prompt."""
 
 
+class _Schema(_Body):
+    """A JSON schema with a name."""
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(_Body):
+    """Form of a text."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+    def grammar(self) -> Grammar | None:
+        """Return what the text must meet; None for any text.
+
+        Raises:
+            UsageError: if the schema is missing, or not a valid one.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Grammar.json_schema({"type": "object"})
+        if self.json_schema is None:
+            raise UsageError("response_format", "it has no json_schema", "add it")
+        return Grammar.json_schema(self.json_schema.schema_)
+
+
 class _Generation(_Body):
     """Limits and sampling of a generation; what is not given is as the server's settings say."""
 
@@ -66,7 +116,14 @@ class _Generation(_Body):
     stream_options: dict[str, Any] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    logit_bias: Unsupported = None
+    response_format: ResponseFormat | None = None
     own: Own = Field(Own(), validation_alias=OWN_KEY)
+
+    @field_validator("n", "stream", "echo", mode="before", check_fields=False)
+    @classmethod
+    def _null_is_default(cls, value: object, info: ValidationInfo) -> object:
+        return cls.model_fields[str(info.field_name)].default if value is None else value
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -89,11 +146,13 @@ class _Generation(_Body):
         return self.max_tokens
 
     def grammar(self) -> Grammar | None:
-        """Return what the text must meet.
+        """Return what the text must meet; None for any text.
 
         Raises:
-            UsageError: if it is none.
+            UsageError: if it is not a valid grammar.
         """
+        if self.response_format is not None:
+            return self.response_format.grammar()
         found = self.own.grammar
         return None if found is None else Grammar(found.what, found.source).checked()
 
@@ -109,7 +168,10 @@ class ChatMessage(_Body):
     """A message of a dialog."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Annotated[
+        Annotated[Text, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+        Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+    ]
 
     @property
     def text(self) -> str:
@@ -119,33 +181,6 @@ class ChatMessage(_Body):
         return "".join(part.text for part in self.content)
 
 
-class _Schema(_Body):
-    """A JSON schema with a name."""
-
-    schema_: dict[str, Any] = Field(alias="schema")
-
-
-class ResponseFormat(_Body):
-    """Form of a reply."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: _Schema | None = None
-
-    def grammar(self) -> Grammar | None:
-        """Return what the reply must meet.
-
-        Raises:
-            UsageError: if the schema is missing, or none.
-        """
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return Grammar.json_schema({"type": "object"})
-        if self.json_schema is None:
-            raise UsageError("response_format", "it has no json_schema", "add it")
-        return Grammar.json_schema(self.json_schema.schema_)
-
-
 class ChatRequest(_Generation):
     """Body of ``/v1/chat/completions``."""
 
@@ -153,21 +188,16 @@ class ChatRequest(_Generation):
     max_completion_tokens: int | None = Field(None, ge=1, le=10**9)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    """Tools are never called, which these leave to the model."""
+    function_call: Literal["auto", "none"] | None = None
+    """The older name of ``tool_choice``."""
 
     @property
     def limit(self) -> int | None:
         """Most tokens to generate, if that is given."""
         return self.max_completion_tokens or self.max_tokens
-
-    def grammar(self) -> Grammar | None:
-        """Return what the reply must meet.
-
-        Raises:
-            UsageError: if it is none.
-        """
-        form = self.response_format
-        return super().grammar() if form is None else form.grammar()
 
     @property
     def n_logprobs(self) -> int | None:
@@ -179,12 +209,42 @@ _Item = TypeVar("_Item")
 _Several = Annotated[list[_Item], Field(min_length=1, max_length=MAX_CHOICES)]
 
 
+def _form(prompt: object) -> str:
+    """Return the form of a prompt, so that an error is about that form alone."""
+    if not isinstance(prompt, list):
+        return "text"
+    first = prompt[0] if prompt else None
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "ids"
+
+
 class CompletionRequest(_Generation):
     """Body of ``/v1/completions``."""
 
-    prompt: Text | _Several[Text] | Ids | _Several[Ids]
+    prompt: Annotated[
+        Annotated[Text, Tag("text")]
+        | Annotated[_Several[Text], Tag("texts")]
+        | Annotated[Ids, Tag("ids")]
+        | Annotated[_Several[Ids], Tag("lists")],
+        Discriminator(_form),
+    ]
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: int | None = None
+    suffix: Unsupported = None
+
+    @field_validator("logprobs")
+    @classmethod
+    def _not_of_prompts(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("echo"):
+            raise _unsupported("log-probabilities of a prompt, as with echo, are not supported")
+        return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _at_most_n(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > info.data.get("n", value):
+            raise _unsupported("more than n are not supported")
+        return value
 
     @property
     def n_logprobs(self) -> int | None:
