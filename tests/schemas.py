@@ -18,6 +18,12 @@ def closed(**properties: Schema) -> Schema:
     }
 
 
+def optional(number: int) -> Schema:
+    """Return the schema of an object with some of so many properties."""
+    properties = {f"p{i}": {"const": i} for i in range(number)}
+    return {"type": "object", "properties": properties}
+
+
 def several(items: Schema, low: int = 0, high: int = 3) -> Schema:
     """Return the schema of a list."""
     return {"type": "array", "items": items, "minItems": low, "maxItems": high}
@@ -100,6 +106,29 @@ SCHEMAS: dict[str, Schema] = {
     "multiple": {"type": "integer", "minimum": 0, "maximum": 30, "multipleOf": 5},
     "long key": closed(a_key_that_is_rather_long_for_a_key=DIGIT),
     "many": closed(**{f"key_{i}": {"type": "boolean"} for i in range(6)}),
+    "one key of a pattern": {
+        "type": "object",
+        "patternProperties": {"^[ab]$": DIGIT},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 2,
+    },
+    "a required key and one of a pattern": {
+        "type": "object",
+        "properties": {"a": DIGIT},
+        "required": ["a"],
+        "patternProperties": {"^[a-c]$": DIGIT},
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 2,
+    },
+    "number of required keys": {
+        "allOf": [{"minProperties": 2, "maxProperties": 2}, closed(a=DIGIT, b=DIGIT)]
+    },
+    "keywords as values": {
+        "default": {"minProperties": 3},
+        **closed(minProperties={"const": {"minProperties": 3}}),
+    },
     "white space": {
         "x-guidance": {"whitespace_flexible": True, "whitespace_pattern": " ?"},
         **several(DIGIT),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_chat import Grammar, Llama, Sampling, load
-from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.errors import UsageError
 from llama_chat.generation.events import Finish, Token
 from llama_chat.generation.sampling import Sampler
 from llama_chat.loading.formats import (
@@ -26,7 +26,7 @@ from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.tokenizer_json import read_json
 from tests.meta_folders import ranks, tekken
 from tests.model_files import byte_tokenizer, piece_tokenizer, sentencepiece_model, write_llama2c
-from tests.schemas import DIGIT, SCHEMAS, SHORT, Schema, closed, several
+from tests.schemas import DIGIT, SCHEMAS, SHORT, Schema, closed, optional, several
 from tests.test_llama2c import tokenizer_bin
 from tests.vocabularies import byte_level_json, piece_json
 
@@ -179,7 +179,7 @@ def test_regular_expressions_and_grammars_hold_from_end_to_end(
     lark = 'start: greeting " " NAME ("!" | "?")\ngreeting: "Hello" | "Grüß dich"\nNAME: /[A-Z]{3}/'
     for tokenizer in tokenizers:
         for seed in range(3):
-            for pattern in ("(yes|no)", r" [0-9]{2,4}\n\t", "ab{0,30}", "(é|🦙){2}"):
+            for pattern in ("", "a{0}", "(yes|no)", r" [0-9]{2,4}\n\t", "ab{0,30}", "(é|🦙){2}"):
                 text, complete = wander(tokenizer, Grammar.regex(pattern), seed)
                 assert complete
                 assert re.fullmatch(pattern, text)
@@ -259,6 +259,14 @@ BAD = {
     '{"const": 0.12345678901234567}': "0.12345678901234566 has too many digits",
     '{"maximum": 1e-300}': "1e-300 has too many digits",
     '{"maximum": NaN}': "not JSON",
+    '{"type": "object", "minProperties": 2}': "minProperties 2 cannot be enforced",
+    '{"patternProperties": {"^ab$": {}}, "additionalProperties": false, "minProperties": 3}': (
+        "minProperties 3 cannot be enforced"
+    ),
+    '{"properties": {"enum": {"items": {"required": ["a"], "minProperties": 3}}}}': (
+        "minProperties 3 cannot be enforced"
+    ),
+    '{"allOf": [{"minProperties": 3}, {"required": ["a"]}]}': "minProperties 3 cannot be enforced",
     '{"$ref": "#"}': "no text can meet it",
     '{"$ref": "http://example.com/x"}': "not present",
     '{"$ref": "file:///etc/passwd"}': "not present",
@@ -290,5 +298,11 @@ def test_bad_grammars_are_one_short_line() -> None:
 def test_what_no_text_of_a_vocabulary_can_meet_says_so(starter_model: Path) -> None:
     llama = load(starter_model)
     grammar = Grammar.regex("a\U00040000b")  # it lacks tokens for these bytes
-    with pytest.raises(LlamaChatError, match="no text can meet it"):
+    with pytest.raises(UsageError, match="no text can meet it"):
         tokens(llama, grammar)
+
+
+def test_a_grammar_that_becomes_too_complex_is_an_error_of_its_author(stories: Llama) -> None:
+    grammar = Grammar.json_schema(optional(600))
+    with pytest.raises(UsageError, match=r"JSON schema: Current row .*write a simpler one"):
+        tokens(stories, grammar)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.program import assert_clean_error, run
+from tests.schemas import optional
 
 SCHEMA = (
     '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, '
@@ -35,6 +36,8 @@ BAD = {
     "regex": (("--regex", "a("), "regular expression: unclosed group"),
     "schema": (("--json-schema", '{"type": "strin"}'), "JSON schema: Invalid type"),
     "no JSON": (("--json-schema", "{"), "JSON schema: it is not JSON"),
+    "an empty schema": (("--json-schema", ""), "JSON schema: it is not JSON"),
+    "a schema of anything": (("--json-schema", "true"), "JSON schema: it is no object"),
     "no schema": (("--json-schema", "no.json"), "schema 'no.json': no such file"),
     "a schema's folder": (("--json-schema", "."), "schema '.': is a directory"),
     "a large schema": (("--json-schema", "large.json"), "larger than 1 MiB"),
@@ -72,6 +75,21 @@ def test_leading_white_space_of_a_grammar_stays(gguf_model: Path, folder: Path) 
         answer = json.loads(run(*command, *flags, home=folder, stdin=b"x").out)
         assert answer["text"] in ("  a", "  b")
         assert (answer["finish_reason"], answer["meets_grammar"]) == ("stop", True)
+
+
+def test_a_grammar_of_the_empty_text_has_it_as_its_answer(gguf_model: Path, folder: Path) -> None:
+    flags = ("-m", gguf_model, "--regex", "", "--json")
+    answer = json.loads(run("complete", "-", *flags, home=folder, stdin=b"x").out)
+    assert (answer["text"], answer["finish_reason"]) == ("", "stop")
+    assert answer["meets_grammar"] is True
+
+
+def test_a_grammar_that_becomes_too_complex_is_an_error_of_its_author(
+    gguf_model: Path, folder: Path
+) -> None:
+    flags = ("-m", gguf_model, "-q", "--json-schema", json.dumps(optional(600)))
+    done = run("complete", "-", *flags, home=folder, stdin=b"x")
+    assert_clean_error(done, 2, "write a simpler one")
 
 
 def test_a_grammar_that_cannot_be_met_within_the_limit_says_so(

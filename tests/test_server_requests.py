@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.schemas import optional
 from tests.servers import Server, running_server
 from tests.test_server import HELLO, post
 
@@ -129,6 +130,13 @@ def test_an_error_says_which_field_is_wrong_and_why(
     error = answer["error"]
     assert (error["param"], part in error["message"]) == (param, True), error
     assert "constrained" not in error["message"]
+
+
+def test_a_schema_that_becomes_too_complex_is_an_error_of_its_author(server: Server) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": optional(600)}}
+    for stream in (False, True):
+        status, answer = ask(server, CHAT | {"response_format": form, "stream": stream})
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_the_type_of_a_body_may_have_capitals(server: Server) -> None:

@@ -11,14 +11,15 @@ def read_grammar(json_schema: str | None, regex: str | None, file: str | None) -
     """Read the grammar that one of the options gives; return None without one.
 
     Raises:
-        UsageError: if there are several, it cannot be read, or is none.
+        UsageError: if there are several, or it cannot be read, or is not a valid grammar.
     """
     given = {"--json-schema": json_schema, "--regex": regex, "--grammar": file}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise UsageError(names[0], f"{names[1]} is given too", "give one of them")
     if json_schema is not None:
-        is_json = json_schema.lstrip().startswith("{")
+        text = json_schema.strip()
+        is_json = text.startswith("{") or text in ("", "true", "false")
         return Grammar.json_schema(json_schema if is_json else _read(json_schema, "schema"))
     if regex is not None:
         return Grammar.regex(regex)

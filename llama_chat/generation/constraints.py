@@ -9,13 +9,12 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import lru_cache, partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from llama_chat.documents import parse_json
-from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.errors import UsageError
+from llama_chat.generation.schema_checks import check_schema
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -30,9 +29,6 @@ _JSON_STYLE: "JsonCompileOptions" = {
 }
 """White space of JSON unless ``x-guidance`` in the schema says otherwise: models that may choose it
 can go on with it for ever."""
-
-_DIGITS, _PLACES = 15, 22
-"""Digits, and places after the point, of a fraction that the library reads without rounding."""
 
 _ALLOWED = 200
 """Byte of an allowed token in the masks of the library; that of any other is 0."""
@@ -77,15 +73,14 @@ class Grammar:
         """Texts that are JSON and valid under a schema, given as JSON or as what that means.
 
         Raises:
-            UsageError: if it is no JSON schema, or has keywords that are not supported.
+            UsageError: if it is no JSON schema, or has keywords that cannot be enforced.
         """
         what = "JSON schema"
         try:
             parsed = parse_json(schema) if isinstance(schema, str) else dict(schema)
             if not isinstance(parsed, dict):
                 raise ValueError('it is no object, as {"type": "string"} is')
-            if (number := _inexact_number(parsed)) is not None:
-                raise ValueError(f"{number} has too many digits to be kept exactly")
+            check_schema(parsed)
             text = json.dumps(parsed, allow_nan=False)
             source = _library().grammar_from_json_schema(text, _JSON_STYLE)
         except (ValueError, TypeError, RecursionError) as error:
@@ -98,7 +93,7 @@ class Grammar:
         """Texts that match a regular expression of Rust from end to end.
 
         Raises:
-            UsageError: if it is none.
+            UsageError: if it is not a valid one.
         """
         return cls("regular expression", _library().grammar_from_regex(pattern)).checked()
 
@@ -107,7 +102,7 @@ class Grammar:
         """Texts of a Lark grammar, in the variant of llguidance.
 
         Raises:
-            UsageError: if it is none.
+            UsageError: if it is not a valid one.
         """
         return cls("grammar", _library().grammar_from_lark(grammar)).checked()
 
@@ -115,15 +110,12 @@ class Grammar:
         """Return the grammar itself.
 
         Raises:
-            UsageError: if it is none, is too complex, or no text meets it.
+            UsageError: if it is not valid, is too complex, or no text meets it.
         """
         is_error, messages = _library().validate_grammar_with_warnings(self.source)
         if is_error:
             raise UsageError(self.what, _reason(messages[0]), "correct it")
-        try:
-            self._begin(_byte_tokenizer(), 256, ()).mask()
-        except LlamaChatError as error:
-            raise UsageError(error.what, error.why, error.advice) from None
+        self._begin(_byte_tokenizer(), 257, (256,)).mask()  # the bytes, and an end token
         return self
 
     def start(self, tokenizer: "Tokenizer", end_ids: Collection[int]) -> Constraint:
@@ -168,7 +160,7 @@ class _GrammarConstraint(Constraint):
         """See ``Constraint``.
 
         Raises:
-            LlamaChatError: if nothing may follow, or the grammar is too complex.
+            UsageError: if nothing may follow, or the grammar is too complex.
         """
         mask = bytearray(self._matcher.compute_logit_bias()[: self._vocab_size])
         self._check()
@@ -196,10 +188,10 @@ class _GrammarConstraint(Constraint):
             why = _reason(self._matcher.get_error())
             if "NoExtension" in why:
                 raise self._unmeetable()
-            raise LlamaChatError(self._what, why, "write a simpler one")
+            raise UsageError(self._what, why, "write a simpler one")
 
-    def _unmeetable(self) -> LlamaChatError:
-        return LlamaChatError(self._what, "no text can meet it", "correct it")
+    def _unmeetable(self) -> UsageError:
+        return UsageError(self._what, "no text can meet it", "correct it")
 
 
 class _Spelling:
@@ -254,32 +246,8 @@ def _library() -> "type[LLMatcher]":
     return LLMatcher
 
 
-def _inexact_number(schema: object) -> float | None:
-    """Return a number in a schema of which the library would round the last digits."""
-    left = [schema]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list | tuple):
-            left += value
-        elif isinstance(value, int | float) and not _is_exact(value):
-            return value
-    return None
-
-
-def _is_exact(number: float) -> bool:
-    """True if the library keeps a number as it is; what is not finite is not JSON."""
-    if isinstance(number, int):
-        return abs(number) <= 2**53
-    if not isfinite(number):
-        return True
-    _, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
-    return len(digits) <= _DIGITS and int(exponent) >= -_PLACES and abs(number) <= 2**53
-
-
 def _reason(message: str) -> str:
     """Return the reason in an error of the library, as one short line."""
-    found = re.search(r"error: (.*)", message)
+    found = re.search(r"(?:Parser E|e)rror: (.*)", message)
     line = found[1] if found else message.strip().partition("\n")[0]
     return " ".join(line.split())[:160] or "it cannot be used"

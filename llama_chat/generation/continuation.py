@@ -64,7 +64,7 @@ class Continuation:
             context: context length in tokens.
 
         Raises:
-            LlamaChatError: if no text of this vocabulary can meet the grammar.
+            UsageError: if no text of this vocabulary can meet the grammar.
         """
         self.ids = list(request.ids)
         """The prompt, and the tokens sampled so far."""
