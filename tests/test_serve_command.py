@@ -197,6 +197,15 @@ def test_a_key_is_needed_for_other_addresses_and_checked(
     assert client.health(guarded.socket) is not None  # its owner needs none
 
 
+def test_a_key_may_have_any_characters(home: Path, gguf_model: Path) -> None:
+    key = "clé-secret"
+    with running_server(home, gguf_model, "--api-key", key) as server:
+        for sent, status in ((key.encode(), 200), (key.encode()[:-1], 401)):
+            header = b"Bearer " + sent
+            found = request(server, "GET", "/v1/models", Authorization=header.decode("latin-1"))
+            assert found[0] == status
+
+
 def test_a_web_page_that_is_let_in_can_ask_before_it_sends_the_key(guarded: Server) -> None:
     page = {"Origin": "http://page"}
     allowed, status = headers(guarded, "OPTIONS", **page)

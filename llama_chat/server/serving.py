@@ -14,8 +14,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llama_chat.server.api import Api
-from llama_chat.server.doors import Doors, Guest
 from llama_chat.server.prompts import Prompts
+from llama_chat.server.request_guard import AccessRules, RequestGuard
 from llama_chat.server.sockets import SocketFile, listening_on_port
 from llama_chat.server.worker import Worker
 
@@ -121,10 +121,11 @@ def serve(
     api = Api(worker, prompts, identity)
     # Others reach this machine by names that it cannot know, and need a key.
     is_local = options.host in LOOPBACK or options.api_key is None
-    guest = Guest(frozenset(LOOPBACK) if is_local else None, options.origins, options.api_key)
-    doors = Doors(api.app(), guest, log, logs_bodies=options.logs_prompts)
+    hosts = frozenset(LOOPBACK) if is_local else None
+    rules = AccessRules(hosts, options.origins, options.api_key)
+    guard = RequestGuard(api.app(), rules, log, logs_bodies=options.logs_prompts)
     config = uvicorn.Config(
-        doors,
+        guard,
         http=_Protocol,
         ws="none",
         lifespan="off",

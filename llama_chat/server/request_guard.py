@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ READER_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class AccessRules:
     """Requirements on requests over TCP; those through the socket file have none."""
 
     hosts: frozenset[str] | None
@@ -42,22 +43,27 @@ class _Refused(Exception):
         self.why = why
 
 
-class Doors:
-    """Application around another one, which lets in what may come in."""
+class RequestGuard:
+    """Application around another one, which gets the requests that pass the checks."""
 
     def __init__(
-        self, app: ASGIApp, guest: Guest, log: Callable[[str], None], *, logs_bodies: bool = False
+        self,
+        app: ASGIApp,
+        rules: AccessRules,
+        log: Callable[[str], None],
+        *,
+        logs_bodies: bool = False,
     ) -> None:
         """Guard ``app``.
 
         Args:
             app: the application.
-            guest: what requests over TCP must show.
+            rules: what requests over TCP must show.
             log: called with a line about each request.
             logs_bodies: add the bodies to the lines; they hold what people write.
         """
         self._app = app
-        self._guest = guest
+        self._rules = rules
         self._log = log
         self._logs_bodies = logs_bodies
 
@@ -80,14 +86,14 @@ class Doors:
             except TimeoutError:
                 raise ConnectionResetError from None
 
-        is_guest = not _is_through_file(scope)
+        is_over_tcp = _is_over_tcp(scope)
         try:
-            if is_guest:
+            if is_over_tcp:
                 extra += self._check_origin(headers)
             if scope["method"] == "OPTIONS" and extra:  # a browser asks, and sends no key yet
                 await _answer(send_on, 204, None)
             else:
-                if is_guest:
+                if is_over_tcp:
                     self._check_key(headers)
                 data = await _read_body(receive, headers)
                 await self._app(scope, _with_body(data, receive), send_on)
@@ -108,15 +114,15 @@ class Doors:
         """Check where a request over TCP comes from; returns headers of the answer.
 
         Raises:
-            _Refused: if it may not come in.
+            _Refused: if that is not allowed.
         """
-        guest = self._guest
+        rules = self._rules
         host = headers.get("host", b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if guest.hosts is not None and name not in guest.hosts:
+        if rules.hosts is not None and name not in rules.hosts:
             raise _Refused(403, "wrong Host")
         origin = headers.get("origin", b"").decode("latin-1")
-        if origin and origin not in guest.origins:
+        if origin and origin not in rules.origins:
             raise _Refused(403, "web pages of other origins are not served")
         if not origin:
             return []
@@ -132,19 +138,18 @@ class Doors:
         Raises:
             _Refused: if it is another one.
         """
-        wanted = self._guest.api_key
-        scheme, _, key = headers.get("authorization", b"").decode("latin-1").partition(" ")
+        wanted = self._rules.api_key
+        scheme, _, key = headers.get("authorization", b"").partition(b" ")
         if wanted is not None and not (
-            scheme.lower() == "bearer"
-            and hmac.compare_digest(key.strip().encode(), wanted.encode())
+            scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), os.fsencode(wanted))
         ):
             raise _Refused(401, "wrong API key")
 
 
-def _is_through_file(scope: Scope) -> bool:
-    """True if a request came through the socket file, which has no port."""
+def _is_over_tcp(scope: Scope) -> bool:
+    """True if a request came through a port, not through the socket file."""
     server = scope.get("server")
-    return server is None or server[1] is None
+    return server is not None and server[1] is not None
 
 
 async def _read_body(receive: Receive, headers: dict[str, bytes]) -> bytes:
