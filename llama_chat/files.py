@@ -98,7 +98,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file to read; a folder, pipe, socket or device is refused at once.
 
     Raises:
-        OSError: if it is none, or cannot be opened.
+        OSError: if it is not a regular file, or cannot be opened.
         ValueError: if the path holds a NUL.
     """
     try:

@@ -196,7 +196,7 @@ def _checked(found: dict[str, Any], cached_tokens: object, where: str) -> Receip
         if name in LOAD_SETTINGS
     }
     if found["leading"] not in ("keep", "dummy", "strip"):
-        raise ValueError("its leading white space")
+        raise ValueError("unknown treatment of leading white space")
     if not isinstance(cached_tokens, int):
         raise TypeError("cached_tokens")
     return Receipt(
@@ -220,11 +220,11 @@ def _checked(found: dict[str, Any], cached_tokens: object, where: str) -> Receip
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("a text is none")
+        raise TypeError("a field is not text")
     return value
 
 
 def _ids(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(i) is int and 0 <= i < 2**31 for i in value):
-        raise ValueError("ids are none")
+        raise ValueError("its ids are not a list of token ids")
     return tuple(value)

@@ -8,7 +8,7 @@ def seconds(text: str, what: str) -> float:
     """Parse a time such as ``90s``; see ``seconds_of``.
 
     Raises:
-        UsageError: about ``what``, if it is none.
+        UsageError: about ``what``, if it is not a valid time.
     """
     found = seconds_of(text)
     if found is None:
@@ -20,7 +20,7 @@ def n_bytes(text: str, what: str) -> int:
     """Parse a size such as ``512M`` or ``2.5G``; see ``bytes_of``.
 
     Raises:
-        UsageError: about ``what``, if it is none.
+        UsageError: about ``what``, if it is not a valid size.
     """
     found = bytes_of(text)
     if not found:

@@ -63,7 +63,7 @@ def parse_address(text: str) -> Address:
     """Parse an address; ``/v1`` is appended to one without a path.
 
     Raises:
-        UsageError: if it is none, or has a name, a password or a query in it.
+        UsageError: if it is not a valid address, or has a name, a password or a query in it.
     """
     if text.startswith("unix:") and len(text) > 5 and text.isprintable():
         return Address("http://localhost/v1", str(expand_user(text[5:]).absolute()))

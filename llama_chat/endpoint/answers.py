@@ -113,7 +113,7 @@ class Answer:
         if choices is None or choices == []:
             return []
         if not isinstance(choices, list) or not isinstance(choices[0], dict):
-            raise ValueError("its choices are none")
+            raise ValueError("choices is not a list of objects")
         return self._take_choice(choices[0])
 
     def _take_choice(self, choice: dict[str, Any]) -> list[Token]:
@@ -203,7 +203,7 @@ def _text_of(choice: dict[str, Any]) -> str:
             raise ValueError(f"its {name} is no object")
     texts = [part for part in parts if part is not None]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("its text is none")
+        raise ValueError("its text is not a string")
     return "".join(texts)
 
 

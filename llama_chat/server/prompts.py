@@ -91,7 +91,7 @@ class Prompts:
 
         Raises:
             PromptTooLongError: if one exceeds the context.
-            UsageError: if an id is none of the vocabulary, or there are none.
+            UsageError: if an id is not in the vocabulary, or there are none.
         """
         limit = body.limit or self._settings.max_tokens
         stop = self._settings.stop if body.stop is None else body.stop
@@ -113,7 +113,7 @@ class Prompts:
         ]
 
     def text(self, prompt: str | list[int]) -> str:
-        """Return the text of a raw prompt; nothing for ids that are none of the vocabulary."""
+        """Return the text of a raw prompt; nothing for ids beyond the vocabulary."""
         if isinstance(prompt, str):
             return prompt
         known = (i for i in prompt if i < self.tokenizer.vocab_size)
@@ -122,8 +122,10 @@ class Prompts:
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             return self._llama.prompt_ids(prompt)
-        if not prompt or max(prompt) >= self.tokenizer.vocab_size:
-            raise UsageError("prompt", "its ids are none of the vocabulary", "tokenize a text")
+        if not prompt:
+            raise UsageError("prompt", "it has no token", "give one or more")
+        if max(prompt) >= self.tokenizer.vocab_size:
+            raise UsageError("prompt", "an id is not in the vocabulary", "tokenize a text")
         if len(prompt) > self._llama.context:
             raise prompt_too_long(len(prompt), self._llama.context)
         return prompt
