@@ -92,6 +92,8 @@ class Engine:
         """Tokens evaluated so far, sampled ones included, rejected drafts not."""
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
+        self._owner: Continuation | None = None
+        """The generation whose tokens the cache holds; None if it was last used otherwise."""
         self._pass_cost = PassCost()
         self._lookup = LookupDrafter(self._pass_cost)
         self.draft_model: ModelDrafter | None = None
@@ -142,6 +144,7 @@ class Engine:
         """Reuse the longest cached prefix of ``ids``, and return its length."""
         if len(ids) > self.context:
             raise prompt_too_long(len(ids), self.context)
+        self._owner = None
         return self.cache.seek(ids)
 
     def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:
@@ -156,6 +159,35 @@ class Engine:
             if hooks.on_prefill is not None and len(ids) > 1:
                 hooks.on_prefill(done, len(ids))
         return logits
+
+    def _begin(self, text: Continuation, hooks: Hooks) -> Tensor:
+        """Prefill the prompt of a generation, which then owns the cache."""
+        try:
+            return self.prefill(text.ids, hooks)
+        finally:
+            text.n_reused = self.n_reused
+            self._owner = text
+
+    def _return_to(self, text: Continuation, ends: Sequence[int], hooks: Hooks) -> None:
+        """Make the cache hold again what a generation had left in it, after another use.
+
+        What was neither kept nor saved is evaluated in the same passes as before, since the number
+        of tokens of a pass decides how its results are rounded.
+
+        Args:
+            text: the generation, which then owns the cache.
+            ends: lengths of the cache before its first pass and after each of them.
+            hooks: to stop it.
+        """
+        ids = text.ids[: ends[-1]]
+        start = self._seek(ids)
+        start = max((end for end in ends if end <= start), default=start)
+        self.cache.trim(start)
+        for end in ends:
+            if end > start:
+                self._append(ids[start:end], Hooks(hooks.should_stop))
+                start = end
+        self._owner = text
 
     def _append_chosen(
         self, ids: Sequence[int], verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
@@ -202,7 +234,8 @@ class Engine:
 
         Yields:
             A ``Token`` for each sampled id except an end token, then one ``Finish``. The caller
-            may stop by closing the generator; the cache is valid at every instant.
+            may stop by closing the generator; the cache is valid at every instant. Several
+            generations may take turns, at the cost of seeking at each.
 
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
@@ -220,29 +253,32 @@ class Engine:
         text = Continuation(request, self.tokenizer, self.end_ids, self.context)
         self.n_reused = 0
         verifier = None
-        drafters = self._drafters(lookup)
-        if drafters:
-            for drafter in drafters:
-                drafter.set_ids(text.ids)
+        if drafters := self._drafters(lookup):
             verifier = DraftVerifier(self.backend, self.cache, drafters, self._pass_cost)
+            verifier.set_ids(text.ids)
         chosen: list[int] = []  # tokens that are not evaluated yet
         try:
-            logits = self.prefill(text.ids, hooks)
+            logits = self._begin(text, hooks)
+            ends = [text.n_reused, len(text.ids)]
             while not (hooks.should_stop is not None and hooks.should_stop()):
                 token = text.sample(logits)
                 if token is None:
                     break
-                yield token
+                yield token  # the engine may have another use before the next is asked for
                 if text.reason is not None:
                     break
                 chosen.append(token.id)
                 if not text.is_forced:
+                    if self._owner is not text:
+                        self._return_to(text, ends, hooks)
+                        if verifier is not None:
+                            verifier.set_ids(text.ids[: ends[-1]])
                     n_left = text.max_length - len(text.ids)
                     logits = self._append_chosen(chosen, verifier, n_left - 1, hooks)
+                    ends.append(len(text.ids))
                     chosen = []
         except InterruptedForward:
             pass
-        text.n_reused = self.n_reused
         yield text.finish(*(verifier.counts if verifier else ()))
 
     def _drafters(self, lookup: bool) -> list[Drafter]:

@@ -135,7 +135,7 @@ class DraftVerifier:
     def __init__(
         self, backend: Backend, cache: KVCache, drafters: Sequence[Drafter], cost: PassCost
     ) -> None:
-        """Append to ``cache``, whose text the ``drafters`` hold."""
+        """Append to ``cache``, with drafts of the ``drafters``."""
         self._backend = backend
         self._cache = cache
         self._drafters = drafters
@@ -148,6 +148,12 @@ class DraftVerifier:
     def counts(self) -> tuple[int, int]:
         """Numbers of drafted tokens and of accepted ones."""
         return self._n_drafted, self._n_accepted
+
+    def set_ids(self, ids: Sequence[int]) -> None:
+        """Replace the text, which the cache holds or is about to hold."""
+        self._prefetched = []
+        for drafter in self._drafters:
+            drafter.set_ids(ids)
 
     def evaluate(
         self, token_id: int, max_draft: int, should_stop: Callable[[], bool] | None = None
