@@ -16,6 +16,7 @@ from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
+from llama_chat.quantization import linear
 from llama_chat.quantization.linear import packed_linear, place, torch_has_matrix_units
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
@@ -204,6 +205,31 @@ def test_an_unknown_kernel_level_is_refused_by_name(gguf_model: Path, tmp_path: 
         "complete", "-", "-m", gguf_model, home=tmp_path, stdin=b"in", LLAMA_CHAT_KERNEL="abacus"
     )
     assert_clean_error(done, 2, "LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of ")
+
+
+@pytest.mark.skipif(not native.supported_levels(), reason="no C compiler was there")
+def test_float16_with_packed_weights_in_portable_c(huggingface_model: Path, tmp_path: Path) -> None:
+    done = run(
+        *("complete", "-", "-m", huggingface_model, "--dtype", "float16", "--quantize", "int8"),
+        *("--max-tokens", "1", "--no-server", "-q"),
+        home=tmp_path,
+        stdin=b"more tokens than those that are multiplied at once as they are",
+        LLAMA_CHAT_KERNEL="portable",
+    )
+    assert (done.status, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_many_rows_are_multiplied_by_unpacked_weights_of_any_type(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "prefers_unpacked", lambda *_: True)
+    monkeypatch.setattr(linear, "UNPACKED_BYTES", 2**12)  # several parts
+    weight, rows = torch.randn(100, 64), torch.randn(20, 64)
+    packed = place(quantize(weight, 8), torch.device("cpu"))
+    got = packed_linear(rows.to(dtype), packed)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), rows @ weight.T, atol=0.2, rtol=0.05)
 
 
 @pytest.mark.parametrize("quantize", ["none", "stored"])

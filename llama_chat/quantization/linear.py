@@ -20,9 +20,6 @@ from llama_chat.quantization.trial import is_faster
 Packed = PackedWeight | NativeMatrix
 """A packed matrix: in the layout of the C kernels, or in that of torch."""
 
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-"""Types that the kernels can unpack to."""
-
 UNPACKED_BYTES = 2**25
 """Bytes of weights unpacked at a time, which a product needs in addition to the weights."""
 
@@ -130,12 +127,16 @@ def place_parts(parts: Iterable[PackedWeight], n_rows: int, device: torch.device
     return matrix
 
 
+def _native_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which the kernels compute what is wanted in ``dtype``."""
+    return dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+
+
 def unpack_rows(weight: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Unpack the rows ``ids`` ``(n,)`` to floats ``(n, in)``."""
     if isinstance(weight, PackedWeight):
         return weight.map(itemgetter(ids)).unpack(dtype)
-    native_dtype = dtype if dtype in _NATIVE_DTYPES else torch.float32
-    rows = torch.empty(len(ids), weight.shape[1], dtype=native_dtype)
+    rows = torch.empty(len(ids), weight.shape[1], dtype=_native_dtype(dtype))
     return weight.unpack_rows(ids, rows).to(dtype)
 
 
@@ -184,8 +185,7 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
 
 
 def _multiply_packed(rows: Tensor, weight: NativeMatrix) -> Tensor:
-    native_dtype = rows.dtype if rows.dtype in _NATIVE_DTYPES else torch.float32
-    return weight.multiply(rows.to(native_dtype)).to(rows.dtype)
+    return weight.multiply(rows.to(_native_dtype(rows.dtype))).to(rows.dtype)
 
 
 def _multiply_unpacked(rows: Tensor, weight: Packed) -> Tensor:
@@ -265,11 +265,11 @@ _scratch = _Scratch()
 def _unpack_in_parts(weight: Packed, dtype: torch.dtype) -> Iterator[Tensor]:
     """Unpack the rows to floats, in parts; each is valid until the next one."""
     out, width = weight.shape
-    step = max(1, UNPACKED_BYTES // (dtype.itemsize * width))
+    step = max(1, UNPACKED_BYTES // (_native_dtype(dtype).itemsize * width))
     for start in range(0, out, step):
         end = min(start + step, out)
         if isinstance(weight, NativeMatrix):
-            part = _scratch.allocate((end - start, width), dtype)
-            yield weight.unpack_rows(torch.arange(start, end), part)
+            part = _scratch.allocate((end - start, width), _native_dtype(dtype))
+            yield weight.unpack_rows(torch.arange(start, end), part).to(dtype)
         else:
             yield weight.map(itemgetter(slice(start, end))).unpack(dtype)
