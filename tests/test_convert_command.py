@@ -256,3 +256,16 @@ def test_a_type_that_cannot_hold_the_numbers_is_refused(
         why = "tensor layers.1.attention.wv.weight has numbers above 65504"
         refused(capsys, 2, why, tmp_path / "m", tmp_path / name, "--type", "F16")
     assert names(tmp_path) == ["m"]
+
+
+@pytest.mark.filterwarnings("error")  # each would be a line on stderr
+@pytest.mark.parametrize(("kind", "number"), [("Q8_0", 1e7), ("Q4_0", 6e5), ("Q4_1", 7e4)])
+def test_a_block_that_cannot_hold_the_numbers_is_refused(
+    kind: str, number: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = write_meta(tmp_path / "m")
+    stored["layers.1.attention.wv.weight"][3, :33] = number
+    torch.save(stored, tmp_path / "m" / "consolidated.00.pth")
+    why = f"tensor layers.1.attention.wv.weight has numbers that blocks of {kind} cannot hold"
+    refused(capsys, 2, why, tmp_path / "m", tmp_path / "o.gguf", "--type", kind)
+    assert names(tmp_path) == ["m"]

@@ -22,6 +22,7 @@ from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, p
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.sampling import Sampling
 from tests.conftest import ROOT
+from tests.model_files import write_meta
 from tests.models import TINY, random_model
 
 Layout = tuple[Literal[4, 5, 6, 8], int, bool, bool, bool]
@@ -207,6 +208,22 @@ def test_an_unknown_kernel_level_is_refused_by_name(gguf_model: Path, tmp_path: 
     assert_clean_error(done, 2, "LLAMA_CHAT_KERNEL: 'abacus' is not here: give one of ")
 
 
+@pytest.mark.parametrize(("weight_format", "number"), [("int8", 1e7), ("int4", -7e4)])
+def test_numbers_too_large_to_quantize_are_refused(
+    weight_format: str, number: float, tmp_path: Path
+) -> None:
+    stored = write_meta(tmp_path / "m")
+    stored["layers.1.attention.wv.weight"][3, 4] = number
+    torch.save(stored, tmp_path / "m" / "consolidated.00.pth")
+    done = run(
+        *("complete", "-", "-m", tmp_path / "m", "--quantize", weight_format, "--no-server"),
+        home=tmp_path,
+        stdin=b"in",
+    )
+    why = "tensor layers.1.attention.wv.weight has numbers that cannot be quantized"
+    assert_clean_error(done, 2, f"--quantize {weight_format}: {why}: give none")
+
+
 @pytest.mark.skipif(not native.supported_levels(), reason="no C compiler was there")
 def test_float16_with_packed_weights_in_portable_c(huggingface_model: Path, tmp_path: Path) -> None:
     done = run(
@@ -257,6 +274,7 @@ import torch
 from llama_chat.kernels import native
 from llama_chat.quantization import trial
 from llama_chat.quantization.linear import prefers_unpacked
+from tests.model_files import write_meta
 from tests.models import TINY, native_backend, packed_model
 measured, measure = [], trial._best_seconds
 def record(compute):

@@ -14,6 +14,9 @@ from llama_chat.errors import UsageError
 
 Bytes = NDArray[np.uint8]
 
+_SCALE_BYTES = {"Q8_0": 2, "Q4_0": 2, "Q4_1": 4}
+"""Bytes at the beginning of a block: its scale and for Q4_1 its minimum, in float16."""
+
 
 def choose_type(checkpoint: Checkpoint, wanted: str | None) -> str:
     """Return the type to store matrices in: ``wanted``, or else that of the source.
@@ -69,7 +72,12 @@ def read_bytes(checkpoint: Checkpoint, name: str, kind: str) -> Bytes:
     if kind not in QUANTIZED:
         return as_bytes(read_float(checkpoint, name, kind))
     weight = checkpoint.read(name, torch.float32).numpy()
-    packed: Bytes = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind])
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+        packed: Bytes = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind])
+    blocks = packed.reshape(-1, n_bytes((1, 32), kind))
+    if not np.isfinite(blocks[:, : _SCALE_BYTES[kind]].view(np.float16)).all():
+        why = f"tensor {name} has numbers that blocks of {kind} cannot hold"
+        raise UsageError(f"--type {kind}", why, "give BF16 or F32")
     return packed
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
+from llama_chat.errors import UsageError
 from llama_chat.kernels import mapped_files, native
 from llama_chat.kernels.matrix import padded_rows
 from llama_chat.quantization.linear import Packed, place, place_parts, prefers_floats
@@ -117,6 +118,9 @@ def read_weights(
         types: types of weights that are not packed.
         devices: devices of the layers, in equal runs; or one for each.
         report: called with the bytes read so far and the bytes in all.
+
+    Raises:
+        UsageError: if ``weight_format`` cannot represent the values of a matrix.
     """
     weights: Weights = {}
     n_done, n_layers = 0, checkpoint.config.n_layers
@@ -178,7 +182,7 @@ def _read(
     bits = _bits(name, info.shape, weight_format)
     packed = checkpoint.read_packed(name) if weight_format == "stored" else None
     if bits is not None:
-        parts = _quantize(checkpoint, name, bits)
+        parts = _quantize(checkpoint, name, weight_format, bits)
         weight: Tensor | Packed = place_parts(parts, info.shape[0], device)
     elif packed is not None:
         weight = place(packed, device)
@@ -189,10 +193,19 @@ def _read(
     return weight
 
 
-def _quantize(checkpoint: Checkpoint, name: str, bits: Literal[4, 8]) -> Iterator[PackedWeight]:
-    """Quantize a matrix in parts, each of which is no longer in memory as a float then."""
+def _quantize(
+    checkpoint: Checkpoint, name: str, weight_format: WeightFormat, bits: Literal[4, 8]
+) -> Iterator[PackedWeight]:
+    """Quantize a matrix in parts, each of which is no longer in memory as a float then.
+
+    Raises:
+        UsageError: if the scales cannot represent its values.
+    """
     as_stored = FLOAT_TYPES.get(checkpoint.tensors[name].type, torch.float32)
     for part in quantize_in_parts(checkpoint.read(name, as_stored), bits):
+        if not part.is_finite:
+            why = f"tensor {name} has numbers that cannot be quantized"
+            raise UsageError(f"--quantize {weight_format}", why, "give none")
         checkpoint.forget(name)
         yield part
 

@@ -107,6 +107,11 @@ class PackedWeight:
         return rows, n_groups * self.group
 
     @property
+    def is_finite(self) -> bool:
+        """True if all scales and minima are finite numbers."""
+        return all(each is None or bool(each.isfinite().all()) for each in self.tensors[1:])
+
+    @property
     def group(self) -> int:
         """Number of neighbours that share a scale."""
         return self.quants.shape[2] * 8 // self.bits
