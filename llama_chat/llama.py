@@ -18,7 +18,7 @@ from llama_chat.generation.backend import Backend
 from llama_chat.generation.batch import Key, Scheduler, generate_all
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.engine import Engine, check_least, prompt_too_long
+from llama_chat.generation.engine import Engine, check_ids, check_least, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
@@ -117,7 +117,14 @@ class Llama:
         return Sampling(**suggested)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Return the logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32."""
+        """Return the logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32.
+
+        Raises:
+            ValueError: if there are none.
+            PromptTooLongError: if they exceed the context.
+            UsageError: if the model has no such token.
+            LlamaChatError: if memory runs out.
+        """
         return self._engine.logits(ids)
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -147,6 +154,12 @@ class Llama:
 
         Without ``sampling`` that of the model is used. With ``logprobs`` each token has its most
         likely alternatives.
+
+        Raises:
+            ValueError: if there are no ``ids``, or ``max_tokens`` is no whole number of at least 1.
+            PromptTooLongError: if they exceed the context.
+            UsageError: if the model has no such token.
+            LlamaChatError: later, if memory runs out, or no text can meet ``grammar``.
         """
         request = self.request(
             ids,
@@ -192,7 +205,12 @@ class Llama:
         grammar: Grammar | None = None,
         logprobs: bool = False,
     ) -> Request:
-        """Return the request that ``generate`` computes, for a scheduler."""
+        """Return the request that ``generate`` computes, for a scheduler.
+
+        Raises:
+            ValueError, PromptTooLongError, UsageError: as ``generate``.
+        """
+        check_ids(ids, self.backend)
         return Request(
             ids,
             Sampler(sampling or self.sampling, with_logprobs=logprobs),

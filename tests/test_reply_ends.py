@@ -232,6 +232,6 @@ def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_tokens", [0, -3])
 def test_a_limit_below_one_token_is_refused(max_tokens: int, tmp_path: Path) -> None:
     llama = load(chain(tmp_path))
-    with pytest.raises(ValueError, match=f"max_tokens is {max_tokens}, not 1 or more"):
+    with pytest.raises(ValueError, match=f"max_tokens is {max_tokens}, not a whole number"):
         llama.generate([1], max_tokens=max_tokens)
     assert len(list(llama.generate([1], max_tokens=1))) == 2

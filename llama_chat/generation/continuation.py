@@ -21,7 +21,7 @@ class Request:
     """A prompt to continue, and where to end.
 
     Raises:
-        ValueError: if ``max_tokens`` is less than 1.
+        ValueError: if ``max_tokens`` is no whole number of at least 1.
     """
 
     ids: Sequence[int]
@@ -45,8 +45,9 @@ class Request:
     """Continuations to score, each at least one token, in place of generating one."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}, not 1 or more")
+        limit = self.max_tokens
+        if limit is not None and not (isinstance(limit, int) and limit >= 1):
+            raise ValueError(f"max_tokens is {limit}, not a whole number of 1 or more")
 
 
 class Continuation:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
-from llama_chat.errors import PromptTooLongError
+from llama_chat.errors import PromptTooLongError, UsageError
 from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend, chunk_size
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Continuation, Request
@@ -63,6 +63,24 @@ def check_least(n_tokens: int, context: int) -> None:
     """
     if n_tokens > context:
         raise prompt_too_long(AtLeast(n_tokens), context)
+
+
+def check_ids(ids: Sequence[int], backend: Backend) -> None:
+    """Check the tokens of a prompt.
+
+    Raises:
+        ValueError: if there are none.
+        PromptTooLongError: if they exceed the context.
+        UsageError: if the model has no such token.
+    """
+    if not len(ids):
+        raise ValueError("no tokens")
+    if len(ids) > backend.context:
+        raise prompt_too_long(len(ids), backend.context)
+    for token_id in (min(ids), max(ids)):
+        if not 0 <= token_id < backend.vocab_size:
+            why = f"the model has those from 0 to {backend.vocab_size - 1}"
+            raise UsageError(f"token {token_id}", why, "encode the text with its own vocabulary")
 
 
 class Engine:
@@ -240,7 +258,7 @@ class Engine:
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
             LlamaChatError: if no text of this vocabulary can meet ``grammar``.
-            ValueError: if ``max_tokens`` is less than 1.
+            ValueError: if ``max_tokens`` is no whole number of at least 1.
         """
         request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading, grammar)
         return self.continue_request(request, hooks, lookup=lookup)
@@ -293,7 +311,12 @@ class Engine:
         """Compute the logits at every position of ``ids``, ``(len(ids), vocab_size)`` in float32.
 
         They are evaluated in a new cache; the one of the conversation is not changed.
+
+        Raises:
+            ValueError, PromptTooLongError, UsageError: as ``check_ids``.
+            LlamaChatError: if memory runs out.
         """
+        check_ids(ids, self.backend)
         cache = self.backend.new_cache(self.cache.dtype)
         chunks = [
             self.backend.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)

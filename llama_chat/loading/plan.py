@@ -31,6 +31,8 @@ from llama_chat.loading.weights import (
 )
 from llama_chat.parallel.slices import shards
 from llama_chat.parallel.world import World
+from llama_chat.settings.definitions import SETTINGS
+from llama_chat.settings.setting import check
 
 _CACHE_DTYPES = {"int8": torch.int8}
 """Cache types other than that of the activations, by their name in ``--kv-dtype``."""
@@ -61,6 +63,15 @@ def plan(
         ModelError: if the model or its tokenizer cannot be opened.
         UsageError: if an argument does not suit the model or this machine.
     """
+    _check_settings(
+        dtype=dtype,
+        quantize=quantize,
+        context=context,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        memory=memory,
+        device_map=device_map,
+    )
     devices = pick_devices(device, world)
     if device_map == "auto" and device == "auto" and world is None:
         devices = all_devices()
@@ -111,6 +122,17 @@ def plan(
         return planned
     draft_path = find_model(os.fspath(draft), model_paths)
     return replace(planned, draft=_plan_draft(planned, draft_path, reclaimable))
+
+
+def _check_settings(**values: object) -> None:
+    """Check values of settings, by their names; None is the default of each.
+
+    Raises:
+        UsageError: if one is out of range.
+    """
+    for name, value in values.items():
+        if value is not None:
+            check(SETTINGS[name], value, SETTINGS[name].flag)
 
 
 def _devices_of_layers(planned: LoadPlan) -> tuple[torch.device, ...]:
