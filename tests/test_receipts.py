@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from llama_chat.checkpoints import fingerprint
 from llama_chat.checkpoints.fingerprint import model_fingerprint
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from llama_chat.terminal.sanitizer import sanitize_data
-from tests.model_files import write_gguf, write_meta
+from tests.model_files import SMALL, write_gguf, write_meta
+from tests.servers import running_server
 
 WAYS: dict[str, tuple[str, ...]] = {
     "ask": ("ask", "hi"),
@@ -206,6 +208,17 @@ def test_a_folder_and_the_parts_of_a_file_have_one_fingerprint(tmp_path: Path) -
     data[-1] ^= 1
     parts[-1].write_bytes(data)
     assert of(parts[0]) not in found
+
+
+def test_a_server_names_the_model_that_it_loaded(model: Path) -> None:
+    loaded = answer(model, "ask", "hi")["receipt"]["fingerprint"]
+    with running_server(model.parent, model) as server:
+        write_gguf(model.with_name("other.gguf"), replace(SMALL, n_layers=1))
+        model.with_name("other.gguf").replace(model)
+        arguments = ("ask", "hi", "-m", model, "--json")
+        done = run(*arguments, home=model.parent, XDG_RUNTIME_DIR=server.runtime)
+    assert json.loads(done.out)["receipt"]["fingerprint"] == loaded
+    assert answer(model, "ask", "hi")["receipt"]["fingerprint"] != loaded
 
 
 def test_logprobs_are_of_each_token_with_the_most_likely_ones(model: Path) -> None:

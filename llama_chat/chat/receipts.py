@@ -102,7 +102,7 @@ def describe(
         known = asked()
         receipt = {
             "version": __version__,
-            "fingerprint": _fingerprint(llama),
+            "fingerprint": fingerprint_of(llama),
             "kernel": llama.kernel,
             "path": str(Path(llama.checkpoint.path).absolute()),
             "load": {name: loaded.value(name) for name in LOAD_SETTINGS},
@@ -125,8 +125,8 @@ def describe(
     return described
 
 
-def _fingerprint(llama: "Llama") -> str:
-    """Return the fingerprint; an empty text if the files cannot be read, as the answer is there."""
+def fingerprint_of(llama: "Llama") -> str:
+    """Return the fingerprint; an empty text if the files cannot be read, which fails no answer."""
     try:
         return llama.fingerprint
     except LlamaChatError:

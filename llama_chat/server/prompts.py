@@ -7,7 +7,7 @@ from typing import Any
 from llama_chat.chat.choices import check_choices, reply_ids
 from llama_chat.chat.context_use import no_space
 from llama_chat.chat.conversation import Message
-from llama_chat.chat.receipts import Asked, Describe, describe
+from llama_chat.chat.receipts import Asked, Describe, describe, fingerprint_of
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request
@@ -29,6 +29,7 @@ class Prompts:
         self._llama = llama
         self._settings = settings
         self._template: ChatTemplate = llama.template(settings.template, settings.template_name)
+        fingerprint_of(llama)  # kept: by the first receipt the files may be those of another model
 
     @property
     def name(self) -> str:
