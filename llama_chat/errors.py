@@ -141,7 +141,9 @@ def is_full_disk(error: Exception) -> bool:
 
 
 def unexpected(error: Exception) -> str:
-    """Return the line about a bug, with advice on reporting it."""
+    """Return the line about memory that ran out, or else a bug, with advice on reporting it."""
+    if is_out_of_memory(error):
+        return "this process: not enough memory: free some, or use a smaller model or --context"
     return f"unexpected: {error}: report it with LLAMA_CHAT_TRACEBACK=1 set"
 
 
@@ -156,7 +158,8 @@ def is_out_of_memory(error: Exception) -> bool:
     # On a CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and re.search("out of memory|not enough memory|allocate memory", str(error)) is not None
+        and re.search("out of memory|not enough memory|allocate memory|bad_alloc", str(error))
+        is not None
     )
 
 

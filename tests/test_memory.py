@@ -8,7 +8,7 @@ import pytest
 
 from harness.process import cold
 from harness.program import COMMAND, Program, assert_clean_error, run
-from llama_chat.errors import LlamaChatError
+from llama_chat.errors import LlamaChatError, unexpected
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
 from llama_chat.memory import available_memory, limit_memory, require
@@ -163,14 +163,44 @@ def test_a_context_grows_within_the_limit_alone() -> None:
     engine.prefill_cached([3] * engine.cache.length + [4])  # it goes on
 
 
+def run_limited(kilobytes: int, *arguments: str | Path, home: Path) -> tuple[int, str]:
+    """Run the program under ``ulimit -v``, and return its status and stderr."""
+    script = 'ulimit -v "$1"; shift; exec "$@"'
+    program = (str(kilobytes), *COMMAND, *arguments)
+    with cold(), Program(*program, home=home, command=("bash", "-c", script, "bash")) as limited:
+        _, err = limited.communicate()
+        return limited.wait(0), err.decode()
+
+
 def test_ulimit_refuses_a_model_in_one_line(gguf_model: Path, tmp_path: Path) -> None:
     # The address space of a program with torch is far larger than its memory.
-    script = 'ulimit -v "$1"; shift; exec "$@"'
-    program = (*COMMAND, "ask", "hello", "-m", str(gguf_model), "--context", "512")
-    with cold(), Program("6000000", *program, home=tmp_path,
-                         command=("bash", "-c", script, "bash")) as limited:  # fmt: skip
-        _, err = limited.communicate()
-        status = limited.wait(0)
+    arguments = ("ask", "hello", "-m", gguf_model, "--context", "512")
+    status, err = run_limited(6_000_000, *arguments, home=tmp_path)
     assert status in (0, 1, 3)
-    assert err.count(b"llama-chat: error: ") == (status != 0)
-    assert b"Traceback" not in err
+    assert err.count("llama-chat: error: ") == (status != 0)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "kilobytes"),
+    [("ask", 400_000), ("ask", 650_000), ("tokenize", 800_000), ("convert", 1_000_000),
+     ("check", 800_000)],
+)  # fmt: skip
+def test_too_little_address_space_for_torch_is_refused_before_its_import(
+    command: str, kilobytes: int, gguf_model: Path, tmp_path: Path
+) -> None:
+    arguments = {
+        "ask": ("ask", "hello", "-m", gguf_model),
+        "tokenize": ("tokenize", __file__, "-m", gguf_model),
+        "convert": ("convert", gguf_model, tmp_path / "out.gguf"),
+        "check": ("check", gguf_model),
+    }
+    status, err = run_limited(kilobytes, *arguments[command], home=tmp_path)
+    why = "not enough memory for torch: raise it to 1048576 or more"
+    assert (status, err) == (3, f"llama-chat: error: ulimit -v {kilobytes}: {why}\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc"), OSError(12, "")])
+def test_an_error_of_memory_is_no_bug(error: Exception) -> None:
+    assert unexpected(error).startswith("this process: not enough memory: ")
+    assert unexpected(ValueError("std")).startswith("unexpected: std: ")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_chat.cli.completing import models
-from llama_chat.cli.loading import model_path
+from llama_chat.cli.loading import importing_torch, model_path
 from llama_chat.conversion.output import appearing, check_free, check_space
 from llama_chat.conversion.target import GGUF, SHARD_SIZE, TYPES, Target, choose_target
 from llama_chat.files import expand_user, readable_size
@@ -51,9 +51,9 @@ def convert(
     target = choose_target(Path(expand_user(out)), to, kind, shard_size)
     path = model_path(load_settings({}, None), model)
     check_free(target, path, force=force)
-    from llama_chat.conversion.weights import choose_type, quantized_types
-    from llama_chat.loading.formats import open_checkpoint
-
+    with importing_torch():
+        from llama_chat.conversion.weights import choose_type, quantized_types
+        from llama_chat.loading.formats import open_checkpoint
     checkpoint = open_checkpoint(path)
     stored_as = choose_type(checkpoint, target.type)
     plan = _plan(checkpoint, target, stored_as)

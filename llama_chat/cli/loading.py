@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.cli.ranks import other_ranks
 from llama_chat.cli.slots import Slots
-from llama_chat.errors import UsageError, reason
+from llama_chat.errors import ModelError, UsageError, reason
 from llama_chat.generation.constraints import Grammar
 from llama_chat.library import find_model
 from llama_chat.settings.definitions import SETTINGS
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from llama_chat.loading.load_plan import LoadPlan
     from llama_chat.remote import RemoteModel
     from llama_chat.server.warm_model import WarmDialog, WarmModel
+
+_TORCH_BYTES = 2**30
+"""Least address space for torch, a vocabulary and the headers of a model, which take 0.85 GB on two
+cores; with less they fail in many ways, of which some end the process. A load needs more."""
 
 
 def model_path(settings: Settings, wanted: str | None = None) -> Path:
@@ -120,9 +125,22 @@ def plan_model(settings: Settings, *, reclaimable: int = 0) -> "LoadPlan | Endpo
 
 @contextmanager
 def importing_torch() -> Iterator[None]:
-    """Import what imports torch, quickly, and so that a signal ends the program at once."""
+    """Import what imports torch, quickly, and so that a signal ends the program at once.
+
+    Raises:
+        ModelError: if ``ulimit -v`` leaves too little memory for it.
+    """
+    _check_address_space()
     with _signals_exit(), _collector_paused():
         yield
+
+
+def _check_address_space() -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if "torch" not in sys.modules and limit != resource.RLIM_INFINITY and limit < _TORCH_BYTES:
+        why = "not enough memory for torch"
+        advice = f"raise it to {_TORCH_BYTES // 1024} or more"
+        raise ModelError(f"ulimit -v {limit // 1024}", why, advice)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from llama_chat.chat.dialogs import parse_dialog
 from llama_chat.chat.prompt_files import read_prompt_text
 from llama_chat.chat.templates import choose_template
 from llama_chat.chat.templates.base import Origin
-from llama_chat.cli.loading import model_path
+from llama_chat.cli.loading import importing_torch, model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.errors import UsageError
 from llama_chat.settings.settings import Settings
@@ -41,7 +41,8 @@ def tokenize(
         raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
     text = _read(file if dialog is None else dialog)
     path = model_path(settings)
-    from llama_chat.loading.formats import open_tokenizer
+    with importing_torch():
+        from llama_chat.loading.formats import open_tokenizer
 
     tokenizer, templates = open_tokenizer(path)
     origins: list[Origin] = []
