@@ -29,7 +29,11 @@ def require(n_bytes: int) -> None:
 
 
 def available_memory(
-    cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP, *, limit: int | None = None
+    cgroups: Path = _CGROUPS,
+    membership: Path = _MEMBERSHIP,
+    *,
+    limit: int | None = None,
+    reclaimable: int = 0,
 ) -> int:
     """Return the free bytes of the machine, or those left in a control group or limit if fewer.
 
@@ -42,21 +46,23 @@ def available_memory(
         cgroups: mount point of the control groups.
         membership: file that names the groups of this process.
         limit: bytes that this process may use in all, besides ``ulimit -v``.
+        reclaimable: bytes that this process uses, and will free.
     """
     machine = int(psutil.virtual_memory().available)
-    return min([machine, *_bytes_left(cgroups, membership), *_bytes_left_to_us(limit)])
+    left = min([machine, *_bytes_left(cgroups, membership)]) + reclaimable
+    return min([left, *_bytes_left_to_us(limit, reclaimable)])
 
 
-def _bytes_left_to_us(limit: int | None) -> Iterator[int]:
+def _bytes_left_to_us(limit: int | None, reclaimable: int) -> Iterator[int]:
     """Yield the bytes that this process may take under its own limits."""
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit is None and address_space == resource.RLIM_INFINITY:
         return
     used = psutil.Process().memory_info()
     if limit is not None:
-        yield max(0, limit - used.rss)
+        yield max(0, limit - max(0, used.rss - reclaimable))
     if address_space != resource.RLIM_INFINITY:
-        yield max(0, address_space - used.vms)
+        yield max(0, address_space - max(0, used.vms - reclaimable))
 
 
 def _bytes_left(cgroups: Path, membership: Path) -> Iterator[int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import psutil
 import pytest
 import torch
 
@@ -106,6 +107,17 @@ def test_a_longer_context_than_the_models_is_refused(large_model: Path) -> None:
 def test_memory_of_a_model_that_is_dropped_first_counts_as_free(large_model: Path) -> None:
     extra = plan(large_model, reclaimable=10**15).bytes_free - plan(large_model).bytes_free
     assert extra == pytest.approx(10**15, rel=1e-3)
+
+
+def test_no_more_is_free_than_a_limit_allows(large_model: Path) -> None:
+    plan(large_model)  # what it imports takes memory, too
+    used = psutil.Process().memory_info().rss
+    for memory in (10 * 2**20, used, used + 2**20):
+        left = plan(large_model, memory=memory, reclaimable=2**23).bytes_free
+        assert left == pytest.approx(max(0, memory - used + 2**23), abs=2**22)
+    assert plan(large_model, memory=used, reclaimable=2 * used).bytes_free == used
+    with pytest.raises(ModelError, match=r"needs .* MB, 0 KB free of --memory 10\.5 MB"):
+        plan(large_model, memory=10 * 2**20, reclaimable=2**23).check_fit()
 
 
 def test_a_model_loads_by_its_name(

@@ -63,17 +63,21 @@ def _pick_device(name: str) -> torch.device:
 
 
 def free_memory(
-    devices: Sequence[torch.device], limit: int | None = None, world: World | None = None
+    devices: Sequence[torch.device],
+    limit: int | None = None,
+    world: World | None = None,
+    reclaimable: int = 0,
 ) -> int:
     """Return the free bytes of the GPUs among ``devices``, or if there are none, of this process.
 
-    The ranks of a machine share its memory equally. See ``available_memory`` for ``limit``.
+    The ranks of a machine share its memory equally. See ``available_memory`` for ``limit`` and
+    ``reclaimable``.
     """
     gpus = {device for device in devices if device.type == "cuda"}
     if not gpus:
         share = available_memory() // (1 if world is None else world.local_size)
-        return min(share, available_memory(limit=limit))
-    return sum(map(free_bytes, gpus | ({_CPU} & set(devices))))
+        return min(share + reclaimable, available_memory(limit=limit, reclaimable=reclaimable))
+    return sum(map(free_bytes, gpus | ({_CPU} & set(devices)))) + reclaimable
 
 
 def free_bytes(device: torch.device) -> int:

@@ -91,7 +91,7 @@ def plan(
     types = FloatTypes(
         pick_dtype(dtype, checkpoint.dtype, devices[0], keeps_stored=keeps_stored), keeps_stored
     )
-    bytes_free = free_memory(devices, memory, world) + reclaimable
+    bytes_free = free_memory(devices, memory, world, reclaimable)
     n_ranks = 1 if world is None else world.size
     weight_format = choose_weight_format(
         quantize or "auto", checkpoint, types, bytes_free * n_ranks, devices[0]
