@@ -8,20 +8,35 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
+    from llama_chat.errors import LlamaChatError
     from llama_chat.generation.constraints import Grammar
+    from llama_chat.generation.events import Finish, Token
     from llama_chat.llama import Llama
     from llama_chat.loading.plan import load
     from llama_chat.settings.sampling import Sampling
 
 __version__ = "0.1.0"
 
-__all__ = ["ChatSession", "Grammar", "Llama", "Sampling", "__version__", "load"]
+__all__ = [
+    "ChatSession",
+    "Finish",
+    "Grammar",
+    "Llama",
+    "LlamaChatError",
+    "Sampling",
+    "Token",
+    "__version__",
+    "load",
+]
 
 _MODULES = {
     "ChatSession": "llama_chat.chat.session",
+    "Finish": "llama_chat.generation.events",
     "Grammar": "llama_chat.generation.constraints",
     "Llama": "llama_chat.llama",
-    "Sampling": "llama_chat.settings.definitions",
+    "LlamaChatError": "llama_chat.errors",
+    "Sampling": "llama_chat.settings.sampling",
+    "Token": "llama_chat.generation.events",
     "load": "llama_chat.loading.plan",
 }
 

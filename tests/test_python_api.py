@@ -1,4 +1,4 @@
-"""The Python API: arguments that do not suit are refused before anything is computed."""
+"""The Python API: what it has, and that it refuses unsuitable arguments before it computes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from llama_chat import Llama, load
+import llama_chat
+from llama_chat import Finish, Llama, LlamaChatError, Token, load
 from llama_chat.errors import PromptTooLongError, UsageError
+from tests.conftest import ROOT
 from tests.model_files import SMALL, write_gguf
 
 
@@ -61,3 +63,24 @@ def test_a_limit_that_is_no_whole_number_is_refused(llama: Llama) -> None:
     limit: Any = 2.5
     with pytest.raises(ValueError, match=r"max_tokens is 2\.5, not a whole number of 1 or more"):
         llama.generate([5], max_tokens=limit)
+
+
+def test_a_load_has_the_arguments_of_its_plan(gguf_model: Path) -> None:
+    with pytest.raises(LlamaChatError, match=r"free of --memory 1\.0 MB"):
+        load(gguf_model, memory=10**6)
+    device = load(gguf_model, device_map="auto", memory=2**34).model.device
+    assert device == load(gguf_model).model.device
+
+
+def test_what_a_generation_yields_is_exported(llama: Llama) -> None:
+    *tokens, last = llama.generate([5], max_tokens=3)
+    assert all(isinstance(token, Token) for token in tokens)
+    assert isinstance(last, Finish)
+    assert all(hasattr(llama_chat, name) for name in llama_chat.__all__)
+
+
+def test_the_code_in_the_readme_runs(gguf_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, after = (ROOT / "README.md").read_text().partition("## From Python\n\n```python\n")
+    code = after.partition("```")[0].replace("models/llama-2-7b-chat", str(gguf_model))
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("(")

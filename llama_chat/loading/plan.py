@@ -200,6 +200,8 @@ def load(
     threads: int | None = None,
     model_paths: Sequence[str] = (),
     draft: str | os.PathLike[str] | None = None,
+    memory: int | None = None,
+    device_map: str = "off",
     report: Report | None = None,
 ) -> Llama:
     """Load a model.
@@ -216,6 +218,9 @@ def load(
         threads: CPU threads of this process; None for one per core.
         model_paths: further folders in which names are looked up.
         draft: a smaller model of the same vocabulary, whose guesses save passes of this one.
+        memory: bytes that this process may use in all; None for no limit.
+        device_map: ``auto`` places the layers by the free memory of the devices, ``off`` in equal
+            runs.
         report: called with the bytes read so far and the bytes in all.
 
     Raises:
@@ -232,5 +237,7 @@ def load(
         threads=threads,
         model_paths=model_paths,
         draft=draft,
+        memory=memory,
+        device_map=device_map,
     )
     return planned.load(report)
