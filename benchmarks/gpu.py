@@ -23,7 +23,7 @@ import torch
 
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Token
-from llama_chat.generation.measuring import kernel_name, measure
+from llama_chat.generation.measuring import measure
 from llama_chat.generation.sampling import Sampler
 from llama_chat.llama import Llama
 from llama_chat.loading.plan import load
@@ -108,7 +108,7 @@ def rows(options: argparse.Namespace, bandwidth: float, peak: float) -> Iterator
         operations = operations_per_token(llama.model.config) * speed.prefill_tok_s
         yield Row(
             form,
-            f"{type(engine.backend).__name__}, {kernel_name(engine.backend)}",
+            f"{type(engine.backend).__name__}, {engine.backend.kernel_name}",
             prefill_tok_s=speed.prefill_tok_s,
             prefill_share=operations / peak,
             decode_tok_s=speed.decode_tok_s,

@@ -20,7 +20,6 @@ from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine, check_ids, check_least, prompt_too_long
 from llama_chat.generation.events import Event, Hooks
-from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import Transformer
 from llama_chat.settings.sampling import Sampling
@@ -82,7 +81,7 @@ class Llama:
     @property
     def kernel(self) -> str:
         """Name of the code that computes it, with the types of its matrices."""
-        return kernel_name(self.backend)
+        return self.backend.kernel_name
 
     @property
     def context(self) -> int:

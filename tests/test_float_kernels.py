@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from llama_chat.generation.backend import TorchBackend
-from llama_chat.generation.measuring import kernel_name
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
@@ -122,10 +121,10 @@ def test_weights_of_16_bits_stay_as_stored(
     assert plan(path).kernel == native.level_name()
     amx = llama.backend.prompts_in_torch
     prompts = f", prompts torch {str(expected)[6:]} on cpu" if amx else ""
-    assert kernel_name(llama.backend) == f"{native.level_name()} {str(expected)[6:]}{prompts}"
+    assert llama.kernel == f"{native.level_name()} {str(expected)[6:]}{prompts}"
     assert load(path, dtype="float32").model.dtype == torch.float32
     monkeypatch.setattr(native, "level_name", lambda: native.TORCH)
-    assert kernel_name(load(path, "cpu", "bfloat16").backend) == "torch bfloat16 on cpu"
+    assert load(path, "cpu", "bfloat16").kernel == "torch bfloat16 on cpu"
 
 
 def test_only_portable_c_leaves_floats_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The Python API: what it has, and that it refuses unsuitable arguments before it computes."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,14 @@ def test_what_a_generation_yields_is_exported(llama: Llama) -> None:
     assert all(isinstance(token, Token) for token in tokens)
     assert isinstance(last, Finish)
     assert all(hasattr(llama_chat, name) for name in llama_chat.__all__)
+
+
+def test_a_load_imports_no_benchmark() -> None:
+    code = "import sys, llama_chat.loading.plan; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "llama_chat.llama" in modules
+    assert not {f"llama_chat.generation.{name}" for name in ("measuring", "breakdown")} & {*modules}
 
 
 def test_the_code_in_the_readme_runs(gguf_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from llama_chat.errors import ContextMemoryError, counted, is_out_of_memory
 from llama_chat.generation.kv_cache import KVCache, RowCache
-from llama_chat.kernels import mapped_files
+from llama_chat.generation.stopwatch import Seconds, timed_modules
+from llama_chat.kernels import mapped_files, native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import Span, causal_mask
 from llama_chat.model.transformer import InterruptedForward, Transformer
@@ -56,9 +58,6 @@ class Backend(ABC):
     """Tokens of one sequence in a pass up to which its logits and cache rows equal, bit for bit,
     those of passes over one token each."""
 
-    n_ranks: int = 1
-    """Processes that compute each pass together."""
-
     def __init__(self, model: Transformer, threads: int | None = None) -> None:
         """Compute ``model`` with ``threads`` CPU threads; None for as many as torch uses."""
         self.model = model
@@ -73,6 +72,28 @@ class Backend(ABC):
     def vocab_size(self) -> int:
         """Number of logits of a token."""
         return self.model.config.vocab_size
+
+    @property
+    def kernel_name(self) -> str:
+        """Name of the code that multiplies the matrices, with their types."""
+        model = self.model
+        if model.has_one_dtype and not any(module.packed for module in model.matrices):
+            return self.torch_name
+        path = native.level_name() if model.device.type == "cpu" else "torch"
+        return f"{path} {' '.join(model.matrix_types)}, {self.torch_name}"
+
+    @property
+    def torch_name(self) -> str:
+        """Name of torch as that code, with the type of the activations."""
+        return f"torch {str(self.model.dtype).removeprefix('torch.')} on {self.model.device}"
+
+    def timed_parts(self) -> AbstractContextManager[Callable[[], Seconds]]:
+        """Time forward passes, by the parts of ``PARTS``.
+
+        Returns:
+            A context with a function that returns and resets the seconds of each part.
+        """
+        return timed_modules(self.model)
 
     def new_cache(
         self, dtype: torch.dtype | None = None, max_saved_bytes: int | None = None

@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 
-from llama_chat.generation.backend import Backend
 from llama_chat.generation.breakdown import seconds_of_a_token
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Finish
-from llama_chat.generation.native import NativeBackend
 from llama_chat.generation.sampling import Sampler
-from llama_chat.kernels import native
 from llama_chat.settings.sampling import Sampling
 
 _READ_BYTES = 2**30
@@ -75,30 +72,11 @@ def measure(engine: Engine, n_prompt: int, n_new: int, rounds: int) -> Measureme
         ttft_s=statistics.median(end.timings.ttft_s for end in counted),
         bandwidth_gb_s=bandwidth / 1e9,
         bandwidth_used=read / bandwidth,
-        kernel=kernel_name(engine.backend),
+        kernel=engine.backend.kernel_name,
         threads=torch.get_num_threads(),
         peak_rss_mb=peak // 2**20,
         token_ms={name: round(1000 * seconds, 4) for name, seconds in token.items()},
     )
-
-
-def kernel_name(backend: Backend) -> str:
-    """Name the code that multiplies the matrices, with their types."""
-    ranks = f", {backend.n_ranks} ranks" if backend.n_ranks > 1 else ""
-    return _kernel_of(backend) + ranks
-
-
-def _kernel_of(backend: Backend) -> str:
-    model = backend.model
-    types = " ".join(model.matrix_types)
-    in_torch = f"torch {str(model.dtype).removeprefix('torch.')} on {model.device}"
-    if isinstance(backend, NativeBackend):
-        prompts = f", prompts {in_torch}" if backend.prompts_in_torch else ""
-        return f"{native.level_name()} {types}{prompts}"
-    if model.has_one_dtype and not any(module.packed for module in model.matrices):
-        return in_torch
-    path = native.level_name() if model.device.type == "cpu" else "torch"
-    return f"{path} {types}, {in_torch}"
 
 
 def _bytes_per_token(engine: Engine, length: int) -> int:

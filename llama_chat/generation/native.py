@@ -1,12 +1,14 @@
 """Forward passes in C."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from llama_chat.generation.backend import Backend, Extension, TorchBackend
+from llama_chat.generation.stopwatch import Seconds
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.kernels.forward import LayerTensors, NativeModel
@@ -37,6 +39,16 @@ class NativeBackend(Backend):
         """Make a backend for ``model``; None if the kernels cannot compute all of it."""
         kernels = _native_model(model)
         return None if kernels is None else cls(model, kernels, threads)
+
+    @property
+    def kernel_name(self) -> str:
+        """See the base class."""
+        prompts = f", prompts {self.torch_name}" if self.prompts_in_torch else ""
+        return f"{native.level_name()} {' '.join(self.model.matrix_types)}{prompts}"
+
+    def timed_parts(self) -> AbstractContextManager[Callable[[], Seconds]]:
+        """See the base class; prompts that torch computes are not timed."""
+        return nullcontext(lambda: self.kernels.take_times().seconds)
 
     def _run(
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None

@@ -9,6 +9,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
@@ -18,6 +19,7 @@ from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import Backend, Extension
 from llama_chat.generation.cache_rows import CacheRows
 from llama_chat.generation.kv_cache import KVCache, RowCache
+from llama_chat.generation.stopwatch import Seconds
 from llama_chat.kernels.forward import Buffers
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import InterruptedForward
@@ -152,12 +154,21 @@ class RankedBackend(Backend):
         super().__init__(inner.model, inner.threads)
         self._inner, self._whole = inner, whole
         self._leader = _Leader(ranks)
-        self.ranks, self.n_ranks = ranks, ranks.world.size
+        self.ranks = ranks
 
     @property
     def vocab_size(self) -> int:
         """See the base class."""
         return self._whole.vocab_size
+
+    @property
+    def kernel_name(self) -> str:
+        """See the base class."""
+        return f"{self._inner.kernel_name}, {self.ranks.world.size} ranks"
+
+    def timed_parts(self) -> AbstractContextManager[Callable[[], Seconds]]:
+        """See the base class: the parts are those of rank 0."""
+        return self._inner.timed_parts()
 
     def new_cache(
         self, dtype: torch.dtype | None = None, max_saved_bytes: int | None = None
