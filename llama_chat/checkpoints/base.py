@@ -27,6 +27,11 @@ FLOAT_TYPES: Mapping[str, torch.dtype] = {
 FLOAT_NAMES = {dtype: stored for stored, dtype in FLOAT_TYPES.items()}
 
 
+def label(path: Path) -> str:
+    """Return what a model is called in errors."""
+    return f"model {str(path)!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Description of a stored weight, from the header."""

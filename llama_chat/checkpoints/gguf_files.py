@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llama_chat.checkpoints.base import label
 from llama_chat.checkpoints.gguf_blocks import KNOWN_NAMES, SUPPORTED, BlockType, FloatType
 from llama_chat.checkpoints.gguf_header import (
     DEFAULT_ALIGNMENT,
@@ -156,7 +157,7 @@ def _check_part(part: Metadata, first: Mapping[str, Any], number: int) -> None:
 
 def _open(path: Path) -> GGUFModel:
     """Open one file."""
-    what = f"model {str(path)!r}"
+    what = label(path)
     with gate(what):
         mapped = map_file(path, what)
         header = read_header(memoryview(mapped), path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_chat.checkpoints.base import label
 from llama_chat.errors import ModelError, counted
 from llama_chat.library.layouts import GGUF_MAGIC
 
@@ -147,7 +148,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     Raises:
         ModelError: if it is not a whole GGUF header of version 2 or 3.
     """
-    what = f"model {str(path)!r}"
+    what = label(path)
     reader = _Reader(data, what)
     if bytes(data[:4]) != GGUF_MAGIC:
         raise ModelError(what, "not a GGUF file", "fetch it again")

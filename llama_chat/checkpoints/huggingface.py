@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint, check_tensors, llama_weights
+from llama_chat.checkpoints.base import Checkpoint, check_tensors, label, llama_weights
 from llama_chat.checkpoints.huggingface_config import model_config, read_config
 from llama_chat.checkpoints.huggingface_generation import find_defaults
 from llama_chat.checkpoints.huggingface_template import find_templates
@@ -51,17 +51,17 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Use ``open`` instead."""
         self.path = path
         self.name = _model_name(path)
-        self._weights = llama_weights(_label(path), weights, _meta_name, lambda weight: weight)
+        self._weights = llama_weights(label(path), weights, _meta_name, lambda weight: weight)
         if config.flag("tie_word_embeddings"):
             _drop_tied_output(self._weights)
         self.tensors = {name: describe(weight) for name, weight in self._weights.items()}
         shapes = {name: info.shape for name, info in self.tensors.items()}
         self.config, warning = model_config(config, shapes)
-        check_tensors(_label(path), self.config, shapes)
+        check_tensors(label(path), self.config, shapes)
         names = (self.name, config.text("_name_or_path") or "")
         self.templates = find_templates(path, read_tokenizer_config(path), names)
         self.generation = find_defaults(path, config, self.config.vocab_size)
-        found = (warning and f"{_label(path)}: {warning}", self.generation.warning)
+        found = (warning and f"{label(path)}: {warning}", self.generation.warning)
         self.warnings = tuple(filter(None, found))
 
     @classmethod
@@ -103,10 +103,6 @@ def _model_name(path: Path) -> str:
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.rpartition("--")[2]
     return path.resolve().name
-
-
-def _label(path: Path) -> str:
-    return f"model {str(path)!r}"
 
 
 def _meta_name(name: str) -> str | None:

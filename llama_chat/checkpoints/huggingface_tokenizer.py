@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from llama_chat.checkpoints.base import label
 from llama_chat.checkpoints.small_files import JsonObject, read_optional
 from llama_chat.errors import ModelError
 from llama_chat.tokenizers.ranked import read_model_file
@@ -69,7 +70,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             base = _with_legacy(base, config)
     else:
         why = "no tokenizer.model or tokenizer.json in it"
-        raise ModelError(f"model {str(folder)!r}", why, _FETCH)
+        raise ModelError(label(folder), why, _FETCH)
     declared = _declared_tokens(folder, config, set(special.values()))
     if document is not None:
         declared = document.added | declared

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import Checkpoint, label
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.checkpoints.weight_files import (
     describe,
@@ -56,7 +56,7 @@ class Llama2cCheckpoint(Checkpoint):
         Raises:
             ModelError: if it is damaged or of another version, or has no tokenizer beside it.
         """
-        with gate(_label(path)):
+        with gate(label(path)):
             return cls(path, *_open(path))
 
     def read_vocabulary(self) -> Vocabulary:
@@ -80,24 +80,20 @@ class Llama2cCheckpoint(Checkpoint):
 open_checkpoint = Llama2cCheckpoint.open
 
 
-def _label(path: Path) -> str:
-    return f"model {str(path)!r}"
-
-
 def _open(path: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
     """Map the weights of a file whose size is as its header says."""
     data = mapped_bytes(path)
     if data[:4].tobytes() == LLAMA2C_MAGIC:
         version = int.from_bytes(data[4:8].tobytes(), "little")
         raise ModelError(
-            _label(path), f"version {version} of llama2.c's format", "export it as version 0"
+            label(path), f"version {version} of llama2.c's format", "export it as version 0"
         )
     config = _config(path, LLAMA2C_HEADER.unpack_from(data.data))
     sizes = list(_sections(config))
     n_bytes = LLAMA2C_HEADER.size + 4 * sum(math.prod(shape) for _, shape in sizes)
     if len(data) != n_bytes:
         why = f"{len(data)} bytes, but its header requires {n_bytes}"
-        raise ModelError(_label(path), why, FETCH_AGAIN)
+        raise ModelError(label(path), why, FETCH_AGAIN)
     weights: dict[str, Tensor] = {}
     at = LLAMA2C_HEADER.size
     for name, shape in sizes:
@@ -129,7 +125,7 @@ def _config(path: Path, header: tuple[int, ...]) -> LlamaConfig:
             tie_embeddings=vocab_size > 0,
         )
     except ValueError as error:
-        raise ModelError(_label(path), str(error), FETCH_AGAIN) from None
+        raise ModelError(label(path), str(error), FETCH_AGAIN) from None
 
 
 def _sections(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -168,7 +164,7 @@ def _find_tokenizer(path: Path) -> Path:
     if tables.exists():
         return tables
     raise ModelError(
-        _label(path),
+        label(path),
         "no tokenizer.model or tokenizer.bin beside it",
         "fetch it from the same place",
     )

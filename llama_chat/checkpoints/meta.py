@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors
+from llama_chat.checkpoints.base import Checkpoint, TensorInfo, check_tensors, label
 from llama_chat.checkpoints.meta_config import (
     head_dim,
     is_mistral,
@@ -86,8 +86,8 @@ class MetaCheckpoint(Checkpoint):
         _check_shards(path, params, self._stored)
         shapes = {name: weight.shape for name, weight in self._stored.items()}
         self.config, warning = model_config(params, shapes)
-        check_tensors(_label(path), self.config, shapes)
-        self.warnings = (f"{_label(path)}: {warning}",) if warning else ()
+        check_tensors(label(path), self.config, shapes)
+        self.warnings = (f"{label(path)}: {warning}",) if warning else ()
         self.templates = TemplateSource(names=(self.name,), is_meta=not is_mistral(params))
         self.tensors = {
             name: TensorInfo(
@@ -141,10 +141,6 @@ class MetaCheckpoint(Checkpoint):
 open_checkpoint = MetaCheckpoint.open
 
 
-def _label(path: Path) -> str:
-    return f"model {str(path)!r}"
-
-
 def _open_shards(folder: Path) -> list[dict[str, Tensor]]:
     """Map the shards in order; their numbers must have no gap."""
     files = sorted(folder.glob("consolidated.*.pth"))
@@ -152,11 +148,11 @@ def _open_shards(folder: Path) -> list[dict[str, Tensor]]:
         return [open_weights(folder, (MISTRAL_WEIGHTS,), _COMPUTED)]
     if not files:
         why = f"no consolidated.*.pth or {MISTRAL_WEIGHTS} in it"
-        raise ModelError(_label(folder), why, "fetch the weights")
+        raise ModelError(label(folder), why, "fetch the weights")
     for number, file in enumerate(files):
         if file.name != f"consolidated.{number:02}.pth":
             raise ModelError(
-                _label(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
+                label(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
             )
     return [open_archive(file, _COMPUTED) for file in files]
 
@@ -171,7 +167,7 @@ def _merge(path: Path, shards: list[dict[str, Tensor]], dim: int) -> dict[str, _
             odd = sorted(shard.keys() ^ first.keys())
         if odd:
             raise ModelError(
-                _label(path),
+                label(path),
                 f"shards 0 and {number} differ in tensor {odd[0][:60]!r}",
                 "take all shards from one release",
             )
@@ -200,13 +196,13 @@ def _check_shards(path: Path, params: JsonObject, stored: dict[str, _Stored]) ->
     """Check that there is an embedding, and that no shard is missing, as the names cannot."""
     for name in (_EMBEDDING, _QUERY):
         if name not in stored or len(stored[name].shape) != 2:
-            raise ModelError(_label(path), f"tensor {name} is missing", "fetch all files again")
+            raise ModelError(label(path), f"tensor {name} is missing", "fetch all files again")
     query = stored[_QUERY]
     n_rows, n_shards = query.shape[0], len(query.shards)
     whole = params.size("n_heads") * head_dim(params)
     if whole > n_rows and whole % n_rows == 0:
         why = f"{n_shards} of {counted(n_shards * whole // n_rows, 'shard')} are there"
-        raise ModelError(_label(path), why, "fetch the missing ones")
+        raise ModelError(label(path), why, "fetch the missing ones")
 
 
 def _find_tokenizer(path: Path) -> Path:
@@ -215,4 +211,4 @@ def _find_tokenizer(path: Path) -> Path:
         if found := meta_tokenizers([entry.name for entry in folder.iterdir()]):
             return folder / found[0]
     why = f"no tokenizer.model or {TEKKEN} in it or beside it"
-    raise ModelError(_label(path), why, "fetch it from the same release")
+    raise ModelError(label(path), why, "fetch it from the same release")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llama_chat.checkpoints.base import label
 from llama_chat.checkpoints.safetensors import open_safetensors
 from llama_chat.checkpoints.small_files import JsonObject, read_object
 from llama_chat.checkpoints.torch_archive import open_archive
@@ -32,7 +33,7 @@ def open_weights(folder: Path, names: Sequence[str], skip: re.Pattern[str]) -> d
         if index.exists():
             return _open_shards(folder, index, skip)
     advice = f"fetch {names[0]}, or its shards and {names[0]}.index.json"
-    raise ModelError(f"model {str(folder)!r}", "no weights in it", advice)
+    raise ModelError(label(folder), "no weights in it", advice)
 
 
 def _open_shards(folder: Path, index: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def _open_shards(folder: Path, index: Path, skip: re.Pattern[str]) -> dict[str, 
         raise places.error("it names no shard")
     missing = [file for file in names if not (folder / file).exists()]
     if missing:
-        raise ModelError(f"model {str(folder)!r}", f"{missing[0]!r} is missing", "fetch all shards")
+        raise ModelError(label(folder), f"{missing[0]!r} is missing", "fetch all shards")
     weights: dict[str, Tensor] = {}
     for file in names:
         shard = _open_file(folder / file, skip)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import Checkpoint, label
 from llama_chat.checkpoints.float_types import FLOATS
 from llama_chat.checkpoints.huggingface import PARTS, TOP
 from llama_chat.checkpoints.huggingface_generation import FILE
@@ -219,7 +219,7 @@ def _llama3_scaling(checkpoint: Checkpoint, scaling: FrequencyDivisors) -> RopeS
     found = Llama3Scaling(max(scaling.divisors), *_LLAMA_3)
     if not _same_frequencies(config, found, scaling):
         raise ModelError(
-            f"model {str(checkpoint.path)!r}",
+            label(checkpoint.path),
             "config.json cannot express its rotary scaling",
             "convert to GGUF",
         )

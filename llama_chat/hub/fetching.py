@@ -12,6 +12,7 @@ from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.files import private_folder, readable_size
 from llama_chat.hub.refusals import access_token, explained
 from llama_chat.hub.repository import Found, Reference, RemoteFile
+from llama_chat.library.digests import hasher
 from llama_chat.library.downloads import record
 
 _CHUNK = 2**20
@@ -128,7 +129,7 @@ class _Partial:
         """Discard the stored bytes."""
         self._output.seek(0)
         self._output.truncate()
-        self._digest = self.file.hasher()
+        self._digest = hasher(self.file.digest, self.file.size)
         self._advance(-self.size)
         self.size = 0
 
@@ -149,7 +150,7 @@ class _Partial:
 
 def _digest_of(stored: BinaryIO, file: RemoteFile) -> "hashlib._Hash":
     """Return the digest of the stored bytes of ``file``, and leave ``stored`` at its end."""
-    digest = file.hasher()
+    digest = hasher(file.digest, file.size)
     while chunk := stored.read(_CHUNK):
         digest.update(chunk)
     return digest

@@ -1,6 +1,5 @@
 """References to models on a hub, and the choice of the files to fetch."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -9,6 +8,7 @@ from urllib.parse import quote
 from llama_chat.errors import ModelError, UsageError
 from llama_chat.hub.refusals import access_token, explained, unreadable
 from llama_chat.library import own_folder
+from llama_chat.library.digests import DIGEST
 from llama_chat.library.layouts import group_gguf, identify_folder, labels, preferred
 
 _NAME = re.compile(
@@ -51,13 +51,7 @@ class RemoteFile:
     path: str
     size: int
     digest: str
-    """SHA-256 of its content, or the SHA-1 by which git knows it."""
-
-    def hasher(self) -> "hashlib._Hash":
-        """Return a new hash object that computes ``digest`` from the content."""
-        if len(self.digest) == 64:
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+    """Hash that the hub states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +111,7 @@ def _remote(sibling: object) -> RemoteFile | None:
     digest = getattr(lfs, "sha256", None) if lfs else getattr(sibling, "blob_id", None)
     if not (isinstance(path, str) and isinstance(size, int) and isinstance(digest, str)):
         return None
-    if size < 0 or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
+    if size < 0 or not DIGEST.fullmatch(digest):
         return None
     parts = path.split("/")
     if any(part.startswith(".") or not part or "\0" in part for part in parts):

@@ -4,15 +4,14 @@ They lie in a folder beside the files (https://huggingface.co/docs/huggingface_h
 each with the commit, the hash and the time of a file.
 """
 
-import re
 import time
 from pathlib import Path
 
 from llama_chat.files import private_folder, read_start, remove_empty_folders
+from llama_chat.library.digests import DIGEST
 
 _FOLDER = ".cache/huggingface/download"
 _MAX_BYTES = 1000
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def record(file: Path, commit: str, digest: str) -> None:
@@ -41,7 +40,7 @@ def recorded_digest(file: Path) -> str | None:
     """Return the hash that the hub stated of a file: its SHA-256, or the SHA-1 of git."""
     lines = read_start(_record_of(file), _MAX_BYTES).decode("utf-8", "replace").splitlines()
     digest = lines[1].strip('"') if len(lines) > 1 else ""
-    return digest if _DIGEST.fullmatch(digest) else None
+    return digest if DIGEST.fullmatch(digest) else None
 
 
 def _record_of(file: Path) -> Path:

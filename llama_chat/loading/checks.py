@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.templates import ChatTemplate, choose_template
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import Checkpoint, label
 from llama_chat.checkpoints.weight_files import release_pages
 from llama_chat.errors import LlamaChatError, ModelError, UsageError, counted
 from llama_chat.gates import FETCH_AGAIN, gate
@@ -69,7 +69,7 @@ class ModelCheck:
         self.report: Report = lambda done, total: None
         """Called after each part of the files that was read."""
         self.warnings: tuple[str, ...] = ()
-        self._what = f"model {str(path)!r}"
+        self._what = label(path)
         self._n_done = self._n_bytes = 0
         self._hashes: list[Expected] = []
         self._checkpoint: Checkpoint | None = None

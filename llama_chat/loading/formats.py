@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import Checkpoint, label
 from llama_chat.checkpoints.foreign import foreign_at
 from llama_chat.checkpoints.huggingface_template import find_templates
 from llama_chat.checkpoints.huggingface_tokenizer import read_tokenizer_config, read_vocabulary
@@ -29,7 +29,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelError: if it is missing, of no known format, or damaged.
     """
-    what = f"model {str(path)!r}"
+    what = label(path)
     try:
         foreign, found = foreign_at(path), identify(path)
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, TemplateSource]:
     Raises:
         ModelError: if there is no tokenizer or it cannot be read.
     """
-    with gate(f"model {str(path)!r}"):
+    with gate(label(path)):
         if path.name == TEKKEN and path.is_file():
             return make_tokenizer(read_tekken(path)), TemplateSource()
         if ".model" in path.suffixes and not path.is_dir() and path.exists():

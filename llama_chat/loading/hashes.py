@@ -4,7 +4,6 @@ Meta's releases have a ``checklist.chk`` of MD5 sums. The cache of a hub names a
 or states it beside a download; ollama names files by it; and those of the starters are known.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from llama_chat.checkpoints.fingerprint import weight_files
 from llama_chat.errors import ModelError, reason
 from llama_chat.files import open_regular, read_start
 from llama_chat.gates import FETCH_AGAIN
+from llama_chat.library.digests import DIGEST, hasher
 from llama_chat.library.downloads import recorded_digest
 from llama_chat.library.starter import STARTERS
 
@@ -26,7 +26,6 @@ _MAX_FILES = 1000
 _LISTS = ("checklist.chk", "tokenizer_checklist.chk")
 _LINE = re.compile(r"([0-9a-f]{32}) [ *]?(\w[\w.-]{0,200})", re.ASCII)
 _OLLAMA = re.compile(r"sha256-([0-9a-f]{64})")
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Expected:
 
     file: Path
     digest: str
-    """MD5, SHA-256, or the SHA-1 by which git knows a file; told by its length."""
+    """Hash, as ``hasher`` takes it."""
     where: str
     """Name of the file or program that states it."""
 
@@ -59,7 +58,7 @@ class Expected:
         what = repr(str(self.file))
         try:
             with open_regular(self.file) as file:
-                digest = self._hasher(self.n_bytes)
+                digest = hasher(self.digest, self.n_bytes)
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
                     advance(len(chunk))
@@ -67,14 +66,6 @@ class Expected:
             raise ModelError(what, reason(error), "check it") from None
         if digest.hexdigest() != self.digest:
             raise ModelError(what, f"it is not the file of {self.where}", FETCH_AGAIN)
-
-    def _hasher(self, n_bytes: int) -> "hashlib._Hash":
-        match len(self.digest):
-            case 32:
-                return hashlib.md5(usedforsecurity=False)
-            case 40:
-                return hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
-        return hashlib.sha256()
 
 
 def expected_hashes(model: Path) -> list[Expected]:
@@ -107,7 +98,7 @@ def _of_file(file: Path) -> Iterator[Expected]:
             return
     if found := _OLLAMA.fullmatch(stored):
         yield Expected(file, found[1], "its name in ollama's store")
-    elif _DIGEST.fullmatch(stored) and file.is_symlink():
+    elif DIGEST.fullmatch(stored) and file.is_symlink():
         yield Expected(file, stored, "its name in the hub's cache")
     elif stated := recorded_digest(file):
         yield Expected(file, stated, "the hub")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint
+from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, label
 from llama_chat.checkpoints.sharded import ShardedCheckpoint
 from llama_chat.errors import ModelError
 from llama_chat.files import readable_size
@@ -165,7 +165,7 @@ class LoadPlan:
         if self.memory is not None:
             free += f" of --memory {readable_size(self.memory)}"
         raise ModelError(
-            f"model {str(self.checkpoint.path)!r}",
+            label(self.checkpoint.path),
             f"needs {readable_size(self.bytes_needed)}, {free}",
             advice,
         )

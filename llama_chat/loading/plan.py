@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llama_chat.checkpoints.base import Checkpoint
+from llama_chat.checkpoints.base import Checkpoint, label
 from llama_chat.checkpoints.sharded import grain_of
 from llama_chat.errors import UsageError, counted
 from llama_chat.kernels import native
@@ -154,7 +154,7 @@ def _plan_draft(planned: LoadPlan, path: Path, reclaimable: int) -> LoadPlan:
         ModelError: if it cannot be opened.
         UsageError: if its vocabulary is another, or its drafts would change the text.
     """
-    what = f"draft model {str(path)!r}"
+    what = f"draft {label(path)}"
     if planned.kernel == native.TORCH:
         why = "where torch computes the model, drafts would change the text"
         raise UsageError(what, why, "leave out --draft")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from llama_chat.quantization.quantize import quantize_in_parts
 WeightFormat = Literal["none", "stored", "int8", "int4"]
 """Format of the matrices in memory: floats, packed as in the file, or quantized at load."""
 
-WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("none", "stored", "int8", "int4")
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 
 _QUANTIZED = ("int8", "int4")
 """Formats that matrices are quantized to at load."""

@@ -11,6 +11,7 @@ its answer, both in JSON:
   render it with these contents, and again with the masked ones. The answer has both as ``text`` and
   ``masked``; the latter is null if the template fails on those.
 
+Each request has ``seconds`` too, the processor time that it may take.
 An answer of ``error`` says what is wrong. It imports Jinja and the standard library only.
 """
 
@@ -40,8 +41,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_SECONDS = 2.0
-"""Processor time for one request."""
 MAX_MEMORY = 256 * 2**20
 MAX_SAID = 300
 """Limit on the characters of an error."""
@@ -230,7 +229,7 @@ def said(error: Exception) -> str:
 def answer(renderer: Renderer | None, request: Request) -> tuple[Renderer | None, Answer]:
     """Compile or render as a request says."""
     # The end of the time ends this program: no error could be raised in the middle of a product.
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:
         if renderer is None:
             renderer = Renderer(request["template"])

@@ -20,6 +20,8 @@ MAX_TEMPLATE = 256 * 2**10
 MAX_OUTPUT = 4 * 2**20
 _MIN_LIMIT, _MAX_GROWTH = 64 * 2**10, 16
 """Limit on the characters written: a number, and so many for each that is given."""
+_MAX_SECONDS = 2.0
+"""Processor time of the child for one request."""
 _PATIENCE_S = 2.7
 """Wait for an answer, longer than the child's processor time."""
 _START_S = 20.0
@@ -152,6 +154,7 @@ class _Child:
         Raises:
             UsageError: if there is none; the process must then be ended.
         """
+        request = {**request, "seconds": _MAX_SECONDS}
         data = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         try:
             if not self._is_ready:
@@ -183,7 +186,7 @@ class _Child:
         self.end()
         status = self._process.returncode
         if status == -signal.SIGPROF:
-            return "it takes more than 2 s of processor time"
+            return f"it takes more than {_MAX_SECONDS:g} s of processor time"
         return f"the process that renders it ended, with status {status}"
 
 
