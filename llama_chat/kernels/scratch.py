@@ -32,8 +32,3 @@ class ScratchPool:
             yield buffer
         finally:
             self._idle.append(buffer)
-
-    @property
-    def n_idle(self) -> int:
-        """Number of buffers that are not borrowed."""
-        return len(self._idle)
