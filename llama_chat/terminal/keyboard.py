@@ -16,6 +16,7 @@ from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
+from prompt_toolkit.layout.controls import UIContent
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
@@ -28,6 +29,7 @@ from llama_chat.terminal.history import put_aside
 from llama_chat.terminal.keys import chat_keys, select_all
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
 from llama_chat.terminal.resizing import Resizes
+from llama_chat.terminal.row_breaks import height_for_line
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
 
 _STYLE = {
@@ -50,6 +52,7 @@ _NO_COLOR = {"auto-suggestion": "nodim underline"}
 # The table by which prompt-toolkit draws every character: of the input, suggestions, completions
 # and the toolbar. The text of the input stays as it is.
 Char.display_mappings |= REPLACEMENTS
+UIContent.get_height_for_line = height_for_line  # type: ignore[method-assign,assignment]
 
 PROMPT = "› "
 
