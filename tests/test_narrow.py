@@ -1,9 +1,11 @@
-"""In a narrow terminal lists are cut where that costs least."""
+"""In a narrow terminal lists are cut where that costs least; in a low one the input stays."""
 
 import re
 from pathlib import Path
 
-from harness.terminal import READY, Terminal
+import pytest
+
+from harness.terminal import CTRL_C, CTRL_R, READY, Terminal
 
 WIDTH = 44
 
@@ -23,3 +25,29 @@ def test_marks_and_values_are_not_what_is_cut(gguf_model: Path, tmp_path: Path) 
         for line in shown:
             assert re.search(rf"(?m)^{line} +\S", settings)
         assert max(map(len, [*drawn, *settings.splitlines()])) <= WIDTH
+
+
+@pytest.mark.parametrize("lines", [3, 4, 8])
+def test_a_command_is_typed_in_a_low_window(lines: int, gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", gguf_model, home=tmp_path, size=(80, lines)) as terminal:
+        terminal.wait_for(READY)
+        terminal.type("/he")
+        terminal.wait_for(r"› /he\n +help " if lines > 3 else r"› /he\n random")
+        terminal.type(CTRL_R)  # which needs one more line
+        terminal.wait_until(lambda: "I-search" in terminal.shown)
+        terminal.type(CTRL_C)
+        terminal.type("\x15/top-k 5")
+        terminal.wait_until(lambda: "› /top-k 5" in terminal.shown)
+        assert "too small" not in terminal.text
+
+
+def test_the_input_stays_when_a_window_becomes_low(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", gguf_model, home=tmp_path, size=(80, 24)) as terminal:
+        terminal.wait_for(READY)
+        terminal.type("/he")
+        terminal.wait_for(r"› /he\n +help ")
+        terminal.resize(80, 4)
+        terminal.wait_for_quiet()
+        terminal.type("l")
+        terminal.wait_for(r"› /hel\n +help ")
+        assert "too small" not in terminal.text

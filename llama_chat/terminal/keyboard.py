@@ -17,6 +17,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText, StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.layout.controls import UIContent
+from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
@@ -55,6 +56,9 @@ Char.display_mappings |= REPLACEMENTS
 UIContent.get_height_for_line = height_for_line  # type: ignore[method-assign,assignment]
 
 PROMPT = "› "
+
+_N_TOOLBARS = 2
+"""Lines below the input: its toolbar, and one while the history is searched or a count typed."""
 
 for _name in ("asyncio", "prompt_toolkit"):
     # What fails is told by ``on_failure``; without a handler a stack trace would be written too.
@@ -97,6 +101,17 @@ class Input(Protocol):
         """Make ``read`` raise ``error``, if it runs."""
 
 
+class _Session(PromptSession[str]):
+    """Session whose menu takes no more lines than the window has.
+
+    prompt-toolkit reserves eight for it, and in a window without these draws no input at all.
+    """
+
+    def _get_default_buffer_control_height(self) -> Dimension:
+        n_free = max(self.app.output.get_size().rows - _N_TOOLBARS, 0)
+        return Dimension(min=min(super()._get_default_buffer_control_height().min, n_free))
+
+
 class PromptInput:
     """Multi-line input that Enter sends, with a toolbar below."""
 
@@ -137,7 +152,7 @@ class PromptInput:
         """Argument of ``end``, once that was called."""
         self._input = RawInput(sys.stdin, on_report)
         menu = MenuCompleter(completer)
-        self._session: PromptSession[str] = PromptSession(
+        self._session = _Session(
             [("class:prompt", PROMPT)],
             input=self._input,
             multiline=True,
