@@ -14,7 +14,7 @@ from llama_chat.errors import counted
 from llama_chat.generation.events import Finish
 from llama_chat.settings.definitions import OutputSettings
 from llama_chat.terminal.echo import shortened
-from llama_chat.terminal.markdown import MarkdownStream, Painter, highlighting
+from llama_chat.terminal.markdown import MarkdownStream, Painter, ResumedStream, highlighting
 from llama_chat.terminal.markdown.painting import DIM, Span
 from llama_chat.terminal.markdown.wrapping import wrapped
 from llama_chat.terminal.sanitizer import sanitize
@@ -66,14 +66,17 @@ class Renderer:
         """
         if not (begun or self.plain or self._quiet):
             self.line(Text(REPLY_MARK, style="dim"))
-        markdown = (
-            MarkdownStream(self._painter(), lambda: self.console.width, wrap=self._wraps)
-            if self._formatted
-            else None
-        )
-        writer = ReplyWriter(self, markdown)
-        writer.skip(begun)
-        return writer
+        return ReplyWriter(self, self._markdown(begun) if self._formatted else None)
+
+    def _markdown(self, begun: str) -> MarkdownStream:
+        painter = self._painter()
+
+        def width() -> int:
+            return self.console.width
+
+        if begun:
+            return ResumedStream(painter, width, begun, wrap=self._wraps)
+        return MarkdownStream(painter, width, wrap=self._wraps)
 
     def prepare(self) -> None:
         """Load what replies need, so that the first one does not wait for it."""
@@ -234,11 +237,6 @@ class ReplyWriter:
     def __init__(self, renderer: Renderer, markdown: MarkdownStream | None) -> None:
         self._renderer = renderer
         self._markdown = markdown
-
-    def skip(self, text: str) -> None:
-        """Continue after ``text`` without writing it: a code block that it opens is open."""
-        if self._markdown is not None:
-            self._renderer.write(self._markdown.skip(text[: text.rfind("\n") + 1]))
 
     def push(self, text: str) -> None:
         """Write a piece."""

@@ -113,10 +113,11 @@ class Fence:
         return self._edge("└─")
 
     def _edge(self, line: str) -> list[Span]:
-        return [*self.margin, Span(self._indentation), Span(line, DIM)]
+        return [*self.margin, Span(self.indentation), Span(line, DIM)]
 
     @property
-    def _indentation(self) -> str:
+    def indentation(self) -> str:
+        """Blanks in front of each of its lines: those of the list item it is in."""
         return " " * min(self.container, self.code_indent)
 
     def is_closed_by(self, line: str) -> bool:
@@ -128,14 +129,18 @@ class Fence:
         """Highlight a line of the code."""
         code = self._code(line)
         spans = self.highlighter.line(code) if self.highlighter else [Span(code)]
-        return [Span(self._indentation), *spans] if code else spans
+        return [Span(self.indentation), *spans] if code else spans
 
     def uncoloured(self, line: str) -> str:
         """Return the code of a line that is too long to highlight."""
         if self.highlighter:
             self.highlighter.forget()
+        return self.plain(line)
+
+    def plain(self, line: str) -> str:
+        """Return a line of the code, or its beginning, as it is shown, without colours."""
         code = self._code(line)
-        return self._indentation + code
+        return self.indentation + code
 
     def _code(self, line: str) -> str:
         body = line.lstrip(" \t")
@@ -175,12 +180,14 @@ class PendingTable:
 
     def continues(self, line: str, *, complete: bool) -> bool:
         """True if ``line`` is, or as far as it is complete may be, a row of the table."""
-        if not self.prose.is_begun:
+        if self.prose.text.startswith("|"):
             return line.startswith("|")
         return "|" in line or not (complete or len(line) > HELD_MAX)
 
     def lines(self, width: int) -> list[list[Span]]:
         """Lay out the table, without what is written, or format the line if it begins none."""
+        if self.table.n_shown and not self.table.new_rows:
+            return []
         margin = [] if self.prose.is_begun else self.margin
         if not self.is_certain:
             return [[*margin, *self.prose.finish()]]

@@ -155,6 +155,11 @@ class InlineStream:
         self._last = line[-1:]
         return self._take()
 
+    @property
+    def held(self) -> str:
+        """The text that is not released yet."""
+        return self._held
+
     def finish(self) -> list[Span]:
         """End the line; returns the rest, with open markers taken literally."""
         rest = self._held.rstrip(" \t")

@@ -45,6 +45,7 @@ class ProseLine:
         """The line, as long as it may be the header of a table."""
         self._pipe = 0 if row else -1
         """Index of the first pipe."""
+        self._hanging = hanging
         self._wrap = WordWrap(margin, hanging, width) if width else None
         self.columns = 0
         """Columns of its text in a single row."""
@@ -72,6 +73,15 @@ class ProseLine:
     def is_begun(self) -> bool:
         """True if the first cell of what may be a header is released."""
         return self._pipe > 0
+
+    def restart(self) -> tuple[list[Span], str]:
+        """Begin a row: all text so far is shown, also what is held.
+
+        Returns:
+            What is to be written in front of the row, and the text that is held.
+        """
+        hanging = self._wrap.restart() if self._wrap else self._hanging
+        return hanging, self._inline.held + self.held
 
     def finish_cell(self) -> list[Span]:
         """End the first cell of a header; returns the rest of it."""

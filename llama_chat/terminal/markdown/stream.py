@@ -77,7 +77,7 @@ class MarkdownStream:
         block = self._block
         if not isinstance(block, PendingTable) or not block.is_certain or block.prose.is_begun:
             return ""
-        n_rows = len(block.table.rows)
+        n_rows = len(block.table.new_rows)
         return f"table, {counted(n_rows, 'row')}"
 
     def push(self, text: str) -> str:
@@ -86,13 +86,6 @@ class MarkdownStream:
             text = "\r" + text
         self._has_return = text.endswith("\r")
         self._read(text.removesuffix("\r").replace("\r\n", "\n"))
-        return self._take()
-
-    def skip(self, text: str) -> str:
-        """Take lines that are shown already; returns the line above code that they leave open."""
-        self.push(text)
-        if isinstance(self._block, Fence):
-            self._write(self._block.top, "\n")
         return self._take()
 
     def finish(self) -> str:
@@ -386,9 +379,8 @@ class MarkdownStream:
             self._write(block.bottom, newline)
         if not isinstance(block, PendingTable):
             return
-        *lines, last = block.lines(self._width())
-        for line in lines:
-            self._write(line, "\n")
-        self._write(last, newline)
+        lines = block.lines(self._width())
+        for n_more, line in zip(reversed(range(len(lines))), lines, strict=True):
+            self._write(line, "\n" if n_more else newline)
         level = self._levels[block.depth]
         level.is_paragraph, level.columns = not block.is_certain, block.prose.columns

@@ -59,6 +59,13 @@ class Table:
         self.header: list[str] = []
         self.alignments: list[Alignment] = []
         self.rows: list[list[str]] = []
+        self.n_shown = 0
+        """Number of rows that are shown already, with the header, and are not laid out again."""
+
+    @property
+    def new_rows(self) -> list[list[str]]:
+        """The rows that are not shown yet."""
+        return self.rows[max(self.n_shown - 1, 0) :]
 
     def delimit(self, line: str) -> bool:
         """Take the line below the header; returns False if that is no delimiter row for it."""
@@ -91,15 +98,16 @@ class Table:
             [format_cell(cell, style) for cell in cells] + [[[]]] * (n_cells - len(cells))
             for cells, style in [(self.header, head), *((row, PLAIN) for row in self.rows)]
         )
+        new_rows = rows[len(rows) - len(self.new_rows) :]
         widths = [
             max(width_of(line) for cell in column for line in cell)
             for column in zip(header, *rows, strict=True)
         ]
         if sum(widths) + len(_GAP) * (n_cells - 1) > columns:
-            records = _records(header, rows) if rows or not held else []
+            records = _records(header, new_rows) if new_rows or not (held or self.n_shown) else []
             return [[Span(" "), *format_line(held)], *records] if held else records or [[]]
-        lines = [line for row in rows for line in self._lines(row, widths)]
-        if any(cell != [[]] for cell in header):
+        lines = [line for row in new_rows for line in self._lines(row, widths)]
+        if not self.n_shown and any(cell != [[]] for cell in header):
             rule = [[Span("─" * width, DIM)] for width in widths]
             lines[:0] = [*self._lines(header, widths), self._line(rule, widths)]
         if held:

@@ -71,6 +71,13 @@ class WordWrap:
         self._blanks = []
         return self._take()
 
+    def restart(self) -> list[Span]:
+        """Begin a row without the held text; returns what is to be written in front of it."""
+        self._word, self._last, self._is_long = [], "", False
+        self._break()
+        _, *hanging = self._take()
+        return hanging
+
     def _take(self) -> list[Span]:
         released, self._released = self._released, []
         return released
