@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.terminal import ESCAPE, READY, Terminal
+from harness.terminal import CTRL_C, ESCAPE, READY, Terminal
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,19 @@ def test_the_keys_change_in_the_chat(gguf_model: Path, tmp_path: Path) -> None:
         terminal.type("A6\r")
         terminal.wait_for("top-k is 6 ")
         terminal.ask("/editing-mode emacs", "editing-mode is emacs")
+
+
+def test_ctrl_c_begins_a_line_that_is_typed(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal("-m", gguf_model, "--editing-mode", "vi", home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.type("words")
+        terminal.wait_for("› words")
+        terminal.type(ESCAPE)
+        terminal.watch_for(0.2)
+        terminal.type(CTRL_C)
+        terminal.wait_for(r"›\n")
+        terminal.type("/top-k 6\r")
+        terminal.wait_for("top-k is 6 ")
 
 
 def test_plain_the_keys_of_vi(gguf_model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ COMMAND = (sys.executable, "-m", "tests.play_keys")
 LINES = "def f(x):\r\r    if x:\r\t\treturn 1\r"
 SENT = r"sent: 'def f(x):\n\n    if x:\n\t\treturn 1\n'"
 
+LEFT, RIGHT, HOME = "\x1b[D", "\x1b[C", "\x1b[H"
+
 LINE_S = 0.2
 """Longer than the pause that ends a burst of keys."""
 
@@ -182,17 +184,32 @@ def test_a_shell_in_emacs_gets_no_escape_sequence(tmp_path: Path) -> None:
         assert ESCAPE.encode() not in terminal.raw
 
 
-@pytest.mark.parametrize(
+graphemes = pytest.mark.parametrize(
     "grapheme",
     ["🇫🇷", "👍🏽", "👩‍👩‍👧", "e\u0301", "❤️", "1\ufe0f\u20e3", "한", "x"],
     ids=["flag", "skin", "family", "accent", "variation", "keycap", "hangul", "letter"],
 )
+
+
+@graphemes
 def test_backspace_removes_one_grapheme(grapheme: str, keys: Terminal) -> None:
     keys.type(f"a{grapheme}{grapheme}")
     keys.watch_for(LINE_S)
     keys.type("\x7fb\r")
     keys.wait_for("sent: ")
     assert keys.raw.partition(b"sent: ")[2].startswith(repr(f"a{grapheme}b").encode())
+
+
+@graphemes
+@pytest.mark.parametrize("delete", ["\x1b[3~", CTRL_D], ids=["delete", "ctrl-d"])
+def test_the_cursor_passes_and_deletes_one_grapheme(
+    grapheme: str, delete: str, keys: Terminal
+) -> None:
+    keys.type(f"a{grapheme}{grapheme}b")
+    keys.watch_for(LINE_S)
+    keys.type(LEFT * 2 + delete + HOME + RIGHT * 2 + "c\r")
+    keys.wait_for("sent: ")
+    assert keys.raw.partition(b"sent: ")[2].startswith(repr(f"a{grapheme}cb").encode())
 
 
 def test_a_paste_made_while_a_reply_streams_is_one_message(

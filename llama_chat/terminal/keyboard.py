@@ -26,6 +26,7 @@ from llama_chat.errors import LlamaChatError
 from llama_chat.terminal.completion import MenuCompleter
 from llama_chat.terminal.echo import is_long, shortened
 from llama_chat.terminal.editor import edit_text
+from llama_chat.terminal.graphemes import left_of, right_of
 from llama_chat.terminal.history import put_aside
 from llama_chat.terminal.keys import chat_keys, select_all
 from llama_chat.terminal.raw_input import PAUSE_S, RawInput
@@ -53,6 +54,9 @@ _NO_COLOR = {"auto-suggestion": "nodim underline"}
 # The table by which prompt-toolkit draws every character: of the input, suggestions, completions
 # and the toolbar. The text of the input stays as it is.
 Char.display_mappings |= REPLACEMENTS
+# The cursor would move by characters, also within what is drawn as one.
+Document.get_cursor_left_position = left_of  # type: ignore[method-assign,assignment]
+Document.get_cursor_right_position = right_of  # type: ignore[method-assign,assignment]
 UIContent.get_height_for_line = height_for_line  # type: ignore[method-assign,assignment]
 
 PROMPT = "› "

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from prompt_toolkit.application import Application
+from prompt_toolkit.application import Application, get_app
 from prompt_toolkit.buffer import CompletionState
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.filters import (
+    Condition,
     Filter,
     emacs_insert_mode,
     emacs_mode,
@@ -18,13 +19,14 @@ from prompt_toolkit.filters import (
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.selection import SelectionState
-from wcwidth import grapheme_boundary_before
 
 from llama_chat.terminal.echo import is_long
+from llama_chat.terminal.graphemes import length_after, length_before
 from llama_chat.terminal.history import put_aside, take_up
 
 _Handler = Callable[[KeyPressEvent], None]
 
+_has_text = Condition(lambda: bool(get_app().current_buffer.text))
 _writing = ~is_searching
 _inserting = _writing & (emacs_insert_mode | vi_insert_mode)
 
@@ -87,7 +89,9 @@ def chat_keys(
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    keys.on("backspace", when=_inserting & ~has_selection)(_delete_grapheme)
+    keys.on("backspace", when=_inserting & ~has_selection)(_delete_before)
+    keys.on("delete", when=_inserting & ~has_selection)(_delete_after)
+    keys.on("c-d", when=_writing & emacs_insert_mode & _has_text)(_delete_after)
 
     @keys.on("delete", when=shift_selection_mode)
     @keys.on("c-u", when=shift_selection_mode)
@@ -104,6 +108,7 @@ def chat_keys(
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             put_aside(event.current_buffer)
+            event.app.vi_state.reset()  # to inserting, as in a new line
             on_clear()
         else:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
@@ -144,11 +149,14 @@ def select_all(app: Application[str]) -> None:
     app.key_processor.after_key_press += end
 
 
-def _delete_grapheme(event: KeyPressEvent) -> None:
-    """Delete what is drawn as one before the cursor, such as a flag of two characters."""
-    before = event.current_buffer.document.text_before_cursor
-    start = len(before)
-    for _ in range(event.arg):
-        start = grapheme_boundary_before(before, start)
-    if not event.current_buffer.delete_before_cursor(len(before) - start):
+def _delete_before(event: KeyPressEvent) -> None:
+    buffer = event.current_buffer
+    length = length_before(buffer.document.text_before_cursor, event.arg)
+    if not buffer.delete_before_cursor(length):
+        event.app.output.bell()
+
+
+def _delete_after(event: KeyPressEvent) -> None:
+    buffer = event.current_buffer
+    if not buffer.delete(length_after(buffer.document.text_after_cursor, event.arg)):
         event.app.output.bell()
