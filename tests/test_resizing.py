@@ -88,6 +88,27 @@ def test_a_draft_that_fills_its_rows_stays_one_draft(n_erased: int, window: Tmux
 
 
 @needs_tmux
+@pytest.mark.parametrize(
+    ("sizes", "n"), [([79], 420), ([41, 80], 120), ([61, 41, 100], 120)], ids=str
+)
+def test_a_draft_of_wide_characters_stays_one_draft(sizes: list[int], n: int, window: Tmux) -> None:
+    """One column stays free in each row where they are drawn, or broken."""
+    window.resize(80, 30)
+    window.type("/settings")
+    window.press("Enter")
+    above = window.wait_for(r"template-here.*\s+›").rpartition("›")[0].split()
+    window.type("日本語の" * (n // 4))
+    window.wait_for(r"の *\n.*context")
+    for number, columns in enumerate(sizes):
+        window.resize(columns, 30)
+        window.type(f"<{number}>")  # drawn after the resize
+        window.wait_for(rf"<\s*{number}\s*>")
+    text = window.text
+    assert len(re.findall(r"(?m)^› 日", text)) == 1
+    assert above == text.partition("› 日")[0].split()[-len(above) :]
+
+
+@needs_tmux
 def test_a_draft_is_erased_for_a_stop_right_after_a_resize(window: Tmux) -> None:
     window.type(DRAFT)
     window.wait_for(r"word11")

@@ -13,6 +13,8 @@ from prompt_toolkit.application import Application
 from prompt_toolkit.data_structures import Point, Size
 from prompt_toolkit.layout.screen import Screen
 
+from llama_chat.terminal.row_breaks import end_of
+
 _PAUSE_S = 0.35
 """Time without another resize after which the input is redrawn. tmux breaks its lines at once, and
 tells the new size only up to 0.25 s later: what is drawn in between is misplaced."""
@@ -137,8 +139,8 @@ class Resizes:
 
 def rows_above(screen: Screen, cursor: Point, columns: int) -> int:
     """Count the rows above the cursor once the rows of ``screen`` are broken at ``columns``."""
-    above = sum(max(1, -(-_width(screen, y) // columns)) for y in range(cursor.y))
-    return above + min(cursor.x, max(_width(screen, cursor.y) - 1, 0)) // columns
+    above = sum(end_of(_widths(screen, y), columns)[0] + 1 for y in range(cursor.y))
+    return above + end_of(_widths(screen, cursor.y)[: cursor.x + 1], columns)[0]
 
 
 def is_at_margin(screen: Screen, cursor: Point, columns: int) -> bool:
@@ -146,9 +148,12 @@ def is_at_margin(screen: Screen, cursor: Point, columns: int) -> bool:
 
     Then it is at the margin; or in tmux at the start of the next row, if the row was once longer.
     """
-    return cursor.x > 0 and cursor.x % columns == 0 and _width(screen, cursor.y) == cursor.x
+    widths = _widths(screen, cursor.y)
+    return len(widths) == cursor.x and end_of(widths, columns)[1] == columns
 
 
-def _width(screen: Screen, y: int) -> int:
+def _widths(screen: Screen, y: int) -> list[int]:
+    """Return the columns of each cell of a row; none for the second one of a wide character."""
     row = screen.data_buffer[y]
-    return max((x + char.width for x, char in row.items() if char.char != " "), default=0)
+    width = max((x + char.width for x, char in row.items() if char.char != " "), default=0)
+    return [row[x].width for x in range(width)]
