@@ -1,5 +1,7 @@
 """Completion in the chat lists a folder once per typed line, and opens no conversation."""
 
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +90,37 @@ def test_completion_depends_on_the_words_typed_so_far(completer: ChatCompleter) 
     assert "temperature " in completions(completer, "/set temp")
     assert set(completions(completer, "/set overflow s")) == {"overflow stop"}
     assert set(completions(completer, "/set markdown n")) == {"markdown never"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("/file pl", "/file plain.txt"),
+        ("/file my", '/file "my notes.txt"'),
+        ("/file plain.txt my", '/file plain.txt "my notes.txt"'),
+        ('/file "my n', '/file "my notes.txt"'),
+        ("/file plain.txt 'my n", '/file plain.txt "my notes.txt"'),
+        ('/file "my notes.txt" pl', '/file "my notes.txt" plain.txt'),
+        ("/file it", '/file "it\'s \\"odd\\".txt"'),
+        ('/file "a folder/in', '/file "a folder/inner.txt"'),
+        ("/export a folder/in", "/export a folder/inner.txt"),
+    ],
+)
+def test_names_with_blanks_are_completed_in_quotes(
+    typed: str,
+    completed: str,
+    completer: ChatCompleter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a folder").mkdir()
+    for name in ("plain.txt", "my notes.txt", 'it\'s "odd".txt', "a folder/inner.txt"):
+        Path(name).touch()
+    [found] = completer.get_completions(Document(typed), CompleteEvent(completion_requested=True))
+    assert typed[: len(typed) + found.start_position] + found.text == completed
+    name, _, argument = completed.partition(" ")
+    assert name != "/file" or all(map(os.path.exists, shlex.split(argument)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Completion of slash commands and their arguments."""
 
 import asyncio
+import re
+import shlex
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
@@ -23,6 +25,12 @@ from llama_chat.terminal.sanitizer import sanitize
 
 if TYPE_CHECKING:
     from llama_chat.terminal.chat import Chat
+
+_SPECIAL = re.compile(r"""[\s"'\\]""")
+"""Character that a word has only in quotes."""
+
+_IN_QUOTES = re.compile(r'["\\]')
+"""Character that has a backslash in front of it in quotes."""
 
 
 class ChatCompleter(Completer):
@@ -65,9 +73,22 @@ class ChatCompleter(Completer):
                 )
         if command.paths and complete_event.completion_requested:
             # Only for Tab: a listing of files while a name is typed would be noise.
-            last = argument.rpartition(" ")[2]
+            complete = self._quoted_paths if command.splits else self._paths_from
             with suppress(ValueError):  # a NUL is in no path
-                yield from self._paths.get_completions(Document(last), complete_event)
+                yield from complete(argument, complete_event)
+
+    def _paths_from(self, path: str, event: CompleteEvent) -> Iterable[Completion]:
+        return self._paths.get_completions(Document(path), event)
+
+    def _quoted_paths(self, argument: str, event: CompleteEvent) -> Iterable[Completion]:
+        """Complete the last word of ``argument``, in quotes if it needs them."""
+        word, path = _last_word(argument)
+        for found in self._paths_from(path, event):
+            full = path + found.text
+            if _SPECIAL.search(full):
+                escaped = _IN_QUOTES.sub(r"\\\g<0>", full)
+                full = f'"{escaped}"'
+            yield Completion(full, -len(word), display=found.display)
 
     def _values_of(self, command: Command, argument: str) -> list[Value]:
         """List the values for the complete words of ``argument``; cached until these change."""
@@ -75,6 +96,19 @@ class ChatCompleter(Completer):
         if self._values is None or self._values[0] != asked:
             self._values = asked, list(command.values(self._chat, argument))
         return self._values[1]
+
+
+def _last_word(argument: str) -> tuple[str, str]:
+    """Return the last word as it is typed, perhaps with an open quote, and its text."""
+    for start in (0, *(blank.end() for blank in re.finditer(r"\s", argument))):
+        word = argument[start:]
+        for end in ("x", 'x"', "x'"):
+            with suppress(ValueError):  # another quote is open
+                shlex.split(argument[:start])
+                text, *more = shlex.split(word + end)
+                if not more:
+                    return word, text.removesuffix("x")
+    return "", ""
 
 
 class MenuCompleter(ThreadedCompleter):

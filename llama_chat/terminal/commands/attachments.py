@@ -107,4 +107,5 @@ FILE = Command(
     _file,
     lambda chat, argument: [("off", "no attachments")],
     paths=True,
+    splits=True,
 )

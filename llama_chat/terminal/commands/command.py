@@ -46,6 +46,8 @@ class Command:
     """Lister of the values that complete the argument typed so far."""
     paths: bool = False
     """True if the argument may be a path too."""
+    splits: bool = False
+    """True if the argument is split as in a shell, where quotes hold blanks together."""
     rare: bool = False
     """True if a beginning of its name means another command, if one of those begins so."""
 
