@@ -83,6 +83,14 @@ def test_the_list_is_in_the_chat_too(home: Path, gguf_model: Path) -> None:
         terminal.wait_for(r"/search: no conversation says 'cucumbers'")
 
 
+def test_the_chosen_row_is_on_a_small_screen(home: Path, gguf_model: Path) -> None:
+    with Terminal("--resume", "-m", gguf_model, home=home, size=(60, 4)) as terminal:
+        terminal.wait_for(r"› .*about-0")
+        for keys, name in ((DOWN, "about-1"), (DOWN, "about-2"), (UP, "about-1")):
+            terminal.type(keys)
+            terminal.wait_for(rf"› [^\n]*{name}(?=[^›]*Enter picks[^\n]*\s*\Z)")
+
+
 def test_nothing_is_picked_where_the_cursor_cannot_move(home: Path, gguf_model: Path) -> None:
     why = r"--resume: no name is given: llama-chat sessions lists them"
     with Terminal("--resume", "--plain", "-m", gguf_model, home=home) as terminal:

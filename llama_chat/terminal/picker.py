@@ -8,6 +8,7 @@ from functools import cache
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.data_structures import Point
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import HSplit, Layout, VSplit, Window
@@ -66,10 +67,19 @@ class _Picker:
         """Move the cursor, up to the ends of the list."""
         self._chosen = max(0, min(self._chosen + by, len(self.fitting) - 1))
 
+    @property
+    def _first(self) -> int:
+        """Index of the first row that is drawn."""
+        return max(0, min(self._chosen - MAX_SHOWN // 2, len(self.fitting) - MAX_SHOWN))
+
+    @property
+    def cursor(self) -> Point:
+        """Place of the chosen row among those drawn, of which a low window shows fewer."""
+        return Point(0, self._chosen - self._first)
+
     def rows(self) -> StyleAndTextTuples:
         """Draw the rows around the cursor."""
-        fitting = self.fitting
-        first = max(0, min(self._chosen - MAX_SHOWN // 2, len(fitting) - MAX_SHOWN))
+        fitting, first = self.fitting, self._first
         drawn: StyleAndTextTuples = []
         for index, choice in enumerate(fitting[first : first + MAX_SHOWN], first):
             style = "class:chosen" if index == self._chosen else ""
@@ -100,6 +110,7 @@ def pick(
     """
     picker = _Picker(choices, preview)
     prompt = FormattedTextControl([("bold", f"{title}: ")])
+    rows = FormattedTextControl(picker.rows, get_cursor_position=lambda: picker.cursor)
     body = HSplit(
         [
             VSplit(
@@ -108,7 +119,7 @@ def pick(
                     Window(BufferControl(picker.filter), height=1),
                 ]
             ),
-            Window(FormattedTextControl(picker.rows), height=Dimension(min=1, max=MAX_SHOWN + 1)),
+            Window(rows, height=Dimension(min=1, max=MAX_SHOWN + 1)),
             Window(FormattedTextControl(picker.preview), height=Dimension(max=PREVIEW_LINES)),
             Window(
                 FormattedTextControl(
