@@ -89,7 +89,7 @@ def test_a_draft_that_fills_its_rows_stays_one_draft(n_erased: int, window: Tmux
 
 @needs_tmux
 @pytest.mark.parametrize(
-    ("sizes", "n"), [([79], 420), ([41, 80], 120), ([61, 41, 100], 120)], ids=str
+    ("sizes", "n"), [([27], 60), ([79], 420), ([41, 80], 120), ([61, 41, 100], 120)], ids=str
 )
 def test_a_draft_of_wide_characters_stays_one_draft(sizes: list[int], n: int, window: Tmux) -> None:
     """One column stays free in each row where they are drawn, or broken."""
@@ -170,6 +170,35 @@ def test_a_resize_within_a_drawing_is_seen_at_the_next(
     drawn = everything_from(leader).decode()
     # The draft is in two rows by then: the cursor goes up to the first before anything is erased.
     assert re.search(r"\x1b\[A\x1b\[\d+D\x1b\[K", drawn[drawn.index("word11") :])
+
+
+def test_a_resize_before_a_drawing_for_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drawing would erase rows above the input, which is in its first place again."""
+    monkeypatch.setenv("TMUX", "a terminal that breaks long lines")
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(leader, (30, 100))
+    with os.fdopen(follower, "w") as terminal, create_pipe_input() as keys:
+        session: PromptSession[str] = PromptSession(
+            "› ", input=keys, output=Vt100_Output.from_pty(terminal, term="xterm")
+        )
+
+        def make_narrower(app: Application[Any]) -> None:
+            if app.current_buffer.text == DRAFT and termios.tcgetwinsize(leader)[1] == 100:
+                termios.tcsetwinsize(leader, (30, 60))
+                app._on_resize()
+
+        def make_wider(app: Application[Any]) -> None:
+            if termios.tcgetwinsize(leader)[1] == 60:
+                termios.tcsetwinsize(leader, (30, 100))
+                keys.send_text("!\r")
+
+        session.app.after_render += make_narrower
+        session.app.before_render += make_wider
+        Resizes(session.app)
+        keys.send_text(DRAFT)
+        assert session.prompt() == DRAFT + "!"
+    drawn = everything_from(leader).decode()
+    assert "\x1b[A" not in drawn[drawn.index("word11") :]
 
 
 def test_a_window_that_is_closed_has_not_been_resized() -> None:

@@ -49,6 +49,8 @@ class Resizes:
         app.renderer.erase = self._erase_settled  # type: ignore[method-assign]
         app._on_resize = self._on_resize  # type: ignore[method-assign] # it would redraw at each
         self._get_size = app.output.get_size
+        self._noticed = self._size()
+        """Size of the window that was seen last: a resize is waited for only once."""
         app.output.get_size = lambda: self._drawing or self._size()  # type: ignore[method-assign]
         app.output.erase_down = self._erase_down  # type: ignore[method-assign]
         # The toolbar is right below the input, and not at the end of the window: what is drawn for
@@ -70,12 +72,11 @@ class Resizes:
 
     def settle(self) -> None:
         """Wait until the size no longer changes."""
-        size = self._drawn
         while True:
-            size_now = self._app.output.get_size()
-            if size not in (None, size_now):
+            size = self._size()  # also while a drawing is made for an earlier one
+            if size != self._noticed:
                 self._resized_at = time.monotonic()
-            size = size_now
+            self._noticed = size
             if self._is_settled():
                 return
             time.sleep(_POLL_S)
@@ -95,7 +96,7 @@ class Resizes:
             self._drawn, self._drawing = self._drawing, None
 
     def _on_resize(self) -> None:
-        self._resized_at = time.monotonic()
+        self._resized_at, self._noticed = time.monotonic(), self._size()
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
@@ -109,6 +110,8 @@ class Resizes:
     def _erase_settled(self, leave_alternate_screen: bool = True) -> None:
         """Erase what is drawn, where it is by now: for a new drawing, a stop, an editor, a note."""
         self.settle()
+        if self._drawing is not None:
+            self._drawing = self._noticed  # not the size from before the wait
         if (misplaced := self._misplaced()) is not None:
             self._find_first_row(*misplaced)
         self._erase(leave_alternate_screen)
