@@ -28,7 +28,7 @@ class Words(Completer):
 def open_input() -> Input:
     """Open the input that the command line names."""
     if "plain" in sys.argv:
-        return PlainInput(InMemoryHistory(), lambda: None)
+        return PlainInput(InMemoryHistory(), Words, lambda: None)
     return new_input(Words())
 
 

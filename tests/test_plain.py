@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.terminal import CTRL_C, CTRL_D, Terminal
+from llama_chat.terminal.commands import parse_command
 
 READY = r"template \w+\n\n?> ?"
 MODES: list[tuple[tuple[str, ...], dict[str, str]]] = [
@@ -63,6 +64,33 @@ def test_edit_puts_the_text_into_the_line(gguf_model: Path, tmp_path: Path) -> N
         terminal.wait_for(r"message 1: Enter sends it anew[^>]*> first words")
         terminal.line(" changed")
         terminal.wait_for(r"> first words changed\n[^>]*cut off")
+
+
+def test_tab_completes_commands_values_and_files(gguf_model: Path, tmp_path: Path) -> None:
+    for name in ("my notes.txt", "my \x9b31m.txt"):
+        (tmp_path / name).write_text("a note")
+    with Terminal("-m", gguf_model, "--plain", home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.line("/undo\t")
+        terminal.wait_for(r"/undo: there is no")
+        terminal.line("/hel\t")
+        text = terminal.wait_for(r"> /help\n[\s\S]*// in front")
+        assert "Ctrl-G" not in text
+        terminal.type("/overflow s\t")
+        terminal.wait_for(r"> /overflow stop")
+        terminal.line("")
+        terminal.wait_for(r"overflow is stop")
+        terminal.type(f"/file {tmp_path}/my\t")
+        terminal.wait_for(r'> /file "[^"]*/my notes\.txt"')
+        terminal.line("")
+        terminal.wait_for(r"attached: my notes\.txt")
+        terminal.line("a\tb")
+        terminal.wait_for(r"> a +b\n")
+
+
+def test_a_tab_ends_the_name_of_a_command() -> None:
+    assert parse_command("/top-k\t5") == ("top-k", "5")
+    assert parse_command("/system a\tb") == ("system", "a\tb")
 
 
 def test_plain_is_turned_on_and_off_in_the_chat(gguf_model: Path, tmp_path: Path) -> None:

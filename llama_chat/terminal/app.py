@@ -153,7 +153,7 @@ class ChatApp:
         self._input_options = plain, colored, keep, vi = self._wanted_options()
         history = open_history(self._warn, keep=keep)
         if plain:
-            return PlainInput(history, self._poll, vi=vi)
+            return PlainInput(history, lambda: ChatCompleter(chat), self._poll, vi=vi)
         completer = ChatCompleter(chat)
 
         def on_open() -> None:

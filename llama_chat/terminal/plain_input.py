@@ -10,6 +10,8 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from prompt_toolkit.completion import CompleteEvent, Completer
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import History
 
 from llama_chat.terminal.raw_input import PAUSE_S
@@ -21,6 +23,7 @@ _POLL_S = 0.1
 _NEWLINE = r'"\C-v\C-j"'
 
 _BINDINGS = (
+    "tab: complete",
     "set enable-active-region off",  # it would write a paste twice
     rf'"\C-j": {_NEWLINE}',
     rf'"\e\C-m": {_NEWLINE}',
@@ -79,11 +82,19 @@ def _polling(poll: Callable[[], None]) -> Iterator[None]:
 class PlainInput:
     """Input by readline: nothing is drawn that a screen reader would read again."""
 
-    def __init__(self, history: History, poll: Callable[[], None], *, vi: bool = False) -> None:
+    def __init__(
+        self,
+        history: History,
+        completer: Callable[[], Completer],
+        poll: Callable[[], None],
+        *,
+        vi: bool = False,
+    ) -> None:
         """Create the input, closed.
 
         Args:
             history: earlier inputs.
+            completer: returns one for Tab; called for each line.
             poll: raises what ends the input; called many times a second while it is open.
             vi: whether the keys are those of vi.
         """
@@ -96,6 +107,10 @@ class PlainInput:
         keys = f"set editing-mode {'vi' if vi else 'emacs'}"
         for line in (keys, _bracketed_paste(), *_BINDINGS):
             readline.parse_and_bind(line)
+        readline.set_completer_delims("")  # what it completes is the line up to the cursor
+        readline.set_completer(self._completion)
+        self._new_completer = completer
+        self._completions: list[str] = []
         self._history = history
         self._poll = poll
         self._at_end = False
@@ -128,6 +143,7 @@ class PlainInput:
 
     def _read(self, default: str) -> str:
         """Read a line, and those that follow at once: they belong to a paste."""
+        self._completer = self._new_completer()
         n_early = _n_waiting()  # typed before the line was open, at an unknown speed
         readline.set_startup_hook(lambda: readline.insert_text(sanitize(default)))
         lines = [input("> ")]
@@ -140,6 +156,20 @@ class PlainInput:
                     self._at_end = True
                     break
         return "\n".join(lines)
+
+    def _completion(self, line: str, number: int) -> str | None:
+        """Return a completion of ``line``; None if there are no more."""
+        if number == 0:
+            asked = CompleteEvent(completion_requested=True)
+            completed = [
+                line[: len(line) + found.start_position] + found.text
+                for found in self._completer.get_completions(Document(line), asked)
+            ]
+            # Readline writes them as they are.
+            self._completions = [text for text in completed if sanitize(text) == text]
+            if not line.startswith("/"):  # a tab in a paste that the terminal does not mark
+                self._completions = [line + "\t"]
+        return self._completions[number] if number < len(self._completions) else None
 
     def _remember(self, line: str) -> None:
         shown = sanitize(line)

@@ -1,5 +1,7 @@
 """The slash commands of the chat."""
 
+import re
+
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import conversation, files, inspection, sessions, settings
 from llama_chat.terminal.commands.command import Command, find
@@ -13,7 +15,7 @@ def parse_command(line: str) -> tuple[str, str] | None:
     """
     if not line.startswith("/") or line.startswith("//"):
         return None
-    name, _, argument = line[1:].partition(" ")
+    name, argument = [*re.split("[ \t]", line[1:], maxsplit=1), ""][:2]
     name, _, below = name.partition("\n")
     return None if "/" in name or below else (name, argument.strip())
 

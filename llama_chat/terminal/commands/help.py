@@ -8,11 +8,11 @@ from llama_chat.terminal.commands.command import Command, Value, find
 Groups = Mapping[str, Sequence[Command]]
 """Commands by the heading under which they are listed."""
 
-_KEYS = (
-    "Enter sends · Alt-Enter or Ctrl-J begins a new line · Ctrl-C stops\n"
-    "Ctrl-R searches what was typed · Ctrl-G opens the editor\n"
-    "// in front sends a line that begins with /"
-)
+_SENDING = "Enter sends · Alt-Enter or Ctrl-J begins a new line · Ctrl-C stops"
+_SEARCHING = "Ctrl-R searches what was typed · Tab completes"
+_EDITING = " · Ctrl-G opens the editor"
+"""A key that the plain input does not have."""
+_ESCAPING = "// in front sends a line that begins with /"
 
 
 def help_command(groups: Groups) -> Command:
@@ -51,7 +51,8 @@ def _list_names(chat: Chat, groups: Groups) -> None:
         fold=True,
     )
     chat.renderer.note("/help NAME explains one; /help sampling, or another group, all of it")
-    chat.renderer.note(_KEYS)
+    searching = _SEARCHING if chat.renderer.plain else _SEARCHING + _EDITING
+    chat.renderer.note(f"{_SENDING}\n{searching}\n{_ESCAPING}")
 
 
 def _explain(chat: Chat, command: Command) -> None:
