@@ -1,6 +1,7 @@
 """A conversation on a terminal: its model, its settings and its file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from llama_chat.terminal.replying import show_reply
 from llama_chat.terminal.theme import Background
 
 if TYPE_CHECKING:
+    from llama_chat.chat.context_use import ContextUse
     from llama_chat.chat.session import ChatModel, ChatSession
 
 _POLL_S = 0.05
@@ -65,9 +67,7 @@ class Chat:
         self.reply_prefix = ""
         """Text with which the next reply begins."""
         self.editing: Message | None = None
-        """Message that the next input replaces."""
-        self._before_editing: Message | None = None
-        """Head of the conversation before the edit."""
+        """Message that the next input replaces; the conversation stays as it is until then."""
         self.previous: Message | None = None
         """Head of the conversation before the last change of branches."""
         self.notes: list[str] = []
@@ -185,7 +185,25 @@ class Chat:
     def prefill_next(self) -> None:
         """Prefill the prefix of the next message in the background."""
         if self.session is not None:
-            self.loader.prefill(self.session, self.session.next_prefix(self.attachments))
+            with self._before_edited():
+                prefix = self.session.next_prefix(self.attachments)
+            self.loader.prefill(self.session, prefix)
+
+    def context_use(self, session: "ChatSession", typed: str) -> "ContextUse":
+        """Return the context usage with ``typed`` as the next message."""
+        with self._before_edited():
+            return session.context_use(typed, self.attachments)
+
+    @contextmanager
+    def _before_edited(self) -> Iterator[None]:
+        """Go back to where the next input is put: before the message that it replaces, if any."""
+        head = self.conversation.head
+        if self.editing is not None:
+            self.conversation.head = self.editing.parent
+        try:
+            yield
+        finally:
+            self.conversation.head = head
 
     def reload(self, settings: Settings) -> None:
         """Load another model, or the same one with other settings.
@@ -282,6 +300,7 @@ class Chat:
 
     def retry(self) -> None:
         """Answer the last message once more, and show the reply."""
+        self.stop_editing()
         session = self.wait_for_session()
         self.stop_prefill()
         show_reply(
@@ -292,6 +311,7 @@ class Chat:
 
     def resume(self) -> None:
         """Continue the last reply, and show the continuation."""
+        self.stop_editing()
         session = self.wait_for_session()
         self.stop_prefill()
         begun = session.conversation.head
@@ -303,14 +323,11 @@ class Chat:
 
     def start_editing(self, message: Message) -> None:
         """Let the next input replace ``message``, on a new branch."""
-        self.stop_editing()
         self.editing = message
-        self._before_editing, self.conversation.head = self.conversation.head, message.parent
 
     def stop_editing(self) -> None:
         """Cancel the edit, so that the next input is a new message."""
-        if self.editing is not None:
-            self.editing, self.conversation.head = None, self._before_editing
+        self.editing = None
 
     def finish_editing(self, message: Message, text: str) -> None:
         """Replace ``message`` by ``text``, on a new branch.
@@ -318,17 +335,18 @@ class Chat:
         A message of the user is answered; a reply of the model is stored unchanged.
         """
         attachments = self.attachments
+        before, self.conversation.head = self.conversation.head, message.parent
         if message.role == "user":
             self.attachments = [*message.attachments, *attachments]
             try:
                 self.send(text)
             except (LlamaChatError, Interrupted):
-                self.attachments = attachments
+                self.attachments, self.conversation.head = attachments, before
                 raise
         else:
             self.conversation.add(Message("assistant", text, n_dropped=message.n_dropped))
             self.save()
-        self.editing, self.previous = None, self._before_editing
+        self.editing, self.previous = None, before
 
     def go_to(self, message: Message | None) -> None:
         """Continue after another message of the conversation."""

@@ -28,7 +28,7 @@ def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     parts = [model, sampling]
     warning = speed = ""
     if (session := chat.session) is not None:
-        use = session.context_use(typed, chat.attachments)
+        use = chat.context_use(session, typed)
         parts.insert(1, _context(use, session.context, len(chat.attachments)))
         warning = _warning(use.n_dropped)
     if work := _work(chat):
