@@ -121,6 +121,22 @@ def test_a_second_signal_does_not_cut_off_the_first(starter_model: Path, tmp_pat
         again.ask("/tree", r"2 model .*● here")
 
 
+def test_ctrl_backslash_in_a_reply_ends_the_chat_and_keeps_its_text(
+    starter_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", starter_model, "--max-tokens", "4000", "--temperature", "0")
+    with Terminal(*flags, home=tmp_path) as terminal:
+        modes = termios.tcgetattr(terminal.descriptor)
+        terminal.wait_for(READY)
+        terminal.line("Write a long story about a river.")
+        terminal.wait_for(r"about a river\.\n(\S.*\n)*\S.{40}")
+        terminal.type("\x1c")
+        assert_left_clean(terminal, modes, 128 + signal.SIGQUIT)
+    with Terminal("-m", starter_model, "--continue", home=tmp_path) as again:
+        again.wait_for(READY)
+        again.ask("/tree", r"2 model .{20}.*● here")
+
+
 def test_a_signal_ends_the_editor_too(gguf_model: Path, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; echo editing; exec sleep 100\n")

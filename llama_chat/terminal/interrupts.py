@@ -8,6 +8,9 @@ from threading import Timer
 from types import FrameType, TracebackType
 from typing import Any
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that end the chat: of other programs, of a window that closes, and of Ctrl-\\."""
+
 _PATIENCE_S = 5.0
 """Time in which the chat must have ended once a signal asked for it."""
 
@@ -20,7 +23,7 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """Handlers of SIGINT, SIGTERM and SIGHUP that set flags to poll.
+    """Handlers of SIGINT, and of signals that end the chat, that set flags to poll.
 
     An exception at an arbitrary point would leave the terminal half set up, cut off a save, or be
     lost in a callback. The flags cover all the time but that in which the input takes keys.
@@ -30,9 +33,9 @@ class Interrupts:
         """Watch for nothing before ``with``; ``exit_at_once`` ends a chat that does not end."""
         self._exit_at_once = exit_at_once
         self.status = 0
-        """Exit status with which the chat is to end, once SIGTERM or SIGHUP has come; else 0."""
+        """Exit status with which the chat is to end, once a signal has asked for that; else 0."""
         self.on_end: Callable[[], None] = lambda: None
-        """Called when one of these comes, at an arbitrary point of the main thread."""
+        """Called when that comes, at an arbitrary point of the main thread."""
         self._pressed = False
         self._previous_handlers: dict[int, Any] = {}
         self._ended_at = 0.0
@@ -41,7 +44,7 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         """Install the handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, *_ENDING):
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
                 self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
