@@ -141,6 +141,25 @@ def test_no_save_keeps_nothing_at_all(gguf_model: Path, tmp_path: Path) -> None:
     assert not folder(tmp_path).exists()
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_end_says_what_is_not_kept(flag: bool, gguf_model: Path, tmp_path: Path) -> None:
+    more = ["--no-save"] if flag else []
+    with Terminal(*flags(gguf_model), *more, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("one", ENDED)
+        terminal.ask("/save keep me", r"saved as keep me")
+        terminal.ask("/no-save true", r"no-save is true")
+        terminal.ask("two", ENDED)
+        leave(terminal)
+        saved, later = terminal.text.rstrip().splitlines()[-2:]
+    assert saved == "saved: llama-chat --resume 'keep me'"
+    assert later == "not saved: what was said after that, since no-save is true"
+    with Terminal(*flags(gguf_model), *more, "--resume", "keep me", home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        leave(terminal)
+        assert terminal.text.rstrip().endswith("saved: llama-chat --resume 'keep me'")
+
+
 def test_two_programs_on_one_conversation_do_not_mix(gguf_model: Path, tmp_path: Path) -> None:
     with Terminal(*flags(gguf_model), home=tmp_path) as first:
         first.wait_for(READY)

@@ -52,6 +52,11 @@ class ConversationFile:
         """Name of the conversation; empty while there is no file."""
         return "" if self.path is None else self.path.stem
 
+    def has_all_of(self, conversation: Conversation) -> bool:
+        """True if the text of every message is saved."""
+        saved = self._saved.messages.values() if self._saved else ()
+        return [each.text for each in conversation.all] == [record["text"] for record in saved]
+
     def open(self, path: Path) -> Loaded:
         """Read a saved conversation, and save to its file from now on.
 

@@ -56,6 +56,8 @@ class ChatApp:
         if chat.file.name and not (chat.settings.quiet or chat.interrupts.status):
             name = shlex.quote(chat.file.name)
             chat.renderer.note(f"saved: llama-chat --resume {name}")
+            if not chat.file.has_all_of(chat.conversation):
+                chat.renderer.note("not saved: what was said after that, since no-save is true")
 
     def _read_loop(self) -> None:
         chat = self._chat
