@@ -77,8 +77,8 @@ def test_the_list_is_in_the_chat_too(home: Path, gguf_model: Path) -> None:
         terminal.line("/history")
         terminal.wait_for(r"/history\n› What about planets\?\n── model\nThey are planets\n› Why")
         terminal.line("/search OF  tomatoes")
-        terminal.wait_for(r"about-0 .*Because of tomatoes")
-        assert not re.search(r"about-[12] .*Because", terminal.text)
+        terminal.wait_for(r"about-0 .*\n  Because of tomatoes")
+        assert not re.search(r"about-[12] .*\n  Because", terminal.text)
         terminal.line("/search cucumbers")
         terminal.wait_for(r"/search: no conversation says 'cucumbers'")
 
@@ -89,6 +89,25 @@ def test_the_chosen_row_is_on_a_small_screen(home: Path, gguf_model: Path) -> No
         for keys, name in ((DOWN, "about-1"), (DOWN, "about-2"), (UP, "about-1")):
             terminal.type(keys)
             terminal.wait_for(rf"› [^\n]*{name}(?=[^›]*Enter picks[^\n]*\s*\Z)")
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("mode", ["--plain", "--no-plain"])
+def test_what_a_search_finds_is_visible(
+    columns: int, mode: str, tmp_path: Path, gguf_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / ".local/share"))
+    for before in ("words " * 20, "言葉 " * 20, "ß" * 100 + " "):
+        conversation = Conversation()
+        conversation.add(Message("user", f"{before}Cucumbers {'and more words ' * 20}"))
+        saved(conversation)  # with a name of its own, which is long
+    flags = () if mode == "--no-plain" else (mode,)
+    size = (columns, 40)
+    with Terminal(*flags, "-m", gguf_model, home=tmp_path, size=size) as terminal:
+        terminal.wait_for(r"random")
+        terminal.line("/search cucumbers")
+        terminal.wait_for(r"goes on with one")
+        assert len(re.findall(r"(?m)^  ….* Cucumbers and .*…$", terminal.text)) == 3
 
 
 def test_nothing_is_picked_where_the_cursor_cannot_move(home: Path, gguf_model: Path) -> None:

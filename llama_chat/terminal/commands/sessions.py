@@ -1,8 +1,12 @@
 """Commands for saved conversations: saving, finding and going on with them."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
+
+from rich.text import Text
 
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Conversation
@@ -13,6 +17,7 @@ from llama_chat.errors import LlamaChatError, NothingYetError, UsageError, count
 from llama_chat.files import expand_user, readable_time
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands.command import Command, Value
+from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import one_line
 
 
@@ -127,23 +132,26 @@ def _preview(name: str) -> list[str]:
 def _search(chat: Chat, argument: str) -> None:
     if not argument:
         raise UsageError("/search", "no word is given", "write /search tomatoes")
-    found = [
-        (entry.name, readable_time(entry.changed), _excerpt(text, argument))
-        for entry, text in store.search(argument)
-    ]
+    found = list(store.search(argument))
     if not found:
         raise UsageError(
             "/search", f"no conversation says {argument[:40]!r}", "/sessions lists them"
         )
-    chat.renderer.table(("conversation", "saved", "says"), found)
+    width = chat.renderer.console.width
+    for entry, text in found:
+        excerpt = Text(sanitize("  " + _excerpt(text, argument, width)))
+        excerpt.truncate(width, overflow="ellipsis")
+        chat.renderer.line(Text(f"{entry.name}  {readable_time(entry.changed)}", style="bold"))
+        chat.renderer.line(excerpt)
     chat.renderer.note("/load NAME goes on with one")
 
 
-def _excerpt(text: str, word: str) -> str:
-    """Return the words around ``word`` in ``text``."""
-    line = " ".join(text.split())
-    at = line.casefold().find(" ".join(word.casefold().split()))
-    first = max(0, at - 30)
+def _excerpt(text: str, words: str, width: int) -> str:
+    """Return one line of ``text``, in which ``words`` are within the first columns of ``width``."""
+    line = one_line(text)
+    ends = list(accumulate(len(character.casefold()) for character in line))
+    at = bisect_right(ends, line.casefold().find(one_line(words).casefold()))
+    first = max(0, at - width // 6)  # wide characters take two columns
     return ("…" if first else "") + line[first:]
 
 
