@@ -1,5 +1,6 @@
 """Settings: one name in four spellings, a range each, and an origin."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_the_file_in_the_repository_holds_every_default() -> None:
     text = (ROOT / "config.toml").read_text()
     for name in SETTINGS:
         assert f"\n{name} = " in text or f"\n# {name} = " in text
+
+
+def test_the_numbers_of_every_range_can_be_typed() -> None:
+    for setting in SETTINGS.values():
+        if setting.kind in ("integer", "number"):
+            bounds = re.findall(r"(from|above|to) (\S+)", setting.range)
+            assert bounds
+            for word, bound in bounds:
+                assert word == "above" or str(setting.parse(bound)).removesuffix(".0") == bound
 
 
 def test_the_default_path_is_read_and_the_current_folder_is_not(

@@ -79,8 +79,8 @@ class Setting:
                 return "one of " + ", ".join(self.values)
             case "integer" | "number":
                 noun = "a whole number" if self.kind == "integer" else "a number"
-                low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
-                return f"{noun} {low}" + ("" if self.high == math.inf else f" to {self.high:g}")
+                low = f"above {self.low}" if self.above else f"from {self.low}"
+                return f"{noun} {low}" + ("" if self.high == math.inf else f" to {self.high}")
             case "list":
                 return "a list of paths" if self.is_paths else "a list of texts"
             case "switch":
