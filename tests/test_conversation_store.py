@@ -25,7 +25,7 @@ def saved_at(name: str, seconds: float, *texts: str) -> Path:
     return path
 
 
-NAMES = "use up to 100 letters, digits, spaces, - and _"
+NAMES = "use letters, digits, spaces, - and _, up to 100 bytes of UTF-8"
 
 
 def test_a_name_is_the_start_of_that_of_a_file(home: Path) -> None:
@@ -79,12 +79,14 @@ def test_a_list_tells_of_each_what_it_is_or_why_it_cannot_be_read(home: Path) ->
 
 
 def test_the_one_conversation_that_a_name_or_its_beginning_fits_is_found(home: Path) -> None:
-    for name in ("b7", "b6", "b5", "b4", "b3", "b2", "alone", "alone too"):
-        saved_at(name, 1000)
+    for seconds, name in enumerate(("alone", "alone too", "b7", "b5", "b6", "b2", "b3", "b4")):
+        saved_at(name, 1000 + seconds)
     assert store.find("alone", whole=True) == store.find("alone") == home / "alone.jsonl"
     assert store.find("alone t") == home / "alone too.jsonl"
-    line = "conversation 'b': more than one begins so: b2, b3, b4, b5, b6"
+    line = "conversation 'b': more than one begins so: b4, b3, b2, b6, b5, …"
     refused(UsageError, line, store.find, "b")
+    (home / "b7.jsonl").unlink()
+    refused(UsageError, line.removesuffix(", …"), store.find, "b")
     advice = "none is saved by that name: llama-chat sessions lists them"
     for name in ("x" * 41, "alone to"):
         line = f"conversation {name[:40]!r}: {advice}"

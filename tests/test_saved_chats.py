@@ -117,6 +117,24 @@ def test_save_names_a_conversation_and_load_goes_to_another(
     assert [entry["content"] for entry in json.loads(result.out)][::2] == ["about tea", "and more"]
 
 
+def test_quotes_around_a_name_are_those_of_a_shell(gguf_model: Path, tmp_path: Path) -> None:
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("about tea", ENDED)
+        terminal.ask('/save "two words"', r"saved as two words")
+        terminal.ask("/load two words", r"going on with two words")
+        terminal.ask("/load 'two words'", r"going on with two words")
+        terminal.ask("/save don't", r"saved as don't")
+        terminal.ask("/load don't", r"going on with don't")
+        terminal.ask(f"/export {tmp_path}/my-chat.json", "written")
+        (tmp_path / "my-chat.json").rename(tmp_path / "my chat.json")
+        terminal.ask(f'/load "{tmp_path}/my chat.json"', r"› about tea\n")
+    (folder(tmp_path) / "don't.jsonl").rename(folder(tmp_path) / '"quoted".jsonl')
+    with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask('/load "quoted"', r'going on with "quoted"')  # as earlier versions named it
+
+
 def test_load_says_so_if_all_turns_are_undone(gguf_model: Path, tmp_path: Path) -> None:
     with Terminal(*flags(gguf_model), home=tmp_path) as terminal:
         terminal.wait_for(READY)

@@ -199,7 +199,7 @@ def test_what_is_not_saved_cannot_be_shown_or_removed(tmp_path: Path, folder: Pa
     os.mkfifo(folder / "pipe.jsonl")
     before = names_in(folder)
     cases: list[tuple[Sequence[str], str]] = [
-        (["show", "ap"], "more than one begins so: apples, apricots"),
+        (["show", "ap"], "more than one begins so: apricots, apples"),
         (["show", "bad"], "line 1: it is not JSON: repair or remove"),
         (["show"], "Missing argument"),
         (["rm"], "Missing argument"),

@@ -272,7 +272,7 @@ def test_a_conversation_is_found_by_its_name_or_a_prefix() -> None:
         saved(conversation_of(1), name)
     assert store.find("pears").stem == "pears"
     assert store.find("apr").stem == "apricots"
-    with pytest.raises(UsageError, match="more than one begins so: apples, apricots"):
+    with pytest.raises(UsageError, match="more than one begins so: apricots, apples"):
         store.find("ap")
     with pytest.raises(UsageError, match="none is saved by that name"):
         store.find("plums")

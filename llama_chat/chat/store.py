@@ -18,6 +18,9 @@ MAX_BYTES = 256 * 2**20
 
 SUFFIX = ".jsonl"
 
+_N_NAMED = 5
+"""Number of conversations that an error names, if a beginning fits more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -49,7 +52,7 @@ def path_of(name: str) -> Path:
         raise UsageError(
             f"name {name[:40]!r}",
             "not a possible name",
-            "use up to 100 letters, digits, spaces, - and _",
+            "use letters, digits, spaces, - and _, up to 100 bytes of UTF-8",
         )
     return folder() / f"{name}{SUFFIX}"
 
@@ -96,7 +99,8 @@ def find(wanted: str, *, whole: bool = False) -> Path:
         return path_of(fitting[0])
     what = f"conversation {wanted[:40]!r}"
     if fitting:
-        raise UsageError(what, "more than one begins so", ", ".join(sorted(fitting)[:5]))
+        latest = [*fitting[:_N_NAMED], *(["…"] if len(fitting) > _N_NAMED else [])]
+        raise UsageError(what, "more than one begins so", ", ".join(latest))
     raise UsageError(what, "none is saved by that name", "llama-chat sessions lists them")
 
 

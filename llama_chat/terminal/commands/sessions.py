@@ -26,19 +26,27 @@ def _save(chat: Chat, argument: str) -> None:
         raise NothingYetError("/save")
     chat.file.save(chat.conversation, chat.tag)
     if argument:
-        chat.file.rename(argument)
+        chat.file.rename(_unquoted(argument))
     chat.renderer.note(f"saved as {chat.file.name}")
 
 
 def _load(chat: Chat, argument: str) -> None:
+    name = _unquoted(argument)
     if not argument:
         _sessions(chat, "")
-    elif argument.endswith(".json"):
-        chat.take(_dialog(expand_user(argument)), ModelTag())
+    elif name.endswith(".json"):
+        chat.take(_dialog(expand_user(name)), ModelTag())
         chat.file.close()
         _show_end(chat)
     else:
-        go_on(chat, store.find(argument))
+        go_on(chat, store.find(argument if argument in store.names() else name))
+
+
+def _unquoted(argument: str) -> str:
+    """Return a name without the quotes around it, which a shell needs for blanks."""
+    quote, inner = argument[:1], argument[1:-1]
+    is_quoted = len(argument) > 1 and quote in "\"'" and argument.endswith(quote)
+    return inner if is_quoted and quote not in inner else argument
 
 
 def go_on(chat: Chat, path: Path) -> None:
