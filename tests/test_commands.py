@@ -129,6 +129,13 @@ def tokens_read(chat: Terminal) -> int:
     return int(found[1])
 
 
+def test_the_first_answer_to_a_message_is_no_version(babble: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "asked.json").write_text(json.dumps([{"role": "user", "content": "hello"}]))
+    babble.ask(f"/load {tmp_path}/asked.json", r"› hello\n")
+    assert "version" not in babble.ask("/retry", rf"{ENDED}[\s\S]*\n(?=›)")
+    babble.ask("/retry", r"version 2; the earlier ones are kept: /versions")
+
+
 def test_branches_are_listed_drawn_and_switched(babble: Terminal) -> None:
     babble.ask("one", ENDED)
     babble.ask("two", ENDED)

@@ -14,8 +14,8 @@ def _retry(chat: Chat, argument: str) -> None:
     if chat.conversation.question() is None:
         raise NothingYetError("/retry")
     chat.retry()
-    versions = len(chat.conversation.versions())
-    chat.renderer.note(f"version {versions}; the earlier ones are kept: /versions")
+    if (n_versions := len(chat.conversation.versions())) > 1:
+        chat.renderer.note(f"version {n_versions}; the earlier ones are kept: /versions")
 
 
 def _versions(chat: Chat, argument: str) -> None:
