@@ -6,14 +6,14 @@ import pytest
 
 from harness.terminal import Terminal
 
-ERROR = "/top-k: 'x' does not fit: give a whole number from 0 to 1e+06"
+ERROR = "/top-k: 'x' does not fit: give a whole number from 0 to 1000000"
 PATH = "/nowhere/" + "long" * 20
 
 
 @pytest.mark.parametrize(
     ("flag", "rows"),
     [
-        ("--wrap=words", ["/top-k: 'x' does not fit: give a whole", "number from 0 to 1e+06"]),
+        ("--wrap=words", ["/top-k: 'x' does not fit: give a whole", "number from 0 to 1000000"]),
         ("--wrap=terminal", [ERROR[:40], ERROR[40:]]),
         ("--plain", [ERROR[:40], ERROR[40:]]),
     ],
@@ -24,7 +24,7 @@ def test_notes_break_between_words(
     with Terminal("-m", gguf_model, flag, home=tmp_path, size=(40, 30)) as terminal:
         terminal.wait_for(r"chatml\n[›>]")
         terminal.line("/top-k x")
-        text = terminal.wait_for(r"1e\+06\n")
+        text = terminal.wait_for(r"1000000\n")
         assert "\n".join(rows) in text
         assert rows[0] in [row.rstrip() for row in text.split("\n")]
         terminal.type("\x15")  # Ctrl-U
