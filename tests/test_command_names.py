@@ -57,3 +57,14 @@ def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
     babble.ask("/context", r"/help\n")
     babble.line("/quit")
     assert babble.wait_for_end() == 0
+
+
+def test_advice_names_slash_commands(babble: Terminal) -> None:
+    babble.refuse("/load nope", r"none is saved by that name: /sessions lists them")
+    babble.refuse("/model nonsense", r"known name: give /model PATH, or fetch one with: llama-chat")
+    babble.refuse("/template llama2", r"this model has no <s>: choose another with /template")
+    babble.refuse("/set", r"/set: no setting is named: write /set top-p 0\.9")
+    babble.ask("/overflow stop", "overflow is stop")
+    babble.paste("--context " * 100)  # words of the user stay as they are
+    babble.type("\r")
+    babble.wait_for(r"leave no space .*, begin anew, or raise /context\n")

@@ -6,6 +6,7 @@ import shlex
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from llama_chat.errors import LlamaChatError, NothingYetError, UsageError, unexpected
+from llama_chat.terminal.advice import line_in_chat
 from llama_chat.terminal.chat import Chat
 from llama_chat.terminal.commands import find_command, parse_command
 from llama_chat.terminal.completion import ChatCompleter
@@ -131,7 +132,7 @@ class ChatApp:
                 chat.save()
             chat.renderer.space()
         except LlamaChatError as error:
-            chat.renderer.error(str(error))
+            chat.renderer.error(line_in_chat(error))
             return "" if isinstance(error, NothingYetError) else line, True
         except Interrupted:
             chat.renderer.note("stopped")
@@ -212,7 +213,7 @@ class ChatApp:
         if os.environ.get("LLAMA_CHAT_TRACEBACK"):
             self._input.end(error)
         elif isinstance(error, LlamaChatError):
-            self._warn(str(error))
+            self._warn(line_in_chat(error))
         elif type(error) not in self._failed:
             self._failed.add(type(error))
             self._warn(unexpected(error))

@@ -15,6 +15,7 @@ from llama_chat.generation.events import Finish
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Value
 from llama_chat.settings.settings import DEFAULT_SOURCE, Settings
+from llama_chat.terminal.advice import in_chat, line_in_chat
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
@@ -119,7 +120,7 @@ class Chat:
     def _note_template(self) -> None:
         """Note how the template was chosen, if that needs a note."""
         if self.session is not None and self.session.template is not None:
-            self.notes += filter(None, [self.session.template.take_note()])
+            self.notes += filter(None, [in_chat(self.session.template.take_note())])
 
     def _new_session(self, model: "ChatModel") -> "ChatSession":
         """Make a session; a template chosen in the chat that does not fit becomes ``auto``."""
@@ -128,12 +129,12 @@ class Chat:
                 conversation=self.conversation,
                 template=self.settings.template,
                 template_name=self.settings.template_name,
-                notify=lambda line: self.renderer.note(line),
+                notify=lambda line: self.renderer.note(in_chat(line)),
             )
         except UsageError as error:
             if not self.settings.source("template").startswith("/"):
                 raise
-            self.notes.append(str(error))
+            self.notes.append(line_in_chat(error))
             self._settings.change("template", "auto", DEFAULT_SOURCE)
             return self._new_session(model)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llama_chat.errors import CutOffError, LlamaChatError
 from llama_chat.generation.events import Event, Finish, Hooks
+from llama_chat.terminal.advice import line_in_chat
 from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
 from llama_chat.terminal.status_line import StatusLine
 
@@ -52,7 +53,7 @@ def show_reply(
         chat.save()
     watching.take()
     if failure is not None:
-        renderer.error(str(failure))
+        renderer.error(line_in_chat(failure))
     if isinstance(failure, CutOffError):
         renderer.note("what came is kept: /continue goes on, /retry begins anew")
     if isinstance(event, Finish):  # as the last one always is

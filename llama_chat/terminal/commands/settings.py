@@ -71,6 +71,8 @@ def _default(setting: Setting) -> str:
 def _set(chat: Chat, argument: str) -> None:
     name, _, typed = argument.partition(" ")
     setting = SETTINGS.get(ALIASES.get(name, name).replace("-", "_"))
+    if not name:
+        raise UsageError("/set", "no setting is named", "write /set top-p 0.9")
     if setting is None:
         names = [known.replace("_", "-") for known in SETTINGS]
         raise UsageError(
