@@ -93,6 +93,15 @@ def test_the_one_conversation_that_a_name_or_its_beginning_fits_is_found(home: P
         refused(UsageError, line, lambda name: store.find(name, whole=True), name)
 
 
+def test_a_new_conversation_has_no_name_of_its_own(home: Path) -> None:
+    for text, name in (("Two words", ""), ("?", ""), ("x", "2026-12-01"), ("x", "two-words")):
+        conversation = Conversation()
+        conversation.add(Message("user", text))
+        path = saved(conversation, name)
+        (entry,) = (each for each in store.entries() if each.path == path)
+        assert entry.has_own_name == bool(name)
+
+
 def test_without_any_there_is_no_latest() -> None:
     line = "--continue: no conversation is saved yet: begin one: llama-chat"
     refused(UsageError, line, store.latest)

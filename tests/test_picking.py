@@ -110,6 +110,26 @@ def test_what_a_search_finds_is_visible(
         assert len(re.findall(r"(?m)^  ….* Cucumbers and .*…$", terminal.text)) == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "columns", "shown"),
+    [
+        ((), 40, r"(?m)^. {3}\d{4}-\d\d-\d\d \d\d:\d\d +1  Words of "),
+        (("--plain",), 80, r"(?m)^ +\d{4}-\d\d-\d\d-\d{6}-\S+ +1 .* Words of a long questi"),
+    ],
+)
+def test_a_list_shows_how_those_begin_that_have_no_name_of_their_own(
+    flags: tuple[str, ...], columns: int, shown: str, home: Path, gguf_model: Path
+) -> None:
+    conversation = Conversation()
+    conversation.add(Message("user", "Words of a long question about many things"))
+    saved(conversation)
+    with Terminal(*flags, "-m", gguf_model, home=home, size=(columns, 40)) as terminal:
+        terminal.wait_for(r"random")
+        terminal.line("/sessions")
+        assert re.search(shown, terminal.wait_for(r"Enter picks|goes on with one"))
+        assert "about-0 " in terminal.text
+
+
 def test_nothing_is_picked_where_the_cursor_cannot_move(home: Path, gguf_model: Path) -> None:
     why = r"--resume: no name is given: llama-chat sessions lists them"
     with Terminal("--resume", "--plain", "-m", gguf_model, home=home) as terminal:

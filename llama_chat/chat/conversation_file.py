@@ -22,7 +22,7 @@ from llama_chat.chat.conversation import Conversation, Message
 from llama_chat.chat.locked_file import LockedFile
 from llama_chat.chat.record_lines import to_lines
 from llama_chat.chat.records import Loaded, ModelTag, Snapshot, changes, snapshot
-from llama_chat.chat.store import folder, in_use, path_of, read, read_open
+from llama_chat.chat.store import TIME_IN_NAME, folder, in_use, path_of, read, read_open
 from llama_chat.durable_files import publish, remove_leftovers, sync_folder, temporary_name
 from llama_chat.errors import SaveError, UsageError, is_full_disk, reason
 from llama_chat.files import private_folder, write_atomically
@@ -200,7 +200,7 @@ class ConversationFile:
 def _stem_for(conversation: Conversation) -> str:
     """Return the name of a new conversation: the time, and the first words of its first message."""
     words = re.findall(r"[a-z0-9]+", conversation.all[0].text.lower())[:5]
-    return "-".join([time.strftime("%Y-%m-%d-%H%M%S"), *words])[:80]
+    return "-".join([time.strftime(TIME_IN_NAME), *words])[:80]
 
 
 def _gets_name(temporary: Path, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Folder of saved conversations: finding, reading, listing and removing them."""
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -17,6 +18,11 @@ MAX_BYTES = 256 * 2**20
 """Larger than any conversation; larger files are refused."""
 
 SUFFIX = ".jsonl"
+
+TIME_IN_NAME = "%Y-%m-%d-%H%M%S"
+"""Beginning of the name of a new conversation; see ``time.strftime``."""
+
+_NEW_NAME = re.compile(r"\d{4}-\d\d-\d\d-\d{6}(-|$)")
 
 _N_NAMED = 5
 """Number of conversations that an error names, if a beginning fits more."""
@@ -35,6 +41,11 @@ class Entry:
     model: str
     problem: str = ""
     """Reason if it cannot be read, else empty."""
+
+    @property
+    def has_own_name(self) -> bool:
+        """True unless its name is its time and first words, as that of a new conversation is."""
+        return not _NEW_NAME.match(self.name)
 
 
 def folder() -> Path:

@@ -101,6 +101,7 @@ def _sessions(chat: Chat, argument: str) -> None:
                 for entry in entries
             ),
             right=("messages",),
+            long={"conversation": 24},
         )
         chat.renderer.note("/load NAME goes on with one")
 
@@ -114,14 +115,17 @@ def pick_session(
     from llama_chat.terminal.picker import Choice, pick
 
     choices = [
-        Choice(
-            entry.name,
-            f"{'●' if entry.path == current else ' '} {readable_time(entry.changed)}  "
-            f"{entry.n_messages:>4}  {entry.name}  {one_line(entry.problem or entry.title)}",
-        )
-        for entry in entries
+        Choice(entry.name, _label(entry, is_current=entry.path == current)) for entry in entries
     ]
     return pick("Conversation", choices, _preview, is_ended)
+
+
+def _label(entry: store.Entry, *, is_current: bool) -> str:
+    """Describe a conversation in a line; a name that repeats its first words is left out."""
+    name = entry.name if entry.has_own_name or entry.problem else ""
+    mark, begins = "●" if is_current else " ", one_line(entry.problem or entry.title)
+    cells = f"{mark} {readable_time(entry.changed)}", f"{entry.n_messages:>4}", name, begins
+    return "  ".join(filter(None, cells))
 
 
 def _preview(name: str) -> list[str]:
