@@ -337,6 +337,15 @@ def test_the_key_goes_to_its_own_server_alone(server: FaultServer) -> None:
     assert server.authorized == {f"Bearer {KEY}"}
 
 
+def test_a_key_as_short_as_a_word_leaves_errors_as_they_are(server: FaultServer) -> None:
+    server.scripts = [refusal(401, "no key is known to end in on")]
+    talk = session(server)
+    talk.model.client.key = "no"
+    found = send(talk)
+    assert found.error is not None
+    assert "(no key is known to end in on)" in str(found.error)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_a_certificate_must_be_trusted(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llama_chat import __version__
 from llama_chat.documents import parse_json
 from llama_chat.endpoint.address import Address
+from llama_chat.endpoint.answers import Hidden
 from llama_chat.endpoint.event_stream import EventStream
 from llama_chat.endpoint.refusals import Refusal, plain, read_refusal
 from llama_chat.errors import LlamaChatError, counted
@@ -78,7 +79,7 @@ class Client:
         self.address = address
         self.patience = patience
         self.key = key
-        """The key; it is in no message."""
+        """The key; it is in no message, unless it may be a word."""
 
     def open(self) -> "httpx2.AsyncClient":
         """Return connections, to be used in the block of one event loop."""
@@ -307,7 +308,7 @@ class Client:
 
     def hide(self, text: str) -> str:
         """Return text of the server without the key."""
-        return text.replace(self.key, "…") if self.key else text
+        return Hidden(self.key).whole(text)
 
     @property
     def _silence(self) -> str:
