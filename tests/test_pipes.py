@@ -262,11 +262,24 @@ def test_an_empty_answer_earns_a_warning(home: Path, gguf_model: Path) -> None:
     assert isinstance(first, Token)
     # The same weights, with that token as the end of a text.
     write_gguf(home / "m.gguf", metadata={"tokenizer__ggml__eos_token_id": first.id})
-    flags = ("complete", "-", "-m", home / "m.gguf", "--temperature", "0")
-    done = run(*flags, home=home, stdin=b"the")
+    flags = ("-m", home / "m.gguf", "--temperature", "0")
+    done = run("complete", "-", *flags, home=home, stdin=b"the")
     assert (done.status, done.out) == (0, "")
-    assert "warning: answer: the model ended it at once" in done.err
-    assert run(*flags, "-q", home=home, stdin=b"the").err == ""
+    ended = "warning: answer: the model ended it at once"
+    assert done.err.endswith(f"{ended}: raise --temperature, or try complete --chat\n")
+    assert run("complete", "-", *flags, "-q", home=home, stdin=b"the").err == ""
+    # As a message it is ended at once with the token that greedy decoding takes first after it.
+    session = llama.chat(sampling=Sampling(temperature=0))
+    first = next(session.send("the"))
+    assert isinstance(first, Token)
+    write_gguf(home / "m.gguf", metadata={"tokenizer__ggml__eos_token_id": first.id})
+    for command in (["ask", "the"], [], ["complete", "-", "--chat"]):
+        done = run(*command, *flags, home=home, stdin=b"the" if command != ["ask", "the"] else b"")
+        assert (done.status, done.out) == (0, "")
+        assert done.err.endswith(f"{ended}: raise --temperature\n")
+    warm = ("--temperature", "1", "--top-k", "1")
+    done = run("ask", "the", "-m", home / "m.gguf", *warm, home=home)
+    assert done.err.endswith(f"{ended}: try another --seed\n")
 
 
 def test_interrupt_while_importing_is_quiet(home: Path, gguf_model: Path) -> None:

@@ -71,6 +71,7 @@ def write_answer(
     *,
     model: str,
     as_json: bool,
+    through_template: bool = True,
     describe: Describe | None = None,
     raw: bool = False,
     echo: str = "",
@@ -83,6 +84,7 @@ def write_answer(
         settings: the settings, for ``plain``, ``quiet`` and ``verbose``.
         model: the name for the JSON.
         as_json: write one line of JSON at the end, instead of the text as it is generated.
+        through_template: whether it answers a message, or continues a raw text.
         describe: returns more of that JSON.
         raw: write every character unchanged.
         echo: text to write first.
@@ -117,6 +119,10 @@ def write_answer(
         if as_json:
             more = {} if describe is None else describe(tokens, event)
             streams.write_json(answer_json(text, event, model) | more)
+        if not (event.usage.completion_tokens or settings.quiet):
+            advice = "try another --seed" if settings.temperature else "raise --temperature"
+            advice += "" if through_template else ", or try complete --chat"
+            streams.warn(f"answer: the model ended it at once: {advice}")
         _report_end(event, settings, fail_on_length)
 
 
@@ -151,7 +157,7 @@ def answer_json(text: str, finish: Finish, model: str) -> dict[str, Any]:
 
 
 def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> None:
-    """Report on stderr what the text does not show: an empty or cut-off answer, and the speed."""
+    """Report on stderr what the text does not show: a cut-off answer, and the speed."""
     if settings.verbose:
         streams.say(finish.summary())
     n = finish.usage.completion_tokens
@@ -161,8 +167,6 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
         "length": (cut, "raise --max-tokens"),
         "context": (f"{cut}, where the context is full", "shorten the prompt"),
     }
-    if n == 0 and not settings.quiet:
-        streams.warn("answer: the model ended it at once: try another --seed, or complete --chat")
     if finish.reason not in limits:
         if finish.stopped_at is not None and unmet and not settings.quiet:
             streams.warn(f"answer: ended by --stop{unmet}: leave that out")

@@ -96,6 +96,7 @@ def complete(
             as_json=as_json,
             n_logprobs=logprobs,
             raw=raw,
+            through_template=through_template,
             echo=texts[0] if echo else "",
             fail_on_length=fail_on_length,
         )
@@ -123,6 +124,7 @@ def complete(
                 as_json=as_json,
                 describe=describe,
                 raw=raw,
+                through_template=through_template,
                 echo=text if echo else "",
                 fail_on_length=fail_on_length,
             )

@@ -170,6 +170,7 @@ def write_warm(
     as_json: bool,
     n_logprobs: int,
     raw: bool,
+    through_template: bool = True,
     echo: str = "",
     fail_on_length: bool = False,
 ) -> bool:
@@ -181,6 +182,7 @@ def write_warm(
         as_json: write one JSON object, with a receipt.
         n_logprobs: likely tokens at each position, for the JSON.
         raw: write every character unchanged.
+        through_template: whether it answers a message, or continues a raw text.
         echo: text to write first.
         fail_on_length: whether an answer cut off by a limit is an error.
 
@@ -204,6 +206,7 @@ def write_warm(
         as_json=as_json,
         describe=request.describe,
         raw=raw,
+        through_template=through_template,
         echo=echo,
         fail_on_length=fail_on_length,
     )
