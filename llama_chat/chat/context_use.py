@@ -41,10 +41,10 @@ class Fit:
     """Messages shown to the model, at whose end it writes."""
     n_dropped: int
     """Number of turns dropped from the path, now and earlier."""
-    n_turns: int
-    """Number of turns dropped now."""
-    n_tokens: int
-    """Number of tokens of the turns dropped now."""
+    n_newly_dropped: int
+    """Number of those dropped now."""
+    n_dropped_tokens: int
+    """Number of their tokens."""
 
 
 def no_space(n_tokens: int, context: int) -> PromptTooLongError:

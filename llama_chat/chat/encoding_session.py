@@ -99,7 +99,7 @@ class EncodingSession(ChatSession):
             return ContextUse(n_tokens, None)
         except UsageError:  # the template refuses the conversation; it is said when that is sent
             return ContextUse(n_tokens, 0)
-        return ContextUse(n_tokens, fit.n_turns)
+        return ContextUse(n_tokens, fit.n_newly_dropped)
 
     def _fit_key(self) -> tuple[object, ...]:
         """Return all that decides which turns fit, by value, since messages change in place."""
@@ -168,6 +168,6 @@ class EncodingSession(ChatSession):
             ids, n_tokens = encode(n_dropped)
         if n_tokens >= context:
             raise no_space(n_tokens, context)
-        messages, n_left_out = shown(n_dropped), n_all - n_tokens
-        n_turns = n_dropped - conversation.n_dropped
-        return Fit(ids, messages, n_dropped, n_turns, type(n_all)(n_left_out))
+        n_newly_dropped = n_dropped - conversation.n_dropped
+        n_dropped_tokens = type(n_all)(n_all - n_tokens)
+        return Fit(ids, shown(n_dropped), n_dropped, n_newly_dropped, n_dropped_tokens)

@@ -234,7 +234,7 @@ class RemoteSession(ChatSession):
         if not self.drop_oldest or len(fit.messages) - n_preface <= 2:
             return None
         kept = [*fit.messages[:n_preface], *fit.messages[n_preface + 2 :]]
-        return Fit([], kept, fit.n_dropped + 1, fit.n_turns + 1, 0)
+        return Fit([], kept, fit.n_dropped + 1, fit.n_newly_dropped + 1, 0)
 
     def _drop(self, fit: Fit, reply: Message, n_turns: int) -> None:
         """Record that the oldest turns were not shown to the model, and say so."""

@@ -248,11 +248,11 @@ class ChatSession(ABC):
             yield event
 
     def _tell_dropped(self, fit: Fit) -> None:
-        if fit.n_turns:
-            turns = "turn is" if fit.n_turns == 1 else f"{fit.n_turns} turns are"
+        if fit.n_newly_dropped:
+            turns = "turn is" if fit.n_newly_dropped == 1 else f"{fit.n_newly_dropped} turns are"
             self._tell(
                 f"the context is full: the oldest {turns} no longer shown to the model "
-                f"({counted(fit.n_tokens, 'token')})"
+                f"({counted(fit.n_dropped_tokens, 'token')})"
             )
 
     def _tell(self, line: str) -> None:
