@@ -52,7 +52,7 @@ OUTSIDE: Mapping[str, str] = {
     "checkpoints.gguf_files.StoredTensor.data": "views bytes that were counted at the opening",
     "chat.locked_file.LockedFile.reader": "reads a file that is open",
     "terminal.chat.Chat.open": "asks the store, which opens the file",
-    "terminal.commands.sessions.go_on": "asks the chat, which asks the store",
+    "terminal.commands.sessions.open_saved": "asks the chat, which asks the store",
     "conversion.output._sync": "opens a folder that was just written",
     "conversion.gguf.GGUFFile.write": "converts weights that were checked",
     "durable_files.open_private": "raises OSError alone, which its callers convert",

@@ -139,7 +139,7 @@ def test_a_reply_goes_on_where_it_was_interrupted() -> None:
     assert reply.interrupted
     session.max_tokens = 30 - begun
     with counted_reads() as read:
-        finish = finish_of(session.resume())
+        finish = finish_of(session.continue_reply())
     assert read[0] == 1  # the last token, for its logits; then the new ones
     assert finish.usage.cached_tokens == finish.usage.prompt_tokens - 1
     assert session.conversation.path()[-1] is reply
@@ -157,7 +157,7 @@ def test_a_continued_reply_completes_a_character_that_was_cut() -> None:
     finish_of(session.send("x", interrupt_after(0)))
     reply = session.conversation.path()[-1]
     reply.ids, reply.text = (*TOKENIZER.encode("a "), euro[0]), "a \ufffd"
-    finish_of(session.resume())
+    finish_of(session.continue_reply())
     assert len(reply.ids or ()) > 3
     assert reply.text == TOKENIZER.decode(reply.ids or ())
 
@@ -166,7 +166,7 @@ def test_a_reply_without_ids_can_be_continued() -> None:
     session = new_session()
     session.conversation.add(Message("user", "hello"))
     reply = session.conversation.add(Message("assistant", "I was"))
-    finish_of(session.resume())
+    finish_of(session.continue_reply())
     assert reply.text.startswith("I was")
     assert len(reply.text) > len("I was")
     assert reply.ids is None
@@ -228,7 +228,7 @@ def test_a_message_without_an_answer_leaves_roles_alternating() -> None:
     session.conversation.undo()
     session.conversation.undo()
     session.conversation.add(Message("user", "lost"))
-    finish_of(session.resume())
+    finish_of(session.continue_reply())
     assert [message.role for message in session.conversation.path()] == ["user", "assistant"]
 
 
@@ -239,7 +239,7 @@ def test_undo_goes_back_to_a_dropped_turn_without_an_answer() -> None:
     assert session.conversation.n_dropped == 1
     session.conversation.undo()
     assert session.conversation.n_dropped == 0
-    assert finish_of(session.resume()).usage.completion_tokens
+    assert finish_of(session.continue_reply()).usage.completion_tokens
 
 
 def test_logprobs_have_the_likeliest_tokens_of_each_position() -> None:

@@ -76,7 +76,7 @@ def test_retries_are_versions_and_a_cut_reply_is_continued(server: FaultServer) 
     assert send(talk).error is not None
     reply = talk.conversation.head
     assert reply is not None
-    list(talk.resume())
+    list(talk.continue_reply())
     assert (reply.text, reply.interrupted) == ("Hello world", False)
     assert roles(server.received[1]) == [("user", "hello"), ("assistant", "Hello")]
     assert server.received[1].body["continue_final_message"] is True
@@ -88,7 +88,7 @@ def test_retries_are_versions_and_a_cut_reply_is_continued(server: FaultServer) 
     list(talk.retry(reply_prefix="La"))
     assert talk.conversation.versions()[-1].text == "Later"
     server.scripts = [refusal(500)]
-    for failing in (talk.retry, talk.resume):
+    for failing in (talk.retry, talk.continue_reply):
         before = [each.text for each in talk.conversation.all]
         assert outcome(failing()).error is not None
         assert [each.text for each in talk.conversation.all] == before

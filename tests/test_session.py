@@ -225,7 +225,7 @@ def facts_of(session: LocalSession) -> tuple[object, ...]:
     return conversation.head, messages
 
 
-@pytest.mark.parametrize("act", ["send", "retry", "resume"])
+@pytest.mark.parametrize("act", ["send", "retry", "continue_reply"])
 def test_a_turn_that_fails_before_its_first_token_leaves_no_trace(act: str) -> None:
     session = new_session(max_tokens=4)
     finish_of(session.send("first"))

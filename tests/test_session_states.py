@@ -79,15 +79,15 @@ class Conversations(RuleBasedStateMachine):
         assert not set(reply.ids or ()) & set(TOKENIZER.control_ids.values())
 
     @rule(questions=st.integers(0, 20))
-    def resume(self, questions: int) -> None:
+    def continue_reply(self, questions: int) -> None:
         if not self.said:
             with pytest.raises(UsageError):
-                next(self.session.resume())
+                next(self.session.continue_reply())
             return
         reply = self.session.conversation.path()[-1]
         before, known = reply.ids or (), reply.text.rstrip("\ufffd")
         with contextlib.suppress(PromptTooLongError):
-            finish_of(self.session.resume(interrupt_after(questions)))
+            finish_of(self.session.continue_reply(interrupt_after(questions)))
         assert self.session.conversation.path()[-1] is reply
         assert (reply.ids or ())[: len(before)] == before
         assert reply.text.startswith(known)

@@ -314,7 +314,7 @@ def test_replies_of_a_session_keep_their_ids(data: st.DataObject) -> None:
             case "retry" if session.conversation.all:
                 finish_of(session.retry())
             case "resume" if session.conversation.all:
-                finish_of(session.resume())
+                finish_of(session.continue_reply())
             case "open":
                 finish_of(session.send("x", reply_prefix="🌻 <|im_end|>"))
             case _:

@@ -163,7 +163,7 @@ class ChatSession(ABC):
         conversation.add(reply)
         yield from self._reply(fit, reply, hooks, lambda: conversation.reset(mark))
 
-    def resume(self, hooks: Hooks | None = None) -> Iterator[Event]:
+    def continue_reply(self, hooks: Hooks | None = None) -> Iterator[Event]:
         """Continue the last reply where it ended, or reply to a message that has no reply.
 
         Raises:

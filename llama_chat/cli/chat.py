@@ -32,7 +32,9 @@ from llama_chat.terminal.interrupts import Interrupts
 if TYPE_CHECKING:
     from llama_chat.terminal.model_loader import Plan
 
-GoOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")]
+ContinueLatest = Annotated[
+    bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")
+]
 Resume = Annotated[
     str | None,
     typer.Option(
@@ -46,21 +48,24 @@ Resume = Annotated[
 
 @takes_settings
 def chat(
-    settings: Settings, go_on: GoOn = False, resume: Resume = None, variables: Variables = None
+    settings: Settings,
+    continue_latest: ContinueLatest = False,
+    resume: Resume = None,
+    variables: Variables = None,
 ) -> None:
     """Open the chat; what `llama-chat` alone does on a terminal.
 
     A text that is piped to stdin is attached to the first message, unless the prompt file has a
     slot for it.
     """
-    open_chat(settings, variables, go_on=go_on, resume=resume)
+    open_chat(settings, variables, continue_latest=continue_latest, resume=resume)
 
 
 def open_chat(
     settings: Settings,
     variables: Sequence[str] | None = None,
     *,
-    go_on: bool = False,
+    continue_latest: bool = False,
     resume: str | None = None,
 ) -> None:
     """Run the chat; the model loads in the background.
@@ -68,19 +73,19 @@ def open_chat(
     Args:
         settings: the settings.
         variables: texts ``NAME=TEXT`` for the slots of prompt files.
-        go_on: whether to continue the latest conversation.
+        continue_latest: whether to continue the latest conversation.
         resume: the name of a saved conversation to continue.
 
     Raises:
         UsageError: if stdout is not a terminal, or there is no such conversation.
     """
-    if go_on and resume is not None:
+    if continue_latest and resume is not None:
         raise UsageError("--continue", "--resume is given too", "give one of them")
     if not streams.is_terminal(sys.stdout):
         raise UsageError(
             "stdout", "the chat needs a terminal", "use llama-chat ask or complete in a pipe"
         )
-    saved = store.latest() if go_on else _saved(resume, settings)
+    saved = store.latest() if continue_latest else _saved(resume, settings)
     attachments = [] if streams.is_terminal(sys.stdin) else [_read_piped()]
     # A wrong name or address is an error before anything is drawn.
     if settings.server_url is not None:
@@ -170,7 +175,7 @@ def _run_chat(
     """Show the attachments and the saved conversation, and run the chat."""
     from llama_chat.terminal.app import ChatApp
     from llama_chat.terminal.chat import Chat
-    from llama_chat.terminal.commands.sessions import go_on as resume
+    from llama_chat.terminal.commands.sessions import open_saved
 
     chat = Chat(settings, _plan, prompt, interrupts)
     chat.attachments, chat.variables = attachments, slots.values
@@ -181,7 +186,7 @@ def _run_chat(
             tell(f"attached: {attachment.summary}")
         chat.renderer.space()
     if saved is not None:
-        resume(chat, saved)
+        open_saved(chat, saved)
     ChatApp(chat).run()
 
 

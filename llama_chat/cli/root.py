@@ -7,7 +7,7 @@ import typer
 
 from llama_chat import __version__
 from llama_chat.cli.ask import answer
-from llama_chat.cli.chat import GoOn, Resume, open_chat
+from llama_chat.cli.chat import ContinueLatest, Resume, open_chat
 from llama_chat.cli.flags import (
     DryRun,
     FailOnLength,
@@ -33,7 +33,7 @@ def _show_version(ctx: typer.Context, wanted: bool) -> None:
 @takes_settings
 def main(
     settings: Settings,
-    go_on: GoOn = False,
+    continue_latest: ContinueLatest = False,
     resume: Resume = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object, for piped stdin.")
@@ -55,11 +55,11 @@ def main(
 ) -> None:
     """Talk with a Llama-2 model in the terminal."""
     constraint = read_grammar(json_schema, regex, grammar)
-    if streams.is_terminal(sys.stdin) or go_on or resume is not None:
+    if streams.is_terminal(sys.stdin) or continue_latest or resume is not None:
         if dry_run or constraint is not None:
             what = "--dry-run" if constraint is None else constraint.what
             raise UsageError(what, "the chat has none", "use it with ask, complete or piped stdin")
-        open_chat(settings, variables, go_on=go_on, resume=resume)
+        open_chat(settings, variables, continue_latest=continue_latest, resume=resume)
     else:
         answer(
             None,

@@ -310,7 +310,7 @@ class Chat:
             shown=self.reply_prefix,
         )
 
-    def resume(self) -> None:
+    def continue_reply(self) -> None:
         """Continue the last reply, and show the continuation."""
         self.stop_editing()
         session = self.wait_for_session()
@@ -318,7 +318,7 @@ class Chat:
         begun = session.conversation.head
         show_reply(
             self,
-            session.resume,
+            session.continue_reply,
             begun=begun.text if begun and begun.role != "user" else "",
         )
 

@@ -69,7 +69,7 @@ def _edit(chat: Chat, argument: str) -> None:
 def _continue(chat: Chat, argument: str) -> None:
     if chat.conversation.head is None:
         raise NothingYetError("/continue", "reply")
-    chat.resume()
+    chat.continue_reply()
 
 
 def _prefill(chat: Chat, argument: str) -> None:

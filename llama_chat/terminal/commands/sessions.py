@@ -39,7 +39,7 @@ def _load(chat: Chat, argument: str) -> None:
         chat.file.close()
         _show_end(chat)
     else:
-        go_on(chat, store.find(argument if argument in store.names() else name))
+        open_saved(chat, store.find(argument if argument in store.names() else name))
 
 
 def _unquoted(argument: str) -> str:
@@ -49,7 +49,7 @@ def _unquoted(argument: str) -> str:
     return inner if is_quoted and quote not in inner else argument
 
 
-def go_on(chat: Chat, path: Path) -> None:
+def open_saved(chat: Chat, path: Path) -> None:
     """Go on with a saved conversation, whose name and last turn are shown.
 
     Raises:
@@ -86,7 +86,7 @@ def _sessions(chat: Chat, argument: str) -> None:
         chat.renderer.note("no conversation is saved yet")
     elif not chat.renderer.plain:
         if name := pick_session(entries, chat.file.path, lambda: chat.interrupts.pending):
-            go_on(chat, store.path_of(name))
+            open_saved(chat, store.path_of(name))
     else:
         chat.renderer.table(
             ("", "conversation", "messages", "saved", "begins with"),
