@@ -10,18 +10,20 @@ instructions limit: see ``benchmarks.peak``.
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 
 from llama_chat.generation.measuring import read_bandwidth
 from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
-from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK
+from llama_chat.quantization.linear import to_panels
+from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight
 
 N_ROWS, MANY = 4096, 96
 
 
-def random_matrix(layout: tuple[int, int, bool, bool, bool], n_columns: int) -> NativeMatrix:
+def random_matrix(layout: tuple[Any, int, bool, bool, bool], n_columns: int) -> NativeMatrix:
     """Make a matrix of random quants, with scales of 1."""
     bits, group, has_mins, is_stepped, is_iq4 = layout
     n_groups = n_columns // group
@@ -29,7 +31,7 @@ def random_matrix(layout: tuple[int, int, bool, bool, bool], n_columns: int) -> 
     quants = torch.randint(256, (N_ROWS, n_groups, group * bits // 8), dtype=torch.uint8)
     numbers = torch.ones(N_ROWS, n_groups, dtype=torch.int8 if is_stepped else torch.half)
     steps = torch.ones(N_ROWS, n_columns // SUPER_BLOCK, dtype=torch.half)
-    return NativeMatrix(
+    packed = PackedWeight(
         bits,
         quants.view(torch.int8) if signed else quants,
         numbers,
@@ -37,6 +39,7 @@ def random_matrix(layout: tuple[int, int, bool, bool, bool], n_columns: int) -> 
         steps if is_stepped else None,
         steps if is_stepped and has_mins else None,
     )
+    return to_panels(packed)
 
 
 def seconds(matrices: list[NativeMatrix], n_rows: int, rounds: int) -> float:

@@ -10,8 +10,8 @@ from llama_chat.generation.native import NativeBackend
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import DynamicScaling, LinearScaling, Llama3Scaling
 from llama_chat.model.transformer import Transformer
-from llama_chat.quantization.linear import place
-from llama_chat.quantization.quantize import quantize
+from llama_chat.quantization.linear import place_parts
+from llama_chat.quantization.quantize import quantize_in_parts
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -135,7 +135,8 @@ def packed_model(
         usual = 0 if ".wv" not in name and ".w2" not in name else 1
         packable = weight.dim() == 2 and weight.shape[1] % 32 == 0
         if packable:
-            weights[name] = place(quantize(weight, bits[usual]), weight.device)  # type: ignore[arg-type]
+            parts = quantize_in_parts(weight, bits[usual])  # type: ignore[arg-type]
+            weights[name] = place_parts(parts, len(weight), weight.device)
         else:
             weights[name] = weight.to(dtype)
     model.load_weights(weights)  # type: ignore[arg-type]

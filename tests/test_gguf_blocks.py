@@ -1,6 +1,8 @@
 """Every number format of GGUF: equal to the gguf library bit for bit, and packed without loss."""
 
+import ctypes
 import dataclasses
+import itertools
 import mmap
 import warnings
 from pathlib import Path
@@ -14,11 +16,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama_chat.checkpoints.gguf import GGUFCheckpoint
-from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize, pack
-from llama_chat.kernels import native, split_blocks
+from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType, dequantize, pack, place_blocks
+from llama_chat.checkpoints.gguf_files import StoredTensor, open_files
+from llama_chat.kernels import native
 from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.loading.weights import FloatTypes, read_weights
+from llama_chat.parallel.slices import Slice
+from llama_chat.quantization.linear import Packed, to_panels, unpack_rows
+from llama_chat.quantization.packed import PackedWeight
 from tests.model_files import SMALL, write_gguf
 
+needs_kernels = pytest.mark.skipif(not native.is_available(), reason="no C kernels are here")
+
+CPU = torch.device("cpu")
 KINDS = {kind.name: kind for kind in SUPPORTED.values() if isinstance(kind, BlockType)}
 PACKED_AS = {  # bits, group, has minima, has super-block scales, is IQ4
     "Q4_0": (4, 32, False, False, False),
@@ -87,7 +97,7 @@ def test_any_blocks_are_those_of_the_gguf_library(name: str, n_blocks: int, seed
 @pytest.mark.parametrize("name", KINDS)
 def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     kind = KINDS[name]
-    # More blocks than are split at a time, and a last chunk that is not full.
+    # More blocks than are packed at a time, and a last chunk that is not full.
     data = random_blocks(kind, (2**18 + 512 * 3) // kind.n_weights, largest)
     packed = pack(data, kind, n_rows=5 * 103)
     assert packed is not None
@@ -98,21 +108,52 @@ def test_packed_weights_are_the_same(name: str, largest: float) -> None:
     unpacked = packed.unpack(torch.float32)
     assert np.array_equal(bits(unpacked.numpy()), bits(theirs(data, kind)))
     if native.is_available():
-        matrix, rows = NativeMatrix(packed.bits, *packed.tensors), torch.arange(5 * 103)
+        matrix, rows = to_panels(packed), torch.arange(5 * 103)
         assert matrix.unpack_rows(rows, torch.empty_like(unpacked)).equal(unpacked)
 
 
-@pytest.mark.parametrize("name", split_blocks.BITS)
-def test_blocks_are_split_the_same_without_c(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = random_blocks(KINDS[name], 3 * 2**10, 0.01)
-    packed = pack(data, KINDS[name], n_rows=12)
+def panels(matrix: Packed | None) -> bytes:
+    """Return the memory of a matrix in panels."""
+    assert isinstance(matrix, NativeMatrix)
+    return ctypes.string_at(matrix.matrix.data, matrix.n_bytes)
+
+
+def stored(name: str, n_rows: int, n_blocks: int) -> StoredTensor:
+    """Make a matrix of random blocks, ``n_blocks`` in a row, in a mapping that it fills."""
+    kind = KINDS[name]
+    data = random_blocks(kind, n_rows * n_blocks, 1.0)
+    mapped = mmap.mmap(-1, len(data))
+    mapped.write(data.tobytes())
+    return StoredTensor((n_rows, n_blocks * kind.n_weights), kind, 0, mapped)
+
+
+@needs_kernels
+@pytest.mark.parametrize("n_rows", [1, 15, 16, 17, 32, 45])
+@pytest.mark.parametrize("name", KINDS)
+def test_blocks_become_the_panels_of_their_packed_weight(name: str, n_rows: int) -> None:
+    tensor, kind = stored(name, n_rows, n_blocks=5), KINDS[name]
+    whole = pack(tensor.data(), kind, n_rows)
+    assert whole is not None
+    assert panels(place_blocks(tensor.data(), kind, n_rows, CPU)) == panels(to_panels(whole))
+    columns = Slice(1, kind.n_weights, 3 * kind.n_weights)
+    for part in (columns, *(Slice(0, first, n_rows) for first in {n_rows // 3, n_rows - 1})):
+        packed = pack(tensor.data(part), kind, part.shape(tensor.shape)[0])
+        assert packed is not None
+        expected = whole.unpack(torch.float32).narrow(part.dim, part.start, len(part))
+        assert packed.unpack(torch.float32).equal(expected)
+        placed = place_blocks(tensor.data(part), kind, packed.shape[0], CPU)
+        assert panels(placed) == panels(to_panels(packed))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_without_kernels_blocks_become_a_packed_weight(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native, "is_available", lambda: False)
-    expected = pack(data, KINDS[name], n_rows=12)
-    assert packed is not None
-    assert expected is not None
-    for ours, theirs in zip(packed.tensors, expected.tensors, strict=True):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or theirs is None or ours.equal(theirs)
+    kind, data = KINDS[name], random_blocks(KINDS[name], 15, 1.0)
+    placed = place_blocks(data, kind, 5, CPU)
+    assert isinstance(placed, PackedWeight)
+    assert placed.unpack(torch.float32).flatten().equal(dequantize(data, kind, torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -126,13 +167,19 @@ def test_packing_makes_a_matrix_little_larger(most: float, names: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_scales_that_are_not_finite_are_not_packed(name: str) -> None:
-    kind = KINDS[name]
-    for bad in (np.inf, np.nan):
-        data = random_blocks(kind, 8, 0.01)
-        data.view(kind.layout)["d"][3] = bad
+    kind, n_rows, n_blocks = KINDS[name], 19, 3
+    finite = random_blocks(kind, n_rows * n_blocks, 0.01)
+    finite.view(kind.layout)["d"][:2] = 65504.0, -65504.0
+    assert place_blocks(finite, kind, n_rows, CPU) is not None
+    fields = sorted({"d", "m", "dmin"} & set(kind.layout.names or ()))
+    places = itertools.product(range(n_rows * n_blocks), fields, (np.inf, -np.inf, np.nan))
+    for block, field, bad in places:
+        data = finite.copy()
+        data.view(kind.layout)[field][block] = bad
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert pack(data, kind, n_rows=2) is None
+            assert place_blocks(data, kind, n_rows, CPU) is None
+            assert pack(data, kind, n_rows) is None
             assert not dequantize(data, kind, torch.float32).isfinite().all()
 
 
@@ -140,14 +187,27 @@ def test_a_checkpoint_packs_its_quantized_matrices(tmp_path: Path) -> None:
     stored = write_gguf(tmp_path / "m.gguf", quantization=gguf.GGMLQuantizationType.Q4_0)
     checkpoint = GGUFCheckpoint.open(tmp_path / "m.gguf")
     for name, weight in stored.items():
-        packed = checkpoint.read_packed(name)
+        packed = checkpoint.read_packed(name, CPU)
         if weight.ndim == 1:
             assert packed is None
         else:
             assert packed is not None
-            assert np.array_equal(packed.unpack(torch.float32).numpy(), weight)
+            unpacked = unpack_rows(packed, torch.arange(len(weight)), torch.float32)
+            assert np.array_equal(unpacked.numpy(), weight)
     write_gguf(tmp_path / "f.gguf", quantization=gguf.GGMLQuantizationType.F16)
-    assert GGUFCheckpoint.open(tmp_path / "f.gguf").read_packed("output.weight") is None
+    assert GGUFCheckpoint.open(tmp_path / "f.gguf").read_packed("output.weight", CPU) is None
+
+
+def test_a_matrix_with_a_scale_that_is_not_finite_is_loaded_as_floats(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, quantization=gguf.GGMLQuantizationType.Q4_0)
+    with path.open("r+b") as file:
+        file.seek(open_files(path).tensors["blk.0.attn_v.weight"].begin)
+        file.write(np.float16(np.nan).tobytes())
+    checkpoint, name = GGUFCheckpoint.open(path), "layers.0.attention.wv.weight"
+    weights = read_weights(checkpoint, "stored", FloatTypes(torch.float32), [CPU])
+    loaded = [key for key, weight in weights.items() if isinstance(weight, torch.Tensor)]
+    assert [key for key in loaded if "norm" not in key] == [name]
 
 
 def resident_file_pages() -> int:
@@ -168,7 +228,7 @@ def test_a_file_that_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
     size = checkpoint.tensors[name].n_bytes
     before = resident_file_pages()
     first = checkpoint.read(name, torch.float32)
-    checkpoint.read_packed(name)
+    checkpoint.read_packed(name, CPU)
     checkpoint.forget(name)
     assert resident_file_pages() - before < size / 4
     assert checkpoint.read(name, torch.float32).equal(first)

@@ -211,7 +211,7 @@ def test_the_environment_chooses_the_level(level: str, monkeypatch: pytest.Monke
         native.level_name.cache_clear()
 
 
-SOURCE = KERNELS / "split_blocks.c"
+SOURCE = KERNELS / "gguf_blocks.c"
 
 
 @pytest.mark.parametrize("compiler", ["false", "/nonexistent/cc"])
@@ -256,7 +256,7 @@ def test_a_compiler_without_openmp_builds_too(
     monkeypatch.setenv("CC", str(compiler))
     assert build_library([SOURCE], tmp_path / "a.so")
     assert capsys.readouterr().err == ""
-    assert ctypes.CDLL(str(tmp_path / "a.so")).split_blocks
+    assert ctypes.CDLL(str(tmp_path / "a.so")).pack_blocks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.so", "compiler"]
 
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from harness.program import assert_clean_error, environment, run
 from llama_chat.generation.native import NativeBackend
 from llama_chat.kernels import native
-from llama_chat.kernels.matrix import NativeMatrix
 from llama_chat.loading.plan import load
 from llama_chat.quantization import linear
-from llama_chat.quantization.linear import packed_linear, place, torch_has_matrix_units
+from llama_chat.quantization.linear import packed_linear, to_panels, torch_has_matrix_units
 from llama_chat.quantization.packed import LAYOUTS, SUPER_BLOCK, PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize
 from llama_chat.settings.sampling import Sampling
@@ -65,7 +64,7 @@ def test_products_are_those_of_the_unpacked_weights(
 ) -> None:
     packed = random_packed(layout, rows, n_spans)
     weights = packed.unpack(torch.float32)
-    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    matrix = to_panels(packed, level)
     ids = torch.randint(rows, (50,), generator=torch.Generator().manual_seed(2))
     for dtype in (torch.float32, torch.bfloat16):
         assert matrix.unpack_rows(ids, torch.empty(50, weights.shape[1], dtype=dtype)).equal(
@@ -84,7 +83,7 @@ def test_products_are_those_of_the_unpacked_weights(
 @EVERY_LAYOUT
 def test_rows_of_several_blocks_have_the_products_of_each_alone(layout: Layout, level: str) -> None:
     packed = random_packed(layout, 83, 8)  # an odd number of panels, of which the last is not full
-    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    matrix = to_panels(packed, level)
     x = torch.randn(531, matrix.shape[1])  # a block has at most 512
     alone = torch.cat([matrix.multiply(x[i : i + 1]) for i in range(len(x))])
     assert matrix.multiply(x).equal(alone)
@@ -93,7 +92,7 @@ def test_rows_of_several_blocks_have_the_products_of_each_alone(layout: Layout, 
 @pytest.mark.parametrize("level", native.supported_levels())
 def test_rows_so_wide_that_a_block_has_few_have_the_products_of_each_alone(level: str) -> None:
     packed = random_packed((4, 32, False, False, False), 35, 90_112 // 32)
-    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    matrix = to_panels(packed, level)
     x = torch.randn(67, matrix.shape[1])
     alone = torch.cat([matrix.multiply(x[i : i + 1]) for i in range(0, len(x), 6)])
     assert matrix.multiply(x)[::6].equal(alone)
@@ -103,7 +102,7 @@ def test_rows_so_wide_that_a_block_has_few_have_the_products_of_each_alone(level
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None:
     packed = random_packed((4, 32, True, False, False), 20, 4)
-    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    matrix = to_panels(packed, level)
     x = torch.ones(3, 128)
     x[1, 70] = value
     product = matrix.multiply(x)
@@ -114,7 +113,7 @@ def test_nan_and_infinity_are_not_rounded_away(level: str, value: float) -> None
 @pytest.mark.parametrize("level", native.supported_levels())
 def test_no_rows_have_no_products_and_tiny_numbers_tiny_ones(level: str) -> None:
     packed = random_packed((4, 32, False, False, False), 20, 4)
-    matrix = NativeMatrix(packed.bits, *packed.tensors, level=level)
+    matrix = to_panels(packed, level)
     assert matrix.multiply(torch.empty(0, 128)).shape == (0, 20)
     x = torch.zeros(1, 128)
     x[0, 32:60] = 1e-37  # 127 divided by it is infinite
@@ -126,7 +125,7 @@ def test_no_rows_have_no_products_and_tiny_numbers_tiny_ones(level: str) -> None
 def test_a_product_is_close_to_that_of_floats(layout: Layout) -> None:
     packed = random_packed(layout, 300, 64)
     x = torch.randn(1, 3, packed.shape[1])
-    product = packed_linear(x, place(packed, torch.device("cpu")))
+    product = packed_linear(x, to_panels(packed))
     exact = x @ packed.unpack(torch.float32).T
     assert product.shape == (1, 3, 300)
     assert (product - exact).norm() < 0.01 * exact.norm()
@@ -243,7 +242,7 @@ def test_many_rows_are_multiplied_by_unpacked_weights_of_any_type(
     monkeypatch.setattr(linear, "prefers_unpacked", lambda *_: True)
     monkeypatch.setattr(linear, "UNPACKED_BYTES", 2**12)  # several parts
     weight, rows = torch.randn(100, 64), torch.randn(20, 64)
-    packed = place(quantize(weight, 8), torch.device("cpu"))
+    packed = to_panels(quantize(weight, 8))
     got = packed_linear(rows.to(dtype), packed)
     assert got.dtype == dtype
     torch.testing.assert_close(got.float(), rows @ weight.T, atol=0.2, rtol=0.05)

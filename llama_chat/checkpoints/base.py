@@ -16,7 +16,7 @@ from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.errors import ModelError, counted
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.parallel.slices import Slice
-from llama_chat.quantization.packed import PackedWeight
+from llama_chat.quantization.linear import Packed
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
 FLOAT_TYPES: Mapping[str, torch.dtype] = {
@@ -109,11 +109,13 @@ class Checkpoint(ABC):
         Views of them stay valid: their numbers are read from the file again if needed.
         """
 
-    def read_packed(self, name: str, part: Slice | None = None) -> PackedWeight | None:
+    def read_packed(
+        self, name: str, device: torch.device, part: Slice | None = None
+    ) -> Packed | None:
         """Read the matrix ``name``, or a part of it, packed, without quantizing it again.
 
         Returns:
-            The matrix, with views of the mapped file where possible; None if it is not quantized,
+            A copy in the layout that is fastest on ``device``; None if the weight is not quantized,
             or has scales that are not finite.
         """
         return None

@@ -15,7 +15,7 @@ from llama_chat.checkpoints.base import (
     n_rows,
 )
 from llama_chat.checkpoints.foreign import ADAPTER, EXPERTS, OF_LLAMA, Foreign
-from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, pack
+from llama_chat.checkpoints.gguf_blocks import BlockType, dequantize, place_blocks
 from llama_chat.checkpoints.gguf_files import GGUFModel, StoredTensor, open_files
 from llama_chat.checkpoints.gguf_generation import find_defaults
 from llama_chat.checkpoints.gguf_metadata import Metadata
@@ -25,7 +25,7 @@ from llama_chat.checkpoints.weight_files import release_pages
 from llama_chat.model.config import MAX_SIZE, LlamaConfig
 from llama_chat.model.rope import FrequencyDivisors, LinearScaling, RopeScaling
 from llama_chat.parallel.slices import Slice
-from llama_chat.quantization.packed import PackedWeight
+from llama_chat.quantization.linear import Packed
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
 _PARTS = {
@@ -102,13 +102,15 @@ class GGUFCheckpoint(Checkpoint):
         """See the base class."""
         return _read(self._stored[name], dtype, part)
 
-    def read_packed(self, name: str, part: Slice | None = None) -> PackedWeight | None:
+    def read_packed(
+        self, name: str, device: torch.device, part: Slice | None = None
+    ) -> Packed | None:
         """See the base class."""
         tensor = self._stored[name]
         if not isinstance(tensor.kind, BlockType) or len(tensor.shape) != 2:
             return None
         n_rows = tensor.shape[0] if part is None else part.shape(tensor.shape)[0]
-        return pack(tensor.data(part), tensor.kind, n_rows)
+        return place_blocks(tensor.data(part), tensor.kind, n_rows, device)
 
     def stored(self, name: str) -> tuple[Tensor, ...]:
         """See the base class."""

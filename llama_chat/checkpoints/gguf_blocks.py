@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llama_chat.kernels import native, split_blocks
+from llama_chat.kernels.matrix import NativeMatrix
+from llama_chat.quantization.linear import Packed, has_kernels
 from llama_chat.quantization.packed import PackedWeight
 
 Blocks = NDArray[np.void]
@@ -192,10 +193,14 @@ class BlockType:
         return self.layout.itemsize
 
     @property
+    def empty_block(self) -> PackedWeight:
+        """A block of zeros as a matrix, for its layout and size."""
+        return _to_packed_weight(self.split(np.zeros(1, self.layout)), self, 1)
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of the weights of a block in a ``PackedWeight``."""
-        parts = self.split(np.zeros(1, self.layout))
-        return sum(part.nbytes for part in parts if part is not None)
+        return self.empty_block.n_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,17 +337,22 @@ def pack(data: Bytes, kind: BlockType, n_rows: int) -> PackedWeight | None:
         n_rows: number of rows of the matrix.
 
     Returns:
-        The matrix, with views of ``data`` where possible; None if a scale or minimum is infinite
-        or NaN.
+        The matrix; None if a scale or minimum is infinite or NaN.
     """
-    sample = kind.split(np.zeros(1, kind.layout))  # for the shapes and types of the parts
-    if sample.scales.dtype == np.float16:
-        parts = kind.split(data.view(kind.layout))
-    else:
-        parts = _split_all(data, kind, sample)
-    if not all(part is None or _is_finite(part) for part in parts[1:]):
-        return None
-    return _to_packed_weight(parts, kind, n_rows)
+    buffers: Any = (
+        None if part is None else np.empty((len(data) // kind.n_bytes, *part.shape[1:]), part.dtype)
+        for part in kind.split(np.zeros(1, kind.layout))
+    )
+    whole = BlockParts(*buffers)
+    n_bytes = whole.quants.shape[-1]
+    for chunk, parts in _in_chunks(data, kind):
+        _as_items(whole.quants, n_bytes)[chunk] = _as_items(parts.quants, n_bytes)
+        for to, part in zip(whole[1:], parts[1:], strict=True):
+            if to is not None and part is not None:
+                if not _is_finite(part):
+                    return None
+                to[chunk] = part
+    return _to_packed_weight(whole, kind, n_rows)
 
 
 def _is_finite(numbers: Numbers) -> bool:
@@ -362,23 +372,11 @@ def _to_packed_weight(parts: BlockParts, kind: BlockType, n_rows: int) -> Packed
     return PackedWeight(bits, quants, *numbers)
 
 
-def _split_all(data: Bytes, kind: BlockType, sample: BlockParts) -> BlockParts:
-    """Split all blocks of ``data``, in C if possible."""
-    blocks = data.view(kind.layout)
-    buffers: Any = (
-        None if part is None else np.empty((len(blocks), *part.shape[1:]), part.dtype)
-        for part in sample
-    )
-    if native.is_available() and kind.name in split_blocks.BITS:
-        quants, scales, mins, *_ = buffers
-        split_blocks.split_blocks(kind.name, blocks, quants, scales, mins)
-        super_scales = (blocks["d"][:, None],) if mins is None else _super_scales(blocks)
-        return BlockParts(quants, scales, mins, *super_scales)
-    whole = BlockParts(*buffers)
-    n_bytes = whole.quants.shape[-1]
-    for chunk, parts in _in_chunks(data, kind):
-        _as_items(whole.quants, n_bytes)[chunk] = _as_items(parts.quants, n_bytes)
-        for to, part in zip(whole[1:], parts[1:], strict=True):
-            if to is not None and part is not None:
-                to[chunk] = part
-    return whole
+def place_blocks(data: Bytes, kind: BlockType, n_rows: int, device: torch.device) -> Packed | None:
+    """Pack a quantized matrix, likewise, in the layout that is fastest on ``device``."""
+    if has_kernels(device):
+        shape = n_rows, len(data) // kind.n_bytes // n_rows * kind.n_weights
+        matrix = NativeMatrix(kind.empty_block.layout, shape)
+        return matrix if matrix.write_blocks(data) else None
+    packed = pack(data, kind, n_rows)
+    return None if packed is None else packed.map(lambda tensor: tensor.to(device))

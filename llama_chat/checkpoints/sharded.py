@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.base import Checkpoint, TensorInfo
 from llama_chat.parallel.slices import Grain, Shard, Slice
-from llama_chat.quantization.packed import PackedWeight
+from llama_chat.quantization.linear import Packed
 from llama_chat.tokenizers.vocabulary import Vocabulary
 
 
@@ -36,9 +36,11 @@ class ShardedCheckpoint(Checkpoint):
         """See the base class; there are no parts of parts."""
         return self._whole.read(name, dtype, self._slices[name])
 
-    def read_packed(self, name: str, part: Slice | None = None) -> PackedWeight | None:
+    def read_packed(
+        self, name: str, device: torch.device, part: Slice | None = None
+    ) -> Packed | None:
         """See the base class; there are no parts of parts."""
-        return self._whole.read_packed(name, self._slices[name])
+        return self._whole.read_packed(name, device, self._slices[name])
 
     def stored(self, name: str) -> Sequence[Tensor]:
         """See the base class; of the whole weight."""

@@ -2,7 +2,9 @@
 
 import ctypes
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llama_chat.kernels import native
@@ -64,52 +66,49 @@ class NativeMatrix:
     """
 
     def __init__(
-        self,
-        bits: int,
-        quants: Tensor,
-        scales: Tensor,
-        mins: Tensor | None = None,
-        super_scales: Tensor | None = None,
-        super_mins: Tensor | None = None,
-        *,
-        n_rows: int | None = None,
-        level: str | None = None,
+        self, layout: PackedLayout, shape: tuple[int, int], level: str | None = None
     ) -> None:
-        """Copy the tensors of a ``PackedWeight``.
+        """Allocate a matrix ``(out, in)``, whose rows are to be written.
 
-        With ``n_rows`` it has as many, of which these tensors are the first, and ``write_rows``
-        writes the others. ``level`` is one of ``supported_levels()``; None for the one in use.
+        ``level`` is one of ``supported_levels()``; None for the one in use.
         """
         self._library = native.library()
         self._level = native.level_number(level)
-        rows, n_groups, n_bytes = quants.shape
-        self.bits = bits
-        self.group = n_bytes * 8 // bits
-        self.shape = n_rows or rows, n_groups * self.group
+        self.bits = layout.bits
+        self.shape = shape
         """``(out, in)``."""
-        tensors = quants, scales, mins, super_scales, super_mins
-        self._row_bytes = sum(tensor[0].nbytes for tensor in tensors if tensor is not None)
-        self.n_bytes = padded_rows(self.shape[0]) * self._row_bytes
+        self.matrix = Matrix(PACKED, layout, *shape)
+        self._address = ctypes.byref(self.matrix)
+        self.n_bytes: int = self._library.packed_bytes(self._address)
         """Bytes of memory."""
         self._panels = _MEMORY.allocate(self.n_bytes)
-        super_groups = 0 if super_scales is None else n_groups // super_scales.shape[1]
-        is_iq4 = bits == 4 and quants.dtype == torch.int8
-        layout = PackedLayout(bits, self.group, mins is not None, super_groups, is_iq4)
-        self.matrix = Matrix(PACKED, layout, *self.shape, self._panels.data_ptr())
-        self._address = ctypes.byref(self.matrix)
-        self.write_rows(0, *tensors)
+        self.matrix.data = self._panels.data_ptr()
 
     def write_rows(self, first: int, *tensors: Tensor | None) -> None:
-        """Copy tensors of some rows, from ``first`` on, which is a multiple of ``PANEL``."""
+        """Copy tensors of a ``PackedWeight``: some rows, from ``first`` on.
+
+        Raises:
+            ValueError: if they are not whole panels, or not contiguous.
+        """
         quants = tensors[0]
         if quants is None or quants.stride(2) != 1:
             raise ValueError("the quants of a group are not contiguous")
         if first % PANEL or first + len(quants) > self.shape[0]:
             raise ValueError(f"{len(quants)} rows from {first} on are not whole panels")
-        to = self._panels.data_ptr() + first * self._row_bytes
+        to = self._panels.data_ptr() + self.n_bytes // padded_rows(self.shape[0]) * first
         part = Matrix(PACKED, self.matrix.layout, len(quants), self.shape[1], to)
         source = UnpackedMatrix(*map(TensorView.of, tensors))
         self._library.pack_panels(ctypes.byref(part), ctypes.byref(source), to)
+
+    def write_blocks(self, blocks: NDArray[np.uint8]) -> bool:
+        """Copy all rows, from the blocks of the type of GGUF that is packed in this layout.
+
+        Returns:
+            False if a scale or minimum is infinite or NaN; then rows are missing.
+        """
+        return bool(
+            self._library.pack_blocks(self._address, blocks.ctypes.data, self._panels.data_ptr())
+        )
 
     def multiply(self, x: Tensor) -> Tensor:
         """Compute ``x @ weights.T``, with ``x`` quantized to 8 bits per group.

@@ -33,8 +33,9 @@ _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "watch_mapping": (None, (_POINTER, _INT64)),
     "has_lost_pages": (_INT, ()),
+    "packed_bytes": (_INT64, (_POINTER,)),
     "pack_panels": (None, (_POINTER, _POINTER, _POINTER)),
-    "split_blocks": (None, (_INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER)),
+    "pack_blocks": (_INT, (_POINTER, _POINTER, _POINTER)),
     "dequantize_rows": (None, (_POINTER, _POINTER, _INT64, _POINTER, _INT, _INT, _INT)),
     "multiply_scratch_bytes": (_INT64, (_POINTER, _INT64)),
     "multiply": (None, (_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT)),

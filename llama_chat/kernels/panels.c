@@ -3,55 +3,60 @@
 #include "panels.h"
 
 #include "cpu.h"
+#include "panel_span.h"
 
 /* Copy `size` bytes of each row of a panel side by side; the padding of the last one is zeros. */
-INLINE uint8_t *gather(const matrix *w, const tensor_view *from, int64_t panel, int64_t g,
-                       int64_t offset, size_t size, uint8_t *to)
+INLINE void gather(const matrix *w, const tensor_view *from, int64_t panel, int64_t g,
+                   int64_t offset, size_t size, void *to)
 {
+    const size_t n_rows = (size_t)rows_of_panel(w, panel);
     const uint8_t *at =
         from->data + panel * PANEL * from->row_stride + g * from->group_stride + offset;
-    const int64_t stride = from->row_stride, left = w->n_rows - panel * PANEL;
-    if (left >= PANEL)
-        for (size_t r = 0; r < PANEL; r++, at += stride)
-            memcpy(to + r * size, at, size);
-    else {
-        memset(to, 0, PANEL * size);
-        for (size_t r = 0; r < (size_t)left; r++, at += stride)
-            memcpy(to + r * size, at, size);
-    }
-    return to + PANEL * size;
+    for (size_t r = 0; r < n_rows; r++, at += from->row_stride)
+        memcpy((uint8_t *)to + r * size, at, size);
+    memset((uint8_t *)to + n_rows * size, 0, (PANEL - n_rows) * size);
 }
 
-INLINE uint8_t *gather_scales(const matrix *w, const tensor_view *scales,
-                              const tensor_view *mins, int64_t panel, int64_t g, size_t size,
-                              uint8_t *to)
+/* Gather the scales, and minima, of a group or of a super-block. */
+INLINE void gather_scales(const matrix *w, const tensor_view *from_scales,
+                          const tensor_view *from_mins, int64_t panel, int64_t g, size_t size,
+                          void *scales, void *mins)
 {
-    to = gather(w, scales, panel, g, 0, size, to);
-    return w->layout.has_mins ? gather(w, mins, panel, g, 0, size, to) : to;
+    gather(w, from_scales, panel, g, 0, size, scales);
+    if (w->layout.has_mins)
+        gather(w, from_mins, panel, g, 0, size, mins);
+}
+
+static void gather_span(const matrix *w, const unpacked_matrix *from, int64_t panel, int64_t i,
+                        panel_span *to)
+{
+    const int n = groups_per_span(w->layout), n_chunks = chunks_per_group(w->layout);
+    for (int g = 0; g < n; g++)
+        for (int c = 0; c < n_chunks; c++)
+            gather(w, &from->quants, panel, i * n + g, 4 * c, 4, &to->quants[g * n_chunks + c]);
+    if (!w->layout.groups_per_super_block) {
+        gather_scales(w, &from->scales, &from->mins, panel, i, 2, to->scales, to->mins);
+        return;
+    }
+    gather_scales(w, &from->super_scales, &from->super_mins, panel, i, 2, to->scales, to->mins);
+    for (int g = 0; g < n; g++)
+        gather_scales(w, &from->scales, &from->mins, panel, i * n + g, 1, to->group_scales[g],
+                      to->group_mins[g]);
 }
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
+/* Bytes of all panels of `w`, of which `data` need not be set. */
+EXPORT int64_t packed_bytes(const matrix *w) { return n_panels(w) * panel_bytes(w); }
+
 /* Write the panels of `w`, whose other fields are set, from the tensors `from`. */
 EXPORT void pack_panels(const matrix *w, const unpacked_matrix *from, uint8_t *to)
 {
-    const packed_layout layout = w->layout;
+    panel_span span;
     for (int64_t p = 0; p < n_panels(w); p++)
-        for (int64_t g = 0; g < n_groups(w); g++) {
-            if (begins_super_block(layout, g))
-                to = gather_scales(w, &from->super_scales, &from->super_mins, p,
-                                   g / layout.groups_per_super_block, 2, to);
-            for (int64_t at = 0; at < quant_bytes(layout); at += CHUNK) {
-                uint8_t *chunk = to;
-                to = gather(w, &from->quants, p, g, at / PANEL, 4, to);
-                if (layout.bits == 8)
-                    for (int i = 0; i < CHUNK; i++)
-                        chunk[i] ^= 0x80;
-            }
-            if (layout.groups_per_super_block)
-                to = gather_scales(w, &from->scales, &from->mins, p, g, 1, to);
-            else
-                to = gather_scales(w, &from->scales, &from->mins, p, g, 2, to);
+        for (int64_t i = 0; i < n_groups(w) / groups_per_span(w->layout); i++) {
+            gather_span(w, from, p, i, &span);
+            to = append_span(to, w->layout, &span);
         }
 }
 

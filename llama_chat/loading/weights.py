@@ -12,7 +12,7 @@ from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, TensorInfo
 from llama_chat.errors import UsageError
 from llama_chat.kernels import mapped_files, native
 from llama_chat.kernels.matrix import padded_rows
-from llama_chat.quantization.linear import Packed, place, place_parts, prefers_floats
+from llama_chat.quantization.linear import Packed, has_kernels, place_parts, prefers_floats
 from llama_chat.quantization.packed import PackedWeight, packed_bytes
 from llama_chat.quantization.quantize import quantize_in_parts
 
@@ -86,8 +86,11 @@ def choose_weight_format(
         return cast("WeightFormat", wanted)
     if weight_bytes(checkpoint, "none", types) > bytes_free // 2:
         return "stored"
-    has_kernels = native.is_available() and device.type == "cpu"
-    return "stored" if has_kernels and not _are_floats_faster(checkpoint, types.dtype) else "none"
+    return (
+        "stored"
+        if has_kernels(device) and not _are_floats_faster(checkpoint, types.dtype)
+        else "none"
+    )
 
 
 def _are_floats_faster(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
@@ -180,12 +183,12 @@ def _read(
 ) -> Tensor | Packed:
     info = checkpoint.tensors[name]
     bits = _bits(name, info.shape, weight_format)
-    packed = checkpoint.read_packed(name) if weight_format == "stored" else None
+    packed = checkpoint.read_packed(name, device) if weight_format == "stored" else None
     if bits is not None:
         parts = _quantize(checkpoint, name, weight_format, bits)
         weight: Tensor | Packed = place_parts(parts, info.shape[0], device)
     elif packed is not None:
-        weight = place(packed, device)
+        weight = packed
     else:
         weight = checkpoint.read(name, types.of(info)).to(device)
     # What was copied is not needed again; of what was not copied, nothing was touched yet.

@@ -103,27 +103,32 @@ class Embedding(_Matrix):
         return unpack_rows(self.packed, ids.flatten(), dtype).view(*ids.shape, -1)
 
 
-def place(weight: PackedWeight, device: torch.device) -> Packed:
-    """Copy a matrix to ``device``, in the layout that is fastest there."""
-    return place_parts([weight], weight.shape[0], device)
+def has_kernels(device: torch.device) -> bool:
+    """True if packed matrices on ``device`` are multiplied by the C kernels."""
+    return native.is_available() and device.type == "cpu"
 
 
 def place_parts(parts: Iterable[PackedWeight], n_rows: int, device: torch.device) -> Packed:
-    """Copy a matrix of ``n_rows`` that comes in parts, each some of its rows; see ``place``.
+    """Copy a matrix of ``n_rows`` to ``device``, in the layout that is fastest there.
 
-    All parts but the last must be of whole panels.
+    It comes in parts, each some of its rows. All parts but the last must be of whole panels.
     """
-    if not (native.is_available() and device.type == "cpu"):
+    if not has_kernels(device):
         return stack([part.map(lambda tensor: tensor.to(device)) for part in parts])
     matrix, first = None, 0
     for part in parts:
-        if matrix is None:
-            matrix = NativeMatrix(part.bits, *part.tensors, n_rows=n_rows)
-        else:
-            matrix.write_rows(first, *part.tensors)
+        matrix = matrix or NativeMatrix(part.layout, (n_rows, part.shape[1]))
+        matrix.write_rows(first, *part.tensors)
         first += part.shape[0]
     if matrix is None:
         raise ValueError("a matrix without rows")
+    return matrix
+
+
+def to_panels(weight: PackedWeight, level: str | None = None) -> NativeMatrix:
+    """Copy a matrix to the layout of the kernels; see ``NativeMatrix`` for ``level``."""
+    matrix = NativeMatrix(weight.layout, weight.shape, level)
+    matrix.write_rows(0, *weight.tensors)
     return matrix
 
 
@@ -238,8 +243,7 @@ def prefers_floats(dtype: torch.dtype, bits: int, width: int) -> bool:
 
 def _sample(bits: int, n_rows: int, width: int) -> NativeMatrix:
     """Make a matrix for a trial; one of 8 bits stands for those of 5 and 6 too."""
-    weight = quantize(torch.ones(n_rows, width), 4 if bits == 4 else 8)
-    return NativeMatrix(weight.bits, *weight.tensors)
+    return to_panels(quantize(torch.ones(n_rows, width), 4 if bits == 4 else 8))
 
 
 class _Scratch(threading.local):

@@ -14,6 +14,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from llama_chat.kernels.abi import PackedLayout
+
 SUPER_BLOCK = 256
 """Weights of a row that share super-block scales, in layouts that have these."""
 
@@ -120,6 +122,13 @@ class PackedWeight:
     def is_iq4(self) -> bool:
         """True if the quants are places in ``IQ4``."""
         return self.bits != 8 and self.quants.dtype == torch.int8
+
+    @property
+    def layout(self) -> PackedLayout:
+        """The layout for the kernels."""
+        has_mins, has_super = self.mins is not None, self.super_scales is not None
+        groups = SUPER_BLOCK // self.group if has_super else 0
+        return PackedLayout(self.bits, self.group, has_mins, groups, self.is_iq4)
 
     @property
     def device(self) -> torch.device:

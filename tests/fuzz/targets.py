@@ -86,7 +86,7 @@ def _whole_model(path: Path) -> None:
     load_tokenizer(checkpoint)
     for name in checkpoint.tensors:
         checkpoint.read(name, torch.float32)
-        checkpoint.read_packed(name)
+        checkpoint.read_packed(name, torch.device("cpu"))
 
 
 def _hugging_face(file_name: str, mutate: Mutate, folder: Path) -> Target:
