@@ -74,15 +74,18 @@ def test_commands_within_an_edit_see_the_whole_conversation(
     [
         ("/retry", r"3 you +second\n├ 4 model.*\n└ 5 model[^\n]*● here"),
         ("/continue", r"3 you +second\n4 model[^\n]*● here"),
+        ("/prompt ~/third.txt", r"3 you +second\n4 model.*\n5 you +third\n6 model[^\n]*● here"),
     ],
 )
 def test_a_command_that_generates_cancels_an_edit(
     command: str, drawn: str, gguf_model: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "third.txt").write_text("third")
     with chat(gguf_model, tmp_path) as terminal:
         begin_edit(terminal)
         terminal.type(CUT_LINE)
-        terminal.ask(command, rf"{ENDED}[\s\S]*\n\n(?=›)")
+        terminal.line(command)
+        terminal.wait_for(rf"{command}\n[\s\S]*{ENDED}")
         terminal.wait_for(r"\n›\n(?=\n* .*temp)")  # the edited text is not in the input
         terminal.ask("/tree", drawn)
 

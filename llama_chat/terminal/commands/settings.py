@@ -148,6 +148,7 @@ def _prompt(chat: Chat, argument: str) -> None:
     if prompt.text is not None:
         chat.renderer.note("this file is raw text: sent as a message")
         chat.renderer.echo_user(prompt.text)
+        chat.stop_editing()
         chat.send(prompt.text)
         return
     chat.use_prompt(prompt)
