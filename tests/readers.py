@@ -49,6 +49,7 @@ OUTSIDE: Mapping[str, str] = {
     "generation.sampling.keep_allowed": "views a mask of the library of grammars",
     "kernels.native._describe": "parses the text of our own library",
     "kernels.pages.allocate": "allocates memory",
+    "kernels.mapped_files.watch": "takes the address of a mapping",
     "checkpoints.gguf_files.StoredTensor.data": "views bytes that were counted at the opening",
     "chat.locked_file.LockedFile.reader": "reads a file that is open",
     "terminal.chat.Chat.open": "asks the store, which opens the file",

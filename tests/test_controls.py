@@ -121,7 +121,7 @@ def test_the_names_of_files_in_the_toolbar_and_in_completions(
         terminal.type("\t")
         terminal.wait_for(rf"› /prompt one {shown}")
         terminal.type(CTRL_C + f"/file {prompts}/\t")
-        terminal.wait_for(rf"› /file {prompts}/one {shown}\.txt")
+        terminal.wait_for(rf'› /file "{prompts}/one {shown}\.txt"')
 
 
 def test_what_was_edited_has_the_text_around_the_edit() -> None:

@@ -12,9 +12,11 @@ from harness.program import assert_clean_error, run
 from llama_chat.checkpoints import fingerprint
 from llama_chat.checkpoints.fingerprint import model_fingerprint
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
+from llama_chat.server import client
 from llama_chat.terminal.sanitizer import sanitize_data
 from tests.model_files import SMALL, write_gguf, write_meta
 from tests.servers import running_server
+from tests.test_server import HELLO
 
 WAYS: dict[str, tuple[str, ...]] = {
     "ask": ("ask", "hi"),
@@ -215,9 +217,9 @@ def test_a_server_names_the_model_that_it_loaded(model: Path) -> None:
     with running_server(model.parent, model) as server:
         write_gguf(model.with_name("other.gguf"), replace(SMALL, n_layers=1))
         model.with_name("other.gguf").replace(model)
-        arguments = ("ask", "hi", "-m", model, "--json")
-        done = run(*arguments, home=model.parent, XDG_RUNTIME_DIR=server.runtime)
-    assert json.loads(done.out)["receipt"]["fingerprint"] == loaded
+        body = {"messages": HELLO, "max_tokens": 2, client.OWN_KEY: {"receipt": True}}
+        *_, last = client.stream(server.socket, "/v1/chat/completions", body)
+    assert last[client.OWN_KEY]["described"]["receipt"]["fingerprint"] == loaded
     assert answer(model, "ask", "hi")["receipt"]["fingerprint"] != loaded
 
 
