@@ -168,9 +168,9 @@ class Llama:
             grammar=grammar,
             logprobs=logprobs,
         )
-        return self.continued(request, hooks, lookup=lookup)
+        return self.generate_request(request, hooks, lookup=lookup)
 
-    def continuation(
+    def text_request(
         self, text: str, settings: Settings, *, grammar: Grammar | None = None, n_logprobs: int = 0
     ) -> Request:
         """Return the request to continue a raw text.
@@ -188,11 +188,11 @@ class Llama:
             logprobs=n_logprobs > 0,
         )
 
-    def continued(
+    def generate_request(
         self, request: Request, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
         """Continue the prompt of a request; see ``generate``."""
-        return self._engine.continue_request(request, hooks, lookup=lookup)
+        return self._engine.generate_request(request, hooks, lookup=lookup)
 
     def request(
         self,

@@ -10,7 +10,7 @@ from llama_chat.chat.templates import ChatTemplate, choose_template
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.endpoint.answers import SeenTokens
-from llama_chat.endpoint.served_model import TEXT_ROUTE, Call, Crowd, Key, ServedModel
+from llama_chat.endpoint.served_model import TEXT_ROUTE, Call, ConcurrentRequests, Key, ServedModel
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.generation.events import Event, Hooks
 from llama_chat.settings.settings import Settings
@@ -138,7 +138,7 @@ class RemoteModel:
         """Return a token that the server has named, as text."""
         return self.served.seen[token_id].decode("utf-8", "replace")
 
-    def continuation(
+    def text_request(
         self,
         text: str,
         settings: Settings,
@@ -162,7 +162,7 @@ class RemoteModel:
             n_logprobs=n_logprobs,
         )
 
-    def continued(
+    def generate_request(
         self, request: Call, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
         """Ask for the answer to a request; ``lookup`` is for models here."""
@@ -170,12 +170,12 @@ class RemoteModel:
 
     def scheduler(
         self, parallel: int, *, notify: Callable[[str], None] | None = None
-    ) -> Crowd[Any]:
+    ) -> ConcurrentRequests[Any]:
         """Return what asks for up to ``parallel`` answers at a time."""
-        return Crowd(parallel, notify)
+        return ConcurrentRequests(parallel, notify)
 
     def generate_all(
-        self, scheduler: Crowd[Key], requests: Iterator[tuple[Key, Call] | None]
+        self, scheduler: ConcurrentRequests[Key], requests: Iterator[tuple[Key, Call] | None]
     ) -> Iterator[tuple[Key, Event | LlamaChatError]]:
         """Ask for many answers, as their requests come."""
         return scheduler.generate(self.served, requests)

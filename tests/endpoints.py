@@ -9,7 +9,7 @@ from harness.fault_server import FaultServer
 from harness.program import CONTROLS, FORBIDDEN
 from llama_chat.chat.remote_session import RemoteSession
 from llama_chat.endpoint.address import parse_address
-from llama_chat.endpoint.client import Client, Patience
+from llama_chat.endpoint.client import Client, Timeouts
 from llama_chat.endpoint.served_model import ServedModel
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Event, Finish, Hooks
@@ -18,7 +18,7 @@ KEY = "sk-secret-0123456789"
 
 
 def served(server: FaultServer, silence_s: float = 20.0) -> ServedModel:
-    client = Client(parse_address(server.url), KEY, Patience(2.0, silence_s))
+    client = Client(parse_address(server.url), KEY, Timeouts(2.0, silence_s))
     return ServedModel(client, "m")
 
 

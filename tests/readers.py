@@ -62,7 +62,7 @@ OUTSIDE: Mapping[str, str] = {
     "parallel.channel.Connection.listen.read": "ends with a rank that sends what is no message",
     "endpoint.client.Client.get": "opens connections, whose errors are converted",
     "endpoint.served_model.ServedModel._alone": "opens connections",
-    "endpoint.served_model.Crowd.generate": "opens connections",
+    "endpoint.served_model.ConcurrentRequests.generate": "opens connections",
     "server.warm_session.WarmSession._events": "opens connections",
     "hub.fetching._fetch": "hashes a file; its caller explains an OSError",
     "library.starter._download": "quotes the log of pip, which it has begun itself",

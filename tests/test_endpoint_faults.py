@@ -280,7 +280,7 @@ def test_a_server_that_is_silent_or_drips_is_not_waited_for(
 ) -> None:
     server.scripts = [script]
     talk = session(server, 0.15)
-    monkeypatch.setattr(talk.model.client, "patience", client.Patience(0.05, 0.15))
+    monkeypatch.setattr(talk.model.client, "timeouts", client.Timeouts(0.05, 0.15))
     found = send(talk)
     assert found.error is not None
     assert_one_line(found.error, "silent for 0.15 s")

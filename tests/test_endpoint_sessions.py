@@ -23,7 +23,7 @@ from llama_chat.chat.encoding_remote_session import EncodingRemoteSession
 from llama_chat.chat.records import ModelTag, keep_valid_ids
 from llama_chat.chat.templates.chatml import ChatMLTemplate
 from llama_chat.endpoint.answers import SeenTokens
-from llama_chat.endpoint.served_model import Crowd
+from llama_chat.endpoint.served_model import ConcurrentRequests
 from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError
 from llama_chat.generation.events import Hooks
 from llama_chat.settings.settings import Settings
@@ -345,13 +345,13 @@ def test_many_answers_are_asked_for_at_a_time(server: FaultServer) -> None:
     model = served(server)
     talk = session(server)
     calls = iter([(n, talk.request("hello")) for n in range(2)])
-    crowd: Crowd[int] = Crowd(2)
+    crowd: ConcurrentRequests[int] = ConcurrentRequests(2)
     texts = {0: "", 1: ""}
     for number, found in crowd.generate(model, calls):
         assert not isinstance(found, LlamaChatError)
         texts[number] += found.text
     assert sorted(texts.values()) == ["a", "b"]
-    crowd = Crowd(2)
+    crowd = ConcurrentRequests(2)
     calls = iter([(n, talk.request("hello")) for n in range(2)])
     errors = [e for _, e in crowd.generate(model, calls) if isinstance(e, LlamaChatError)]
     assert len(errors) == 2

@@ -30,7 +30,7 @@ LOAD_SETTINGS = ("device", "dtype", "quantize", "kv_dtype", "context", "threads"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationInputs:
     """All that decided an answer, besides the model and the seed."""
 
     ids: Sequence[int]
@@ -46,7 +46,7 @@ class Asked:
     """Name and hash of the chat template."""
 
     @classmethod
-    def of_session(cls, session: "LocalSession") -> "Asked":
+    def of_session(cls, session: "LocalSession") -> "GenerationInputs":
         """Return what the last reply of a session was decided by."""
         return cls(
             session.prompt_ids,
@@ -62,7 +62,7 @@ class Asked:
     @classmethod
     def of_request(
         cls, request: "Request | LlamaChatError", template: "ChatTemplate | None" = None
-    ) -> "Asked":
+    ) -> "GenerationInputs":
         """Return that of a request, which was encoded through ``template`` if one is given.
 
         Raises:
@@ -87,7 +87,7 @@ def _identity(template: "ChatTemplate") -> dict[str, str]:
 
 
 def describe(
-    llama: "Llama", loaded: Settings, asked: Callable[[], Asked], n_logprobs: int
+    llama: "Llama", loaded: Settings, asked: Callable[[], GenerationInputs], n_logprobs: int
 ) -> Describe:
     """Return the function that adds a receipt, and log-probabilities, to the JSON of an answer.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from llama_chat.chat.receipts import Asked, Describe, describe, logprob_json
+from llama_chat.chat.receipts import Describe, GenerationInputs, describe, logprob_json
 from llama_chat.errors import CutOffError, LengthLimitError, LlamaChatError, UsageError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import SETTINGS
@@ -34,7 +34,7 @@ def check_logprobs(n: int, *, as_json: bool) -> None:
 def describe_answer(
     model: "Llama | RemoteModel",
     loaded: Settings,
-    asked: Callable[[], Asked],
+    asked: Callable[[], GenerationInputs],
     n_logprobs: int,
 ) -> Describe:
     """Return the function that describes an answer; see ``receipts.describe``.
@@ -60,9 +60,9 @@ def _describe_remote(
     return {"logprobs": [logprob_json(model.piece, each, n_logprobs) for each in tokens]}
 
 
-def asked_of(session: "LocalSession | RemoteSession") -> Asked:
+def asked_of(session: "LocalSession | RemoteSession") -> GenerationInputs:
     """Return what decided the last reply of a session with a model here."""
-    return Asked.of_session(cast("LocalSession", session))
+    return GenerationInputs.of_session(cast("LocalSession", session))
 
 
 def write_answer(
@@ -95,8 +95,8 @@ def write_answer(
     """
     writer = AnswerWriter(raw=raw or as_json)
     plain = settings.plain
-    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_prefill:
-        events = generate(Hooks(on_prefill=on_prefill))
+    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_progress:
+        events = generate(Hooks(on_progress=on_progress))
         first = next(events)
     text, tokens = echo, []
     if not as_json:

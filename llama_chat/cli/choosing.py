@@ -126,8 +126,8 @@ def write_choice(
 ) -> None:
     """Write the likeliest of the replies."""
     writer = AnswerWriter(raw=raw or as_json)
-    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=settings.plain) as on_prefill:
-        hooks = Hooks(on_prefill=on_prefill)
+    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=settings.plain) as on_progress:
+        hooks = Hooks(on_progress=on_progress)
         found = choice_json(session, message, among, model, hooks)
     if as_json:
         streams.write_json(found)

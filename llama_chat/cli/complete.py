@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
-from llama_chat.chat.receipts import Asked, Describe
+from llama_chat.chat.receipts import Describe, GenerationInputs
 from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.flags import (
@@ -29,9 +29,9 @@ from llama_chat.cli.options import takes_settings
 from llama_chat.cli.slots import Slots, read_piped
 from llama_chat.cli.warm import open_warm, write_warm
 from llama_chat.errors import LlamaChatError, UsageError
+from llama_chat.generation.batch_reader import BatchReader
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.events import Event, Hooks
-from llama_chat.generation.together import Together
 from llama_chat.server.warm_model import WarmModel, WarmRequest
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -88,7 +88,7 @@ def complete(
         def ask(warm: WarmModel, own: Settings) -> WarmRequest:
             if through_template:
                 return new_session(warm, own, None, streams.warn, constraint).request(texts[0])
-            return warm.continuation(texts[0], own, grammar=constraint, n_logprobs=logprobs)
+            return warm.text_request(texts[0], own, grammar=constraint, n_logprobs=logprobs)
 
         done = write_warm(
             ask,
@@ -192,40 +192,44 @@ class _Texts:
         requests = [self._request(text, own) for text, own in texts]
         model: AskedModel = self._model
         scheduler = model.scheduler(settings.parallel, notify=notify)
-        together = Together(partial(model.generate_all, scheduler), requests)
+        reader = BatchReader(partial(model.generate_all, scheduler), requests)
         for i, (request, (_, own)) in enumerate(zip(requests, texts, strict=True)):
             describe = (
                 request.describe
                 if isinstance(request, WarmRequest)
                 else self._describe(own, partial(self._asked, request, own))
             )
-            yield partial(_read, together, i), describe
+            yield partial(_read, reader, i), describe
 
-    def _describe(self, settings: Settings, asked: Callable[[], Asked]) -> Describe:
+    def _describe(self, settings: Settings, asked: Callable[[], GenerationInputs]) -> Describe:
         """Return the description of an answer, which a warm server gives itself."""
         model = cast("Llama | RemoteModel", self._model)
         return describe_answer(model, settings, asked, self._n_logprobs)
 
-    def _asked(self, request: Any, settings: Settings) -> Asked:
+    def _asked(self, request: Any, settings: Settings) -> GenerationInputs:
         """Return what decided an answer of a model here."""
         if not self._through_template:
-            return Asked.of_request(request)
+            return GenerationInputs.of_request(request)
         model = cast("Llama", self._model)
         template = model.template(settings.template, settings.template_name)
-        return Asked.of_request(request, template)
+        return GenerationInputs.of_request(request, template)
 
-    def _reply(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
+    def _reply(
+        self, text: str, settings: Settings
+    ) -> tuple[Generate, Callable[[], GenerationInputs]]:
         """Begin a reply, which always has log-probabilities."""
         model = cast("Llama | RemoteModel", self._model)
         session = new_session(model, settings, None, streams.warn, self._grammar)
         return partial(session.send, text), partial(asked_of, session)
 
-    def _alone(self, text: str, settings: Settings) -> tuple[Generate, Callable[[], Asked]]:
+    def _alone(
+        self, text: str, settings: Settings
+    ) -> tuple[Generate, Callable[[], GenerationInputs]]:
         """Begin a continuation, with drafts from earlier text."""
         model: AskedModel = self._model
         request = self._continuation(text, settings)
-        generate = partial(model.continued, request, lookup=settings.lookup)
-        return generate, partial(Asked.of_request, request)
+        generate = partial(model.generate_request, request, lookup=settings.lookup)
+        return generate, partial(GenerationInputs.of_request, request)
 
     def _request(self, text: str, settings: Settings) -> Any:
         """Encode a text to be continued with others; returns the error if it cannot be."""
@@ -238,13 +242,13 @@ class _Texts:
             return error
 
     def _continuation(self, text: str, settings: Settings) -> Any:
-        return self._model.continuation(
+        return self._model.text_request(
             text, settings, grammar=self._grammar, n_logprobs=self._n_logprobs
         )
 
 
-def _read(together: Together[Any], index: int, hooks: Hooks) -> Iterator[Event]:
-    return together.read(index)
+def _read(reader: BatchReader[Any], index: int, hooks: Hooks) -> Iterator[Event]:
+    return reader.read(index)
 
 
 def _stdin_twice() -> UsageError:

@@ -45,7 +45,7 @@ class AskedModel(Protocol):
     def name(self) -> str:
         """Name for display."""
 
-    def continuation(
+    def text_request(
         self,
         text: str,
         settings: Settings,
@@ -59,7 +59,7 @@ class AskedModel(Protocol):
             LlamaChatError: if it cannot be asked.
         """
 
-    def continued(
+    def generate_request(
         self, request: Any, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
         """Yield the events of the answer to a request.

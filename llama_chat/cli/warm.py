@@ -194,7 +194,7 @@ def write_warm(
         return False
     model, settings = found
     request = ask(model, settings)
-    events = model.continued(request)
+    events = model.generate_request(request)
     try:
         first = next(events)
     except LostServer:

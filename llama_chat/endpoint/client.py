@@ -48,7 +48,7 @@ _KEPT_REDIRECTS = (307, 308)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """Longest waits in seconds."""
 
     connect_s: float
@@ -68,16 +68,16 @@ class RefusedRequest(Exception):
 class Client:
     """Sender of requests to one address, and to no other."""
 
-    def __init__(self, address: Address, key: str | None, patience: Patience) -> None:
+    def __init__(self, address: Address, key: str | None, timeouts: Timeouts) -> None:
         """Send to ``address``.
 
         Args:
             address: where the server is.
             key: the key for it.
-            patience: longest waits.
+            timeouts: longest waits.
         """
         self.address = address
-        self.patience = patience
+        self.timeouts = timeouts
         self.key = key
         """The key; it is in no message, unless it may be a word."""
 
@@ -90,7 +90,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self.key}"
         socket = self.address.socket
         timeout = httpx2.Timeout(
-            self.patience.silence_s, connect=self.patience.connect_s, read=None, pool=None
+            self.timeouts.silence_s, connect=self.timeouts.connect_s, read=None, pool=None
         )
         return httpx2.AsyncClient(
             headers=headers,
@@ -156,7 +156,7 @@ class Client:
 
     def _deadline(self) -> float:
         """Return the time at which the next part must be there; drops of it are not enough."""
-        return asyncio.get_running_loop().time() + self.patience.silence_s
+        return asyncio.get_running_loop().time() + self.timeouts.silence_s
 
     async def _next(self, parts: AsyncIterator[bytes], deadline: float) -> bytes | None:
         """Return the next bytes of a body; None at its end."""
@@ -247,10 +247,10 @@ class Client:
         headers = {} if body is None else {"Content-Type": "application/json"}
         request = connections.build_request(method, url, content=data, headers=headers)
         try:
-            async with asyncio.timeout(self.patience.connect_s + self.patience.silence_s):
+            async with asyncio.timeout(self.timeouts.connect_s + self.timeouts.silence_s):
                 return await connections.send(request, stream=True)
         except httpx2.ConnectTimeout:
-            why = f"no connection within {self.patience.connect_s:g} s"
+            why = f"no connection within {self.timeouts.connect_s:g} s"
             raise LlamaChatError(what, why, advice) from None
         except (TimeoutError, httpx2.TimeoutException):
             advice = "raise --endpoint-timeout, or try again"
@@ -312,7 +312,7 @@ class Client:
 
     @property
     def _silence(self) -> str:
-        return f"it was silent for {self.patience.silence_s:g} s"
+        return f"it was silent for {self.timeouts.silence_s:g} s"
 
 
 class _NobodyListens(Exception):

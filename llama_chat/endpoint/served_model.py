@@ -281,7 +281,7 @@ class Answering(Protocol[Asked]):
         """Return the events of the answer to a request."""
 
 
-class Crowd(Stepper[int, Event], Generic[Key]):
+class ConcurrentRequests(Stepper[int, Event], Generic[Key]):
     """Answers that are awaited at the same time."""
 
     n_waiting = 0

@@ -174,8 +174,8 @@ class Engine:
             logits = self.backend.forward(chunk, self.cache, should_stop=hooks.should_stop)
             done += n_tokens
             self.n_evaluated += n_tokens
-            if hooks.on_prefill is not None and len(ids) > 1:
-                hooks.on_prefill(done, len(ids))
+            if hooks.on_progress is not None and len(ids) > 1:
+                hooks.on_progress(done, len(ids))
         return logits
 
     def _begin(self, text: Continuation, hooks: Hooks) -> Tensor:
@@ -261,9 +261,9 @@ class Engine:
             ValueError: if ``max_tokens`` is no whole number of at least 1.
         """
         request = Request(ids, sampler, max_tokens, stop, end_ids, n_begun, leading, grammar)
-        return self.continue_request(request, hooks, lookup=lookup)
+        return self.generate_request(request, hooks, lookup=lookup)
 
-    def continue_request(
+    def generate_request(
         self, request: Request, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
         """Continue the prompt of a request; see ``generate``."""

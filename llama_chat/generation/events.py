@@ -130,9 +130,10 @@ Event = Token | Finish
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Callbacks to observe and stop a generation."""
+    """Callbacks to observe and stop a load, a prefill or a generation."""
 
     should_stop: Callable[[], bool] | None = None
-    """Polled for each token and between layers; True ends the generation."""
-    on_prefill: Callable[[int, int], None] | None = None
-    """Called with the number of prompt tokens evaluated so far, and to evaluate in all."""
+    """Polled for each weight, each token and between layers; True ends the work."""
+    on_progress: Callable[[int, int], None] | None = None
+    """Called with what is done so far and what there is in all: prompt tokens evaluated, or bytes
+    of weights loaded."""

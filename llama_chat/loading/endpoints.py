@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_chat.endpoint.address import KEY_VARIABLE, Address, parse_address, read_key
-from llama_chat.endpoint.client import Client, Patience
+from llama_chat.endpoint.client import Client, Timeouts
 from llama_chat.endpoint.served_model import ServedModel
 from llama_chat.errors import UsageError
 from llama_chat.remote import Encoding, RemoteModel
@@ -89,10 +89,10 @@ def plan_endpoint(url: str, settings: Settings, template_path: Path | None) -> E
     if key is not None and not address.is_encrypted and not address.is_here:
         why = f"the key and all that is said go to {address.host} without encryption"
         warnings = (f"{address.what}: {why}: use https, or unset {KEY_VARIABLE}",)
-    patience = Patience(settings.endpoint_connect_timeout, settings.endpoint_timeout)
+    timeouts = Timeouts(settings.endpoint_connect_timeout, settings.endpoint_timeout)
     return EndpointPlan(
         address,
-        Client(address, key, patience),
+        Client(address, key, timeouts),
         settings.endpoint_model or "",
         settings.context,
         template_path,

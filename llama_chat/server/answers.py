@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_chat.endpoint.address import Address
-from llama_chat.endpoint.client import Client, Patience, RefusedRequest
+from llama_chat.endpoint.client import Client, RefusedRequest, Timeouts
 from llama_chat.errors import LlamaChatError
 from llama_chat.server.client import SILENCE_S, LostServer, error_in
 
 if TYPE_CHECKING:
     import httpx2
 
-_PATIENCE = Patience(connect_s=5.0, silence_s=SILENCE_S)
+_TIMEOUTS = Timeouts(connect_s=5.0, silence_s=SILENCE_S)
 
 
 def client_of(socket: Path) -> Client:
     """Return what sends to the server on a socket file."""
-    return Client(Address("http://localhost", str(socket)), None, _PATIENCE)
+    return Client(Address("http://localhost", str(socket)), None, _TIMEOUTS)
 
 
 async def chunks(

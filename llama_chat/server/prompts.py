@@ -7,7 +7,7 @@ from typing import Any
 from llama_chat.chat.choices import check_choices, reply_ids
 from llama_chat.chat.context_use import no_space
 from llama_chat.chat.conversation import Message
-from llama_chat.chat.receipts import Asked, Describe, describe, fingerprint_of
+from llama_chat.chat.receipts import Describe, GenerationInputs, describe, fingerprint_of
 from llama_chat.chat.templates import ChatTemplate
 from llama_chat.errors import UsageError
 from llama_chat.generation.continuation import Request
@@ -139,7 +139,7 @@ class Prompts:
         if request.choices:
             return self._name_tokens
         template = self._template if isinstance(body, ChatRequest) else None
-        asked = Asked.of_request(request, template)
+        asked = GenerationInputs.of_request(request, template)
         return describe(self._llama, self._settings, lambda: asked, body.n_logprobs or 0)
 
     def _name_tokens(self, tokens: Sequence[Token], finish: Finish) -> dict[str, Any]:

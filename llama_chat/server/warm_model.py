@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from llama_chat.endpoint.client import Client
-    from llama_chat.endpoint.served_model import Crowd
+    from llama_chat.endpoint.served_model import ConcurrentRequests
 
 Key = TypeVar("Key")
 
@@ -82,7 +82,7 @@ class WarmModel:
         """Begin a dialog; the ``template`` is that of the server, which is the same."""
         return WarmDialog(self, examples, grammar)
 
-    def continuation(
+    def text_request(
         self,
         text: str,
         settings: Settings,
@@ -123,7 +123,7 @@ class WarmModel:
         }
         return WarmRequest(route, {**prompt, **asdict(settings.sampling), **limits, OWN_KEY: own})
 
-    def continued(
+    def generate_request(
         self, request: WarmRequest, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
         """Ask for the answer to one request, and yield its events; the server has its own hooks.
@@ -137,14 +137,18 @@ class WarmModel:
 
     def scheduler(
         self, parallel: int, *, notify: Callable[[str], None] | None = None
-    ) -> "Crowd[Any]":
+    ) -> "ConcurrentRequests[Any]":
         """Return what asks for up to ``parallel`` answers at a time."""
-        from llama_chat.endpoint.served_model import Crowd  # slow, and not for one answer
+        from llama_chat.endpoint.served_model import (
+            ConcurrentRequests,  # slow, and not for one answer
+        )
 
-        return Crowd(min(parallel, self._facts.get("max_requests", parallel)), notify)
+        return ConcurrentRequests(min(parallel, self._facts.get("max_requests", parallel)), notify)
 
     def generate_all(
-        self, scheduler: "Crowd[Key]", requests: Iterator[tuple[Key, WarmRequest] | None]
+        self,
+        scheduler: "ConcurrentRequests[Key]",
+        requests: Iterator[tuple[Key, WarmRequest] | None],
     ) -> Iterator[tuple[Key, Event | LlamaChatError]]:
         """Ask for many answers, as their requests come.
 
@@ -216,7 +220,7 @@ class WarmDialog:
             LostServer: if the server goes away.
         """
         request = self._model.reply(self._asked(message), self._settings, choices=texts)
-        for event in self._model.continued(request):
+        for event in self._model.generate_request(request):
             if isinstance(event, Finish):
                 self.n_reused = event.usage.cached_tokens
                 self._pieces |= request.describe((), event)["pieces"]

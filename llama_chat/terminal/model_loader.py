@@ -86,8 +86,8 @@ class ModelLoader:
             def report(done: int, total: int) -> None:
                 if hooks.should_stop is not None and hooks.should_stop():
                     raise Stopped
-                if hooks.on_prefill is not None:
-                    hooks.on_prefill(done, total)
+                if hooks.on_progress is not None:
+                    hooks.on_progress(done, total)
 
             self._loaded = plan().load(report)
 

@@ -30,8 +30,8 @@ def show_reply(
         shown: the part of the reply to show first.
     """
     watching, renderer = chat.interrupts, chat.renderer
-    with progress("Reading", PREFILL_PATIENCE_S, hidden=renderer.plain) as on_prefill:
-        events = generate(Hooks(lambda: watching.pending, on_prefill))
+    with progress("Reading", PREFILL_PATIENCE_S, hidden=renderer.plain) as on_progress:
+        events = generate(Hooks(lambda: watching.pending, on_progress))
         first = next(events)
     # The message is in the conversation now: an error raised from here would offer it again.
     chat.attachments, chat.reply_prefix = [], ""

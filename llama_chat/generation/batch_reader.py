@@ -7,16 +7,16 @@ from typing import Any, Generic, TypeVar
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Event, Finish
 
-Request = TypeVar("Request")
+AnyRequest = TypeVar("AnyRequest")
 
 
-class Together(Generic[Request]):
+class BatchReader(Generic[AnyRequest]):
     """Continuations of several prompts, computed as far as they are read."""
 
     def __init__(
         self,
-        generate_all: Callable[[Iterator[tuple[int, Request]]], Iterator[tuple[int, Any]]],
-        requests: Sequence[Request | LlamaChatError],
+        generate_all: Callable[[Iterator[tuple[int, AnyRequest]]], Iterator[tuple[int, Any]]],
+        requests: Sequence[AnyRequest | LlamaChatError],
     ) -> None:
         """Begin with the first event that is read; an error is that of its continuation.
 
