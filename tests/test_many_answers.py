@@ -184,7 +184,7 @@ def test_braces_in_a_value_are_text(home: Path, gguf_model: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (["--lines", "--jsonl"], "choose one"),
+        (["--lines", "--jsonl"], "--jsonl is given too: give one"),
         (["--unordered"], "add --lines"),
         (["--lines", "--dry-run"], "--dry-run: it is about one question"),
         (["--jsonl", "--logprobs", "3"], "--logprobs: it is about one question"),

@@ -63,7 +63,8 @@ class _Commands(TyperGroup):
                 () if is_text else _NAMES,
                 f'{"" if is_text else "see llama-chat --help, or "}llama-chat ask "…"',
             )
-            raise UsageError(f"command {streams.one_line(word)[:40]!r}", "there is no such", advice)
+            what = f"command {streams.one_line(word)[:40]!r}"
+            raise UsageError(what, "there is no such command", advice)
         return super().resolve_command(ctx, args)
 
 

@@ -71,7 +71,7 @@ def read_choices(
         return None
     if has_grammar or (choices is not None and file is not None):
         other = "a grammar" if has_grammar else "--choices-file"
-        raise UsageError("--choices", f"given together with {other}", "choose one of them")
+        raise UsageError("--choices", f"{other} is given too", "give one of them")
     if choices is not None:
         texts = [text.strip() for text in choices.split(",")]
     else:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt
 from llama_chat.cli.ranks import other_ranks
@@ -115,11 +115,16 @@ def plan_model(settings: Settings, *, reclaimable: int = 0) -> "LoadPlan | Endpo
         ModelError: if there is no such model, or it cannot be opened.
         UsageError: if a setting does not suit it or this machine.
     """
-    url, here = settings.server_url, settings.template_here
+    url = settings.server_url
     if url is None:
         return plan_load(settings, reclaimable=reclaimable)
+    return _plan_endpoint(url, settings)
+
+
+def _plan_endpoint(url: str, settings: Settings) -> "EndpointPlan":
     from llama_chat.loading.endpoints import plan_endpoint
 
+    here = settings.template_here
     return plan_endpoint(url, settings, model_path(settings, here) if here else None)
 
 
@@ -220,9 +225,10 @@ def open_model(
         texts: prompts, of which each must fit in the context.
         n_logprobs: likely tokens at each position to ask a server for.
     """
-    if settings.server_url is None:
+    url = settings.server_url
+    if url is None:
         return load_model(settings, texts)
-    model = cast("EndpointPlan", plan_model(settings)).load()
+    model = _plan_endpoint(url, settings).load()
     model.served.n_logprobs = n_logprobs
     for line in model.warnings:
         streams.warn(line)

@@ -68,7 +68,7 @@ class LineOptions:
             UsageError: if flags are given that need or exclude others.
         """
         if self.lines and self.jsonl:
-            raise UsageError("--lines", "given together with --jsonl", "choose one of them")
+            raise UsageError("--lines", "--jsonl is given too", "give one of them")
         if self.lines or self.jsonl:
             for_one_question = {"--dry-run": dry_run, "--logprobs": logprobs > 0}
             for flag, is_given in for_one_question.items():
