@@ -218,7 +218,7 @@ def test_a_long_message_shows_progress_of_its_prefill(starter_model: Path, tmp_p
     slow = {"LLAMA_CHAT_KERNEL": "torch"}  # which takes long enough on any processor
     with Terminal(*flags, home=tmp_path, size=(200, 40), **slow) as terminal:
         terminal.wait_for(READY)
-        terminal.paste("What a long text this is. " * 100 + "Why?")
+        terminal.paste("What a long text this is. " * 400 + "Why?")
         terminal.type("\r")
         terminal.wait_for(r"cut off after 4 tokens")
     bar = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", terminal.raw)
