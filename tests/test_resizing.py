@@ -7,14 +7,14 @@ import shutil
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
-from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from harness.tmux import SHELL, Tmux
@@ -145,17 +145,24 @@ def everything_from(leader: int) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("moment", ["before_render", "after_render"])
-def test_a_resize_within_a_drawing_is_seen_at_the_next(
-    moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def reflowed_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[int, PipeInput, PromptSession[str]]]:
+    """Make an input of 100 columns: the leader of its pseudo-terminal, its keys, its session."""
     monkeypatch.setenv("TMUX", "a terminal that breaks long lines")
     leader, follower = pty.openpty()
     termios.tcsetwinsize(leader, (30, 100))
     with os.fdopen(follower, "w") as terminal, create_pipe_input() as keys:
-        session: PromptSession[str] = PromptSession(
-            "› ", input=keys, output=Vt100_Output.from_pty(terminal, term="xterm")
-        )
+        output = Vt100_Output.from_pty(terminal, term="xterm")
+        yield leader, keys, PromptSession("› ", input=keys, output=output)
+
+
+@pytest.mark.parametrize("moment", ["before_render", "after_render"])
+def test_a_resize_within_a_drawing_is_seen_at_the_next(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reflowed_session(monkeypatch) as (leader, keys, session):
 
         def make_narrower(app: Application[Any]) -> None:
             if app.current_buffer.text == DRAFT and termios.tcgetwinsize(leader)[1] == 100:
@@ -174,13 +181,7 @@ def test_a_resize_within_a_drawing_is_seen_at_the_next(
 
 def test_a_resize_before_a_drawing_for_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The drawing would erase rows above the input, which is in its first place again."""
-    monkeypatch.setenv("TMUX", "a terminal that breaks long lines")
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(leader, (30, 100))
-    with os.fdopen(follower, "w") as terminal, create_pipe_input() as keys:
-        session: PromptSession[str] = PromptSession(
-            "› ", input=keys, output=Vt100_Output.from_pty(terminal, term="xterm")
-        )
+    with reflowed_session(monkeypatch) as (leader, keys, session):
 
         def make_narrower(app: Application[Any]) -> None:
             if app.current_buffer.text == DRAFT and termios.tcgetwinsize(leader)[1] == 100:
