@@ -23,7 +23,7 @@ from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Token
 from llama_chat.generation.likeliest import Likeliest
-from llama_chat.generation.sampling import Choice, Sampler
+from llama_chat.generation.sampling import SampledToken, Sampler
 from llama_chat.library import find_model
 from llama_chat.loading.plan import load
 from llama_chat.settings.sampling import Sampling
@@ -82,10 +82,10 @@ class Replay(Sampler):
         previous: Sequence[int],
         allowed: bytearray | None = None,
         found: Likeliest | None = None,
-    ) -> Choice:
+    ) -> SampledToken:
         """Sample, and return the next known id instead."""
         choice = super().__call__(logits, previous, allowed, found)
-        return Choice(next(self._known), choice.logprob)
+        return SampledToken(next(self._known), choice.logprob)
 
 
 @dataclass

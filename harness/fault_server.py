@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class Act(Enum):
@@ -71,7 +71,7 @@ class FaultServer:
 
     def _answer(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, ValueError, threading.BrokenBarrierError):
-            connection.settimeout(PATIENCE_S)
+            connection.settimeout(TIMEOUT_S)
             if self.tls is not None:
                 connection = self.tls.wrap_socket(connection, server_side=True)
             request = _receive(connection)
@@ -102,7 +102,7 @@ class FaultServer:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 connection.close()
             case Act.BARRIER:
-                self.barrier.wait(PATIENCE_S)
+                self.barrier.wait(TIMEOUT_S)
 
 
 def _receive(connection: socket.socket) -> Received:

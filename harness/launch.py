@@ -20,7 +20,7 @@ from torch import distributed
 
 from harness.ranks import rank_environment
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 """Time that ranks have to end after a signal, as with ``torchrun``."""
 
 
@@ -77,7 +77,7 @@ def end(left: set[int], number: int) -> None:
     while left:
         pid, _ = os.waitpid(-1, os.WNOHANG)
         left.discard(pid)
-        if time.monotonic() - began > PATIENCE_S:
+        if time.monotonic() - began > TIMEOUT_S:
             end(left, signal.SIGKILL)
         time.sleep(0.01)
 

@@ -25,7 +25,7 @@ __all__ = [
 FORBIDDEN = ("Traceback", "Exception ignored", "Aborted", "Error(", "Error:")
 CONTROLS = {chr(code) for code in range(0x20)} - {"\n", "\t"} | {"\x7f"}
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Program(Process):
         self.stdout.close()
         self.stderr.close()
 
-    def communicate(self, stdin: bytes = b"", seconds: float = PATIENCE_S) -> tuple[bytes, bytes]:
+    def communicate(self, stdin: bytes = b"", seconds: float = TIMEOUT_S) -> tuple[bytes, bytes]:
         """Pipe ``stdin`` to it, and return what it writes to stdout and stderr until its end.
 
         Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from harness.program import PATIENCE_S, Program, Result
+from harness.program import TIMEOUT_S, Program, Result
 from harness.request import COMMAND
 
 LEAVING_S = 10.0
@@ -50,7 +50,7 @@ class RankGroup:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def finish(self, stdin: bytes = b"", seconds: float = PATIENCE_S) -> Result:
+    def finish(self, stdin: bytes = b"", seconds: float = TIMEOUT_S) -> Result:
         """Pipe ``stdin`` to rank 0, wait for the end of all, and return the result of rank 0.
 
         The others must have written nothing, and ended well.

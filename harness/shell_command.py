@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.process import Process
 from harness.request import COMMAND, LENGTH_BYTES, NUMBER, receive_body
 
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 
 _CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -70,7 +70,7 @@ def _run(connection: socket.socket, environment: dict[str, str]) -> None:
             for stream in streams:
                 os.close(stream)
         try:
-            status = process.wait(_PATIENCE_S)
+            status = process.wait(_TIMEOUT_S)
         finally:
             process.end()
         connection.sendall(NUMBER.pack(status if status >= 0 else 128 - status))

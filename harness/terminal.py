@@ -17,7 +17,7 @@ from pyte.screens import Char
 from harness.process import Process
 from harness.program import COMMAND, environment
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 LEAVING_S = 10.0
 """Longest time that a program may take to end once its window is closed."""
@@ -151,14 +151,14 @@ class Terminal:
         data = b""
         while OPENS not in data:
             time.sleep(_FRAME_S)
-            data += self._take(PATIENCE_S) or b""
+            data += self._take(TIMEOUT_S) or b""
         self._draw(data)
 
     def take_until(self, end: bytes) -> bytes:
         """Read output up to ``end``, and perhaps more, without drawing it."""
         data = b""
         while end not in data:
-            data += self._take(PATIENCE_S) or b""
+            data += self._take(TIMEOUT_S) or b""
         return data
 
     def wait_for(self, pattern: str) -> str:
@@ -167,7 +167,7 @@ class Terminal:
         return self.text
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while not condition():
             if time.monotonic() > end:
                 raise AssertionError(f"no {what} in:\n{self.text}")
@@ -211,34 +211,34 @@ class Terminal:
         self.wait_for(r"›\n(?=\n* .*temp)")
         return error
 
-    def vanish(self, patience_s: float | None = None) -> None:
+    def vanish(self, timeout_s: float | None = None) -> None:
         """Close the window while the program runs, and wait until the program has ended.
 
         Raises:
-            TimeoutError: if it does not end within ``patience_s``, or else ``LEAVING_S``.
+            TimeoutError: if it does not end within ``timeout_s``, or else ``LEAVING_S``.
         """
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-        self.child.wait(LEAVING_S if patience_s is None else patience_s)
+        self.child.wait(LEAVING_S if timeout_s is None else timeout_s)
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended, and return its exit status as a shell reports it."""
         while self._read():
             pass
-        status = self.child.wait(PATIENCE_S)
+        status = self.child.wait(TIMEOUT_S)
         return status if status >= 0 else 128 - status
 
-    def _read(self, patience_s: float = 0.2) -> bool:
-        """Read and draw output that arrives within ``patience_s``; False at the end."""
-        data = self._take(patience_s)
+    def _read(self, timeout_s: float = 0.2) -> bool:
+        """Read and draw output that arrives within ``timeout_s``; False at the end."""
+        data = self._take(timeout_s)
         if data:
             self._draw(data)
         return data is not None
 
-    def _take(self, patience_s: float) -> bytes | None:
-        """Read output that arrives within ``patience_s``; None at the end."""
-        if not select.select([self.descriptor], [], [], patience_s)[0]:
+    def _take(self, timeout_s: float) -> bytes | None:
+        """Read output that arrives within ``timeout_s``; None at the end."""
+        if not select.select([self.descriptor], [], [], timeout_s)[0]:
             return b""
         try:
             return os.read(self.descriptor, 65536) or None

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.process import ROOT
 from harness.program import environment
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 SHELL = "shell$"
 """Prompt of the shell."""
@@ -95,7 +95,7 @@ class Tmux:
         return text
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while not condition():
             if time.monotonic() > end:
                 raise TimeoutError(f"no {what}")

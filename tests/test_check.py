@@ -21,7 +21,7 @@ from harness.terminal import Terminal
 from llama_chat.checkpoints.gguf_blocks import SUPPORTED, BlockType
 from llama_chat.checkpoints.gguf_files import StoredTensor
 from llama_chat.cli import app
-from llama_chat.loading.checks import Finding, ModelCheck
+from llama_chat.loading.checks import CheckResult, ModelCheck
 from llama_chat.loading.formats import load_tokenizer, open_checkpoint
 from tests.model_files import (
     META,
@@ -39,17 +39,17 @@ from tests.torch_archives import change_parts
 CHECKS = ["headers", "tokenizer", "template", "ends", "hashes", "weights"]
 
 
-def findings(model: Path) -> dict[str, Finding]:
-    found = {finding.name: finding for finding in ModelCheck(model).run()}
+def results(model: Path) -> dict[str, CheckResult]:
+    found = {result.name: result for result in ModelCheck(model).run()}
     assert list(found) == CHECKS
-    assert all(finding.detail.isprintable() for finding in found.values())
+    assert all(result.detail.isprintable() for result in found.values())
     return found
 
 
 def failed(model: Path) -> dict[str, str]:
     """Return the details of the checks that fail, by their names."""
-    found = {name: each.error for name, each in findings(model).items() if each.error}
-    assert all(each.state == "failed" for each in findings(model).values() if each.error)
+    found = {name: each.error for name, each in results(model).items() if each.error}
+    assert all(each.state == "failed" for each in results(model).values() if each.error)
     return {name: error.why for name, error in found.items()}
 
 
@@ -76,7 +76,7 @@ def written(folder: Path, layout: str) -> Path:
 
 @pytest.mark.parametrize("layout", ["meta", "hub", "bins", "llama2c", "F32", "Q4_0", "Q8_0"])
 def test_sound_models_pass(layout: str, tmp_path: Path) -> None:
-    found = findings(written(tmp_path / "model", layout))
+    found = results(written(tmp_path / "model", layout))
     assert {each.state for each in found.values()} <= {"ok", "skipped"}
     assert found["hashes"].detail == "nothing states what they should be"
     assert [found[name].state for name in ("headers", "tokenizer", "weights")] == ["ok"] * 3
@@ -185,7 +185,7 @@ def test_files_that_are_cut_off_or_too_long_fail(
 ) -> None:
     model = written(tmp_path / "model", layout)
     model.write_bytes(change(model.read_bytes()))
-    found = findings(model)
+    found = results(model)
     assert re.search(why, found["headers"].detail)
     assert {found[name].state for name in ("tokenizer", "template", "weights")} == {"skipped"}
     assert found["weights"].detail == "the headers cannot be read"
@@ -210,7 +210,7 @@ def test_an_unknown_tensor_and_a_wrong_shape_fail(tmp_path: Path) -> None:
 
 def test_a_vocabulary_larger_than_the_model_fails(tmp_path: Path) -> None:
     write_meta(tmp_path, replace(META, vocab_size=380))
-    found = findings(tmp_path)
+    found = results(tmp_path)
     assert found["tokenizer"].state == "failed"
     assert "380" in found["tokenizer"].detail
     assert found["template"].detail == "the tokenizer cannot be read"
@@ -250,7 +250,7 @@ def test_a_model_without_a_template_needs_none(tmp_path: Path) -> None:
             "tokenizer__ggml__eos_token_id": None,
         },
     )
-    found = findings(tmp_path / "m.gguf")
+    found = results(tmp_path / "m.gguf")
     assert (found["template"].state, found["ends"].state) == ("skipped", "skipped")
 
 
@@ -346,7 +346,7 @@ def test_a_bar_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen: list[tuple[int, int]] = []
     checks = ModelCheck(written(tmp_path / "model", "llama2c"))
     checks.report = lambda done, total: seen.append((done, total))
-    assert [finding.state for finding in checks.run()].count("failed") == 0
+    assert [result.state for result in checks.run()].count("failed") == 0
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1] > 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from llama_chat.library.starter import DEFAULT, STARTERS
 from tests.model_files import edit_json, write_gguf, write_huggingface, write_meta
-from tests.test_check import failed, findings
+from tests.test_check import failed, results
 
 
 def digest(file: Path, kind: str) -> str:
@@ -25,18 +25,18 @@ def test_the_list_of_meta_is_compared(tmp_path: Path) -> None:
     (tmp_path / "checklist.chk").write_text("".join(lines))
     tokenizer = f"{digest(tmp_path / 'tokenizer.model', 'md5')} *tokenizer.model\n"
     (tmp_path / "tokenizer_checklist.chk").write_text(tokenizer)
-    assert findings(tmp_path)["hashes"].detail == (
+    assert results(tmp_path)["hashes"].detail == (
         "4 files as of checklist.chk, tokenizer_checklist.chk"
     )
     edit_json(tmp_path / "params.json", norm_eps=2e-5)
     assert failed(tmp_path) == {"hashes": "it is not the file of checklist.chk"}
     named = f"'{tmp_path}/params.json': it is not the file of checklist.chk"
-    assert findings(tmp_path)["hashes"].detail == named
+    assert results(tmp_path)["hashes"].detail == named
     (tmp_path / "checklist.chk").write_text("".join([*lines[:2], "0" * 32 + "  gone.pth\n"]))
     assert failed(tmp_path) == {"hashes": "no such file or directory"}
     odd = ("../../etc/passwd", "..", ".", "a/b", "")
     (tmp_path / "checklist.chk").write_text("".join(f"{'0' * 32}  {name}\n" for name in odd))
-    assert findings(tmp_path)["hashes"].detail == "1 file as of tokenizer_checklist.chk"
+    assert results(tmp_path)["hashes"].detail == "1 file as of tokenizer_checklist.chk"
 
 
 @pytest.mark.parametrize("kind", ["sha256", "git"])
@@ -48,7 +48,7 @@ def test_the_hash_in_a_hubs_cache_is_compared(kind: str, tmp_path: Path) -> None
         blob = blobs / digest(file, kind)
         file.rename(blob)
         file.symlink_to(blob)
-    detail = findings(model)["hashes"].detail
+    detail = results(model)["hashes"].detail
     assert re.fullmatch(r"\d+ files as of its name in the hub's cache", detail)
     weights = (model / "model.safetensors").resolve()
     data = bytearray(weights.read_bytes())
@@ -64,7 +64,7 @@ def test_the_hash_beside_a_download_is_compared(quote: str, tmp_path: Path) -> N
     folder.mkdir(parents=True)
     etag = quote + digest(tmp_path / "model.safetensors", "sha256") + quote
     (folder / "model.safetensors.metadata").write_text(f"{'0' * 40}\n{etag}\n1700000000.0\n")
-    assert findings(tmp_path)["hashes"].detail == "1 file as of the hub"
+    assert results(tmp_path)["hashes"].detail == "1 file as of the hub"
     (folder / "config.json.metadata").write_text(f"{'0' * 40}\n{'1' * 40}\n1700000000.0\n")
     assert failed(tmp_path) == {"hashes": "it is not the file of the hub"}
     (folder / "config.json.metadata").write_text("no hash\n\n")
@@ -75,7 +75,7 @@ def test_the_name_in_the_store_of_ollama_is_compared(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf")
     right = tmp_path / f"sha256-{digest(tmp_path / 'm.gguf', 'sha256')}"
     (tmp_path / "m.gguf").rename(right)
-    assert findings(right)["hashes"].detail == "1 file as of its name in ollama's store"
+    assert results(right)["hashes"].detail == "1 file as of its name in ollama's store"
     wrong = right.rename(tmp_path / f"sha256-{'0' * 64}")
     assert failed(wrong) == {"hashes": "it is not the file of its name in ollama's store"}
 
@@ -87,9 +87,9 @@ def test_every_part_of_a_model_is_compared(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for part in parts:
         (folder / f"{part.name}.metadata").write_text(f"0\n{digest(part, 'sha256')}\n")
-    assert findings(parts[0])["hashes"].detail == f"{len(parts)} files as of the hub"
+    assert results(parts[0])["hashes"].detail == f"{len(parts)} files as of the hub"
     (folder / f"{parts[-1].name}.metadata").write_text(f"0\n{'0' * 64}\n")
-    assert findings(parts[0])["hashes"].detail.startswith(f"'{parts[-1]}': it is not")
+    assert results(parts[0])["hashes"].detail.startswith(f"'{parts[-1]}': it is not")
 
 
 def test_a_starter_has_a_known_hash(tmp_path: Path) -> None:

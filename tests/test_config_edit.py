@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.program import COMMAND, Result, assert_clean_error, run
-from harness.terminal import PATIENCE_S, Terminal
+from harness.terminal import TIMEOUT_S, Terminal
 from tests.conftest import ROOT
 
 WIDE = (500, 40)
@@ -254,7 +254,7 @@ def wait_for_end_of(pid: int) -> None:
 
     The system hangs up an editor whose terminal has lost its program.
     """
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < end:
             os.kill(pid, 0)

@@ -128,7 +128,7 @@ def test_once_an_input_cannot_be_stored_none_is_and_it_is_told_once(
     path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = open_history(told.append, keep=True)
-    monkeypatch.setattr(history, "_PATIENCE_S", 0.001)
+    monkeypatch.setattr(history, "_TIMEOUT_S", 0.001)
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         kept.append_string("lost")

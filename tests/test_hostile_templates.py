@@ -140,12 +140,12 @@ def test_a_hostile_template_is_refused(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", SLOW)
 def test_a_template_that_does_not_end_is_ended(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_renderer, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(jinja_renderer, "_TIMEOUT_S", 0.3)
     assert "it does not end within 0.3 s" in refused(SLOW[case])
 
 
 def test_processor_time_is_limited_to_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_renderer, "_PATIENCE_S", 60)
+    monkeypatch.setattr(jinja_renderer, "_TIMEOUT_S", 60)
     assert "it takes more than 2 s of processor time" in refused(SLOW["a giant power"])
 
 

@@ -49,7 +49,7 @@ def test_one_program_at_a_time_has_it_open(path: Path, monkeypatch: pytest.Monke
     refused(path, BlockingIOError, errno.EAGAIN)
     assert clock.sleeps == []
     monkeypatch.setattr(locked_file, "_POLL_S", 0.25)
-    refused(path, BlockingIOError, errno.EAGAIN, patience_s=1)
+    refused(path, BlockingIOError, errno.EAGAIN, timeout_s=1)
     assert clock.sleeps == [0.25] * 4
     file.close()
     file.close()
@@ -61,7 +61,7 @@ def test_a_patient_program_gets_it_once_it_is_unlocked(
 ) -> None:
     file = LockedFile(path, create=True)
     monkeypatch.setattr(time, "sleep", lambda _: file.close())
-    patient = LockedFile(path, patience_s=1)
+    patient = LockedFile(path, timeout_s=1)
     refused(path, BlockingIOError, errno.EAGAIN)
     patient.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.process import Process
-from harness.program import COMMAND, PATIENCE_S, assert_clean_error, environment, run
+from harness.program import COMMAND, TIMEOUT_S, assert_clean_error, environment, run
 from tests.conftest import ROOT
 
 WRITING = {
@@ -36,7 +36,7 @@ def run_into(
     for descriptor in (theirs, null):
         os.close(descriptor)
     with os.fdopen(ours, "rb") as err:
-        return process.wait(PATIENCE_S), err.read().decode()
+        return process.wait(TIMEOUT_S), err.read().decode()
 
 
 def broken_pipe() -> int:
@@ -73,7 +73,7 @@ def test_a_usage_error_has_its_status_wherever_the_streams_go(
     written, stdout = os.pipe()
     for streams in ({2: pipe}, {2: full}, {}, {1: stdout}, {1: stdout, 2: pipe}):
         process = Process([*COMMAND, *arguments], environment(tmp_path), {0: null, **streams})
-        assert process.wait(PATIENCE_S) == 2
+        assert process.wait(TIMEOUT_S) == 2
     for descriptor in (pipe, full, null, stdout):
         os.close(descriptor)
     with os.fdopen(written, "rb") as lost:

@@ -20,9 +20,9 @@ with progress("Working") as report:
 
 SLOW = """
 import time
-from llama_chat.terminal.progress import PATIENCE_S, progress
+from llama_chat.terminal.progress import DELAY_S, progress
 with progress("Working [b]hard[/b]") as report:
-    end = time.monotonic() + 2 * PATIENCE_S
+    end = time.monotonic() + 2 * DELAY_S
     while time.monotonic() < end:
         report(3, 10)
     print("the answer")

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llama_chat.parallel.channel import Connection, Door, Gone, Message, connect, encode
+from llama_chat.parallel.channel import Connection, Gone, Listener, Message, connect, encode
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 def is_sent_away(port: int, hello: bytes) -> bool:
-    """Say something to a door; True if it closes the connection and says nothing."""
+    """Say something to a listener; True if it closes the connection and says nothing."""
     with socket.create_connection(("127.0.0.1", port)) as stranger:
-        stranger.settimeout(PATIENCE_S)
+        stranger.settimeout(TIMEOUT_S)
         try:
             stranger.sendall(hello)
             stranger.shutdown(socket.SHUT_WR)
@@ -25,26 +25,26 @@ def is_sent_away(port: int, hello: bytes) -> bool:
 
 @pytest.mark.parametrize("hello", [b"", b"GET / HTTP/1.1\r\n\r\n", b"x" * 999, b"\xff\n", b"a 1\n"])
 def test_only_ranks_with_the_token_come_in(hello: bytes) -> None:
-    door, found = Door(local=True), dict[int, Connection]()
-    port, token = door.key.split()
+    listener, found = Listener(local=True), dict[int, Connection]()
+    port, token = listener.key.split()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(door.accept, found, 3)
+        waiting = pool.submit(listener.accept, found, 3)
         for data in (hello, f"{token} 0\n".encode(), f"{token} 3\n".encode()):
             assert is_sent_away(int(port), data)
-        second = connect("127.0.0.1", door.key, 2)
-        first = connect("127.0.0.1", door.key, 1)
-        waiting.result(PATIENCE_S)
+        second = connect("127.0.0.1", listener.key, 2)
+        first = connect("127.0.0.1", listener.key, 1)
+        waiting.result(TIMEOUT_S)
     assert sorted(found) == [1, 2]
     first.close()
     second.close()
 
 
 def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
-    door, found = Door(local=True), dict[int, Connection]()
+    listener, found = Listener(local=True), dict[int, Connection]()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(door.accept, found, 2)
-        theirs = connect("127.0.0.1", door.key, 1)
-        waiting.result(PATIENCE_S)
+        waiting = pool.submit(listener.accept, found, 2)
+        theirs = connect("127.0.0.1", listener.key, 1)
+        waiting.result(TIMEOUT_S)
     ours = found[1]
     seen: list[Message] = []
     gone = threading.Event()
@@ -60,8 +60,8 @@ def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
     assert len(seen) == 4
     assert not ours.has_message(0)
     theirs.close()
-    assert gone.wait(PATIENCE_S)
-    assert ours.has_message(PATIENCE_S)
+    assert gone.wait(TIMEOUT_S)
+    assert ours.has_message(TIMEOUT_S)
     for _ in range(2):
         with pytest.raises(Gone):
             ours.receive()

@@ -11,7 +11,7 @@ import gguf
 import pytest
 import torch
 
-from harness.program import PATIENCE_S
+from harness.program import TIMEOUT_S
 from harness.ranks import RankGroup
 from tests.model_files import META, SMALL, write_gguf, write_meta
 
@@ -28,7 +28,7 @@ def compare(
     cases: Sequence[dict[str, Any]],
     home: Path,
     kernel: str = "",
-    seconds: float = PATIENCE_S,
+    seconds: float = TIMEOUT_S,
 ) -> list[dict[str, Any]]:
     """Compare ``size`` ranks with one process; see ``tests.rank_checks``."""
     command, arguments = [sys.executable, "-m", "tests.rank_checks"], map(json.dumps, cases)

@@ -22,7 +22,7 @@ from llama_chat.generation.events import Event
 from llama_chat.generation.sampling import Sampler
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
-from llama_chat.server.worker import Worker
+from llama_chat.server.worker import ModelWorker
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 from tests.model_files import byte_tokenizer
@@ -57,7 +57,7 @@ def request() -> Request:
 
 def test_a_request_of_several_answers_fails_once() -> None:
     backend = _Failing(random_model(TINY))
-    worker = Worker(Scheduler(backend, byte_tokenizer(), frozenset(), max_parallel=8), 8)
+    worker = ModelWorker(Scheduler(backend, byte_tokenizer(), frozenset(), max_parallel=8), 8)
     events: queue.Queue[Event | LlamaChatError] = queue.Queue()
     worker.submit(lambda: [request() for _ in range(4)], lambda number, event: events.put(event))
     assert [str(events.get(timeout=30)) for _ in range(4)] == ["pass: it failed: "] * 4
@@ -72,7 +72,7 @@ def test_a_client_that_leaves_before_the_headers_stops_its_answer(
     llama = load(gguf_model, threads=1)
     scheduler = _Held(llama.backend, llama.tokenizer, llama.end_ids, max_parallel=4)
     scheduler.goes_on.clear()
-    worker = Worker(scheduler, 4)
+    worker = ModelWorker(scheduler, 4)
     app = Api(worker, Prompts(llama, Settings()), {}).app()
     headers_came, body = asyncio.Event(), json.dumps(BODY).encode()
     messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]

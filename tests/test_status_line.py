@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from harness.program import COMMAND, environment
-from harness.terminal import PATIENCE_S, READY, Terminal, row
+from harness.terminal import READY, TIMEOUT_S, Terminal, row
 from llama_chat.terminal import status_line
 from llama_chat.terminal.status_line import StatusLine
 
@@ -105,7 +105,7 @@ def in_tmux(home: Path, *arguments: str | Path) -> str:
             return file.read().decode()
 
     def wait_for(pattern: str) -> str:
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while not re.search(pattern, text := call("capture-pane", "-p", "-S", "-")):
             assert time.monotonic() < end, text
             time.sleep(0.05)

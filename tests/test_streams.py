@@ -214,7 +214,7 @@ def test_colours(
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, int]]:
     """A pipe, for which nobody waits long, and the descriptor that writes to it."""
     reader, writer = os.pipe()
-    monkeypatch.setattr(streams, "_STDIN_PATIENCE_S", 0)
+    monkeypatch.setattr(streams, "_STDIN_DELAY_S", 0)
     with os.fdopen(reader, encoding="utf-8") as stdin:
         yield stdin, writer
 

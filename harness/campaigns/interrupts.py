@@ -21,7 +21,7 @@ from harness.campaigns.trials import Findings, count_and_seed
 from harness.terminal import CTRL_C, CTRL_D, READY, Terminal, new_modes
 from tests.model_files import SMALL, write_gguf
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 LIMIT_S = 1.0
 MODES = ((b"[?2004h", b"[?2004l"), (b"[?25l", b"[?25h"), (b"[?7l", b"[?7h"))
 UNWANTED = re.compile("Traceback|Exception|Error|Warning|never awaited|unexpected")
@@ -74,10 +74,10 @@ def press(
         phase(terminal, chance)
         terminal.type(CTRL_C)
         began = time.monotonic()
-        while not is_open(terminal) and time.monotonic() - began < PATIENCE_S:
+        while not is_open(terminal) and time.monotonic() - began < TIMEOUT_S:
             terminal.watch_for(0.01)
         seconds = time.monotonic() - began
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while terminal.child.poll() is None and time.monotonic() < end:
             terminal.watch_for(0.3)
             terminal.type(CTRL_C + CTRL_D)  # lines that were typed ahead are cleared

@@ -15,7 +15,7 @@ from pathlib import Path
 from llama_chat.library import starter
 from tests.test_ranks import TOLERANCE, case_of, compare
 
-PATIENCE_S = 3600.0
+TIMEOUT_S = 3600.0
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     for size in map(int, arguments or ("2", "4", "8")):
         for kernel in ("torch", ""):
             with tempfile.TemporaryDirectory() as home:
-                reports = compare(size, cases, Path(home), kernel, PATIENCE_S)
+                reports = compare(size, cases, Path(home), kernel, TIMEOUT_S)
             for case, found in zip(cases, reports, strict=True):
                 pairs = [found.get("sessions", (0, 0)), found.get("batches", (0, 0))]
                 is_equal = found["difference"] < TOLERANCE and all(a == b for a, b in pairs)

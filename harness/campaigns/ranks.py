@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.campaigns.trials import Findings, count_and_seed
 from harness.terminal import READY, Terminal
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 """Longest time from the death of a rank to the end of all."""
 
 LINE = re.compile(r"llama-chat: error: ranks?[^:]*: .{,300}?with torchrun")
@@ -69,10 +69,10 @@ def strike(model: Path, n: int, chosen: random.Random) -> list[str]:
         pids = ranks_of(terminal.child.pid)
         os.kill(pids[rank], signal.SIGKILL)
         began = time.monotonic()
-        while any(map(is_alive, pids.values())) and time.monotonic() < began + 2 * PATIENCE_S:
+        while any(map(is_alive, pids.values())) and time.monotonic() < began + 2 * TIMEOUT_S:
             terminal.watch_for(0.02)
         took_s = time.monotonic() - began
-        if took_s > PATIENCE_S:
+        if took_s > TIMEOUT_S:
             bad.append(f"ended after {took_s:.1f} s")
         terminal.wait_for_end()
         lines = LINE.findall(terminal.text.replace("\n", ""))

@@ -26,7 +26,7 @@ from tests.model_files import write_gguf
 from tests.servers import Server, running_server
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/models", "/nothing")
-_PATIENCE_S = 0.5
+_TIMEOUT_S = 0.5
 """Longest wait for an answer: a request that was cut off gets none while its rest may come."""
 
 _AT_A_TIME = 8
@@ -99,7 +99,7 @@ def status_of(server: Server, request: bytes) -> int:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
         with suppress(OSError):
             raw.sendall(request)
-        raw.settimeout(_PATIENCE_S)
+        raw.settimeout(_TIMEOUT_S)
         data = b""
         with suppress(OSError):
             while part := raw.recv(65536):

@@ -27,7 +27,7 @@ UNWANTED = re.compile("Traceback|Exception|Error|Warning|never awaited|unexpecte
 
 OPEN = re.compile(r"template \w+\n\n?[›>]")
 
-PATIENCE_S = 3.0
+TIMEOUT_S = 3.0
 """Longest time without output after which a moment counts as not reached."""
 
 NOT_REACHED = "not reached"
@@ -62,14 +62,14 @@ def strike(phase: Phase, at: int, number: int, home: Path) -> list[str]:
     with Terminal("-m", model, *flags, home=home, command=command) as terminal:
         before = termios.tcgetattr(terminal.descriptor)
         typed, quiet_s = phase.typed, 0.0
-        while terminal.child.poll() is None and quiet_s < PATIENCE_S:
+        while terminal.child.poll() is None and quiet_s < TIMEOUT_S:
             quiet_s = 0.0 if terminal.watch_for(0.05) else quiet_s + 0.05
             if typed and OPEN.search(terminal.text):
                 terminal.type(typed)
                 typed = ""
         if terminal.child.poll() is None:
             terminal.type(CTRL_D)
-            terminal.watch_for(PATIENCE_S)
+            terminal.watch_for(TIMEOUT_S)
             if terminal.child.poll() is None:
                 return ["hangs"]
         status = terminal.wait_for_end()

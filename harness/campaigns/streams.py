@@ -125,7 +125,7 @@ def _json(pieces: list[str]) -> None:
 
 
 def _bar(pieces: list[str]) -> None:
-    with progress("".join(pieces), patience_s=0) as report:
+    with progress("".join(pieces), delay_s=0) as report:
         report(1, 2)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ScoredReply:
     """A reply that could be chosen."""
 
     text: str
@@ -50,7 +50,7 @@ def choose(
     hooks: Hooks | None = None,
     *,
     by_length: bool = False,
-) -> list[Choice]:
+) -> list[ScoredReply]:
     """Score replies to a message, each with the end of the turn, most likely first.
 
     Nothing is added to the conversation.
@@ -72,7 +72,7 @@ def choose(
     highest = max(scores)
     weights = [math.exp(each - highest) for each in scores]
     found = [
-        Choice(text, each, weight / sum(weights))
+        ScoredReply(text, each, weight / sum(weights))
         for text, each, weight in zip(texts, scored, weights, strict=True)
     ]
     return sorted(found, key=lambda choice: choice.probability, reverse=True)

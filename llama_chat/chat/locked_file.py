@@ -21,7 +21,7 @@ class LockedFile:
     """
 
     def __init__(
-        self, path: Path, *, create: bool = False, is_any: bool = False, patience_s: float = 0
+        self, path: Path, *, create: bool = False, is_any: bool = False, timeout_s: float = 0
     ) -> None:
         """Open a file, or with ``create`` create one; only its owner may read it from then on.
 
@@ -29,7 +29,7 @@ class LockedFile:
             path: the file.
             create: True to create it.
             is_any: True to accept links, and files that are not regular.
-            patience_s: longest time to wait for another program to unlock it.
+            timeout_s: longest time to wait for another program to unlock it.
 
         Raises:
             BlockingIOError: if another program has locked it.
@@ -47,7 +47,7 @@ class LockedFile:
             try:
                 if not (is_any or stat.S_ISREG(os.fstat(self._descriptor).st_mode)):
                     raise OSError(errno.EINVAL, "not a file")
-                self._lock(time.monotonic() + patience_s)
+                self._lock(time.monotonic() + timeout_s)
                 if not create and not self.is_at(path):
                     self.close()  # another program has replaced it in between
             except BaseException:

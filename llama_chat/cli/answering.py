@@ -11,7 +11,7 @@ from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.progress import PREFILL_DELAY_S, progress
 from llama_chat.terminal.streams import AnswerWriter
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def write_answer(
     """
     writer = AnswerWriter(raw=raw or as_json)
     plain = settings.plain
-    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=plain) as on_progress:
+    with progress("Reading the prompt", PREFILL_DELAY_S, hidden=plain) as on_progress:
         events = generate(Hooks(on_progress=on_progress))
         first = next(events)
     text, tokens = echo, []

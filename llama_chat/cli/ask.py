@@ -9,10 +9,10 @@ import typer
 
 from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
 from llama_chat.cli.choosing import (
-    Among,
     Choices,
     ChoicesFile,
     NormalizeBy,
+    ReplyChoices,
     read_choices,
     write_choice,
 )
@@ -86,7 +86,9 @@ def ask(
     question = words[0] if words else None
     constraint = read_grammar(json_schema, regex, grammar)
     options = LineOptions(lines, jsonl, unordered, fail_fast, resume_from)
-    among = read_choices(choices, choices_file, normalize, has_grammar=constraint is not None)
+    reply_choices = read_choices(
+        choices, choices_file, normalize, has_grammar=constraint is not None
+    )
     if options.reads_lines(dry_run=dry_run, logprobs=logprobs):
         answer_lines(
             question,
@@ -94,7 +96,7 @@ def ask(
             Slots(variables),
             options,
             grammar=constraint,
-            among=among,
+            reply_choices=reply_choices,
             fail_on_length=fail_on_length,
         )
         return
@@ -108,7 +110,7 @@ def ask(
         fail_on_length=fail_on_length,
         dry_run=dry_run,
         logprobs=logprobs,
-        among=among,
+        reply_choices=reply_choices,
     )
 
 
@@ -151,7 +153,7 @@ def answer(
     fail_on_length: bool = False,
     dry_run: bool = False,
     logprobs: int = 0,
-    among: Among | None = None,
+    reply_choices: ReplyChoices | None = None,
 ) -> None:
     """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
     check_logprobs(logprobs, as_json=as_json)
@@ -165,13 +167,15 @@ def answer(
 
         Preview(settings, as_json=as_json).show_message(settings, prompt, message)
         return
-    if among is not None and (found := open_warm(settings, n_choices=len(among.texts))):
+    if reply_choices is not None and (
+        found := open_warm(settings, n_choices=len(reply_choices.texts))
+    ):
         warm, ours = found
         dialog = new_session(warm, ours, prompt, streams.warn)
         with suppress(LostServer):
-            write_choice(dialog, message, among, ours, warm.name, as_json=as_json, raw=raw)
+            write_choice(dialog, message, reply_choices, ours, warm.name, as_json=as_json, raw=raw)
             return
-    if among is None and write_warm(
+    if reply_choices is None and write_warm(
         lambda warm, ours: new_session(warm, ours, prompt, streams.warn, grammar).request(message),
         settings,
         as_json=as_json,
@@ -182,8 +186,10 @@ def answer(
         return
     model, settings = open_model(settings, [message.strip()], n_logprobs=logprobs)
     session = new_session(model, settings, prompt, streams.warn, grammar)
-    if among is not None:
-        write_choice(session, message, among, settings, model.name, as_json=as_json, raw=raw)
+    if reply_choices is not None:
+        write_choice(
+            session, message, reply_choices, settings, model.name, as_json=as_json, raw=raw
+        )
         return
     write_answer(
         lambda hooks: session.send(message, hooks),

@@ -15,7 +15,7 @@ from llama_chat.terminal.progress import progress
 from llama_chat.terminal.streams import AnswerWriter
 
 if TYPE_CHECKING:
-    from llama_chat.loading.checks import Finding, ModelCheck
+    from llama_chat.loading.checks import CheckResult, ModelCheck
 
 
 @takes("model", "model_paths", "plain")
@@ -37,43 +37,43 @@ def check(
     with importing_torch():
         from llama_chat.loading.checks import ModelCheck
     checks = ModelCheck(path)
-    findings = []
+    results = []
     writer = AnswerWriter()
-    for finding in _followed(checks, hidden=settings.plain):
-        findings.append(finding)
+    for result in _followed(checks, hidden=settings.plain):
+        results.append(result)
         if not as_json:
-            line = streams.one_line(finding.detail)
-            writer.write(f"{finding.state:8} {finding.name:10} {line}")
+            line = streams.one_line(result.detail)
+            writer.write(f"{result.state:8} {result.name:10} {line}")
             writer.finish()
     for warning in checks.warnings:
         streams.warn(warning)
-    errors = [finding.error for finding in findings if finding.error is not None]
+    errors = [result.error for result in results if result.error is not None]
     if as_json:
-        streams.write_json(_describe(checks, findings, is_sound=not errors))
+        streams.write_json(_describe(checks, results, is_sound=not errors))
     if errors:
         raise ModelError(errors[0].what, errors[0].why, errors[0].advice)
 
 
-def _followed(checks: "ModelCheck", *, hidden: bool) -> Iterator["Finding"]:
-    """Yield the findings, with a progress bar while one takes long."""
-    findings = checks.run()
+def _followed(checks: "ModelCheck", *, hidden: bool) -> Iterator["CheckResult"]:
+    """Yield the results, with a progress bar while one takes long."""
+    results = checks.run()
     while True:
         with progress("Checking the model", in_bytes=True, hidden=hidden) as checks.report:
-            finding = next(findings, None)
-        if finding is None:
+            result = next(results, None)
+        if result is None:
             return
-        yield finding
+        yield result
 
 
 def _describe(
-    checks: "ModelCheck", findings: Sequence["Finding"], *, is_sound: bool
+    checks: "ModelCheck", results: Sequence["CheckResult"], *, is_sound: bool
 ) -> dict[str, Any]:
     """Describe the outcome for programs."""
     return {
         "path": str(checks.path),
         "sound": is_sound,
         "checks": [
-            {"name": each.name, "state": each.state, "detail": each.detail} for each in findings
+            {"name": each.name, "state": each.state, "detail": each.detail} for each in results
         ],
         "warnings": list(checks.warnings),
     }

@@ -11,7 +11,7 @@ from llama_chat.files import MAX_PROMPT_BYTES, expand_user, read_text
 from llama_chat.generation.events import Hooks
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
-from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.progress import PREFILL_DELAY_S, progress
 from llama_chat.terminal.streams import AnswerWriter
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ NormalizeBy = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Among:
+class ReplyChoices:
     """Replies to choose from."""
 
     texts: Sequence[str]
@@ -61,7 +61,7 @@ class Among:
 
 def read_choices(
     choices: str | None, file: str | None, normalize: Normalize, *, has_grammar: bool
-) -> Among | None:
+) -> ReplyChoices | None:
     """Return the replies to choose from; None if a reply is to be generated.
 
     Raises:
@@ -81,17 +81,21 @@ def read_choices(
     from llama_chat.chat.choices import check_choices
 
     check_choices(texts)
-    return Among(texts, normalize)
+    return ReplyChoices(texts, normalize)
 
 
 def choice_json(
-    session: "ReplyScorer", message: str, among: Among, model: str, hooks: Hooks | None = None
+    session: "ReplyScorer",
+    message: str,
+    reply_choices: ReplyChoices,
+    model: str,
+    hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """Score replies to a message; returns what ``--json`` writes."""
     from llama_chat.chat.choices import choose
 
-    by_length = among.normalize == "length"
-    found = choose(session, message, among.texts, hooks, by_length=by_length)
+    by_length = reply_choices.normalize == "length"
+    found = choose(session, message, reply_choices.texts, hooks, by_length=by_length)
     piece = session.piece
     return {
         "text": found[0].text,
@@ -117,7 +121,7 @@ def choice_json(
 def write_choice(
     session: "ReplyScorer",
     message: str,
-    among: Among,
+    reply_choices: ReplyChoices,
     settings: Settings,
     model: str,
     *,
@@ -126,9 +130,9 @@ def write_choice(
 ) -> None:
     """Write the likeliest of the replies."""
     writer = AnswerWriter(raw=raw or as_json)
-    with progress("Reading the prompt", PREFILL_PATIENCE_S, hidden=settings.plain) as on_progress:
+    with progress("Reading the prompt", PREFILL_DELAY_S, hidden=settings.plain) as on_progress:
         hooks = Hooks(on_progress=on_progress)
-        found = choice_json(session, message, among, model, hooks)
+        found = choice_json(session, message, reply_choices, model, hooks)
     if as_json:
         streams.write_json(found)
     else:

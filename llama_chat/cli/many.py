@@ -12,7 +12,7 @@ import typer
 from llama_chat.chat.prompt_files import PromptFile
 from llama_chat.chat.prompt_slots import slot_names
 from llama_chat.cli.answering import answer_json, cut_json, limit_is_given
-from llama_chat.cli.choosing import Among, choice_json
+from llama_chat.cli.choosing import ReplyChoices, choice_json
 from llama_chat.cli.interfaces import AskedModel, AskedSession, Scheduler
 from llama_chat.cli.loading import (
     named_prompt,
@@ -93,7 +93,7 @@ def answer_lines(
     options: LineOptions,
     *,
     grammar: Grammar | None = None,
-    among: Among | None = None,
+    reply_choices: ReplyChoices | None = None,
     fail_on_length: bool = False,
 ) -> None:
     """Answer each line of stdin, with the ``question`` after it if there is one.
@@ -110,7 +110,7 @@ def answer_lines(
     slots.check_used(by_record)
     settings = with_prompt_file(settings, prompt)
     lines = Lines()
-    n_choices = 0 if among is None else len(among.texts)
+    n_choices = 0 if reply_choices is None else len(reply_choices.texts)
     model, settings = open_warm(settings, n_choices=n_choices) or open_model(settings)
     notify = streams.warn if settings.verbose else None
     if by_record is None:
@@ -122,7 +122,7 @@ def answer_lines(
         filled = slots.fill(by_record, record.values)
         return new_session(model, overlaid(settings, filled), filled, streams.warn, grammar)
 
-    run = _Run(model.name, settings, session_of, question or "", options, answered, among)
+    run = _Run(model.name, settings, session_of, question or "", options, answered, reply_choices)
     scheduler = model.scheduler(settings.parallel, notify=notify)
     with progress("Answering", in_items=True, hidden=settings.plain) as report:
         try:
@@ -216,12 +216,12 @@ class _Run:
         question: str,
         options: LineOptions,
         answered: set[int],
-        among: Among | None,
+        reply_choices: ReplyChoices | None,
     ) -> None:
         self.answers = _Answers(unordered=options.unordered)
         self._model, self._settings, self._session_of = model, settings, session_of
         self._question, self._options, self._answered = question, options, answered
-        self._among = among
+        self._reply_choices = reply_choices
         self._texts: dict[int, str] = {}
         """Text so far of each answer, by the number of its line."""
         self._last: _Failed | None = None
@@ -278,8 +278,8 @@ class _Run:
                 keys = record.keys
                 message = self._message(record)
                 session = self._session_of(record)
-                if self._among is not None:
-                    found = choice_json(session, message, self._among, self._model)
+                if self._reply_choices is not None:
+                    found = choice_json(session, message, self._reply_choices, self._model)
                     self.answers.begin(number)
                     self.answers.complete(number, {**keys, **found})
                     self._count(lines, report)

@@ -20,7 +20,7 @@ from llama_chat.server.sockets import SocketFile, default_socket, holder_of
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
-_STOP_PATIENCE_S = 60.0
+_STOP_TIMEOUT_S = 60.0
 
 
 @takes_settings
@@ -119,7 +119,7 @@ def _serve(
 ) -> None:
     from llama_chat.server.prompts import Prompts
     from llama_chat.server.serving import Options, serve
-    from llama_chat.server.worker import Worker
+    from llama_chat.server.worker import ModelWorker
 
     started_with = facts_of(settings)
     llama, settings = load_model(settings)
@@ -139,7 +139,7 @@ def _serve(
             streams.say(f"llama-chat: {llama.name} answers on {' and '.join(addresses)}")
 
     serve(
-        Worker(scheduler, max_requests),
+        ModelWorker(scheduler, max_requests),
         Prompts(llama, settings),
         identity,
         Options(socket, **options),  # type: ignore[arg-type] # checked by its caller
@@ -170,7 +170,7 @@ def _stop(path: Path) -> None:
         raise LlamaChatError("server", f"cannot be ended: {error}", "end its process") from None
     began = time.monotonic()
     while holder_of(path) == holder:
-        if time.monotonic() - began > _STOP_PATIENCE_S:
-            why = f"still ending after {counted(int(_STOP_PATIENCE_S), 'second')}"
+        if time.monotonic() - began > _STOP_TIMEOUT_S:
+            why = f"still ending after {counted(int(_STOP_TIMEOUT_S), 'second')}"
             raise LlamaChatError("server", why, "end its process")
         time.sleep(0.05)

@@ -31,7 +31,7 @@ _OTHERS = {
 
 _TEMPLATE = ("template", "template_name")
 
-_START_PATIENCE_S = 300.0
+_START_TIMEOUT_S = 300.0
 """Longest wait for a server that was started here."""
 
 
@@ -130,7 +130,7 @@ def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
     holder = holder_of(path)
     started = _launch(settings) if holder is None else None
     began = time.monotonic()
-    while time.monotonic() - began < _START_PATIENCE_S:
+    while time.monotonic() - began < _START_TIMEOUT_S:
         listens = holder is not None and holder.listens
         if (facts := health(path)) is not None:
             return facts

@@ -13,7 +13,7 @@ from llama_chat.generation.kv_cache import KVCache, RowCache
 from llama_chat.generation.stopwatch import Seconds, timed_modules
 from llama_chat.kernels import mapped_files, native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
-from llama_chat.model.attention import Span, causal_mask
+from llama_chat.model.attention import SequenceSpan, causal_mask
 from llama_chat.model.transformer import InterruptedForward, Transformer
 
 PREFILL_CHUNK = 512
@@ -227,14 +227,14 @@ class TorchBackend(Backend):
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
     ) -> list[Tensor]:
         ids = [token_id for new in extensions for token_id in new.ids]
-        spans: list[Span] = []
+        spans: list[SequenceSpan] = []
         positions: list[int] = []
         logit_rows: list[int] = []
         for new in extensions:
             start = spans[-1].end if spans else 0
             n_new = len(new.ids)
             mask = causal_mask(n_new, new.end, self.model.device) if n_new > 1 else None
-            spans.append(Span(start, start + n_new, new.end, mask, new.cache))
+            spans.append(SequenceSpan(start, start + n_new, new.end, mask, new.cache))
             positions += range(new.cache.length, new.end)
             logit_rows += range(start + n_new - new.n_logits, start + n_new)
         logits: Tensor = self.model(

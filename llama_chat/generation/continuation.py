@@ -10,7 +10,7 @@ from llama_chat.generation.constraints import Constraint, Grammar
 from llama_chat.generation.events import Finish, FinishReason, Timings, Token, Usage
 from llama_chat.generation.likeliest import Likeliest, Search
 from llama_chat.generation.logprobs import Scored
-from llama_chat.generation.sampling import Choice, Sampler
+from llama_chat.generation.sampling import SampledToken, Sampler
 from llama_chat.generation.stopping import StopStrings
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
@@ -113,10 +113,10 @@ class Continuation:
         """The likeliest tokens of the next logits that ``sample`` chooses from; None for none."""
         return None if self.choices or self.is_forced else self._request.sampler.search
 
-    def _choose(self, logits: Tensor, found: Likeliest | None) -> Choice:
+    def _choose(self, logits: Tensor, found: Likeliest | None) -> SampledToken:
         """Return the token that the grammar forces, or else a sampled one that it allows."""
         if forced := self._constraint.forced():
-            return Choice(forced[0], 0.0)
+            return SampledToken(forced[0], 0.0)
         return self._request.sampler(logits, self.ids, self._constraint.mask(), found)
 
     def sample(self, logits: Tensor, found: Likeliest | None = None) -> Token | None:

@@ -16,7 +16,7 @@ from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import Extension, TorchBackend
 from llama_chat.generation.cache_rows import BLOCK
 from llama_chat.generation.kv_cache import RowCache
-from llama_chat.model.attention import Span
+from llama_chat.model.attention import SequenceSpan
 from llama_chat.model.transformer import Transformer
 
 _WARM_UPS = 3
@@ -126,6 +126,6 @@ class GraphBackend(TorchBackend):
 
     def _decode_bucket(self, rows: _BucketCache) -> Tensor:
         mask = (self._rows[: rows.bucket] <= self._position).unsqueeze(0)  # (1, bucket)
-        span = Span(0, 1, rows.bucket, mask, rows)
+        span = SequenceSpan(0, 1, rows.bucket, mask, rows)
         logits: Tensor = self.model(self._token, self._position, [span])
         return logits[0]

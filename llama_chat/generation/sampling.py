@@ -69,7 +69,7 @@ def keep_allowed(logits: Tensor, allowed: bytearray) -> Tensor:
     return logits.masked_fill(mask == 0, -torch.inf)
 
 
-class Choice(NamedTuple):
+class SampledToken(NamedTuple):
     """Chosen token; log-probabilities are those of the unchanged logits."""
 
     id: int
@@ -131,7 +131,7 @@ class Sampler:
         previous: Sequence[int],
         allowed: bytearray | None = None,
         found: Likeliest | None = None,
-    ) -> Choice:
+    ) -> SampledToken:
         """Choose a token.
 
         Args:
@@ -156,9 +156,9 @@ class Sampler:
         token_id = self._draw(scores, ranked) if settings.temperature else ranked.ids[0]
         logprob = float(raw[token_id]) - found.normaliser
         if not self._with_logprobs:
-            return Choice(token_id, logprob)
+            return SampledToken(token_id, logprob)
         logprobs = [logit - found.normaliser for logit in found.logits[: self._n_shown]]
-        return Choice(token_id, logprob, tuple(zip(found.ids, logprobs, strict=False)))
+        return SampledToken(token_id, logprob, tuple(zip(found.ids, logprobs, strict=False)))
 
     def _draw(self, scores: Tensor, ranked: Likeliest) -> int:
         """Draw one of the tokens that the settings keep.

@@ -112,7 +112,7 @@ class CacheSegment(ctypes.Structure):
     )
 
 
-class KVCache(ctypes.Structure):
+class KVCacheView(ctypes.Structure):
     """``kv_cache`` of ``attention.h``."""
 
     _fields_ = (
@@ -143,7 +143,7 @@ STRUCTS = {
     "layer_weights": LayerWeights,
     "model_weights": ModelWeights,
     "cache_segment": CacheSegment,
-    "kv_cache": KVCache,
+    "kv_cache": KVCacheView,
     "pass_record": PassRecord,
 }
 """Structs by their names in C."""

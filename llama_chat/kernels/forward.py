@@ -12,7 +12,7 @@ from llama_chat.kernels import native
 from llama_chat.kernels.abi import (
     PARTS,
     CacheSegment,
-    KVCache,
+    KVCacheView,
     LayerWeights,
     ModelWeights,
     PassRecord,
@@ -49,7 +49,7 @@ class NativeCache:
         self._segments = (CacheSegment * len(segments))(
             *(_segment(buffers, start) for buffers, start in segments)
         )
-        self.view = KVCache(
+        self.view = KVCacheView(
             kind=_CACHE_KINDS[keys[0].dtype],
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
@@ -174,7 +174,7 @@ class NativeModel:
         """
         level = native.level_number(self.level)
         n_threads = n_threads or torch.get_num_threads()
-        views = (KVCache * len(sequences))(*(cache.view for cache, _ in sequences))
+        views = (KVCacheView * len(sequences))(*(cache.view for cache, _ in sequences))
         first = 0
         for view, (_, rows) in zip(views, sequences, strict=True):
             view.n_new, view.length = len(rows), rows.start

@@ -46,7 +46,7 @@ _DIALOGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """Outcome of one check."""
 
     name: str
@@ -76,7 +76,7 @@ class ModelCheck:
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
 
-    def run(self) -> Iterator[Finding]:
+    def run(self) -> Iterator[CheckResult]:
         """Yield the outcome of each check, the fast ones first."""
         checks = {
             "headers": self._headers,
@@ -89,15 +89,15 @@ class ModelCheck:
         for name, check in checks.items():
             yield self._outcome(name, check)
 
-    def _outcome(self, name: str, check: Callable[[], str]) -> Finding:
+    def _outcome(self, name: str, check: Callable[[], str]) -> CheckResult:
         try:
             with gate(self._what):
-                return Finding(name, "ok", check())
+                return CheckResult(name, "ok", check())
         except LlamaChatError as error:
             if isinstance(error, _Skip):
-                return Finding(name, "skipped", error.why)
+                return CheckResult(name, "skipped", error.why)
             of = "" if error.what == self._what else f"{error.what}: "
-            return Finding(name, "failed", f"{of}{error.why}", error)
+            return CheckResult(name, "failed", f"{of}{error.why}", error)
 
     def _headers(self) -> str:
         """Check that all tensors are there, of the right shapes, and that nothing else is."""

@@ -30,7 +30,7 @@ class LayerCache(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class SequenceSpan:
     """Consecutive tokens of a pass that continue one sequence."""
 
     start: int
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, kv_dim)
         self.wo = Linear(q_dim, config.dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[Span]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[SequenceSpan]) -> Tensor:
         """Attend from the tokens ``x`` ``(B, T, dim)`` of each span to its cache and to themselves.
 
         Returns:

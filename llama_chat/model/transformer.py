@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_chat.model.attention import Attention, Span
+from llama_chat.model.attention import Attention, SequenceSpan
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.rope import rotary_tables
 from llama_chat.quantization.linear import Embedding, Linear, Packed
@@ -74,7 +74,7 @@ class TransformerBlock(nn.Module):
         """Device of this layer."""
         return self.ffn_norm.weight.device
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[Span]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[SequenceSpan]) -> Tensor:
         """Map ``x`` ``(B, T, dim)`` to the same shape, adding its keys and values to the caches."""
         x = x + self.attention(self.attention_norm(x), cos, sin, spans)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        spans: Sequence[Span],
+        spans: Sequence[SequenceSpan],
         *,
         logit_rows: slice | Sequence[int] = slice(-1, None),
         should_stop: Callable[[], bool] | None = None,
@@ -131,8 +131,8 @@ class Transformer(nn.Module):
         return self.unembedding.project(x.to(self.unembedding.device)).float()
 
     def _inputs(
-        self, positions: Tensor, spans: Sequence[Span], device: torch.device
-    ) -> tuple[Tensor, Tensor, list[Span]]:
+        self, positions: Tensor, spans: Sequence[SequenceSpan], device: torch.device
+    ) -> tuple[Tensor, Tensor, list[SequenceSpan]]:
         """Collect cosines, sines ``(T, head_dim // 2)`` and masks on ``device``."""
         cos, sin = self.rotary(max(span.n_rows for span in spans), device)
         positions = positions.to(device)

@@ -101,7 +101,7 @@ def encode(message: Sequence[Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-class Door:
+class Listener:
     """Socket at which rank 0 waits for the others."""
 
     def __init__(self, *, local: bool) -> None:
@@ -158,7 +158,7 @@ class Door:
 
 
 def connect(address: str, key: str, rank: int) -> Connection:
-    """Connect to the door of rank 0.
+    """Connect to the listener of rank 0.
 
     Raises:
         OSError: if that fails.

@@ -23,7 +23,7 @@ from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
 from llama_chat.parallel.slices import divide
 
-_PATIENCE = timedelta(minutes=30)
+_TIMEOUT = timedelta(minutes=30)
 """Longest wait for another rank within a pass; one that has gone is noticed otherwise, at once."""
 
 
@@ -32,7 +32,7 @@ def join(store: Store, rank: int, size: int, device: torch.device) -> DeviceMesh
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     return init_device_mesh(device.type, (size,))
 
 

@@ -18,11 +18,11 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from llama_chat.errors import LlamaChatError, LostRankError
-from llama_chat.parallel.channel import Connection, Door, Gone, Message, connect, encode
+from llama_chat.parallel.channel import Connection, Gone, Listener, Message, connect, encode
 from llama_chat.parallel.collectives import abort
 from llama_chat.parallel.world import World
 
-_KEY = "door"
+_KEY = "listener"
 """Key of the store at which rank 0 tells where it waits; empty if it needs nobody."""
 
 _LEAVE = "leave"
@@ -79,10 +79,10 @@ class Ranks:
         Raises:
             LlamaChatError: if they do not come.
         """
-        door = Door(local=self.world.is_one_machine)
-        self.store.set(_KEY, door.key)
+        listener = Listener(local=self.world.is_one_machine)
+        self.store.set(_KEY, listener.key)
         try:
-            door.accept(self._found, self.world.size)
+            listener.accept(self._found, self.world.size)
         except OSError as error:
             why = f"only {len(self._found)} of {self.world.size - 1} others came"
             raise LlamaChatError("ranks", why, "start all of them again") from error

@@ -22,7 +22,7 @@ from llama_chat.server.metrics import metrics_text
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.replies import Choice, Format, error_body, error_of
 from llama_chat.server.schema import ChatRequest, CompletionRequest, TokenizeRequest
-from llama_chat.server.worker import Job, Worker
+from llama_chat.server.worker import Job, ModelWorker
 
 Body = TypeVar("Body", bound=BaseModel)
 Generation = TypeVar("Generation", ChatRequest, CompletionRequest)
@@ -47,7 +47,7 @@ def _invalid(message: str, field: str | None = None) -> _Refused:
 class Api:
     """Handlers of all routes, on one model."""
 
-    def __init__(self, worker: Worker, prompts: Prompts, identity: dict[str, Any]) -> None:
+    def __init__(self, worker: ModelWorker, prompts: Prompts, identity: dict[str, Any]) -> None:
         """Answer with ``worker``.
 
         Args:
@@ -247,7 +247,7 @@ class _Answer:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: ModelWorker,
         encode: Callable[[], Sequence[Continued]],
         n: int,
         describes: Sequence[Describe],

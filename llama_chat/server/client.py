@@ -20,7 +20,7 @@ and ``replies.error_of``."""
 MAX_SCORED = 1024
 """Most replies that a request may ask the scores of."""
 
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 """Longest wait for an answer about the server itself."""
 
 _WAIT_S, _MAX_WAIT_S = 0.5, 60.0
@@ -47,17 +47,17 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost")
         self._path = path
-        self._patience = timeout
+        self._timeout = timeout
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self._patience)
+        self.sock.settimeout(self._timeout)
         self.sock.connect(str(self._path))
 
 
 def health(path: Path) -> dict[str, Any] | None:
     """Return what a server says of itself; None if there is none, or it is ending."""
-    connection = _Connection(path, _PATIENCE_S)
+    connection = _Connection(path, _TIMEOUT_S)
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()

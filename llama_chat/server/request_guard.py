@@ -16,10 +16,10 @@ from llama_chat.server.replies import error_body
 
 MAX_BODY_BYTES = 16 * 2**20
 
-BODY_PATIENCE_S = 30.0
+BODY_TIMEOUT_S = 30.0
 """Longest wait for more of a body."""
 
-READER_PATIENCE_S = 60.0
+READER_TIMEOUT_S = 60.0
 """Longest wait for a client to read what is sent."""
 
 
@@ -82,7 +82,7 @@ class RequestGuard:
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
             try:
-                await asyncio.wait_for(send(message), READER_PATIENCE_S)
+                await asyncio.wait_for(send(message), READER_TIMEOUT_S)
             except TimeoutError:
                 raise ConnectionResetError from None
 
@@ -164,7 +164,7 @@ async def _read_body(receive: Receive, headers: dict[str, bytes]) -> bytes:
     is_too_large = not length.isdigit() or int(length) > MAX_BODY_BYTES
     while not is_too_large:
         try:
-            message = await asyncio.wait_for(receive(), BODY_PATIENCE_S)
+            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
         except TimeoutError:
             raise _Refused(408, "the body does not come") from None
         if message["type"] == "http.disconnect":

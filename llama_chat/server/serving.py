@@ -17,7 +17,7 @@ from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.request_guard import AccessRules, RequestGuard
 from llama_chat.server.sockets import SocketFile, listening_on_port
-from llama_chat.server.worker import Worker
+from llama_chat.server.worker import ModelWorker
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -25,7 +25,7 @@ _MAX_CONNECTIONS = 512
 
 _MAX_HEADER_BYTES = 64 * 2**10
 
-_HEADER_PATIENCE_S = 10.0
+_HEADER_TIMEOUT_S = 10.0
 """Longest time that a new connection may stay silent."""
 
 
@@ -50,7 +50,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(_HEADER_PATIENCE_S, self._end_if_silent)
+        self.loop.call_later(_HEADER_TIMEOUT_S, self._end_if_silent)
 
     def _end_if_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
@@ -60,7 +60,9 @@ class _Protocol(H11Protocol):
 class _Server(uvicorn.Server):
     """uvicorn, which lets running answers end before it closes."""
 
-    def __init__(self, config: uvicorn.Config, api: Api, worker: Worker, options: Options) -> None:
+    def __init__(
+        self, config: uvicorn.Config, api: Api, worker: ModelWorker, options: Options
+    ) -> None:
         super().__init__(config)
         self._api = api
         self._worker = worker
@@ -97,7 +99,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    worker: Worker,
+    worker: ModelWorker,
     prompts: Prompts,
     identity: dict[str, Any],
     options: Options,

@@ -39,7 +39,7 @@ class Counts:
     completion_tokens: int = 0
 
 
-class Worker:
+class ModelWorker:
     """A thread that owns the model: everything that computes or encodes happens there."""
 
     def __init__(self, scheduler: Scheduler, max_jobs: int) -> None:

@@ -18,7 +18,7 @@ from llama_chat.settings.settings import DEFAULT_SOURCE, Settings
 from llama_chat.terminal.advice import in_chat, line_in_chat
 from llama_chat.terminal.interrupts import Interrupted, Interrupts
 from llama_chat.terminal.model_loader import ModelLoader, PlanLoad
-from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.progress import PREFILL_DELAY_S, progress
 from llama_chat.terminal.renderer import Renderer
 from llama_chat.terminal.replying import show_reply
 from llama_chat.terminal.theme import Background
@@ -160,20 +160,20 @@ class Chat:
 
     def finish_prefill(self) -> None:
         """Wait for the end of the background prefill; Ctrl-C stops it."""
-        self._wait("Reading", PREFILL_PATIENCE_S)
+        self._wait("Reading", PREFILL_DELAY_S)
         self.stop_prefill()
 
     def stop_prefill(self) -> None:
         """Stop the background prefill, and wait until it has stopped."""
         self.loader.stop()
 
-    def _wait(self, doing: str, patience_s: float) -> None:
+    def _wait(self, doing: str, delay_s: float) -> None:
         """Wait for the background job, with a progress bar, until it ends or Ctrl-C is pressed."""
         plain, in_bytes = self.renderer.plain, self.loader.is_loading
-        with progress(doing, patience_s, in_bytes=in_bytes, hidden=plain) as report:
+        with progress(doing, delay_s, in_bytes=in_bytes, hidden=plain) as report:
             while not (self.interrupts.pending or self.loader.wait(_POLL_S)):
                 done, total = self.loader.progress
-                if total or not patience_s:
+                if total or not delay_s:
                     report(done, total)
 
     def tell_notes(self) -> None:

@@ -11,7 +11,7 @@ from llama_chat.chat.locked_file import LockedFile
 from llama_chat.errors import LlamaChatError, reason
 from llama_chat.files import create_private_file, state_home
 
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 """Longest time to wait for other programs that write to it."""
 
 
@@ -77,7 +77,7 @@ class _KeptHistory(FileHistory):
         entry = f"\n# {datetime.now()}\n{lines}".encode(errors="replace")
         try:
             # Locked, so that programs at the same time neither mix nor truncate their entries.
-            file = LockedFile(self._path, is_any=True, patience_s=_PATIENCE_S)
+            file = LockedFile(self._path, is_any=True, timeout_s=_TIMEOUT_S)
             try:
                 file.append(entry, durable=False)
             finally:

@@ -11,7 +11,7 @@ from typing import Any
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Signals that end the chat: of other programs, of a window that closes, and of Ctrl-\\."""
 
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 """Time in which the chat must have ended once a signal asked for it."""
 
 _REPEAT_S = 1.0
@@ -78,7 +78,7 @@ class Interrupts:
         elif not self.status:
             self.status = 128 + number
             self._ended_at = time.monotonic()
-            self._watchdog = Timer(_PATIENCE_S, self._exit_at_once, [self.status])
+            self._watchdog = Timer(_TIMEOUT_S, self._exit_at_once, [self.status])
             self._watchdog.daemon = True
             self._watchdog.start()
             self.on_end()

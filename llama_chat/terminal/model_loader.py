@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.events import Hooks
 from llama_chat.settings.settings import Settings
-from llama_chat.terminal.worker import Stopped, Worker
+from llama_chat.terminal.worker import BackgroundWorker, Stopped
 
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatModel, ChatSession
@@ -48,7 +48,7 @@ class ModelLoader:
         Args:
             on_change: called, in any thread, when the state of the job has changed.
         """
-        self._worker = Worker(on_change)
+        self._worker = BackgroundWorker(on_change)
         self._loaded: ChatModel | None = None
         self._prefix: Sequence[int] = ()
         """Token ids of the last prefill."""

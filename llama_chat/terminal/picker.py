@@ -30,7 +30,7 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PickerRow:
     """One row of the list."""
 
     name: str
@@ -42,7 +42,9 @@ class Choice:
 class _Picker:
     """State of the list: what is typed, what fits, and what is chosen."""
 
-    def __init__(self, choices: Sequence[Choice], preview: Callable[[str], Sequence[str]]) -> None:
+    def __init__(
+        self, choices: Sequence[PickerRow], preview: Callable[[str], Sequence[str]]
+    ) -> None:
         self._choices = choices
         self._preview = cache(preview)  # it is drawn again at every key
         self._chosen = 0
@@ -52,13 +54,13 @@ class _Picker:
         self._chosen = 0
 
     @property
-    def fitting(self) -> list[Choice]:
+    def fitting(self) -> list[PickerRow]:
         """Choices that contain all words typed."""
         words = self.filter.text.casefold().split()
         return [c for c in self._choices if all(word in c.label.casefold() for word in words)]
 
     @property
-    def chosen(self) -> Choice | None:
+    def chosen(self) -> PickerRow | None:
         """The choice under the cursor; None if nothing fits."""
         fitting = self.fitting
         return fitting[self._chosen] if fitting else None
@@ -96,7 +98,7 @@ class _Picker:
 
 def pick(
     title: str,
-    choices: Sequence[Choice],
+    choices: Sequence[PickerRow],
     preview: Callable[[str], Sequence[str]],
     is_ended: Callable[[], bool] = lambda: False,
 ) -> str | None:

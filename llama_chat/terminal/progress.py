@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 Report = Callable[[int, int], None]
 """Called with the amount done and the total, which is 0 while it is unknown."""
 
-PATIENCE_S = 0.3
+DELAY_S = 0.3
 """Seconds until a job shows a bar."""
 
 _WITHOUT_TOTAL = 3
 """Columns to show while the total is unknown: the spinner, the description and the bar."""
 
-PREFILL_PATIENCE_S = 1.0
+PREFILL_DELAY_S = 1.0
 """The same for prefill, with which nearly every reply begins."""
 
 
 @contextmanager
 def progress(
     description: str,
-    patience_s: float = PATIENCE_S,
+    delay_s: float = DELAY_S,
     *,
     in_bytes: bool = False,
     in_items: bool = False,
@@ -48,7 +48,7 @@ def progress(
     def report(done: int, total: int) -> None:
         nonlocal bar, task, columns
         if bar is None:
-            if done >= total > 0 or time.monotonic() - began < patience_s:
+            if done >= total > 0 or time.monotonic() - began < delay_s:
                 return
             bar = _new_bar(in_bytes=in_bytes, in_items=in_items)
             task = bar.add_task(description, total=None, rate="")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llama_chat.errors import CutOffError, LlamaChatError
 from llama_chat.generation.events import Event, Finish, Hooks
 from llama_chat.terminal.advice import line_in_chat
-from llama_chat.terminal.progress import PREFILL_PATIENCE_S, progress
+from llama_chat.terminal.progress import PREFILL_DELAY_S, progress
 from llama_chat.terminal.status_line import StatusLine
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def show_reply(
         shown: the part of the reply to show first.
     """
     watching, renderer = chat.interrupts, chat.renderer
-    with progress("Reading", PREFILL_PATIENCE_S, hidden=renderer.plain) as on_progress:
+    with progress("Reading", PREFILL_DELAY_S, hidden=renderer.plain) as on_progress:
         events = generate(Hooks(lambda: watching.pending, on_progress))
         first = next(events)
     # The message is in the conversation now: an error raised from here would offer it again.

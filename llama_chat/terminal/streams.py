@@ -10,7 +10,7 @@ from llama_chat.errors import ClosedPipe, LlamaChatError, SaveError, UsageError,
 from llama_chat.files import MAX_PROMPT_BYTES, decode_text
 from llama_chat.terminal.sanitizer import escaped, sanitize, sanitize_data
 
-_STDIN_PATIENCE_S = 2.0
+_STDIN_DELAY_S = 2.0
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -131,7 +131,7 @@ def read_stdin(*, quiet: bool = False, advice: str = "", must_fit: bool = True) 
     """
     if sys.stdin is None:
         raise UsageError("stdin", "closed", "pipe a text to it")
-    if not quiet and not select.select([sys.stdin], [], [], _STDIN_PATIENCE_S)[0]:
+    if not quiet and not select.select([sys.stdin], [], [], _STDIN_DELAY_S)[0]:
         say(f"llama-chat: waiting for a text on stdin{advice}")
     return decode_text(sys.stdin.buffer, "stdin", MAX_PROMPT_BYTES, must_fit=must_fit)
 

@@ -14,7 +14,7 @@ class Stopped(Exception):
     """Raised by a job that was asked to stop."""
 
 
-class Worker:
+class BackgroundWorker:
     """Runner of jobs in background threads, one after another."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:

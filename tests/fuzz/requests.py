@@ -13,7 +13,7 @@ from llama_chat.loading.plan import load
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.schema import ChatRequest, CompletionRequest
-from llama_chat.server.worker import Counts, Deliver, Job, Worker
+from llama_chat.server.worker import Counts, Deliver, Job, ModelWorker
 from llama_chat.settings.settings import Settings
 from tests.fuzz.archives import mutate_bytes
 from tests.fuzz.documents import mutate_json
@@ -98,7 +98,7 @@ class Server:
         write_gguf(folder / "random.gguf")
         llama = load(folder / "random.gguf", threads=1)
         prompts = Prompts(llama, Settings())
-        self._app = Api(cast("Worker", _Encoder()), prompts, {}).app()
+        self._app = Api(cast("ModelWorker", _Encoder()), prompts, {}).app()
         self._loop = asyncio.new_event_loop()
 
     def mutate(self, data: bytes, random: Random) -> bytes:

@@ -22,7 +22,7 @@ _MIN_LIMIT, _MAX_GROWTH = 64 * 2**10, 16
 """Limit on the characters written: a number, and so many for each that is given."""
 _MAX_SECONDS = 2.0
 """Processor time of the child for one request."""
-_PATIENCE_S = 2.7
+_TIMEOUT_S = 2.7
 """Wait for an answer, longer than the child's processor time."""
 _START_S = 20.0
 """Wait for the start, which takes a tenth of a second on a machine that has nothing else to do."""
@@ -160,11 +160,11 @@ class _Child:
             if not self._is_ready:
                 self._receive(_START_S)
                 self._is_ready = True
-            self._socket.settimeout(_PATIENCE_S)
+            self._socket.settimeout(_TIMEOUT_S)
             self._socket.sendall(data)
-            answer: dict[str, Any] = json.loads(self._receive(_PATIENCE_S))
+            answer: dict[str, Any] = json.loads(self._receive(_TIMEOUT_S))
         except TimeoutError:
-            raise refusal(f"it does not end within {_PATIENCE_S:g} s") from None
+            raise refusal(f"it does not end within {_TIMEOUT_S:g} s") from None
         except (OSError, ValueError, RecursionError):
             raise refusal(self._end_said()) from None
         return answer

@@ -112,10 +112,10 @@ def pick_session(
     is_ended: Callable[[], bool] = lambda: False,
 ) -> str | None:
     """Let the user pick a saved conversation, and return its name; None if they leave the list."""
-    from llama_chat.terminal.picker import Choice, pick
+    from llama_chat.terminal.picker import PickerRow, pick
 
     choices = [
-        Choice(entry.name, _label(entry, is_current=entry.path == current)) for entry in entries
+        PickerRow(entry.name, _label(entry, is_current=entry.path == current)) for entry in entries
     ]
     return pick("Conversation", choices, _preview, is_ended)
 
