@@ -108,5 +108,11 @@ def test_a_grammar_that_cannot_be_met_within_the_limit_says_so(
 
 
 def test_the_chat_has_none(folder: Path) -> None:
-    for flags in (("--regex", "a"), ("--dry-run",)):
+    for flags in (
+        ("--regex", "a"),
+        ("--dry-run",),
+        ("--json",),
+        ("--fail-on-length",),
+        ("--json", "--logprobs", "2"),
+    ):
         assert_clean_error(run("--continue", *flags, home=folder), 2, "the chat has none")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,14 +22,27 @@ if TYPE_CHECKING:
     from llama_chat.remote import RemoteModel
 
 
-def check_logprobs(n: int, *, as_json: bool) -> None:
-    """Refuse ``--logprobs`` without ``--json``.
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """Flags of ``ask`` and ``complete`` about the answer that is written."""
 
-    Raises:
-        UsageError: saying so.
-    """
-    if n and not as_json:
-        raise UsageError("--logprobs", "only JSON has a place for them", "add --json")
+    as_json: bool = False
+    """Write one line of JSON at the end, instead of the text as it is generated."""
+    raw: bool = False
+    """Write every character unchanged."""
+    fail_on_length: bool = False
+    """Make an answer that is cut off by a limit an error."""
+    n_logprobs: int = 0
+    """Likely tokens at each position to put in the JSON."""
+
+    def check(self) -> None:
+        """Refuse ``--logprobs`` without ``--json``.
+
+        Raises:
+            UsageError: saying so.
+        """
+        if self.n_logprobs and not self.as_json:
+            raise UsageError("--logprobs", "only JSON has a place for them", "add --json")
 
 
 def describe_answer(
@@ -68,33 +82,29 @@ def asked_of(session: "LocalSession | RemoteSession") -> GenerationInputs:
 def write_answer(
     generate: Callable[[Hooks], Iterator[Event]],
     settings: Settings,
+    options: AnswerOptions,
     *,
     model: str,
-    as_json: bool,
+    describe: Describe,
     through_template: bool = True,
-    describe: Describe | None = None,
-    raw: bool = False,
     echo: str = "",
-    fail_on_length: bool = False,
 ) -> None:
     """Generate and write one answer.
 
     Args:
         generate: starts the generation.
         settings: the settings, for ``plain``, ``quiet`` and ``verbose``.
+        options: flags about the answer.
         model: the name for the JSON.
-        as_json: write one line of JSON at the end, instead of the text as it is generated.
-        through_template: whether it answers a message, or continues a raw text.
         describe: returns more of that JSON.
-        raw: write every character unchanged.
+        through_template: whether it answers a message, or continues a raw text.
         echo: text to write first.
-        fail_on_length: whether an answer cut off by a limit is an error.
 
     Raises:
-        LengthLimitError: if the answer is cut off, and ``fail_on_length`` is set.
+        LengthLimitError: if the answer is cut off, and that is to be an error.
     """
-    writer = AnswerWriter(raw=raw or as_json)
-    plain = settings.plain
+    as_json, plain = options.as_json, settings.plain
+    writer = AnswerWriter(raw=options.raw or as_json)
     with progress("Reading the prompt", PREFILL_DELAY_S, hidden=plain) as on_progress:
         events = generate(Hooks(on_progress=on_progress))
         first = next(events)
@@ -117,13 +127,12 @@ def write_answer(
             writer.finish()
     if isinstance(event, Finish):  # as the last one always is
         if as_json:
-            more = {} if describe is None else describe(tokens, event)
-            streams.write_json(answer_json(text, event, model) | more)
+            streams.write_json(answer_json(text, event, model) | describe(tokens, event))
         if not (event.usage.completion_tokens or settings.quiet):
             advice = "try another --seed" if settings.temperature else "raise --temperature"
             advice += "" if through_template else ", or try complete --chat"
             streams.warn(f"answer: the model ended it at once: {advice}")
-        _report_end(event, settings, fail_on_length)
+        _report_end(event, settings, options.fail_on_length)
 
 
 def cut_json(text: str, error: LlamaChatError) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
+from llama_chat.cli.answering import AnswerOptions, asked_of, describe_answer, write_answer
 from llama_chat.cli.choosing import (
     Choices,
     ChoicesFile,
@@ -104,12 +104,9 @@ def ask(
         question,
         settings,
         variables,
+        AnswerOptions(as_json, raw, fail_on_length, logprobs),
         grammar=constraint,
-        as_json=as_json,
-        raw=raw,
-        fail_on_length=fail_on_length,
         dry_run=dry_run,
-        logprobs=logprobs,
         reply_choices=reply_choices,
     )
 
@@ -145,18 +142,15 @@ def _message(question: str | None, settings: Settings, slots: Slots) -> str:
 def answer(
     question: str | None,
     settings: Settings,
-    variables: Sequence[str] | None = None,
+    variables: Sequence[str] | None,
+    options: AnswerOptions,
     *,
     grammar: Grammar | None = None,
-    as_json: bool = False,
-    raw: bool = False,
-    fail_on_length: bool = False,
     dry_run: bool = False,
-    logprobs: int = 0,
     reply_choices: ReplyChoices | None = None,
 ) -> None:
     """Answer a question, stdin or both, and write the answer to stdout; or show the prompt."""
-    check_logprobs(logprobs, as_json=as_json)
+    options.check()
     slots = Slots(variables, lambda: read_piped(quiet=settings.quiet))
     prompt = open_prompt(settings, slots)
     slots.check_used()
@@ -165,7 +159,7 @@ def answer(
     if dry_run:
         from llama_chat.cli.dry_run import Preview  # imports the templates
 
-        Preview(settings, as_json=as_json).show_message(settings, prompt, message)
+        Preview(settings, as_json=options.as_json).show_message(settings, prompt, message)
         return
     if reply_choices is not None and (
         found := open_warm(settings, n_choices=len(reply_choices.texts))
@@ -173,30 +167,23 @@ def answer(
         warm, ours = found
         dialog = new_session(warm, ours, prompt, streams.warn)
         with suppress(LostServer):
-            write_choice(dialog, message, reply_choices, ours, warm.name, as_json=as_json, raw=raw)
+            write_choice(dialog, message, reply_choices, ours, options, model=warm.name)
             return
     if reply_choices is None and write_warm(
         lambda warm, ours: new_session(warm, ours, prompt, streams.warn, grammar).request(message),
         settings,
-        as_json=as_json,
-        n_logprobs=logprobs,
-        raw=raw,
-        fail_on_length=fail_on_length,
+        options,
     ):
         return
-    model, settings = open_model(settings, [message.strip()], n_logprobs=logprobs)
+    model, settings = open_model(settings, [message.strip()], n_logprobs=options.n_logprobs)
     session = new_session(model, settings, prompt, streams.warn, grammar)
     if reply_choices is not None:
-        write_choice(
-            session, message, reply_choices, settings, model.name, as_json=as_json, raw=raw
-        )
+        write_choice(session, message, reply_choices, settings, options, model=model.name)
         return
     write_answer(
         lambda hooks: session.send(message, hooks),
         settings,
+        options,
         model=model.name,
-        as_json=as_json,
-        describe=describe_answer(model, settings, lambda: asked_of(session), logprobs),
-        raw=raw,
-        fail_on_length=fail_on_length,
+        describe=describe_answer(model, settings, lambda: asked_of(session), options.n_logprobs),
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llama_chat.cli.answering import AnswerOptions
 from llama_chat.errors import UsageError
 from llama_chat.files import MAX_PROMPT_BYTES, expand_user, read_text
 from llama_chat.generation.events import Hooks
@@ -123,17 +124,16 @@ def write_choice(
     message: str,
     reply_choices: ReplyChoices,
     settings: Settings,
-    model: str,
+    options: AnswerOptions,
     *,
-    as_json: bool,
-    raw: bool,
+    model: str,
 ) -> None:
     """Write the likeliest of the replies."""
-    writer = AnswerWriter(raw=raw or as_json)
+    writer = AnswerWriter(raw=options.raw or options.as_json)
     with progress("Reading the prompt", PREFILL_DELAY_S, hidden=settings.plain) as on_progress:
         hooks = Hooks(on_progress=on_progress)
         found = choice_json(session, message, reply_choices, model, hooks)
-    if as_json:
+    if options.as_json:
         streams.write_json(found)
     else:
         writer.write(found["text"])

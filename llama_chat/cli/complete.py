@@ -11,7 +11,7 @@ import typer
 
 from llama_chat.chat.prompt_files import PromptFile, load_prompt, raw_prompt
 from llama_chat.chat.receipts import Describe, GenerationInputs
-from llama_chat.cli.answering import asked_of, check_logprobs, describe_answer, write_answer
+from llama_chat.cli.answering import AnswerOptions, asked_of, describe_answer, write_answer
 from llama_chat.cli.completing import prompts
 from llama_chat.cli.flags import (
     DryRun,
@@ -73,7 +73,8 @@ def complete(
     """
     if files.count("-") > 1:
         raise _stdin_twice()
-    check_logprobs(logprobs, as_json=as_json)
+    options = AnswerOptions(as_json, raw, fail_on_length, logprobs)
+    options.check()
     constraint = read_grammar(json_schema, regex, grammar)
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
@@ -93,12 +94,9 @@ def complete(
         done = write_warm(
             ask,
             ours[0],
-            as_json=as_json,
-            n_logprobs=logprobs,
-            raw=raw,
+            options,
             through_template=through_template,
             echo=texts[0] if echo else "",
-            fail_on_length=fail_on_length,
         )
         if done:
             return
@@ -120,13 +118,11 @@ def complete(
             write_answer(
                 generate,
                 own,
+                options,
                 model=model.name,
-                as_json=as_json,
                 describe=describe,
-                raw=raw,
                 through_template=through_template,
                 echo=text if echo else "",
-                fail_on_length=fail_on_length,
             )
 
 

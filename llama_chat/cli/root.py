@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llama_chat import __version__
+from llama_chat.cli.answering import AnswerOptions
 from llama_chat.cli.ask import answer
 from llama_chat.cli.chat import ContinueLatest, Resume, open_chat
 from llama_chat.cli.flags import (
@@ -56,18 +57,25 @@ def main(
     """Talk with a Llama-2 model in the terminal."""
     constraint = read_grammar(json_schema, regex, grammar)
     if streams.is_terminal(sys.stdin) or continue_latest or resume is not None:
-        if dry_run or constraint is not None:
-            what = "--dry-run" if constraint is None else constraint.what
-            raise UsageError(what, "the chat has none", "use it with ask, complete or piped stdin")
+        of_answers = {
+            "--json": as_json,
+            "--logprobs": logprobs > 0,
+            "--fail-on-length": fail_on_length,
+            "--dry-run": dry_run,
+        }
+        given = [flag for flag, is_given in of_answers.items() if is_given]
+        if constraint is not None:
+            given.append(constraint.what)
+        if given:
+            advice = "use it with ask, complete or piped stdin"
+            raise UsageError(given[0], "the chat has none", advice)
         open_chat(settings, variables, continue_latest=continue_latest, resume=resume)
     else:
         answer(
             None,
             settings,
             variables,
+            AnswerOptions(as_json, False, fail_on_length, logprobs),
             grammar=constraint,
-            as_json=as_json,
-            fail_on_length=fail_on_length,
             dry_run=dry_run,
-            logprobs=logprobs,
         )

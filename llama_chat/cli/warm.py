@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from llama_chat import __version__
-from llama_chat.cli.answering import write_answer
+from llama_chat.cli.answering import AnswerOptions, write_answer
 from llama_chat.cli.config import toml_line
 from llama_chat.cli.loading import model_path
 from llama_chat.parallel.world import find_world
@@ -166,30 +166,24 @@ def _launch(settings: Settings) -> "subprocess.Popen[bytes]":
 def write_warm(
     ask: Callable[[WarmModel, Settings], WarmRequest],
     settings: Settings,
+    options: AnswerOptions,
     *,
-    as_json: bool,
-    n_logprobs: int,
-    raw: bool,
     through_template: bool = True,
     echo: str = "",
-    fail_on_length: bool = False,
 ) -> bool:
     """Write the answer of a running server; return False if there is none, or it went away.
 
     Args:
         ask: makes the request, with the settings that the model completes.
         settings: the settings of the answer.
-        as_json: write one JSON object, with a receipt.
-        n_logprobs: likely tokens at each position, for the JSON.
-        raw: write every character unchanged.
+        options: flags about the answer; JSON has a receipt.
         through_template: whether it answers a message, or continues a raw text.
         echo: text to write first.
-        fail_on_length: whether an answer cut off by a limit is an error.
 
     Raises:
         LlamaChatError: if the server refuses the request, or goes away within the answer.
     """
-    found = open_warm(settings, n_logprobs=n_logprobs, receipts=as_json)
+    found = open_warm(settings, n_logprobs=options.n_logprobs, receipts=options.as_json)
     if found is None:
         return False
     model, settings = found
@@ -202,12 +196,10 @@ def write_warm(
     write_answer(
         lambda hooks: itertools.chain([first], events),
         settings,
+        options,
         model=model.name,
-        as_json=as_json,
         describe=request.describe,
-        raw=raw,
         through_template=through_template,
         echo=echo,
-        fail_on_length=fail_on_length,
     )
     return True
