@@ -348,7 +348,7 @@ def readable_size(n_bytes: int) -> str:
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes / 1000:.0f} KB"
+    return f"{n_bytes / 1000:.0f} KB" if n_bytes >= 1000 else f"{n_bytes} bytes"
 
 
 def local_time(seconds: float) -> datetime:

@@ -67,4 +67,4 @@ def test_advice_names_slash_commands(babble: Terminal) -> None:
     babble.ask("/overflow stop", "overflow is stop")
     babble.paste("--context " * 100)  # words of the user stay as they are
     babble.type("\r")
-    babble.wait_for(r"leave no space .*, begin anew, or raise /context\n")
+    babble.wait_for(r"leave no space .*, or raise /context if the model allows\n")

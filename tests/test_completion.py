@@ -97,7 +97,7 @@ def suggestions(shell: str, line: str, home: Path, **env: str) -> dict[str, str]
         ("llama-chat ask --dtype float3", {"float32": "4 bytes per weight"}),
         ("llama-chat bench --device c", {"cpu": "the processor", "cuda": "the first GPU"}),
         ("llama-chat pull sm", {starter.DEFAULT: "SmolLM2-135M-Instruct, 98 MB, Apache-2.0"}),
-        ("llama-chat -m mel", {"mellow-7b": "0 KB, Meta, own"}),
+        ("llama-chat -m mel", {"mellow-7b": "0 bytes, Meta, own"}),
         ("llama-chat inspect me", {"mellow-7b": "", "meadows/": ""}),
         ("llama-chat complete mine/", {"mine/haiku": "Three lines about anything."}),
         ("llama-chat complete x.txt tran", {"translate_to_french": "English words and phrases"}),

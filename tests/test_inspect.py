@@ -11,7 +11,7 @@ import gguf
 import pytest
 from rich.cells import cell_len
 
-from harness.program import run
+from harness.program import assert_clean_error, run
 from harness.terminal import Terminal
 from llama_chat.cli import app
 from llama_chat.cli.inspect import describe
@@ -68,15 +68,26 @@ def test_memory_is_weights_and_cache_and_is_compared_with_what_is_free(meta_mode
     weights, cache = report["weights_memory"], report["cache_memory"]
     assert weights == 4 * report["parameters"]
     assert cache["4096"] == 4 * cache["1024"]
-    assert report["memory"] == {length: weights + size for length, size in cache.items()}
+    buffers = report["buffers_memory"]
+    for length, size in cache.items():
+        assert report["memory"][length] == weights + size + buffers[length]
     assert (report["fits"], report["fitting_context"]) == (True, 4096)
-    assert "fits: 2.7 MB of 1.0 GB free" in picture_of(report)
+    assert "fits: 539.7 MB of 1.0 GB free" in picture_of(report)
     scarce = report_of(meta_model, available=report["memory"]["1024"])
     assert (scarce["fits"], scarce["fitting_context"]) == (False, 1024)
-    assert "fits up to 1,024 tokens: 1.1 MB free" in picture_of(scarce)
+    assert "fits up to 1,024 tokens: 538.0 MB free" in picture_of(scarce)
     none = report_of(meta_model, available=weights)
     assert (none["fits"], none["fitting_context"]) == (False, 0)
-    assert "does not fit: the weights take 599 KB of 599 KB free" in picture_of(none)
+    why = "weights and buffers take 537.5 MB of 599 KB free"
+    assert f"does not fit: {why}" in picture_of(none)
+
+
+def test_a_model_fits_if_it_loads(starter_model: Path, tmp_path: Path) -> None:
+    flags = ("-m", starter_model, "--memory", "700M")
+    refused = run("ask", "hi", *flags, home=tmp_path)
+    assert_clean_error(refused, 3, "--memory 734.0 MB: raise --memory")
+    report = json.loads(run("inspect", *flags, "--json", home=tmp_path).out)
+    assert (report["fits"], report["fitting_context"]) == (False, 0)
 
 
 def test_memory_depends_on_the_weight_format(starter_model: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_pipe_gets_a_line_per_model_with_tabs(models: Path, tmp_path: Path) ->
     assert done.err == ""
     assert done.out.splitlines() == [
         "org/tiny\t2.5 MB\tGGUF Q4_0\town\t2001-09-09 10:46",
-        "pub/repo/b\t0 KB\tGGUF\tlm-studio\t2001-09-09 10:46",
+        "pub/repo/b\t4 bytes\tGGUF\tlm-studio\t2001-09-09 10:46",
     ]
     with_paths = run("models", "--paths", home=tmp_path)
     assert [line.split("\t")[5] for line in with_paths.out.splitlines()] == [

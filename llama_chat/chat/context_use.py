@@ -52,5 +52,5 @@ def no_space(n_tokens: int, context: int) -> PromptTooLongError:
     return PromptTooLongError(
         "conversation",
         f"{n_tokens} tokens leave no space for a reply in the context of {context}",
-        "shorten the message or the system message, begin anew, or raise --context",
+        "shorten the message or the system message, or raise --context if the model allows",
     )

@@ -117,9 +117,6 @@ def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
     template, note = _choose_template(checkpoint, tokenizer, settings)
     context = plan.config.context_length
     lengths = [*(n for n in _CONTEXT_LENGTHS if n < context), context]
-    cache = {length: plan.cache_bytes(length) for length in lengths}
-    weights = plan.weight_bytes
-    fitting = max(0, plan.bytes_free - weights) // plan.cache_bytes(1)
     return {
         "name": checkpoint.name,
         "path": str(checkpoint.path),
@@ -132,12 +129,13 @@ def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
         "dtype": str(plan.dtype).removeprefix("torch."),
         "quantize": plan.weight_format,
         "kernel": plan.kernel,
-        "weights_memory": weights,
-        "cache_memory": {str(length): size for length, size in cache.items()},
-        "memory": {str(length): weights + size for length, size in cache.items()},
+        "weights_memory": plan.weight_bytes,
+        "cache_memory": {str(length): plan.cache_bytes(length) for length in lengths},
+        "buffers_memory": {str(length): plan.buffer_bytes(length) for length in lengths},
+        "memory": {str(length): plan.bytes_with(length) for length in lengths},
         "available_memory": plan.bytes_free,
-        "fits": fitting >= context,
-        "fitting_context": min(fitting, context),
+        "fits": plan.fitting_context >= context,
+        "fitting_context": plan.fitting_context,
         "types": dict(Counter(info.type for info in checkpoint.tensors.values())),
         "types_by_part": _types_by_part(checkpoint),
         "tensors": [

@@ -62,7 +62,9 @@ class Refusal:
         said = f" ({self.message})" if self.message else ""
         if self.is_about_length:
             return PromptTooLongError(
-                what, f"the prompt does not fit in its context{said}", "shorten it, or begin anew"
+                what,
+                f"the prompt does not fit in its context{said}",
+                "shorten it, or begin a new conversation",
             )
         match self.status:
             case 401:

@@ -1,5 +1,6 @@
 """Plan of a load: what is decided before any weight is read, and the load itself."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ SPARE_BYTES = 2**29
 
 _MIN_CACHED_TOKENS = 1024
 """Tokens that must fit in the cache if no context length was asked for."""
+
+_LEAST_CONTEXT = 256
+"""Tokens of the shortest context that is worth proposing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +120,31 @@ class LoadPlan:
         """Bytes of the draft model: its weights and cache."""
         return 0 if self.draft is None else self.draft.bytes_needed - SPARE_BYTES
 
-    def _bytes_needed(self, weight_format: WeightFormat) -> int:
+    def _bytes_needed(self, weight_format: WeightFormat, n_tokens: int | None = None) -> int:
+        n_tokens = self.n_tokens_to_fit if n_tokens is None else n_tokens
         weights = weight_bytes(self.part, weight_format, self.types)
-        tokens = self._bytes_of_tokens(self.n_tokens_to_fit)
-        return SPARE_BYTES + weights + tokens + self._draft_bytes
+        return weights + self.cache_bytes(n_tokens) + self.buffer_bytes(n_tokens)
+
+    def bytes_with(self, n_tokens: int) -> int:
+        """Compute the bytes that must be free for a conversation of ``n_tokens`` tokens."""
+        return self._bytes_needed(self.weight_format, n_tokens)
+
+    @property
+    def fitting_context(self) -> int:
+        """Tokens of the longest conversation for which memory is free, up to the context."""
+        lengths = range(1, self.config.context_length + 1)
+        return bisect_right(lengths, self.bytes_free, key=self.bytes_with)
+
+    def buffer_bytes(self, n_tokens: int) -> int:
+        """Compute the bytes beside weights and cache: working memory, tables, the draft model."""
+        tables = self.config.rotary_bytes(n_tokens) * len(set(self.devices))
+        return SPARE_BYTES + tables + self._draft_bytes
 
     @property
     def n_tokens_to_fit(self) -> int:
         """Tokens whose keys and values must fit beside the weights."""
         context = self.config.context_length
         return context if self.context_given else min(_MIN_CACHED_TOKENS, context)
-
-    def _bytes_of_tokens(self, n_tokens: int) -> int:
-        """Compute the bytes that grow with a conversation: its cache and the rotary tables."""
-        tables = self.config.rotary_bytes(n_tokens) * len(set(self.devices))
-        return self.cache_bytes(n_tokens) + tables
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Compute the bytes of the keys and values of ``n_tokens`` tokens."""
@@ -139,9 +153,7 @@ class LoadPlan:
     @property
     def max_saved_bytes(self) -> int:
         """Bytes for saved suffixes of the cache: those that a full cache would leave free."""
-        full = self._bytes_of_tokens(self.config.context_length)
-        used = SPARE_BYTES + self.weight_bytes + full + self._draft_bytes
-        return max(0, self.bytes_free - used)
+        return max(0, self.bytes_free - self.bytes_with(self.config.context_length))
 
     def check_fit(self) -> None:
         """Check that the memory needed is free.
@@ -156,11 +168,14 @@ class LoadPlan:
             for name in WEIGHT_FORMATS
             if name != "none" and (size := self._bytes_needed(name)) <= self.bytes_free
         ]
-        smaller = "a shorter --context" if self.context_given else "a smaller model"
-        advice = f"free some memory or take {smaller}"
+        advice = "free some memory or take a smaller model"
         if fitting:
             size, name = fitting[0]
             advice = f"use --quantize {name} ({readable_size(size)})"
+        elif self.context_given and self.fitting_context >= _LEAST_CONTEXT:
+            advice = f"take --context {self.fitting_context} or less"
+        elif self.memory is not None:
+            advice = "raise --memory"
         free = f"{readable_size(self.bytes_free)} free"
         if self.memory is not None:
             free += f" of --memory {readable_size(self.memory)}"

@@ -136,10 +136,11 @@ def _weight_format(report: Report) -> str:
 def _memory(report: Report) -> RenderableType:
     free, weights = report["available_memory"], report["weights_memory"]
     rows: list[tuple[Text, ...]] = [
-        tuple(Text(name, "dim") for name in ("tokens", "weights", "cache", "together"))
+        tuple(Text(name, "dim") for name in ("tokens", "weights", "cache", "buffers", "together"))
     ]
     for length, total in report["memory"].items():
-        cells = (weights, report["cache_memory"][length], total)
+        of_tokens = (report[f"{part}_memory"][length] for part in ("cache", "buffers"))
+        cells = (weights, *of_tokens, total)
         style = "" if total <= free else "red"
         rows.append(
             (Text(f"{int(length):,}"), *(Text(readable_size(size), style) for size in cells))
@@ -151,9 +152,10 @@ def _memory(report: Report) -> RenderableType:
         tokens = counted(report["fitting_context"], "token", ",")
         verdict = Text(f"fits up to {tokens}: {readable_size(free)} free", "bold")
     else:
-        needed = f"the weights take {readable_size(weights)} of {readable_size(free)} free"
-        verdict = Text(f"does not fit: {needed}", "red")
-    return Group(FittedTable(rows, right=range(4)), verdict)
+        least = readable_size(weights + min(report["buffers_memory"].values()))
+        why = f"weights and buffers take {least} of {readable_size(free)} free"
+        verdict = Text(f"does not fit: {why}", "red")
+    return Group(FittedTable(rows, right=range(5)), verdict)
 
 
 def _tokenizer(report: Report) -> RenderableType:

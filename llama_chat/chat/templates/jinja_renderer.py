@@ -79,7 +79,9 @@ class JinjaRenderer:
         given = sum(map(len, contents))
         if given > _MAX_GIVEN:
             why = f"{given:,} characters are more than a template is given"
-            raise PromptTooLongError("conversation", why, "shorten the message, or begin anew")
+            raise PromptTooLongError(
+                "conversation", why, "shorten the message, or begin a new conversation"
+            )
         request = {
             "roles": roles,
             "contents": contents,
