@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from llama_chat.cli import completing
+from llama_chat.cli.command_line import usage_error
 from llama_chat.errors import (
     INTERRUPTED_STATUS,
     ClosedPipe,
@@ -151,10 +152,7 @@ def _run(arguments: list[str]) -> int:
         streams.fail(str(error))
         return error.status
     except TyperException as error:
-        message = error.format_message().rstrip(".").replace("Value error, ", "")
-        context = getattr(error, "ctx", None)
-        path = "llama-chat" if context is None else context.command_path
-        streams.fail(f"command line: {message}: see {path} --help")
+        streams.fail(str(usage_error(error)))
         return error.exit_code
     except ClosedPipe as closed:
         return closed.status
