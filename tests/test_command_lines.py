@@ -97,8 +97,18 @@ def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
         (["complete", "quantum_entaglement.txt"], 2, ["did you mean zero_shot/quantum_entan"]),
         (["tokenize", "--dialog", "/dev/null"], 2, ["not a file"]),
         (["bench", "--prompt-tokens", "9999"], 2, ["the context is 512"]),
-        (["inspect", "/nowhere"], 3, ["neither a path nor a known name"]),
-        (["inspect", "~nobody-of-this-name"], 3, ["neither a path nor a known name"]),
+        (["inspect", "/nowhere"], 2, ["--model: '/nowhere' is given too"]),
+        (["check", "/nowhere"], 2, ["--model: '/nowhere' is given too"]),
+        (["--json", "ask", "x"], 2, ["--json: it is in front of ask: write llama-chat ask --json"]),
+        (["--dry-run", "complete", "-"], 2, ["--dry-run: it is in front of complete"]),
+        (["--resume", "one", "ask", "x"], 2, ["--resume: it is in front of ask"]),
+        (["complete", "-", "--prompt", "one"], 2, ["--prompt: the files are the prompts"]),
+        (["complete", "-", "--system", "Hi."], 2, ["--system: a raw text has no system message"]),
+        (["complete", "Once upon a time"], 2, ["no such file: pipe a text itself to"]),
+        (["complete", "."], 2, ["prompt '.': it is a folder"]),
+        (["tokenize", "a.txt", "--dialog", "b.json"], 2, ["--dialog: 'a.txt' is given too"]),
+        (["ask", "x", "--normalize", "length"], 2, ["--normalize: there are no choices"]),
+        (["pull", "smollm2-135m", "--revision", "main"], 2, ["--revision: a starter model has"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -107,6 +117,14 @@ def test_bad_command_lines_get_one_line_and_their_status(
 ) -> None:
     result = run("-m", gguf_model, *arguments, home=home, stdin=b"word " * 20 + b"end")
     assert_clean_error(result, status, *parts)
+
+
+def test_names_of_models_that_are_not_here_get_one_line(home: Path) -> None:
+    for name in ("/nowhere", "~nobody-of-this-name"):
+        assert_clean_error(run("inspect", name, home=home), 3, "neither a path nor a known name")
+    advice = "or fetch it with: llama-chat pull meta/llama-7b"
+    known = ("--model-paths", home)
+    assert_clean_error(run("inspect", "meta/llama-7b", *known, home=home), 3, advice)
 
 
 def test_closed_and_empty_stdin_are_reported(home: Path, gguf_model: Path) -> None:

@@ -87,6 +87,10 @@ def test_the_suffix_and_sizes_are_understood() -> None:
     assert choose_target(Path("a.GGUF"), None, "q8_0", None).format == "gguf"
     assert choose_target(Path("a.gguf"), "safetensors", None, "10 mb").shard_bytes == 10**7
     assert choose_target(Path("a"), None, None, None).shard_bytes == 5 * 10**9
+    assert choose_target(Path("llama-3.2"), None, None, None).format == "safetensors"
+    with pytest.raises(UsageError, match=r"'a\.bin': no model is written as \.bin: name a \.gguf"):
+        choose_target(Path("a.bin"), None, None, None)
+    assert choose_target(Path("a.bin"), "safetensors", None, None).format == "safetensors"
 
 
 def test_nothing_is_replaced_without_force(
@@ -193,7 +197,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_place_that_cannot_be_written_is_refused(
     name: str, gguf_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, 6, "no such file or directory", gguf_model, tmp_path / "nowhere" / name)
+    refused(capsys, 6, "its folder does not exist: create", gguf_model, tmp_path / "no" / name)
     (tmp_path / "file").touch()
     refused(capsys, 6, "not a directory", gguf_model, tmp_path / "file" / name)
     with pytest.raises(SaveError, match="it takes 1,000,000,000,000,000,000 bytes"):

@@ -1,6 +1,7 @@
 """Plans of loads: weight formats, the memory they take, refusals before a weight is read."""
 
 import gc
+import os
 import re
 import weakref
 from dataclasses import replace
@@ -101,6 +102,13 @@ def test_a_model_that_does_not_fit_is_refused_with_a_format_that_does(large_mode
         for_fewer.check_fit()
     with pytest.raises(ModelError, match="free some memory or take a smaller model"):
         replace(planned, bytes_free=planned.bytes_with(200)).check_fit()
+
+
+def test_more_threads_than_processors_are_a_warning(large_model: Path) -> None:
+    n = os.cpu_count() or 1
+    assert plan(large_model, threads=n).warnings == plan(large_model).warnings
+    [*_, last] = plan(large_model, threads=n + 1).warnings
+    assert last.startswith(f"--threads {n + 1}: more than the {n} processor")
 
 
 def test_a_longer_context_than_the_models_is_refused(large_model: Path) -> None:

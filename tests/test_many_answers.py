@@ -153,6 +153,9 @@ def test_resuming_skips_what_is_answered(home: Path, gguf_model: Path) -> None:
     assert [answer["line"] for answer in answers(done)] == [2, 3, 5, 6]
     kept.write_text(kept.read_text() + "\n" + done.out)
     assert ask(home, gguf_model, questions, "--lines", "--resume-from", kept).out == ""
+    mistyped = ask(home, gguf_model, questions, "--lines", "--resume-from", home / "answer.jsonl")
+    assert len(answers(mistyped)) == 6
+    assert "answer.jsonl': no such file: all lines are answered" in mistyped.err
 
 
 def test_fields_of_a_record_fill_the_slots_of_the_prompt_file(home: Path, gguf_model: Path) -> None:

@@ -188,7 +188,11 @@ def _find(wanted: str) -> Path:
                 return found
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: unknown ~name
         raise UsageError(what, reason(error), "check the path") from None
+    if path.is_dir():
+        raise UsageError(what, "it is a folder", "name a file in it")
     names = [entry.name for entry in list_prompts()]
+    if len(wanted.split()) > 1 and not path.suffix[1:].isalpha():
+        raise UsageError(what, "no such file", "pipe a text itself to llama-chat complete -")
     if "/" in wanted or path.suffix[1:].isalpha():
         advice = did_you_mean(wanted, names, "check the path")
     else:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 from llama_chat.chat.receipts import Describe, GenerationInputs, describe, logprob_json
 from llama_chat.errors import CutOffError, LengthLimitError, LlamaChatError, UsageError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
-from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 from llama_chat.terminal.progress import PREFILL_DELAY_S, progress
@@ -190,4 +189,4 @@ def _report_end(finish: Finish, settings: Settings, fail_on_length: bool) -> Non
 
 def limit_is_given(settings: Settings) -> bool:
     """True if the length limit is from the command line, so that reaching it is no surprise."""
-    return settings.source("max_tokens") == SETTINGS["max_tokens"].flag
+    return settings.is_given_by_flag("max_tokens")

@@ -69,10 +69,13 @@ def read_choices(
         UsageError: if they are given twice, with a grammar, or cannot be read.
     """
     if choices is None and file is None:
+        if normalize != "none":
+            raise UsageError("--normalize", "there are no choices", "add --choices")
         return None
+    flag = "--choices-file" if choices is None else "--choices"
     if has_grammar or (choices is not None and file is not None):
         other = "a grammar" if has_grammar else "--choices-file"
-        raise UsageError("--choices", f"{other} is given too", "give one of them")
+        raise UsageError(flag, f"{other} is given too", "give one of them")
     if choices is not None:
         texts = [text.strip() for text in choices.split(",")]
     else:

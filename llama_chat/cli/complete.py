@@ -75,6 +75,7 @@ def complete(
         raise _stdin_twice()
     options = AnswerOptions(as_json, raw, fail_on_length, logprobs)
     options.check()
+    _check_flags(settings, through_template=through_template)
     constraint = read_grammar(json_schema, regex, grammar)
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
@@ -124,6 +125,18 @@ def complete(
                 through_template=through_template,
                 echo=text if echo else "",
             )
+
+
+def _check_flags(settings: Settings, *, through_template: bool) -> None:
+    """Check that no flag is given which would change nothing.
+
+    Raises:
+        UsageError: about one that would.
+    """
+    if settings.is_given_by_flag("prompt"):
+        raise UsageError("--prompt", "the files are the prompts", "leave it out, or use ask")
+    if settings.is_given_by_flag("system") and not through_template:
+        raise UsageError("--system", "a raw text has no system message", "add --chat")
 
 
 def _titled(name: str, prompt: PromptFile, *, many: bool) -> Iterator[tuple[str, str]]:

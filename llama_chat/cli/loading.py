@@ -18,7 +18,6 @@ from llama_chat.cli.slots import Slots
 from llama_chat.errors import ModelError, UsageError, reason
 from llama_chat.generation.constraints import Grammar
 from llama_chat.library import find_model
-from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import bytes_of
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
@@ -46,7 +45,7 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
         UsageError: if the current folder is gone: the libraries of torch need one to be found; or
             if a server was asked for, and a model here is needed.
     """
-    if wanted is None and settings.source("endpoint") == SETTINGS["endpoint"].flag:
+    if wanted is None and settings.is_given_by_flag("endpoint"):
         why = "this needs a model here"
         raise UsageError("--endpoint", why, "give --model; chat, ask and complete take --endpoint")
     if "torch" not in sys.modules:
@@ -54,6 +53,8 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
             Path.cwd()
         except OSError as error:
             raise UsageError("current folder", reason(error), "change to one that exists") from None
+    if wanted and settings.is_given_by_flag("model"):
+        raise UsageError("--model", f"{wanted!r} is given too", "give one of them")
     return find_model(wanted or settings.model or "", settings.model_paths)
 
 

@@ -62,12 +62,16 @@ def rm(
         if theirs:
             why = f"it is no model of ours but from {theirs[0].source}"
             raise UsageError(f"model {name[:80]!r}", why, f"it is at {theirs[0].path}")
-        advice = did_you_mean(name, own) if own else f"there is none in {own_folder()}"
+        advice = f"there is none in {own_folder()}"
+        if own:
+            advice = did_you_mean(name, own, "llama-chat models lists them")
         raise UsageError(f"model {name[:80]!r}", "there is none of that name", advice)
     model = own[name]
     if not yes:
         if not streams.is_terminal(sys.stdin):
-            raise UsageError(f"model {name[:80]!r}", "nobody can be asked", "give --yes")
+            raise UsageError(
+                f"model {name[:80]!r}", "stdin is no terminal, so nobody can be asked", "give --yes"
+            )
         size = readable_size(model.n_bytes)
         if not streams.confirm(f"Remove {name} ({size})?", by_enter=False):
             streams.say("nothing is removed")

@@ -2,13 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llama_chat.cli.completing import completer
+from llama_chat.errors import UsageError
 from llama_chat.files import expand_user
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Setting
@@ -100,11 +101,28 @@ def _with_options(command: Callable[..., None], settings: Sequence[Setting]) -> 
         ctx.obj = flags
         if ctx.invoked_subcommand is None:
             command(settings=load_settings(flags, config_flag(flags)), **arguments)
+        else:
+            _refuse_given(ctx, arguments)
 
     parameters = [context, *own, *options]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # read by Typer
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return wrapper
+
+
+def _refuse_given(ctx: typer.Context, names: Iterable[str]) -> None:
+    """Refuse flags in front of a subcommand that are no settings: it would not see them.
+
+    Raises:
+        UsageError: about the first of them.
+    """
+    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    for name in names:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            what = flags[name]
+            why = f"it is in front of {ctx.invoked_subcommand}"
+            raise UsageError(what, why, f"write llama-chat {ctx.invoked_subcommand} {what} …")
 
 
 def config_flag(flags: Flags) -> Path | None:

@@ -43,9 +43,11 @@ def pull(
     if wanted := parse(name, revision):
         _fetch_from_hub(wanted, settings)
     elif name in starter.STARTERS:
+        if revision:
+            raise UsageError("--revision", "a starter model has none", "leave it out")
         fetch(name, settings)
     else:
-        advice = did_you_mean(name, starter.STARTERS) + ", or give ORGANISATION/NAME of a hub"
+        advice = did_you_mean(name, starter.STARTERS, "give ORGANISATION/NAME of a hub")
         raise UsageError(f"model {name!r}", "cannot be fetched by this name", advice)
 
 

@@ -165,6 +165,7 @@ def answered_lines(path: Path) -> set[int]:
         with open_regular(path) as file:
             numbers = [_answered(data) for data in file]
     except FileNotFoundError:
+        streams.warn(f"{what}: no such file: all lines are answered")
         return set()
     except (OSError, ValueError) as error:
         raise UsageError(what, reason(error), advice) from None

@@ -153,7 +153,9 @@ def _show_status(path: Path) -> None:
     if found is None and holder is not None and not holder.listens:
         raise LlamaChatError(f"server on {str(path)!r}", "it is loading its model", "ask again")
     if found is None:
-        raise LlamaChatError(f"server on {str(path)!r}", "none is running", "llama-chat serve")
+        raise LlamaChatError(
+            f"server on {str(path)!r}", "none is running", "start one: llama-chat serve"
+        )
     streams.write_json(found)
 
 

@@ -37,6 +37,8 @@ def tokenize(
     beginning, which is no part of a text. No BOS is added. The model may be the path of a
     tokenizer.model alone.
     """
+    if file != "-" and dialog is not None:
+        raise UsageError("--dialog", f"{file!r} is given too", "give one of them")
     if file == "-" and dialog is None and streams.is_terminal(sys.stdin):
         raise UsageError("text", "there is none", "name a file, or pipe a text to stdin")
     text = _read(file if dialog is None else dialog)

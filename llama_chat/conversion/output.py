@@ -21,8 +21,11 @@ def check_free(target: Target, source: Path, *, force: bool) -> None:
 
     Raises:
         UsageError: if it is taken.
+        SaveError: if its folder does not exist.
     """
     path, what = target.path, repr(str(target.path))
+    if not os.path.lexists(path.parent):
+        raise SaveError(what, "its folder does not exist", f"create {str(path.parent)!r}")
     if not os.path.lexists(path):
         return
     if target.format == GGUF and not path.is_file():

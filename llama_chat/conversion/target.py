@@ -17,6 +17,9 @@ TYPES = (*FLOATS, *QUANTIZED)
 SHARD_SIZE = "5GB"
 """Default size limit of a safetensors file, as in the Hugging Face libraries."""
 
+_OTHER_SUFFIXES = (".bin", ".ggml", ".pt", ".pth", ".safetensors")
+"""Suffixes of model files that are not written; a folder of such a name is no intention."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -40,7 +43,11 @@ def choose_target(
     Raises:
         UsageError: if an option is invalid, or the format does not support it.
     """
-    chosen = wanted_format or (GGUF if path.suffix.lower() == ".gguf" else SAFETENSORS)
+    suffix = path.suffix.lower()
+    if wanted_format is None and suffix in _OTHER_SUFFIXES:
+        advice = "name a .gguf file or a folder, or give --to"
+        raise UsageError(repr(str(path)), f"no model is written as {suffix}", advice)
+    chosen = wanted_format or (GGUF if suffix == ".gguf" else SAFETENSORS)
     if chosen not in FORMATS:
         raise UsageError(f"--to {chosen[:40]!r}", "no such format", f"give {' or '.join(FORMATS)}")
     kind = wanted_type.upper() if wanted_type else None

@@ -1,5 +1,6 @@
 """Models on this machine: listing them, and finding one by name or path."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from llama_chat.library.model import Model
 from llama_chat.library.stores import all_models, own_folder, remove
 
 __all__ = ["NO_MODEL_ADVICE", "Model", "find_model", "installed_models", "own_folder", "remove"]
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""``ORGANISATION/NAME`` of a model hub, which may be a path as well."""
 
 NO_MODEL_ADVICE = f"give --model PATH, or fetch one with: llama-chat pull {starter.DEFAULT}"
 
@@ -69,5 +73,9 @@ def _advice(wanted: str, names: Sequence[str]) -> str:
     """Return the next step after a model was not found."""
     if wanted in starter.STARTERS:
         return f"fetch it with: llama-chat pull {wanted}"
-    others = "llama-chat models lists what is here, and llama-chat pull fetches others"
-    return did_you_mean(wanted, names, others if names else NO_MODEL_ADVICE)
+    otherwise = NO_MODEL_ADVICE
+    if _HUB_NAME.fullmatch(wanted):
+        otherwise = f"check the path, or fetch it with: llama-chat pull {wanted}"
+    elif names:
+        otherwise = "llama-chat models lists what is here, and llama-chat pull fetches others"
+    return did_you_mean(wanted, names, otherwise)

@@ -1,5 +1,6 @@
 """Plan of a load: what is decided before any weight is read, and the load itself."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import torch
 
 from llama_chat.checkpoints.base import FLOAT_TYPES, Checkpoint, label
 from llama_chat.checkpoints.sharded import ShardedCheckpoint
-from llama_chat.errors import ModelError
+from llama_chat.errors import ModelError, counted
 from llama_chat.files import readable_size
 from llama_chat.generation.backend import Backend
 from llama_chat.generation.engine import check_least, choose_backend
@@ -94,11 +95,15 @@ class LoadPlan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the user, one line each."""
-        found, wanted = self.checkpoint.warnings, self.weight_format
-        if not packs_nothing(self.checkpoint, wanted):
-            return found
-        why = "no row of a matrix is a multiple of 32 numbers, so that none is packed"
-        return (*found, f"--quantize {wanted}: {why}")
+        found, wanted = list(self.checkpoint.warnings), self.weight_format
+        if packs_nothing(self.checkpoint, wanted):
+            why = "no row of a matrix is a multiple of 32 numbers, so that none is packed"
+            found.append(f"--quantize {wanted}: {why}")
+        n_cores = os.cpu_count()
+        if self.threads is not None and n_cores is not None and self.threads > n_cores:
+            why = f"more than the {counted(n_cores, 'processor')} of this machine are slower"
+            found.append(f"--threads {self.threads}: {why}")
+        return tuple(found)
 
     @property
     def kernel(self) -> str:

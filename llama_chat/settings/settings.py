@@ -66,6 +66,10 @@ class Settings(ModelSettings, EndpointSettings, Sampling, ReplySettings, OutputS
         """True if the value was given for this run, by a flag or in the environment."""
         return self.source(name).startswith(("--", "LLAMA_CHAT_"))
 
+    def is_given_by_flag(self, name: str) -> bool:
+        """True if a flag gave the value."""
+        return self.source(name).startswith("--")
+
     def change(self, name: str, value: Value, source: str) -> "Settings":
         """Return a copy with another value of ``name``, set by ``source``."""
         changes: dict[str, Any] = {name: value, "suggested": self.suggested - {name}}

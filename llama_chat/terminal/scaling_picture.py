@@ -38,17 +38,22 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
     sent, prompt = report["bytes_per_token"], report["bytes_per_prompt_token"]
     facts = [
         f"cache of {counted(report['parallel'], 'sequence')} of {report['context']:,} tokens",
-        f"exchanged: {readable_size(sent)} a token, {readable_size(prompt)} a token of a prompt, "
-        f"in {report['collectives_per_pass']} collectives a pass",
+        f"exchanged: {readable_size(sent)} per token, {readable_size(prompt)} per prompt token, "
+        f"in {report['collectives_per_pass']} collectives per pass",
     ]
     link = report["interconnect_gb_s"]
     rates = f"{report['bandwidth_gb_s']:g} GB/s of memory"
     rates += f" and {link:g} GB/s between ranks" if link else "; --interconnect counts that, too"
-    facts.append(f"at most {report['most_tokens_per_s']:,g} tokens a second, by {rates}")
+    facts.append(f"at most {_rate(report['most_tokens_per_s'])} tokens per second, by {rates}")
     if link:
-        most = report["most_prompt_tokens_per_s"]
-        facts.append(f"at most {most:,g} tokens of a prompt a second between ranks")
+        most = _rate(report["most_prompt_tokens_per_s"])
+        facts.append(f"at most {most} prompt tokens per second between ranks")
     return facts
+
+
+def _rate(per_second: float) -> str:
+    """Format a rate with three digits or more."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
 def draw_map(runs: Sequence[Mapping[str, Any]]) -> RenderableType:
