@@ -4,8 +4,9 @@ The Python API. Its parts are imported at first use, since importing torch takes
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+# That of ``typing`` takes longer to import than all that precedes the handler of Ctrl-C.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llama_chat.chat.session import ChatSession
     from llama_chat.errors import LlamaChatError

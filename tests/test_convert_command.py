@@ -117,6 +117,16 @@ def test_force_replaces_neither_other_files_nor_the_source(
     out = tmp_path / "letters"
     refused(capsys, 2, "a folder of other files", gguf_model, out, "--force")
     assert (tmp_path / "letters" / "mine.txt").exists()
+    for name in ("notes.md", ".git"):
+        assert convert(gguf_model, tmp_path / "hf", "--force") == 0
+        (tmp_path / "hf" / name).touch()
+        why = f"a folder of other files, such as '{name}'"
+        refused(capsys, 2, why, gguf_model, tmp_path / "hf", "--force")
+        (tmp_path / "hf" / name).unlink()
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "config.json").write_text('{"port": 8080}')
+    refused(capsys, 2, "a folder of other files", gguf_model, tmp_path / "app", "--force")
+    assert (tmp_path / "app" / "config.json").read_text() == '{"port": 8080}'
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model, "--force")
     refused(capsys, 2, "the model itself is there", gguf_model, gguf_model.parent, "--force")
     (tmp_path / "letter.txt").write_text("Dear Sir")

@@ -197,6 +197,8 @@ def test_hundreds_of_models_are_found_quickly(home: Path) -> None:
 
 def test_the_error_for_an_unknown_model_names_a_next_step(home: Path) -> None:
     with pytest.raises(ModelError, match="llama-chat pull smollm2-135m"):
+        find_model("nothing")
+    with pytest.raises(ModelError, match=r"check the path, or .*: llama-chat pull org/name"):
         find_model("org/name")
     write(own(home) / "mellow-7b/a.gguf")
     with pytest.raises(ModelError, match=r"did you mean mellow-7b\?"):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.program import Program
 from harness.terminal import CTRL_D, CTRL_G, READY, Terminal
+from llama_chat.cli import app
 
 
 def signalled(number: int, at: int, function: str) -> Sequence[str]:
@@ -169,3 +171,35 @@ def test_ctrl_c_while_python_ends_prints_nothing(at: int, gguf_model: Path, tmp_
         terminal.wait_for(READY)
         terminal.type(CTRL_D)
         assert_left_clean(terminal, modes, 128 + signal.SIGINT)
+
+
+@pytest.mark.parametrize("module", ["llama_chat.errors", "typer", "llama_chat.cli.root"])
+def test_ctrl_c_while_the_program_is_imported_prints_nothing(module: str, tmp_path: Path) -> None:
+    program = f"""
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from llama_chat.__main__ import main
+main()
+"""
+    with Program(home=tmp_path, command=(sys.executable, "-c", program)) as child:
+        written = child.communicate()
+        assert (child.wait(0) in (-signal.SIGINT, 130), written) == (True, (b"", b""))
+
+
+@pytest.mark.parametrize(("cause", "status"), [(SystemExit(129), 129), (KeyboardInterrupt(), 130)])
+def test_a_signal_while_a_class_is_made_keeps_its_status(
+    cause: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise cause
+
+    def build(arguments: Sequence[str]) -> object:
+        return type("Made", (), {"field": Interrupted()})
+
+    monkeypatch.setattr(app, "build", build)
+    assert app.run([]) == status

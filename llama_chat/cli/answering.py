@@ -102,9 +102,9 @@ def write_answer(
     Raises:
         LengthLimitError: if the answer is cut off, and that is to be an error.
     """
-    as_json, plain = options.as_json, settings.plain
+    as_json, hidden = options.as_json, settings.hides_progress
     writer = AnswerWriter(raw=options.raw or as_json)
-    with progress("Reading the prompt", PREFILL_DELAY_S, hidden=plain) as on_progress:
+    with progress("Reading the prompt", PREFILL_DELAY_S, hidden=hidden) as on_progress:
         events = generate(Hooks(on_progress=on_progress))
         first = next(events)
     text, tokens = echo, []

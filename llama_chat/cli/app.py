@@ -161,11 +161,27 @@ def _run(arguments: list[str]) -> int:
     except LostRankError:
         raise
     except Exception as error:
+        if (status := _status_of_end(error)) is not None:
+            return status
         # A bug: still one line on stderr.
         if os.environ.get("LLAMA_CHAT_TRACEBACK"):
             raise
         streams.fail(unexpected(error))
         return 1
+
+
+def _status_of_end(error: BaseException | None) -> int | None:
+    """Return the status of a signal that came while a class was made; None for another error.
+
+    Python 3.11 raises a RuntimeError then, with what the handler raised as its cause.
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED_STATUS
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            return error.code
+        error = error.__cause__
+    return None
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

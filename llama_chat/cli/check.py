@@ -39,7 +39,7 @@ def check(
     checks = ModelCheck(path)
     results = []
     writer = AnswerWriter()
-    for result in _followed(checks, hidden=settings.plain):
+    for result in _followed(checks, hidden=settings.hides_progress):
         results.append(result)
         if not as_json:
             line = streams.one_line(result.detail)

@@ -133,7 +133,9 @@ def write_choice(
 ) -> None:
     """Write the likeliest of the replies."""
     writer = AnswerWriter(raw=options.raw or options.as_json)
-    with progress("Reading the prompt", PREFILL_DELAY_S, hidden=settings.plain) as on_progress:
+    with progress(
+        "Reading the prompt", PREFILL_DELAY_S, hidden=settings.hides_progress
+    ) as on_progress:
         hooks = Hooks(on_progress=on_progress)
         found = choice_json(session, message, reply_choices, model, hooks)
     if options.as_json:

@@ -205,7 +205,7 @@ def load_model(settings: Settings, texts: Iterable[str] = ()) -> "tuple[Llama, S
         UsageError: if a setting does not suit it or this machine.
         PromptTooLongError: if a text is so long that it cannot fit; no weight is read then.
     """
-    with progress("Loading the model", in_bytes=True, hidden=settings.plain) as report:
+    with progress("Loading the model", in_bytes=True, hidden=settings.hides_progress) as report:
         planned = plan_load(settings)
         for text in texts:
             planned.check_length(text)

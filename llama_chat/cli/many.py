@@ -124,7 +124,7 @@ def answer_lines(
 
     run = _Run(model.name, settings, session_of, question or "", options, answered, reply_choices)
     scheduler = model.scheduler(settings.parallel, notify=notify)
-    with progress("Answering", in_items=True, hidden=settings.plain) as report:
+    with progress("Answering", in_items=True, hidden=settings.hides_progress) as report:
         try:
             run.answer(model, scheduler, lines, report)
         except LostServer as lost:

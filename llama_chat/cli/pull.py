@@ -63,7 +63,7 @@ def fetch(name: str, settings: Settings) -> None:
         _say(settings, f"{name} is already here: {starter.installed_path(name)}")
         return
     _refuse_offline(name, settings)
-    with progress(f"Fetching {name}", in_bytes=True, hidden=_is_hidden(settings)) as report:
+    with progress(f"Fetching {name}", in_bytes=True, hidden=settings.hides_progress) as report:
         path = starter.pull(name, report)
     _say(settings, f"fetched {name}: {path}")
 
@@ -88,7 +88,7 @@ def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
         _say(settings, f"to choose: llama-chat pull {wanted.repository}:{others[0]}")
     title = f"Fetching {wanted.name} ({readable_size(found.size)})"
     try:
-        with progress(title, in_bytes=True, hidden=_is_hidden(settings)) as report:
+        with progress(title, in_bytes=True, hidden=settings.hides_progress) as report:
             path = fetch_files(wanted, found, report)
     except KeyboardInterrupt:
         streams.say("interrupted: the same command goes on from here")
@@ -100,10 +100,6 @@ def _refuse_offline(name: str, settings: Settings) -> None:
     if is_offline(settings):
         advice = "unset it, or copy the model to where llama-chat models finds it"
         raise LlamaChatError(f"model {name!r}", "offline is set, so it is not fetched", advice)
-
-
-def _is_hidden(settings: Settings) -> bool:
-    return settings.plain or settings.quiet
 
 
 def _say(settings: Settings, line: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llama_chat.conversion.target import GGUF, SAFETENSORS, Target
+from llama_chat.conversion.target import GGUF, SAFETENSORS, WRITTEN_FILE, Target
 from llama_chat.durable_files import sync_folder, temporary_name
 from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import read_start
@@ -16,8 +16,8 @@ from llama_chat.library.layouts import GGUF_MAGIC
 def check_free(target: Target, source: Path, *, force: bool) -> None:
     """Check that the place of ``target`` is free, or with ``force`` that it may be replaced.
 
-    A GGUF file may replace a GGUF file; a folder may replace one that is empty or has a
-    ``config.json``. So a mistyped name deletes no other files.
+    A GGUF file may replace a GGUF file; a folder may replace one that is empty, or has the files of
+    a conversion alone. So no other files are deleted.
 
     Raises:
         UsageError: if it is taken.
@@ -44,8 +44,11 @@ def check_free(target: Target, source: Path, *, force: bool) -> None:
         names = [entry.name for entry in path.iterdir()]
     except OSError as error:
         raise UsageError(what, reason(error), "choose another name") from None
-    if path.is_symlink() or (names and "config.json" not in names):
-        raise UsageError(what, "it is a folder of other files", "choose another name")
+    others = [name for name in names if not WRITTEN_FILE.fullmatch(name)]
+    has_weights = any(name.endswith(".safetensors") for name in names)
+    if path.is_symlink() or others or (names and not has_weights):
+        found = f", such as {others[0]!r}" if others else ""
+        raise UsageError(what, f"it is a folder of other files{found}", "choose another name")
 
 
 def check_space(target: Path, n_bytes: int) -> None:

@@ -23,6 +23,13 @@ _OTHER_SUFFIXES = (".bin", ".ggml", ".pt", ".pth", ".safetensors")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
+WRITTEN_FILE = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config)\.json|tokenizer\.model"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
+"""Names of the files in a folder of safetensors that a conversion has written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Path and format of a converted model."""

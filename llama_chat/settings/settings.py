@@ -58,6 +58,11 @@ class Settings(ModelSettings, EndpointSettings, Sampling, ReplySettings, OutputS
         """Return the value of the setting ``name``."""
         return cast("Value", getattr(self, name))
 
+    @property
+    def hides_progress(self) -> bool:
+        """True if commands show no progress bars."""
+        return self.plain or self.quiet
+
     def source(self, name: str) -> str:
         """Return the source of the value of ``name``, as in ``sources``, or ``default``."""
         return self.sources.get(name, DEFAULT_SOURCE)
