@@ -3,6 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -80,51 +81,13 @@ def complete(
     slots = Slots(variables, lambda: _for_slots(files, settings))
     prompts = [_open(name, settings, slots) for name in files]
     slots.check_used()
+    texts = list(_texts(files, prompts))
     if dry_run:
-        _preview(files, prompts, settings, through_template=through_template, as_json=as_json)
+        _preview(texts, settings, through_template=through_template, as_json=as_json)
         return
-    texts = [text for prompt in prompts for text in prompt.renders()]
-    ours = [with_prompt_file(settings, prompt) for prompt in prompts]
-    if len(texts) == 1:
-
-        def ask(warm: WarmModel, own: Settings) -> WarmRequest:
-            if through_template:
-                return new_session(warm, own, None, streams.warn, constraint).request(texts[0])
-            return warm.text_request(texts[0], own, grammar=constraint, n_logprobs=logprobs)
-
-        done = write_warm(
-            ask,
-            ours[0],
-            options,
-            through_template=through_template,
-            echo=texts[0] if echo else "",
-        )
-        if done:
-            return
-    checked = map(str.strip, texts) if through_template else texts
-    found = open_warm(settings, n_logprobs=logprobs, receipts=as_json) if len(texts) > 1 else None
-    model, settings = found or open_model(settings, checked, n_logprobs=logprobs)
-    ours = [overlaid(settings, prompt) for prompt in prompts]
-    jobs = [
-        (text, own) for own, prompt in zip(ours, prompts, strict=True) for text in prompt.renders()
-    ]
-    generations = _Texts(
-        model, constraint, through_template=through_template, n_logprobs=logprobs
-    ).begin(jobs, settings)
-    for name, prompt, own in zip(files, prompts, ours, strict=True):
-        for title, text in _titled(name, prompt, many=len(files) > 1):
-            if title and not as_json and not own.quiet:
-                streams.say(title)
-            generate, describe = next(generations)
-            write_answer(
-                generate,
-                own,
-                options,
-                model=model.name,
-                describe=describe,
-                through_template=through_template,
-                echo=text if echo else "",
-            )
+    completion = _Completion(options, constraint, through_template=through_template, echoes=echo)
+    if len(texts) > 1 or not completion.write_warm(texts[0], settings):
+        completion.write(texts, settings)
 
 
 def _check_flags(settings: Settings, *, through_template: bool) -> None:
@@ -139,39 +102,108 @@ def _check_flags(settings: Settings, *, through_template: bool) -> None:
         raise UsageError("--system", "a raw text has no system message", "add --chat")
 
 
-def _titled(name: str, prompt: PromptFile, *, many: bool) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a file, each with the line on stderr that tells it from others."""
-    queries = prompt.queries if len(prompt.queries) > 1 else ("",)
-    for query, text in zip(queries, prompt.renders(), strict=True):
-        question = textwrap.shorten(query, 60, placeholder=" …")
-        title = f"==> {name}: {question} <==" if question else f"==> {name} <=="
-        yield title if query or many else "", text
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text to continue, and the prompt file that it is from."""
+
+    text: str
+    prompt: PromptFile
+    title: str
+    """Line on stderr that tells it from others; empty if there are none."""
+
+    def announce(self, settings: Settings, *, as_json: bool) -> None:
+        """Write the title, unless JSON is written, which has a line for each text."""
+        if self.title and not as_json and not settings.quiet:
+            streams.say(self.title)
+
+
+def _texts(files: Sequence[str], prompts: Sequence[PromptFile]) -> Iterator[_Text]:
+    """Yield the texts of all files, in their order."""
+    for name, prompt in zip(files, prompts, strict=True):
+        queries = prompt.queries if len(prompt.queries) > 1 else ("",)
+        for query, text in zip(queries, prompt.renders(), strict=True):
+            question = textwrap.shorten(query, 60, placeholder=" …")
+            title = f"==> {name}: {question} <==" if question else f"==> {name} <=="
+            yield _Text(text, prompt, title if query or len(files) > 1 else "")
 
 
 def _preview(
-    files: Sequence[str],
-    prompts: Sequence[PromptFile],
-    settings: Settings,
-    *,
-    through_template: bool,
-    as_json: bool,
+    texts: Sequence[_Text], settings: Settings, *, through_template: bool, as_json: bool
 ) -> None:
     """Show the prompts instead of answering them."""
     from llama_chat.cli.dry_run import Preview  # imports the templates
 
     preview = Preview(settings, as_json=as_json)
-    for name, prompt in zip(files, prompts, strict=True):
-        ours = with_prompt_file(settings, prompt)
-        for title, text in _titled(name, prompt, many=len(files) > 1):
-            if title and not as_json and not ours.quiet:
-                streams.say(title)
-            if through_template:
-                preview.show_message(ours, None, text)
-            else:
-                preview.show_text(ours, text)
+    for each in texts:
+        ours = with_prompt_file(settings, each.prompt)
+        each.announce(ours, as_json=as_json)
+        if through_template:
+            preview.show_message(ours, None, each.text)
+        else:
+            preview.show_text(ours, each.text)
 
 
-class _Texts:
+class _Completion:
+    """Writer of the continuations of texts, raw or as messages of new conversations."""
+
+    def __init__(
+        self,
+        options: AnswerOptions,
+        grammar: Grammar | None,
+        *,
+        through_template: bool,
+        echoes: bool,
+    ) -> None:
+        self._options = options
+        self._grammar = grammar
+        self._through_template = through_template
+        self._echoes = echoes
+
+    def write_warm(self, text: _Text, settings: Settings) -> bool:
+        """Write the answer of a running server; return False if there is none."""
+        return write_warm(
+            lambda warm, own: self._generations(warm).request(text.text, own),
+            with_prompt_file(settings, text.prompt),
+            self._options,
+            through_template=self._through_template,
+            echo=text.text if self._echoes else "",
+        )
+
+    def write(self, texts: Sequence[_Text], settings: Settings) -> None:
+        """Write all answers, of a model that is loaded, or for several of a running server."""
+        options = self._options
+        found: tuple[Llama | RemoteModel | WarmModel, Settings] | None = None
+        if len(texts) > 1:
+            found = open_warm(settings, n_logprobs=options.n_logprobs, receipts=options.as_json)
+        if found is None:
+            strip = str.strip if self._through_template else str
+            to_fit = [strip(each.text) for each in texts]
+            found = open_model(settings, to_fit, n_logprobs=options.n_logprobs)
+        model, settings = found
+        jobs = [(each.text, overlaid(settings, each.prompt)) for each in texts]
+        begun = self._generations(model).begin(jobs, settings)
+        for each, (text, own), (generate, describe) in zip(texts, jobs, begun, strict=True):
+            each.announce(own, as_json=options.as_json)
+            write_answer(
+                generate,
+                own,
+                options,
+                model=model.name,
+                describe=describe,
+                through_template=self._through_template,
+                echo=text if self._echoes else "",
+            )
+
+    def _generations(self, model: "Llama | RemoteModel | WarmModel") -> "_Generations":
+        return _Generations(
+            model,
+            self._grammar,
+            through_template=self._through_template,
+            n_logprobs=self._options.n_logprobs,
+        )
+
+
+class _Generations:
     """Generations that continue texts, raw or as messages of new conversations."""
 
     def __init__(
@@ -198,7 +230,7 @@ class _Texts:
             yield generate, self._describe(own, asked)
             return
         notify = streams.warn if settings.verbose else None
-        requests = [self._request(text, own) for text, own in texts]
+        requests = [self._request_or_error(text, own) for text, own in texts]
         model: AskedModel = self._model
         scheduler = model.scheduler(settings.parallel, notify=notify)
         reader = BatchReader(partial(model.generate_all, scheduler), requests)
@@ -240,13 +272,20 @@ class _Texts:
         generate = partial(model.generate_request, request, lookup=settings.lookup)
         return generate, partial(GenerationInputs.of_request, request)
 
-    def _request(self, text: str, settings: Settings) -> Any:
-        """Encode a text to be continued with others; returns the error if it cannot be."""
+    def request(self, text: str, settings: Settings) -> Any:
+        """Encode a text that is continued with others, or by a server.
+
+        Raises:
+            LlamaChatError: if it cannot be.
+        """
+        if self._through_template:
+            session = new_session(self._model, settings, None, streams.warn, self._grammar)
+            return session.request(text)
+        return self._continuation(text, settings)
+
+    def _request_or_error(self, text: str, settings: Settings) -> Any:
         try:
-            if self._through_template:
-                session = new_session(self._model, settings, None, streams.warn, self._grammar)
-                return session.request(text)
-            return self._continuation(text, settings)
+            return self.request(text, settings)
         except LlamaChatError as error:
             return error
 
