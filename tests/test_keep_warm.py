@@ -18,13 +18,13 @@ _PROGRAM = (sys.executable, "-P", "-m", "llama_chat")
 
 
 class Warm:
-    """Questions that start a server which ends after a second."""
+    """Questions that start a server, which ``end`` ends."""
 
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
         self.runtime = tempfile.mkdtemp(prefix="llama-chat-")
         self.socket = Path(self.runtime) / "llama-chat/server.sock"
-        self._arguments = ("ask", "the cat", "-m", str(model), *FLAGS, "--keep-warm", "1s")
+        self._arguments = ("ask", "the cat", "-m", str(model), *FLAGS, "--keep-warm", "1m")
 
     def ask(self, *flags: str, folder: str = "", **env: str) -> Result:
         """Ask a question."""
