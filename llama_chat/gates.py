@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from llama_chat.errors import LlamaChatError, ModelError, is_out_of_memory, reason
 
-FETCH_AGAIN = "fetch the file again"
+FETCH_AGAIN = "download the file again"
 
 
 @contextmanager

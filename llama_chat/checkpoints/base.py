@@ -210,7 +210,7 @@ def check_tensors(what: str, config: LlamaConfig, found: Mapping[str, tuple[int,
     Raises:
         ModelError: naming the first missing, unknown or misshapen tensor.
     """
-    advice = "fetch all files of one release, or take another model of the llama family"
+    advice = "download all files of one release, or take another model of the llama family"
     # Checked first: a malicious n_layers of 10^9 must not build a table of 10^9 names.
     if config.n_layers > len(found):
         why = (

@@ -112,7 +112,7 @@ class _Archive:
             return read_pickle(self._read(_PICKLE))
         except ForeignNameError:
             why = "it holds more than weights, which may be harmful"
-            raise self._error(why, "fetch it from its source") from None
+            raise self._error(why, "download it from its source") from None
 
     def tensor(self, name: str, described: PickledTensor) -> Tensor:
         """View a tensor, without a copy."""

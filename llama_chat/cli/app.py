@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from llama_chat.cli import completing
+from llama_chat.cli.help import Command, Group
 from llama_chat.errors import (
     INTERRUPTED_STATUS,
     ClosedPipe,
@@ -44,7 +44,7 @@ _VALUES = {"--resume": "", "--device-map": "auto"}
 """Values that options have without one."""
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Commands; a question in place of their name is answered with the command that asks it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -90,7 +90,7 @@ def build(arguments: Sequence[str] | None = None) -> typer.Typer:
         if name in GROUPS:
             app.add_typer(module.app)
         else:
-            app.command()(getattr(module, name))
+            app.command(cls=Command)(getattr(module, name))
     if len(names) == 1:
         app.callback()(_only_a_command)
     else:

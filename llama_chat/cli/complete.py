@@ -49,15 +49,17 @@ def complete(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE…", help="Prompt files or names; `-` is stdin.", autocompletion=prompts
+            metavar="FILE...", help="Prompt files or names; `-` is stdin.", autocompletion=prompts
         ),
     ],
     through_template: Annotated[
         bool, typer.Option("--chat", help="Apply the chat template.")
     ] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per file.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one line of JSON per answer.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write control characters unchanged.")] = False,
     fail_on_length: FailOnLength = False,
     variables: Variables = None,
     dry_run: DryRun = False,
@@ -66,10 +68,10 @@ def complete(
     grammar: GrammarFile = None,
     logprobs: Logprobs = 0,
 ) -> None:
-    """Continue the text of prompt files; several files share one load.
+    """Continue the text of prompt files.
 
-    The bytes of a text file are the prompt, less one final newline, with its slots filled. A
-    structured file is answered once for each of its questions.
+    The prompt is the text of the file without its final newline, with its slots filled. A
+    structured file is answered once for each of its questions. Several files share one load.
     """
     if files.count("-") > 1:
         raise _stdin_twice()

@@ -37,7 +37,7 @@ AreLines = Annotated[
     bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
 ]
 AreRecords = Annotated[
-    bool, typer.Option("--jsonl", help="The same, with a JSON text or object in each line.")
+    bool, typer.Option("--jsonl", help="Like --lines, with a JSON string or object in each line.")
 ]
 Unordered = Annotated[
     bool, typer.Option("--unordered", help="Write each answer as soon as it is complete.")
@@ -47,7 +47,7 @@ FailFast = Annotated[
 ]
 ResumeFrom = Annotated[
     str | None,
-    typer.Option("--resume-from", metavar="FILE", help="Skip the lines that it has answers of."),
+    typer.Option("--resume-from", metavar="FILE", help="Skip lines that FILE has answers of."),
 ]
 
 

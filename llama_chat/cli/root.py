@@ -37,7 +37,7 @@ def main(
     continue_latest: ContinueLatest = False,
     resume: Resume = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object, for piped stdin.")
+        bool, typer.Option("--json", help="Write one JSON object (with piped stdin).")
     ] = False,
     fail_on_length: FailOnLength = False,
     variables: Variables = None,

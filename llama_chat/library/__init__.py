@@ -12,7 +12,7 @@ from llama_chat.library.stores import all_models, own_folder, remove
 
 __all__ = ["NO_MODEL_ADVICE", "Model", "find_model", "installed_models", "own_folder", "remove"]
 
-NO_MODEL_ADVICE = f"give --model PATH, or fetch one with: llama-chat pull {starter.DEFAULT}"
+NO_MODEL_ADVICE = f"give --model PATH, or download one with: llama-chat pull {starter.DEFAULT}"
 
 
 def installed_models(search_paths: Sequence[str] = ()) -> list[Model]:
@@ -68,6 +68,6 @@ def find_model(wanted: str, search_paths: Sequence[str] = ()) -> Path:
 def _advice(wanted: str, names: Sequence[str]) -> str:
     """Return the next step after a model was not found."""
     if wanted in starter.STARTERS:
-        return f"fetch it with: llama-chat pull {wanted}"
-    others = "llama-chat models lists what is here, and llama-chat pull fetches others"
+        return f"download it with: llama-chat pull {wanted}"
+    others = "llama-chat models lists what is here, and llama-chat pull downloads others"
     return did_you_mean(wanted, names, others if names else NO_MODEL_ADVICE)

@@ -41,7 +41,7 @@ def read_model(path: Path) -> Vocabulary:
     what = f"tokenizer {str(path)!r}"
     data = read_file(path, what)
     if data.lstrip()[:1] == b"<":
-        raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
+        raise ModelError(what, "it is a web page, not a tokenizer", "download the file itself")
     with gate(what, _ADVICE, why="it is not a SentencePiece model, or damaged"):
         return _read(data, path, what)
 
