@@ -187,8 +187,8 @@ NOT_AS_LISTED = f"its part 'archive/data/0' is not as its list of parts says: {F
 ZIP_LINES = {
     "size": NOT_AS_LISTED,
     "extra bytes": NOT_AS_LISTED,
-    "encrypted": f"its parts are packed: {FETCH_AGAIN}",
-    "packed": f"its parts are packed: {FETCH_AGAIN}",
+    "encrypted": f"its parts are compressed or encrypted: {FETCH_AGAIN}",
+    "packed": f"its parts are compressed or encrypted: {FETCH_AGAIN}",
     "one in the other": f"its parts overlap: {FETCH_AGAIN}",
     "one name twice": f"two parts of it have the same name: {FETCH_AGAIN}",
     "pickle changed": f"its part 'data.pkl' is damaged: {FETCH_AGAIN}",

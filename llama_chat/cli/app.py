@@ -45,7 +45,7 @@ _VALUES = {"--resume": "", "--device-map": "auto"}
 
 
 class _Commands(Group):
-    """Commands; a question in place of their name is answered with the command that asks it."""
+    """Commands; for a question in place of a command, the error names ``ask``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that ``args`` begins with.
@@ -71,8 +71,8 @@ class _Commands(Group):
 def build(arguments: Sequence[str] | None = None) -> typer.Typer:
     """Build the command line for ``arguments``, or all of it.
 
-    Only the commands that they can be about are built: the options of all would take longer to make
-    than a small model takes to load.
+    Only the commands that the arguments need are built: building the options of all takes longer
+    than loading a small model.
     """
     names = _NAMES if arguments is None else _needed(arguments)
     app = typer.Typer(
@@ -109,7 +109,7 @@ def _needed(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:
-    """Give the options of ``_VALUES`` a value where none follows: Typer has no optional ones."""
+    """Insert a value after options of ``_VALUES`` without one: Typer has no optional values."""
     completed: list[str] = []
     for word, following in itertools.pairwise([*arguments, "-"]):
         completed.append(word)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llama_chat.chat.choices import ReplyScorer
 
 Normalize = Literal["none", "length"]
-"""Scores to compare: log-probabilities, or those divided by the tokens."""
+"""Scores to compare: log-probabilities, or those divided by the number of tokens."""
 
 _CHOICES = "Choices"
 

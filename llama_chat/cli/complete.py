@@ -129,7 +129,7 @@ def complete(
 
 
 def _titled(name: str, prompt: PromptFile, *, many: bool) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a file, each with the line on stderr that tells it from others."""
+    """Yield the texts of a file, each with the title to write to stderr, if there are several."""
     queries = prompt.queries if len(prompt.queries) > 1 else ("",)
     for query, text in zip(queries, prompt.renders(), strict=True):
         question = textwrap.shorten(query, 60, placeholder=" …")
@@ -205,7 +205,7 @@ class _Texts:
         return describe_answer(model, settings, asked, self._n_logprobs)
 
     def _asked(self, request: Any, settings: Settings) -> GenerationInputs:
-        """Return what decided an answer of a model here."""
+        """Return the inputs of an answer of a local model."""
         if not self._through_template:
             return GenerationInputs.of_request(request)
         model = cast("Llama", self._model)

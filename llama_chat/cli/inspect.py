@@ -107,7 +107,7 @@ def inspect(
 
 
 def _rate(gigabytes: float | None, what: str) -> float | None:
-    """Return bytes a second.
+    """Return bytes per second.
 
     Raises:
         UsageError: about ``what``, if it is no rate.

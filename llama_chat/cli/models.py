@@ -74,7 +74,9 @@ def rm(
     model = own[name]
     if not yes:
         if not streams.is_terminal(sys.stdin):
-            raise UsageError(f"model {name[:80]!r}", "nobody can be asked", "give --yes")
+            raise UsageError(
+                f"model {name[:80]!r}", "there is no terminal to confirm it", "give --yes"
+            )
         size = readable_size(model.n_bytes)
         if not streams.confirm(f"Remove {name} ({size})?", by_enter=False):
             streams.say("nothing is removed")

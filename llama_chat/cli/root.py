@@ -68,7 +68,7 @@ def main(
             given.append(constraint.what)
         if given:
             advice = "use it with ask, complete or piped stdin"
-            raise UsageError(given[0], "the chat has none", advice)
+            raise UsageError(given[0], "the chat does not take it", advice)
         open_chat(settings, variables, continue_latest=continue_latest, resume=resume)
     else:
         answer(

@@ -27,7 +27,7 @@ from llama_chat.tokenizers.vocabulary import (
 )
 
 _MAX_PIECES = 2**18
-"""Pieces of which an odd one is named, as many as the largest vocabularies have."""
+"""Limit on the pieces that are searched for an invalid one: as many as any vocabulary has."""
 
 _ADVICE = "take the tokenizer.model that came with the model"
 
@@ -110,7 +110,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._words = AddedTokenFinder(words) if words else None
 
     def _forbid(self, control: set[int]) -> None:
-        """Make control tokens of those that the file has as text, and of those without a row."""
+        """Mark control tokens that the file has as text, and tokens without a row, as control."""
         library = self._library
         forbidden = [*control, *range(self.vocab_size, library.vocab_size())]
         types = {
