@@ -1,4 +1,4 @@
-"""``--help``: options under headings, arguments as Unix writes them, summaries that are whole."""
+"""``--help``: options in groups, arguments in the notation of Unix, whole summaries."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Text that is not ours is written in one place: every other call that writes is listed here."""
+"""Foreign text is written in one place; every other call that writes is listed here."""
 
 import ast
 from collections.abc import Iterator
