@@ -1,4 +1,4 @@
-# make chat   install, fetch the starter model, open the chat
+# make chat   install, download the starter model, open the chat
 # make test   install, run the tests
 # make lint   formatting, types and the direction of imports
 # make fuzz   mutated inputs for every parser, for MINUTES=10, from a new SEED

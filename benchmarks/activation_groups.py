@@ -3,7 +3,7 @@
     python -m benchmarks.activation_groups [--model NAME] [--positions 2048] [--threads 2]
 
 The inputs of all matrices of the layers are rounded, and everything else is computed in float32, on
-weights unpacked to float32. The distance from the same without rounding is that of
+weights unpacked to float32. The distance from the result without rounding is measured as in
 ``benchmarks.quality``.
 """
 
@@ -35,7 +35,7 @@ def _rounded_together(x: Tensor) -> Tensor:
 
 @contextmanager
 def rounding(layers: Iterable[nn.Module], group: int) -> Iterator[None]:
-    """Round the inputs of all matrices of ``layers`` meanwhile."""
+    """Round the inputs of all matrices of ``layers`` within the block."""
 
     def act(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (rounded(inputs[0], group), *inputs[1:])

@@ -32,7 +32,7 @@ def decode(program: Program, n: int, n_before: int, n_new: int) -> float:
 def race(
     programs: Sequence[Program], numbers: Sequence[int], n_before: int, n_new: int, rounds: int
 ) -> list[Speeds]:
-    """Measure all ``numbers`` of sequences in each of some rounds, after one that warms up."""
+    """Measure all ``numbers`` of sequences in each round, after a warm-up round."""
     speeds: list[Speeds] = [{program.name: [] for program in programs} for _ in numbers]
     for number in range(rounds + 1):
         for n, found in zip(numbers, speeds, strict=True):

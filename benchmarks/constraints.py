@@ -2,10 +2,10 @@
 
     python -m benchmarks.constraints [--model NAME] [--rounds 5] [--json FILE]
 
-Each task answers under a grammar. Then the model decodes the same ids without it: each is sampled
-from the logits, and replaced by the one that is known, so that both write the same text. It prints
+Each task answers under a grammar. Then the model decodes the same ids without it: a token is
+sampled from the logits and replaced by the known one, so that both write the same text. It prints
 the medians over the rounds of the seconds of both, and of their ratios within a round; above 1 is a
-gain. There is no lookup on either side.
+gain. Lookup is off in both.
 """
 
 import argparse
@@ -70,7 +70,7 @@ TASKS = {
 
 
 class Replay(Sampler):
-    """Sampler that does its work, and then returns the ids of a known text."""
+    """Sampler that samples as usual, but returns the ids of a known text."""
 
     def __init__(self, sampling: Sampling, ids: Sequence[int]) -> None:
         super().__init__(sampling)
@@ -126,7 +126,7 @@ def answer(
 
 
 def compare(model: str, n_rounds: int) -> list[Comparison]:
-    """Run all tasks ``n_rounds`` times, after one round that does not count."""
+    """Run all tasks ``n_rounds`` times, after a warm-up round."""
     llama = load(find_model(model))
     engine, template, greedy = llama.engine(), llama.template(), Sampling(temperature=0)
     found = {task: Comparison(task) for task in TASKS}

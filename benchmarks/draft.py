@@ -2,10 +2,10 @@
 
     python -m benchmarks.draft MODEL DRAFT [--agree 0.7] [--rounds 5] [--new 128] [--json FILE]
 
-The draft model computes what it drafts, at its own cost, but its tokens are replaced: by the ones
-that the model chooses, or by others where the two are to disagree. So models of random weights can
-be measured. In each round the same text is decoded without the draft model and with it, in one
-process, at temperature 0. It prints the median speeds and the median of the ratios in a round.
+The draft model computes drafts at its own cost, but its tokens are replaced by those that the model
+chooses, or by others where the two should disagree. So models of random weights can be measured. In
+each round the same text is decoded without the draft model and with it, in one process, at
+temperature 0. It prints the median speeds and the median of the ratios in a round.
 """
 
 import argparse
@@ -28,7 +28,7 @@ class AgreeingDrafter(ModelDrafter):
     """Drafter that is right about a part of the tokens of a known text."""
 
     def __init__(self, drafter: ModelDrafter, text: list[int], agree: float) -> None:
-        """Compute what ``drafter`` does, and be right about the part ``agree`` of ``text``."""
+        """Compute as ``drafter`` does, and be right about the fraction ``agree`` of ``text``."""
         vars(self).update(vars(drafter))
         right = torch.rand(len(text), generator=torch.Generator().manual_seed(0)) < agree
         self._tokens = [token_id if right[i] else 0 for i, token_id in enumerate(text)]

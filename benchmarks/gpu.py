@@ -7,7 +7,7 @@ The model is measured in bfloat16, and quantized to int8 and to int4 (weights on
 as a share of the bandwidth of copies within the GPU's memory, prefill as a share of a product of
 large matrices in bfloat16. The CPU decodes the same prompt with the same weights; the last column
 counts the greedy ids before the first that differs. With ``--device cpu`` the script itself can be
-tried where no GPU is.
+tried without a GPU.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def seconds(compute: Callable[[], object], device: torch.device, rounds: int) ->
 
 
 def peaks(device: torch.device, rounds: int) -> tuple[float, float]:
-    """Measure bytes read and written a second in copies, and operations a second in products."""
+    """Measure bytes per second of copies, and operations per second of products."""
     part = 1 if device.type == "cuda" else 32
     source = torch.ones(COPY_BYTES // part // 4, device=device)
     copy = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Memory bandwidth of each rank, and what sums over all ranks cost.
+"""Memory bandwidth of each rank, and the time of sums over all ranks.
 
     torchrun --nproc-per-node 2 -m benchmarks.interconnect
 

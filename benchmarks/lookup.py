@@ -1,4 +1,4 @@
-"""Measure the gain of lookup where a reply repeats the prompt, and its cost where none does.
+"""Measure the gain of lookup if a reply repeats the prompt, and its cost if it does not.
 
     python -m benchmarks.lookup [--model NAME] [--rounds 5] [--new 200] [--json FILE]
 
@@ -134,7 +134,7 @@ def answer(engine: Engine, ids: list[int], n_new: int, *, lookup: bool) -> tuple
 
 
 def compare(model: str, n_rounds: int, n_new: int) -> list[Comparison]:
-    """Run all tasks ``n_rounds`` times, after one round that does not count."""
+    """Run all tasks ``n_rounds`` times, after a warm-up round."""
     llama = load(find_model(model))
     engine, template = llama.engine(), llama.template()
     found = {task: Comparison(task) for task in TASKS}

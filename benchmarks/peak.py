@@ -1,16 +1,16 @@
-"""Measure the most operations a second that the instructions of the kernels reach on this machine.
+"""Measure the peak operations per second of the instructions of the kernels on this machine.
 
     python -m benchmarks.peak [MODEL] [--threads 2] [--rounds 5] [--prompt 512]
                               [--instruction bytes_avx512_vnni]
                               [--attention-instruction fma_avx512] [--json FILE]
 
-Every thread runs one instruction in registers alone; or the mixture that groups of columns take,
-whose scales and minima are floats, and of which only the products of bytes are counted; or tiles
+Every thread runs one instruction on registers alone; or the mixture for groups of columns, with the
+float instructions for scales and minima, of which only the products of bytes are counted; or tiles
 that are loaded from a cache. The result is the bound on prefill: a token takes two operations for
 each weight of the matrices, and attention two for each number of the keys and values that it sees.
-With a model, its prefill is measured against what an instruction reaches in the same round: as a
-share of the speed, attention not counted; and as a share of the time, with the least that attention
-takes in its own instruction.
+With a model, prefill is compared with the peak of an instruction in the same round: as a share of
+its speed, without attention; and as the share that the least time for products and attention has in
+the time taken.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def build(folder: Path) -> ctypes.CDLL:
 
 
 def measure(library: ctypes.CDLL, name: str, n_threads: int, n_rounds: int) -> float:
-    """Return the operations a second of all threads together, the median over the rounds."""
+    """Return the operations per second of all threads together, the median over the rounds."""
     run = getattr(library, name)
     run.restype = ctypes.c_double
     speeds: list[float] = []
@@ -88,9 +88,9 @@ class Prefill(NamedTuple):
 
     tokens_per_second: float
     share: float
-    """Of the peak speed of the matrices' instruction, attention not counted."""
+    """Share of the peak speed of the matrices' instruction, without attention."""
     share_of_both: float
-    """That the least time for matrices and attention has in the time it took."""
+    """Share of the least time for matrices and attention in the time taken."""
 
 
 def measure_prefill(run: ctypes.CDLL, options: argparse.Namespace) -> list[Prefill]:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.products [--columns 4096] [--threads 1] [--rounds 9]
 
-Matrices of 4,096 rows are random. For one row it prints the bytes of weights read a second, which
-memory limits; for 96 rows the operations a second, two for each weight and row, which the
+Matrices of 4,096 rows are random. For one row it prints the bytes of weights read per second, which
+memory limits; for 96 rows the operations per second, two for each weight and row, which the
 instructions limit: see ``benchmarks.peak``.
 """
 

@@ -3,8 +3,8 @@
     python -m benchmarks.ranks MODEL [RANKS] [FLAG…]
 
 One process and the ranks continue a text, with the model not in memory at the beginning; the flags
-go to ``llama-chat complete``. Bytes are those read from the disk. Ranks of one machine share
-what one of them has read; so each of them also loads its part alone, as on its own machine.
+go to ``llama-chat complete``. Bytes are those read from the disk. Ranks of one machine share the
+page cache; so each of them also loads its part alone, as on its own machine.
 """
 
 import os
@@ -50,7 +50,7 @@ def measure(command: list[str]) -> dict[int, tuple[int, int]]:
         started.stdin.close()
         pids: dict[int, int] = {}
         while started.poll() is None:
-            # Once they were found: torchrun, when they have ended, is charged with what they read.
+            # Only while they run: after their end, what they read is attributed to torchrun.
             pids = {**ranks_of(started.pid), **pids}
             for rank, pid in (pids or {0: started.pid}).items():
                 with suppress(OSError, StopIteration):

@@ -54,7 +54,7 @@ def option_lines(option: Any) -> str:
         (option.secondary_opts and [*option.opts, *option.secondary_opts]) or option.opts
     )
     if option.param_type_name == "argument":
-        names = option.metavar or option.name.upper()
+        names = (option.metavar or option.name.upper()).strip("[].")
     elif option.metavar:
         names += f" {option.metavar}"
     return f".TP\n.B {escaped(names)}\n{escaped(option.help or '')}\n"

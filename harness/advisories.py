@@ -1,4 +1,4 @@
-"""Known vulnerabilities of the pinned packages, from an index of advisories where one answers."""
+"""Known vulnerabilities of the pinned packages, from an index of advisories, if it answers."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A server of OpenAI's style that fails as it is told, byte by byte."""
+"""An OpenAI-compatible server that fails as a script says, byte by byte."""
 
 import json
 import socket

@@ -3,8 +3,7 @@
     python -m harness.fork_server SOCKET
 
 A short run spends most of its time importing torch; the server does so once. A fork behaves like a
-new interpreter, see ``harness.interpreter``. Where it could not, a new one is started, see
-``can_fork``.
+new interpreter, see ``harness.interpreter``; if it cannot, a new one is started, see ``can_fork``.
 """
 
 import gc
@@ -65,9 +64,9 @@ def preload() -> dict[str, str]:
     for name in IMPORTED_BY_RUNS:
         del sys.modules[name]
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False  # it would take an operator of torch apart, in every fork
+        finalizer.atexit = False  # at its end every fork would destroy an operator of torch
     gc.collect()
-    gc.freeze()  # else the collector of a fork would write to these objects, and copy their pages
+    gc.freeze()  # otherwise collections in a fork would write to these objects: copied pages
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 

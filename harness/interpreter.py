@@ -1,8 +1,8 @@
 """Make a fork of the server behave like a new interpreter started by a shell.
 
 Its arguments, environment, working directory, umask, streams, terminal, signals and exit status are
-the same. Three things differ: modules are imported already; all forks have the same seed of string
-hashes; and what only modules hold is not freed at the end.
+the same. Three things differ: modules are already imported; all forks have the same seed of string
+hashes; and objects that only modules hold are not freed at the end.
 """
 
 import atexit

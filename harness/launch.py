@@ -36,7 +36,7 @@ def free_port() -> int:
 
 
 def start(rank: int, size: int, port: int, module: str) -> int:
-    """Start a rank; returns its process, and in that process never."""
+    """Start a rank and return its process; in that process it does not return."""
     pid = os.fork()
     if pid == 0:
         os.setsid()

@@ -1,8 +1,8 @@
 """States that a loss of power may leave of files, while a program in this process writes them.
 
-What was flushed to the disk (``fsync``) stays. Of what was written since, any sectors may be there
-or not, and those missing are zeros up to any length of the file; of the changes of names since
-their folder was flushed, any may have happened or not.
+What was flushed to the disk (``fsync``) stays. Of the sectors written since, any subset may be on
+the disk; missing ones are zeros, and the file may have any length. Of the changes of names since
+their folder was flushed, any subset may have happened.
 """
 
 import os
@@ -67,7 +67,7 @@ class Disk:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let calls pass that are not of the program."""
+        """Ignore calls within the block, which are not the program's."""
         before, self._is_paused = self._is_paused, True
         try:
             yield

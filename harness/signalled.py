@@ -15,7 +15,7 @@ from llama_chat.__main__ import main
 
 
 def strike(number: int, at: int, function: str) -> None:
-    """Send this process a signal, once it gets there."""
+    """Send this process a signal at that event."""
     count = 0
 
     def on_event(frame: FrameType, event: str, argument: object) -> None:

@@ -145,8 +145,8 @@ class Terminal:
     def skim(self) -> None:
         """Read output until the input opens, and draw it only then.
 
-        Drawing takes as much processor time as a small model; and so does waking up for each of its
-        tokens, so that it is read as seldom as a window is drawn.
+        Drawing takes as much CPU time as a small model, and so does waking up for each of its
+        tokens: so output is read only as often as a window is drawn.
         """
         data = b""
         while OPENS not in data:

@@ -21,7 +21,7 @@ _MAX_TOML_BYTES = 512 * 2**10
 """Size limit of a TOML file, far above any settings, or examples that fit in a context."""
 
 _MAX_PARTS = 16
-"""Most parts of a dotted key: tomllib takes time and memory by the square of their number."""
+"""Most parts of a dotted key: tomllib takes time and memory quadratic in their number."""
 
 _MAX_DEPTH = 32
 """Most lists and tables within each other."""

@@ -1,8 +1,8 @@
-"""The gate that all data of unknown origin passes on its way in.
+"""The gate through which all data of unknown origin is parsed.
 
-Readers check what a format says before they believe it; see each of them. What they and their
-libraries still raise, of many types for bytes that nobody expected, becomes one line here.
-``tests/test_gates.py`` shows that no reader is outside.
+Readers validate what a file states before they rely on it. Whatever they and their libraries still
+raise for malformed bytes, of any type, becomes an error of one line here. ``tests/test_gates.py``
+checks that no reader bypasses the gate.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from llama_chat.errors import LlamaChatError, ModelError, is_out_of_memory, reason
 
-FETCH_AGAIN = "fetch the file again"
+FETCH_AGAIN = "download the file again"
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def gate(
     library: str = "",
     refusal: type[LlamaChatError] = ModelError,
 ) -> Iterator[None]:
-    """Refuse ``what``, such as a file, whatever exception its parser raises.
+    """Convert any exception of a parser in the block to an error about ``what``.
 
     Args:
         what: the data in errors.

@@ -13,13 +13,13 @@ _limit: int | None = None
 
 
 def limit_memory(n_bytes: int | None) -> None:
-    """Refuse growth of this process past ``n_bytes`` of memory; None refuses none."""
+    """Limit the memory of this process to ``n_bytes``; None sets no limit."""
     global _limit
     _limit = n_bytes
 
 
 def require(n_bytes: int) -> None:
-    """Check that so much memory is free, before it is allocated: the kernel would kill us later.
+    """Check that memory is free before it is allocated: later, the kernel would kill the process.
 
     Raises:
         MemoryError: if it is not.

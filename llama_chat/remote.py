@@ -1,4 +1,4 @@
-"""A model on a server: completions and chat sessions, as ``llama.Llama`` has them for one here."""
+"""A model on a server, with the completions and chat sessions of ``llama.Llama``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _NO_GRAMMAR = "a server cannot be made to meet it"
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Template and vocabulary by which messages are encoded here."""
+    """Template and vocabulary with which messages are encoded locally."""
 
     tokenizer: Tokenizer
     templates: TemplateSource
@@ -47,8 +47,8 @@ class RemoteModel:
         """Combine the parts of a model.
 
         Args:
-            served: the model, as it is asked.
-            encoding: what encodes messages here; None if the server does.
+            served: sends the requests.
+            encoding: encodes messages locally; None if the server does.
             warnings: warnings for the user, one line each.
         """
         if encoding is not None:
@@ -77,7 +77,7 @@ class RemoteModel:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Vocabulary; None where only the server knows it."""
+        """Vocabulary; None if only the server knows it."""
         return None if self._encoding is None else self._encoding.tokenizer
 
     @property
@@ -110,10 +110,10 @@ class RemoteModel:
         """Begin or continue a conversation.
 
         Raises:
-            UsageError: if it cannot be held there as it is wanted.
+            UsageError: if the server cannot hold it as wanted.
         """
         if grammar is not None:
-            raise UsageError(grammar.what, _NO_GRAMMAR, "use a model here")
+            raise UsageError(grammar.what, _NO_GRAMMAR, "use a local model")
         conversation = conversation or Conversation("", examples)
         if self._encoding is None:
             if template != "auto" or template_name is not None:
@@ -152,7 +152,7 @@ class RemoteModel:
             UsageError: if there is a grammar.
         """
         if grammar is not None:
-            raise UsageError(grammar.what, _NO_GRAMMAR, "use a model here")
+            raise UsageError(grammar.what, _NO_GRAMMAR, "use a local model")
         return self.served.call(
             TEXT_ROUTE,
             {"prompt": text},
@@ -165,13 +165,13 @@ class RemoteModel:
     def generate_request(
         self, request: Call, hooks: Hooks | None = None, *, lookup: bool = True
     ) -> Iterator[Event]:
-        """Ask for the answer to a request; ``lookup`` is for models here."""
+        """Ask for the answer to a request; ``lookup`` is for local models."""
         return self.served.generate(request, hooks)
 
     def scheduler(
         self, parallel: int, *, notify: Callable[[str], None] | None = None
     ) -> ConcurrentRequests[Any]:
-        """Return what asks for up to ``parallel`` answers at a time."""
+        """Return a scheduler of up to ``parallel`` requests."""
         return ConcurrentRequests(parallel, notify)
 
     def generate_all(

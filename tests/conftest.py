@@ -56,7 +56,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def starter_model() -> Path:
-    """The starter model, fetched as a user fetches it if it is not here yet."""
+    """The starter model, downloaded as a user downloads it if it is not here yet."""
     from llama_chat.library import starter
 
     return starter.pull(starter.DEFAULT, lambda done, total: None)

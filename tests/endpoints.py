@@ -28,7 +28,7 @@ def session(server: FaultServer, silence_s: float = 20.0, **options: Any) -> Rem
 
 @dataclass
 class Outcome:
-    """What came of a message."""
+    """Outcome of a message."""
 
     text: str = ""
     finish: Finish | None = None
@@ -52,7 +52,7 @@ def send(talk: RemoteSession, hooks: Hooks | None = None) -> Outcome:
 
 
 def assert_one_line(error: LlamaChatError, *parts: str) -> None:
-    """Check that an error is a line for people, and has no key in it."""
+    """Check that an error is one readable line, without the key."""
     line = str(error)
     assert line.count(": ") >= 2
     assert not CONTROLS & set(line)

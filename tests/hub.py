@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, with the requests that fetching a model needs."""
+"""A Hugging Face hub on loopback, with the requests that downloading a model needs."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A walk of the package that finds all code that opens or parses data, and is in no gate."""
+"""Search of the package for code that opens or parses data outside of a gate."""
 
 import ast
 from collections import defaultdict

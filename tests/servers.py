@@ -12,7 +12,7 @@ from harness.program import Program
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server, its socket file, and the folder that its clients must have."""
+    """A server, its Unix socket, and the folder that its clients must have."""
 
     process: Program
     socket: Path
@@ -28,7 +28,7 @@ class Server:
 @contextmanager
 def running_server(home: Path, model: Path, *flags: str) -> Iterator[Server]:
     """Run a server of ``model`` on any port until the end of the block."""
-    # The path of a socket file may have 107 bytes.
+    # The path of a Unix socket may have 107 bytes.
     runtime = tempfile.mkdtemp(prefix="llama-chat-")
     arguments = ("serve", "-m", str(model), "--port", "0", *flags)
     try:

@@ -1,4 +1,4 @@
-"""Sequences that are generated together get what each gets alone."""
+"""Sequences that are generated together are the same as those generated alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A pass over several sequences gives each what it gets alone: by kernels bit for bit."""
+"""A pass over several sequences gives each the same as alone: with the kernels, bit for bit."""
 
 from collections.abc import Sequence
 from dataclasses import replace

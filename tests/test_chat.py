@@ -170,7 +170,7 @@ def test_a_reply_wider_than_the_screen_is_broken_between_words_or_by_the_termina
 
 def test_without_a_model_the_starter_is_offered(tmp_path: Path) -> None:
     with Terminal(home=tmp_path, size=(160, 40)) as terminal:
-        terminal.wait_for(r"Fetch SmolLM2-135M-Instruct \(98 MB, licence Apache-2.0\)\? \[Y/n\]")
+        terminal.wait_for(r"Download SmolLM2-135M-Instruct \(98 MB, licence Apache-2.0\)\? \[Y/n\]")
         terminal.line("n")
         text = terminal.wait_for(r"error: model: none is configured")
         assert "llama-chat pull smollm2-135m" in text

@@ -298,7 +298,7 @@ def test_a_script_gets_status_3_and_one_error(tmp_path: Path) -> None:
     model = written(tmp_path / "model", "F32")
     spoil(model, "F32", float("nan"))
     result = run("check", model, home=tmp_path)
-    refused(result, "tensor layers.0.feed_forward.w3.weight has numbers", "fetch the file again")
+    refused(result, "tensor layers.0.feed_forward.w3.weight has numbers", "download the file again")
     assert [line.split()[0] for line in result.out.splitlines()].count("failed") == 1
     result = run("check", model, "--json", home=tmp_path)
     refused(result, "layers.0.feed_forward.w3.weight")

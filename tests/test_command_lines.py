@@ -122,7 +122,7 @@ def test_bad_command_lines_get_one_line_and_their_status(
 def test_names_of_models_that_are_not_here_get_one_line(home: Path) -> None:
     for name in ("/nowhere", "~nobody-of-this-name"):
         assert_clean_error(run("inspect", name, home=home), 3, "neither a path nor a known name")
-    advice = "or fetch it with: llama-chat pull meta/llama-7b"
+    advice = "or download it with: llama-chat pull meta/llama-7b"
     known = ("--model-paths", home)
     assert_clean_error(run("inspect", "meta/llama-7b", *known, home=home), 3, advice)
 

@@ -61,7 +61,7 @@ def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
 
 def test_advice_names_slash_commands(babble: Terminal) -> None:
     babble.refuse("/load nope", r"none is saved by that name: /sessions lists them")
-    babble.refuse("/model nonsense", r"known name: give /model PATH, or fetch one with: llama-chat")
+    babble.refuse("/model nonsense", r"known name: give /model PATH, or download one with: llama")
     babble.refuse("/template llama2", r"this model has no <s>: choose another with /template")
     babble.refuse("/set", r"/set: no setting is named: write /set top-p 0\.9")
     babble.ask("/overflow stop", "overflow is stop")

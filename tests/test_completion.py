@@ -92,7 +92,7 @@ def suggestions(shell: str, line: str, home: Path, **env: str) -> dict[str, str]
     [
         ("llama-chat comp", {"complete": "Continue the text of prompt files"}),
         ("llama-chat config ", {"show": "", "path": "", "init": "", "edit": "Edit the settings"}),
-        ("llama-chat ask --top", {"--top-p": "Keep the most likely", "--top-k": "Keep so many"}),
+        ("llama-chat ask --top", {"--top-p": "Keep the most likely", "--top-k": "Keep only the N"}),
         ("llama-chat --overflow s", {"stop": "refuse the message"}),
         ("llama-chat ask --dtype float3", {"float32": "4 bytes per weight"}),
         ("llama-chat bench --device c", {"cpu": "the processor", "cuda": "the first GPU"}),

@@ -1,4 +1,4 @@
-"""Files of conversations in one process: when they are written anew, and each refusal in full."""
+"""Files of conversations in one process: when they are rewritten, and each refusal in full."""
 
 import errno
 import itertools
@@ -249,7 +249,7 @@ def test_a_rename_that_is_refused_says_why(home: Path, monkeypatch: pytest.Monke
     assert (file.path, names_in(home)) == (path, sorted([path.name, "other.jsonl"]))
     file.rename(path.stem)
     path.unlink()
-    gone = f"{str(path)!r}: it is no longer there: the next turn saves it anew"
+    gone = f"{str(path)!r}: it is no longer there: the next turn saves it again"
     refused(SaveError, gone, file.rename, "mine")
     file.rename(path.stem)  # it has that name
     file.close()

@@ -94,7 +94,7 @@ def test_damage_is_mended_once_it_is_copied(
     loaded.conversation.add(Message("user", "more"))
     before = path.read_bytes()
     file.save(loaded.conversation, TAG)
-    assert path.read_bytes().startswith(before)  # it is not written anew once more
+    assert path.read_bytes().startswith(before)  # it is not rewritten once more
     file.close()
     assert names_in(home) == sorted([copy.name, path.name])
 

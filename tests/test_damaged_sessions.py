@@ -1,4 +1,4 @@
-"""Damage to a saved conversation costs what is damaged alone; the file as it was stays."""
+"""Only the damaged part of a saved conversation is lost, and a copy of the file is kept."""
 
 import json
 import re

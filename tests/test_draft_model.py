@@ -1,4 +1,4 @@
-"""A draft model changes the number of forward passes that a text takes, and none of its tokens."""
+"""A draft model changes the number of forward passes of a text, but none of its tokens."""
 
 from dataclasses import replace
 from pathlib import Path

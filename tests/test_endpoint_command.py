@@ -105,8 +105,10 @@ def test_what_a_server_cannot_do_is_said_in_one_line(
             assert (done.status, done.out) == (0, "Hello\n")
     given = ask(url, home, "--json", "--logprobs", "2")
     assert json.loads(given.out)["logprobs"] is None
-    assert given.err == "llama-chat: warning: --logprobs: the server gives none: use a model here\n"
-    assert_clean_error(run("bench", "--endpoint", url, home=home), 2, "this needs a model here")
+    assert (
+        given.err == "llama-chat: warning: --logprobs: the server gives none: use a local model\n"
+    )
+    assert_clean_error(run("bench", "--endpoint", url, home=home), 2, "this needs a local model")
     faulty.models = whole({"data": [{"id": "one"}, {"id": "t\x1b[2Jwo"}]})
     assert_clean_error(ask(url, home), 2, "several models", "one of one, t")
     faulty.models = refusal(404)

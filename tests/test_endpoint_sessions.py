@@ -1,4 +1,4 @@
-"""A conversation with a server is the one that a model here would hold."""
+"""A conversation with a server is the one that a local model would hold."""
 
 import time
 from collections.abc import Iterator

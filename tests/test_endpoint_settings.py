@@ -1,4 +1,4 @@
-"""Addresses of servers, the keys for them, and which of model and endpoint counts."""
+"""Addresses of servers, their keys, and the precedence of model and endpoint."""
 
 from pathlib import Path
 

@@ -85,7 +85,7 @@ def compute(seconds: float) -> None:
 
 
 def refuse(why: str) -> None:
-    raise ModelError("file", why, "fetch it again")
+    raise ModelError("file", why, "download it again")
 
 
 BAD: dict[str, tuple[Callable[[], object], str]] = {

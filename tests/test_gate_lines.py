@@ -42,7 +42,7 @@ LINES: dict[str, tuple[object, dict[str, bytes], str]] = {
     "a call": (
         {"a": os.system},
         {},
-        "it holds more than weights, which may be harmful: fetch it from its source",
+        "it holds more than weights, which may be harmful: download it from its source",
     ),
     "big-endian": (
         {"a": Stored()},
@@ -187,8 +187,8 @@ NOT_AS_LISTED = f"its part 'archive/data/0' is not as its list of parts says: {F
 ZIP_LINES = {
     "size": NOT_AS_LISTED,
     "extra bytes": NOT_AS_LISTED,
-    "encrypted": f"its parts are packed: {FETCH_AGAIN}",
-    "packed": f"its parts are packed: {FETCH_AGAIN}",
+    "encrypted": f"its parts are compressed or encrypted: {FETCH_AGAIN}",
+    "packed": f"its parts are compressed or encrypted: {FETCH_AGAIN}",
     "one in the other": f"its parts overlap: {FETCH_AGAIN}",
     "one name twice": f"two parts of it have the same name: {FETCH_AGAIN}",
     "pickle changed": f"its part 'data.pkl' is damaged: {FETCH_AGAIN}",
@@ -211,7 +211,7 @@ def test_a_long_list_of_parts_is_behind(tmp_path: Path) -> None:
 
 # ---- GGUF
 
-CUT = "the file is cut off or damaged: fetch it again"
+CUT = "the file is cut off or damaged: download it again"
 
 
 def value(kind: int, data: bytes = b"", name: str = "a") -> bytes:
@@ -219,7 +219,7 @@ def value(kind: int, data: bytes = b"", name: str = "a") -> bytes:
 
 
 GGUF: dict[str, tuple[bytes, str]] = {
-    "magic": (b"GGUX" + bytes(60), "not a GGUF file: fetch it again"),
+    "magic": (b"GGUX" + bytes(60), "not a GGUF file: download it again"),
     "version": (
         header().replace(b"\3", b"\4", 1),
         "GGUF version 4 is not known: take version 2 or 3",

@@ -57,7 +57,7 @@ def test_a_model_of_one_part_is_like_any_other(tmp_path: Path) -> None:
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     write_parts(tmp_path)
     part(tmp_path, 2).unlink()
-    assert_refused(part(tmp_path, 1), "there is no 'm-00002-of-00003.gguf': ", "fetch all parts")
+    assert_refused(part(tmp_path, 1), "there is no 'm-00002-of-00003.gguf': ", "download all parts")
     part(tmp_path, 1).unlink()
     assert_refused(part(tmp_path, 3), "no 'm-00001-of-00003.gguf', 'm-00002-of-00003.gguf'")
 

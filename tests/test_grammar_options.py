@@ -115,4 +115,4 @@ def test_the_chat_has_none(folder: Path) -> None:
         ("--fail-on-length",),
         ("--json", "--logprobs", "2"),
     ):
-        assert_clean_error(run("--continue", *flags, home=folder), 2, "the chat has none")
+        assert_clean_error(run("--continue", *flags, home=folder), 2, "the chat does not take it")

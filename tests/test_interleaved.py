@@ -1,4 +1,4 @@
-"""Generations that take turns on one engine: each gets what it gets alone, bit for bit."""
+"""Generations that take turns on one engine are the same as alone, bit for bit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache

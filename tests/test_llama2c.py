@@ -113,7 +113,7 @@ def test_bad_tokenizers_are_refused(case: str, model: Path) -> None:
 
 def test_a_model_without_a_tokenizer_is_refused(model: Path) -> None:
     model.with_name("tokenizer.model").unlink()
-    assert_refused(model, "no tokenizer.model or tokenizer.bin beside it: fetch it")
+    assert_refused(model, "no tokenizer.model or tokenizer.bin beside it: download it")
 
 
 # --- Hostile models -----------------------------------------------------------------------

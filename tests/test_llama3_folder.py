@@ -80,7 +80,7 @@ def test_a_tied_model_has_no_output_matrix(tmp_path: Path) -> None:
 def test_a_missing_shard_is_told(tmp_path: Path) -> None:
     write_llama_3(tmp_path, n_shards=2)
     (tmp_path / "consolidated.01.pth").unlink()
-    assert_refused(tmp_path, "1 of 2 shards are there: fetch the missing ones")
+    assert_refused(tmp_path, "1 of 2 shards are there: download the missing ones")
 
 
 def test_a_prompt_begins_with_bos_and_typed_tokens_are_text(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Peak memory of a load: what the model takes, and of the file no more than one layer at a time."""
+"""Peak memory of a load: that of the model, and of at most one layer of the file at a time."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

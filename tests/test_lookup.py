@@ -1,4 +1,4 @@
-"""Drafts change the number of forward passes that a text takes, and none of its tokens."""
+"""Drafts change the number of forward passes of a text, but none of its tokens."""
 
 import itertools
 from collections.abc import Sequence

@@ -95,7 +95,7 @@ def test_weights_in_shards_are_read(tmp_path: Path) -> None:
     (found,) = [model for model in installed_models([str(tmp_path)]) if model.path == folder]
     assert len(found.files) == 5
     (folder / min(names)).unlink()
-    assert_refused(folder, f"{min(names)!r} is missing: fetch all shards")
+    assert_refused(folder, f"{min(names)!r} is missing: download all shards")
 
 
 FOREIGN: dict[str, tuple[dict[str, object], str]] = {
@@ -123,7 +123,7 @@ def test_other_models_of_mistral_are_named(case: str, tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = write_mistral(tmp_path / "a" / "m")
     (folder / "tekken.json").unlink()
-    assert_refused(folder, "no tokenizer.model or tekken.json in it or beside it: fetch it")
+    assert_refused(folder, "no tokenizer.model or tekken.json in it or beside it: download it")
 
 
 # --- The tokenizer --------------------------------------------------------------------------------

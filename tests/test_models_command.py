@@ -110,7 +110,7 @@ def test_only_our_models_are_removed(models: Path, tmp_path: Path) -> None:
     assert_clean_error(done, 2, "it is no model of ours but from lm-studio: it is at ")
     assert_clean_error(run("models", "rm", "org/tin", home=tmp_path), 2, "did you mean org/tiny?")
     done = run("models", "rm", "org/tiny", home=tmp_path)
-    assert_clean_error(done, 2, "nobody can be asked: give --yes")
+    assert_clean_error(done, 2, "there is no terminal to confirm it: give --yes")
     record(models / "org/tiny/tiny.Q4_0.gguf", "0" * 40, "0" * 64)
     done = run("models", "rm", "org/tiny", "--yes", home=tmp_path)
     assert (done.status, done.err) == (0, "removed org/tiny\n")

@@ -23,13 +23,13 @@ def test_offline_no_request_is_sent(
 ) -> None:
     hub.files = {"a.gguf": WEIGHTS}
     done = pull(hub, tmp_path, "org/name", *flags, **env)
-    assert_clean_error(done, 1, "model 'org/name': offline is set, so it is not fetched")
+    assert_clean_error(done, 1, "model 'org/name': offline is set, so it is not downloaded")
     assert hub.tokens == set()
 
 
 def test_offline_the_starter_is_neither_fetched_nor_offered(hub: Hub, tmp_path: Path) -> None:
     done = pull(hub, tmp_path, "--offline")
-    assert_clean_error(done, 1, "model 'smollm2-135m': offline is set, so it is not fetched")
+    assert_clean_error(done, 1, "model 'smollm2-135m': offline is set, so it is not downloaded")
     with terminal_of(hub, tmp_path, "--offline") as terminal:
         assert terminal.wait_for_end() == 3
         assert "model: none is configured: give --model PATH\n" in terminal.text + "\n"

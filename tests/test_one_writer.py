@@ -1,4 +1,4 @@
-"""Text that is not ours is written in one place: every other call that writes is listed here."""
+"""Foreign text is written in one place; every other call that writes is listed here."""
 
 import ast
 from collections.abc import Iterator
@@ -147,8 +147,8 @@ def test_raw_answers_are_those_that_are_asked_for() -> None:
                 for keyword in node.keywords:
                     found[path.relative_to(PACKAGE).as_posix()] = ast.unparse(keyword.value)
     assert found == {
-        "cli/answering.py": "raw or as_json",
-        "cli/choosing.py": "raw or as_json",
+        "cli/answering.py": "options.raw or as_json",
+        "cli/choosing.py": "options.raw or options.as_json",
         "cli/replay.py": "as_json",
         "terminal/streams.py": "True",  # write_own
     }

@@ -15,7 +15,7 @@ from llama_chat.chat.records import ModelTag
 from tests.conversations import TAG, Facts, facts
 
 STATES = int(os.environ.get("LLAMA_CHAT_TEST_STATES", "0"))
-"""States tried of each moment; 0 tries one of every second."""
+"""States tried at each moment; 0 tries one state at every second moment."""
 
 TURNS = 20
 
@@ -39,7 +39,7 @@ class Session:
             self.lose_power()
 
     def lose_power(self) -> None:
-        """Try states of this moment: each is read, and can be gone on with."""
+        """Try states of this moment: each can be read and continued."""
         self.n_moments += 1
         with self.disk.paused():
             for _ in range(STATES or self.n_moments % 2):

@@ -39,7 +39,7 @@ Fetch = Callable[..., Path]
 
 @pytest.fixture
 def fetch(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
-    """Fetch in this process, which is faster than a run of the program."""
+    """Download in this process, which is faster than a run of the program."""
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -57,7 +57,7 @@ def fetch(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
 
 
 def refused(fetch: Fetch, home: Path, name: str = "org/name") -> LlamaChatError:
-    """Check that a fetch fails in one line and leaves no data; returns the error."""
+    """Check that a download fails in one line and leaves no data; returns the error."""
     with pytest.raises(LlamaChatError) as caught:
         fetch(name)
     assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_of_a_hugging_face_repository_only_what_is_needed_is_fetched(
     hub.files = needed | dict.fromkeys(others, b"not this one")
     done = pull(hub, tmp_path, "org/name", HF_TOKEN="hf_secret")
     assert done.status == 0, done
-    assert done.err == f"fetched org/name: {tmp_path}/.local/share/llama-chat/models/org/name\n"
+    assert done.err == f"downloaded org/name: {tmp_path}/.local/share/llama-chat/models/org/name\n"
     assert models(tmp_path) == {f"org/name/{path}": data for path, data in needed.items()}
     assert {path for path, _ in hub.asked} == set(needed)
     assert hub.tokens == {"Bearer hf_secret"}
@@ -162,7 +162,7 @@ def test_the_quantization_taken_is_reported_with_the_others(hub: Hub, tmp_path: 
     assert pull(hub, tmp_path, "org/name").err.splitlines() == [
         "taking Q4_K_M; there are also F16, Q2_K, Q4_0, Q8_0",
         "to choose: llama-chat pull org/name:F16",
-        f"fetched org/name: {tmp_path}/.local/share/llama-chat/models/org/name/chat-Q4_K_M.gguf",
+        f"downloaded org/name: {tmp_path}/.local/share/llama-chat/models/org/name/chat-Q4_K_M.gguf",
     ]
 
 
@@ -219,10 +219,10 @@ def test_a_file_that_changed_on_the_hub_is_fetched_from_the_start(
 def test_ctrl_c_says_how_to_resume(hub: Hub, tmp_path: Path) -> None:
     hub.files, hub.stall = {"a.gguf": WEIGHTS}, threading.Event()
     with terminal_of(hub, tmp_path, "pull", "org/name") as terminal:
-        terminal.wait_for(r"Fetching org/name \(512 KB\) .*50%")
+        terminal.wait_for(r"Downloading org/name \(512 KB\) .*50%")
         terminal.type(CTRL_C)
         assert terminal.wait_for_end() == 130
-        assert "interrupted: the same command goes on from here" in terminal.text
+        assert "interrupted: the same command resumes the download" in terminal.text
         assert "Traceback" not in terminal.text
     hub.stall.set()
     hub.stall = None
@@ -240,7 +240,7 @@ def test_two_at_once_do_not_disturb_each_other(hub: Hub, tmp_path: Path) -> None
         while not models(tmp_path):
             assert time.monotonic() < end
             time.sleep(0.01)
-        assert_clean_error(pull(hub, tmp_path, "org/name"), 1, "another pull is fetching it")
+        assert_clean_error(pull(hub, tmp_path, "org/name"), 1, "another pull is downloading it")
         first.kill(signal.SIGTERM)
         assert b"Traceback" not in first.communicate(seconds=20)[1]
         assert first.returncode == 143
@@ -326,7 +326,7 @@ def listed(path: str, **fields: object) -> dict[str, object]:
         (
             {"siblings": [listed("a.gguf")]},
             3,
-            "'a.gguf' is not what the hub announced: fetch it again",
+            "'a.gguf' is not what the hub announced: download it again",
         ),
         ({"siblings": "x"}, 1, "cannot be read"),
         ({"siblings": [7]}, 1, "cannot be read"),

@@ -1,4 +1,4 @@
-"""Connections between ranks: strangers are sent away, and an end is noticed at once."""
+"""Connections between ranks: other clients are rejected, and an end is noticed at once."""
 
 import socket
 import threading

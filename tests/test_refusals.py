@@ -1,4 +1,4 @@
-"""Models that are recognised and not read: a line says what each is, and what would work."""
+"""Unsupported models: the error says what each is, and what to use instead."""
 
 import io
 import json

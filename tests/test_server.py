@@ -1,4 +1,4 @@
-"""The server speaks the API of OpenAI, to clients that are many, slow, wrong or gone."""
+"""The server is OpenAI-compatible, with many, slow, wrong and vanished clients."""
 
 import http.client
 import json

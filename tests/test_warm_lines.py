@@ -1,4 +1,4 @@
-"""Many answers at once, and choices, from a running server: they are those of a model here."""
+"""Many answers at once, and choices, from a running server: they are those of a local model."""
 
 import json
 import os

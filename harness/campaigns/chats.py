@@ -4,9 +4,8 @@
 
 At the end of each, the screen and its scrollback must show every message once and in order, with
 its reply, and no other prompt; the modes of the terminal must be as before, and no process left.
-Prints what was otherwise, and the counts. Rows of a draft that tmux itself moves into the
-scrollback, where no program reaches them, may be there beside the message; such chats are counted
-apart.
+Prints the deviations, and the counts. Rows of a draft that tmux itself moves into the scrollback,
+where no program can erase them, may be there beside the message; such chats are counted separately.
 """
 
 import json
@@ -43,7 +42,7 @@ class RandomChat:
         self._terminal = Tmux(home)
 
     def hold(self) -> list[str]:
-        """Hold the chat; returns what is not as it should be."""
+        """Run the chat; returns the deviations."""
         terminal = self._terminal
         try:
             terminal.wait_for(re.escape(SHELL))
@@ -217,7 +216,7 @@ def _squeezed(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Hold chats; returns 1 if anything was wrong."""
+    """Run chats; returns 1 if anything was wrong."""
     count, seed = count_and_seed(arguments, 200)
     findings = Findings()
     for each in range(seed, seed + count):

@@ -98,7 +98,7 @@ MOMENTS: Sequence[Callable[[Terminal], list[str]]] = (
 
 
 def close(moment: Callable[[Terminal], list[str]], delay_s: float, home: Path) -> list[str]:
-    """Run a chat whose window closes after a delay; returns what is not as it should be."""
+    """Run a chat whose window closes after a delay; returns the deviations."""
     model = starter.installed_path(starter.DEFAULT)
     mark = f"{home}/"
     flags = ("-m", model, "--max-tokens", "4", "--temperature", "0")

@@ -4,7 +4,7 @@
 
 Instants: while the program is imported, the model loads, a long message is read, a reply is
 generated, and turns are saved. A finding is a terminal that is not as it was, or a chat that does
-not listen: the measure allows 1 s, in 99 of 100 cases.
+not react within 1 s in 99 of 100 cases.
 """
 
 import random
@@ -96,7 +96,7 @@ def press(
 
 
 def main(arguments: list[str]) -> int:
-    """Press it so often; returns 1 if anything was found."""
+    """Press it at each instant; returns 1 if anything was found."""
     count, seed = count_and_seed(arguments, 200)
     chance, times, findings = random.Random(seed), list[float](), Findings()
     with tempfile.TemporaryDirectory() as folder:

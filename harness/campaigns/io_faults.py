@@ -1,4 +1,4 @@
-"""Let each call for a file fail in turn, in every part of the program.
+"""Make each file call fail in turn, in every part of the program.
 
     python -m harness.campaigns.io_faults [--every 1] [--errors NAME...] [--only PART]
 
@@ -267,7 +267,7 @@ def main() -> int:
 
 
 def _run_preloaded() -> int:
-    """Run this program anew, with the calls intercepted; all that it starts inherits that."""
+    """Run this program again with intercepted calls, which its child processes inherit."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         print("skipped: it needs Linux and a C compiler")

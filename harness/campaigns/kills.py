@@ -3,9 +3,8 @@
     python -m harness.campaigns.kills [COUNT [SEED]]
 
 Chats die while they start, read a message, answer, save and leave; batch runs at any time, and are
-resumed until they end; servers with and without requests. A finding is a turn whose end was shown,
-or an answer that was written, and is not there; a file that cannot be read; or a next run that does
-not succeed.
+resumed until they end; servers with and without requests. A finding is a lost turn whose end was
+shown, or a lost answer that was written; a file that cannot be read; or a next run that fails.
 """
 
 import json
@@ -164,10 +163,10 @@ KINDS: tuple[Callable[[Path, Path, random.Random], list[str]], ...] = (
 
 
 def main(arguments: list[str]) -> int:
-    """Kill so many programs; returns 1 if anything was found."""
+    """Kill that many programs; returns 1 if anything was found."""
     count, seed = count_and_seed(arguments, 300)
     chance, findings = random.Random(seed), Findings()
-    os.umask(0)  # what is private must not need the umask
+    os.umask(0)  # files must be private whatever the umask is
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random.gguf"
         write_gguf(model)

@@ -3,8 +3,8 @@
     python -m harness.campaigns.rank_models [SIZE…]
 
 The stories models and the starter model, as floats and packed: logits, conversations, and eight
-sequences at once. Packed weights are computed in torch, where sums have no other rounding than that
-of their order; then by the kernels, which round activations to 8 bits, and are only reported.
+sequences at once. Packed weights are computed in torch, where only the order of sums changes the
+rounding; then by the kernels, which quantize activations to 8 bits and are only reported.
 """
 
 import os

@@ -76,7 +76,7 @@ def strike(model: Path, n: int, chosen: random.Random) -> list[str]:
             bad.append(f"ended after {took_s:.1f} s")
         terminal.wait_for_end()
         lines = LINE.findall(terminal.text.replace("\n", ""))
-        # Before the program has begun, and without rank 0, only torchrun can say it.
+        # Before the program has begun, or without rank 0, only torchrun can report it.
         unsaid = phase == "loading" and (rank == 0 or "/help" not in terminal.text)
         if len(lines) != 1 and not (unsaid and not lines):
             bad.append(f"{len(lines)} lines: {terminal.text[-3000:]}")

@@ -4,7 +4,7 @@
 
 Every STEP-th event of the profiler is one moment, see ``harness.signalled``: while the first input
 opens and the model loads, in both kinds of input, and while a command and a message are handled and
-the next inputs open. Prints what was left of the terminal otherwise than it was, and the counts.
+the next inputs open. Prints the changes that were left in the terminal, and the counts.
 """
 
 import re
@@ -55,7 +55,7 @@ PHASES = (
 
 
 def strike(phase: Phase, at: int, number: int, home: Path) -> list[str]:
-    """Run a chat with a signal at an event; returns what is not as it should be."""
+    """Run a chat with a signal at an event; returns the deviations."""
     command = (sys.executable, "-m", "harness.signalled", str(number), str(at), phase.function)
     model = starter.installed_path(starter.DEFAULT)
     flags = (*phase.flags, "--max-tokens", "4")

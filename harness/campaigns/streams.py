@@ -131,7 +131,7 @@ def _bar(pieces: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Writer:
-    """A way out of the program."""
+    """A way in which the program writes text."""
 
     write: Write
     """Writes the pieces of a stream."""
@@ -139,7 +139,7 @@ class Writer:
     """Control sequences of the program itself."""
     terminal: bool = True
     every: int = 1
-    """One of so many streams is written."""
+    """Every n-th stream is written."""
 
 
 WRITERS = {

@@ -38,7 +38,7 @@ MAX_BYTES = 300 * 2**20
 PROGRAM_EVERY = 100
 
 READ = "read"
-"""Outcome of a file that is no longer the model, but whole."""
+"""Outcome of a file that is valid, though no longer the model."""
 
 
 def write_model(folder: Path) -> Path:

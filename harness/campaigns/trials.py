@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def count_and_seed(arguments: Sequence[str], count: int) -> tuple[int, int]:
-    """Return the number of trials, ``count`` unless an argument says another, and their seed.
+    """Return the number of trials, by default ``count``, and their seed.
 
     The seed is the second argument, or a new one; it is printed, so that they can be repeated.
     """
@@ -30,7 +30,7 @@ class Findings:
 
         Args:
             kind: its kind.
-            trial: what tells it from others of this kind.
+            trial: identifies it among those of its kind.
             bad: what was found.
         """
         self.n_of[kind] += 1

@@ -1,7 +1,7 @@
 """File of a conversation, with a line of JSON for every change.
 
 Lines are only appended, so that a kill at any time loses at most the save being written. A file
-that lacks checksums, is damaged, or consists mostly of replaced lines is written anew beside the
+that lacks checksums, is damaged, or consists mostly of replaced lines is rewritten beside the
 old one, and takes its place once it is durable.
 
 The first line is a header. After it, ``{"number": …}`` lines are messages, of which a later one
@@ -28,7 +28,7 @@ from llama_chat.errors import SaveError, UsageError, is_full_disk, reason
 from llama_chat.files import private_folder, write_atomically
 
 _MOST_REPLACED = 64
-"""Number of replaced lines for which no file is written anew, however small it is."""
+"""Number of replaced lines up to which no file is rewritten, however small it is."""
 
 
 class ConversationFile:
@@ -123,7 +123,7 @@ class ConversationFile:
     def _write(
         self, conversation: Conversation, now: Snapshot, *, durable: bool
     ) -> tuple[Path, LockedFile]:
-        """Append what has changed, or write the file anew; returns the file and its path."""
+        """Append what has changed, or rewrite the file; returns the file and its path."""
         file = self._current()
         if file is None or self.path is None:
             records = changes(None, now)
@@ -156,7 +156,7 @@ class ConversationFile:
             return
         if self._current() is None:
             gone = repr(str(self.path))
-            raise SaveError(gone, "it is no longer there", "the next turn saves it anew")
+            raise SaveError(gone, "it is no longer there", "the next turn saves it again")
         try:
             publish(self.path, target)
         except FileExistsError:
@@ -213,10 +213,10 @@ def _gets_name(temporary: Path, path: Path) -> bool:
 
 
 def repair(path: Path) -> tuple[Loaded, Path | None]:
-    """Write a saved conversation anew with all that can be read of it, and with checksums.
+    """Rewrite a saved conversation with everything that can be read, and with checksums.
 
     Returns:
-        What was read; and the copy of the file as it was if it was damaged.
+        What was read, and the copy of the damaged file, if it was damaged.
 
     Raises:
         UsageError: if nothing of it can be read, or a program has it open.
@@ -266,7 +266,7 @@ def _keep_copy(reader: BinaryIO, path: Path) -> Path:
 
 
 def _rewrite(path: Path, loaded: Loaded) -> LockedFile:
-    """Write what was read of a file anew."""
+    """Rewrite a file with what was read of it."""
     now = snapshot(loaded.conversation, loaded.tag)
     try:
         return _write_anew(path, now, loaded.created)

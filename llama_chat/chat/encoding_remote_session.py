@@ -1,4 +1,4 @@
-"""Chat session with a model on a server, whose messages are encoded here."""
+"""Chat session with a model on a server, with messages that are encoded locally."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from llama_chat.tokenizers.base import Tokenizer
 
 
 class EncodingRemoteSession(EncodingSession, RemoteSession):
-    """A conversation that is encoded here, and continued as raw ids or text by a server."""
+    """A conversation that is encoded locally, and continued by a server as raw ids or text."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class EncodingRemoteSession(EncodingSession, RemoteSession):
             yield event if text == event.text else replace(event, text=text)
 
     def _measure(self, fit: Fit, reply: Message, finish: Finish) -> None:
-        """Compare the counts of the server with those of here, which must be the same."""
+        """Compare the token counts of the server with the local ones, which must be the same."""
         super()._measure(fit, reply, finish)
         counted, n_tokens = finish.usage.prompt_tokens, len(fit.ids)
         # Some servers do not count BOS, and some add one more.
@@ -101,7 +101,7 @@ class EncodingRemoteSession(EncodingSession, RemoteSession):
             )
 
     def _shorter(self, fit: Fit) -> Fit | None:
-        """Return None: what the server refuses is longer there than here."""
+        """Return None: all that fits was sent, so the server must have counted more tokens."""
         return None
 
 

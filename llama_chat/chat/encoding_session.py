@@ -1,4 +1,4 @@
-"""Sessions whose messages are encoded here, so that what fits in the context is known."""
+"""Sessions that encode their messages locally, so that they know what fits in the context."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -97,12 +97,14 @@ class EncodingSession(ChatSession):
             fit = self._fit(Message("user", typed, attachments=attachments))
         except PromptTooLongError:
             return ContextUse(n_tokens, None)
-        except UsageError:  # the template refuses the conversation; it is said when that is sent
+        except (
+            UsageError
+        ):  # the template refuses the conversation, which is reported when it is sent
             return ContextUse(n_tokens, 0)
         return ContextUse(n_tokens, fit.n_newly_dropped)
 
     def _fit_key(self) -> tuple[object, ...]:
-        """Return all that decides which turns fit, by value, since messages change in place."""
+        """Return everything that decides which turns fit, by value: messages change in place."""
         conversation = self.conversation
         messages = conversation.messages()
         shown = tuple((each.role, each.text, each.ids, each.attachments) for each in messages)

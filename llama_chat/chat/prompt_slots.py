@@ -1,8 +1,7 @@
 """Slots of prompt files: ``{{stdin}}``, ``{{file:PATH}}`` and ``{{name}}``.
 
-They are filled in the texts of a file that is parsed already, so a value is never syntax of TOML. A
-value is not looked at again: braces in it are braces, and it becomes a control token as little as
-any other text.
+They are filled after the file is parsed, so a value never acts as TOML syntax. Slots in a value are
+not filled, and like any text a value never becomes a control token.
 """
 
 import re
@@ -33,7 +32,7 @@ _SLOT = re.compile(
 )
 
 _ESCAPE = "{{"
-"""Behind these a slot is plain text, without them."""
+"""Prefix that makes a slot plain text; it is removed."""
 
 
 def slot_names(prompt: PromptFile) -> set[str]:

@@ -1,4 +1,4 @@
-"""Receipts: all that decides what an answer is, in its JSON, and read again from there."""
+"""Receipts: all that determines an answer, written to its JSON and read back for a replay."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ LOAD_SETTINGS = ("device", "dtype", "quantize", "kv_dtype", "context", "threads"
 
 @dataclass(frozen=True, slots=True)
 class GenerationInputs:
-    """All that decided an answer, besides the model and the seed."""
+    """All that determined an answer, besides the model and the seed."""
 
     ids: Sequence[int]
     """The prompt."""
@@ -47,7 +47,7 @@ class GenerationInputs:
 
     @classmethod
     def of_session(cls, session: "LocalSession") -> "GenerationInputs":
-        """Return what the last reply of a session was decided by."""
+        """Return the inputs of the last reply of a session."""
         return cls(
             session.prompt_ids,
             session.sampler.sampling,
@@ -63,10 +63,10 @@ class GenerationInputs:
     def of_request(
         cls, request: "Request | LlamaChatError", template: "ChatTemplate | None" = None
     ) -> "GenerationInputs":
-        """Return that of a request, which was encoded through ``template`` if one is given.
+        """Return the inputs of a request, encoded with ``template`` if one is given.
 
         Raises:
-            LlamaChatError: if that failed.
+            LlamaChatError: if the request is the error of its encoding.
         """
         if isinstance(request, LlamaChatError):
             raise request
@@ -94,7 +94,7 @@ def describe(
     Args:
         llama: the model.
         loaded: the settings that it was loaded with.
-        asked: returns what decided the answer, once it is written.
+        asked: returns the inputs of the answer, once it is written.
         n_logprobs: number of the most likely tokens at each position; 0 for no log-probabilities.
     """
 
@@ -126,7 +126,7 @@ def describe(
 
 
 def fingerprint_of(llama: "Llama") -> str:
-    """Return the fingerprint; an empty text if the files cannot be read, which fails no answer."""
+    """Return the fingerprint; empty if the files cannot be read, so that the answer succeeds."""
     try:
         return llama.fingerprint
     except LlamaChatError:
@@ -169,7 +169,7 @@ def parse_receipt(line: str, where: str) -> Receipt:
     """Read the receipt in the JSON of an answer.
 
     Raises:
-        UsageError: about ``where``, if there is none, or it was changed to what cannot be.
+        UsageError: about ``where``, if there is none, or it is invalid.
     """
     advice = "give what --json wrote"
     try:

@@ -60,9 +60,9 @@ class Loaded:
     """Bytes of all complete saves."""
     n_lines: int = 0
     n_sealed: int = 0
-    """Number of all lines, and of those with a checksum that is right."""
+    """Number of all lines, and of those with a valid checksum."""
     cut: bool = False
-    """True if an incomplete save follows, as after a crash."""
+    """True if an incomplete save follows the complete ones, as after a crash."""
     damage: list[str] = field(default_factory=list)
     """Each damaged line, with the reason."""
 
@@ -84,7 +84,7 @@ def changes(before: Snapshot | None, now: Snapshot, created: str = "") -> list[R
         before = Snapshot({}, {})
     changed = {n: record for n, record in now.messages.items() if record != before.messages.get(n)}
     records += changed.values()
-    # Reading a message makes it the head, which alone needs no state record.
+    # A message that is read becomes the head, so a new head alone needs no state record.
     if now.state != (before.state | {"head": max(changed)} if changed else before.state):
         records.append(now.state)
     return records
@@ -113,7 +113,7 @@ def read_records(file: BinaryIO, *, salvage: bool = False) -> Loaded:
     """Read and validate a file of records.
 
     A file with checksums is read in spite of damaged lines: ``LOST`` stands for the messages that
-    cannot be read, and what follows from others is guessed. With ``salvage`` any file is.
+    cannot be read, and their places in the tree are guessed. With ``salvage`` any file is read so.
 
     Raises:
         ValueError: if a line is invalid; the message gives its number and the reason.
@@ -200,7 +200,7 @@ def _settle_lost_parent(conversation: Conversation, record: Record) -> None:
 
 
 class _OtherVersionError(ValueError):
-    """The file is of another version, which only a program that knows it may change."""
+    """The file is of another version, so this program must not change it."""
 
 
 def _check_header(record: Record) -> None:

@@ -16,13 +16,13 @@ from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
 
 _CHARACTERS_OF_A_TOKEN = 4.0
-"""Characters of a token, until the server has counted some."""
+"""Assumed characters per token, until the server has counted tokens."""
 
 _N_FIRST = 20
 """Likely first tokens of a reply that are asked for to choose between replies."""
 
 _CONTINUES = {"continue_final_message": True, "add_generation_prompt": False}
-"""Fields by which vLLM and others continue the last message; others do that by themselves."""
+"""Fields that make vLLM and others continue the last message; the rest do so anyway."""
 
 
 def is_unknown_here(what: str) -> UsageError:
@@ -71,12 +71,12 @@ class RemoteSession(ChatSession):
 
     @property
     def template_name(self) -> str:
-        """Words for the template of the server."""
+        """Text shown in place of the name, which only the server knows."""
         return "the server's"
 
     @property
     def n_reused(self) -> int:  # type: ignore[override] # it changes
-        """Number of tokens of the last prompt that the server had cached, as it says."""
+        """Number of tokens of the last prompt that the server had cached, as it reports."""
         return self._n_reused
 
     def context_use(self, typed: str, attachments: Sequence[Attachment] = ()) -> ContextUse:
@@ -100,7 +100,7 @@ class RemoteSession(ChatSession):
         return self.model.seen[token_id]
 
     def request(self, text: str, *, with_logprobs: bool = True) -> Call:
-        """Return what ``send`` would ask the server, to be asked elsewhere; nothing is recorded.
+        """Return the request of ``send``, to be sent elsewhere; nothing is recorded.
 
         Without ``with_logprobs`` it is asked for no likely alternatives of tokens.
 
@@ -116,7 +116,7 @@ class RemoteSession(ChatSession):
         return []
 
     def prefill_next(self, prefix: Sequence[int] | None = None, hooks: Hooks | None = None) -> None:
-        """Do nothing: the server keeps what it evaluated, or not."""
+        """Do nothing: the server decides what it caches."""
 
     def score(self, message: str, texts: Sequence[str], hooks: Hooks | None = None) -> list[Scored]:
         """Score replies to a message by their first tokens.
@@ -128,7 +128,7 @@ class RemoteSession(ChatSession):
         first = next((event for event in events if isinstance(event, Token)), None)
         if first is None or not first.alternatives:
             why = "the server gives no log-probabilities"
-            raise UsageError("choices", why, "use a server that does, or a model here")
+            raise UsageError("choices", why, "use a server that does, or a local model")
         found = [self._begins(text, first) for text in texts]
         tokens = [token_id for ids in found for token_id in ids]
         if not tokens:
@@ -136,7 +136,7 @@ class RemoteSession(ChatSession):
             raise UsageError("choices", why, "ask for one of them in the question")
         if len(tokens) != len(set(tokens)):
             why = "two begin with the same token, and a server scores first tokens alone"
-            raise UsageError("choices", why, "let them begin differently, or use a model here")
+            raise UsageError("choices", why, "let them begin differently, or use a local model")
         known = dict(first.alternatives)
         least = min(known.values())
         return [
@@ -202,7 +202,7 @@ class RemoteSession(ChatSession):
         )
 
     def _fit(self, *new: Message) -> Fit:
-        """Return the path with ``new`` at its end; what fits is known only to the server."""
+        """Return the path with ``new`` at its end; only the server knows what fits."""
         conversation = self.conversation
         n_dropped = conversation.n_dropped
         turns = [*conversation.path(), *new][2 * n_dropped :]
@@ -245,7 +245,7 @@ class RemoteSession(ChatSession):
         self._tell(f"the context is full: the oldest {turns} no longer shown to the model")
 
     def _measure(self, fit: Fit, reply: Message, finish: Finish) -> None:
-        """Learn from the counts of the server how many characters a token has."""
+        """Update the characters per token with the counts of the server."""
         usage = finish.usage
         self._n_reused = usage.cached_tokens
         n_tokens = usage.prompt_tokens + usage.completion_tokens

@@ -1,4 +1,4 @@
-"""Chat session: a conversation, and what generates its replies, here or elsewhere."""
+"""Chat session: a conversation, and the generation of its replies, locally or on a server."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ from llama_chat.tokenizers.base import Tokenizer
 
 
 class ChatSession(ABC):
-    """A conversation, and what generates its replies.
+    """A conversation, and the generation of its replies.
 
-    Every command edits only the conversation; a session finds out what differs.
+    Commands only edit the conversation; the session finds out what has changed.
     """
 
     template: ChatTemplate | None = None
-    """Chat template that encodes messages; None where that is done elsewhere."""
+    """Chat template that encodes messages; None if a server does that."""
     n_bytes = 0
-    """Bytes of memory that the session takes here, beside the model."""
+    """Bytes of local memory that the session takes, beside the model."""
     n_evaluated: int | None = None
     """Number of tokens evaluated so far; None if it is not known."""
     n_reused = 0
@@ -207,11 +207,11 @@ class ChatSession(ABC):
 
     @abstractmethod
     def _record(self, reply: Message, token: Token) -> None:
-        """Add a token to ``reply``, whose text has it already."""
+        """Add a token to ``reply``, whose text already includes it."""
 
     @abstractmethod
     def _ended(self, reply: Message, finish: Finish) -> None:
-        """Do what is to be done after a reply."""
+        """Finish a reply."""
 
     def _open_reply(self, reply_prefix: str) -> Message:
         """Return a new reply, which holds only ``reply_prefix`` so far."""
@@ -261,7 +261,7 @@ class ChatSession(ABC):
 
 
 class ChatModel(Protocol):
-    """A model that sessions are held with, here or elsewhere."""
+    """A model to chat with, local or on a server."""
 
     warnings: Sequence[str]
     """Warnings for the user, one line each."""
@@ -272,7 +272,7 @@ class ChatModel(Protocol):
 
     @property
     def summary(self) -> str:
-        """Words about where it is and what it takes, for display."""
+        """Description of its place and size, for display."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -25,7 +25,7 @@ TIME_IN_NAME = "%Y-%m-%d-%H%M%S"
 _NEW_NAME = re.compile(r"\d{4}-\d\d-\d\d-\d{6}(-|$)")
 
 _N_NAMED = 5
-"""Number of conversations that an error names, if a beginning fits more."""
+"""Number of conversations that an error names, if a prefix matches more."""
 
 
 @dataclass(frozen=True, slots=True)

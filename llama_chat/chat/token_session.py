@@ -1,4 +1,4 @@
-"""Sessions whose replies are known token by token, with ids of the vocabulary here."""
+"""Sessions that receive replies token by token, with ids of a local vocabulary."""
 
 from llama_chat.chat.conversation import Message
 from llama_chat.chat.encoding_session import EncodingSession
@@ -10,10 +10,10 @@ class TokenSession(EncodingSession):
     """A conversation whose replies keep the ids that the model wrote."""
 
     def _begin(self, reply: Message) -> Leading:
-        """Make the text of a reply that goes on that of its ids.
+        """Prepare a reply to be continued: make its text that of its ids.
 
         Returns:
-            The treatment of leading white space in what follows.
+            The treatment of leading white space in the continuation.
         """
         if reply.ids is None:
             return "keep"  # known only as text, it continues directly after its last character
@@ -28,6 +28,6 @@ class TokenSession(EncodingSession):
             reply.logprobs.add(token.id, token.logprob, token.alternatives)
 
     def _ended(self, reply: Message, finish: Finish) -> None:
-        """Drop ids that reach into a stop string, which the text does not."""
+        """Drop the ids if a stop string ended the reply: they extend beyond its text."""
         if finish.stopped_at is not None:
             reply.ids = None

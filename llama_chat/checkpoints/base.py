@@ -95,11 +95,11 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def stored(self, name: str) -> Sequence[torch.Tensor]:
-        """View all floats of the weight ``name`` in the mapped files: of blocks their scales."""
+        """View the floats of a weight in the mapped files; of quantized blocks, the scales."""
 
     @property
     def surplus(self) -> int:
-        """Bytes at the end of the files that belong to nothing; most formats have none."""
+        """Bytes at the end of the files that belong to no tensor; most formats have none."""
         return 0
 
     @abstractmethod
@@ -176,7 +176,7 @@ def llama_weights(
 def n_rows(shapes: Mapping[str, tuple[int, ...]], stated: int) -> int:
     """Return the number of rows of the embedding among weights, or ``stated`` if there is none.
 
-    What a config says about it may be of a version with other tokens.
+    A config may state the number of another version, with other tokens.
 
     Raises:
         ValueError: if ``stated`` is no size.
@@ -210,7 +210,7 @@ def check_tensors(what: str, config: LlamaConfig, found: Mapping[str, tuple[int,
     Raises:
         ModelError: naming the first missing, unknown or misshapen tensor.
     """
-    advice = "fetch all files of one release, or take another model of the llama family"
+    advice = "download all files of one release, or take another model of the llama family"
     # Checked first: a malicious n_layers of 10^9 must not build a table of 10^9 names.
     if config.n_layers > len(found):
         why = (

@@ -1,7 +1,7 @@
-"""Fingerprint of a model: a hash by which another one is told from it.
+"""Fingerprint of a model: a hash that identifies it.
 
-It is of the header – architecture, names, shapes and types of the weights – the vocabulary, and
-blocks of the weight files, spread evenly: to read all of them would take as long as to load them.
+It covers the header – architecture, names, shapes and types of the weights – the vocabulary, and
+evenly spread blocks of the weight files; hashing whole files would take as long as loading them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ FILE = "fingerprints.json"
 
 _N_BLOCKS = 16
 _BLOCK_BYTES = 2**16
-"""So many blocks of a file are read, the first and the last among them."""
+"""Number of blocks read from a file, including the first and the last."""
 
 _SUFFIXES = (".safetensors", ".pth", ".bin")
 """Suffixes of the weights in a folder."""

@@ -28,7 +28,7 @@ from llama_chat.gates import gate
 from llama_chat.library.layouts import PART_NAME
 from llama_chat.parallel.slices import Slice
 
-_ALL_PARTS = "fetch all parts of one model into one folder, under the names they have"
+_ALL_PARTS = "download all parts of one model into one folder, under the names they have"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,5 +188,5 @@ def _stored(metadata: Metadata, name: str, tensor: GGUFTensor, mapped: mmap.mmap
         raise metadata.error(f"{shown} has rows of broken blocks", DAMAGED)
     stored = StoredTensor(tensor.shape, kind, tensor.offset, mapped)
     if stored.end > len(mapped):
-        raise metadata.error(f"it ends before {shown} does", "fetch it again")
+        raise metadata.error(f"it ends before {shown} does", "download it again")
     return stored

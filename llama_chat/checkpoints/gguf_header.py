@@ -71,7 +71,7 @@ class _Reader:
         self._items_left = _MAX_ITEMS
 
     def error(self, why: str) -> ModelError:
-        return ModelError(self._what, why, "the file is cut off or damaged: fetch it again")
+        return ModelError(self._what, why, "the file is cut off or damaged: download it again")
 
     def cut_off(self, at: int) -> ModelError:
         """Make the error for a value that extends past the end."""
@@ -151,7 +151,7 @@ def read_header(data: memoryview, path: Path) -> GGUFHeader:
     what = label(path)
     reader = _Reader(data, what)
     if bytes(data[:4]) != GGUF_MAGIC:
-        raise ModelError(what, "not a GGUF file", "fetch it again")
+        raise ModelError(what, "not a GGUF file", "download it again")
     reader.take(4)
     _check_version(reader.scalar("<I"), what)
     n_tensors, n_values = reader.scalar("<Q"), reader.scalar("<Q")

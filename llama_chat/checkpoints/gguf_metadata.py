@@ -5,7 +5,7 @@ from typing import Any
 
 from llama_chat.errors import ModelError, counted
 
-DAMAGED = "the file is damaged or of another kind: fetch it again"
+DAMAGED = "the file is damaged or of another kind: download it again"
 
 
 class Metadata:

@@ -27,7 +27,7 @@ def read_config(folder: Path) -> JsonObject:
     Raises:
         ModelError: if it cannot be read, or the model has an unsupported feature.
     """
-    config = read_object(folder / "config.json", "it belongs beside the weights: fetch it")
+    config = read_object(folder / "config.json", "it belongs beside the weights: download it")
     architecture = _architecture(config)
     if architecture not in _FAMILY:
         raise config.error(f"its architecture is {architecture[:60]!r}", OF_LLAMA)

@@ -21,7 +21,7 @@ SAMPLING = {
 _MAX_ENDS = 1000
 """Limit on the ids of one list; models have up to ten."""
 
-_FETCH = "fetch it from the same release"
+_FETCH = "download it from the same release"
 
 
 def find_defaults(folder: Path, config: JsonObject, n_rows: int) -> GenerationDefaults:

@@ -5,7 +5,7 @@ from pathlib import Path
 from llama_chat.checkpoints.small_files import JsonObject, read_bytes, read_object
 from llama_chat.checkpoints.template_source import DEFAULT, TemplateSource
 
-_FETCH = "fetch it from the same release"
+_FETCH = "download it from the same release"
 
 _MORE = "additional_chat_templates"
 

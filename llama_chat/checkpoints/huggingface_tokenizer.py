@@ -21,7 +21,7 @@ from llama_chat.tokenizers.vocabulary import (
     is_marker,
 )
 
-_FETCH = "fetch it from the same release"
+_FETCH = "download it from the same release"
 
 _NAMES = (
     "bos_token",

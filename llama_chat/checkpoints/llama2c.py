@@ -166,7 +166,7 @@ def _find_tokenizer(path: Path) -> Path:
     raise ModelError(
         label(path),
         "no tokenizer.model or tokenizer.bin beside it",
-        "fetch it from the same place",
+        "download it from the same place",
     )
 
 

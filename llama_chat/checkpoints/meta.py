@@ -148,11 +148,11 @@ def _open_shards(folder: Path) -> list[dict[str, Tensor]]:
         return [open_weights(folder, (MISTRAL_WEIGHTS,), _COMPUTED)]
     if not files:
         why = f"no consolidated.*.pth or {MISTRAL_WEIGHTS} in it"
-        raise ModelError(label(folder), why, "fetch the weights")
+        raise ModelError(label(folder), why, "download the weights")
     for number, file in enumerate(files):
         if file.name != f"consolidated.{number:02}.pth":
             raise ModelError(
-                label(folder), f"consolidated.{number:02}.pth is missing", "fetch all shards"
+                label(folder), f"consolidated.{number:02}.pth is missing", "download all shards"
             )
     return [open_archive(file, _COMPUTED) for file in files]
 
@@ -196,13 +196,13 @@ def _check_shards(path: Path, params: JsonObject, stored: dict[str, _Stored]) ->
     """Check that there is an embedding, and that no shard is missing, as the names cannot."""
     for name in (_EMBEDDING, _QUERY):
         if name not in stored or len(stored[name].shape) != 2:
-            raise ModelError(label(path), f"tensor {name} is missing", "fetch all files again")
+            raise ModelError(label(path), f"tensor {name} is missing", "download all files again")
     query = stored[_QUERY]
     n_rows, n_shards = query.shape[0], len(query.shards)
     whole = params.size("n_heads") * head_dim(params)
     if whole > n_rows and whole % n_rows == 0:
         why = f"{n_shards} of {counted(n_shards * whole // n_rows, 'shard')} are there"
-        raise ModelError(label(path), why, "fetch the missing ones")
+        raise ModelError(label(path), why, "download the missing ones")
 
 
 def _find_tokenizer(path: Path) -> Path:
@@ -211,4 +211,4 @@ def _find_tokenizer(path: Path) -> Path:
         if found := meta_tokenizers([entry.name for entry in folder.iterdir()]):
             return folder / found[0]
     why = f"no tokenizer.model or {TEKKEN} in it or beside it"
-    raise ModelError(label(path), why, "fetch it from the same release")
+    raise ModelError(label(path), why, "download it from the same release")

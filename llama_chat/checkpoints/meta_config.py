@@ -44,7 +44,7 @@ def read_params(folder: Path) -> JsonObject:
     Raises:
         ModelError: if it cannot be read, or the model has an unsupported feature.
     """
-    params = read_object(folder / "params.json", "it belongs beside the weights: fetch it")
+    params = read_object(folder / "params.json", "it belongs beside the weights: download it")
     if isinstance(params.values.get("model"), dict):  # as some of Llama 3 have it
         params = params.object("model")
     architecture = params.text("model_type") or "transformer"

@@ -8,7 +8,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class TemplateSource:
-    """Chat templates of a checkpoint, and what a template is guessed from if there is none."""
+    """Chat templates of a checkpoint, and the hints for a guess if it has none."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
     """Template texts by name; most checkpoints have ``default`` alone."""
@@ -19,11 +19,11 @@ class TemplateSource:
     names: tuple[str, ...] = ()
     """Names of the model: of its file or folder, and in its metadata."""
     is_meta: bool = False
-    """True for files in a layout of Meta, which never hold a template."""
+    """True for files in Meta's layout, which never contain a template."""
 
     @property
     def stored(self) -> str | list[dict[str, str]] | None:
-        """The texts as files store them: one, or a list of named ones; None if there is none."""
+        """The texts as model files store them: a text, or a list of named ones; None if none."""
         if self.texts.keys() <= {DEFAULT}:
             return self.texts.get(DEFAULT)
         return [{"name": name, "template": text} for name, text in self.texts.items()]

@@ -1,7 +1,7 @@
 """Files of ``torch.save`` since 2020: a zip archive of a pickle and plain numbers.
 
-They are mapped here and not by torch, which believes the pickle: a storage that is shorter in the
-archive would be filled from what follows it.
+They are mapped here and not by torch, which trusts the pickle: it would fill a storage that is
+shorter in the archive from the bytes that follow it.
 """
 
 import re
@@ -69,7 +69,7 @@ def open_archive(path: Path, skip: re.Pattern[str]) -> dict[str, Tensor]:
 
 
 def _check_torch(what: str) -> None:
-    """Refuse the files of torch under a release of torch with known holes, in what reads them too.
+    """Refuse torch files if the installed torch has known vulnerabilities.
 
     Raises:
         ModelError: if the installed torch is below its floor.
@@ -112,7 +112,7 @@ class _Archive:
             return read_pickle(self._read(_PICKLE))
         except ForeignNameError:
             why = "it holds more than weights, which may be harmful"
-            raise self._error(why, "fetch it from its source") from None
+            raise self._error(why, "download it from its source") from None
 
     def tensor(self, name: str, described: PickledTensor) -> Tensor:
         """View a tensor, without a copy."""

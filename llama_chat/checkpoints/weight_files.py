@@ -99,9 +99,9 @@ def map_file(path: Path, what: str = "") -> mmap.mmap:
 
 
 def read_only(address: int, row_bytes: int, rows: range, columns: range) -> None:
-    """Let the system read no more of a mapped matrix than the pages of a part of it.
+    """Restrict reading of a mapped matrix to the pages of a part of it.
 
-    By itself it reads ahead: some megabytes on some disks, which belong to other ranks.
+    Otherwise the system reads ahead, some megabytes on some disks, which belong to other ranks.
 
     Args:
         address: the beginning of the matrix.

@@ -32,7 +32,7 @@ def open_weights(folder: Path, names: Sequence[str], skip: re.Pattern[str]) -> d
         index = folder / f"{name}.index.json"
         if index.exists():
             return _open_shards(folder, index, skip)
-    advice = f"fetch {names[0]}, or its shards and {names[0]}.index.json"
+    advice = f"download {names[0]}, or its shards and {names[0]}.index.json"
     raise ModelError(label(folder), "no weights in it", advice)
 
 
@@ -45,7 +45,7 @@ def _open_shards(folder: Path, index: Path, skip: re.Pattern[str]) -> dict[str, 
         raise places.error("it names no shard")
     missing = [file for file in names if not (folder / file).exists()]
     if missing:
-        raise ModelError(label(folder), f"{missing[0]!r} is missing", "fetch all shards")
+        raise ModelError(label(folder), f"{missing[0]!r} is missing", "download all shards")
     weights: dict[str, Tensor] = {}
     for file in names:
         shard = _open_file(folder / file, skip)

@@ -49,7 +49,7 @@ def locate_entries(mapped: mmap.mmap, what: str) -> dict[str, Entry]:
     with zipfile.ZipFile(_ListOnly(mapped)) as archive:
         listed = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if any(i.compress_type != zipfile.ZIP_STORED or i.flag_bits & _ENCRYPTED for i in listed):
-        raise ModelError(what, "its parts are packed", FETCH_AGAIN)
+        raise ModelError(what, "its parts are compressed or encrypted", FETCH_AGAIN)
     entries = {info.orig_filename: _locate(info, mapped, what) for info in listed}
     if len(entries) < len(listed):
         raise ModelError(what, "two parts of it have the same name", FETCH_AGAIN)

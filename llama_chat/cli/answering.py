@@ -52,7 +52,7 @@ def describe_answer(
 ) -> Describe:
     """Return the function that describes an answer; see ``receipts.describe``.
 
-    Those of a model on a server have no receipt, since nothing can reproduce them.
+    Answers of a model on a server have no receipt, since nothing can reproduce them.
     """
     from llama_chat.remote import RemoteModel
 
@@ -64,17 +64,17 @@ def describe_answer(
 def _describe_remote(
     model: "RemoteModel", n_logprobs: int, tokens: Sequence[Token], finish: Finish
 ) -> dict[str, Any]:
-    """Return the log-probabilities that a server gave, of tokens with numbers of our own."""
+    """Return the log-probabilities that a server gave; ids are local numbers of its tokens."""
     if not n_logprobs:
         return {}
     if any(token.id < 0 for token in tokens):
-        streams.warn("--logprobs: the server gives none: use a model here")
+        streams.warn("--logprobs: the server gives none: use a local model")
         return {"logprobs": None}
     return {"logprobs": [logprob_json(model.piece, each, n_logprobs) for each in tokens]}
 
 
 def asked_of(session: "LocalSession | RemoteSession") -> GenerationInputs:
-    """Return what decided the last reply of a session with a model here."""
+    """Return the inputs of the last reply of a session with a local model."""
     return GenerationInputs.of_session(cast("LocalSession", session))
 
 
@@ -100,7 +100,7 @@ def write_answer(
         echo: text to write first.
 
     Raises:
-        LengthLimitError: if the answer is cut off, and that is to be an error.
+        LengthLimitError: if the answer is cut off, and ``fail_on_length`` is set.
     """
     as_json, hidden = options.as_json, settings.hides_progress
     writer = AnswerWriter(raw=options.raw or as_json)
@@ -135,7 +135,7 @@ def write_answer(
 
 
 def cut_json(text: str, error: LlamaChatError) -> dict[str, Any]:
-    """Return an answer that an error has ended, with what came of it, as JSON has it."""
+    """Return the JSON of an answer that an error ended, with the text so far."""
     came = {"text": text} if text else {}
     return {**came, "error": str(error), "status": error.status}
 

@@ -11,11 +11,11 @@ from types import FrameType
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from llama_chat.cli import completing
 from llama_chat.cli.command_line import usage_error
+from llama_chat.cli.help import Command, Group
 from llama_chat.errors import (
     INTERRUPTED_STATUS,
     ClosedPipe,
@@ -45,8 +45,8 @@ _VALUES = {"--resume": "", "--device-map": "auto"}
 """Values that options have without one."""
 
 
-class _Commands(TyperGroup):
-    """Commands; a question in place of their name is answered with the command that asks it."""
+class _Commands(Group):
+    """Commands; for a question in place of a command, the error names ``ask``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that ``args`` begins with.
@@ -72,8 +72,8 @@ class _Commands(TyperGroup):
 def build(arguments: Sequence[str] | None = None) -> typer.Typer:
     """Build the command line for ``arguments``, or all of it.
 
-    Only the commands that they can be about are built: the options of all would take longer to make
-    than a small model takes to load.
+    Only the commands that the arguments need are built: building the options of all takes longer
+    than loading a small model.
     """
     names = _NAMES if arguments is None else _needed(arguments)
     app = typer.Typer(
@@ -91,7 +91,7 @@ def build(arguments: Sequence[str] | None = None) -> typer.Typer:
         if name in GROUPS:
             app.add_typer(module.app)
         else:
-            app.command()(getattr(module, name))
+            app.command(cls=Command)(getattr(module, name))
     if len(names) == 1:
         app.callback()(_only_a_command)
     else:
@@ -110,7 +110,7 @@ def _needed(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:
-    """Give the options of ``_VALUES`` a value where none follows: Typer has no optional ones."""
+    """Insert a value after options of ``_VALUES`` without one: Typer has no optional values."""
     completed: list[str] = []
     for word, following in itertools.pairwise([*arguments, "-"]):
         completed.append(word)

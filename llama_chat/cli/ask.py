@@ -54,11 +54,11 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="[QUESTION]",
-            help="The question, in quotes; `-`, or none, takes all from stdin.",
+            help="The question, in quotes; `-` or none reads it from stdin.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write control characters unchanged.")] = False,
     fail_on_length: FailOnLength = False,
     variables: Variables = None,
     dry_run: DryRun = False,
@@ -75,10 +75,11 @@ def ask(
     choices_file: ChoicesFile = None,
     normalize: NormalizeBy = "none",
 ) -> None:
-    """Answer one question through the chat template; or many, each in a line of stdin.
+    """Answer a question, or one in each line of stdin.
 
-    With stdin piped the document comes first, then a blank line, then the question; unless the
-    prompt file has a slot for it. With --lines and --jsonl every line is such a document.
+    The question goes through the chat template. A piped stdin is a document: the message is the
+    document, a blank line and the question, unless the prompt file has a slot for the document.
+    With --lines and --jsonl every line is such a document.
     """
     words = words or []
     if len(words) > 1:

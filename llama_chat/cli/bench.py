@@ -16,12 +16,20 @@ from llama_chat.terminal import streams
 @takes_settings
 def bench(
     settings: Settings,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens to prefill.", min=2)] = 512,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to decode.", min=2)] = 64,
-    rounds: Annotated[int, typer.Option(help="Rounds, of which the median counts.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens to prefill.", min=2)
+    ] = 512,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to decode.", min=2)] = 64,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="Rounds; the median is reported.", min=1)
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Measure loading, prefill and decode against the memory bandwidth of this machine."""
+    """Measure the speed of a model on this machine.
+
+    It times the load, prefill and decode, and compares decode with the memory bandwidth measured
+    here.
+    """
     began = time.perf_counter()
     llama, _ = load_model(settings)
     load_s = time.perf_counter() - began

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from llama_chat.terminal.model_loader import Plan
 
 ContinueLatest = Annotated[
-    bool, typer.Option("--continue", "-c", help="Go on with the latest conversation.")
+    bool, typer.Option("--continue", "-c", help="Continue the latest conversation.")
 ]
 Resume = Annotated[
     str | None,
     typer.Option(
         "--resume",
         metavar="[NAME]",
-        help="Go on with a saved conversation; without a name, pick one.",
+        help="Continue a saved conversation; without a name, pick one.",
         autocompletion=conversations,
     ),
 ]
@@ -53,10 +53,10 @@ def chat(
     resume: Resume = None,
     variables: Variables = None,
 ) -> None:
-    """Open the chat; what `llama-chat` alone does on a terminal.
+    """Open the chat, as `llama-chat` alone does on a terminal.
 
-    A text that is piped to stdin is attached to the first message, unless the prompt file has a
-    slot for it.
+    A text piped to stdin is attached to the first message, unless the prompt file has a slot for
+    it.
     """
     open_chat(settings, variables, continue_latest=continue_latest, resume=resume)
 
@@ -191,16 +191,16 @@ def _run_chat(
 
 
 def _offer_starter(settings: Settings) -> None:
-    """Ask whether to fetch the starter model.
+    """Ask whether to download the starter model.
 
     Raises:
-        ModelError: if the user declines, or it cannot be fetched offline.
+        ModelError: if the user declines, or it cannot be downloaded offline.
     """
     if is_offline(settings):
         raise ModelError("model", "none is configured", "give --model PATH")
     model = starter.STARTERS[starter.DEFAULT]
     streams.say("No model is configured.")
     size = f"{model.size / 1e6:.0f} MB"
-    if not streams.confirm(f"Fetch {model.title} ({size}, licence {model.licence})?"):
+    if not streams.confirm(f"Download {model.title} ({size}, licence {model.licence})?"):
         raise ModelError("model", "none is configured", NO_MODEL_ADVICE)
     fetch(starter.DEFAULT, settings)

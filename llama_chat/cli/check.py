@@ -1,4 +1,4 @@
-"""``llama-chat check``: everything about a model is checked, and nothing is run."""
+"""``llama-chat check``: validation of a model without running it."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,15 +23,15 @@ def check(
     settings: Settings,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Path or name.", autocompletion=models),
+        typer.Argument(metavar="[MODEL]", help="Path or name.", autocompletion=models),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Check a model without running it: headers, tokenizer, template, hashes, every weight.
+    """Validate a model without running it.
 
-    One line for each check says ok, failed or skipped, and why. Hashes are compared where
-    checklist.chk of Meta, a hub or ollama states them. The status is 0 for a sound model and 3 for
-    another.
+    It checks the headers, the tokenizer, the chat template, the hashes and every weight, and writes
+    a line for each check: ok, failed or skipped, and why. Hashes come from Meta's checklist.chk, a
+    hub or ollama. The status is 0 if the model is valid, else 3.
     """
     path = model_path(settings, target)
     with importing_torch():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llama_chat.chat.choices import ReplyScorer
 
 Normalize = Literal["none", "length"]
-"""Scores to compare: log-probabilities, or those divided by the tokens."""
+"""Scores to compare: log-probabilities, or those divided by the number of tokens."""
 
 _CHOICES = "Choices"
 
@@ -37,7 +37,7 @@ ChoicesFile = Annotated[
     typer.Option(
         "--choices-file",
         metavar="FILE",
-        help="The same, with a reply in each line.",
+        help="Like --choices, with a reply in each line.",
         rich_help_panel=_CHOICES,
     ),
 ]
@@ -46,7 +46,7 @@ NormalizeBy = Annotated[
     typer.Option(
         "--normalize",
         metavar="none|length",
-        help="Compare log-probabilities, or those divided by the tokens.",
+        help="Compare log-probabilities as they are, or divided by the number of tokens.",
         rich_help_panel=_CHOICES,
     ),
 ]

@@ -50,15 +50,17 @@ def complete(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE…", help="Prompt files or names; `-` is stdin.", autocompletion=prompts
+            metavar="FILE...", help="Prompt files or names; `-` is stdin.", autocompletion=prompts
         ),
     ],
     through_template: Annotated[
         bool, typer.Option("--chat", help="Apply the chat template.")
     ] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per file.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Pass control characters on.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one line of JSON per answer.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write control characters unchanged.")] = False,
     fail_on_length: FailOnLength = False,
     variables: Variables = None,
     dry_run: DryRun = False,
@@ -67,10 +69,10 @@ def complete(
     grammar: GrammarFile = None,
     logprobs: Logprobs = 0,
 ) -> None:
-    """Continue the text of prompt files; several files share one load.
+    """Continue the text of prompt files.
 
-    The bytes of a text file are the prompt, less one final newline, with its slots filled. A
-    structured file is answered once for each of its questions.
+    The prompt is the text of the file without its final newline, with its slots filled. A
+    structured file is answered once for each of its questions. Several files share one load.
     """
     if files.count("-") > 1:
         raise _stdin_twice()
@@ -248,7 +250,7 @@ class _Generations:
         return describe_answer(model, settings, asked, self._n_logprobs)
 
     def _asked(self, request: Any, settings: Settings) -> GenerationInputs:
-        """Return what decided an answer of a model here."""
+        """Return the inputs of an answer of a local model."""
         if not self._through_template:
             return GenerationInputs.of_request(request)
         model = cast("Llama", self._model)

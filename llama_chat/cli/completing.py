@@ -70,7 +70,7 @@ def prepare() -> None:
     ):
         raise UsageError(
             "completion",
-            f"request {request[:40]!r} is of no script of ours",
+            f"request {request[:40]!r} is not from a completion script",
             "make the script again: llama-chat --show-completion",
         )
 

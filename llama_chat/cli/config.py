@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llama_chat.cli import editing
+from llama_chat.cli.help import Command, Group
 from llama_chat.cli.options import Flags, config_flag, takes_settings
 from llama_chat.files import resource, write_new
 from llama_chat.settings.definitions import SETTINGS
@@ -21,11 +22,7 @@ from llama_chat.terminal.sanitizer import escaped
 from llama_chat.terminal.streams import AnswerWriter
 from llama_chat.tokenizers.base import without_surrogates
 
-app = typer.Typer(
-    name="config",
-    help="The settings in force, and the file that holds them.",
-    rich_markup_mode=None,
-)
+app = typer.Typer(name="config", cls=Group, rich_markup_mode=None)
 
 _COLUMN = 28
 """Column of the comments, unless a value is longer."""
@@ -37,18 +34,18 @@ _ConfigOption = Annotated[
 
 @app.callback(invoke_without_command=True)
 def config(ctx: typer.Context) -> None:
-    """The settings in force, and the file that holds them."""
+    """Show the settings in force, or edit their file."""
     if ctx.invoked_subcommand is None:
         streams.say(ctx.get_help())
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(cls=Command)
 @takes_settings
 def show(
     settings: Settings,
     with_origin: Annotated[
-        bool, typer.Option("--origin", help="Say where each comes from, in a comment.")
+        bool, typer.Option("--origin", help="Write the origin of each in a comment.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help='{"top_p": {"value": 0.9, "origin": "default"}, …}')
@@ -68,9 +65,9 @@ def show(
     writer.finish()
 
 
-@app.command()
+@app.command(cls=Command)
 def path(ctx: typer.Context, config: _ConfigOption = None) -> None:
-    """Print where the settings file is, or would be."""
+    """Print the path of the settings file, which need not exist."""
     file = _file(ctx, config)
     writer = AnswerWriter()
     writer.write(str(file))
@@ -79,18 +76,18 @@ def path(ctx: typer.Context, config: _ConfigOption = None) -> None:
         streams.say("there is no such file yet: llama-chat config edit makes it")
 
 
-@app.command()
+@app.command(cls=Command)
 def init(ctx: typer.Context, config: _ConfigOption = None) -> None:
-    """Write a settings file with every default and what it means."""
+    """Write a settings file with every default and its meaning."""
     _create(_file(ctx, config))
 
 
-@app.command()
+@app.command(cls=Command)
 def edit(ctx: typer.Context, config: _ConfigOption = None) -> None:
-    """Edit the settings file, made if there is none, in $VISUAL or $EDITOR.
+    """Edit the settings file in $VISUAL or $EDITOR.
 
-    What you write takes its place only if it can be used. A graphical editor must
-    wait until it is closed: EDITOR="code --wait".
+    It is created if there is none, and replaced only if what you write is valid. A graphical editor
+    must wait until it is closed: EDITOR="code --wait".
     """
     file = _file(ctx, config)
     command = find_editor()

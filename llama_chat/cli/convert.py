@@ -29,11 +29,13 @@ def convert(
     ],
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="safetensors|gguf", help="Format, if OUT does not tell."),
+        typer.Option(
+            "--to", metavar="safetensors|gguf", help="Format, if the name of OUT does not tell."
+        ),
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--type", metavar="|".join(TYPES), help="How matrices are stored."),
+        typer.Option("--type", metavar="|".join(TYPES), help="Type in which matrices are stored."),
     ] = None,
     shard_size: Annotated[
         str | None,
@@ -42,11 +44,13 @@ def convert(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Write nothing but errors and warnings.")
+    ] = False,
 ) -> None:
-    """Write a model as a GGUF file, or as a folder that Hugging Face's libraries read.
+    """Write a model as a GGUF file or a Hugging Face folder.
 
-    Without --type floats stay of the type they are, and quantized weights become F16.
+    Without --type floats keep their type, and quantized weights become F16.
     """
     target = choose_target(Path(expand_user(out)), to, kind, shard_size)
     path = model_path(load_settings({}, None), model)

@@ -15,11 +15,11 @@ Variables = Annotated[
 ]
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the prompt, its ids and counts; answer nothing.")
+    bool, typer.Option("--dry-run", help="Show the prompt, its ids and counts; generate nothing.")
 ]
 
 FailOnLength = Annotated[
-    bool, typer.Option("--fail-on-length", help="Status 5 if an answer is cut off.")
+    bool, typer.Option("--fail-on-length", help="Exit with status 5 if an answer is cut off.")
 ]
 
 _GRAMMAR = "Grammar"
@@ -38,7 +38,7 @@ Regex = Annotated[
     typer.Option(
         "--regex",
         metavar="REGEX",
-        help="Answer with a text that matches from end to end.",
+        help="Answer with a text that matches as a whole.",
         rich_help_panel=_GRAMMAR,
     ),
 ]

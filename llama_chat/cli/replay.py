@@ -1,4 +1,4 @@
-"""``llama-chat replay``: the answer of a receipt once more."""
+"""``llama-chat replay``: reproduction of an answer from its receipt."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 @takes("model", "model_paths", *LOAD_SETTINGS, "quiet", "plain")
 def replay(
     settings: Settings,
-    file: Annotated[str, typer.Argument(metavar="FILE.json|-", help="What --json wrote.")],
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per receipt.")] = False,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE.json", help="Output of --json; `-` is stdin.")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one line of JSON per receipt.")
+    ] = False,
 ) -> None:
-    """Write an answer again from its receipt, and say where it differs.
+    """Reproduce an answer from its receipt.
 
-    The model is loaded as it was then, except for what flags say. Of a file with several lines each
-    is replayed.
+    If it differs, the first different token and the causes are reported. The model is loaded as it
+    was then, except where flags say otherwise. A file may have several receipts, one in each line.
     """
     text = streams.read_stdin(must_fit=False) if file == "-" else read_prompt_text(Path(file))
     receipts = _parse(text, f"receipt {file!r}")

@@ -37,7 +37,7 @@ def main(
     continue_latest: ContinueLatest = False,
     resume: Resume = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object, for piped stdin.")
+        bool, typer.Option("--json", help="Write one JSON object (with piped stdin).")
     ] = False,
     fail_on_length: FailOnLength = False,
     variables: Variables = None,
@@ -68,7 +68,7 @@ def main(
             given.append(constraint.what)
         if given:
             advice = "use it with ask, complete or piped stdin"
-            raise UsageError(given[0], "the chat has none", advice)
+            raise UsageError(given[0], "the chat does not take it", advice)
         open_chat(settings, variables, continue_latest=continue_latest, resume=resume)
     else:
         answer(

@@ -1,4 +1,4 @@
-"""``llama-chat serve``: a warm server on a socket file, and on a port."""
+"""``llama-chat serve``: a warm server on a Unix socket, and on a TCP port."""
 
 import os
 import signal
@@ -28,51 +28,66 @@ def serve(
     settings: Settings,
     action: Annotated[
         Literal["start", "status", "stop"],
-        typer.Argument(help="Start a server, or say whether one runs, or end it."),
+        typer.Argument(
+            metavar="[start|status|stop]",
+            help="Start a server, describe the running one, or stop it.",
+        ),
     ] = "start",
     socket: Annotated[
-        str | None, typer.Option("--socket", metavar="PATH", help="Another socket file.")
+        str | None, typer.Option("--socket", metavar="PATH", help="Unix socket to listen on.")
     ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            "--port", metavar="N", min=0, max=2**16 - 1, help="A port for HTTP, too; 0 is any."
+            "--port",
+            metavar="N",
+            min=0,
+            max=2**16 - 1,
+            help="Also listen on TCP port N; 0 picks a free one.",
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Address of the port.")
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to bind the TCP port to.")
     ] = "127.0.0.1",
     api_key: Annotated[
         str | None,
         typer.Option(
-            "--api-key", metavar="KEY", envvar="LLAMA_CHAT_API_KEY", help="Key for the port."
+            "--api-key",
+            metavar="KEY",
+            envvar="LLAMA_CHAT_API_KEY",
+            help="Key that clients of the port must send.",
         ),
     ] = None,
     cors: Annotated[
         list[str] | None,
-        typer.Option("--cors", metavar="ORIGIN", help="A web page that may use the port."),
+        typer.Option("--cors", metavar="ORIGIN", help="Origin that CORS allows."),
     ] = None,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="TIME", help="Time for running answers at the end.")
+        str,
+        typer.Option(
+            "--grace", metavar="TIME", help="Time that running answers have to end when it stops."
+        ),
     ] = "10s",
     idle: Annotated[
         str | None,
-        typer.Option("--idle", metavar="TIME", help="End after so long without a request."),
+        typer.Option("--idle", metavar="TIME", help="Stop after TIME without a request."),
     ] = None,
     max_requests: Annotated[
         int, typer.Option("--max-requests", metavar="N", min=1, help="Requests at a time.")
     ] = 256,
     cache_memory: Annotated[
         str | None,
-        typer.Option("--cache-memory", metavar="SIZE", help="Memory for all conversations."),
+        typer.Option(
+            "--cache-memory", metavar="SIZE", help="Memory for the KV caches of all conversations."
+        ),
     ] = None,
     log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Log what clients send, too, under -v.")
+        bool, typer.Option("--log-prompts", help="With -v, also log what clients send.")
     ] = False,
 ) -> None:
-    """Keep a model loaded, and answer on a socket file and on a port.
+    """Keep a model loaded and serve it on a Unix socket and a port.
 
-    The port speaks the API of OpenAI: /v1/chat/completions, /v1/completions, /v1/models; also
+    The API is OpenAI-compatible: /v1/chat/completions, /v1/completions and /v1/models; besides,
     /v1/tokenize, /health and /metrics.
     """
     path = expand_user(socket) if socket else default_socket()

@@ -11,12 +11,13 @@ from llama_chat.chat.conversation_file import repair as repair_file
 from llama_chat.chat.dialogs import to_dialog, to_markdown
 from llama_chat.chat.records import Loaded
 from llama_chat.cli.completing import conversations
+from llama_chat.cli.help import Command, Group
 from llama_chat.cli.listing import write, write_rows
 from llama_chat.errors import LlamaChatError, UsageError
 from llama_chat.files import local_time, readable_time
 from llama_chat.terminal import streams
 
-app = typer.Typer(name="sessions", help="Saved conversations.", rich_markup_mode=None)
+app = typer.Typer(name="sessions", cls=Group, rich_markup_mode=None)
 
 _COLUMNS = ("name", "saved", "messages", "model", "title")
 _NAME, _, _MESSAGES, _MODEL, _TITLE = range(len(_COLUMNS))
@@ -26,10 +27,12 @@ _REPAIR = "llama-chat sessions repair keeps what can be read"
 _YIELDING = {_TITLE: 20, _MODEL: 8, _NAME: 24}
 """Minimum widths by column, in the order in which a narrow terminal cuts them."""
 
-_JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+_JsonOption = Annotated[bool, typer.Option("--json", help="Write one line of JSON.")]
 _Name = Annotated[
     str,
-    typer.Argument(help="Name, or how it begins.", autocompletion=conversations, metavar="NAME"),
+    typer.Argument(
+        help="Name, or a unique prefix of it.", autocompletion=conversations, metavar="NAME"
+    ),
 ]
 _Names = Annotated[
     list[str], typer.Argument(help="Whole names.", autocompletion=conversations, metavar="NAME...")
@@ -43,23 +46,25 @@ _BAD = ("cut", "damaged", "unreadable")
 
 @app.callback(invoke_without_command=True)
 def sessions(ctx: typer.Context, as_json: _JsonOption = False) -> None:
-    """Saved conversations; alone, it lists them."""
+    """List, show, check, repair or remove saved conversations.
+
+    Without a command it lists them.
+    """
     if ctx.invoked_subcommand is None:
         _write_list(as_json=as_json)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_all(ctx: typer.Context, as_json: _JsonOption = False) -> None:
-    """List them, the latest first."""
+    """List saved conversations, the latest first."""
     _write_list(as_json=_wants_json(ctx, as_json))
 
 
-@app.command()
+@app.command(cls=Command)
 def show(ctx: typer.Context, name: _Name, as_json: _JsonOption = False) -> None:
-    """Print one in Markdown.
+    """Print a conversation in Markdown.
 
-    The system message and examples come first, as the model is shown them; then all that was said
-    up to where the conversation stands.
+    The system message and the examples come first, then the messages of the current branch.
     """
     path = store.find(name)
     loaded = store.read(path)
@@ -72,9 +77,9 @@ def show(ctx: typer.Context, name: _Name, as_json: _JsonOption = False) -> None:
         write(to_markdown(messages, path.stem))
 
 
-@app.command()
+@app.command(cls=Command)
 def rm(names: _Names) -> None:
-    """Remove all that are named; none if one cannot be."""
+    """Remove conversations: all that are named, or none."""
     paths = [store.find(name, whole=True) for name in dict.fromkeys(names)]
     for path in paths:
         store.refuse_if_open(path)
@@ -83,12 +88,13 @@ def rm(names: _Names) -> None:
         streams.say(f"removed {path.stem}")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(ctx: typer.Context, names: _AnyNames = None, as_json: _JsonOption = False) -> None:
-    """Check all, or those that are named; status 1 if one is damaged.
+    """Check conversations: all, or those named.
 
-    Each is ok; old, which is without checksums; open in a program that may be writing; cut off in
-    its last save; damaged; or unreadable.
+    Each is ok, old (without checksums), open (another program may be writing it), cut (its last
+    save is incomplete), damaged or unreadable. The status is 1 if one is cut, damaged or
+    unreadable.
     """
     found = [
         _Finding(entry.name, *_state(entry, loaded))
@@ -99,12 +105,12 @@ def check(ctx: typer.Context, names: _AnyNames = None, as_json: _JsonOption = Fa
         raise LlamaChatError("sessions", f"{bad} of {len(found)} damaged", _REPAIR)
 
 
-@app.command()
+@app.command(cls=Command)
 def repair(ctx: typer.Context, names: _AnyNames = None, as_json: _JsonOption = False) -> None:
-    """Write all that are damaged, or those of them that are named, anew.
+    """Rewrite damaged conversations: all, or those named.
 
-    What can be read stays, and a copy of each damaged file. Old ones get checksums. Status 1 if
-    one cannot be repaired.
+    Everything that can be read is kept, and so is a copy of each damaged file. Conversations
+    without checksums get them. The status is 1 if one cannot be repaired.
     """
     found = []
     for entry, loaded in store.read_all(_paths(names)):

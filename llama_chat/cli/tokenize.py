@@ -23,19 +23,25 @@ from llama_chat.terminal.streams import AnswerWriter
 @takes_settings
 def tokenize(
     settings: Settings,
-    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="A text; stdin if none.")] = "-",
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FILE]", help="Text file; `-` or none is stdin.", show_default=False
+        ),
+    ] = "-",
     dialog: Annotated[
         str | None,
-        typer.Option("--dialog", metavar="FILE.json", help="[{role, content}, …], with template."),
+        typer.Option(
+            "--dialog", metavar="FILE.json", help="JSON dialog to encode with the chat template."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help='{"ids": […], "pieces": […]}')] = False,
 ) -> None:
-    """Show the ids and pieces of a text, or of a dialog through the chat template.
+    """Show the token ids and pieces of a text or a dialog.
 
-    Of a dialog it also shows what each token is: a control token, or text of the template or of a
-    message. Every byte of a text counts, a final newline too, but for a byte-order mark at the
-    beginning, which is no part of a text. No BOS is added. The model may be the path of a
-    tokenizer.model alone.
+    A dialog is [{role, content}, …]; for each of its tokens it also shows the origin: control,
+    template or message. Every byte of a text counts, a final newline too, except for a byte-order
+    mark at the beginning. No BOS is added. The model may be the path of a tokenizer.model alone.
     """
     if file != "-" and dialog is not None:
         raise UsageError("--dialog", f"{file!r} is given too", "give one of them")

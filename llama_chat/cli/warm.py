@@ -27,7 +27,7 @@ _OTHERS = {
     "version": "another version of the program",
     "changed": "files of the model that were changed since",
 }
-"""Differences of a server, by the facts of it that differ."""
+"""Descriptions of a mismatch, by the fact about the server that differs."""
 
 _TEMPLATE = ("template", "template_name")
 
@@ -48,7 +48,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
 
 
 def facts_of(settings: Settings) -> dict[str, Any]:
-    """Return what a server and its clients must have in common, as the server says it."""
+    """Return the facts that a server and its clients must have in common."""
     return {
         "settings": identity_of(settings),
         "version": __version__,
@@ -73,7 +73,7 @@ def find_server(
         starts: start one if there is none, and ``keep_warm`` says so.
 
     Returns:
-        Its socket file, and what it says of itself; None if the model is to be loaded here.
+        Its Unix socket, and its description of itself; None if the model must be loaded locally.
     """
     is_elsewhere = settings.server_url is not None or find_world() is not None
     if not settings.server or settings.draft or is_elsewhere:
@@ -104,7 +104,7 @@ def open_warm(
         n_choices: number of replies that it is to score; for too many there is no server.
 
     Returns:
-        Its model, and the settings with what that suggests; None if it is to be loaded here.
+        Its model, and the settings with what that suggests; None if it must be loaded locally.
     """
 
     def tell(line: str) -> None:
@@ -124,7 +124,7 @@ def open_warm(
 def _start(settings: Settings, path: Path) -> dict[str, Any] | None:
     """Start a server in the background, and wait until it answers; None if it does not.
 
-    Of several that are started at the same time, the first has the socket file, and the others
+    Of several that are started at the same time, the first has the Unix socket, and the others
     end before they load the model.
     """
     holder = holder_of(path)

@@ -32,7 +32,7 @@ def gguf_vocabulary(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def gguf_losses(vocabulary: Vocabulary) -> list[str]:
-    """Return what the tables of GGUF cannot say of a vocabulary, in a line each."""
+    """Return what the tables of GGUF cannot express of a vocabulary, a line each."""
     lines = []
     if vocabulary.prefix == "first":
         lines.append(
@@ -52,9 +52,10 @@ def gguf_losses(vocabulary: Vocabulary) -> list[str]:
 
 
 def undivided(vocabulary: Vocabulary) -> list[str]:
-    """Return a line if SentencePiece finds tokens in the midst of a text, as no other format does.
+    """Return a warning if user-defined pieces would change spaces in another format.
 
-    Elsewhere another text begins after them, with the space that comes before every text.
+    SentencePiece matches them within a text. Other formats begin a new text after them, with the
+    space that the vocabulary puts before every text.
     """
     found = [
         piece

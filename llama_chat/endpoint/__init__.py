@@ -1,5 +1,5 @@
-"""Models on servers that speak in the style of OpenAI: addresses, requests, and their answers.
+"""Models on OpenAI-compatible servers: addresses, requests, and their answers.
 
-A server is as hostile as a model file: every length, number and text of it is checked or bounded,
-and the key for it is sent to its own address alone.
+A server is as hostile as a model file: every length, number and text that it sends is checked or
+bounded, and its key is sent to its own address only.
 """

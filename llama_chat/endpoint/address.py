@@ -27,7 +27,7 @@ class Address:
     url: str
     """Beginning of the URLs of all routes, without a slash at its end."""
     socket: str | None = None
-    """Path of its socket file; None for a port."""
+    """Path of its Unix socket; None for a port."""
 
     @property
     def title(self) -> str:

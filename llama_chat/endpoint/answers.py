@@ -1,4 +1,4 @@
-"""Answers of servers: from the objects of a stream to the events of a generation."""
+"""Answers of servers: conversion of the objects of a stream to events of a generation."""
 
 import math
 import time
@@ -14,13 +14,13 @@ MAX_TEXT = 2**24
 """Most characters of an answer, more than fit in any context."""
 
 _MIN_KEY = 8
-"""Characters of a key from which on it is told from ordinary text."""
+"""Shortest key that is hidden; a shorter one may be an ordinary word."""
 
 _LENGTH = ("length", "max_tokens")
 
 
 class SeenTokens:
-    """Tokens of a vocabulary that is known only as far as a server has named them."""
+    """The tokens that a server has named, numbered as they appear."""
 
     def __init__(self, first: int = 0) -> None:
         """Begin with none.
@@ -45,7 +45,7 @@ class SeenTokens:
 
 
 class Hidden:
-    """Filter that lets no key through, however it is cut into parts."""
+    """Filter that removes the key from streamed text, however it is split."""
 
     def __init__(self, key: str | None) -> None:
         """Hide a key; short ones may be words, and are not hidden."""
@@ -57,7 +57,7 @@ class Hidden:
         return text if self._key is None else text.replace(self._key, "…")
 
     def push(self, text: str) -> str:
-        """Return what is certain of the text so far; the beginning of a key is held back."""
+        """Return the text that can be passed on; a possible beginning of the key is held back."""
         if self._key is None:
             return text
         known = self.whole(self._held + text)
@@ -74,7 +74,7 @@ class Hidden:
 
 
 class Answer:
-    """An answer, as far as it has come."""
+    """An answer, as far as it has been received."""
 
     def __init__(self, seen: SeenTokens, hidden: Hidden) -> None:
         """Begin with nothing.
@@ -152,7 +152,7 @@ class Answer:
         return tokens
 
     def _take_usage(self, usage: Any) -> None:
-        """Keep the counts of tokens; those that cannot be are none."""
+        """Keep the counts of tokens; impossible ones are ignored."""
         if not isinstance(usage, dict):
             return
         details = usage.get("prompt_tokens_details")
@@ -163,7 +163,7 @@ class Answer:
             self._usage = {**found, "cached_tokens": min(cached or 0, found["prompt_tokens"])}
 
     def flush(self) -> str:
-        """Return the text that is held back, of an answer that ends here."""
+        """Return the text held back, at the end of the answer."""
         return self._hidden.flush()
 
     def finish(self, reason: FinishReason | None = None) -> Finish:
@@ -185,7 +185,7 @@ class Answer:
 
 
 class RefusedInStream(Exception):
-    """An error that a server gives in place of the rest of an answer."""
+    """The server has sent an error in place of the rest of an answer."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -208,7 +208,7 @@ def _text_of(choice: dict[str, Any]) -> str:
 
 
 def _thinks(choice: dict[str, Any]) -> bool:
-    """True if a part is one of a reasoning that is not shown."""
+    """True if a part belongs to a reasoning, which is not shown."""
     content = choice.get("delta")
     return isinstance(content, dict) and bool(
         content.get("reasoning_content") or content.get("reasoning")

@@ -31,20 +31,20 @@ _MAX_ERROR_BYTES = 2**16
 """Bytes that are read of an error."""
 
 _TRIES = 4
-"""Most times that a request is sent in a row without a wait that the server asks for."""
+"""Limit on the attempts at a request, unless the server asks to wait."""
 
 _MAX_WAIT_S = 60.0
-"""Longest wait for a server that asks to be asked later, in all."""
+"""Longest total wait for a server that asks for later retries."""
 
 _LEAST_WAIT_S = 1.0
-"""Least wait that a server must ask for, to be asked more than ``_TRIES`` times."""
+"""Least wait asked for by the server that allows more than ``_TRIES`` attempts."""
 
 _REFUSED_WAITS_S = (0.2, 0.5, 1.0)
-"""Waits where no server listens: it may be starting."""
+"""Waits between attempts if no server listens: it may be starting."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEPT_REDIRECTS = (307, 308)
-"""Redirects under which a request stays as it is."""
+"""Statuses of redirects that keep method and body of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Timeouts:
 
 
 class RefusedRequest(Exception):
-    """An answer that is an error; nothing of the request was done."""
+    """The server has answered with an error, and done nothing."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -79,7 +79,7 @@ class Client:
         self.address = address
         self.timeouts = timeouts
         self.key = key
-        """The key; it is in no message, unless it may be a word."""
+        """The key; messages never contain it, unless it is as short as a word."""
 
     def open(self) -> "httpx2.AsyncClient":
         """Return connections, to be used in the block of one event loop."""
@@ -123,7 +123,7 @@ class Client:
     ) -> AsyncGenerator[Any]:
         """Post a request, and yield the JSON values of the stream that answers it.
 
-        A server that does not stream is answered for by its one value.
+        If the server does not stream, its one value is yielded.
 
         Raises:
             RefusedRequest: if the answer is an error.
@@ -155,7 +155,7 @@ class Client:
             raise ConnectionError("the stream ended early")
 
     def _deadline(self) -> float:
-        """Return the time at which the next part must be there; drops of it are not enough."""
+        """Return the deadline of the next complete event; partial data does not extend it."""
         return asyncio.get_running_loop().time() + self.timeouts.silence_s
 
     async def _next(self, parts: AsyncIterator[bytes], deadline: float) -> bytes | None:
@@ -180,7 +180,7 @@ class Client:
             raise self._wrong(f"its answer cannot be read ({error})") from None
 
     async def _read(self, response: "httpx2.Response", limit: int) -> bytes:
-        """Return a body, of one that is too large a little more than ``limit``."""
+        """Return a body; if it is too large, a little more than ``limit`` bytes of it."""
         data, parts, deadline = bytearray(), aiter(response.aiter_raw()), self._deadline()
         while len(data) <= limit and (part := await self._next(parts, deadline)) is not None:
             data += part
@@ -195,7 +195,7 @@ class Client:
         body: dict[str, Any] | None,
         notify: Callable[[str], None],
     ) -> AsyncIterator["httpx2.Response"]:
-        """Send a request, again where that is safe, and open the answer to it."""
+        """Send a request, with retries where they are safe, and open its answer."""
         waited, url = 0.0, self.address.url + route
         n_failed = 0
         while n_failed < _TRIES:
@@ -303,7 +303,7 @@ class Client:
             raise self._wrong("its answer is compressed, which was not asked for")
 
     def _wrong(self, why: str) -> LlamaChatError:
-        advice = "check that the URL is that of a server in the style of OpenAI"
+        advice = "check that the URL is that of an OpenAI-compatible server"
         return LlamaChatError(self.address.what, why, advice)
 
     def hide(self, text: str) -> str:
@@ -316,7 +316,7 @@ class Client:
 
 
 class _NobodyListens(Exception):
-    """No server is at the address, or none yet."""
+    """No server listens at the address, or not yet."""
 
     def __init__(self, reported: LlamaChatError) -> None:
         super().__init__()
@@ -347,12 +347,12 @@ def _reason(causes: list[BaseException]) -> str:
 
 
 def no_notice(line: str) -> None:
-    """Tell nobody."""
+    """Ignore progress; the default callback."""
 
 
 @lru_cache
 def _trust() -> ssl.SSLContext:
-    """Return the check of certificates, which takes a while to make."""
+    """Return the TLS context, which takes time to create."""
     import httpx2
 
     return httpx2.create_ssl_context()
@@ -360,5 +360,5 @@ def _trust() -> ssl.SSLContext:
 
 @lru_cache
 def _no_trust() -> ssl.SSLContext:
-    """Return a check that no certificate passes, where none is expected."""
+    """Return a TLS context that accepts no certificate, for plain HTTP."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,4 +1,4 @@
-"""Refusals of servers, as one line with a next step."""
+"""Error responses of servers, as one line with a next step."""
 
 import math
 import re
@@ -34,16 +34,16 @@ def plain(text: str, limit: int = _MAX_WORDS) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Answer of a server that is an error."""
+    """Error response of a server."""
 
     status: int
     message: str = ""
-    """Its own words, in one line."""
+    """Message of the server, in one line."""
     code: str = ""
     retry_after_s: float | None = None
     """Seconds that it asks to wait; None if it does not say."""
     found: Any = field(default=None, compare=False, repr=False)
-    """All of it, if it is JSON."""
+    """The whole response, if it is JSON."""
 
     @property
     def is_temporary(self) -> bool:
@@ -96,7 +96,7 @@ Hide = Callable[[str], str]
 
 
 def read_refusal(status: int, body: bytes, retry_after: str, hide: Hide) -> Refusal:
-    """Return what an answer with an error ``status`` says, of whatever shape it is."""
+    """Parse a response with an error ``status``, in any of the usual shapes."""
     text = body.decode("utf-8", "replace")
     wait = seconds_to_wait(retry_after)
     try:

@@ -1,4 +1,4 @@
-"""A model on a server: what it is asked, and the events of its answers."""
+"""A model on a server: requests to it, and the events of its answers."""
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing
@@ -42,12 +42,12 @@ class Call:
     route: str
     body: Mapping[str, Any]
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that not every server knows: one that a refusal names is left out."""
+    """Fields that not every server knows; one that a refusal names is left out."""
     in_text: str | None = None
-    """Prompt to send to a server that refuses that of ``body``, which is one of ids."""
+    """The prompt as text, for a server that refuses the ids in ``body``."""
 
     def simpler(self, refusal: Refusal) -> "Call | None":
-        """Return the call without what the server refuses; None if it is something else."""
+        """Return the request without the refused fields; None if the refusal has another cause."""
         if refusal.status not in (400, 422, 500, 501) or refusal.is_about_length:
             return None
         said = refusal.message
@@ -63,13 +63,13 @@ class Call:
         return Call(self.route, {**self.body, "prompt": self.in_text}, self.extra)
 
     def beside(self, simpler: "Call") -> set[str]:
-        """Return the names of what this call has, and a simpler one has not."""
+        """Return the names of the fields that a simpler request lacks."""
         ids = set() if self.in_text == simpler.in_text else {IDS}
         return ids | (set(self.extra) - set(simpler.extra))
 
 
 def sampling_fields(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return sampling settings as fields: those of OpenAI, and those that only others know."""
+    """Return sampling settings as fields: those of OpenAI, and those of other servers only."""
     usual: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.seed is not None:
         usual["seed"] = sampling.seed
@@ -100,7 +100,7 @@ class ServedModel:
     """Fields that the server has refused."""
 
     def find(self, should_stop: Callable[[], bool] | None = None) -> None:
-        """Find the name of the model, unless it is given, and its context.
+        """Ask the server for the name of the model, unless it is given, and for its context.
 
         Raises:
             UsageError: if the server has several models, and none was named.
@@ -257,7 +257,7 @@ class ServedModel:
         raise LlamaChatError(what, "its answer has nothing in it", advice)
 
     def _note(self, names: set[str], notify: Callable[[str], None]) -> None:
-        """Remember fields that the server refuses, and say which settings it cannot follow."""
+        """Remember fields that the server refuses, and warn which settings it ignores."""
         new = names - self.refused
         self.refused |= names
         for name in sorted(new & set(SETTINGS)):
@@ -265,7 +265,7 @@ class ServedModel:
 
 
 class Answering(Protocol[Asked]):
-    """A model that a server has, as it is asked for many answers at a time."""
+    """A model on a server that answers many requests at a time."""
 
     @property
     def client(self) -> Client:
@@ -282,7 +282,7 @@ class Answering(Protocol[Asked]):
 
 
 class ConcurrentRequests(Stepper[int, Event], Generic[Key]):
-    """Answers that are awaited at the same time."""
+    """Requests that a server answers at the same time."""
 
     n_waiting = 0
     """Number of requests that are not sent yet."""
@@ -330,7 +330,7 @@ class ConcurrentRequests(Stepper[int, Event], Generic[Key]):
 
 
 def _reported(what: str, error: Exception) -> LlamaChatError:
-    """Return the error about the server ``what`` for one of reading its answer."""
+    """Convert an error of reading an answer to one about the server ``what``."""
     if isinstance(error, LlamaChatError):
         return error
     if isinstance(error, ConnectionError):
@@ -340,7 +340,7 @@ def _reported(what: str, error: Exception) -> LlamaChatError:
 
 
 def _failure(error: LlamaChatError, *, has_begun: bool) -> LlamaChatError:
-    """Return the error of an answer; that of one that has begun says that it is cut off."""
+    """Return the error of an answer; if it has begun, one that says it is cut off."""
     if not has_begun:
         return error
     return CutOffError(error.what, f"{error.why}, in the middle of the answer", "try again")

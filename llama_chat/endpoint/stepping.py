@@ -1,6 +1,6 @@
-"""Asynchronous generators, run a little at a time by a caller that is not asynchronous.
+"""Asynchronous generators, run in steps by a synchronous caller.
 
-Network I/O can be cancelled at any point that way, in the thread that asked for it.
+Network I/O can thus be cancelled at any point, in the thread that asked for it.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class _Loop(asyncio.SelectorEventLoop):
     def run_for(self, seconds: float) -> None:
         """Run until ``stop`` is called, at most for ``seconds``.
 
-        No coroutine is made for that, which Ctrl-C could leave behind before it has begun.
+        It needs no coroutine: Ctrl-C could leave one behind that has not begun.
         """
         with self._going():
             end = self.call_later(seconds, self.stop)
@@ -80,13 +80,13 @@ class _Loop(asyncio.SelectorEventLoop):
                 end.cancel()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Report an error; after the end, of a task that Ctrl-C has left behind, nothing."""
+        """Report an error, unless the loop is closed: Ctrl-C may have left a task behind."""
         if not self.is_closed():
             super().call_exception_handler(context)
 
     @contextmanager
     def _going(self) -> Iterator[None]:
-        """Let the clock go."""
+        """Let the clock run within the block."""
         self._pauses_s += time.monotonic() - self._left_at
         try:
             yield
@@ -103,11 +103,11 @@ class Stepper(Generic[Key, Item]):
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._arrived: deque[tuple[Key, Item]] = deque()
         self._waits = False
-        """True while a change ends the waiting of the caller."""
+        """True while the caller waits, so that a change must wake it."""
 
     @property
     def n_running(self) -> int:
-        """Number of generators that have not ended, or whose end was not taken."""
+        """Number of generators whose end the caller has not taken yet."""
         return len(self._tasks)
 
     @_interrupts_deferred()
@@ -128,7 +128,7 @@ class Stepper(Generic[Key, Item]):
             self._loop.stop()
 
     def step(self) -> Iterator[tuple[Key, Item]]:
-        """Wait a moment for items, and yield those that came."""
+        """Wait a moment for items, and yield those that have arrived."""
         if not self._arrived and not any(task.done() for task in self._tasks.values()):
             self._wait()
         while self._arrived:
@@ -150,7 +150,7 @@ class Stepper(Generic[Key, Item]):
 
     @_interrupts_deferred()
     def close(self, *closing: Coroutine[Any, Any, None]) -> None:
-        """Cancel what runs, then run ``closing``; connections are closed."""
+        """Cancel all generators, then run ``closing``, which closes connections."""
         steps = self._cancel(), *closing, self._loop.shutdown_asyncgens()
         try:
             for step in steps:

@@ -21,14 +21,14 @@ PREFILL_CHUNK = 512
 
 
 MIN_PROMPT_CHUNK = MAX_EXACT_BATCH + 1
-"""Least tokens of a pass that are evaluated as a prompt, and not as exactly as single tokens."""
+"""Fewest tokens of a pass that are evaluated as a prompt; fewer are an exact batch."""
 
 
 def chunk_size(n_left: int, limit: int) -> int:
     """Return the tokens of a prompt to evaluate in the next pass, at most ``limit``.
 
-    All parts are large enough to be evaluated as a prompt, so that results do not depend on how it
-    is divided.
+    All chunks are large enough to be evaluated as a prompt, so that results do not depend on the
+    division.
     """
     if n_left <= limit:
         return n_left
@@ -43,11 +43,11 @@ class Extension:
     """One or more tokens, which follow those of the cache."""
     cache: RowCache
     n_logits: int = 1
-    """Number of the last of them whose logits are wanted."""
+    """Number of tokens, from the last back, whose logits are wanted."""
 
     @property
     def end(self) -> int:
-        """Tokens of the sequence with these."""
+        """Length of the sequence after these tokens."""
         return self.cache.length + len(self.ids)
 
 
@@ -84,7 +84,7 @@ class Backend(ABC):
 
     @property
     def torch_name(self) -> str:
-        """Name of torch as that code, with the type of the activations."""
+        """Name of the code if it is torch, with the type of the activations."""
         return f"torch {str(self.model.dtype).removeprefix('torch.')} on {self.model.device}"
 
     def timed_parts(self) -> AbstractContextManager[Callable[[], Seconds]]:
@@ -142,8 +142,8 @@ class Backend(ABC):
     ) -> list[Tensor]:
         """Append tokens to several sequences, and compute the logits that follow them.
 
-        What a sequence gets does not depend on the others of the pass: bit for bit with the
-        kernels, up to rounding with torch.
+        The logits of a sequence do not depend on the others: bit for bit with the kernels, up to
+        rounding with torch.
 
         Args:
             extensions: one or more, each of another cache; all are unchanged if this raises.
@@ -169,7 +169,7 @@ class Backend(ABC):
     def run_pass(
         self, extensions: Sequence[Extension], should_stop: Callable[[], bool] | None
     ) -> list[Tensor]:
-        """Do what ``forward_batch`` does; ``should_stop`` is called between layers of any pass."""
+        """Run a pass as ``forward_batch`` does, with ``should_stop`` called between layers."""
         # OpenMP keeps a thread count for each calling thread.
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
@@ -219,8 +219,8 @@ class TorchBackend(Backend):
     """Forward passes of the torch modules.
 
     Tokens of several sequences go through the matrices together, and each attends to its own cache.
-    Torch may sum in another order for another number of tokens, so that what a sequence gets alone
-    and in company differs by rounding.
+    Torch may sum in another order for another number of tokens, so that the logits of a sequence,
+    alone and beside others, differ by rounding.
     """
 
     def _run(

@@ -1,10 +1,10 @@
 """Generation of many continuations at once (continuous batching).
 
-Every step is one forward pass, with one token of each sequence that is being continued and some of
-the prompts of those that are not yet (Yu et al. 2022,
+Every step is one forward pass, with one token of each sequence that decodes and a chunk of the
+prompts of those that prefill (Yu et al. 2022,
 https://www.usenix.org/conference/osdi22/presentation/yu): the weights are read once for all of
-them. Sequences join and leave at any step, and what one of them gets does not depend on the others,
-but for the rounding of torch where the kernels cannot be used.
+them. Sequences join and leave at any step. The tokens of one do not depend on the others, except
+for rounding in torch, where the kernels cannot be used.
 """
 
 from collections import deque
@@ -41,15 +41,15 @@ MIXED_CHUNK = 128
 
 @dataclass(eq=False, slots=True)
 class BatchedSequence:
-    """A request, and how far it is."""
+    """A request, and its progress."""
 
     text: Continuation
     cache: KVCache | None = None
-    """Its tokens; None while it waits, and when it has ended."""
+    """Cache of its tokens; None while it waits, and when it has ended."""
 
     @property
     def is_prefilled(self) -> bool:
-        """True if the next pass continues it."""
+        """True if the next pass decodes a token of it."""
         return self.cache is not None and self.n_left == 1
 
     @property
@@ -65,7 +65,7 @@ Update = tuple[BatchedSequence, Event | LlamaChatError]
 
 
 class Scheduler:
-    """Sequences that share forward passes, and the rows of what they have in common."""
+    """Sequences that share forward passes, and the rows of common prefixes."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class Scheduler:
             self._has_told = False
 
     def _tell_waiting(self) -> None:
-        """Notify once until no sequence waits."""
+        """Notify once per waiting period."""
         if self._notify is not None and not self._has_told:
             self._notify("not enough memory for more answers at once: others wait")
         self._has_told = True
@@ -207,7 +207,7 @@ class Scheduler:
         return self.backend.new_cache(self._cache_dtype, max_saved_bytes=0)
 
     def _is_prefix_pending(self, ids: Sequence[int]) -> bool:
-        """True if a prompt is being evaluated that has more in common than what is stored."""
+        """True if a running prefill shares a longer prefix with ``ids`` than the store does."""
         stored = self.store.n_shared(ids)
         return any(
             common_prefix(other.text.ids, ids) >= stored + MIN_SHARED
@@ -224,7 +224,7 @@ class Scheduler:
             if self.n_bytes + needed <= self._max_bytes:
                 return True
             if not self.store.drop_oldest():
-                return not self._running  # alone it may try
+                return not self._running  # alone it may run, up to the end of memory
 
     def _bytes_to_come(self, sequence: BatchedSequence) -> int:
         """Bytes by which the cache of a sequence may grow."""
@@ -239,7 +239,7 @@ class Scheduler:
     # ---- passes
 
     def _next_pass(self) -> tuple[list[BatchedSequence], list[Extension]]:
-        """Choose the tokens of the next pass: one of each that is continued, then prompts."""
+        """Choose the tokens of the next pass: one of each decoding sequence, then of prompts."""
         sequences, extensions = [], []
         for sequence in self._running:
             if sequence.cache is not None and sequence.is_prefilled:
@@ -273,10 +273,7 @@ class Scheduler:
     def _continue(
         self, sequence: BatchedSequence, logits: Tensor, found: Likeliest | None
     ) -> Iterator[Update]:
-        """Sample the next token of a sequence, and those that its grammar forces after it.
-
-        Or score the choices.
-        """
+        """Sample the next token, with those that the grammar forces after it; or score choices."""
         text, cache = sequence.text, sequence.cache
         if cache is not None and len(text.ids) == text.n_prompt:
             self._store_prompt(text.ids, cache)
@@ -296,12 +293,12 @@ class Scheduler:
             yield sequence, text.finish()
 
     def _store_prompt(self, ids: Sequence[int], cache: KVCache) -> None:
-        """Store an evaluated prompt, unless most of it is stored."""
+        """Store the cache of an evaluated prompt, unless most of it is stored already."""
         if len(ids) - self.store.n_shared(ids) >= MIN_SHARED:
             self.store.add(cache.fork(len(ids)))
 
     def _leave(self, sequence: BatchedSequence) -> None:
-        """Take a sequence out, and keep its rows if others may continue it."""
+        """Remove a sequence; its rows are stored if later ones may continue it."""
         self._running.remove(sequence)
         if self._keeps_replies and sequence.cache is not None:
             self.store.add(sequence.cache)

@@ -18,8 +18,8 @@ from llama_chat.generation.speculation import (
 )
 
 _RETRY = 64
-"""Sampled tokens after which a draft is tried again, and the time of a pass without one measured
-again: either estimate is of no use once it is old."""
+"""Sampled tokens after which a draft is tried again, and a pass without one is timed again, since
+both estimates become outdated."""
 
 
 class ModelDrafter(Drafter):
@@ -99,8 +99,8 @@ class ModelDrafter(Drafter):
     def _read(self, should_stop: Callable[[], bool] | None) -> int:
         """Make the cache hold the text, and return the most likely next token.
 
-        What follows the sampled tokens is compared with the text, at little cost: so the hit rate
-        is known even where nothing was drafted.
+        The predictions of the model are compared with the text, at little cost, so that the hit
+        rate is known even if nothing was drafted.
         """
         ids, cache = self._ids, self._cache
         cache.trim(min(cache.seek(ids), len(ids) - 1))

@@ -42,7 +42,7 @@ def choose_backend(
 def choose_torch_backend(
     model: Transformer, cache_dtype: torch.dtype | None = None, threads: int | None = None
 ) -> Backend:
-    """Choose the fastest backend of torch modules, which several ranks share; see above."""
+    """Choose the fastest backend of torch modules for several ranks; see ``choose_backend``."""
     if GraphBackend.supports(model, cache_dtype or model.dtype):
         return GraphBackend(model, threads)
     return TorchBackend(model, threads)
@@ -107,7 +107,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.cache = backend.new_cache() if cache is None else cache
         self.n_evaluated = 0
-        """Tokens evaluated so far, sampled ones included, rejected drafts not."""
+        """Tokens evaluated so far, including sampled ones, without rejected drafts."""
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
         self._owner: Continuation | None = None
@@ -187,10 +187,10 @@ class Engine:
             self._owner = text
 
     def _return_to(self, text: Continuation, ends: Sequence[int], hooks: Hooks) -> None:
-        """Make the cache hold again what a generation had left in it, after another use.
+        """Restore the cache as a generation left it, after the engine was used otherwise.
 
-        What was neither kept nor saved is evaluated in the same passes as before, since the number
-        of tokens of a pass decides how its results are rounded.
+        Tokens that were neither kept nor saved are evaluated in the same passes as before, since
+        the number of tokens of a pass decides how its results are rounded.
 
         Args:
             text: the generation, which then owns the cache.
@@ -210,7 +210,7 @@ class Engine:
     def _append_chosen(
         self, ids: Sequence[int], verifier: DraftVerifier | None, max_draft: int, hooks: Hooks
     ) -> Tensor:
-        """Append the last chosen tokens; a single one may have been evaluated with a draft."""
+        """Append the tokens chosen last; a single one may be evaluated already, in a draft."""
         if verifier is None or len(ids) > 1:
             if verifier is not None:
                 verifier.skip(ids)
@@ -274,7 +274,7 @@ class Engine:
         if drafters := self._drafters(lookup):
             verifier = DraftVerifier(self.backend, self.cache, drafters, self._pass_cost)
             verifier.set_ids(text.ids)
-        chosen: list[int] = []  # tokens that are not evaluated yet
+        chosen: list[int] = []  # tokens that are not in the cache yet
         try:
             logits = self._begin(text, hooks)
             ends = [text.n_reused, len(text.ids)]
@@ -282,7 +282,7 @@ class Engine:
                 token = text.sample(logits)
                 if token is None:
                     break
-                yield token  # the engine may have another use before the next is asked for
+                yield token  # the engine may be used otherwise before the next token is asked for
                 if text.reason is not None:
                     break
                 chosen.append(token.id)
@@ -300,7 +300,7 @@ class Engine:
         yield text.finish(*(verifier.counts if verifier else ()))
 
     def _drafters(self, lookup: bool) -> list[Drafter]:
-        """Return the drafters to use: none where a pass over a draft may change the logits."""
+        """Return the drafters to use: none if a pass over a draft may change the logits."""
         if self.backend.max_exact_batch == 1:
             return []
         model = [] if self.draft_model is None else [self.draft_model]

@@ -20,7 +20,7 @@ MAX_SUFFIXES = 16
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:  # the usual case, in one comparison
+    if a[:shorter] == b[:shorter]:  # the usual case, checked with one comparison
         return shorter
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
@@ -41,10 +41,10 @@ class SavedSuffix:
 
 
 class RowCache(ABC):
-    """Rows of the keys and values of some tokens, as a forward pass needs them."""
+    """Rows of a sequence as a forward pass uses them, with or without known tokens."""
 
     def __init__(self, rows: CacheRows) -> None:
-        """Show ``rows``."""
+        """Use ``rows`` as storage."""
         self.rows = rows
         """Storage of the rows."""
 
@@ -240,7 +240,7 @@ class KVCache(RowCache):
             self._save_suffix(shared)
             self.trim(shared)
         try:
-            # A suffix may continue another one, where branches have branches.
+            # A suffix may continue another one: branches have branches.
             while suffix := self._continuation(ids):
                 self._restore_suffix(suffix, common_prefix(suffix.ids, ids))
         except (MemoryError, RuntimeError, OSError) as error:

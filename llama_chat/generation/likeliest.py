@@ -10,7 +10,7 @@ from llama_chat.errors import ModelError
 from llama_chat.kernels.likeliest import Found, find_likeliest, is_supported
 
 _MAX_FACTOR = 1e30
-"""Factor above which float32 knows no other weights than 0 and 1."""
+"""Factor above which all weights are 0 or 1 in float32."""
 
 
 def not_a_number() -> ModelError:
@@ -30,13 +30,12 @@ class Likeliest(NamedTuple):
     ids: Sequence[int]
     """Their ids; the lower one first of tokens with equal logits."""
     normaliser: float
-    """Logarithm of the sum of ``exp(logit)`` over the vocabulary, by which logits exceed the
-    logarithms of probabilities."""
+    """Log-sum-exp of the logits of the vocabulary: a logit minus this is a log-probability."""
     total: float
     """Sum of ``exp((logit - largest) / temperature)`` over the vocabulary."""
 
     def check(self) -> Self:
-        """Return this, if it is of logits from which tokens can be chosen.
+        """Check that tokens can be chosen from the logits, and return this.
 
         Raises:
             ModelError: if a logit is not a number or infinite, or all are minus infinity.
@@ -58,8 +57,8 @@ class Search(NamedTuple):
 def likeliest(logits: Tensor, search: Search) -> Likeliest:
     """Find the likeliest tokens.
 
-    The kernels need a twentieth of a millisecond, where a dozen operations of torch take as long as
-    several layers of a small model: each finds the caches full of weights.
+    The kernels need a twentieth of a millisecond. A dozen operations of torch take as long as
+    several layers of a small model, since each finds the CPU caches full of weights.
 
     Args:
         logits: ``(vocab_size,)`` in float32, on the CPU.
@@ -79,7 +78,7 @@ def find_all(rows: Sequence[Tensor], search: Search) -> list[Likeliest]:
         search: what to find in each.
 
     Returns:
-        What was found, unchecked: an error in one row is none of the others.
+        The results, unchecked: an error in one row must not affect the others.
     """
     k, factor = min(search.k, len(rows[0])), min(1 / search.temperature, _MAX_FACTOR)
     find = find_likeliest if all(map(is_supported, rows)) else _find_in_torch

@@ -26,7 +26,7 @@ class Scored:
 
 @dataclass(slots=True)
 class TokenLogprobs:
-    """Tokens of a reply with their most likely alternatives; about 100 bytes a token."""
+    """Tokens of a reply with their most likely alternatives; about 100 bytes per token."""
 
     _ids: "array[int]" = field(default_factory=lambda: array("i"))
     _logprobs: "array[float]" = field(default_factory=lambda: array("f"))

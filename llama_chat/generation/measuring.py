@@ -29,7 +29,7 @@ class Measurement:
     bandwidth_gb_s: float
     """Read bandwidth of the memory that holds the weights."""
     bandwidth_used: float
-    """Fraction of it that decode reaches, if each weight and cached row is read once a token."""
+    """Fraction of it that decode reaches, if each weight and cached row is read once per token."""
     kernel: str
     threads: int
     peak_rss_mb: int

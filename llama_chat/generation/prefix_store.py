@@ -1,4 +1,4 @@
-"""Caches of earlier sequences, whose rows new ones that begin alike share."""
+"""Store of caches of earlier sequences, so that new ones can share the rows of a prefix."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,13 +6,13 @@ from llama_chat.generation.backend import MIN_PROMPT_CHUNK
 from llama_chat.generation.kv_cache import KVCache, common_prefix
 
 MIN_SHARED = 16
-"""Least tokens in common that are worth a shared segment."""
+"""Shortest common prefix in tokens that is worth a shared segment."""
 
 
 class PrefixStore:
     """Caches that are read and not extended, the least recently used first.
 
-    They only save time: whoever needs their memory drops them.
+    They only save time, and are dropped when memory is needed.
     """
 
     def __init__(self) -> None:
@@ -32,15 +32,15 @@ class PrefixStore:
         self._caches.append(cache)
 
     def n_shared(self, ids: Sequence[int]) -> int:
-        """Return the number of first ``ids`` that a stored cache has."""
+        """Return the length of the longest prefix of ``ids`` that a stored cache has."""
         return max((common_prefix(cache.ids, ids) for cache in self._caches), default=0)
 
     def fork(self, ids: Sequence[int]) -> KVCache | None:
         """Make a cache of the longest stored prefix of ``ids``, except the last few of them.
 
-        These are evaluated as the prompt would be without the store. None if the prefix is too
-        short to be worth it. A cache that ``ids`` only extend is taken out of the store instead:
-        so a dialog that grows turn by turn stays in one piece.
+        The last tokens are evaluated as the prompt would be without the store. None if the prefix
+        is too short to be worth it. A cache that ``ids`` only extend is moved out of the store: so
+        a dialog that grows turn by turn stays in one piece.
         """
         best = max(self._caches, key=lambda cache: common_prefix(cache.ids, ids), default=None)
         if best is None:

@@ -1,8 +1,8 @@
 """Forward passes of a model that is divided among ranks.
 
-All decisions are rank 0's: it gives the orders, and the others carry them out on their part of the
-weights and of the rows of each cache. A cache is a ``KVCache`` there alone, with its tokens and
-saved suffixes; the others hold its rows under a number.
+Rank 0 makes all decisions and gives orders; the others carry them out on their part of the weights
+and of the rows of each cache. Only rank 0 has a ``KVCache``, with tokens and saved suffixes; the
+others hold its rows under a number.
 """
 
 import itertools
@@ -48,12 +48,12 @@ class _Leader:
     def number(self, owner: object) -> int:
         """Return a new number for rows that exist as long as ``owner``."""
         number = next(self._numbers)
-        # Any thread may collect garbage, within an order too: so this one is given later.
+        # Garbage may be collected in any thread, even within an order: so this one is given later.
         weakref.finalize(owner, self._freed.append, number).atexit = False
         return number
 
     def give(self, *order: Any) -> None:
-        """Give an order, after that to free what has no owner any more."""
+        """Give an order, after the one to free rows that have no owner any more."""
         with self.ranks.lock:  # not within a pass of another thread
             freed = [self._freed.popleft() for _ in range(len(self._freed))]
             if freed:
@@ -215,7 +215,7 @@ def _number(new: Extension) -> int:
 
 
 class _FollowingCache(RowCache):
-    """Rows of another rank; which tokens they are of, only rank 0 knows."""
+    """Rows of another rank; only rank 0 knows their tokens."""
 
     def __init__(self, rows: CacheRows) -> None:
         super().__init__(rows)
@@ -261,7 +261,7 @@ class Follower:
             self._copies.pop(number, None)
 
     def _try(self, do: Callable[[], object]) -> None:
-        """Do what takes memory, and answer with True, or with False if it runs out."""
+        """Run what allocates memory, and answer True, or False if memory runs out."""
         try:
             do()
         except (MemoryError, RuntimeError, OSError) as error:

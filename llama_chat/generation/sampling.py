@@ -18,7 +18,7 @@ REPEAT_WINDOW = 64
 """Number of last tokens that the repetition penalty applies to."""
 
 RANKED_FIRST = 256
-"""Number of most likely tokens that are ranked first; more only if top-p keeps all of them."""
+"""Number of most likely tokens to rank at first; more are ranked if top-p keeps all of them."""
 
 
 def keep_likely(ranked: Iterable[float], top_p: float, min_p: float = 0.0) -> list[float]:
@@ -58,7 +58,7 @@ def penalise_repeats(logits: Tensor, recent: Sequence[int], penalty: float) -> T
 
 
 def keep_allowed(logits: Tensor, allowed: bytearray) -> Tensor:
-    """Make all other tokens impossible.
+    """Set the logits of disallowed tokens to minus infinity.
 
     Args:
         logits: ``(vocab_size,)``; not changed.
@@ -182,11 +182,11 @@ class Sampler:
         return ranked.ids[bisect_left(sums, self._place() * sums[-1])]
 
     def _place(self) -> float:
-        """Draw a number above 0, at most 1: so that no token of weight 0 is where it lies."""
+        """Draw a number above 0, at most 1, so that it never selects a token of weight 0."""
         return 1 - self._random.random()
 
     def _kept(self, ranked: Likeliest) -> list[float]:
-        """Return the probabilities of those of the likeliest tokens that the settings keep."""
+        """Return the probabilities of the likeliest tokens that the settings keep."""
         settings, best, total = self._sampling, ranked.logits[0], ranked.total
         # At most 1, so that no temperature above 0 overflows.
         weights: Iterable[float] = (

@@ -1,4 +1,4 @@
-"""Refusals of JSON schemas that llguidance takes, though it does not enforce them."""
+"""Refusals of JSON schemas that llguidance accepts without enforcing them."""
 
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -73,9 +73,10 @@ def _schemas(schema: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
 
 
 def _uncounted(parts: list[Mapping[str, Any]]) -> int | None:
-    """Return a ``minProperties`` that repetitions of one key could meet.
+    """Return a ``minProperties`` that repetitions of one key could satisfy.
 
-    The library counts what is written. The required keys are written once, and one more is another.
+    The library counts the keys that are written. Required keys are written once, and a further
+    one is a different key.
     """
     closed = (part for part in parts if part.get("additionalProperties") is False)
     if any(not part.get("patternProperties") for part in closed):

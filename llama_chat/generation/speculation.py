@@ -1,10 +1,10 @@
-"""Speculative decoding (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192), without a loss.
+"""Lossless speculative decoding (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192).
 
 A drafter guesses the next tokens of a text. One forward pass evaluates the last chosen token and
 the draft, for little more than the cost of the token alone, since most of a pass is spent reading
 the weights. Each token is then sampled from the logits at its position, as without drafts; if it
-equals the drafted one, a pass is saved. So drafts change the speed of a text, and not one token of
-it, at any temperature.
+equals the drafted one, a pass is saved. So drafts change only the speed, and not one token, at any
+temperature.
 """
 
 import time
@@ -56,7 +56,7 @@ class PassCost:
 
     def observe(self, n_rows: int, seconds: float) -> None:
         """Update the estimates with the time of a pass; outliers are clipped."""
-        # Otherwise a cost once measured too high would never be measured again.
+        # Without the decay, a cost that was measured too high would never be measured again.
         self._row_costs = {n: cost * _COST_DECAY for n, cost in self._row_costs.items()}
         if n_rows == 1:
             self.one_row_seconds = moving_average(self.one_row_seconds, seconds)

@@ -21,9 +21,9 @@ _ADVICE = "set XDG_DATA_HOME"
 
 
 def fetch_files(wanted: Reference, found: Found, report: Callable[[int, int], None]) -> Path:
-    """Fetch and verify the missing files, and return the path of the model.
+    """Download and verify the missing files, and return the path of the model.
 
-    A partially fetched file is resumed.
+    A partially downloaded file is resumed.
 
     Args:
         wanted: the model that the user named.
@@ -88,7 +88,7 @@ def _fetch(
     target: Path,
     advance: Callable[[int], None],
 ) -> None:
-    """Fetch ``file`` to ``target`` and verify it, unless it is there."""
+    """Download ``file`` to ``target`` and verify it, unless it is there."""
     if target.is_file() and target.stat().st_size == file.size:
         with target.open("rb") as present:
             if _digest_of(present, file).hexdigest() == file.digest:
@@ -100,7 +100,7 @@ def _fetch(
         try:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            why = "another pull is fetching it"
+            why = "another pull is downloading it"
             raise LlamaChatError(wanted.title, why, "wait for that one") from None
         partial = _Partial(file, output, advance)
         while partial.size < file.size:
@@ -108,7 +108,7 @@ def _fetch(
         if not partial.is_right():
             part.unlink()
             why = f"{file.path!r} is not what the hub announced"
-            raise ModelError(wanted.title, why, "fetch it again with the same command")
+            raise ModelError(wanted.title, why, "download it again with the same command")
         part.replace(target)
     for stale in _parts(target):
         stale.unlink(missing_ok=True)

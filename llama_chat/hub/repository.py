@@ -29,7 +29,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Name of the model once it is fetched, without its quantization."""
+        """Name of the model once it is downloaded, without its quantization."""
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
     @property
@@ -105,7 +105,7 @@ def look_up(wanted: Reference) -> Found:
 
 
 def _remote(sibling: object) -> RemoteFile | None:
-    """Return a file listed by the hub; None if it is hidden, or cannot be fetched or stored."""
+    """Return a file listed by the hub; None if it is hidden, or cannot be downloaded or stored."""
     path, size = getattr(sibling, "rfilename", None), getattr(sibling, "size", None)
     lfs = getattr(sibling, "lfs", None)
     digest = getattr(lfs, "sha256", None) if lfs else getattr(sibling, "blob_id", None)

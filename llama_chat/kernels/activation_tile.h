@@ -6,8 +6,8 @@
  * four of the first half of the group and four of the second, as in a byte of W4; the scales of the
  * rows; the sums x_scale * sum(x_q); and two rows of first sums, see below.
  *
- * Integer sums start from ROUNDING_BITS, so that they are the bits of ROUNDING + sum: no instruction
- * converts them, since
+ * Integer sums start from ROUNDING_BITS, so that they are the bits of the float ROUNDING + sum.
+ * They need no conversion, since
  *
  *     scale * sum  =  scale * (ROUNDING + sum) - scale * ROUNDING
  *
@@ -52,8 +52,7 @@ INLINE tile_group tile_group_at(const uint8_t *tile, int64_t g, int group, int n
                         floats + n, integers + 2 * n,   integers + 3 * n};
 }
 
-/* Columns of a tile that are prefetched ahead of their use, where tiles need not be in a private
- * cache. */
+/* Distance in columns at which tiles are prefetched, if they need not be in a private cache. */
 enum { PREFETCHED_COLUMNS = 64 };
 
 /* Prefetch a group of a tile, or memory behind it. */
@@ -77,7 +76,7 @@ INLINE int32_t first_sum_of(int32_t sum, int bits)
     return (int32_t)(ROUNDING_BITS - ((uint32_t)sum << (bits - 1)));
 }
 
-/* Store what row `m` of a group has besides its quants. */
+/* Store the numbers of row `m` of a group besides its quants. */
 INLINE void store_row_numbers(float *floats, int group, int n, int m, float scale, int32_t sum)
 {
     int32_t *integers = (int32_t *)floats;

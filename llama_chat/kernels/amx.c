@@ -2,8 +2,8 @@
  *
  * Weights become tiles of bfloat16, a chunk of the columns of some panels at a time, which are then
  * multiplied with many rows of activations: scales and minima, which take most of the time of
- * integer products, are applied once for all of them. What must be exact is left to AVX-512, and so
- * are weights in float32.
+ * integer products, are applied once for all of them. Exact rows and weights in float32 are left to
+ * AVX-512.
  *
  * Sixteen rows of activations are the left operand and the rows of the sums. Their tiles follow each
  * other in memory: rows that are far apart would compete for the same lines of the cache.
@@ -11,7 +11,7 @@
 
 #include "matrix_product.h"
 
-/* GCC supports these since version 11, Clang since 12; permission is asked of Linux. */
+/* GCC supports these since version 11, Clang since 12. Linux must permit their use. */
 #if X86 && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define HAS_AMX 1
 #else
@@ -26,7 +26,7 @@ extern const kernel_set avx512_kernels, avx512_bf16_kernels;
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Tests run a model of the tiles where the processor has none. */
+/* Tests emulate the tiles if the processor has none. */
 #ifdef TEST_AMX_MODEL
 #include "amx_model.h"
 #define TILES
@@ -89,7 +89,7 @@ _Static_assert(sizeof(tile_shapes) == 64, "not the operand of LDTILECFG");
             DO(3, 5, 7);                                                                           \
     } while (0)
 
-/* For GCC, loading a tile does not depend on what was written before. */
+/* GCC does not know that loading a tile depends on memory written before. */
 #define LOAD_TILE_BY(load, tile, from, stride)                                                     \
     do {                                                                                           \
         __asm__ volatile("" ::: "memory");                                                         \

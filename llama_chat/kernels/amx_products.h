@@ -12,14 +12,14 @@ typedef struct {
     float of[2][2][TILE][PANEL];
 } tile_sums;
 
-/* Size of a block of products: two tiles of activations, with so many columns, stay in the first
- * cache while they are multiplied with the panels. As many columns of all tiles, the weights and the
- * sums fill L2; what `streams` is loaded past L1. */
+/* Size of a block of products. Two tiles of activations with this number of columns stay in L1
+ * while they are multiplied with the panels; these columns of all tiles, the weights and the sums
+ * fill L2. Weights are loaded past L1 if `streams` is set. */
 typedef struct {
     int columns, panels, streams;
 } block_shape;
 
-/* Floats are read from memory in as many places as there are rows, and take more of the caches. */
+/* Each row of floats is a stream of its own from memory, and takes more of the caches. */
 enum { MAX_COLUMNS = 512, MAX_PANELS = 32, BLOCK_TILES = 32 };
 enum { FLOAT_COLUMNS = 256, FLOAT_PANELS = 16 };
 _Static_assert(MAX_TERMS * FLOAT_COLUMNS * FLOAT_PANELS <= MAX_COLUMNS * MAX_PANELS,
@@ -37,9 +37,9 @@ typedef struct {
 } product_scratch;
 
 /* Multiply the tiles of one or two panels with one or two tiles of rows of activations, which are
- * `w_stride` and `x_stride` numbers apart. Meanwhile, the next sums are prefetched to the first
- * cache, and part of the two tiles that come later, from `ahead` on, to the private one: a few
- * cache lines for each TILE_COLUMNS, so that all are in time. */
+ * `w_stride` and `x_stride` numbers apart. Meanwhile, the next sums are prefetched to L1, and a
+ * part of two later tiles, from `ahead` on, to L2: a few cache lines for each TILE_COLUMNS, so that
+ * all arrive in time. */
 INLINE void multiply_tiles(const uint16_t *w, int64_t w_stride, int n_right, const uint16_t *x,
                            int64_t x_stride, int n_left, int64_t n_columns, const uint16_t *ahead,
                            tile_sums *sums, int adds, block_shape shape)
@@ -173,7 +173,7 @@ INLINE float *sums_at(product_scratch *scratch, int m, int p)
     return scratch->sums[m / (2 * TILE)][p / 2].of[m / TILE % 2][p % 2][m % TILE];
 }
 
-/* Rows of a result that are prefetched ahead of being written: they are far from each other. */
+/* Rows of a result that are prefetched before they are written: they are far from each other. */
 enum { RESULTS_AHEAD = 4 };
 
 static void store_block(const product_block *block)
@@ -228,7 +228,7 @@ INLINE void multiply_shaped(const product_block *block, block_shape shape)
 static void multiply_blocks(const tile_products *all, range rows)
 {
     const int is_packed = all->w->type == PACKED, n_matrices = all->up ? 2 : 1;
-    /* For few rows, reading floats takes longest, and processors read ahead in few places. */
+    /* For few rows, reading floats takes longest, and the hardware prefetches few streams. */
     const int n_panels = is_packed             ? MAX_PANELS
                          : all->n_x > 2 * TILE ? FLOAT_PANELS
                                                : 2;

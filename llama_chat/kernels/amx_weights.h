@@ -15,12 +15,12 @@ enum { TILE = PANEL, TILE_COLUMNS = 32, TILE_NUMBERS = TILE * TILE_COLUMNS };
 
 /* ---- packed weights ------------------------------------------------------------------------- */
 
-/* Scales of the rows; and what is added to a quant times its scale, of quants with an offset. */
+/* Scales of the rows; and for quants with an offset, the term to add to quant * scale. */
 typedef struct {
     __m512 scale, origin;
 } row_scales;
 
-/* Quants of fewer than 8 bits become numbers by being the mantissa of OFFSET + quant. */
+/* Quants of fewer than 8 bits become floats as the mantissa of OFFSET + quant. */
 enum { OFFSET = 128, BITS_OF_OFFSET = 0x4300 /* in bfloat16 */ };
 
 INLINE row_scales load_row_scales(const uint8_t *block, const super_block *super,
@@ -108,8 +108,8 @@ FOR_LAYOUTS(DEFINE_UNPACK_TILES)
 
 /* ---- floats --------------------------------------------------------------------------------- */
 
-/* Terms that add up to a weight: float16 has more bits than one number in bfloat16, and no more than
- * two. */
+/* Number of terms that add up to a weight: one bfloat16 has fewer bits than float16, two have
+ * enough. */
 enum { MAX_TERMS = 2 };
 
 INLINE int n_terms(const matrix *w) { return w->type == WEIGHT_F16 ? 2 : 1; }

@@ -86,14 +86,14 @@ typedef struct {
     const attention_buffers *buffers;
 } attention_pass;
 
-/* Items of work that follow each other: blocks of a prompt or splits of one sequence, or splits that
- * a family shares; for each head of keys.
+/* A run of consecutive work items, for each head of keys: blocks of a prompt, splits of one
+ * sequence, or splits that a family shares.
  *
- * A family are sequences that are neighbours in a pass and begin with the same rows in memory. They
- * attend to these splits together, so that these are read once; each has the others to itself.
+ * A family is a group of sequences that are neighbours in a pass and begin with the same rows in
+ * memory. They attend to the shared splits together, so that these are read once.
  *
- * Prompts come first, since their blocks take longest, and then the splits of each family: what
- * takes little time is left for the end, when threads wait for each other. */
+ * Prompts come first, since their blocks take longest, and then the splits of each family: short
+ * items are left for the end, when threads wait for each other. */
 typedef struct {
     const kv_cache *sequence; /* whose items they are, or the first of the family */
     int n_together;           /* sequences that attend to them */
@@ -114,7 +114,8 @@ static void begin_sequence(item_run *run)
     run->n_items = cache->n_kv_heads * n;
 }
 
-/* Begin the family of a sequence and of those behind it that share as much as the next one does. */
+/* Begin the family of a sequence and of those after it that share as many splits as the next
+ * one. */
 static void begin_family(item_run *run, int64_t layer)
 {
     const kv_cache *first = run->sequence;
@@ -195,8 +196,8 @@ INLINE int64_t items_of_share(const item_run *run, int n_threads)
     return round_up(run->n_items, n_threads) / n_threads;
 }
 
-/* Attend to this thread's share of the items: a part of each run, whose splits are neighbours in
- * memory, so that each thread has as many of those that take long. */
+/* Attend to this thread's share of the items: a part of each run, with neighbouring splits, so that
+ * long items are divided evenly. */
 static void attend_items(const attention_pass *pass, const team_phase *phase)
 {
     const int n_threads = phase->me.n_threads;
@@ -213,7 +214,7 @@ static void attend_items(const attention_pass *pass, const team_phase *phase)
         }
         for (; at - first >= items_of_share(&run, n_threads); go_to_next(&run, pass))
             first += items_of_share(&run, n_threads);
-        /* The last part of a run may be smaller: it is that of another thread each time. */
+        /* The last part of a run may be smaller; another thread gets it each time. */
         const int64_t owner = (part.start / share + run.number) % n_threads;
         const int64_t item = owner * items_of_share(&run, n_threads) + at - first;
         if (item < run.n_items)

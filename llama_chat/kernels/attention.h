@@ -7,8 +7,8 @@
 #include "numbers.h"
 #include "work_shares.h"
 
-/* New tokens of a sequence up to which results equal, bit for bit, those of passes over one token;
- * see attention.c. */
+/* Number of new tokens of a sequence up to which results equal, bit for bit, those of passes over
+ * one token each; see attention.c. */
 enum { MAX_EXACT_BATCH = 8 };
 
 /* Types of cached keys and values. */
@@ -49,7 +49,8 @@ INLINE int64_t queries_per_kv_head(const kv_cache *cache)
 
 /* ---- decode attention ----------------------------------------------------------------------- */
 
-/* Queries multiplied with a row of the cache while it is in registers; most rows of a split. */
+/* Queries multiplied with a row of the cache while it is in registers; limit on the rows of a
+ * split. */
 enum { QUERY_BATCH = 4, MAX_SPLIT = 256 };
 
 /* Rows of a split: few if there are few heads, so that every thread has enough work. */

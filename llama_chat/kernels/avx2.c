@@ -20,7 +20,8 @@ BEGIN_TARGET("avx2,fma,f16c")
 
 #include "avx2.h"
 
-/* For one row a panel is read once, from front to back. For two, Clang would spill registers. */
+/* For one row, a panel is read once, from front to back; for two rows, Clang would spill
+ * registers. */
 #define VECTORS_AT_ONCE(n) ((n) == 1 ? 2 : 1)
 
 #define W8_IS_SIGNED 1

@@ -42,7 +42,7 @@ BEGIN_TARGET("avx2,fma,f16c," VNNI)
 
 #include "avx2.h"
 
-/* A panel is read once for two rows, too: there are no products that need registers. */
+/* A panel is read once for two rows, too: intermediate products need no registers. */
 #define VECTORS_AT_ONCE(n) ((n) <= 2 ? 2 : 1)
 
 INLINE integer_vector sum_of_products(integer_vector sums, byte_vector a, integer_vector b)

@@ -7,16 +7,16 @@
 #include "attention_vectors.h"
 #include "transposed_keys.h"
 
-/* Bytes ahead of a row of keys at which memory is read. */
+/* Prefetch distance in bytes from a row of keys. */
 enum { KEYS_AHEAD = 2048 };
 
 /* Compute the scores (n_queries, MAX_SPLIT) of queries of `width` numbers for `n` rows of keys from
  * row `first` on; n_queries * n <= N_SUMS.
  *
  * A row is widened once for all queries, and a query is loaded once for all rows. The loops over
- * them are unrolled explicitly: otherwise GCC keeps the sums in memory. Keys further on are read
+ * them are unrolled explicitly: otherwise GCC keeps the sums in memory. Later keys are prefetched
  * meanwhile, and the values of these rows, which are needed next: a split is too short for the
- * processor to read ahead by itself.
+ * hardware prefetcher.
  */
 INLINE void multiply_keys(const float *const *queries, int n_queries, const head_rows *rows,
                           int64_t first, int n, int64_t width, float *scores, int kind)

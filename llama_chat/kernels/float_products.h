@@ -19,7 +19,7 @@ enum { TILE_W = REGISTERS == 32 ? 4 : 2, TILE_X = 6 };
 /* Activations that leave half of L1 to weights. */
 enum { CACHED_FLOATS = 4096 };
 
-/* Bytes ahead of their use at which weights are requested. */
+/* Prefetch distance of weights in bytes. */
 enum { PREFETCH_BYTES = 1024 };
 
 /* Multiply a tile of `n` columns, and store (n_x, n_w) or add to it. Several rows of weights are
@@ -88,10 +88,10 @@ INLINE void multiply_float_rows(const uint8_t *w, const float *x, int64_t n, int
 /* Multiply rows of activations with rows of weights, each read from front to back: memory is the
  * limit for a few.
  *
- * AMD's processors read a single row fastest if no request gets in the way of their own reading
- * ahead; a wide one is worth loading its activations once for several rows, of which those of the
- * next tile are requested. Intel's begin to read ahead anew at each page: requests within a row,
- * and several rows at once, hide that. */
+ * AMD's processors read a single row fastest with their hardware prefetcher alone. For wide rows it
+ * pays to load the activations once for several rows, while the rows of the next tile are
+ * prefetched. The hardware prefetcher of Intel's processors starts again at each page; prefetching
+ * within a row, and several rows at once, hide that. */
 INLINE void multiply_by_rows(const matrix *w, range rows, const float *x, int n_x, float *y,
                              int adds, int type)
 {

@@ -24,9 +24,9 @@ typedef struct {
     int32_t n_threads;
 } pass_record;
 
-/* Rows of activations in the forms that matrices take: quantized in groups of 16 or of 32, as
- * floats, or rounded to bfloat16. A layer may have matrices of several. Those in bfloat16 begin with
- * the first row that is not exact. */
+/* Rows of activations in the forms that matrices need: quantized in groups of 16 or of 32, as
+ * floats, or rounded to bfloat16. The matrices of a layer may need several of them. Those in
+ * bfloat16 begin with the first row that is not exact. */
 enum { GROUPS_OF_16, GROUPS_OF_32, AS_FLOATS, AS_BF16, N_FORMS };
 
 typedef struct {
@@ -84,7 +84,8 @@ typedef struct {
     attention_buffers attention;
 } thread_buffers;
 
-/* Rows for each token whose logits are computed: a packed output takes one of errors, too. */
+/* Rows for each token whose logits are computed: a packed output matrix needs a row of errors,
+ * too. */
 INLINE int rows_per_logits(const model_weights *w) { return w->output.type == PACKED ? 2 : 1; }
 
 void allocate_shared(const kernel_set *kernels, const model_weights *w, const token_batch *batch,

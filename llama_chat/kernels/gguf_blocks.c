@@ -1,6 +1,6 @@
 /* Packing of the quantized blocks of GGUF into panels.
  *
- * What a block holds, and how a PackedWeight has it, is in checkpoints/gguf_blocks.py. Here sixteen
+ * checkpoints/gguf_blocks.py describes the contents of a block and of a PackedWeight. Here sixteen
  * blocks, one of each row of a panel, are split at once: all operations are on chunks.
  */
 
@@ -235,7 +235,7 @@ static void split_iq4_xs(const row_blocks *from, panel_span *to)
 
 /* ---- all types ------------------------------------------------------------------------------ */
 
-/* Type of blocks. It is known by the layout that it is packed in: each layout has one type. */
+/* Type of blocks. The layout of the packed matrix identifies it: each layout has one type. */
 typedef struct {
     packed_layout layout;
     int n_bytes; /* of a block */

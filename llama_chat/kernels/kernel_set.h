@@ -98,8 +98,8 @@ struct kernel_set {
     void (*store_rows)(const kv_cache *cache, void *const *buffers, float *const *scales,
                        int64_t layer, const float *x, range columns);
 
-    /* Attend with all queries of one head of keys to the rows of one split; q and the partial results
-     * are those of the first sequence, and those of the others follow. */
+    /* Attend with all queries of one head of keys to the rows of one split. `q` and `partials`
+     * point to those of the first sequence; those of the others follow. */
     void (*attend_to_split)(const split_item *item, int64_t layer, const float *q,
                             const decode_buffers *buffers, float *partials);
 

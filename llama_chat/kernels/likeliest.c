@@ -1,4 +1,4 @@
-/* The most likely tokens of a vocabulary, and the sums by which their probabilities are known. */
+/* The most likely tokens of a vocabulary, and the sums that normalize their probabilities. */
 
 #include "likeliest.h"
 
@@ -207,8 +207,8 @@ static row_search search_of(const search_job *job, int64_t i, int thread)
     };
 }
 
-/* Search one row together: each thread reads those logits that are near what it has just computed,
- * as far as its cache has them, in a pass of as many threads. */
+/* Search one row together. In a pass of as many threads, each thread reads about the logits that it
+ * has just computed, which may still be in its cache. */
 static void search_together(team_member me, void *argument)
 {
     const search_job *job = argument;
@@ -232,7 +232,7 @@ static void search_share(team_member me, void *argument)
     }
 }
 
-/* Logits for which it takes less time to wait for another thread than to do its work. */
+/* Number of logits from which waiting for another thread takes less time than doing its work. */
 enum { MIN_SHARED_LOGITS = 1 << 14 };
 
 /* ---- called from Python ----------------------------------------------------------------------- */

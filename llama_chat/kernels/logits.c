@@ -12,8 +12,8 @@ INLINE int next_logits(const worker *t, int n_left)
 
 /* Normalize the tokens whose logits are computed, and quantize them for a packed output.
  *
- * That costs more accuracy here than in any other product, and reading the matrix takes most of the
- * time anyway: so their errors are quantized to 8 bits too, as further rows. */
+ * Quantization costs more accuracy here than in any other product, and reading the matrix takes
+ * most of the time. So the quantization errors are quantized to 8 bits, too, as further rows. */
 static void prepare_logits(worker *t)
 {
     const token_batch *batch = t->batch;

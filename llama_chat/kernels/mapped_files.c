@@ -1,9 +1,9 @@
-/* Mapped files whose contents are lost while they are in use.
+/* Detection of mapped files that are truncated while they are in use.
  *
- * A file that is cut short, or a disk that fails, makes the next access to a page of it a SIGBUS,
- * which ends a program without a word. The handler here puts zeros in the place of the lost pages,
- * so that the pass which reads them comes to its end, and remembers that: what was computed since
- * is wrong, and the Python side refuses it.
+ * If a file is truncated, or its disk fails, the next access to a lost page raises SIGBUS, which
+ * ends a program without a message. The handler here maps zeros in place of the lost pages, so that
+ * the pass which reads them can finish, and sets a flag: results since then are wrong, and the
+ * Python side refuses them.
  */
 
 #include <signal.h>
@@ -20,7 +20,7 @@ typedef struct {
     _Atomic uintptr_t start, end;
 } mapping;
 
-/* The latest mappings; the places of the oldest are taken again. */
+/* The latest mappings; the slots of the oldest are reused. */
 static mapping mappings[MAX_MAPPINGS];
 static atomic_size_t n_mappings;
 
@@ -37,7 +37,7 @@ static uintptr_t end_of_mapping(uintptr_t address)
     return 0;
 }
 
-/* Everything that is called here may be called in a handler. */
+/* All functions that are called here are async-signal-safe. */
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -55,7 +55,7 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
 
 /* ---- called from Python --------------------------------------------------------------------- */
 
-/* Put zeros in the place of lost pages of a mapping from now on; by one thread at a time. */
+/* Map zeros in place of lost pages of a mapping from now on. Not thread-safe. */
 EXPORT void watch_mapping(void *start, int64_t n_bytes)
 {
     if (!page_size) {

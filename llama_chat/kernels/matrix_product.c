@@ -23,7 +23,7 @@ INLINE void store(const float *values, int n, void *y, int64_t at, int store_mod
 /* Most rows that are multiplied with all panels before the next rows, in tiles. */
 enum { MAX_BLOCK_TILES = 32 };
 
-/* Least tiles for which unpacking a panel takes less time than it saves. */
+/* Smallest number of tiles for which unpacking a panel saves more time than it takes. */
 enum { MIN_UNPACKED_TILES = 4 };
 
 /* Products of unpacked panels with `n_x` rows; NULL if there are none, or they are not faster. */
@@ -46,7 +46,7 @@ void quantize_tile(const kernel_set *kernels, const void *x, int is_bf16, int64_
                               tile);
 }
 
-/* Rows of a result that are prefetched ahead of being written: they are far from each other. */
+/* Rows of a result that are prefetched before they are written: they are far from each other. */
 enum { RESULTS_AHEAD = 16 };
 
 /* Store products (n, width) of panels whose first row is `row`, of the rows from `m` on. */

@@ -107,10 +107,10 @@ INLINE int64_t round_up(int64_t n, int64_t multiple)
 
 /* ---- exp ------------------------------------------------------------------------------------ */
 
-/* Exponent below which fast_exp() is 0, and above whose opposite it grows no more. In a softmax
- * nothing so small matters beside 1, nor in SwiGLU; and products and quotients of numbers as far from
- * 1 would be subnormal, each of which takes x86 a hundred cycles: also in lanes that are not used,
- * where a compiler computes both sides of a condition. */
+/* Least exponent: fast_exp() is 0 below it, and constant above its negative. Smaller values do not
+ * matter beside 1, in a softmax or in SwiGLU. Products and quotients of numbers so far from 1 would
+ * be subnormal, which takes x86 a hundred cycles each, even in unused lanes, since compilers
+ * compute both sides of a condition. */
 #define LEAST_EXPONENT -60.0f
 
 /* Compute exp(x) with a relative error of about 1e-7: 2**n times the Taylor series of the

@@ -100,8 +100,8 @@ INLINE int begins_super_block(packed_layout layout, int64_t g)
     return layout.groups_per_super_block && g % layout.groups_per_super_block == 0;
 }
 
-/* Columns of a panel that are unpacked at a time, and bytes for them, at most three floats beside 16
- * quants: they stay in L1, with as much of a tile. */
+/* Columns of a panel that are unpacked at a time, and their size in bytes, with at most three
+ * floats for 16 quants: they stay in L1, beside the same columns of a tile. */
 enum { UNPACKED_COLUMNS = 512, UNPACKED_BYTES = PANEL * UNPACKED_COLUMNS * 7 / 4 };
 
 INLINE int64_t panel_bytes_of(packed_layout layout, int64_t n_groups)

@@ -47,8 +47,8 @@ INLINE void load_quants(const uint8_t *block, int step, int row, packed_layout l
     }
 }
 
-/* Bytes ahead of a block at which memory is read. The processor reads ahead by itself as far as one
- * row of activations needs; not while the products of several rows take longer than the memory. */
+/* Prefetch distance in bytes. For one row of activations the hardware prefetches far enough; for
+ * several rows it does not, since their products take longer than the memory. */
 enum { PREFETCH_AHEAD = 4096 };
 
 INLINE void prefetch_block(const uint8_t *block, packed_layout layout)

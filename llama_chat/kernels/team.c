@@ -29,9 +29,9 @@ void wait_for_team(void)
 #include <stdatomic.h>
 #include <stdlib.h>
 
-/* Turns of a waiting thread before it sleeps, about two milliseconds: longer than a barrier takes,
- * and than the work between two tokens. Now and then it lets another thread have its processor,
- * which may be one that it waits for. */
+/* Spins of a waiting thread before it sleeps, about two milliseconds: longer than a barrier, and
+ * than the work between two tokens. It yields now and then, perhaps to a thread that it waits
+ * for. */
 enum { MAX_SPINS = 1 << 16, SPINS_PER_YIELD = 1 << 7 };
 
 enum { STACK_BYTES = 1 << 20 };
@@ -90,8 +90,8 @@ static void wait_for_change(signal_counter *counter, unsigned old)
     pthread_mutex_unlock(&counter->mutex);
 }
 
-/* Sleeping threads count themselves before they look at the value, and are counted here after it
- * was changed: so none is missed. */
+/* A thread increments n_asleep before it reads the value; here n_asleep is read after the value has
+ * changed. So no sleeping thread is missed. */
 static void increment(signal_counter *counter)
 {
     atomic_fetch_add(&counter->value, 1);

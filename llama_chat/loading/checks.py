@@ -30,10 +30,10 @@ _BITS = {
     torch.float16: (torch.int16, 0x7C00),
     torch.bfloat16: (torch.int16, 0x7F80),
 }
-"""Integers of the size of a float, and its exponent, whose bits are all set if it is not finite."""
+"""Integer type of the size of a float, and mask of its exponent: all ones if it is not finite."""
 
 _PART = 2**20
-"""Floats that are looked at before their memory is released."""
+"""Number of floats that are checked before their memory is released."""
 
 _SAMPLES = ("Hello, world!", " naïve café", "1234 + 5678", "你好", "🦙", "</s><|im_end|>[/INST]")
 
@@ -61,7 +61,7 @@ class _Skip(LlamaChatError):
 
 
 class ModelCheck:
-    """All checks of one model, each of which the next ones build on."""
+    """All checks of one model; later ones use the results of earlier ones."""
 
     def __init__(self, path: Path) -> None:
         """Check the model at ``path``."""
@@ -163,7 +163,7 @@ class ModelCheck:
         return ", ".join(map(repr, map(tokenizer.piece, ids)))
 
     def _digests(self) -> str:
-        """Check the files against hashes that are stated somewhere."""
+        """Check the files against the hashes that are known for them."""
         if not self._hashes:
             raise _Skip(self._what, "nothing states what they should be", "")
         for each in self._hashes:
@@ -205,7 +205,7 @@ class ModelCheck:
 
 
 def _is_finite(numbers: Tensor) -> bool:
-    """True if no number is infinite or NaN; the memory of each part is released after a look.
+    """True if no number is infinite or NaN; the memory of each part is released after its check.
 
     Args:
         numbers: mapped floats, with a stride if they are of blocks.

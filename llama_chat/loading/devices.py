@@ -95,14 +95,13 @@ def map_layers(
 ) -> tuple[torch.device, ...]:
     """Choose the device of each layer: the first devices that have room, as few as possible.
 
-    Layers follow each other from device to device, which compute in turn: more of them would not be
-    faster.
+    Devices compute one after the other, so more of them would not be faster.
 
     Args:
         layers: bytes of each layer.
         ends: bytes of the embedding, which is with the first layer, and of the output, which is
             with the last.
-        free: the devices with their free bytes; the last one takes what nothing else has room for.
+        free: the devices with their free bytes; the last one takes what fits nowhere else.
     """
     sizes = list(layers)
     sizes[0] += ends[0]

@@ -1,4 +1,4 @@
-"""Plan of a load: what is decided before any weight is read, and the load itself."""
+"""Plan of a load: all decisions before any weight is read, and the load itself."""
 
 import os
 from bisect import bisect_right
@@ -53,7 +53,7 @@ class LoadPlan:
     context_given: bool
     """True if the user gave that context length: then all of it must fit in memory."""
     devices: tuple[torch.device, ...]
-    """Devices of the layers, in equal runs; or one for each."""
+    """Devices that share the layers equally, in order; or a device for each layer."""
     types: FloatTypes
     """Types of weights that are not packed."""
     weight_format: WeightFormat
@@ -157,7 +157,7 @@ class LoadPlan:
 
     @property
     def max_saved_bytes(self) -> int:
-        """Bytes for saved suffixes of the cache: those that a full cache would leave free."""
+        """Bytes for saved suffixes of the cache: those that a full cache leaves free."""
         return max(0, self.bytes_free - self.bytes_with(self.config.context_length))
 
     def check_fit(self) -> None:

@@ -220,7 +220,7 @@ def load(
         draft: a smaller model of the same vocabulary, whose guesses save passes of this one.
         memory: bytes that this process may use in all; None for no limit.
         device_map: ``auto`` places the layers by the free memory of the devices, ``off`` in equal
-            runs.
+            shares.
         report: called with the bytes read so far and the bytes in all.
 
     Raises:

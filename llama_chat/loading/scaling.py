@@ -36,7 +36,7 @@ class Traffic:
     """Bytes that rank 0 sends and receives, whichever is more; it has the most."""
 
     per_token: int
-    """For a token that is generated: two sums a layer, one for the embedding, and the logits."""
+    """For a token that is generated: two sums per layer, one for the embedding, and the logits."""
     per_prompt_token: int
     """For a token of a prompt, which needs no logits."""
     collectives: int
@@ -46,7 +46,7 @@ class Traffic:
 def traffic(planned: LoadPlan, size: int) -> Traffic:
     """Compute what the ranks exchange.
 
-    A sum by a ring sends and receives each number ``2 (size - 1) / size`` times.
+    A ring all-reduce sends and receives each number ``2 (size - 1) / size`` times.
     """
     config = planned.config
     number = 4 if planned.types.keeps_stored else planned.types.dtype.itemsize
@@ -96,11 +96,11 @@ def describe_ranks(
         size: number of ranks.
         n_sequences: sequences whose keys and values are kept at a time.
         available: bytes of memory of each rank; None for those free here.
-        bandwidth: bytes a second that a rank reads; None to measure it here.
-        interconnect: bytes a second between ranks; None to leave that time out.
+        bandwidth: bytes per second that a rank reads; None to measure it here.
+        interconnect: bytes per second between ranks; None to leave that time out.
 
     Raises:
-        UsageError: if the model has no such parts; the message says which would do.
+        UsageError: if the model cannot be divided so; the message says which numbers of ranks can.
     """
     parts = shards(planned.config, size, grain_of(planned.checkpoint, planned.weight_format))
     available = planned.bytes_free if available is None else available

@@ -119,7 +119,7 @@ def read_weights(
         checkpoint: the model.
         weight_format: format of the matrices in memory.
         types: types of weights that are not packed.
-        devices: devices of the layers, in equal runs; or one for each.
+        devices: devices that share the layers equally, in order; or a device for each layer.
         report: called with the bytes read so far and the bytes in all.
 
     Raises:
@@ -150,7 +150,7 @@ def read_weights(
 
 
 def device_of(name: str, n_layers: int, devices: Sequence[torch.device]) -> torch.device:
-    """Choose the device of a weight: layers in equal runs, embedding and output at the ends."""
+    """Choose the device of a weight: layers in equal shares, embedding first, output last."""
     parts = name.split(".")
     if parts[0] == "layers":
         return devices[int(parts[1]) * len(devices) // n_layers]
@@ -168,7 +168,7 @@ def _bits(name: str, shape: tuple[int, ...], weight_format: WeightFormat) -> Lit
 
 
 def packs_nothing(checkpoint: Checkpoint, weight_format: WeightFormat) -> bool:
-    """True if matrices should be quantized at load, and none can be."""
+    """True if matrices should be quantized at load, but none can be."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     packed = (_bits(name, shape, weight_format) for name, shape in shapes.items())
     return weight_format in _QUANTIZED and not any(packed)
@@ -199,7 +199,7 @@ def _read(
 def _quantize(
     checkpoint: Checkpoint, name: str, weight_format: WeightFormat, bits: Literal[4, 8]
 ) -> Iterator[PackedWeight]:
-    """Quantize a matrix in parts, each of which is no longer in memory as a float then.
+    """Quantize a matrix in parts, and release the floats of each part.
 
     Raises:
         UsageError: if the scales cannot represent its values.

@@ -1,9 +1,9 @@
-"""Connections of rank 0 with the others: orders one way, answers the other, and who has gone.
+"""Connections of rank 0 with the other ranks: orders, answers, and the detection of losses.
 
-Orders are a few numbers, and most of the time there are none, while the user types: collectives
-would need a wait without a limit of time, and a rank that is killed would go unnoticed until the
-next one. A closed connection tells at once, on all ranks; keep-alive probes tell of a machine that
-lost power. Activations take the collectives of torch.
+Orders are a few numbers, and rare while the user types. Collectives would have to wait without a
+timeout, and would not notice a killed rank until the next one. A connection that closes is noticed
+at once, on all ranks; keep-alive probes notice a machine that lost power. Activations use the
+collectives of torch.
 """
 
 import json
@@ -19,7 +19,7 @@ Message = list[Any]
 """A word and its arguments, as JSON has them."""
 
 _PROBES = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 7000}
-"""Options after which a machine that does not answer counts as gone, after seven seconds."""
+"""Keep-alive options: a machine that does not answer for seven seconds counts as gone."""
 
 _CONNECT_S = 60.0
 _MAX_HELLO = 256
@@ -65,7 +65,7 @@ class Connection:
         threading.Thread(target=read, name="rank", daemon=True).start()
 
     def send(self, data: bytes) -> None:
-        """Send a message, encoded; what cannot be sent is noticed where messages are read."""
+        """Send an encoded message; a failure is noticed where messages are read."""
         with suppress(OSError):
             self._socket.sendall(data)
 
@@ -82,7 +82,7 @@ class Connection:
         return message
 
     def has_message(self, seconds: float) -> bool:
-        """Wait at most ``seconds`` until ``receive`` need not wait."""
+        """Wait at most ``seconds`` for a message; True if ``receive`` need not wait."""
         try:
             message = self._received.get(timeout=max(seconds, 0.0))
         except queue.Empty:
@@ -105,7 +105,7 @@ class Listener:
     """Socket at which rank 0 waits for the others."""
 
     def __init__(self, *, local: bool) -> None:
-        """Open it: on this machine only if ``local``."""
+        """Open the socket, to this machine only if ``local``."""
         if local:
             self._socket = socket.create_server(("127.0.0.1", 0))
         elif socket.has_dualstack_ipv6():
@@ -122,14 +122,14 @@ class Listener:
         return f"{self._socket.getsockname()[1]} {self._token}"
 
     def accept(self, found: dict[int, Connection], size: int) -> None:
-        """Wait for the ranks 1 to ``size`` - 1, and close it; strangers are sent away.
+        """Accept the ranks 1 to ``size`` - 1, then close the socket; other clients are rejected.
 
         Args:
-            found: takes their connections, as they come.
+            found: the connections by rank, filled as ranks connect.
             size: number of ranks.
 
         Raises:
-            TimeoutError: if they do not come.
+            TimeoutError: if they do not connect in time.
         """
         with self._socket:
             self._socket.settimeout(_CONNECT_S)
@@ -142,12 +142,12 @@ class Listener:
                     theirs.close()
 
     def _identify(self, theirs: socket.socket) -> int:
-        """Return the rank that a hello names; -1 for a stranger."""
+        """Return the rank of a client with the right token; -1 for any other."""
         theirs.settimeout(5.0)
         hello = b""
         with suppress(OSError, ValueError):
             while not hello.endswith(b"\n") and len(hello) < _MAX_HELLO:
-                # Not more than the hello: what follows it belongs to the connection.
+                # No byte beyond the hello may be read: it belongs to the connection.
                 if not (byte := theirs.recv(1)):
                     break
                 hello += byte

@@ -1,8 +1,8 @@
 """The group of ranks: rank 0, which gives orders, and the others, which follow them.
 
 Rank 0 owns the terminal, the files and the conversation. The others only hold their part of the
-model and of its caches, and compute what they are told. Nobody goes on without the others: when one
-has gone, rank 0 ends with an error that says so, and its end is that of all.
+model and of its caches, and compute what rank 0 orders. If any rank ends, rank 0 ends with an error
+that says so, and with it all others.
 """
 
 import os
@@ -23,19 +23,19 @@ from llama_chat.parallel.collectives import abort
 from llama_chat.parallel.world import World
 
 _KEY = "listener"
-"""Key of the store at which rank 0 tells where it waits; empty if it needs nobody."""
+"""Key in the store with the address of rank 0; its value is empty if no rank is needed."""
 
 _LEAVE = "leave"
 """Order to end the process."""
 
 _STOP = "stop"
-"""Order to stop the load that goes on."""
+"""Order to stop the running load."""
 
 _PROGRESS = "progress"
 _FAILED = "failed"
 
 _FOREVER = timedelta(days=365)
-"""Time in which rank 0 may ask its user something; its end is noticed by torchrun."""
+"""Timeout while rank 0 may be asking its user; torchrun notices if it ends."""
 
 _CONNECT = timedelta(seconds=60)
 
@@ -51,7 +51,7 @@ def join_store(world: World) -> Store:
 
 
 class Ranks:
-    """All ranks but 0, as it sees them."""
+    """The other ranks, as rank 0 sees them."""
 
     def __init__(self, world: World, on_loss: Callable[[], object]) -> None:
         """Begin without any; ``gather`` waits for them.
@@ -104,7 +104,7 @@ class Ranks:
         return take, lambda: self._lose(rank)
 
     def _lose(self, rank: int, *why: str) -> None:
-        """Notice that a rank has gone, and let all others go too."""
+        """Record that a rank has gone, and end all others."""
         with self._losing:
             if self.loss is not None or self._leaving:
                 return
@@ -122,8 +122,8 @@ class Ranks:
     def fail(self, error: BaseException) -> LostRankError:
         """Give up after a pass failed on rank 0, and return the error to raise.
 
-        That is the loss of a rank if there is one; else the error itself, after which no pass can
-        follow, since the others wait within this one.
+        That is the loss of a rank if there is one, else the error itself. No pass can follow, since
+        the others still wait within this one.
         """
         if not self._noticed.wait(0 if isinstance(error, MemoryError) else _LOSS_S):
             self._lose(0, f"a pass failed: {' '.join(str(error).split())[:200]}")
@@ -158,21 +158,21 @@ class Ranks:
         return all(each.has_message(end - time.monotonic()) for each in self._connections)
 
     def begin_load(self, *order: Any) -> None:
-        """Give the order to load, from which on they tell their progress."""
+        """Order the others to load, after which they report their progress."""
         self._progress = dict.fromkeys(range(1, self.world.size), 0.0)
         self.give(*order)
 
     @property
     def progress(self) -> float:
-        """Share of its load that the slowest has done."""
+        """Fraction of the load that the slowest rank has done."""
         return min(self._progress.values())
 
     def stop(self) -> None:
-        """Let them stop the load that goes on."""
+        """Order the others to stop the running load."""
         self.give(_STOP)
 
     def leave(self) -> None:
-        """Let them end; nothing that they do is an error from now on."""
+        """Let the others end; from now on nothing that they do is an error."""
         self._leaving = True
         with suppress(RuntimeError):  # torchrun has gone
             self.store.set(_KEY, "")  # for those that have not come yet
@@ -185,7 +185,7 @@ class Ranks:
 
 
 def dismiss(world: World) -> None:
-    """Let the others end, of whom nothing was asked."""
+    """Let the other ranks end, if they were never needed."""
     with suppress(RuntimeError):  # torchrun has gone
         join_store(world).set(_KEY, "")
 
@@ -234,11 +234,11 @@ class Orders:
         self._connection.send(encode(message))
 
     def tell_progress(self, share: float) -> None:
-        """Tell how much of the load is done."""
+        """Report how much of the load is done."""
         self.answer(_PROGRESS, share)
 
     def tell_failure(self, why: str) -> None:
-        """Tell why this rank ends."""
+        """Report why this rank ends."""
         self.answer(_FAILED, why)
 
 
@@ -251,5 +251,5 @@ def await_orders(world: World, on_end: Callable[[bool], None]) -> Orders | None:
 
 
 def end_process() -> None:
-    """Let a signal end this process, as if its user had."""
+    """End this process with a signal, as a user would."""
     os.kill(os.getpid(), signal.SIGTERM)

@@ -211,7 +211,7 @@ def torch_has_matrix_units(dtype: torch.dtype) -> bool:
 def prefers_unpacked(dtype: torch.dtype, bits: int, width: int) -> bool:
     """True if products of many rows are faster with unpacked weights of ``dtype``, in torch.
 
-    If ``torch_has_matrix_units``, or the portable level is in use, both ways are tried, with a
+    If ``torch_has_matrix_units``, or the portable level is in use, both ways are timed with a
     matrix of ``width`` columns; see ``trial``.
     """
     if not torch_has_matrix_units(dtype) and not native.is_portable():
@@ -228,7 +228,7 @@ def prefers_unpacked(dtype: torch.dtype, bits: int, width: int) -> bool:
 def prefers_floats(dtype: torch.dtype, bits: int, width: int) -> bool:
     """True if products of one row are faster with floats of ``dtype``, in torch, than packed.
 
-    Likewise: they never are, unless the portable level is in use.
+    Both ways are timed if the portable level is in use; otherwise packed weights are faster.
     """
     if not native.is_portable():
         return False
@@ -242,7 +242,7 @@ def prefers_floats(dtype: torch.dtype, bits: int, width: int) -> bool:
 
 
 def _sample(bits: int, n_rows: int, width: int) -> NativeMatrix:
-    """Make a matrix for a trial; one of 8 bits stands for those of 5 and 6 too."""
+    """Make a matrix for a trial; layouts of 5 and 6 bits are tried with 8 bits."""
     return to_panels(quantize(torch.ones(n_rows, width), 4 if bits == 4 else 8))
 
 

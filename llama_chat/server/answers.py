@@ -1,4 +1,4 @@
-"""Answers of the server on the socket file to several requests at a time."""
+"""Answers of the server on the Unix socket to several requests at a time."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -17,7 +17,7 @@ _TIMEOUTS = Timeouts(connect_s=5.0, silence_s=SILENCE_S)
 
 
 def client_of(socket: Path) -> Client:
-    """Return what sends to the server on a socket file."""
+    """Return what sends to the server on a Unix socket."""
     return Client(Address("http://localhost", str(socket)), None, _TIMEOUTS)
 
 

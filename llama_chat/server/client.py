@@ -1,4 +1,4 @@
-"""A client of the server on the socket file, which needs neither torch nor a model."""
+"""A client of the server on the Unix socket, which needs neither torch nor a model."""
 
 import http.client
 import json
@@ -24,14 +24,14 @@ _TIMEOUT_S = 2.0
 """Longest wait for an answer about the server itself."""
 
 _WAIT_S, _MAX_WAIT_S = 0.5, 60.0
-"""Waits for a place on a full server: each, and in all."""
+"""Waits for a full server: each one, and in total."""
 
 SILENCE_S = 600.0
 """Longest wait for a part of another answer: a prompt of a large model can take minutes."""
 
 
 class LostServer(LlamaChatError):
-    """The server went away, or is none of ours."""
+    """The server went away, or is not one of this program."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class LostServer(LlamaChatError):
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a socket file."""
+    """HTTP over a Unix socket."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost")
@@ -95,7 +95,7 @@ def stream(path: Path, route: str, body: dict[str, Any]) -> Iterator[dict[str, A
 
 
 def _posted(connection: _Connection, route: str, data: bytes) -> http.client.HTTPResponse:
-    """Post a request, again and again while the server has no room for it; return the answer."""
+    """Post a request, repeatedly while the server is full, and return the answer."""
     began = time.monotonic()
     while True:
         connection.request("POST", route, data, {"Content-Type": "application/json"})

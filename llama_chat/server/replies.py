@@ -1,4 +1,4 @@
-"""Answers in the style of OpenAI, from the events of continuations."""
+"""OpenAI-compatible answers, from the events of continuations."""
 
 import secrets
 import time
@@ -40,14 +40,14 @@ def error_of(error: LlamaChatError) -> tuple[int, dict[str, Any]]:
 
 @dataclass
 class Choice:
-    """One continuation, as far as it is."""
+    """One continuation, as far as it is generated."""
 
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish: Finish | None = None
 
     def add(self, event: Event) -> None:
-        """Take its next event."""
+        """Add its next event."""
         self.text += event.text
         if isinstance(event, Finish):
             self.finish = event
@@ -56,7 +56,7 @@ class Choice:
 
 
 class Format:
-    """Objects of one answer: of a chat, or of a raw completion."""
+    """Formatter of one answer: of a chat, or of a raw completion."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Format:
             tells_tokens: add the whole event of each token.
         """
         self.has_chunk_per_token = tells_tokens or n_logprobs is not None
-        """True for a chunk for each token, also if it completes no text."""
+        """True for a chunk per token, even if the token completes no text."""
         self._tells_tokens = tells_tokens
         self._n = n
         self._chat = chat
@@ -90,7 +90,7 @@ class Format:
         self._created = int(time.time())
 
     def whole(self, choices: Sequence[Choice], echoes: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the answer with all choices, which have ended."""
+        """Return the whole answer, once all choices have ended."""
         found = []
         for i, choice in enumerate(choices):
             text = (echoes[i] if echoes else "") + choice.text
@@ -116,7 +116,7 @@ class Format:
     def chunk(
         self, index: int, event: Event, described: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return the chunk for an event of a choice, the last one ``described`` if it is."""
+        """Return the chunk for an event of a choice; the last one has ``described``, too."""
         content: dict[str, Any] = {"text": event.text}
         if self._chat:
             content = {"delta": {"content": event.text} if event.text else {}}

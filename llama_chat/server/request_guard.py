@@ -25,7 +25,7 @@ READER_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class AccessRules:
-    """Requirements on requests over TCP; those through the socket file have none."""
+    """Requirements on requests over TCP; those through the Unix socket have none."""
 
     hosts: frozenset[str] | None
     """Names in ``Host``, without ports: a page of another name must not reach the server through a
@@ -147,7 +147,7 @@ class RequestGuard:
 
 
 def _is_over_tcp(scope: Scope) -> bool:
-    """True if a request came through a port, not through the socket file."""
+    """True if a request came through a port, not through the Unix socket."""
     server = scope.get("server")
     return server is not None and server[1] is not None
 

@@ -1,4 +1,4 @@
-"""Requests in the style of OpenAI, as clients send them; checked before anything is done."""
+"""OpenAI-compatible requests of clients, validated before anything is done."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -42,7 +42,7 @@ Unsupported = Annotated[None, BeforeValidator(_refuse)]
 
 
 class _Body(BaseModel):
-    """Base of all bodies; fields that are not known are ignored, as other servers do."""
+    """Base class of all bodies; unknown fields are ignored, as by other servers."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -59,9 +59,9 @@ class Own(_Body):
 
     grammar: OwnGrammar | None = None
     receipt: bool = False
-    """True for the receipt of each choice, and its log-probabilities, in the last chunk."""
+    """True to add the receipt and the log-probabilities of each choice to the last chunk."""
     tokens: bool = False
-    """True for a chunk with the id of each token, its log-probability and the likeliest others."""
+    """True for a chunk per token, with its id, log-probability and likely alternatives."""
     end_ids: Ids = []
     """End tokens in addition to those of the model, for a raw prompt."""
     n_begun: int = Field(default=0, ge=0, le=10**9)
@@ -79,7 +79,7 @@ class _Schema(_Body):
 
 
 class ResponseFormat(_Body):
-    """Form of a text."""
+    """Format that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _Schema | None = None
@@ -100,7 +100,7 @@ class ResponseFormat(_Body):
 
 
 class _Generation(_Body):
-    """Limits and sampling of a generation; what is not given is as the server's settings say."""
+    """Limits and sampling of a generation; the defaults are the server's settings."""
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1, le=10**9)
@@ -190,7 +190,7 @@ class ChatRequest(_Generation):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    """Tools are never called, which these leave to the model."""
+    """Values with which the model need not call a tool; it never does."""
     function_call: Literal["auto", "none"] | None = None
     """The older name of ``tool_choice``."""
 
@@ -210,7 +210,7 @@ _Several = Annotated[list[_Item], Field(min_length=1, max_length=MAX_CHOICES)]
 
 
 def _form(prompt: object) -> str:
-    """Return the form of a prompt, so that an error is about that form alone."""
+    """Return the form of a prompt, so that a validation error names only that form."""
     if not isinstance(prompt, list):
         return "text"
     first = prompt[0] if prompt else None

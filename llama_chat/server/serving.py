@@ -41,12 +41,12 @@ class Options:
     grace_s: float = 10.0
     """Seconds that running answers have at the end."""
     idle_s: float | None = None
-    """End after so many seconds without a request; None for never."""
+    """Seconds without a request after which it ends; None for never."""
     logs_prompts: bool = False
 
 
 class _Protocol(H11Protocol):
-    """HTTP that ends connections on which nothing is asked."""
+    """HTTP that closes connections without a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -1,4 +1,4 @@
-"""The socket file of the server, and the lock that says whose it is."""
+"""The Unix socket of the server, and the lock that says whose it is."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import private_folder, runtime_home
 
 _GLANCE_S = 0.02
-"""Time after which ``holder_of`` in another process has let go of the lock."""
+"""Time after which ``holder_of`` in another process has released the lock."""
 
 
 def default_socket() -> Path:
@@ -26,7 +26,7 @@ def default_socket() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A server that has a socket file."""
+    """A server that has a Unix socket."""
 
     pid: int | None
     """Its process; None if the lock does not say."""
@@ -35,7 +35,7 @@ class Holder:
 
 
 class SocketFile:
-    """A socket file that this process alone may listen on, for the time of a ``with`` block.
+    """A Unix socket that this process alone may listen on, for the time of a ``with`` block.
 
     A lock beside it says so, which tells a running server from one that has died. It also holds
     the id of the process, and if it listens yet.
@@ -107,7 +107,7 @@ class SocketFile:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Return the server that has a socket file; None if there is none."""
+    """Return the server that has a Unix socket; None if there is none."""
     try:
         lock = os.open(_lock_of(path), os.O_RDONLY)
     except OSError:
@@ -133,7 +133,7 @@ def _is_taken(path: Path) -> UsageError:
 
 
 def _remove_socket(path: Path) -> None:
-    """Remove the socket file of a server that has died.
+    """Remove the Unix socket of a server that has died.
 
     Raises:
         OSError: if it is another file, or cannot be removed.

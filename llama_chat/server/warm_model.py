@@ -1,6 +1,6 @@
 """A model that a warm server has loaded.
 
-It is asked in texts, which the server encodes: neither torch nor a vocabulary is needed here.
+Requests are texts, which the server encodes: neither torch nor a vocabulary is needed locally.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -57,7 +57,7 @@ class WarmModel:
     def __init__(
         self, socket: Path, facts: dict[str, Any], *, n_logprobs: int = 0, receipts: bool = False
     ) -> None:
-        """Ask the server on a socket file.
+        """Ask the server on a Unix socket.
 
         Args:
             socket: the file.
@@ -79,7 +79,7 @@ class WarmModel:
     def chat(
         self, *, examples: Sequence[Example] = (), grammar: Grammar | None = None, **template: Any
     ) -> "WarmDialog":
-        """Begin a dialog; the ``template`` is that of the server, which is the same."""
+        """Begin a dialog; ``template`` is ignored, since the server applies the same one."""
         return WarmDialog(self, examples, grammar)
 
     def text_request(
@@ -138,9 +138,9 @@ class WarmModel:
     def scheduler(
         self, parallel: int, *, notify: Callable[[str], None] | None = None
     ) -> "ConcurrentRequests[Any]":
-        """Return what asks for up to ``parallel`` answers at a time."""
+        """Return a scheduler of up to ``parallel`` requests."""
         from llama_chat.endpoint.served_model import (
-            ConcurrentRequests,  # slow, and not for one answer
+            ConcurrentRequests,  # a slow import, not needed for one answer
         )
 
         return ConcurrentRequests(min(parallel, self._facts.get("max_requests", parallel)), notify)
@@ -163,7 +163,7 @@ class WarmModel:
 
     @cached_property
     def client(self) -> "Client":
-        """Sender of requests that are answered at the same time."""
+        """Client for requests that are answered at the same time."""
         from llama_chat.server.answers import client_of
 
         return client_of(self._socket)
@@ -206,7 +206,7 @@ class WarmDialog:
         self._settings = settings
 
     def request(self, text: str, *, with_logprobs: bool = True) -> WarmRequest:
-        """Return the request to answer a message; the model knows about log-probabilities."""
+        """Return the request to answer a message; ``with_logprobs`` is that of the model."""
         return self._model.reply(self._asked(text), self._settings, grammar=self._grammar)
 
     def _asked(self, text: str) -> list[Message]:

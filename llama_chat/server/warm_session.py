@@ -1,4 +1,4 @@
-"""Chat sessions whose tokens a warm server generates, with all that a model here would tell.
+"""Chat sessions whose tokens a warm server generates, with the same facts as locally.
 
 The server is one of this program, and has the same model and settings; see ``schema.Own``.
 """
@@ -31,7 +31,7 @@ _LOST = "/model NAME loads it here, or serve it again"
 
 
 class WarmSession(TokenSession):
-    """A conversation that is encoded here, and whose tokens a warm server generates."""
+    """A conversation that is encoded locally, and whose tokens a warm server generates."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class WarmChatModel:
 
     @property
     def summary(self) -> str:
-        """Words about where it is, for display."""
+        """Description of its place, for display."""
         return f"on the warm server · context {self._context}"
 
     @property

@@ -40,7 +40,7 @@ class ModelSettings:
     model_paths: tuple[str, ...] = define(
         "list",
         (),
-        "Look for models here too; may be given again.",
+        "Folder with models; may be given again.",
         scope="program",
         is_paths=True,
         example="~/models",
@@ -61,10 +61,10 @@ class ModelSettings:
     device_map: str = define(
         "choice",
         "off",
-        "Spreading of the layers over devices.",
+        "Distribution of the layers over devices.",
         scope="load",
         values={
-            "off": "equal runs of layers on the devices of --device",
+            "off": "as many consecutive layers on each device of --device",
             "auto": "on as few GPUs as have room, the rest on the CPU; or on those of --device",
         },
         example="auto",
@@ -157,7 +157,7 @@ class ModelSettings:
     keep_warm: str | None = define(
         "time",
         None,
-        "Start a server in the background, which ends after so long without a request.",
+        "Start a server in the background, which stops after TIME without a request.",
         scope="program",
         example="10m",
     )
@@ -224,14 +224,14 @@ class ReplySettings:
     template_name: str | None = define(
         "text",
         None,
-        "Which of several templates that the model has.",
+        "Name of the chat template, if the model has several.",
         scope="reply",
         example="tool_use",
     )
     overflow: str = define(
         "choice",
         "drop-oldest",
-        "When the context is full.",
+        "Action when the context is full.",
         scope="reply",
         values={
             "drop-oldest": "no longer show the oldest turns to the model",

@@ -1,4 +1,4 @@
-"""Settings of a server in place of a model here."""
+"""Settings of a server to use in place of a local model."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,26 @@ from llama_chat.settings.setting import define
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """A server in the style of OpenAI, to use in place of a model here."""
+    """An OpenAI-compatible server, to use in place of a local model."""
 
     endpoint: str | None = define(
         "text",
         None,
-        "Server in the style of OpenAI to ask, in place of a model here.",
+        "OpenAI-compatible server to use in place of a local model.",
         scope="load",
         example="http://localhost:8000",
     )
     endpoint_model: str | None = define(
         "text",
         None,
-        "Name of the model there; by default the only one.",
+        "Name of the model on the server; by default its only one.",
         scope="load",
         example="llama-3.1-8b",
     )
     endpoint_timeout: float = define(
         "number",
         300.0,
-        "Longest silence of the server, in seconds.",
+        "Read timeout in seconds.",
         scope="load",
         low=0,
         high=86400,
@@ -36,7 +36,7 @@ class EndpointSettings:
     endpoint_connect_timeout: float = define(
         "number",
         10.0,
-        "Longest wait for a connection, in seconds.",
+        "Connect timeout in seconds.",
         scope="load",
         low=0,
         high=3600,
@@ -53,7 +53,7 @@ class EndpointSettings:
     template_here: str | None = define(
         "path",
         None,
-        "Model whose template and tokenizer encode the messages here; exact counts.",
+        "Model whose template and tokenizer encode the messages locally; exact counts.",
         scope="load",
         example="smollm2-135m",
     )

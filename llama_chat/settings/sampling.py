@@ -29,7 +29,7 @@ class Sampling:
     top_p: float = define(
         "number",
         0.9,
-        "Keep the most likely tokens of this total probability; 1 is off.",
+        "Keep the most likely tokens of this total probability; 1 turns this off.",
         scope="sampling",
         low=0,
         high=1,
@@ -39,7 +39,7 @@ class Sampling:
     top_k: int = define(
         "integer",
         0,
-        "Keep so many of the most likely tokens; 0 is off.",
+        "Keep only the N most likely tokens; 0 turns this off.",
         scope="sampling",
         low=0,
         high=10**6,
@@ -48,7 +48,7 @@ class Sampling:
     min_p: float = define(
         "number",
         0.0,
-        "Drop tokens below this fraction of the highest probability; 0 is off.",
+        "Drop tokens below this fraction of the highest probability; 0 turns this off.",
         scope="sampling",
         low=0,
         high=1,
@@ -57,7 +57,7 @@ class Sampling:
     repeat_penalty: float = define(
         "number",
         1.0,
-        "Make recent tokens less likely; 1 is off.",
+        "Make recent tokens less likely; 1 turns this off.",
         scope="sampling",
         low=0,
         high=10,

@@ -143,7 +143,7 @@ class Setting:
         raise ValueError(f"{_quoted(value)} is not {self.range}")
 
     def _of_integer(self, value: object) -> object:
-        """Return what stands for an integer: a number, bytes, seconds; anything else as it is."""
+        """Convert an integer to a number, size or time if this kind is one; keep anything else."""
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         if self.kind in ("size", "time"):

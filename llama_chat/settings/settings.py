@@ -37,10 +37,10 @@ class Settings(ModelSettings, EndpointSettings, Sampling, ReplySettings, OutputS
 
     @property
     def server_url(self) -> str | None:
-        """Address of the server to ask; None for a model here.
+        """Address of the server to ask; None for a local model.
 
-        Of ``model``, which may be ``endpoint:URL``, and ``endpoint`` the one that is set more
-        closely counts.
+        If both ``model``, as ``endpoint:URL``, and ``endpoint`` name a server, the one from the
+        closer source takes precedence.
         """
         model, named = self.model or "", None
         if model.startswith(ENDPOINT):

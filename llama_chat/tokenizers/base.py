@@ -23,8 +23,8 @@ MAX_TABLE_BYTES = 6 * 2**20
 two bytes or more, takes a hundred in memory."""
 
 LONG_TEXT = 2**18
-"""Characters of a text that is encoded without asking whether it may fit in a context: encoding
-takes up to a thousand times as many bytes of memory."""
+"""Longest text that is encoded without checking whether it can fit in a context: encoding takes up
+to a thousand bytes of memory per character."""
 
 _CHUNK = 2**16
 """Characters whose bytes are counted at a time."""
@@ -34,7 +34,7 @@ _PROBE = (
     "가 ㄱ Å Ω \u00ad\u200b\u200d\ufeff\u3000 ß İ Ж ع ש क ไ 你𠮷 𝐀 🏴\U000e0067\U000e007f "
     "\U00012000 ▁ z  "
 )
-"""Text that the normalizations in use change, and for which only tokens of all bytes suffice."""
+"""Text that every known normalization changes, and that needs tokens for all bytes."""
 
 _HIDDEN = (TokenType.CONTROL, TokenType.UNUSED)
 
@@ -61,11 +61,11 @@ class Tokenizer(ABC):
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
         self.prefix = vocabulary.prefix
-        """Texts that are encoded with a space before them which is not theirs."""
+        """Texts in front of which the vocabulary puts a space."""
         self.control_ids: Mapping[str, int] = vocabulary.control_ids()
         """Ids of the control tokens by their text."""
         self.rowless = vocabulary.rowless
-        """Ids of tokens that the model cannot read, by their text: nothing here returns them."""
+        """Ids of tokens without a row in the embedding, by their text; never returned."""
         self.added = vocabulary.added
         """Rules of added tokens by their ids, those of control tokens among them."""
         self._what = vocabulary.what
@@ -99,8 +99,8 @@ class Tokenizer(ABC):
         It is 0 for a text of up to ``LONG_TEXT`` characters, and if no bound is known. The bounds
         of parts of a text add up to one of the whole.
 
-        A token of n bytes has n times an nth; no byte of the text can have a smaller share than one
-        of the longest token that it occurs in.
+        A byte is 1/n of a token of n bytes. So each byte of the text is at least 1/n of a token,
+        where n is the length of the longest token that contains the byte.
         """
         mark = self._mark if len(text) > LONG_TEXT else None
         if mark is None:

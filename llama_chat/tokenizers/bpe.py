@@ -55,7 +55,7 @@ class PreTokenizer:
     """True if a prompt begins with BOS unless the checkpoint says otherwise."""
 
     def component(self) -> dict[str, Any]:
-        """Return it as the JSON of the ``tokenizers`` library."""
+        """Return the pre-tokenizer as a component of the ``tokenizers`` library, in JSON."""
         parts = [
             {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
             for split in self.splits

@@ -27,7 +27,7 @@ from llama_chat.tokenizers.vocabulary import (
 )
 
 _MAX_PIECES = 2**18
-"""Pieces of which an odd one is named, as many as the largest vocabularies have."""
+"""Limit on the pieces that are searched for an invalid one: as many as any vocabulary has."""
 
 _ADVICE = "take the tokenizer.model that came with the model"
 
@@ -41,7 +41,7 @@ def read_model(path: Path) -> Vocabulary:
     what = f"tokenizer {str(path)!r}"
     data = read_file(path, what)
     if data.lstrip()[:1] == b"<":
-        raise ModelError(what, "it is a web page, not a tokenizer", "fetch the file itself")
+        raise ModelError(what, "it is a web page, not a tokenizer", "download the file itself")
     with gate(what, _ADVICE, why="it is not a SentencePiece model, or damaged"):
         return _read(data, path, what)
 
@@ -110,7 +110,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._words = AddedTokenFinder(words) if words else None
 
     def _forbid(self, control: set[int]) -> None:
-        """Make control tokens of those that the file has as text, and of those without a row."""
+        """Mark control tokens that the file has as text, and tokens without a row, as control."""
         library = self._library
         forbidden = [*control, *range(self.vocab_size, library.vocab_size())]
         types = {

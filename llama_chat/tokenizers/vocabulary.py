@@ -31,7 +31,7 @@ END_TOKENS = (
 """Control tokens with which models of the family end a turn or a text."""
 
 Prefix = Literal["every", "first", "never"]
-"""Texts that are encoded with a space before them which is not theirs.
+"""Texts in front of which a vocabulary puts a space.
 
 Control tokens and added tokens divide a prompt into texts: the space comes before ``every`` one of
 them, before the ``first`` if the prompt begins with it, or ``never``.

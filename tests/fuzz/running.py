@@ -34,7 +34,7 @@ HANGS_AFTER = 30.0
 SPARE_BYTES = 64 * 2**20
 MAX_INPUT = 4 * 2**20
 _GROWN_EVERY = 200
-"""One of so many inputs is made large."""
+"""Every n-th input is made large."""
 _MAX_LINE = 1000
 _MAX_ALLOCATED = 4 * 2**30
 """Limit on memory that a process may take beside what it has at first, so that no input harms the
@@ -42,7 +42,7 @@ machine."""
 
 
 class Hang(BaseException):
-    """A parser takes far too long; no gate converts it."""
+    """A parser takes far too long; gates let this exception pass."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ def corpus(name: str) -> list[Path]:
 
 
 def label(name: str, number: int) -> str:
-    """Name an input for people."""
+    """Return the label of an input."""
     return str(corpus(name)[number].relative_to(CORPUS)) if number < 0 else f"{name} {number}"
 
 
@@ -194,7 +194,7 @@ class _Child:
     """Memory that it shares with this one: the number of its input."""
 
     def at(self, number: int) -> None:
-        """Note the number of the input that is judged."""
+        """Record the number of the input that is judged."""
         self.place[:8] = number.to_bytes(8, "little", signed=True)
 
 

@@ -90,7 +90,7 @@ def _whole_model(path: Path) -> None:
 
 
 def _hugging_face(file_name: str, mutate: Mutate, folder: Path) -> Target:
-    """Attack a file of a folder with everything that the Hub's may have."""
+    """Attack a file of a Hugging Face folder that has every kind of file."""
     import transformers  # slow; see running.py
 
     transformers.logging.disable_progress_bar()
@@ -238,4 +238,4 @@ MAIN = (
     *("gguf", "safetensors", "index", "pth", "pickle", "params", "config", "tokenizer-json"),
     *("sentencepiece", "llama2c", "settings", "prompts", "conversations", "requests"),
 )
-"""Parsers that get most inputs; the others read what is beside these."""
+"""Parsers that get most inputs; the others read the files beside."""

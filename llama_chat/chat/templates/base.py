@@ -1,4 +1,4 @@
-"""Base class of chat templates, which encodes what a template writes.
+"""Base class of chat templates, which encodes the text that a template writes.
 
 A template writes the published format as text, and marks the parts that come from messages.
 Control tokens are recognised only in the template's own text. Where its tags are ordinary text to
@@ -39,7 +39,7 @@ _REPLY = Message("assistant", "B", ids=(-1,))
 """Sample reply, with an id that is no token."""
 
 Origin = Literal["control", "template", "message"]
-"""Where a token comes from; one across the border of template and message is the message's."""
+"""Origin of a token; one that spans template and message text is the message's."""
 
 
 class ChatTemplate(ABC):
@@ -57,12 +57,12 @@ class ChatTemplate(ABC):
     stripped: tuple[Role, ...] = ()
     """Roles whose messages are stripped of white space at both ends."""
     begins_text: bool = False
-    """True if a reply follows a control token, and so begins a text for the tokenizer."""
+    """True if a reply follows a control token, so that the tokenizer begins a text with it."""
     leaves_bos: bool = False
     """True if the published template does not write BOS, but leaves it to the tokenizer."""
     texts_apart: bool = False
-    """True if the published code encodes each text between control tokens by itself, so that every
-    one of them is a first one for the tokenizer."""
+    """True if the published code encodes each text between control tokens separately, so that the
+    tokenizer treats each of them as the first."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Create the template for a tokenizer.
@@ -127,7 +127,7 @@ class ChatTemplate(ABC):
             opening = self._own_runs([question])
             last = self._own_runs([question, _REPLY])
             followed = self._own_runs([question, _REPLY, question])
-        except UsageError:  # it refuses such a conversation
+        except UsageError:  # the template refuses such a conversation
             return frozenset()
         begins = set() if tokenizer.bos_id == tokenizer.eos_id else {tokenizer.bos_id}
         if not any(ids and is_control for ids, is_control in last):
@@ -142,7 +142,7 @@ class ChatTemplate(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what it writes, by which another template is told from it."""
+        """Hash that identifies the template."""
         system, user, reply = (
             Message("system", "S"),
             Message("user", "A"),
@@ -150,14 +150,14 @@ class ChatTemplate(ABC):
         )
         written: list[list[int]] = []
         for sample in ([user], [user, reply, user], [system, user]):
-            with suppress(UsageError):  # it refuses such a conversation
+            with suppress(UsageError):  # the template refuses such a conversation
                 written.append(self.render(sample))
         return hashlib.sha256(repr(written).encode()).hexdigest()[:16]
 
     def _own_runs(self, messages: Sequence[Message]) -> list[tuple[tuple[int, ...], bool]]:
         """Return what the template writes before a text of a message, or else after ``_REPLY``.
 
-        Control tokens come one by one, with True.
+        Each control token is an item of its own, with True.
         """
         runs = self._runs(messages, False)
         if _REPLY in messages:
@@ -182,7 +182,7 @@ class ChatTemplate(ABC):
         return note
 
     def words(self, message: Message) -> Iterator[Part]:
-        """Yield the ids of a message if known, else its text as in the published format."""
+        """Yield the ids of a message if they are known, else its text in the published format."""
         if message.ids is not None:
             yield message.ids
             return
@@ -201,13 +201,13 @@ class ChatTemplate(ABC):
 
     @property
     def _prefixes_later(self) -> bool:
-        """True if texts after a control token, too, begin with the space of the tokenizer."""
+        """True if texts after a control token also begin with the space of the tokenizer."""
         return self.texts_apart or self._tokenizer.prefix == "every"
 
     def _runs(
         self, messages: Sequence[Message], open_reply: bool
     ) -> Iterator[tuple[Sequence[int], Run | None]]:
-        """Encode a conversation, after BOS where that is left to the tokenizer; see ``_encode``."""
+        """Encode a conversation, with BOS first if the template leaves it out; see ``_encode``."""
         tokenizer = self._tokenizer
         if self.leaves_bos and tokenizer.add_bos and tokenizer.bos_id is not None:
             yield (tokenizer.bos_id,), None
@@ -216,7 +216,7 @@ class ChatTemplate(ABC):
     def _encode(
         self, pieces: Iterable[Part], *, prefixed: bool
     ) -> Iterator[tuple[Sequence[int], Run | None]]:
-        """Encode each run of texts between ids as a whole; yield ids, and the run if there is.
+        """Encode each run of texts between ids as a whole; yield its ids, and the run if any.
 
         The first text of all is ``prefixed`` with the space of the tokenizer.
         """

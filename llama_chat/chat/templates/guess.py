@@ -1,7 +1,7 @@
 """Guess of the chat template of a checkpoint that has no template text.
 
-Control tokens tell it, since a vocabulary has most of them for its template alone. Where there are
-only those of every vocabulary like Llama 2's, the layout or the names of the model may.
+Control tokens identify it, since most of them are in a vocabulary only for its template. If there
+are only those of every vocabulary like Llama 2's, the layout or the names of the model may.
 """
 
 import re
@@ -11,7 +11,7 @@ from llama_chat.checkpoints.template_source import TemplateSource
 from llama_chat.tokenizers.base import Tokenizer
 
 _COMMON = {"<unk>", "<s>", "</s>", "<pad>"}
-"""Control tokens that say nothing."""
+"""Control tokens that indicate no template."""
 
 _BY_TOKENS = {
     "llama3": {"<|start_header_id|>", "<|eot_id|>"},

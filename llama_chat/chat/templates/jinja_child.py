@@ -55,7 +55,7 @@ IMPORTED_LATE = (
     jinja2.constants,
     jinja2.debug,
 )
-"""Modules that Python and Jinja import only when they need them: too late, once locked."""
+"""Modules that Python and Jinja import lazily, which is impossible after ``lock``."""
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -228,7 +228,7 @@ def said(error: Exception) -> str:
 
 def answer(renderer: Renderer | None, request: Request) -> tuple[Renderer | None, Answer]:
     """Compile or render as a request says."""
-    # The end of the time ends this program: no error could be raised in the middle of a product.
+    # At the end of the time the program ends: no error can interrupt a long multiplication.
     signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:
         if renderer is None:

@@ -19,7 +19,7 @@ MAX_TEMPLATE = 256 * 2**10
 """Limit on the bytes of a template; the longest published ones take a tenth of it."""
 MAX_OUTPUT = 4 * 2**20
 _MIN_LIMIT, _MAX_GROWTH = 64 * 2**10, 16
-"""Limit on the characters written: a number, and so many for each that is given."""
+"""Limit on the characters written: a constant, and a factor for those given."""
 _MAX_SECONDS = 2.0
 """Processor time of the child for one request."""
 _TIMEOUT_S = 2.7

@@ -2,14 +2,14 @@
 
 Only text that is the template's own may become a control token. So a conversation is rendered
 twice: as it is, and *masked*, with every character of a message replaced by another for private
-use. White space stays, so that trimming works. Whatever is not for private use in the masked text
-was written by the template, however it cut, moved or repeated the messages. As both texts agree
-character by character, the same is known of the first.
+use. White space stays, so that trimming works. In the masked text, every other character was
+written by the template, however it cut, moved or repeated the messages. As both texts agree
+character by character, the same holds for the first.
 
-A template that looks for a word in a message may go another way if it is masked. Such words are
-then left as they are, and count as the messages' wherever they are written, and so do control
-tokens within them. What differs even then, from the first difference to the last, counts as the
-messages' too.
+A template that looks for a word in a message may take another branch if it is masked. Such words
+are not masked; wherever they occur in the output they count as the messages', and so do control
+tokens within them. If the two texts still differ, all from the first difference to the last counts
+as the messages', too.
 """
 
 import re
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 _BMP = 0x10000
-"""Characters below it have a mask; those above, such as emoji, count as the messages' anyway."""
+"""Characters below it have a mask; those above, such as emoji, always count as the messages'."""
 _BASE = 0xF0000
 """Distance of a character's mask: plane 15, which is for private use."""
 _LEADS = range(0x100000, 0x10FFFE)
@@ -42,14 +42,14 @@ Render = Callable[[Sequence[str], Sequence[str]], tuple[str, str | None]]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a template wrote for a conversation."""
+    """Text that a template rendered, with the positions of the messages."""
 
     text: str
     messages: Sequence[tuple[int, int, int | None]]
-    """Text of messages in it: start, end, and the index of the message that was sought."""
+    """Texts from messages: start, end, and the index of the message if it was sought."""
 
     def own(self) -> list[str]:
-        """Return the template's own text: before, between and after that of messages."""
+        """Return the template's own texts: before, between and after those of messages."""
         ends = [0, *(end for _, end, _ in self.messages)]
         starts = [*(start for start, _, _ in self.messages), len(self.text)]
         return [self.text[end:start] for end, start in zip(ends, starts, strict=True)]
@@ -128,7 +128,7 @@ def _mask(content: str, words: Words | None, lead: str) -> str:
 
 
 def _unused_leads(contents: Sequence[str], sought: Sequence[bool]) -> list[str]:
-    """Return for each content that is sought a character in none of them, else nothing."""
+    """Return a character that occurs in no content for each one that is sought, else nothing."""
     used = {found for content in contents for found in _LEAD.findall(content)}
     unused = (chr(code) for code in _LEADS if chr(code) not in used)
     return [next(unused, "") if wanted else "" for wanted in sought]
@@ -156,7 +156,7 @@ def _align(text: str, masked: str, contents: Sequence[str], shown: Sequence[str]
 
 
 def _count_alike(ours: Codes, plain: Codes) -> int:
-    """Count the characters before the first that is neither the same nor masked."""
+    """Count the characters before the first one that differs without being masked."""
     alike = (ours == plain) | (ours + _BASE == plain)
     return len(alike) if alike.all() else int(alike.argmin())
 
