@@ -20,8 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Examples of a property that does not state their number; ``--hypothesis-profile thorough``.
-settings.register_profile("quick", max_examples=40)
+# Examples of a property that does not state their number; ``--hypothesis-profile thorough``. They
+# have no deadlines, since machines are slow while they do other work.
+settings.register_profile("quick", max_examples=40, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("quick")
 

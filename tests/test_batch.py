@@ -147,7 +147,6 @@ TestCompany = Company.TestCase
 TestCompany.settings = settings(
     max_examples=25,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 

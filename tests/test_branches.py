@@ -116,7 +116,7 @@ def test_saved_suffixes_are_dropped_when_memory_runs_out() -> None:
     assert error == "562 tokens of context: not enough memory: use a smaller model or --context"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=12), min_size=2, max_size=10))
 def test_restored_suffixes_are_exact(targets: list[list[int]]) -> None:
     engine = Engine(BACKEND, TOKENIZER)

@@ -70,7 +70,7 @@ def test_help_and_usage_errors_import_no_torch(home: Path) -> None:
         (["ask", "x", "--temprature", "1"], 2, ["has no such option: did you mean --temperature?"]),
         (["ask", "x", "--json", "--logprobs", "11"], 2, ["--logprobs: '11'", "from 0 to 10"]),
         (["inspect", "--bandwidth", "fast"], 2, ["--bandwidth: 'fast' does not fit", "a number"]),
-        (["serve", "8080"], 2, ["ACTION: '8080' does not fit: give one of start, status, stop"]),
+        (["serve", "8080"], 2, ["'8080' does not fit: give one of start, status, stop"]),
         (["complte", "-"], 2, ["complte"]),
         (["serve", "--bogus"], 2, ["serve has no such option", "see llama-chat serve --help"]),
         (["serve", "--port", "65537"], 2, ["--port: '65537' does not fit", "from 0 to 65535"]),

@@ -135,7 +135,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_variables")
 @given(st.fixed_dictionaries({}, optional={name: values(name) for name in SETTINGS}))
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_show_prints_is_read_as_the_same_settings(
     tmp_path: Path, chosen: dict[str, Value]
 ) -> None:

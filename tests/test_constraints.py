@@ -163,7 +163,7 @@ schemas = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(schemas, st.integers(0, 2**32), st.integers(0, 9))
 def test_random_schemas_on_random_logits(
     tokenizers: list[Tokenizer], schema: Schema, seed: int, kind: int

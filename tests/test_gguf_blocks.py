@@ -85,7 +85,7 @@ def test_every_bit_is_that_of_the_gguf_library(name: str, largest: float) -> Non
     assert dequantize(data, kind, torch.bfloat16).equal(ours.bfloat16())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(name=st.sampled_from(sorted(KINDS)), n_blocks=st.integers(1, 40), seed=st.integers(0, 999))
 def test_any_blocks_are_those_of_the_gguf_library(name: str, n_blocks: int, seed: int) -> None:
     data = random_blocks(KINDS[name], n_blocks, 1.0, seed)

@@ -171,7 +171,7 @@ def test_bad_gguf_headers_are_refused(case: str, tmp_path: Path) -> None:
     assert_refused(path, why)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_gguf_is_read_or_refused(
     data: st.DataObject, gguf_model: Path, tmp_path_factory: pytest.TempPathFactory

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_chat import Grammar, Sampling, load
@@ -95,7 +95,6 @@ KINDS = ["torch", pytest.param("native", marks=needs_native)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None)  # without saved suffixes each turn evaluates a text again
 @given(
     texts=st.lists(st.sampled_from(TEXTS), min_size=2, max_size=3, unique=True),
     turns=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5)), max_size=30),

@@ -116,7 +116,7 @@ def test_ids_differ_where_a_person_types_a_special_token_and_only_there(kit: Kit
 VARIOUS = ["llama-2-default", "llama-3.2", "mistral-nemo", "phi-4", "r1-distill", "solar", "zephyr"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_text_becomes_a_control_token(make: Callable[[str], Kit], data: st.DataObject) -> None:
     kit = make(data.draw(st.sampled_from(VARIOUS)))

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -47,7 +47,6 @@ LINES = st.lists(
 PLACES = st.lists(st.integers(0, 400), max_size=30)
 
 
-@settings(deadline=None)  # the whole reply, five times
 @given(TEXTS | st.text(), PLACES)
 @example(SOURCE, range(0, len(SOURCE), 3))
 @example(SOURCE, range(len(SOURCE)))

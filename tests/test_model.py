@@ -164,7 +164,7 @@ def test_impossible_scalings_are_refused_by_name(
         make()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True).map(sorted))
 def test_any_split_of_the_prompt_gives_the_same_logits(cuts: list[int]) -> None:
     backend = TorchBackend(random_model())

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.program import COMMAND, assert_clean_error, run
@@ -46,7 +46,6 @@ def test_slots_are_filled_and_all_else_stays(text: str) -> None:
     assert prompt.text == (text if expected is None else expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["{", "}", "{{", "}}", "name", "stdin", " ", "file:", "é"])))
 def test_a_value_is_never_looked_at_again(parts: list[str]) -> None:
     value = "".join(parts)

@@ -57,7 +57,7 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("level", native.supported_levels())
 @EVERY_LAYOUT
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows=st.integers(1, 70), n_spans=st.integers(1, 20), n_x=st.integers(1, 40))
 def test_products_are_those_of_the_unpacked_weights(
     level: str, layout: Layout, rows: int, n_spans: int, n_x: int

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from harness.fault_server import Act, answer, fault_server, part, stream
@@ -48,7 +48,6 @@ def test_only_what_is_new_is_shown(text: str, rest: str, before: str, after: str
     assert tuple(map(str.rstrip, shown(text, rest))) == (before.rstrip(), after.rstrip())
 
 
-@settings(deadline=None)  # the example is long
 @given(TEXTS, st.integers(0, 400), st.booleans())
 @example(SOURCE, len(SOURCE) // 2, True)
 def test_nothing_is_lost_at_a_cut(text: str, place: int, wrap: bool) -> None:

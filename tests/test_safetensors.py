@@ -205,7 +205,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_header_with_a_flipped_byte_is_read_or_refused(
     data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory
@@ -228,7 +228,7 @@ SHAPES = st.lists(st.integers(1, 4), max_size=3)
 
 
 @given(header=st.dictionaries(st.text(max_size=8), st.tuples(TYPES, SHAPES)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_files_of_the_library_are_read_exactly(
     header: dict[str, tuple[torch.dtype, list[int]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -208,7 +208,7 @@ def test_a_wrong_request_gets_an_error_in_the_usual_shape(
     assert set(answer["error"]) == {"message", "type", "param", "code"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -161,7 +161,7 @@ def test_a_tag_typed_by_the_user_is_announced_and_gives_no_control_id() -> None:
     assert not control & set(TOKENIZER.encode(attack))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(3, 260), min_size=1, max_size=40), min_size=1, max_size=5))
 def test_prefill_gives_the_cache_the_ids_and_returns_cold_logits(targets: list[list[int]]) -> None:
     engine = Engine(BACKEND, TOKENIZER)
@@ -275,7 +275,7 @@ def session_of(lengths: Sequence[int], context: int) -> LocalSession:
     return session
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 60), max_size=12), st.integers(0, 120))
 def test_the_fewest_turns_are_dropped(lengths: list[int], n_typed: int) -> None:
     session = session_of(lengths, context=256)

@@ -126,5 +126,5 @@ class Conversations(RuleBasedStateMachine):
         assert_cache_is_exact(self.session)
 
 
-Conversations.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+Conversations.TestCase.settings = settings(max_examples=25, stateful_step_count=12)
 TestConversations = Conversations.TestCase

@@ -147,7 +147,7 @@ SOURCES: dict[str, Callable[[list[AddedToken], Path], Vocabulary]] = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(drawn=tokens, text=texts, data=st.data())
 def test_no_text_becomes_a_special_token(
     source: str, drawn: list[AddedToken], text: str, data: st.DataObject

@@ -141,9 +141,7 @@ class SavedConversations(RuleBasedStateMachine):
             assert facts(store.read(path).conversation) == before
 
 
-SavedConversations.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=20, deadline=None
-)
+SavedConversations.TestCase.settings = settings(max_examples=150, stateful_step_count=20)
 TestSavedConversations = SavedConversations.TestCase
 
 
@@ -295,9 +293,7 @@ def test_the_latest_is_the_one_saved_last(home: Path) -> None:
     }
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_replies_of_a_session_keep_their_ids(data: st.DataObject) -> None:
     session = new_session(system="Be brief.", examples=[Example("a", "b")])

@@ -109,7 +109,7 @@ TEXTS = st.lists(FRAGMENTS, max_size=9).map("".join)
 
 
 @pytest.mark.parametrize("use", USES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(number=st.sampled_from(range(len(VOCABULARIES))), typed=st.tuples(TEXTS, TEXTS, TEXTS))
 def test_no_text_becomes_a_control_token(
     use: str, number: int, typed: tuple[str, str, str]

@@ -232,7 +232,7 @@ def test_typed_tags_are_spelled(kit: Kit, name: str, role: Role) -> None:
         assert ids != reference(name, theirs, messages)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_text_becomes_a_control_token(kit: Kit, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))

@@ -92,7 +92,7 @@ def tokenizer(
 texts = st.text(st.characters() | st.sampled_from("\u2581 \n\0aé🦙"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(texts | st.sampled_from(hard_texts(100)), max_size=5), st.integers(1, 30))
 def test_no_text_has_fewer_tokens(tokenizer: Tokenizer, parts: list[str], times: int) -> None:
     text = "".join(parts) * times
@@ -108,7 +108,7 @@ def test_texts_of_the_longest_tokens_have_no_fewer(tokenizer: Tokenizer) -> None
         assert tokenizer.min_tokens(text) <= len(tokenizer.encode(text))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(texts, max_size=6))
 def test_bounds_of_parts_add_up_to_one_of_the_whole(tokenizer: Tokenizer, parts: list[str]) -> None:
     assert sum(map(tokenizer.min_tokens, parts)) <= len(tokenizer.encode("".join(parts)))

@@ -303,7 +303,7 @@ def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_file_with_any_other_value_is_read_or_refused(spelling: str, data: st.DataObject) -> None:
     document = copy.deepcopy(SMALL[spelling])

@@ -60,7 +60,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return load_tokenizer(open_checkpoint(request.getfixturevalue("starter_model")))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS)
 def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     decoded = tokenizer.decode(tokenizer.encode(text))
@@ -71,14 +71,14 @@ def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
         assert decoded == text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(parts=st.lists(st.one_of(st.sampled_from(CONTROL_TEXTS), TEXTS), max_size=6))
 def test_no_text_gives_a_control_id(tokenizer: Tokenizer, parts: list[str]) -> None:
     control = set(tokenizer.control_ids.values()) - {tokenizer.control_ids.get("<unk>")}
     assert not control & set(tokenizer.encode("".join(parts)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(before=TEXTS, after=TEXTS)
 def test_a_spelled_tag_keeps_its_text_and_loses_its_ids(
     tokenizer: Tokenizer, before: str, after: str
@@ -95,7 +95,7 @@ def test_a_spelled_tag_keeps_its_text_and_loses_its_ids(
         assert not whole & set(spelled)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_stream_is_the_whole_text_for_any_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 5), max_size=40))
@@ -138,7 +138,7 @@ def test_each_encode_has_one_dummy_space(piece_tokenizer: Tokenizer) -> None:
 
 
 @given(text=TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bpe_ids_are_those_of_the_library(text: str) -> None:
     backend = Backend(
         models.BPE(

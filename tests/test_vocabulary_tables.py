@@ -189,7 +189,7 @@ def test_hostile_tables_of_a_gguf_file_are_refused_in_one_line(tmp_path: Path) -
         assert_refused(path, why)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_damaged_model_file_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
     model = bytearray(sentencepiece_model(user_defined_symbols=("<|im_end|>", "zword")))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.color import ColorSystem
@@ -85,7 +85,6 @@ def columns(row: str) -> int:
     return max(cell_len(row), sum(map(cell_len, row)))
 
 
-@settings(deadline=None)
 @given(PROSE, PLACES, WIDTHS)
 @example("- " + "水温" * 100 + "(很)" * 50, [], 21)
 @example("> " * 12 + "a b c " * 9, [3, 9], 20)
@@ -99,7 +98,6 @@ def test_rows_fit_and_hold_the_text_once(text: str, places: list[int], width: in
         assert row == row.rstrip(" ")
 
 
-@settings(deadline=None)
 @given(TEXTS | HOSTILE | st.text(), PLACES, st.integers(-1, 60))
 def test_any_text_is_wrapped_to_itself(text: str, places: list[int], width: int) -> None:
     """Code, tables and HTML are not wrapped, and their rows are those without wrap."""

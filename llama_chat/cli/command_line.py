@@ -32,7 +32,7 @@ def usage_error(error: TyperException) -> UsageError:
 def _name(parameter: Any) -> str:
     """Return the name of a parameter as it is typed or shown."""
     name: str = parameter.opts[0]
-    return name if name.startswith("-") else (parameter.metavar or name).upper().strip("[].")
+    return name if name.startswith("-") else (parameter.metavar or name.upper()).strip("[].")
 
 
 def _range(parameter: Any) -> str:
