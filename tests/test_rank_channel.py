@@ -39,13 +39,18 @@ def test_only_ranks_with_the_token_come_in(hello: bytes) -> None:
     second.close()
 
 
-def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
+def connected() -> tuple[Connection, Connection]:
+    """Both ends of a connection: ours, and that of rank 1."""
     listener, found = Listener(local=True), dict[int, Connection]()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(listener.accept, found, 2)
         theirs = connect("127.0.0.1", listener.key, 1)
         waiting.result(TIMEOUT_S)
-    ours = found[1]
+    return found[1], theirs
+
+
+def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
+    ours, theirs = connected()
     seen: list[Message] = []
     gone = threading.Event()
 
@@ -66,3 +71,16 @@ def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
         with pytest.raises(Gone):
             ours.receive()
     ours.send(encode(["nobody hears it"]))
+
+
+def test_an_answer_is_received_before_the_end_that_follows_it() -> None:
+    ours, theirs = connected()
+    theirs.send(encode(["refused"]))
+    theirs.close()
+    gone = threading.Event()
+    ours.listen(lambda message: False, gone.set)
+    assert gone.wait(TIMEOUT_S)
+    assert ours.has_message(TIMEOUT_S)
+    assert ours.receive() == ["refused"]
+    with pytest.raises(Gone):
+        ours.receive()

@@ -7,10 +7,10 @@ lost power. Activations take the collectives of torch.
 """
 
 import json
-import queue
 import secrets
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -41,7 +41,10 @@ class Connection:
             if hasattr(socket, name):  # macOS lacks some
                 ours.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._socket = ours
-        self._received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._received: deque[Message] = deque()
+        self._is_gone = False
+        self._changed = threading.Condition()
+        """Held while one of the two above is read or changed."""
 
     def listen(self, on_message: Callable[[Message], bool], on_gone: Callable[[], object]) -> None:
         """Read messages in a thread from now on.
@@ -57,10 +60,14 @@ class Connection:
                     for line in lines:
                         message = json.loads(line)
                         if not on_message(message):
-                            self._received.put(message)
+                            with self._changed:
+                                self._received.append(message)
+                                self._changed.notify_all()
             finally:
                 on_gone()
-                self._received.put(None)
+                with self._changed:
+                    self._is_gone = True
+                    self._changed.notify_all()
 
         threading.Thread(target=read, name="rank", daemon=True).start()
 
@@ -75,20 +82,19 @@ class Connection:
         Raises:
             Gone: at the end of the connection.
         """
-        message = self._received.get()
-        if message is None:
-            self._received.put(None)
-            raise Gone
-        return message
+        with self._changed:
+            self._changed.wait_for(self._need_not_wait)
+            if not self._received:
+                raise Gone
+            return self._received.popleft()
 
     def has_message(self, seconds: float) -> bool:
         """Wait at most ``seconds`` until ``receive`` need not wait."""
-        try:
-            message = self._received.get(timeout=max(seconds, 0.0))
-        except queue.Empty:
-            return False
-        self._received.put(message)
-        return True
+        with self._changed:
+            return self._changed.wait_for(self._need_not_wait, max(seconds, 0.0))
+
+    def _need_not_wait(self) -> bool:
+        return bool(self._received) or self._is_gone
 
     def close(self) -> None:
         """End the connection, for both."""
