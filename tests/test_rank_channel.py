@@ -3,6 +3,7 @@
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -37,6 +38,40 @@ def test_only_ranks_with_the_token_come_in(hello: bytes) -> None:
     assert sorted(found) == [1, 2]
     first.close()
     second.close()
+
+
+def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
+    listener, found = Listener(local=True), dict[int, Connection]()
+    port = int(listener.key.split()[0])
+    with ThreadPoolExecutor(1) as pool, ExitStack() as strangers:
+        waiting = pool.submit(listener.accept, found, 2)
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+        for stranger in silent:
+            strangers.enter_context(stranger)
+        silent[0].sendall(b"half a")
+        theirs = connect("127.0.0.1", listener.key, 1)
+        waiting.result(TIMEOUT_S)
+        for stranger in silent:  # and they are sent away in the end
+            stranger.settimeout(TIMEOUT_S)
+            assert stranger.recv(1) == b""
+    theirs.close()
+
+
+def test_strangers_who_come_again_and_again_do_not_prolong_the_wait() -> None:
+    listener = Listener(local=True)
+    port = int(listener.key.split()[0])
+
+    def disturb() -> None:
+        with suppress(OSError):  # refused at last
+            while True:
+                socket.create_connection(("127.0.0.1", port)).close()
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(listener.accept, {}, 2, 0.5)
+        disturbing = pool.submit(disturb)
+        with pytest.raises(TimeoutError):
+            waiting.result(TIMEOUT_S)
+        disturbing.result(TIMEOUT_S)
 
 
 def connected() -> tuple[Connection, Connection]:

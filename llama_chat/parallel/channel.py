@@ -10,9 +10,11 @@ import json
 import secrets
 import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 Message = list[Any]
@@ -127,40 +129,75 @@ class Listener:
         """Port and token for ``connect``."""
         return f"{self._socket.getsockname()[1]} {self._token}"
 
-    def accept(self, found: dict[int, Connection], size: int) -> None:
+    def accept(self, found: dict[int, Connection], size: int, seconds: float = _CONNECT_S) -> None:
         """Wait for the ranks 1 to ``size`` - 1, and close it; strangers are sent away.
 
         Args:
             found: takes their connections, as they come.
             size: number of ranks.
+            seconds: longest time to wait for all of them.
 
         Raises:
             TimeoutError: if they do not come.
         """
-        with self._socket:
-            self._socket.settimeout(_CONNECT_S)
-            while len(found) < size - 1:
-                theirs, _ = self._socket.accept()
-                rank = self._identify(theirs)
+        until = time.monotonic() + seconds
+        with self._socket, closing(_hellos(self._socket, until)) as hellos:
+            for theirs, hello in hellos:
+                rank = self._identify(hello)
                 if rank in range(1, size) and rank not in found:
                     found[rank] = Connection(theirs)
                 else:
                     theirs.close()
+                if len(found) == size - 1:
+                    return
 
-    def _identify(self, theirs: socket.socket) -> int:
+    def _identify(self, hello: bytes) -> int:
         """Return the rank that a hello names; -1 for a stranger."""
-        theirs.settimeout(5.0)
-        hello = b""
-        with suppress(OSError, ValueError):
-            while not hello.endswith(b"\n") and len(hello) < _MAX_HELLO:
-                # Not more than the hello: what follows it belongs to the connection.
-                if not (byte := theirs.recv(1)):
-                    break
-                hello += byte
+        with suppress(ValueError):
             token, rank = hello.decode().split()
-            if secrets.compare_digest(token, self._token):
+            if secrets.compare_digest(token.encode(), self._token.encode()):
                 return int(rank)
         return -1
+
+
+def _hellos(listener: socket.socket, until: float) -> Generator[tuple[socket.socket, bytes]]:
+    """Yield those who connect, each with its first line, as these come: nobody waits for another.
+
+    Raises:
+        TimeoutError: at the time ``until``.
+    """
+    listener.setblocking(False)
+    heard: dict[socket.socket, bytes] = {}
+    with DefaultSelector() as selector:
+        selector.register(listener, EVENT_READ, listener)
+        try:
+            while (left := until - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    if key.data is listener:
+                        with suppress(BlockingIOError, ConnectionAbortedError):  # it has gone
+                            theirs, _ = listener.accept()
+                            theirs.setblocking(False)
+                            selector.register(theirs, EVENT_READ, theirs)
+                            heard[theirs] = b""
+                        continue
+                    theirs = key.data
+                    byte = _next_byte(theirs)
+                    heard[theirs] += byte
+                    if byte in (b"", b"\n") or len(heard[theirs]) == _MAX_HELLO:
+                        selector.unregister(theirs)
+                        yield theirs, heard.pop(theirs)
+            raise TimeoutError
+        finally:
+            for theirs in heard:
+                theirs.close()
+
+
+def _next_byte(theirs: socket.socket) -> bytes:
+    """Read one byte, since what follows a hello belongs to the connection; none at an end."""
+    try:
+        return theirs.recv(1)
+    except OSError:
+        return b""
 
 
 def connect(address: str, key: str, rank: int) -> Connection:
