@@ -155,7 +155,8 @@ class Llama:
         likely alternatives.
 
         Raises:
-            ValueError: if there are no ``ids``, or ``max_tokens`` is no whole number of at least 1.
+            ValueError: if there are no ``ids``, ``max_tokens`` is no whole number of at least 1, or
+                ``stop`` is one text.
             PromptTooLongError: if they exceed the context.
             UsageError: if the model has no such token.
             LlamaChatError: later, if memory runs out, or no text can meet ``grammar``.
@@ -294,7 +295,13 @@ class Llama:
         """Begin or continue a conversation, with a new KV cache; see ``LocalSession``.
 
         Without ``sampling`` that of the model is used.
+
+        Raises:
+            ValueError: if ``conversation`` comes with ``system`` or ``examples``, which it has
+                itself, or ``stop`` is one text.
         """
+        if conversation is not None and (system or examples):
+            raise ValueError("a conversation has its own system message and examples")
         return LocalSession(
             self.engine(),
             self.template(template, template_name),

@@ -12,7 +12,9 @@ from pathlib import Path
 from harness.terminal import CTRL_C, READY, Terminal
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import Setting
-from tests.model_files import SMALL, write_hollow_gguf
+from tests.folders import write_chain, write_tokenizer_files
+from tests.model_files import SMALL, sentencepiece_model, write_hollow_gguf
+from tests.vocabularies import piece_json
 
 ENDED = r"(cut off after \d+ tokens.*|the model ended it at once)\n"
 
@@ -280,8 +282,22 @@ def test_why_shows_the_alternatives_of_a_token(chat: Terminal) -> None:
     assert bars[0][2] == "' Paris'"
     assert [float(bar[3]) for bar in bars] == sorted((float(b[3]) for b in bars), reverse=True)
     chat.ask("/why Paris", r"token 6, after")
+    chat.ask("/why a", r"token 2, after[\s\S]*token 4, after[\s\S]*token 6, after")  # " capital", …
     chat.refuse("/why London", r"the reply does not say 'London'")
     chat.ask("/why 8", r"the reply has 7 tokens")
+
+
+def test_why_finds_a_word_whose_characters_are_several_tokens(tmp_path: Path) -> None:
+    model = sentencepiece_model()
+    vocabulary = piece_json(model)["model"]["vocab"]
+    path = write_tokenizer_files(tmp_path / "m", model=model)
+    parts = [vocabulary[f"<0x{byte:02X}>"] for byte in "你".encode()]
+    write_chain(path, len(vocabulary), [vocabulary["▁"], *parts, 2])
+    flags = ("--template", "plain", "--temperature", "0")
+    with Terminal("-m", path, *flags, home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.ask("hello", "你\n")
+        terminal.ask("/why 你", r"token 2, after")
 
 
 def test_stats_counts_the_last_reply(babble: Terminal) -> None:

@@ -1,5 +1,6 @@
 """Hostile chat templates: each ends in one line, without files, memory or more than a moment."""
 
+import gc
 import os
 import re
 import signal
@@ -199,6 +200,23 @@ def test_the_child_ends_with_its_template() -> None:
     with pytest.raises(UsageError, match="the process that renders it ended, with status -9"):
         again.render([Message("user", "Ho")])
     assert child_of(again, "Ha") != child
+
+
+def n_kept() -> int:
+    """Count the processes that this one remembers, running or not."""
+    gc.collect()
+    return sum(type(each) is jinja_renderer._Child for each in gc.get_objects())
+
+
+def test_a_process_that_was_replaced_is_forgotten() -> None:
+    before = n_kept()
+    template = JinjaTemplate(byte_tokenizer(), CHATML, {})
+    for said in ("Hi", "Ho"):
+        child_of(template, said).kill()
+        with pytest.raises(UsageError, match="the process that renders it ended"):
+            template.render([Message("user", f"{said}!")])
+    assert child_of(template, "Ha").is_running()
+    assert n_kept() == before + 1
 
 
 def test_the_child_ends_with_the_program(tmp_path: Path) -> None:

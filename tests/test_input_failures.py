@@ -130,10 +130,16 @@ def test_a_history_that_cannot_be_read_is_told_once(
 def test_an_editor_that_fails_leaves_the_text(
     editor: str, warning: str, gguf_model: Path, tmp_path: Path
 ) -> None:
-    with Terminal("-m", gguf_model, home=tmp_path, VISUAL=editor) as terminal:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with Terminal(
+        "-m", gguf_model, home=tmp_path, VISUAL=editor, TMPDIR=str(temporary)
+    ) as terminal:
         terminal.wait_for(READY)
+        before = {*temporary.iterdir()}
         terminal.type("draft" + CTRL_G)
         terminal.wait_for(rf"warning: {re.escape(warning)}.*\n› draft")
+        assert {*temporary.iterdir()} == before
         terminal.type("s\r")
         terminal.wait_for(r"› drafts\n")
         assert not re.search("Traceback|Press ENTER", terminal.text)
@@ -157,8 +163,15 @@ def test_a_text_that_cannot_be_stored_for_the_editor_stays(
     gguf_model: Path, tmp_path: Path
 ) -> None:
     command = ["prlimit", "--fsize=5", sys.executable, "-m", "llama_chat"]
-    with Terminal("-m", gguf_model, home=tmp_path, command=command, VISUAL="true") as terminal:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    variables = {"VISUAL": "true", "TMPDIR": str(temporary)}
+    with Terminal(
+        "-m", gguf_model, home=tmp_path, size=WIDE, command=command, **variables
+    ) as terminal:
         terminal.wait_for(READY)
+        before = {*temporary.iterdir()}
         terminal.type("a long draft" + CTRL_G)
         why = "text for the editor: file too large: set TMPDIR"
         terminal.wait_for(rf"warning: {why}\n› a long draft")
+        assert {*temporary.iterdir()} == before

@@ -1,6 +1,7 @@
 """Conversations through a template that Jinja renders: only what is new is read."""
 
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -169,3 +170,13 @@ def test_a_guess_in_a_chat_is_said_once(meta_model: Path, tmp_path: Path) -> Non
         assert terminal.text.count("the model has none, llama2 is guessed") == 1
         terminal.ask("/template auto", "template is llama2")
         assert terminal.text.count("the model has none, llama2 is guessed") == 1
+
+
+def test_a_template_that_writes_the_time_writes_the_same_for_a_minute() -> None:
+    tokenizer = byte_tokenizer()
+    text = "{{ strftime_now('%Y-%m-%dT%H:%M:%S.%f') }}"
+    before = datetime.now().replace(second=0, microsecond=0)
+    template = JinjaTemplate(tokenizer, text, {})
+    told = [tokenizer.decode(template.render([Message("user", "Hi")])) for _ in range(3)]
+    assert len({*told}) < len(told)  # a minute may end in between
+    assert all(before <= datetime.fromisoformat(each) <= datetime.now() for each in told)

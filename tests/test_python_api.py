@@ -10,6 +10,7 @@ import pytest
 
 import llama_chat
 from llama_chat import Finish, Llama, LlamaChatError, Token, load
+from llama_chat.chat.conversation import Conversation, Example
 from llama_chat.errors import PromptTooLongError, UsageError
 from tests.conftest import ROOT
 from tests.model_files import SMALL, write_gguf
@@ -67,6 +68,21 @@ def test_a_limit_that_is_no_whole_number_is_refused(llama: Llama) -> None:
         llama.generate([5], max_tokens=limit)
 
 
+def test_a_stop_string_that_is_no_list_is_refused(llama: Llama) -> None:
+    for begin in (lambda: llama.generate([5], stop="abc"), lambda: llama.chat(stop="abc")):
+        with pytest.raises(ValueError, match=r"stop is 'abc', not a list of texts"):
+            begin()
+
+
+def test_a_conversation_comes_without_what_it_has_itself(llama: Llama) -> None:
+    conversation, shown = Conversation("Be kind."), [Example("Hello", "Hi")]
+    with pytest.raises(ValueError, match="its own system message and examples"):
+        llama.chat("Be brief.", conversation=conversation)
+    with pytest.raises(ValueError, match="its own system message and examples"):
+        llama.chat(examples=shown, conversation=conversation)
+    assert llama.chat(conversation=conversation).conversation is conversation
+
+
 def test_a_load_has_the_arguments_of_its_plan(gguf_model: Path) -> None:
     with pytest.raises(LlamaChatError, match=r"free of --memory 1\.0 MB"):
         load(gguf_model, memory=10**6)
@@ -79,6 +95,14 @@ def test_what_a_generation_yields_is_exported(llama: Llama) -> None:
     assert all(isinstance(token, Token) for token in tokens)
     assert isinstance(last, Finish)
     assert all(hasattr(llama_chat, name) for name in llama_chat.__all__)
+
+
+def test_the_package_lists_what_it_imports_later() -> None:
+    code = "import sys, llama_chat; print(*dir(llama_chat)); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, imported = done.stdout.splitlines()
+    assert {*llama_chat.__all__} <= {*names.split()}
+    assert imported == "False"
 
 
 def test_a_load_imports_no_benchmark() -> None:

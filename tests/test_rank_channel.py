@@ -3,6 +3,7 @@
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -39,13 +40,52 @@ def test_only_ranks_with_the_token_come_in(hello: bytes) -> None:
     second.close()
 
 
-def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
+def test_strangers_who_say_nothing_keep_nobody_waiting() -> None:
+    listener, found = Listener(local=True), dict[int, Connection]()
+    port = int(listener.key.split()[0])
+    with ThreadPoolExecutor(1) as pool, ExitStack() as strangers:
+        waiting = pool.submit(listener.accept, found, 2)
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+        for stranger in silent:
+            strangers.enter_context(stranger)
+        silent[0].sendall(b"half a")
+        theirs = connect("127.0.0.1", listener.key, 1)
+        waiting.result(TIMEOUT_S)
+        for stranger in silent:  # and they are sent away in the end
+            stranger.settimeout(TIMEOUT_S)
+            assert stranger.recv(1) == b""
+    theirs.close()
+
+
+def test_strangers_who_come_again_and_again_do_not_prolong_the_wait() -> None:
+    listener = Listener(local=True)
+    port = int(listener.key.split()[0])
+
+    def disturb() -> None:
+        with suppress(OSError):  # refused at last
+            while True:
+                socket.create_connection(("127.0.0.1", port)).close()
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(listener.accept, {}, 2, 0.5)
+        disturbing = pool.submit(disturb)
+        with pytest.raises(TimeoutError):
+            waiting.result(TIMEOUT_S)
+        disturbing.result(TIMEOUT_S)
+
+
+def connected() -> tuple[Connection, Connection]:
+    """Both ends of a connection: ours, and that of rank 1."""
     listener, found = Listener(local=True), dict[int, Connection]()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(listener.accept, found, 2)
         theirs = connect("127.0.0.1", listener.key, 1)
         waiting.result(TIMEOUT_S)
-    ours = found[1]
+    return found[1], theirs
+
+
+def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
+    ours, theirs = connected()
     seen: list[Message] = []
     gone = threading.Event()
 
@@ -66,3 +106,16 @@ def test_messages_arrive_in_order_and_an_end_is_noticed() -> None:
         with pytest.raises(Gone):
             ours.receive()
     ours.send(encode(["nobody hears it"]))
+
+
+def test_an_answer_is_received_before_the_end_that_follows_it() -> None:
+    ours, theirs = connected()
+    theirs.send(encode(["refused"]))
+    theirs.close()
+    gone = threading.Event()
+    ours.listen(lambda message: False, gone.set)
+    assert gone.wait(TIMEOUT_S)
+    assert ours.has_message(TIMEOUT_S)
+    assert ours.receive() == ["refused"]
+    with pytest.raises(Gone):
+        ours.receive()

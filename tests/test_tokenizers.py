@@ -95,6 +95,27 @@ def test_a_spelled_tag_keeps_its_text_and_loses_its_ids(
         assert not whole & set(spelled)
 
 
+@settings(max_examples=100)
+@given(text=TEXTS, data=st.data())
+def test_spans_may_come_in_any_order_and_overlap(
+    tokenizer: Tokenizer, text: str, data: st.DataObject
+) -> None:
+    text = f"the {text} the"
+    ends = st.lists(st.integers(0, len(text)), min_size=2, max_size=2, unique=True)
+    spans = data.draw(st.lists(ends.map(lambda pair: (min(pair), max(pair))), max_size=5))
+    characters = sorted({i for start, end in spans for i in range(start, end)})
+    apart = [(i, i + 1) for i in characters]
+    assert tokenizer.encode(text, spell=spans) == tokenizer.encode(text, spell=apart)
+
+
+@pytest.mark.timeout(30)
+def test_a_text_of_many_tags_is_spelled_at_once(tokenizer: Tokenizer) -> None:
+    tag, n = "the ", 50_000
+    spans = [(at, at + 3) for at in range(0, n * len(tag), len(tag))]
+    spelled = tokenizer.encode(tag * n, spell=spans)
+    assert spelled[-4:] * (n - 1) == spelled[-4 * (n - 1) :]
+
+
 @settings(max_examples=150)
 @given(data=st.data())
 def test_a_stream_is_the_whole_text_for_any_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:

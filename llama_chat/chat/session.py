@@ -13,6 +13,7 @@ from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import NothingYetError, counted
 from llama_chat.generation.events import Event, Finish, Hooks, Token
 from llama_chat.generation.logprobs import TokenLogprobs
+from llama_chat.generation.stopping import stop_strings
 from llama_chat.settings.settings import Settings
 from llama_chat.tokenizers.base import Tokenizer
 
@@ -49,10 +50,13 @@ class ChatSession(ABC):
             stop: stop strings; a reply ends before any of them.
             drop_oldest: True to drop the oldest turns when the context is full, False to raise.
             notify: called with one-line notices for the user.
+
+        Raises:
+            ValueError: if ``stop`` is one text.
         """
         self.conversation = conversation or Conversation()
         self.max_tokens = max_tokens
-        self.stop, self.drop_oldest = tuple(stop), drop_oldest
+        self.stop, self.drop_oldest = stop_strings(stop), drop_oldest
         self._notify = notify
 
     def configure(self, settings: Settings) -> None:

@@ -11,7 +11,7 @@ from llama_chat.generation.events import Finish, FinishReason, Timings, Token, U
 from llama_chat.generation.likeliest import Likeliest, Search
 from llama_chat.generation.logprobs import Scored
 from llama_chat.generation.sampling import SampledToken, Sampler
-from llama_chat.generation.stopping import StopStrings
+from llama_chat.generation.stopping import StopStrings, stop_strings
 from llama_chat.tokenizers.base import Tokenizer
 from llama_chat.tokenizers.streaming import Leading, StreamingDecoder
 
@@ -21,7 +21,7 @@ class Request:
     """A prompt to continue, and where to end.
 
     Raises:
-        ValueError: if ``max_tokens`` is no whole number of at least 1.
+        ValueError: if ``max_tokens`` is no whole number of at least 1, or ``stop`` one text.
     """
 
     ids: Sequence[int]
@@ -48,6 +48,7 @@ class Request:
         limit = self.max_tokens
         if limit is not None and not (isinstance(limit, int) and limit >= 1):
             raise ValueError(f"max_tokens is {limit}, not a whole number of 1 or more")
+        stop_strings(self.stop)
 
 
 class Continuation:

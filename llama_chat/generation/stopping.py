@@ -10,6 +10,17 @@ _OTHER = chr(_FIRST_MARK + _N_MARKS)
 """Mark of a control token that is in no stop string."""
 
 
+def stop_strings(stops: Sequence[str]) -> tuple[str, ...]:
+    """Return the stop strings that a caller gives.
+
+    Raises:
+        ValueError: if they are one text, whose characters would be taken for them.
+    """
+    if isinstance(stops, str):
+        raise ValueError(f"stop is {stops!r}, not a list of texts")
+    return tuple(stops)
+
+
 class StopStrings:
     """Filter of streamed text that holds back an end which may become a stop string.
 

@@ -7,12 +7,14 @@ collectives of torch.
 """
 
 import json
-import queue
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 Message = list[Any]
@@ -41,7 +43,10 @@ class Connection:
             if hasattr(socket, name):  # macOS lacks some
                 ours.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._socket = ours
-        self._received: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._received: deque[Message] = deque()
+        self._is_gone = False
+        self._changed = threading.Condition()
+        """Held while one of the two above is read or changed."""
 
     def listen(self, on_message: Callable[[Message], bool], on_gone: Callable[[], object]) -> None:
         """Read messages in a thread from now on.
@@ -57,10 +62,14 @@ class Connection:
                     for line in lines:
                         message = json.loads(line)
                         if not on_message(message):
-                            self._received.put(message)
+                            with self._changed:
+                                self._received.append(message)
+                                self._changed.notify_all()
             finally:
                 on_gone()
-                self._received.put(None)
+                with self._changed:
+                    self._is_gone = True
+                    self._changed.notify_all()
 
         threading.Thread(target=read, name="rank", daemon=True).start()
 
@@ -75,20 +84,19 @@ class Connection:
         Raises:
             Gone: at the end of the connection.
         """
-        message = self._received.get()
-        if message is None:
-            self._received.put(None)
-            raise Gone
-        return message
+        with self._changed:
+            self._changed.wait_for(self._need_not_wait)
+            if not self._received:
+                raise Gone
+            return self._received.popleft()
 
     def has_message(self, seconds: float) -> bool:
-        """Wait at most ``seconds`` for a message; True if ``receive`` need not wait."""
-        try:
-            message = self._received.get(timeout=max(seconds, 0.0))
-        except queue.Empty:
-            return False
-        self._received.put(message)
-        return True
+        """Wait at most ``seconds`` until ``receive`` need not wait."""
+        with self._changed:
+            return self._changed.wait_for(self._need_not_wait, max(seconds, 0.0))
+
+    def _need_not_wait(self) -> bool:
+        return bool(self._received) or self._is_gone
 
     def close(self) -> None:
         """End the connection, for both."""
@@ -121,40 +129,75 @@ class Listener:
         """Port and token for ``connect``."""
         return f"{self._socket.getsockname()[1]} {self._token}"
 
-    def accept(self, found: dict[int, Connection], size: int) -> None:
+    def accept(self, found: dict[int, Connection], size: int, seconds: float = _CONNECT_S) -> None:
         """Accept the ranks 1 to ``size`` - 1, then close the socket; other clients are rejected.
 
         Args:
             found: the connections by rank, filled as ranks connect.
             size: number of ranks.
+            seconds: longest time to wait for all of them.
 
         Raises:
             TimeoutError: if they do not connect in time.
         """
-        with self._socket:
-            self._socket.settimeout(_CONNECT_S)
-            while len(found) < size - 1:
-                theirs, _ = self._socket.accept()
-                rank = self._identify(theirs)
+        until = time.monotonic() + seconds
+        with self._socket, closing(_hellos(self._socket, until)) as hellos:
+            for theirs, hello in hellos:
+                rank = self._identify(hello)
                 if rank in range(1, size) and rank not in found:
                     found[rank] = Connection(theirs)
                 else:
                     theirs.close()
+                if len(found) == size - 1:
+                    return
 
-    def _identify(self, theirs: socket.socket) -> int:
+    def _identify(self, hello: bytes) -> int:
         """Return the rank of a client with the right token; -1 for any other."""
-        theirs.settimeout(5.0)
-        hello = b""
-        with suppress(OSError, ValueError):
-            while not hello.endswith(b"\n") and len(hello) < _MAX_HELLO:
-                # No byte beyond the hello may be read: it belongs to the connection.
-                if not (byte := theirs.recv(1)):
-                    break
-                hello += byte
+        with suppress(ValueError):
             token, rank = hello.decode().split()
-            if secrets.compare_digest(token, self._token):
+            if secrets.compare_digest(token.encode(), self._token.encode()):
                 return int(rank)
         return -1
+
+
+def _hellos(listener: socket.socket, until: float) -> Generator[tuple[socket.socket, bytes]]:
+    """Yield those who connect, each with its first line, as these come: nobody waits for another.
+
+    Raises:
+        TimeoutError: at the time ``until``.
+    """
+    listener.setblocking(False)
+    heard: dict[socket.socket, bytes] = {}
+    with DefaultSelector() as selector:
+        selector.register(listener, EVENT_READ, listener)
+        try:
+            while (left := until - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    if key.data is listener:
+                        with suppress(BlockingIOError, ConnectionAbortedError):  # it has gone
+                            theirs, _ = listener.accept()
+                            theirs.setblocking(False)
+                            selector.register(theirs, EVENT_READ, theirs)
+                            heard[theirs] = b""
+                        continue
+                    theirs = key.data
+                    byte = _next_byte(theirs)
+                    heard[theirs] += byte
+                    if byte in (b"", b"\n") or len(heard[theirs]) == _MAX_HELLO:
+                        selector.unregister(theirs)
+                        yield theirs, heard.pop(theirs)
+            raise TimeoutError
+        finally:
+            for theirs in heard:
+                theirs.close()
+
+
+def _next_byte(theirs: socket.socket) -> bytes:
+    """Read one byte, since what follows a hello belongs to the connection; none at an end."""
+    try:
+        return theirs.recv(1)
+    except OSError:
+        return b""
 
 
 def connect(address: str, key: str, rank: int) -> Connection:

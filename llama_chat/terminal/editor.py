@@ -76,24 +76,25 @@ def edit_text(text: str, should_stop: Callable[[], bool]) -> str:
     command = find_editor()
     before = text.encode("utf-8", "replace")
     try:
-        path = Path(tempfile.mkdtemp()) / "message.md"  # a folder, for the editor's own files, too
+        folder = Path(tempfile.mkdtemp())  # for the editor's own files, too
+        path, keeps = folder / "message.md", False
         try:
             path.write_bytes(before)
             run_editor(command, path, should_stop)
             after = path.read_bytes()
-            edited = text if after == before else without_final_newline(after.decode("utf-8"))
+            return text if after == before else without_final_newline(after.decode("utf-8"))
         except (LlamaChatError, UnicodeDecodeError) as error:
             after = path.read_bytes() if path.exists() else before
-            if after == before or should_stop():
-                shutil.rmtree(path.parent, ignore_errors=True)
             if should_stop():
                 return without_final_newline(after.decode("utf-8", "replace"))
-            raise _failure(error, path if path.exists() else None) from None
+            keeps = after != before
+            raise _failure(error, path if keeps else None) from None
+        finally:
+            if not keeps:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         free = "free space for temporary files, or " if is_full_disk(error) else ""
         raise SaveError("text for the editor", reason(error), f"{free}set TMPDIR") from None
-    shutil.rmtree(path.parent, ignore_errors=True)
-    return edited
 
 
 def _failure(error: LlamaChatError | UnicodeDecodeError, kept: Path | None) -> LlamaChatError:

@@ -174,17 +174,17 @@ class Tokenizer(ABC):
         """Replace the ids that overlap a span of ``text`` by those of their single characters."""
         lengths = [len(self.token_bytes(token_id)) for token_id in ids]
         shift = sum(lengths) - len(text.encode())  # bytes of the space of ``prefix``
-        places = [
-            (shift + len(text[:start].encode()), shift + len(text[:end].encode()))
-            for start, end in spans
-        ]
+        offsets = _byte_offsets(text, spans)
+        places = sorted((shift + offsets[start], shift + offsets[end]) for start, end in spans)
         if shift not in (0, int(self.prefix != "never")):
             # More than the prefix was added or left out, so no span can be located: spell all.
             places = [(0, sum(lengths))]
         spelled: list[int] = []
-        begin = 0
+        begin = next_place = 0
         for token_id, length in zip(ids, lengths, strict=True):
-            touched = any(begin < end and start < begin + length for start, end in places)
+            while next_place < len(places) and places[next_place][1] <= begin:
+                next_place += 1
+            touched = next_place < len(places) and places[next_place][0] < begin + length
             spelled += self._spell(token_id) if touched else [token_id]
             begin += length
         return spelled
@@ -217,6 +217,17 @@ class Tokenizer(ABC):
             if single and i not in control and (len(piece) == 1 or data not in found):
                 found[data] = i
         return found
+
+
+def _byte_offsets(text: str, spans: Iterable[Span]) -> dict[int, int]:
+    """Return the number of UTF-8 bytes before each start and end of a span."""
+    offsets: dict[int, int] = {}
+    at = n_bytes = 0
+    for place in sorted({place for span in spans for place in span}):
+        n_bytes += len(text[at:place].encode())
+        at = place
+        offsets[place] = n_bytes
+    return offsets
 
 
 def piece_bytes(piece: str, kind: int) -> bytes:

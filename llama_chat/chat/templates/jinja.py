@@ -119,8 +119,16 @@ class JinjaTemplate(ChatTemplate):
         Messages with ids and ``sought`` are found again in it.
         """
         turns = tuple(_turn(message, message is sought) for message in messages)
-        now = datetime.now().isoformat() if self._has_clock else _NO_TIME
-        return self._write(turns, messages[-1].role == "user", now)
+        return self._write(turns, messages[-1].role == "user", self._now())
+
+    def _now(self) -> str:
+        """Return the time that the template is told: to the minute, so that it need not write anew.
+
+        Its prefix also stays the same for so long, if it writes the time.
+        """
+        if not self._has_clock:
+            return _NO_TIME
+        return datetime.now().isoformat(timespec="minutes")
 
     def _begun(self, messages: Sequence[Message]) -> Written | None:
         """Return what the template writes up to the end of the last message, known as text."""

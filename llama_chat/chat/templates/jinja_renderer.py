@@ -98,7 +98,7 @@ class JinjaRenderer:
         """Return the process, started again if the last request ended it."""
         if self._child is None:
             self._child = child = _Child()
-            weakref.finalize(self, child.end)
+            self._end = weakref.finalize(self, child.end)
             try:
                 self.words = self._ask(child, {"template": self._template})["words"]
             except UsageError:
@@ -119,7 +119,7 @@ class JinjaRenderer:
     def close(self) -> None:
         """End the process; another request starts it again."""
         if self._child is not None:
-            self._child.end()
+            self._end()
             self._child = None
 
 

@@ -1,7 +1,9 @@
 """Commands that show tokens, the KV cache, speeds, and alternatives to generated tokens."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -139,16 +141,18 @@ def _token_indices(session: "ChatSession", logprobs: TokenLogprobs, argument: st
             why = f"the reply has {counted(len(logprobs), 'token')}"
             raise UsageError("/why", why, "/why shows them")
         return [number - 1]
-    pieces = [_piece(session, logprobs.token(i)[0]) for i in range(len(logprobs))]
-    text = "".join(pieces)
-    ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
-    places, at = [], text.find(argument)
-    while at >= 0:
-        places.append(next(i for i, end in enumerate(ends) if at < end))
-        at = text.find(argument, at + 1)
+    # Bytes, since a token may be a part of a character.
+    pieces = [session.token_bytes(logprobs.token(i)[0]) for i in range(len(logprobs))]
+    said, sought = b"".join(pieces), argument.encode("utf-8", "replace")
+    ends = list(accumulate(map(len, pieces)))
+    places: list[int] = []
+    at = said.find(sought)
+    while at >= 0 and len(places) < 3:
+        places.append(bisect_right(ends, at))
+        at = said.find(sought, ends[places[-1]])
     if not places:
         raise UsageError("/why", f"the reply does not say {argument[:40]!r}", "/why shows it")
-    return places[:3]
+    return places
 
 
 def _show_certainty(chat: Chat, session: "ChatSession", logprobs: TokenLogprobs) -> None:
