@@ -191,6 +191,7 @@ class Scheduler:
                 self._tell_waiting()
                 return
             sequence.cache = self.store.fork(ids) or self._new_cache()
+            sequence.cache.max_length = sequence.text.max_length
             sequence.text.n_reused = sequence.cache.length
             self._waiting.remove(sequence)
             self._running.append(sequence)
