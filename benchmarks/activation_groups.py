@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.quality import EXACT, FIGURES, TEXT, WINDOW, Text, compare_logits, encode
 from llama_chat import load
-from llama_chat.generation.backend import PREFILL_CHUNK, TorchBackend
+from llama_chat.generation.backend import TorchBackend, prompt_chunks
 from llama_chat.quantization.linear import Linear
 
 GROUPS = (16, 32, 64, 128, 256)
@@ -53,10 +53,7 @@ def logits(backend: TorchBackend, text: Text) -> Tensor:
     found = []
     for ids in text.windows:
         cache = backend.new_cache()
-        found += [
-            backend.forward(ids[at : at + PREFILL_CHUNK], cache, all_logits=True)
-            for at in range(0, len(ids), PREFILL_CHUNK)
-        ]
+        found += [backend.forward(chunk, cache, all_logits=True) for chunk in prompt_chunks(ids)]
     return torch.cat(found)
 
 

@@ -3,7 +3,8 @@
 ``suffixes`` saves those of a conversation: it prints the bytes of saved suffixes and the number of
 cached tokens after each step, and the error of the last. ``prefixes`` stores those of sequences
 that have ended: it prints the number of stored prefixes before and after one that needs their
-memory, and what that got.
+memory, and what that got. ``answers`` generates three answers, one of which memory runs out for: it
+prints the events of each.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.backend import TorchBackend
-from llama_chat.generation.batch import Scheduler
+from llama_chat.generation.batch import Scheduler, generate_all
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish
@@ -84,5 +85,24 @@ def prefixes() -> None:
         print(len(events))
 
 
+def answers() -> None:
+    """Leave less memory than one of two answers at once needs; a third one waits."""
+    backend = TorchBackend(random_model(replace(CONFIG, context_length=16384)))
+    scheduler = Scheduler(backend, byte_tokenizer(), frozenset(), max_parallel=2)
+    lengths = {"short": (20, 100), "long": (8000, 2), "later": (10, 5)}
+    requests = [
+        (name, Request([3 + i] * n_prompt, Sampler(Sampling(temperature=0)), max_tokens=n_new))
+        for i, (name, (n_prompt, n_new)) in enumerate(lengths.items())
+    ]
+    backend.forward([1], backend.new_cache())  # what the first pass alone allocates
+    allow(LIMIT)
+    events: dict[str, list[Event | LlamaChatError]] = {name: [] for name in lengths}
+    for name, event in generate_all(scheduler, iter(requests)):
+        events[name].append(event)
+    for name, found in events.items():
+        last = found[-1]
+        print(name, len(found), last if isinstance(last, LlamaChatError) else "")
+
+
 if __name__ == "__main__":
-    {"suffixes": suffixes, "prefixes": prefixes}[sys.argv[1]]()
+    {"suffixes": suffixes, "prefixes": prefixes, "answers": answers}[sys.argv[1]]()

@@ -1,5 +1,6 @@
 """Sequences that are generated together are the same as those generated alone."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -193,6 +194,13 @@ def test_what_does_not_fit_into_memory_waits() -> None:
 
 def test_stored_prefixes_are_dropped_when_memory_runs_out() -> None:
     assert out_of_memory.lines_of("prefixes") == ["0", "3", "1", "3"]
+
+
+def test_one_sequence_is_given_up_when_memory_runs_out() -> None:
+    short, long, later = out_of_memory.lines_of("answers")
+    assert short.split() == ["short", "101"]
+    assert re.match("long 1 [0-9]+ tokens of context: not enough memory", long)
+    assert later.split() == ["later", "6"]
 
 
 def test_a_prompt_is_refused_if_it_is_too_long() -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_chat.generation.backend import Backend, Extension, TorchBackend
+from llama_chat.generation.backend import PREFILL_CHUNK, Backend, Extension, TorchBackend
+from llama_chat.generation.engine import Engine
 from llama_chat.generation.kv_cache import KVCache
 from llama_chat.kernels import native
 from llama_chat.model.config import LlamaConfig
+from tests.model_files import byte_tokenizer
 from tests.models import TINY, native_backend, packed_model, random_model
 
 needs_kernels = pytest.mark.skipif(
@@ -141,3 +143,13 @@ def test_a_prompt_gives_the_same_in_any_chunks(level: str) -> None:
             for start, end in pairwise((0, *cuts, len(ids))):
                 logits = backend.forward(ids[start:end], cache)
             assert logits.equal(whole)
+
+
+@needs_kernels
+@pytest.mark.parametrize("n_rest", [1, 4, 8, 9])  # up to eight would be evaluated as single ones
+@torch.inference_mode()
+def test_logits_of_all_tokens_are_those_of_a_prefill(n_rest: int) -> None:
+    ids = ids_of(1, PREFILL_CHUNK + n_rest)
+    model = packed_model(replace(TINY, context_length=2 * PREFILL_CHUNK), (8, 4), torch.float32)
+    engine = Engine(native_backend(model), byte_tokenizer())
+    assert engine.logits(ids)[-1].equal(engine.prefill(ids))

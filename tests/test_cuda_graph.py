@@ -5,15 +5,22 @@ The graph needs a GPU; the computation that it captures also runs on a CPU.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from llama_chat.generation.backend import TorchBackend
+from llama_chat.generation.batch import Scheduler
 from llama_chat.generation.cache_rows import BLOCK
+from llama_chat.generation.choices import score_next
+from llama_chat.generation.continuation import Request
 from llama_chat.generation.cuda_graph import GraphBackend, _BucketCache
+from llama_chat.generation.sampling import Sampler
 from llama_chat.model.transformer import ROTARY_BLOCK
+from llama_chat.settings.sampling import Sampling
+from tests.model_files import byte_tokenizer
 from tests.models import TINY, random_model
 
 
@@ -91,6 +98,38 @@ def test_a_graph_is_captured_again_if_the_rotary_tables_grew() -> None:
     backend.model.rotary(ROTARY_BLOCK + 1, backend.model.device)
     backend._decode(3, cache)
     assert backend.n_captured == 2
+
+
+@torch.inference_mode()
+def test_short_sequences_of_a_long_context_stay_within_a_limit_of_memory() -> None:
+    backend = GraphBackend(random_model(replace(TINY, context_length=16 * BLOCK)))
+    max_bytes = 8 * BLOCK * backend.new_cache().row_bytes
+    scheduler = Scheduler(
+        backend, byte_tokenizer(), frozenset(), max_parallel=8, max_bytes=max_bytes
+    )
+    sampler = Sampler(Sampling(temperature=0))
+    for n in range(8):  # the last is continued alone
+        scheduler.add(Request([65 + n] * 4, sampler, max_tokens=4 + n))
+    scheduler.step()
+    assert scheduler.n_running == 8
+    while scheduler.n_running:
+        assert scheduler.n_bytes <= max_bytes
+        scheduler.step()
+
+
+@torch.inference_mode()
+def test_choices_reserve_memory_for_themselves_alone() -> None:
+    backend = GraphBackend(random_model(replace(TINY, context_length=16 * BLOCK)))
+    cache = backend.new_cache()
+    reserved: list[int] = []
+    logits = backend.forward([1, 2, 3], cache)
+
+    def count(_: object, inputs: tuple[Any, ...]) -> None:
+        reserved.extend(span.cache.capacity for span in inputs[2])
+
+    backend.model.register_forward_pre_hook(count)
+    score_next(backend, cache, logits, [[4, 5, 6], [7, 8]])
+    assert reserved == [BLOCK] * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -85,11 +85,35 @@ blocked = [
 assert sum(bool(mask >> signal.SIGINT - 1 & 1) for mask in blocked) == 2, blocked
 """
 
+LOSING_A_PAGE = """
+# The second half of the ids, which member 1 reads, is cut off their file.
+from llama_chat.checkpoints.weight_files import map_file
+from llama_chat.errors import ModelError
+from llama_chat.kernels import mapped_files
+
+matrix = backend.model.output.packed
+half, file = 4 * os.sysconf("SC_PAGESIZE"), Path.home() / "ids"
+file.write_bytes(torch.ones(2 * half // 8, dtype=torch.int64).numpy().tobytes())
+ids = torch.frombuffer(map_file(file), dtype=torch.int64)
+os.truncate(file, half)
+torch.set_num_threads(2)
+rows = matrix.unpack_rows(ids, torch.empty(len(ids), TINY.dim))
+first = matrix.unpack_rows(torch.tensor([1, 0]), torch.empty(2, TINY.dim))
+assert rows.view(2, -1, TINY.dim).equal(first.unsqueeze(1).expand(2, len(ids) // 2, -1))
+try:
+    mapped_files.check()
+except ModelError:
+    pass
+else:
+    raise AssertionError("the loss of a page was not noticed")
+"""
+
 SCRIPTS = {
     "any number of threads": SAME_IN_ANY_NUMBER,
     "concurrent callers": CONCURRENT,
     "a forked process": FORKED,
     "signals": SIGNALLED,
+    "a lost page": LOSING_A_PAGE,
 }
 
 
@@ -103,7 +127,7 @@ def test_posix_threads_compute_the_same_as_one(
     code = SETUP.format(library=str(library)) + script
     with Program(code, home=tmp_path, command=EXECUTE) as process:
         out, err = process.communicate()
-    assert (out, err) == (b"", b"")
+        assert (process.wait(30), out, err) == (0, b"", b"")
 
 
 def test_torchs_openmp_is_used_on_macos_if_it_is_there(

@@ -1,7 +1,7 @@
 """Backends: ways to compute the forward passes of a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -33,6 +33,15 @@ def chunk_size(n_left: int, limit: int) -> int:
     if n_left <= limit:
         return n_left
     return min(limit, n_left - MIN_PROMPT_CHUNK)
+
+
+def prompt_chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Divide the tokens of a prompt among prefill passes."""
+    done = 0
+    while done < len(ids):
+        n_tokens = chunk_size(len(ids) - done, PREFILL_CHUNK)
+        yield ids[done : done + n_tokens]
+        done += n_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,8 +157,9 @@ class Scheduler:
         Args:
             should_stop: polled between layers; True ends the pass, and nothing has changed.
 
-        Raises:
-            ContextMemoryError: if memory runs out, even without the stored prefixes.
+        Returns:
+            The events; if memory ran out, even without the stored prefixes, the error of the one
+            sequence that is given up for it.
         """
         self._admit()
         sequences, extensions = self._next_pass()
@@ -168,6 +169,9 @@ class Scheduler:
             logits = self._compute(extensions, should_stop)
         except InterruptedForward:
             return []
+        except ContextMemoryError as error:
+            error.__context__ = None  # its frames have the caches, as those of the error itself
+            return [(self._give_up(sequences), error.with_traceback(None))]
         self.n_evaluated += sum(len(extension.ids) for extension in extensions)
         computed = zip(sequences, logits, strict=True)
         last = {sequence: rows[-1] for sequence, rows in computed if len(rows)}
@@ -191,6 +195,7 @@ class Scheduler:
                 self._tell_waiting()
                 return
             sequence.cache = self.store.fork(ids) or self._new_cache()
+            sequence.cache.max_length = sequence.text.max_length
             sequence.text.n_reused = sequence.cache.length
             self._waiting.remove(sequence)
             self._running.append(sequence)
@@ -296,6 +301,18 @@ class Scheduler:
         """Store the cache of an evaluated prompt, unless most of it is stored already."""
         if len(ids) - self.store.n_shared(ids) >= MIN_SHARED:
             self.store.add(cache.fork(len(ids)))
+
+    def _give_up(self, sequences: Sequence[BatchedSequence]) -> BatchedSequence:
+        """Take the sequence of a pass out that memory ran out for, and return it.
+
+        That is the last one of those that are not prefilled, which began when others had their
+        memory; else the one with most to come.
+        """
+        begun = [sequence for sequence in sequences if not sequence.is_prefilled]
+        given_up = begun[-1] if begun else max(sequences, key=self._bytes_to_come)
+        self._running.remove(given_up)
+        given_up.cache = None
+        return given_up
 
     def _leave(self, sequence: BatchedSequence) -> None:
         """Remove a sequence; its rows are stored if later ones may continue it."""

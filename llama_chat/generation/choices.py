@@ -57,10 +57,11 @@ def score_next(
         while left and n_tokens + len(continuations[left[0]]) <= _MAX_TOKENS:
             n_tokens += len(continuations[left[0]])
             batch.append(left.pop(0))
-        extensions = [
-            Extension(continuations[i][:-1], cache.fork(cache.length), len(continuations[i]) - 1)
-            for i in batch
-        ]
+        extensions = []
+        for i in batch:
+            ids = continuations[i][:-1]
+            fork = cache.fork(cache.length, cache.length + len(ids))
+            extensions.append(Extension(ids, fork, len(ids)))
         found = backend.forward_batch(extensions, should_stop)
         for i, logits in zip(batch, found, strict=True):
             following = torch.tensor(continuations[i][1:]).unsqueeze(1)

@@ -65,12 +65,13 @@ class GraphBackend(TorchBackend):
         return on_gpu and cache_dtype == model.dtype
 
     def _reserve(self, cache: RowCache, length: int) -> None:
-        """Grow the buffers to the whole context if memory allows, so that graphs stay valid."""
-        if length <= cache.capacity or length > self.context:
+        """Grow the buffers to all that they may hold, if memory allows: then graphs stay valid."""
+        most = self.context if cache.max_length is None else cache.max_length
+        if length <= cache.capacity or length > most:
             cache.reserve(length)
             return
         try:
-            cache.reserve(self.context)
+            cache.reserve(most)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

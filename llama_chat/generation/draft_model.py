@@ -6,7 +6,7 @@ from itertools import repeat
 
 from torch import Tensor
 
-from llama_chat.generation.backend import PREFILL_CHUNK, Backend
+from llama_chat.generation.backend import Backend, prompt_chunks
 from llama_chat.generation.speculation import (
     EMA_WEIGHT,
     NO_DRAFT,
@@ -104,8 +104,7 @@ class ModelDrafter(Drafter):
         """
         ids, cache = self._ids, self._cache
         cache.trim(min(cache.seek(ids), len(ids) - 1))
-        while cache.length < self._n_given - 1:
-            chunk = ids[cache.length : min(cache.length + PREFILL_CHUNK, self._n_given - 1)]
+        for chunk in prompt_chunks(ids[cache.length : self._n_given - 1]):
             self._backend.forward(chunk, cache, should_stop=should_stop)
         while cache.length < len(ids):
             start = cache.length

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llama_chat.checkpoints.generation_defaults import GenerationDefaults
 from llama_chat.errors import PromptTooLongError, UsageError
-from llama_chat.generation.backend import PREFILL_CHUNK, Backend, TorchBackend, chunk_size
+from llama_chat.generation.backend import Backend, TorchBackend, prompt_chunks
 from llama_chat.generation.constraints import Grammar
 from llama_chat.generation.continuation import Continuation, Request
 from llama_chat.generation.cuda_graph import GraphBackend
@@ -168,12 +168,10 @@ class Engine:
     def _append(self, ids: Sequence[int], hooks: Hooks) -> Tensor:
         """Evaluate ``ids`` in chunks, and return the logits that follow the last."""
         done = 0
-        while done < len(ids):
-            n_tokens = chunk_size(len(ids) - done, PREFILL_CHUNK)
-            chunk = ids[done : done + n_tokens]
+        for chunk in prompt_chunks(ids):
             logits = self.backend.forward(chunk, self.cache, should_stop=hooks.should_stop)
-            done += n_tokens
-            self.n_evaluated += n_tokens
+            done += len(chunk)
+            self.n_evaluated += len(chunk)
             if hooks.on_progress is not None and len(ids) > 1:
                 hooks.on_progress(done, len(ids))
         return logits
@@ -318,8 +316,5 @@ class Engine:
         """
         check_ids(ids, self.backend)
         cache = self.backend.new_cache(self.cache.dtype)
-        chunks = [
-            self.backend.forward(ids[start : start + PREFILL_CHUNK], cache, all_logits=True)
-            for start in range(0, len(ids), PREFILL_CHUNK)
-        ]
-        return torch.cat(chunks)
+        chunks = prompt_chunks(ids)
+        return torch.cat([self.backend.forward(each, cache, all_logits=True) for each in chunks])

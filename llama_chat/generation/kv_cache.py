@@ -47,6 +47,8 @@ class RowCache(ABC):
         """Use ``rows`` as storage."""
         self.rows = rows
         """Storage of the rows."""
+        self.max_length: int | None = None
+        """Number of tokens that it will hold at most; None for the whole context."""
 
     @property
     @abstractmethod
@@ -194,12 +196,14 @@ class KVCache(RowCache):
         self._trimmed = []
         super().reserve(length)
 
-    def fork(self, length: int) -> "KVCache":
+    def fork(self, length: int, max_length: int | None = None) -> "KVCache":
         """Make a cache of the first ``length`` tokens, which reads their rows where they are.
 
-        Either may be changed afterwards without an effect on the other.
+        Either may be changed afterwards without an effect on the other. The new one will hold at
+        most ``max_length`` tokens; None for the whole context.
         """
         other = copy.copy(self)
+        other.max_length = max_length
         other._ids, other._trimmed, other._suffixes = self._ids[:length], [], []
         other.rows = self.rows.fork(length)
         return other

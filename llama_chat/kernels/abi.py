@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-ABI = 8
+ABI = 9
 """Version of the interface, raised by changes that alter no struct size; ``library.c``."""
 
 PANEL = 16

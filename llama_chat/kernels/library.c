@@ -8,7 +8,7 @@
 #include "panels.h"
 
 /* Version of the interface, raised by changes that alter no struct size; ABI in abi.py. */
-enum { ABI = 8 };
+enum { ABI = 9 };
 
 /* Structs that are mirrored in Python. */
 #define FOR_STRUCTS(STRUCT)                                                                        \

@@ -1,7 +1,7 @@
 /* Detection of mapped files that are truncated while they are in use.
  *
  * If a file is truncated, or its disk fails, the next access to a lost page raises SIGBUS, which
- * ends a program without a message. The handler here maps zeros in place of the lost pages, so that
+ * ends a program without a message. The handler here maps zeros in place of each lost page, so that
  * the pass which reads them can finish, and sets a flag: results since then are wrong, and the
  * Python side refuses them.
  */
@@ -20,32 +20,32 @@ typedef struct {
     _Atomic uintptr_t start, end;
 } mapping;
 
-/* The latest mappings; the slots of the oldest are reused. */
+/* The watched mappings; the end of a free slot is 0. */
 static mapping mappings[MAX_MAPPINGS];
-static atomic_size_t n_mappings;
+static size_t n_taken_again;
 
 static atomic_int is_lost;
 static struct sigaction other_handler;
 static uintptr_t page_size;
 
-/* Return the end of the mapping that has `address`; 0 if there is none. */
-static uintptr_t end_of_mapping(uintptr_t address)
+static int is_watched(uintptr_t address)
 {
     for (int i = 0; i < MAX_MAPPINGS; i++)
         if (mappings[i].start <= address && address < mappings[i].end)
-            return mappings[i].end;
+            return 1;
     return 0;
 }
 
-/* All functions that are called here are async-signal-safe. */
+/* All functions that are called here are async-signal-safe. Only the page that is known to be lost is
+ * replaced. */
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
     (void)context;
-    const uintptr_t address = (uintptr_t)info->si_addr, end = end_of_mapping(address);
-    const uintptr_t page = address & ~(page_size - 1);
-    if (end) {
+    const uintptr_t address = (uintptr_t)info->si_addr;
+    if (is_watched(address)) {
+        void *page = (void *)(address & ~(page_size - 1));
         const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-        if (mmap((void *)page, end - page, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED) {
+        if (mmap(page, page_size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED) {
             is_lost = 1;
             return;
         }
@@ -63,10 +63,26 @@ EXPORT void watch_mapping(void *start, int64_t n_bytes)
         struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
         sigaction(SIGBUS, &ours, &other_handler);
     }
-    mapping *taken = &mappings[n_mappings++ % MAX_MAPPINGS];
+    mapping *taken = NULL;
+    for (int i = 0; i < MAX_MAPPINGS && !taken; i++)
+        if (!mappings[i].end)
+            taken = &mappings[i];
+    if (!taken)
+        taken = &mappings[n_taken_again++ % MAX_MAPPINGS];
     taken->end = 0;
     taken->start = (uintptr_t)start;
     taken->end = (uintptr_t)start + (uintptr_t)n_bytes;
+}
+
+/* Forget a mapping that has ended, if it is watched; by one thread at a time. */
+EXPORT void unwatch_mapping(void *start, int64_t n_bytes)
+{
+    const uintptr_t address = (uintptr_t)start;
+    for (int i = 0; i < MAX_MAPPINGS; i++)
+        if (mappings[i].start == address && mappings[i].end == address + (uintptr_t)n_bytes) {
+            mappings[i].end = 0;
+            return;
+        }
 }
 
 /* Return 1 if a page of a watched mapping was lost. */

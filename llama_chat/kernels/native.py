@@ -32,6 +32,7 @@ _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
 SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "watch_mapping": (None, (_POINTER, _INT64)),
+    "unwatch_mapping": (None, (_POINTER, _INT64)),
     "has_lost_pages": (_INT, ()),
     "packed_bytes": (_INT64, (_POINTER,)),
     "pack_panels": (None, (_POINTER, _POINTER, _POINTER)),

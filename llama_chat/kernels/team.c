@@ -149,16 +149,20 @@ static void init_counter(signal_counter *counter)
     pthread_cond_init(&counter->changed, NULL);
 }
 
-/* Create a thread that handles no signals; returns 0 if the system provides none. */
+/* Create a thread that handles no signals but those of its own accesses and operations, which would
+ * end the program if they were blocked; returns 0 if the system provides none. */
 static int create_worker(team *t)
 {
-    sigset_t all, before;
-    sigfillset(&all);
+    static const int own[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL};
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        sigdelset(&blocked, own[i]);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     pthread_t thread;
     const int failed = pthread_create(&thread, &attributes, run_worker, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
