@@ -64,7 +64,11 @@ def serve(
     ] = 256,
     cache_memory: Annotated[
         str | None,
-        typer.Option("--cache-memory", metavar="SIZE", help="Memory for all conversations."),
+        typer.Option(
+            "--cache-memory",
+            metavar="SIZE",
+            help="Memory for all conversations; else a full one, and a quarter of what is free.",
+        ),
     ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log what clients send, too, under -v.")
