@@ -36,6 +36,10 @@ class Prompts:
         """Name of the model."""
         return self._llama.name
 
+    def has(self, model: str) -> bool:
+        """True if a client may mean the model by this name: its own, or that it was started by."""
+        return model in (self.name, self._settings.model)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the model."""
