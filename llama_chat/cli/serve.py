@@ -16,7 +16,7 @@ from llama_chat.cli.warm import facts_of
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
 from llama_chat.server.client import health
-from llama_chat.server.sockets import SocketFile, default_socket, holder_of
+from llama_chat.server.sockets import LOOPBACK, SocketFile, default_socket, holder_of
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -106,8 +106,6 @@ def serve(
 
 
 def _check_host(host: str, api_key: str | None) -> None:
-    from llama_chat.server.serving import LOOPBACK
-
     if host not in LOOPBACK and not api_key:
         why = "others can reach that address"
         raise UsageError(f"--host {host}", why, "set a key: LLAMA_CHAT_API_KEY or --api-key")
@@ -121,12 +119,12 @@ def _serve(
     max_bytes: int | None,
     **options: object,
 ) -> None:
+    started_with = facts_of(settings)
+    llama, settings = load_model(settings)  # which imports torch with care, before all else does
     from llama_chat.server.prompts import Prompts
     from llama_chat.server.serving import Options, serve
     from llama_chat.server.worker import ModelWorker
 
-    started_with = facts_of(settings)
-    llama, settings = load_model(settings)
     suggested = llama.checkpoint.generation
     scheduler = llama.scheduler(settings.parallel, max_bytes=max_bytes, keeps_replies=True)
     identity = {

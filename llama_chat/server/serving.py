@@ -16,10 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.request_guard import AccessRules, RequestGuard
-from llama_chat.server.sockets import SocketFile, listening_on_port
+from llama_chat.server.sockets import LOOPBACK, SocketFile, listening_on_port
 from llama_chat.server.worker import ModelWorker
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 _MAX_CONNECTIONS = 512
 

@@ -15,6 +15,9 @@ from llama_chat.durable_files import open_private
 from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import private_folder, runtime_home
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+"""Names of this machine for itself."""
+
 _GLANCE_S = 0.02
 """Time after which ``holder_of`` in another process has let go of the lock."""
 
