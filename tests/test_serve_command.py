@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from harness.process import cold
 from harness.program import Program, Result, assert_clean_error, run
 from llama_chat.errors import UsageError
 from llama_chat.server import client
-from llama_chat.server.sockets import SocketFile
+from llama_chat.server.sockets import SocketFile, listening_on_port
 from tests.servers import Server, running_server
 from tests.test_server import HELLO, post, request
 
@@ -139,6 +140,34 @@ def test_status_and_a_second_server(server: Server, home: Path, gguf_model: Path
     assert json.loads(shown.out)["model"] == "random"
     second = run("serve", "-m", gguf_model, home=home, XDG_RUNTIME_DIR=server.runtime)
     assert_clean_error(second, 2, "a server is running there already")
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--port", "{taken}"), "port {taken} of 127.0.0.1: address already in use"),
+        (("--port", "0", "--host", "{long}"), "xx: not a name of a machine"),
+        (("--port", "0", "--host", "a..b"), "--host a..b: not a name of a machine"),
+        (("--socket", "/tmp/{long}"), "xx': file name too long: choose another with --socket"),
+    ],
+    ids=str,
+)
+def test_an_address_that_cannot_be_had_is_told_before_the_model_is_read(
+    home: Path, tmp_path: Path, flags: tuple[str, ...], part: str
+) -> None:
+    model = tmp_path / "cut.gguf"
+    model.write_bytes(b"GGUF")  # an error of its own, if it is read
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"taken": str(taken.getsockname()[1]), "long": "x" * 110}
+        flags = tuple(flag.format(**names) for flag in flags)
+        flags += ("--api-key", "key")
+        done = run("serve", "-m", model, *flags, home=home, XDG_RUNTIME_DIR=str(tmp_path))
+    assert_clean_error(done, 2, part.format(**names))
+
+
+def test_an_address_in_brackets_is_one_of_ipv6() -> None:
+    with listening_on_port("[::1]", 0) as listener:
+        assert listener.getsockname()[0] == "::1"
 
 
 def test_a_socket_of_a_dead_server_is_taken_over(home: Path, gguf_model: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,13 @@ from llama_chat.cli.warm import facts_of
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
 from llama_chat.server.client import health
-from llama_chat.server.sockets import LOOPBACK, SocketFile, default_socket, holder_of
+from llama_chat.server.sockets import (
+    LOOPBACK,
+    SocketFile,
+    default_socket,
+    holder_of,
+    listening_on_port,
+)
 from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
@@ -89,11 +96,15 @@ def serve(
         grace_s = seconds(grace, "--grace")
         idle_s = None if idle is None else seconds(idle, "--idle")
         max_bytes = None if cache_memory is None else n_bytes(cache_memory, "--cache-memory")
-        with SocketFile(path) as taken:  # before the model is loaded
+        with ExitStack() as taken:  # before the model is loaded
+            socket_file = taken.enter_context(SocketFile(path))
+            listener = None
+            if port is not None:
+                listener = taken.enter_context(listening_on_port(host, port))
             _serve(
                 settings,
-                taken,
-                port=port,
+                socket_file,
+                listener=listener,
                 host=host,
                 api_key=api_key,
                 origins=frozenset(cors or ()),

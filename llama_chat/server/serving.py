@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.request_guard import AccessRules, RequestGuard
-from llama_chat.server.sockets import LOOPBACK, SocketFile, listening_on_port
+from llama_chat.server.sockets import LOOPBACK, SocketFile
 from llama_chat.server.worker import ModelWorker
 
 _MAX_CONNECTIONS = 512
@@ -31,8 +32,9 @@ _HEADER_TIMEOUT_S = 10.0
 class Options:
     """Addresses to listen on, and limits of time."""
 
-    socket: SocketFile
-    port: int | None = None
+    socket_file: SocketFile
+    listener: socket.socket | None = None
+    """That of a port; None for the socket file alone."""
     host: str = LOOPBACK[0]
     api_key: str | None = None
     origins: frozenset[str] = frozenset()
@@ -116,7 +118,7 @@ def serve(
         on_ready: called with the addresses, once connections are accepted.
 
     Raises:
-        UsageError: if the socket or the port cannot be had.
+        UsageError: if the socket cannot be had.
     """
     api = Api(worker, prompts, identity)
     # Others reach this machine by names that it cannot know, and need a key.
@@ -138,10 +140,10 @@ def serve(
     )
     logging.getLogger("uvicorn.error").disabled = True  # it writes of every malformed request
     with ExitStack() as stack:
-        sockets = [stack.enter_context(options.socket.listening())]
-        addresses = [str(options.socket.path)]
-        if options.port is not None:
-            sockets.append(stack.enter_context(listening_on_port(options.host, options.port)))
+        sockets = [stack.enter_context(options.socket_file.listening())]
+        addresses = [str(options.socket_file.path)]
+        if options.listener is not None:
+            sockets.append(options.listener)
             host, port = sockets[-1].getsockname()[:2]
             addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         on_ready(addresses)
