@@ -165,6 +165,15 @@ def test_an_address_that_cannot_be_had_is_told_before_the_model_is_read(
     assert_clean_error(done, 2, part.format(**names))
 
 
+def test_too_few_open_files_are_told_before_the_model_is_read(home: Path) -> None:
+    serve = (sys.executable, "-m", "llama_chat", "serve", "-m", "missing.gguf")
+    command = ("sh", "-c", 'ulimit -n 10; exec "$@"', "sh", *serve)
+    with Program(home=home, command=command) as process:
+        out, err = process.communicate()
+    done = Result(process.wait(10), out.decode(), err.decode())
+    assert_clean_error(done, 2, "ulimit -n 10: too few open files", "raise it to 64")
+
+
 def test_an_address_in_brackets_is_one_of_ipv6() -> None:
     with listening_on_port("[::1]", 0) as listener:
         assert listener.getsockname()[0] == "::1"

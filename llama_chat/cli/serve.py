@@ -1,6 +1,7 @@
 """``llama-chat serve``: a warm server on a socket file, and on a port."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llama_chat.cli.loading import load_model
+from llama_chat.cli.loading import load_model, model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.sizes import n_bytes, seconds
 from llama_chat.cli.warm import facts_of
@@ -28,6 +29,9 @@ from llama_chat.settings.settings import Settings
 from llama_chat.terminal import streams
 
 _STOP_TIMEOUT_S = 60.0
+
+_MIN_FILES = 64
+"""Least limit on open files: the program takes up to twenty, and each client one."""
 
 
 @takes_settings
@@ -93,6 +97,8 @@ def serve(
         _stop(path)
     else:
         _check_host(host, api_key)
+        _check_open_files()
+        model_path(settings)  # a wrong name, or a folder that is gone, is told first
         grace_s = seconds(grace, "--grace")
         idle_s = None if idle is None else seconds(idle, "--idle")
         max_bytes = None if cache_memory is None else n_bytes(cache_memory, "--cache-memory")
@@ -120,6 +126,13 @@ def _check_host(host: str, api_key: str | None) -> None:
     if host not in LOOPBACK and not api_key:
         why = "others can reach that address"
         raise UsageError(f"--host {host}", why, "set a key: LLAMA_CHAT_API_KEY or --api-key")
+
+
+def _check_open_files() -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < _MIN_FILES:
+        why = "too few open files for a server and its clients"
+        raise UsageError(f"ulimit -n {limit}", why, f"raise it to {_MIN_FILES} or more")
 
 
 def _serve(
