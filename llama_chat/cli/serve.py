@@ -2,13 +2,13 @@
 
 import os
 import resource
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
+import psutil
 import typer
 
 from llama_chat.cli.loading import load_model, model_path
@@ -186,19 +186,28 @@ def _show_status(path: Path) -> None:
 
 
 def _stop(path: Path) -> None:
-    """End the server, and wait until it has ended."""
+    """End the server, and wait until its process has ended."""
     holder = holder_of(path)
     if holder is None:
         raise LlamaChatError(f"server on {str(path)!r}", "none is running", "nothing to end")
     if holder.pid is None:
         raise LlamaChatError("server", "its process is not known", "end its process")
     try:
-        os.kill(holder.pid, signal.SIGTERM)
-    except OSError as error:
+        process = psutil.Process(holder.pid)
+        process.terminate()
+    except (psutil.Error, OSError) as error:
         raise LlamaChatError("server", f"cannot be ended: {error}", "end its process") from None
     began = time.monotonic()
-    while holder_of(path) == holder:
+    while holder_of(path) == holder or _runs(process):
         if time.monotonic() - began > _STOP_TIMEOUT_S:
             why = f"still ending after {counted(int(_STOP_TIMEOUT_S), 'second')}"
             raise LlamaChatError("server", why, "end its process")
         time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """True unless a process has ended, even if its parent has not taken note of that."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
