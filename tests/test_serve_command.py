@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from email.message import Message
 from pathlib import Path
@@ -20,7 +21,11 @@ from llama_chat.errors import UsageError
 from llama_chat.server import client
 from llama_chat.server.sockets import SocketFile, listening_on_port
 from tests.servers import Server, running_server
-from tests.test_server import HELLO, post, request
+from tests.test_server import HELLO, metrics, post, request
+
+_LONG_TEXT = {"type": "string", "minLength": 400}
+LONG = {"type": "json_schema", "json_schema": {"name": "x", "schema": _LONG_TEXT}}
+"""Form of an answer that does not end before the next request."""
 
 FLAGS = ("--temperature", "0", "--max-tokens", "6", "-v")
 
@@ -208,6 +213,25 @@ def test_running_answers_end_before_the_server_does(home: Path, gguf_model: Path
         assert not server.socket.exists()
 
 
+def test_what_outlasts_the_grace_gets_an_error(home: Path, gguf_model: Path) -> None:
+    with running_server(home, gguf_model, "--grace", "0.01s", "--parallel", "1") as server:
+        body = {"messages": HELLO, "max_tokens": 450, "response_format": LONG, "n": 16}
+        events = client.stream(server.socket, "/v1/chat/completions", body)
+        next(events)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(post, server, "/v1/chat/completions", {"messages": HELLO})
+            while metrics(server)["open_requests"] < 2:
+                pass
+            os.kill(int(client.health(server.socket)["pid"]), signal.SIGTERM)  # type: ignore[index]
+            *_, last = events
+            status, answer = waiting.result(30)
+        assert (status, answer["error"]["type"]) == (503, "server_error")
+        assert last == answer
+        with pytest.raises(client.LostServer, match="shutting down"):
+            list(client.events_of(last))
+        assert server.process.wait(10) == 0
+
+
 def test_a_server_ends_when_it_is_idle(home: Path, gguf_model: Path) -> None:
     with running_server(home, gguf_model, "--idle", "0.2s") as server:
         assert server.process.wait(20) == 0
@@ -284,10 +308,8 @@ def test_each_socket_has_a_lock_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
-    schema = {"type": "string", "minLength": 400}  # so that it does not end before the next
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with running_server(home, gguf_model, "--max-requests", "1") as server:
-        body = {"messages": HELLO, "max_tokens": 450, "response_format": form, "n": 4}
+        body = {"messages": HELLO, "max_tokens": 450, "response_format": LONG, "n": 4}
         events = client.stream(server.socket, "/v1/chat/completions", body)
         next(events)
         status, answer = post(server, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})

@@ -20,7 +20,13 @@ from llama_chat.generation.continuation import Request as Continued
 from llama_chat.generation.events import Event, Finish
 from llama_chat.server.metrics import metrics_text
 from llama_chat.server.prompts import Prompts
-from llama_chat.server.replies import Choice, Format, error_body, error_of
+from llama_chat.server.replies import (
+    Choice,
+    Format,
+    ServerClosingError,
+    error_body,
+    error_of,
+)
 from llama_chat.server.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from llama_chat.server.worker import Job, ModelWorker
 
@@ -142,7 +148,7 @@ class Api:
     def _check(self, model: str | None) -> None:
         """Refuse a request that cannot be taken."""
         if self.is_closing:
-            raise _Refused(503, error_body("the server is shutting down", "server_error"))
+            raise ServerClosingError
         if model:
             self._check_name(model)
         if self._worker.is_full:

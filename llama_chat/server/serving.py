@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
+from llama_chat.server.replies import ServerClosingError
 from llama_chat.server.request_guard import AccessRules, RequestGuard
 from llama_chat.server.sockets import LOOPBACK, SocketFile
 from llama_chat.server.worker import ModelWorker
@@ -88,10 +89,10 @@ class _Server(uvicorn.Server):
         if self._worker.n_jobs:
             self._last_request = now
         if self._closing_since is not None:
-            is_late = now - self._closing_since > self._options.grace_s
-            if is_late or not self._worker.n_jobs:
-                self.force_exit = is_late
+            if not self._worker.n_jobs:
                 return True
+            if now - self._closing_since > self._options.grace_s:
+                self._worker.end_all(ServerClosingError())  # which clients get until the next tick
         idle = self._options.idle_s
         if idle is not None and now - self._last_request > idle:
             return True
