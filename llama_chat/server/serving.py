@@ -26,7 +26,7 @@ _MAX_CONNECTIONS = 512
 _MAX_HEADER_BYTES = 64 * 2**10
 
 _HEADER_TIMEOUT_S = 10.0
-"""Longest time that a new connection may stay silent."""
+"""Longest time until the headers of a request are there, from the connection or an answer on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,27 @@ class Options:
 
 
 class _Protocol(H11Protocol):
-    """HTTP that ends connections on which nothing is asked."""
+    """HTTP that ends connections on which nothing is asked, or not in whole."""
+
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(_HEADER_TIMEOUT_S, self._end_if_silent)
+        self._expect_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_headers()
+
+    def _expect_headers(self) -> None:
+        """End the connection unless the headers of a request come in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._end_if_silent)
 
     def _end_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if not is_answering and not self.transport.is_closing():
             self.transport.close()
 
 
