@@ -15,6 +15,7 @@ from llama_chat.cli.loading import load_model, model_path
 from llama_chat.cli.options import takes_settings
 from llama_chat.cli.sizes import n_bytes, seconds
 from llama_chat.cli.warm import facts_of
+from llama_chat.endpoint.address import parse_key
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
 from llama_chat.server.client import health
@@ -96,7 +97,8 @@ def serve(
     elif action == "stop":
         _stop(path)
     else:
-        _check_host(host, api_key)
+        key = None if api_key is None else _key(api_key)
+        _check_host(host, key)
         _check_open_files()
         model_path(settings)  # a wrong name, or a folder that is gone, is told first
         grace_s = seconds(grace, "--grace")
@@ -112,7 +114,7 @@ def serve(
                 socket_file,
                 listener=listener,
                 host=host,
-                api_key=api_key,
+                api_key=key,
                 origins=frozenset(cors or ()),
                 logs_prompts=log_prompts,
                 max_requests=max_requests,
@@ -122,8 +124,15 @@ def serve(
             )
 
 
+def _key(text: str) -> str:
+    key = parse_key(text, "--api-key")
+    if not key:
+        raise UsageError("--api-key", "it is empty", "give a key, or leave it out")
+    return key
+
+
 def _check_host(host: str, api_key: str | None) -> None:
-    if host not in LOOPBACK and not api_key:
+    if host not in LOOPBACK and api_key is None:
         why = "others can reach that address"
         raise UsageError(f"--host {host}", why, "set a key: LLAMA_CHAT_API_KEY or --api-key")
 

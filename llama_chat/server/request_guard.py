@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +140,7 @@ class RequestGuard:
         wanted = self._rules.api_key
         scheme, _, key = headers.get("authorization", b"").partition(b" ")
         if wanted is not None and not (
-            scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), os.fsencode(wanted))
+            scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), wanted.encode())
         ):
             raise _Refused(401, "wrong API key")
 
