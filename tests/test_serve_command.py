@@ -19,6 +19,7 @@ from harness.process import cold
 from harness.program import Program, Result, assert_clean_error, run
 from llama_chat.errors import UsageError
 from llama_chat.server import client
+from llama_chat.server.access import parse_origin
 from llama_chat.server.sockets import SocketFile, listening_on_port
 from tests.servers import Server, running_server
 from tests.test_server import HELLO, metrics, post, request
@@ -243,7 +244,7 @@ KEY = "Bearer secret"
 @pytest.fixture(scope="module")
 def guarded(home: Path, gguf_model: Path) -> Iterator[Server]:
     """A server for other machines and a web page, which need a key."""
-    flags = ("--host", "0.0.0.0", "--api-key", "secret", "--cors", "http://page")
+    flags = ("--host", "0.0.0.0", "--api-key", "secret", "--cors", "HTTP://Page:80/")
     with running_server(home, gguf_model, *flags) as running:
         yield running
 
@@ -274,11 +275,24 @@ def test_a_web_page_that_is_let_in_can_ask_before_it_sends_the_key(guarded: Serv
     allowed, status = headers(guarded, "OPTIONS", **page)
     assert (status, allowed["Access-Control-Allow-Origin"]) == (204, "http://page")
     assert "authorization" in allowed["Access-Control-Allow-Headers"]
+    asked = "authorization,content-type,x-stainless-lang"
+    allowed, status = headers(
+        guarded, "OPTIONS", **page, **{"Access-Control-Request-Headers": asked}
+    )
+    assert (status, allowed["Access-Control-Allow-Headers"]) == (204, asked)
     allowed, status = headers(guarded, "GET", **page)
     assert (status, allowed["Access-Control-Allow-Origin"]) == (401, "http://page")
     assert headers(guarded, "GET", Authorization=KEY, **page)[1] == 200
     assert headers(guarded, "OPTIONS", Origin="http://evil")[1] == 403
     assert headers(guarded, "OPTIONS")[1] == 401
+
+
+def test_what_is_no_origin_of_a_web_page_is_refused(home: Path, gguf_model: Path) -> None:
+    for text in ("*", "", "null", "page", "http://", "http://page/chat", "http://*.page"):
+        done = run("serve", "-m", gguf_model, "--cors", text, home=home)
+        assert_clean_error(done, 2, f"--cors {text!r}: not the origin of a web page")
+    assert parse_origin("app://Obsidian.md") == "app://obsidian.md"
+    assert parse_origin("https://[::1]:443") == "https://[::1]"
 
 
 def headers(server: Server, method: str, **sent: str) -> tuple[Message, int]:

@@ -18,6 +18,7 @@ from llama_chat.cli.warm import facts_of
 from llama_chat.endpoint.address import parse_key
 from llama_chat.errors import LlamaChatError, UsageError, counted
 from llama_chat.files import expand_user
+from llama_chat.server.access import parse_origin
 from llama_chat.server.client import health
 from llama_chat.server.sockets import (
     LOOPBACK,
@@ -99,6 +100,7 @@ def serve(
     else:
         key = None if api_key is None else _key(api_key)
         _check_host(host, key)
+        origins = frozenset(map(parse_origin, cors or ()))
         _check_open_files()
         model_path(settings)  # a wrong name, or a folder that is gone, is told first
         grace_s = seconds(grace, "--grace")
@@ -115,7 +117,7 @@ def serve(
                 listener=listener,
                 host=host,
                 api_key=key,
-                origins=frozenset(cors or ()),
+                origins=origins,
                 logs_prompts=log_prompts,
                 max_requests=max_requests,
                 grace_s=grace_s,

@@ -14,10 +14,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llama_chat.server.access import AccessRules
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.replies import ServerClosingError
-from llama_chat.server.request_guard import AccessRules, RequestGuard
+from llama_chat.server.request_guard import RequestGuard
 from llama_chat.server.sockets import LOOPBACK, SocketFile
 from llama_chat.server.worker import ModelWorker
 
