@@ -253,12 +253,12 @@ class Llama:
         """Return a scheduler of up to ``parallel`` sequences at a time; see ``Scheduler``.
 
         Without ``max_bytes`` their caches may take the memory of one full context, and half of what
-        is free beside it.
+        is free beside it; a quarter if they are kept, since that is for long.
         """
         limit = max_bytes
         if limit is None and self._max_saved_bytes is not None:
             limit = self.backend.new_cache(self._cache_dtype).row_bytes * self.context
-            limit += self._max_saved_bytes // 2
+            limit += self._max_saved_bytes // (4 if keeps_replies else 2)
         return Scheduler(
             self.backend,
             self.tokenizer,

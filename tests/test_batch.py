@@ -20,7 +20,7 @@ from llama_chat.generation.continuation import Request
 from llama_chat.generation.end_tokens import end_tokens
 from llama_chat.generation.engine import Engine
 from llama_chat.generation.events import Event, Finish, Token
-from llama_chat.generation.prefix_store import total_bytes
+from llama_chat.generation.prefix_store import MAX_PREFIXES, MIN_SHARED, total_bytes
 from llama_chat.generation.sampling import Sampler
 from llama_chat.kernels import native
 from llama_chat.settings.sampling import Sampling
@@ -190,6 +190,17 @@ def test_what_does_not_fit_into_memory_waits() -> None:
         scheduler.step()
         assert scheduler.n_running <= 1
     assert len(notes) == 1
+
+
+def test_the_latest_prefixes_are_kept_and_none_that_is_too_short_to_share() -> None:
+    scheduler = scheduler_of(max_parallel=32, keeps_replies=True)
+    run(scheduler, [Request([i, *range(6)], sampler_of(None), max_tokens=4) for i in range(8)])
+    assert len(scheduler.store) == 0
+    prompts = [[i, *range(MIN_SHARED)] for i in range(MAX_PREFIXES + 40)]
+    run(scheduler, [Request(ids, sampler_of(None), max_tokens=1) for ids in prompts])
+    assert len(scheduler.store) == MAX_PREFIXES
+    kept = [cache.ids[0] for cache in scheduler.store.caches]
+    assert sorted(kept) == [ids[0] for ids in prompts[-MAX_PREFIXES:]]
 
 
 def test_stored_prefixes_are_dropped_when_memory_runs_out() -> None:

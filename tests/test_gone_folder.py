@@ -12,7 +12,9 @@ from harness.program import Result, assert_clean_error, environment
 GONE = 'cd "$0" && rmdir "$0" && exec "$@"'
 
 
-@pytest.mark.parametrize("command", ["ask hi", "complete -", "tokenize -", "bench", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["ask hi", "complete -", "tokenize -", "bench", "inspect", "serve"]
+)
 def test_a_deleted_folder_is_one_line_before_torch_is_imported(
     command: str, gguf_model: Path, tmp_path: Path
 ) -> None:

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from email.message import Message
 from pathlib import Path
@@ -17,9 +19,14 @@ from harness.process import cold
 from harness.program import Program, Result, assert_clean_error, run
 from llama_chat.errors import UsageError
 from llama_chat.server import client
-from llama_chat.server.sockets import SocketFile
+from llama_chat.server.access import parse_origin
+from llama_chat.server.sockets import SocketFile, listening_on_port
 from tests.servers import Server, running_server
-from tests.test_server import HELLO, post, request
+from tests.test_server import HELLO, metrics, post, request
+
+_LONG_TEXT = {"type": "string", "minLength": 400}
+LONG = {"type": "json_schema", "json_schema": {"name": "x", "schema": _LONG_TEXT}}
+"""Form of an answer that does not end before the next request."""
 
 FLAGS = ("--temperature", "0", "--max-tokens", "6", "-v")
 
@@ -141,6 +148,43 @@ def test_status_and_a_second_server(server: Server, home: Path, gguf_model: Path
     assert_clean_error(second, 2, "a server is running there already")
 
 
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--port", "{taken}"), "port {taken} of 127.0.0.1: address already in use"),
+        (("--port", "0", "--host", "{long}"), "xx: not a name of a machine"),
+        (("--port", "0", "--host", "a..b"), "--host a..b: not a name of a machine"),
+        (("--socket", "/tmp/{long}"), "xx': file name too long: choose another with --socket"),
+    ],
+    ids=str,
+)
+def test_an_address_that_cannot_be_had_is_told_before_the_model_is_read(
+    home: Path, tmp_path: Path, flags: tuple[str, ...], part: str
+) -> None:
+    model = tmp_path / "cut.gguf"
+    model.write_bytes(b"GGUF")  # an error of its own, if it is read
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"taken": str(taken.getsockname()[1]), "long": "x" * 110}
+        flags = tuple(flag.format(**names) for flag in flags)
+        flags += ("--api-key", "key")
+        done = run("serve", "-m", model, *flags, home=home, XDG_RUNTIME_DIR=str(tmp_path))
+    assert_clean_error(done, 2, part.format(**names))
+
+
+def test_too_few_open_files_are_told_before_the_model_is_read(home: Path) -> None:
+    serve = (sys.executable, "-m", "llama_chat", "serve", "-m", "missing.gguf")
+    command = ("sh", "-c", 'ulimit -n 10; exec "$@"', "sh", *serve)
+    with Program(home=home, command=command) as process:
+        out, err = process.communicate()
+    done = Result(process.wait(10), out.decode(), err.decode())
+    assert_clean_error(done, 2, "ulimit -n 10: too few open files", "raise it to 64")
+
+
+def test_an_address_in_brackets_is_one_of_ipv6() -> None:
+    with listening_on_port("[::1]", 0) as listener:
+        assert listener.getsockname()[0] == "::1"
+
+
 def test_a_socket_of_a_dead_server_is_taken_over(home: Path, gguf_model: Path) -> None:
     with running_server(home, gguf_model) as first:
         first.process.kill()
@@ -154,7 +198,7 @@ def test_a_socket_of_a_dead_server_is_taken_over(home: Path, gguf_model: Path) -
             assert client.health(first.socket) is not None
             stopped = run("serve", "stop", home=home, XDG_RUNTIME_DIR=first.runtime)
             assert stopped.status == 0
-            assert process.wait(10) == 0
+            assert process.poll() == 0
         assert not first.socket.exists()
 
 
@@ -170,6 +214,25 @@ def test_running_answers_end_before_the_server_does(home: Path, gguf_model: Path
         assert not server.socket.exists()
 
 
+def test_what_outlasts_the_grace_gets_an_error(home: Path, gguf_model: Path) -> None:
+    with running_server(home, gguf_model, "--grace", "0.01s", "--parallel", "1") as server:
+        body = {"messages": HELLO, "max_tokens": 450, "response_format": LONG, "n": 16}
+        events = client.stream(server.socket, "/v1/chat/completions", body)
+        next(events)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(post, server, "/v1/chat/completions", {"messages": HELLO})
+            while metrics(server)["open_requests"] < 2:
+                pass
+            os.kill(int(client.health(server.socket)["pid"]), signal.SIGTERM)  # type: ignore[index]
+            *_, last = events
+            status, answer = waiting.result(30)
+        assert (status, answer["error"]["type"]) == (503, "server_error")
+        assert last == answer
+        with pytest.raises(client.LostServer, match="shutting down"):
+            list(client.events_of(last))
+        assert server.process.wait(10) == 0
+
+
 def test_a_server_ends_when_it_is_idle(home: Path, gguf_model: Path) -> None:
     with running_server(home, gguf_model, "--idle", "0.2s") as server:
         assert server.process.wait(20) == 0
@@ -181,7 +244,7 @@ KEY = "Bearer secret"
 @pytest.fixture(scope="module")
 def guarded(home: Path, gguf_model: Path) -> Iterator[Server]:
     """A server for other machines and a web page, which need a key."""
-    flags = ("--host", "0.0.0.0", "--api-key", "secret", "--cors", "http://page")
+    flags = ("--host", "0.0.0.0", "--api-key", "secret", "--cors", "HTTP://Page:80/")
     with running_server(home, gguf_model, *flags) as running:
         yield running
 
@@ -197,12 +260,13 @@ def test_a_key_is_needed_for_other_addresses_and_checked(
     assert client.health(guarded.socket) is not None  # its owner needs none
 
 
-def test_a_key_may_have_any_characters(home: Path, gguf_model: Path) -> None:
-    key = "clé-secret"
-    with running_server(home, gguf_model, "--api-key", key) as server:
-        for sent, status in ((key.encode(), 200), (key.encode()[:-1], 401)):
-            header = b"Bearer " + sent
-            found = request(server, "GET", "/v1/models", Authorization=header.decode("latin-1"))
+def test_a_key_is_one_that_clients_can_send(home: Path, gguf_model: Path) -> None:
+    for key, why in (("", "it is empty"), (" ", "it is empty"), ("clé", "cannot be sent")):
+        done = run("serve", "-m", gguf_model, "--api-key", key, home=home)
+        assert_clean_error(done, 2, "--api-key: ", why)
+    with running_server(home, gguf_model, "--api-key", " a-secret\n") as server:
+        for sent, status in (("a-secret", 200), ("a-secre", 401), ("clé", 401)):
+            found = request(server, "GET", "/v1/models", Authorization=f"Bearer {sent}")
             assert found[0] == status
 
 
@@ -211,11 +275,24 @@ def test_a_web_page_that_is_let_in_can_ask_before_it_sends_the_key(guarded: Serv
     allowed, status = headers(guarded, "OPTIONS", **page)
     assert (status, allowed["Access-Control-Allow-Origin"]) == (204, "http://page")
     assert "authorization" in allowed["Access-Control-Allow-Headers"]
+    asked = "authorization,content-type,x-stainless-lang"
+    allowed, status = headers(
+        guarded, "OPTIONS", **page, **{"Access-Control-Request-Headers": asked}
+    )
+    assert (status, allowed["Access-Control-Allow-Headers"]) == (204, asked)
     allowed, status = headers(guarded, "GET", **page)
     assert (status, allowed["Access-Control-Allow-Origin"]) == (401, "http://page")
     assert headers(guarded, "GET", Authorization=KEY, **page)[1] == 200
     assert headers(guarded, "OPTIONS", Origin="http://evil")[1] == 403
     assert headers(guarded, "OPTIONS")[1] == 401
+
+
+def test_what_is_no_origin_of_a_web_page_is_refused(home: Path, gguf_model: Path) -> None:
+    for text in ("*", "", "null", "page", "http://", "http://page/chat", "http://*.page"):
+        done = run("serve", "-m", gguf_model, "--cors", text, home=home)
+        assert_clean_error(done, 2, f"--cors {text!r}: not the origin of a web page")
+    assert parse_origin("app://Obsidian.md") == "app://obsidian.md"
+    assert parse_origin("https://[::1]:443") == "https://[::1]"
 
 
 def headers(server: Server, method: str, **sent: str) -> tuple[Message, int]:
@@ -246,10 +323,8 @@ def test_each_socket_has_a_lock_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:
-    schema = {"type": "string", "minLength": 400}  # so that it does not end before the next
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     with running_server(home, gguf_model, "--max-requests", "1") as server:
-        body = {"messages": HELLO, "max_tokens": 450, "response_format": form, "n": 4}
+        body = {"messages": HELLO, "max_tokens": 450, "response_format": LONG, "n": 4}
         events = client.stream(server.socket, "/v1/chat/completions", body)
         next(events)
         status, answer = post(server, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})

@@ -81,6 +81,20 @@ def test_a_chat_is_answered_as_ask_answers(server: Server, api: Any, gguf_model:
     assert reply.usage.completion_tokens == 8
 
 
+def test_the_model_has_its_own_name_and_that_it_was_started_by(
+    server: Server, api: Any, gguf_model: Path
+) -> None:
+    [listed] = api.models.list().data
+    assert listed.id == "random"
+    for name in ("random", str(gguf_model)):
+        assert api.models.retrieve(name) == listed
+        reply = api.chat.completions.create(model=name, messages=HELLO, max_tokens=2)
+        assert reply.model == listed.id
+    for path in ("/v1/models/gpt-9", "/v1/models/"):
+        status, body = request(server, "GET", path)
+        assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
+
+
 def test_a_stream_has_the_text_of_the_whole(api: Any) -> None:
     options: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 12}
     whole = api.chat.completions.create(**options)

@@ -35,6 +35,10 @@ def ask(server: Server, body: dict[str, Any]) -> tuple[int, Any]:
     return post(server, "/v1/chat/completions" if "messages" in body else "/v1/completions", body)
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
+TOLD = {"role": "tool", "tool_call_id": "1", "content": "x"}
+
+
 def choices(answer: Any) -> list[Any]:
     found: list[Any] = answer["choices"]
     return found
@@ -75,6 +79,10 @@ def test_null_is_the_default(server: Server, body: dict[str, Any], names: tuple[
         (COMPLETION | {"best_of": 3, "n": 2}, "best_of"),
         (COMPLETION | {"suffix": " sat"}, "suffix"),
         (COMPLETION | {"echo": True, "logprobs": 0}, "logprobs"),
+        (CHAT | {"top_logprobs": 2}, "top_logprobs"),
+        (CHAT | {"max_tokens": 2.5}, "max_tokens"),
+        (CHAT | {"max_tokens": "2"}, "max_tokens"),
+        (CHAT | {"seed": 2**63}, "seed"),
     ],
     ids=str,
 )
@@ -91,6 +99,7 @@ def test_what_cannot_be_kept_is_refused(server: Server, body: dict[str, Any], fi
         CHAT | {"tools": [{"type": "function"}], "tool_choice": "auto", "logit_bias": {}},
         CHAT | {"tools": [], "tool_choice": "none", "function_call": "auto"},
         CHAT | {"modalities": ["text"], "user": "me", "metadata": {"a": "b"}, "store": True},
+        CHAT | {"top_logprobs": 0, "logprobs": False},
         COMPLETION | {"best_of": 1, "suffix": "", "echo": False, "logprobs": 1},
         COMPLETION | {"n": 2, "best_of": 2, "response_format": {"type": "text"}},
     ],
@@ -99,6 +108,24 @@ def test_what_cannot_be_kept_is_refused(server: Server, body: dict[str, Any], fi
 def test_what_changes_nothing_is_ignored(server: Server, body: dict[str, Any]) -> None:
     status, answer = ask(server, body)
     assert status == 200, answer
+
+
+@pytest.mark.parametrize(
+    ("body", "same"),
+    [
+        (CHAT | {"max_tokens": 2.0, "n": 2.0}, CHAT | {"max_tokens": 2, "n": 2}),
+        (CHAT | {"max_completion_tokens": 3.0}, CHAT | {"max_completion_tokens": 3}),
+        (COMPLETION | {"logprobs": 1.0, "seed": 5.0}, COMPLETION | {"logprobs": 1, "seed": 5}),
+        (CHAT | {"seed": -1, "temperature": 1}, CHAT | {"seed": 2**63 - 1, "temperature": 1}),
+    ],
+    ids=str,
+)
+def test_numbers_may_be_written_as_other_clients_do(
+    server: Server, body: dict[str, Any], same: dict[str, Any]
+) -> None:
+    status, answer = ask(server, body)
+    assert status == 200, answer
+    assert choices(answer) == choices(ask(server, same)[1])
 
 
 def test_a_completion_meets_a_schema_too(server: Server) -> None:
@@ -118,6 +145,8 @@ def test_a_completion_meets_a_schema_too(server: Server) -> None:
         (COMPLETION | {"prompt": ["a", 1]}, "prompt", "valid string"),
         ({"messages": [{"role": "user", "content": None}]}, "messages", "valid string"),
         ({"messages": [{"role": "user", "content": [{"text": 1}]}]}, "messages", "type"),
+        ({"messages": [*HELLO, CALL]}, "messages", "tools are not supported"),
+        ({"messages": [*HELLO, TOLD]}, "messages", "tools are not supported"),
         (CHAT | {"temperature": 11}, "temperature", "less than or equal to 10"),
         (CHAT | {"model": "gpt-9"}, "model", "gpt-9"),
     ],

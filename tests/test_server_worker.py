@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+import uvicorn.server
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from llama_chat.generation.batch import Scheduler, Update
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.events import Event
 from llama_chat.generation.sampling import Sampler
+from llama_chat.server import serving
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
 from llama_chat.server.worker import ModelWorker
@@ -108,3 +111,32 @@ def test_a_client_that_leaves_before_the_headers_stops_its_answer(
     assert sizes.get(timeout=30)["running_sequences"] == 0
     worker.stop()
     assert worker.counts.cancelled == 1
+
+
+def test_headers_that_do_not_come_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_HEADER_TIMEOUT_S", 0.3)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> None:
+        config = uvicorn.Config(app, http=serving._Protocol, lifespan="off", log_config=None)
+        config.load()
+        state, loop = uvicorn.server.ServerState(), asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: serving._Protocol(config, state, {}), "127.0.0.1", 0
+        )
+        begun = b"GET / HTTP/1.1\r\nHost: x\r\n"
+        async with server:
+            for n_before, sent in ((0, b""), (0, begun), (2, begun)):
+                port = server.sockets[0].getsockname()[1]
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                for _ in range(n_before):
+                    writer.write(begun + b"\r\n")
+                    assert b" 204 " in await reader.readuntil(b"\r\n\r\n")
+                writer.write(sent)
+                assert await reader.read() == b""  # to the end of the connection
+                writer.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 30))

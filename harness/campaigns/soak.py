@@ -4,8 +4,8 @@
 
 The chat has a context of 512 tokens, out of which old turns are dropped; answers are given again,
 messages edited, branches visited and the model reloaded on the way. The server answers chats,
-streams, completions and errors. Memory counts as grown if its mean in the last fifth exceeds that
-of the second fifth by 5 %.
+streams, completions and errors, to prompts of which no two begin alike. Memory counts as grown if
+its mean in the last fifth exceeds that of the second fifth by 5 %.
 """
 
 import http.client
@@ -57,7 +57,7 @@ def _line(terminal: Terminal, text: str) -> None:
 
 def request(connection: http.client.HTTPConnection, number: int, chance: random.Random) -> int:
     """Send one of several kinds of requests; returns its status."""
-    text = f"{number} " + "word " * chance.randint(1, 20)
+    text = f"{number} " + "word " * chance.randint(4, 20)
     messages = [{"role": "user", "content": text}]
     route, body = (
         ("/v1/chat/completions", {"messages": messages, "max_tokens": 2}),
@@ -109,7 +109,7 @@ def soak_server(model: Path, home: Path, n_requests: int) -> bool:
     """Ask a server often; returns True if nothing grew, and all was answered."""
     chance, sizes, files = random.Random(0), list[int](), list[int]()
     statuses = set()
-    with running_server(home, model, "--cache-memory", "1M") as server:
+    with running_server(home, model) as server:
         process = psutil.Process(int((client.health(server.socket) or {})["pid"]))
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         for number in range(1, n_requests + 1):

@@ -101,7 +101,16 @@ def read_key(settings: Settings, environment: Mapping[str, str] | None = None) -
         path = expand_user(settings.api_key_file)
         where = f"key file {str(path)!r}"
         key = read_text(path, where, "name a file that holds the key", _MAX_KEY_BYTES)
-    key = (key or "").strip()
+    return parse_key(key or "", where) or None
+
+
+def parse_key(text: str, where: str) -> str:
+    """Return a key without the white space around it.
+
+    Raises:
+        UsageError: about ``where``, if it cannot be sent.
+    """
+    key = text.strip()
     if not re.fullmatch(r"[!-~]*", key):
         raise UsageError(where, "a character of the key cannot be sent", "give the key alone")
-    return key or None
+    return key

@@ -8,6 +8,10 @@ from llama_chat.generation.kv_cache import KVCache, common_prefix
 MIN_SHARED = 16
 """Shortest common prefix in tokens that is worth a shared segment."""
 
+MAX_PREFIXES = 128
+"""Limit on the number of stored caches: each prompt is compared with all of them, and these are
+several times as many as sequences are computed at a time."""
+
 
 class PrefixStore:
     """Caches that are read and not extended, the least recently used first.
@@ -27,9 +31,14 @@ class PrefixStore:
         return self._caches
 
     def add(self, cache: KVCache) -> None:
-        """Store a cache in place of those that hold a part of the same tokens."""
+        """Store a cache in place of those that hold a part of the same tokens.
+
+        One that is too short to be forked is not stored.
+        """
+        if cache.length < MIN_SHARED:
+            return
         self._caches = [each for each in self._caches if cache.ids[: each.length] != each.ids]
-        self._caches.append(cache)
+        self._caches = [*self._caches[1 - MAX_PREFIXES :], cache]
 
     def n_shared(self, ids: Sequence[int]) -> int:
         """Return the length of the longest prefix of ``ids`` that a stored cache has."""

@@ -20,7 +20,13 @@ from llama_chat.generation.continuation import Request as Continued
 from llama_chat.generation.events import Event, Finish
 from llama_chat.server.metrics import metrics_text
 from llama_chat.server.prompts import Prompts
-from llama_chat.server.replies import Choice, Format, error_body, error_of
+from llama_chat.server.replies import (
+    Choice,
+    Format,
+    ServerClosingError,
+    error_body,
+    error_of,
+)
 from llama_chat.server.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from llama_chat.server.worker import Job, ModelWorker
 
@@ -70,6 +76,7 @@ class Api:
             Route("/v1/completions", self._guarded(self._complete), methods=["POST"]),
             Route("/v1/tokenize", self._guarded(self._tokenize), methods=["POST"]),
             Route("/v1/models", self._guarded(self._models)),
+            Route("/v1/models/{name:path}", self._guarded(self._model)),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
         ]
@@ -118,8 +125,15 @@ class Api:
         return JSONResponse(found)
 
     async def _models(self, request: Request) -> Response:
-        model = {"id": self._prompts.name, "object": "model", "created": 0, "owned_by": "local"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._described_model]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_name(request.path_params["name"])
+        return JSONResponse(self._described_model)
+
+    @property
+    def _described_model(self) -> dict[str, Any]:
+        return {"id": self._prompts.name, "object": "model", "created": 0, "owned_by": "local"}
 
     async def _health(self, request: Request) -> Response:
         status = "closing" if self.is_closing else "ok"
@@ -134,14 +148,18 @@ class Api:
     def _check(self, model: str | None) -> None:
         """Refuse a request that cannot be taken."""
         if self.is_closing:
-            raise _Refused(503, error_body("the server is shutting down", "server_error"))
-        if model not in (None, "", self._prompts.name):
-            message = f"model {model[:100]!r} is not here: this server has {self._prompts.name!r}"
-            kind, code = "invalid_request_error", "model_not_found"
-            raise _Refused(404, error_body(message, kind, code, field="model"))
+            raise ServerClosingError
+        if model:
+            self._check_name(model)
         if self._worker.is_full:
             body = error_body("too many requests at a time", "rate_limit_error")
             raise _Refused(429, body, **{"Retry-After": "1"})
+
+    def _check_name(self, model: str) -> None:
+        if not self._prompts.has(model):
+            message = f"model {model[:100]!r} is not here: this server has {self._prompts.name!r}"
+            kind, code = "invalid_request_error", "model_not_found"
+            raise _Refused(404, error_body(message, kind, code, field="model"))
 
     def _format(self, body: ChatRequest | CompletionRequest, *, chat: bool) -> Format:
         return Format(

@@ -17,6 +17,9 @@ OWN_KEY = "llama_chat"
 """Key of what only this program's client sends and reads: see ``schema.Own``, ``replies.Format``
 and ``replies.error_of``."""
 
+CLOSING = "shutting_down"
+"""Code of the error of a server that ends, in place of an answer or of its rest."""
+
 MAX_SCORED = 1024
 """Most replies that a request may ask the scores of."""
 
@@ -135,7 +138,9 @@ def error_in(answer: Any, status: int = 500) -> LlamaChatError:
         if OWN_KEY in answer:
             return error_of_facts(answer[OWN_KEY])
         why = str(answer["error"]["message"])
-    except (KeyError, TypeError):
+        if answer["error"].get("code") == CLOSING:
+            return LostServer(why)
+    except (AttributeError, KeyError, TypeError):
         why = f"it answers with status {status}"
     match status:
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:

@@ -36,6 +36,10 @@ class Prompts:
         """Name of the model."""
         return self._llama.name
 
+    def has(self, model: str) -> bool:
+        """True if a client may mean the model by this name: its own, or that it was started by."""
+        return model in (self.name, self._settings.model)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the model."""
@@ -162,7 +166,7 @@ class Prompts:
         wanted = {each.name: getattr(body, each.name) for each in fields(Sampling)}
         given = {name: value for name, value in wanted.items() if value is not None}
         if "seed" in body.model_fields_set:
-            given["seed"] = body.seed
+            given["seed"] = None if body.seed is None else body.seed % 2**63
         sampling: Sampling = replace(self._settings.sampling, **given)
         with_logprobs = body.own.tokens or body.n_logprobs is not None
         seeds = [

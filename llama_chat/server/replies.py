@@ -8,10 +8,17 @@ from typing import Any
 
 from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError, error_facts
 from llama_chat.generation.events import Event, Finish, Token, Usage, finish_facts
-from llama_chat.server.client import OWN_KEY
+from llama_chat.server.client import CLOSING, OWN_KEY
 from llama_chat.tokenizers.base import Tokenizer
 
 _REASONS = {"stop": "stop", "length": "length", "context": "length", "interrupted": "stop"}
+
+
+class ServerClosingError(LlamaChatError):
+    """The server ends before an answer does."""
+
+    def __init__(self) -> None:
+        super().__init__("server", "it is shutting down", "try again")
 
 
 def error_body(
@@ -30,6 +37,8 @@ def error_body(
 
 def error_of(error: LlamaChatError) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the body for an error of a request, with its parts."""
+    if isinstance(error, ServerClosingError):
+        return 503, error_body("the server is shutting down", "server_error", CLOSING)
     status, kind, code = 500, "server_error", None
     if isinstance(error, PromptTooLongError):
         status, kind, code = 400, "invalid_request_error", "context_length_exceeded"

@@ -3,16 +3,17 @@
 import asyncio
 import hmac
 import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llama_chat.errors import unexpected
+from llama_chat.server.access import AccessRules
 from llama_chat.server.replies import error_body
+
+_ASKED = "access-control-request-headers"
 
 MAX_BODY_BYTES = 16 * 2**20
 
@@ -21,19 +22,6 @@ BODY_TIMEOUT_S = 30.0
 
 READER_TIMEOUT_S = 60.0
 """Longest wait for a client to read what is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class AccessRules:
-    """Requirements on requests over TCP; those through the Unix socket have none."""
-
-    hosts: frozenset[str] | None
-    """Names in ``Host``, without ports: a page of another name must not reach the server through a
-    name of its own that resolves to this machine (DNS rebinding). None for any name, where there is
-    a key, which no such page knows."""
-    origins: frozenset[str] = frozenset()
-    """Web pages that may read answers."""
-    api_key: str | None = None
 
 
 class _Refused(Exception):
@@ -128,8 +116,8 @@ class RequestGuard:
             return []
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")),
-            (b"access-control-allow-headers", b"authorization, content-type"),
-            (b"vary", b"origin"),
+            (b"access-control-allow-headers", headers.get(_ASKED, b"authorization, content-type")),
+            (b"vary", b"origin, " + _ASKED.encode()),
         ]
 
     def _check_key(self, headers: dict[str, bytes]) -> None:
@@ -141,7 +129,7 @@ class RequestGuard:
         wanted = self._rules.api_key
         scheme, _, key = headers.get("authorization", b"").partition(b" ")
         if wanted is not None and not (
-            scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), os.fsencode(wanted))
+            scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), wanted.encode())
         ):
             raise _Refused(401, "wrong API key")
 

@@ -12,6 +12,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -99,6 +100,13 @@ class ResponseFormat(_Body):
         return Grammar.json_schema(self.json_schema.schema_)
 
 
+_WHOLE_NUMBERS = (
+    *("max_tokens", "max_completion_tokens", "top_k", "seed", "n"),
+    *("top_logprobs", "logprobs", "best_of"),
+)
+"""Fields in which clients may write 2.0 for 2, which is the same in JSON."""
+
+
 class _Generation(_Body):
     """Limits and sampling of a generation; the defaults are the server's settings."""
 
@@ -109,7 +117,7 @@ class _Generation(_Body):
     top_k: int | None = Field(None, ge=0, le=10**6)
     min_p: float | None = Field(None, ge=0, le=1, strict=False)
     repeat_penalty: float | None = Field(None, gt=0, le=10, strict=False)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
@@ -124,6 +132,11 @@ class _Generation(_Body):
     @classmethod
     def _null_is_default(cls, value: object, info: ValidationInfo) -> object:
         return cls.model_fields[str(info.field_name)].default if value is None else value
+
+    @field_validator(*_WHOLE_NUMBERS, mode="before", check_fields=False)
+    @classmethod
+    def _as_int(cls, value: object) -> object:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -167,6 +180,17 @@ class TextPart(_Body):
 class ChatMessage(_Body):
     """A message of a dialog."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_call(cls, value: object) -> object:
+        if isinstance(value, dict) and (
+            value.get("role") in ("tool", "function")
+            or value.get("tool_calls")
+            or value.get("function_call")
+        ):
+            raise _unsupported("tools are not supported, nor messages that call them or answer")
+        return value
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[Text, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
@@ -188,6 +212,14 @@ class ChatRequest(_Generation):
     max_completion_tokens: int | None = Field(None, ge=1, le=10**9)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _beside_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise PydanticCustomError("alone", "only allowed where logprobs is true")
+        return value
+
     modalities: list[Literal["text"]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     """Values with which the model need not call a tool; it never does."""

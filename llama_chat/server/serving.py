@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,28 +14,29 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llama_chat.server.access import AccessRules
 from llama_chat.server.api import Api
 from llama_chat.server.prompts import Prompts
-from llama_chat.server.request_guard import AccessRules, RequestGuard
-from llama_chat.server.sockets import SocketFile, listening_on_port
+from llama_chat.server.replies import ServerClosingError
+from llama_chat.server.request_guard import RequestGuard
+from llama_chat.server.sockets import LOOPBACK, SocketFile
 from llama_chat.server.worker import ModelWorker
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 _MAX_CONNECTIONS = 512
 
 _MAX_HEADER_BYTES = 64 * 2**10
 
 _HEADER_TIMEOUT_S = 10.0
-"""Longest time that a new connection may stay silent."""
+"""Longest time until the headers of a request are there, from the connection or an answer on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Addresses to listen on, and limits of time."""
 
-    socket: SocketFile
-    port: int | None = None
+    socket_file: SocketFile
+    listener: socket.socket | None = None
+    """That of a port; None for the socket file alone."""
     host: str = LOOPBACK[0]
     api_key: str | None = None
     origins: frozenset[str] = frozenset()
@@ -46,14 +48,27 @@ class Options:
 
 
 class _Protocol(H11Protocol):
-    """HTTP that closes connections without a request."""
+    """HTTP that closes connections without a request, or with one that does not end."""
+
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(_HEADER_TIMEOUT_S, self._end_if_silent)
+        self._expect_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_headers()
+
+    def _expect_headers(self) -> None:
+        """End the connection unless the headers of a request come in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._end_if_silent)
 
     def _end_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if not is_answering and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -88,10 +103,10 @@ class _Server(uvicorn.Server):
         if self._worker.n_jobs:
             self._last_request = now
         if self._closing_since is not None:
-            is_late = now - self._closing_since > self._options.grace_s
-            if is_late or not self._worker.n_jobs:
-                self.force_exit = is_late
+            if not self._worker.n_jobs:
                 return True
+            if now - self._closing_since > self._options.grace_s:
+                self._worker.end_all(ServerClosingError())  # which clients get until the next tick
         idle = self._options.idle_s
         if idle is not None and now - self._last_request > idle:
             return True
@@ -118,7 +133,7 @@ def serve(
         on_ready: called with the addresses, once connections are accepted.
 
     Raises:
-        UsageError: if the socket or the port cannot be had.
+        UsageError: if the socket cannot be had.
     """
     api = Api(worker, prompts, identity)
     # Others reach this machine by names that it cannot know, and need a key.
@@ -140,10 +155,10 @@ def serve(
     )
     logging.getLogger("uvicorn.error").disabled = True  # it writes of every malformed request
     with ExitStack() as stack:
-        sockets = [stack.enter_context(options.socket.listening())]
-        addresses = [str(options.socket.path)]
-        if options.port is not None:
-            sockets.append(stack.enter_context(listening_on_port(options.host, options.port)))
+        sockets = [stack.enter_context(options.socket_file.listening())]
+        addresses = [str(options.socket_file.path)]
+        if options.listener is not None:
+            sockets.append(options.listener)
             host, port = sockets[-1].getsockname()[:2]
             addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         on_ready(addresses)

@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,12 @@ from pathlib import Path
 from llama_chat.durable_files import open_private
 from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import private_folder, runtime_home
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+"""Names of this machine for itself."""
+
+_MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""Longest path of a socket file."""
 
 _GLANCE_S = 0.02
 """Time after which ``holder_of`` in another process has released the lock."""
@@ -52,6 +59,7 @@ class SocketFile:
             UsageError: if a server has it, or it cannot be made.
         """
         try:
+            _check_length(self.path)
             private_folder(self.path.parent)
             self._lock = open_private(_lock_of(self.path), os.O_RDWR | os.O_CREAT)
         except (SaveError, OSError) as error:
@@ -126,6 +134,16 @@ def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
+def _check_length(path: Path) -> None:
+    """Check that a socket file may have this path, which no call but ``bind`` does.
+
+    Raises:
+        OSError: if it is too long.
+    """
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
 def _is_taken(path: Path) -> UsageError:
     why = "a server is running there already"
     advice = "use it, end it with serve stop, or --socket"
@@ -153,12 +171,18 @@ def listening_on_port(host: str, port: int) -> Iterator[socket.socket]:
     """
     try:
         family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.removeprefix("[").removesuffix("]"),
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
         )[0]
         listener = socket.socket(family, kind, number)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
+    except (socket.gaierror, UnicodeError) as error:
+        why = reason(error) if isinstance(error, OSError) else "not a name of a machine"
+        raise UsageError(f"--host {host}", why, "give an address of this machine") from None
     except (OSError, OverflowError) as error:
         why = reason(error) if isinstance(error, OSError) else "not a port"
         raise UsageError(f"port {port} of {host}", why, "choose another with --port") from None

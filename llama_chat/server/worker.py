@@ -91,6 +91,13 @@ class ModelWorker:
         job.is_cancelled = True
         self._tasks.put(lambda: self._end(job))
 
+    def end_all(self, error: LlamaChatError) -> None:
+        """End all jobs with an error, at once: the pass that runs is not waited for."""
+        for job in list(self._jobs):
+            job.deliver(0, error)
+            self.cancel(job)
+            self._jobs.discard(job)
+
     def call(self, task: Callable[[], object]) -> None:
         """Run something else on the worker thread."""
         self._tasks.put(task)
