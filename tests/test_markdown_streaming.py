@@ -23,7 +23,26 @@ REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())
 SOURCE = "".join(REPLY)
 
 PIECES = [
-    *("ab", "c1", "é", "日本", "😀", "שלום", " ", "  ", ".", ",", "(", ")", '"', "'", "\n", "\n\n"),
+    *(
+        "ab",
+        "c1",
+        "é",
+        "日本",
+        "😀",
+        "👩\u200d👧",
+        "❤\ufe0f",
+        "שלום",
+        " ",
+        "  ",
+        ".",
+        ",",
+        "(",
+        ")",
+        '"',
+        "'",
+        "\n",
+        "\n\n",
+    ),
     *("*", "**", "***", "_", "__", "~~", "`", "``", "[", "]", "](u)", "![pic](v.png)", "<", ">"),
     *(
         "<b>",
@@ -52,6 +71,7 @@ PLACES = st.lists(st.integers(0, 400), max_size=30)
 @example(SOURCE, range(0, len(SOURCE), 3))
 @example(SOURCE, range(len(SOURCE)))
 @example("a\rb\r\nc\r", [2, 4])
+@example("👨\u200d👩\u200d👧\n---\n", range(6))
 def test_cuts_between_pieces_change_nothing(text: str, places: list[int]) -> None:
     pieces = cut(text, places)
     assert formatted(pieces) == formatted(text)
