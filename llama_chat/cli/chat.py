@@ -187,6 +187,7 @@ def _run_chat(
         chat.renderer.space()
     if saved is not None:
         open_saved(chat, saved)
+        chat.renderer.space()
     ChatApp(chat).run()
 
 
