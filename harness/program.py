@@ -40,7 +40,7 @@ class Result:
 def environment(home: Path, **changes: str) -> dict[str, str]:
     """Return a clean environment whose folders are all below ``home``."""
     kept = dict(inherited())
-    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         kept.pop(name, None)
     return kept | {"HOME": str(home), "TERM": "xterm-256color"} | changes
 

@@ -206,14 +206,26 @@ def decode_text(stream: BinaryIO, what: str, max_bytes: int, *, must_fit: bool =
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError(what, "it is UTF-16, not UTF-8", "save it as UTF-8 text")
     if b"\0" in data:
-        raise UsageError(what, "it is binary", "give UTF-8 text")
+        raise UsageError(what, f"it is {_binary_kind(data) or 'binary'}", "give UTF-8 text")
     if len(data) > max_bytes:
         raise prompt_too_large(what) if must_fit else _too_large(what, max_bytes)
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        if kind := _binary_kind(data):
+            raise UsageError(what, f"it is {kind}", "give UTF-8 text") from None
         where = f"byte {error.start} is not UTF-8"
         raise UsageError(what, where, "save it as UTF-8 text") from None
+
+
+def _binary_kind(data: bytes) -> str:
+    """Name what people take for a text now and then, by its first bytes; empty if it is another."""
+    kinds = {
+        "an image": (b"\x89PNG", b"\xff\xd8\xff", b"GIF8"),
+        "a PDF": (b"%PDF",),
+        "an archive or an office document": (b"PK\x03\x04",),
+    }
+    return next((kind for kind, starts in kinds.items() if data.startswith(starts)), "")
 
 
 def _too_large(what: str, max_bytes: int) -> UsageError:

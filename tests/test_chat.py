@@ -122,6 +122,30 @@ def test_the_toolbar_counts_the_message_being_typed(chat: Terminal) -> None:
     chat.wait_for(r"context 1\d/8192")
 
 
+SPEED = r"\d+(\.\d)? tok/s · \d+\.\d\d s"
+
+
+def test_a_narrow_toolbar_is_shortened_step_by_step_and_cuts_no_number(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "a-model-with-a-long-name.Q4_K_M.gguf"
+    model.symlink_to(gguf_model)
+    flags = ("-m", model, "--temperature", "0", "--max-tokens", "8")
+    with Terminal(*flags, home=tmp_path, size=(80, 24)) as chat:
+        chat.wait_for(READY)
+        chat.line("hello")
+        name, context = r"a-model-with\S*…", r"context \d+/\d+"
+        chat.wait_for(rf"\n {name} · {context} · temp 0 · top-p \S+ · {SPEED}\n*\Z")
+        for columns, shown in (
+            (62, rf"a-model-\S*… · {context} · {SPEED}"),
+            (40, rf"a-model-\S*… · {context}"),
+            (26, context),
+            (12, ""),
+        ):
+            chat.resize(columns, 24)
+            chat.wait_for(rf"\A(?s:.*)›\n+ ?{shown}\n*\Z")
+
+
 def test_exit_leaves_the_terminal_as_it_was(starter_model: Path, tmp_path: Path) -> None:
     with Terminal("-m", starter_model, home=tmp_path) as terminal:
         before = termios.tcgetattr(terminal.descriptor)

@@ -103,6 +103,20 @@ def test_a_paste_of_over_20_lines_is_echoed_by_its_first_line_and_size(
     assert len(re.findall("row␛ 0", babble.text)) == 1
 
 
+def test_a_long_message_that_is_refused_stays_below_the_reason(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    flags = ("-m", gguf_model, "--context", "64", "--max-tokens", "8")
+    with Terminal(*flags, home=tmp_path, size=(80, 14)) as chat:
+        chat.wait_for(READY)
+        chat.paste("\r".join(f"a line of precious text, number {n}" for n in range(18)))
+        chat.wait_for(r"number 17\n")
+        chat.type("\r")
+        chat.wait_for(r"number 17\n+ conversation: .*tokens")
+        chat.type("!")
+        chat.wait_for(r"number 16\n  a line of precious text, number 17!\n+ .*does not fit")
+
+
 def test_history_is_searched_and_comes_back_in_the_next_session(
     gguf_model: Path, tmp_path: Path
 ) -> None:

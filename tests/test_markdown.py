@@ -14,6 +14,10 @@ SHOWN = {
         "5*4*3*2*1 a*b*c 2**3**4 x_1*x_2*x_3 é*ü*ß *5*4",
         "5*4*3*2*1 a*b*c 2**3**4 x_1*x_2*x_3 é*ü*ß 54",
     ),
+    "products in emphasis": (
+        "So **2*3*4 = 24** is right, and **f(x)=2*x** too. *2**3* ***a*b*** **x *y* z**s",
+        "So 2*3*4 = 24 is right, and f(x)=2*x too. 2**3 a*b x y zs",
+    ),
     "emphasis in scripts without case": ("مع**كتاب**ك ผม**ชอบ**กิน", "معكتابك ผมชอบกิน"),
     "names between underscores": (
         "__init__ (__main__) a.__class__.__name__ __init__.py __FILE__ *__x1__* __a__ __Note__",

@@ -23,7 +23,26 @@ REPLY: list[str] = json.loads((DATA / "markdown_reply.json").read_text())
 SOURCE = "".join(REPLY)
 
 PIECES = [
-    *("ab", "c1", "é", "日本", "😀", "שלום", " ", "  ", ".", ",", "(", ")", '"', "'", "\n", "\n\n"),
+    *(
+        "ab",
+        "c1",
+        "é",
+        "日本",
+        "😀",
+        "👩\u200d👧",
+        "❤\ufe0f",
+        "שלום",
+        " ",
+        "  ",
+        ".",
+        ",",
+        "(",
+        ")",
+        '"',
+        "'",
+        "\n",
+        "\n\n",
+    ),
     *("*", "**", "***", "_", "__", "~~", "`", "``", "[", "]", "](u)", "![pic](v.png)", "<", ">"),
     *(
         "<b>",
@@ -51,6 +70,7 @@ PLACES = st.lists(st.integers(0, 400), max_size=30)
 @example(SOURCE, range(0, len(SOURCE), 3))
 @example(SOURCE, range(len(SOURCE)))
 @example("a\rb\r\nc\r", [2, 4])
+@example("👨\u200d👩\u200d👧\n---\n", range(6))
 def test_cuts_between_pieces_change_nothing(text: str, places: list[int]) -> None:
     pieces = cut(text, places)
     assert formatted(pieces) == formatted(text)
@@ -63,6 +83,7 @@ def test_cuts_between_pieces_change_nothing(text: str, places: list[int]) -> Non
 @example("**a*b**c* `d** e")
 @example("a*b** c")
 @example("*a __ab__ b* 1*2*3*")
+@example("**2*3*4 = 24** *a* **b*c**d*")
 def test_a_line_is_read_as_markdown_it_reads_it(line: str) -> None:
     """The line also arrives character by character, so that each is read without the next."""
     line = "x " + line[:280]
@@ -70,10 +91,27 @@ def test_a_line_is_read_as_markdown_it_reads_it(line: str) -> None:
     assert styled(formatted(list(line), color=True)) == styled_by_markdown_it(line)
 
 
-def styled_by_markdown_it(line: str) -> Styled:
-    """Parse a paragraph of one line with markdown-it, and give it the documented styles."""
+@given(LINES)
+@example("*.**.*, **.***")
+def test_a_line_without_words_is_read_as_markdown_it_alone_reads_it(line: str) -> None:
+    """Only letters and digits beside markers make a difference to what the specification says."""
+    line = re.sub(r"(?<=\]\()[a-z.]+", ";", line[:280])  # addresses that stay as they are
+    line = re.sub("[a-z0-9é]+", "日", line)
+    assert styled(formatted("日 " + line, color=True)) == styled_by_markdown_it(
+        "日 " + line, words=False
+    )
+
+
+def styled_by_markdown_it(line: str, *, words: bool = True) -> Styled:
+    """Parse a paragraph of one line with markdown-it, and give it the documented styles.
+
+    Args:
+        line: the line.
+        words: whether asterisks within words are read as ours are.
+    """
     parser = MarkdownIt("commonmark").enable("strikethrough")
-    keep_words(parser)
+    if words:
+        keep_words(parser)
     return list(_styled_tokens(parser.parse(line)[1].children or [], frozenset()))
 
 

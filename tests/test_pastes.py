@@ -135,6 +135,42 @@ def test_unknown_keys_are_dropped_and_known_ones_work(keys: Terminal) -> None:
     keys.wait_for("›\n\n*toolbar")
 
 
+def test_escape_is_no_part_of_a_key_that_is_typed_after_it(keys: Terminal) -> None:
+    keys.type(ESCAPE)
+    keys.watch_for(LINE_S)
+    keys.type("/undo\r")
+    keys.wait_for("sent: '/undo'")
+
+
+def test_escape_that_is_pressed_while_no_input_is_open_is_dropped(tmp_path: Path) -> None:
+    with Terminal(home=tmp_path, command=(*COMMAND, "late")) as terminal:
+        terminal.wait_for("waiting")
+        terminal.type(f"{ESCAPE}fone{LEFT}{ESCAPE}x\rtwo{ESCAPE}\rlines\rthr{ESCAPE}")
+        terminal.wait_for(r"› thr\n\n*toolbar")
+        assert sent(terminal) == ["sent: 'fonxe'", r"sent: 'two\nlines'"]
+        terminal.watch_for(LINE_S)
+        terminal.type("ee\r")
+        terminal.wait_for("sent: 'three'")
+
+
+def test_a_marked_paste_without_its_end_ends_after_a_pause(keys: Terminal) -> None:
+    keys.type("\x1b[200~two\rlines")
+    keys.wait_for("› two\n  lines\n")
+    keys.type("\rmore\rof them\r")  # not marked any more
+    keys.wait_for("  of them\n")
+    keys.watch_for(LINE_S)
+    assert sent(keys) == []
+    keys.type("\r")
+    keys.wait_for("sent: ")
+    assert sent(keys) == [r"sent: 'two\nlines\nmore\nof them\n'"]
+
+
+def test_ctrl_c_ends_a_marked_paste_without_its_end(keys: Terminal) -> None:
+    keys.type("\x1b[200~two\rlines")
+    keys.type(CTRL_C + CTRL_C)
+    keys.wait_for("KeyboardInterrupt")
+
+
 def test_plain_a_marked_paste_is_one_message(plain: Terminal) -> None:
     assert b"\x1b[?2004h" in plain.raw
     plain.paste("def f(x):\r\r\treturn 1")

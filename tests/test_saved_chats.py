@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.program import run
-from harness.terminal import CTRL_D, ESCAPE, READY, Terminal
+from harness.terminal import CTRL_C, CTRL_D, ESCAPE, READY, Terminal
 
 ENDED = r"cut off after \d+ tokens"
 
@@ -71,6 +71,26 @@ def test_continue_and_resume_bring_back_all_branches_and_the_cache(
             assert new is not None
             assert int(new[1]) - int(new[2]) < 20 < int(new[2])
             leave(second)
+
+
+def test_an_interrupted_reply_is_marked_when_it_comes_back(
+    starter_model: Path, tmp_path: Path
+) -> None:
+    with Terminal("-m", starter_model, "--temperature", "0", home=tmp_path) as first:
+        first.wait_for(READY)
+        first.line("Write a long story about a river.")
+        first.wait_for(r"── model\n\S.{40}")
+        first.type(CTRL_C)
+        first.wait_for(r"stopped after \d+ tokens")
+        first.ask("/max-tokens 4", "max-tokens is 4")
+        first.ask("Go on.", ENDED)
+        first.ask("/branch 2", r"river\.\n── model\n[^›]*\n\(interrupted\)\n")
+        first.ask("/branch -", r"Go on\.\n── model\n")
+        first.ask("/history", r"\n\(interrupted\)\n\n› Go on\.\n── model\n.*\n\n")
+        first.ask("/undo", "/branch - goes back")
+        leave(first)
+    with Terminal("-m", starter_model, "--continue", home=tmp_path) as second:
+        second.wait_for(r"\n\(interrupted\)\n\n.*template \w+\n›")
 
 
 def test_an_unknown_name_is_an_error_before_anything_is_loaded(

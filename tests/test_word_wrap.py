@@ -159,6 +159,12 @@ def test_a_word_is_written_once_it_is_known_to_fit() -> None:
     assert stream.finish() == ""
 
 
+def test_a_letter_with_a_hundred_thousand_accents_is_a_word() -> None:
+    """Its width is not counted anew for each of them: that would take a quarter of an hour."""
+    word = "e" + 100_000 * "\u0301"
+    assert formatted(list(f"a {word} b"), width=4, wrap=True) == f"a {word}\nb"
+
+
 def test_what_was_generated_is_shown_when_a_reply_ends_within_a_word() -> None:
     for source in ("The qui", "- **bo", "> `co", "see https://a.b/c", "水", "a b *c d"):
         stream = MarkdownStream(Painter(None), lambda: 80, wrap=True)

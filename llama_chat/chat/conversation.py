@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_chat.errors import counted
-from llama_chat.files import without_final_newline
+from llama_chat.files import readable_size, without_final_newline
 from llama_chat.generation.logprobs import TokenLogprobs
 
 Role = Literal["system", "user", "assistant"]
@@ -29,9 +29,10 @@ class Attachment:
 
     @property
     def summary(self) -> str:
-        """Name and number of lines, for display."""
-        n_lines = len(self.text.splitlines())
-        return f"{self.name or 'document'}, {counted(n_lines, 'line')}"
+        """Name, number of lines and size, for display."""
+        lines = counted(len(self.text.splitlines()), "line")
+        size = readable_size(len(self.text.encode(errors="replace")))
+        return f"{self.name or 'document'}, {lines}, {size}"
 
     def __str__(self) -> str:
         text = without_final_newline(self.text)

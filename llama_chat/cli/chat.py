@@ -178,7 +178,7 @@ def _run_chat(
     from llama_chat.terminal.commands.sessions import open_saved
 
     chat = Chat(settings, _plan, prompt, interrupts)
-    chat.attachments, chat.variables = attachments, slots.values
+    chat.variables = slots.values
     tell = chat.renderer.note
     if not settings.quiet:
         tell(f"llama-chat {__version__} · /help lists the commands · Ctrl-D leaves")
@@ -187,6 +187,8 @@ def _run_chat(
         chat.renderer.space()
     if saved is not None:
         open_saved(chat, saved)
+        chat.renderer.space()
+    chat.attachments = attachments
     ChatApp(chat).run()
 
 

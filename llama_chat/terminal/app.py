@@ -30,6 +30,8 @@ class ChatApp:
         self._input = self._open_input()
         self._asked_to_leave = False
         """True if another Ctrl-C leaves the chat; reset when a line is sent."""
+        self._refused = ("", "")
+        """Last message that was refused, and the reason."""
         chat.on_change = self._on_change
         chat.interrupts.on_end = self._end_input
 
@@ -62,7 +64,7 @@ class ChatApp:
 
     def _read_loop(self) -> None:
         chat = self._chat
-        typed, is_refused = "", False
+        typed, is_selected = "", False
         while not (chat.leaving or chat.interrupts.status):
             if self._input_options != self._wanted_options():
                 self._input.close()
@@ -75,7 +77,7 @@ class ChatApp:
                 typed = ""
                 chat.stop_editing()
             try:
-                line = self._read(typed, selected=is_refused)
+                line = self._read(typed, selected=is_selected)
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -86,7 +88,7 @@ class ChatApp:
                 chat.renderer.note("Ctrl-C again or Ctrl-D leaves")
                 continue
             self._asked_to_leave = False
-            typed, is_refused = self._handle(line)
+            typed, is_selected = self._handle(line)
             if chat.editing is not None and not typed:
                 typed = chat.editing.text
             chat.prefill_next()
@@ -112,7 +114,7 @@ class ChatApp:
 
         Returns:
             The text to put into the input: the line if it can be corrected, or was interrupted.
-            And whether it was refused.
+            And whether typing is to replace it, as a command that was refused.
         """
         chat = self._chat
         if not line.strip() and not chat.attachments:
@@ -132,8 +134,14 @@ class ChatApp:
                 chat.save()
             chat.renderer.space()
         except LlamaChatError as error:
-            chat.renderer.error(line_in_chat(error))
-            return "" if isinstance(error, NothingYetError) else line, True
+            why = line_in_chat(error)
+            chat.renderer.error(why)
+            if isinstance(error, NothingYetError):
+                return "", False
+            if parse_command(line) is not None:
+                return line, True
+            self._refused = line, why
+            return line, False
         except Interrupted:
             chat.renderer.note("stopped")
             return line, False
@@ -204,9 +212,13 @@ class ChatApp:
             raise KeyboardInterrupt
 
     def _toolbar(self) -> StyleAndTextTuples:
-        typed = self._input.text
+        chat, typed = self._chat, self._input.text
+        refused, why = self._refused
+        if refused and typed == refused and not chat.renderer.fits(f"{why}\n\n{typed}"):
+            # The error is no longer on the screen.
+            return [("class:bottom-toolbar.warning", f" {one_line(why)}")]
         message = "" if parse_command(typed) else typed
-        return toolbar(self._chat, message, self._chat.renderer.console.width)
+        return toolbar(chat, message, chat.renderer.console.width)
 
     def _on_failure(self, error: Exception) -> None:
         """Report what failed within the input, an unexpected error once for each kind."""

@@ -29,7 +29,7 @@ from llama_chat.terminal.editor import edit_text
 from llama_chat.terminal.graphemes import left_of, right_of
 from llama_chat.terminal.history import put_aside
 from llama_chat.terminal.keys import chat_keys, select_all
-from llama_chat.terminal.raw_input import PAUSE_S, RawInput
+from llama_chat.terminal.raw_input import ESCAPE_S, RawInput
 from llama_chat.terminal.resizing import Resizes
 from llama_chat.terminal.row_breaks import height_for_line
 from llama_chat.terminal.sanitizer import REPLACEMENTS, sanitize
@@ -174,8 +174,7 @@ class PromptInput:
         )
         menu.follow(self._session.default_buffer)
 
-        if vi:  # Escape acts at once; it begins the sequences of other keys, too
-            self._session.app.ttimeoutlen = PAUSE_S
+        self._session.app.ttimeoutlen = ESCAPE_S
         self._is_shown = False
 
         def after_render(app: Application[str]) -> None:

@@ -16,6 +16,7 @@ from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl
 from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.styles import Style
 
+from llama_chat.terminal.raw_input import ESCAPE_S
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import one_line
 
@@ -134,7 +135,7 @@ def pick(
     app: Application[str | None] = Application(
         Layout(body), key_bindings=_keys(picker), style=_STYLE, erase_when_done=True
     )
-    app.ttimeoutlen = 0.1  # seconds after which Escape is no beginning of another key
+    app.ttimeoutlen = ESCAPE_S
 
     async def watch() -> None:
         while not is_ended():

@@ -16,12 +16,21 @@ from prompt_toolkit.input import vt100_parser
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyPress
+from prompt_toolkit.key_binding.key_processor import _Flush as NO_KEY_FOLLOWS
 from prompt_toolkit.keys import Keys
 
 PAUSE_S = 0.05
 """Time without a key after which a burst of keys has ended: terminals send the characters of a
 paste faster, people type slower."""
 
+ESCAPE_S = 0.1
+"""Time after which Escape is no beginning of another key."""
+
+_STALL_S = 1.0
+"""Time without a character after which a marked paste has lost its end."""
+
+_PASTE_END = "\x1b[201~"
+_CTRL_C = "\x03"
 
 _modes: list[list[Any]] = []
 """Modes in which the terminal is to be, each until the next one ends: after Ctrl-Z and ``fg`` it is
@@ -152,6 +161,8 @@ class RawInput(Vt100Input):
         """True in a burst with a line or a Tab before more text."""
         self._pause: asyncio.TimerHandle | None = None
         """Timer of the pause that would end the burst; None between bursts."""
+        self._stall: asyncio.TimerHandle | None = None
+        """Timer of the pause that would end a marked paste; None outside of one."""
         self._early: list[KeyPress] = []
         """Keys that were typed before the input opened."""
         self._on_ready: Callable[[], None] = lambda: None
@@ -180,21 +191,23 @@ class RawInput(Vt100Input):
             yield
 
     def attach(self, input_ready_callback: Callable[[], None]) -> AbstractContextManager[None]:
-        """Begin to read; keys that wait already were typed at an unknown speed, and act at once."""
+        """Begin to read; keys that wait already were typed at an unknown speed, and act at once.
+
+        Escape is left out: it was meant for what was on the screen, and no part of the next key.
+        """
         self._on_ready = input_ready_callback
-        self._pasting, self._pause = False, None
+        self._pasting, self._pause, self._stall = False, None, None
         self._early = self._release()
-        while new := super().read_keys():
-            self._early += new
-        if self._early:
-            # Not sooner: the history is loaded first.
-            asyncio.get_running_loop().call_later(0, input_ready_callback)
+        while new := self._read():
+            self._early += [key for key in new if key.key != Keys.Escape]
+        # Not sooner: the history is loaded first. Also if there are none: Escape may wait for more.
+        asyncio.get_running_loop().call_later(0, input_ready_callback)
         return super().attach(input_ready_callback)
 
     def read_keys(self) -> list[KeyPress]:
         """Read the keys that have arrived; an Enter or a Tab may be held until a pause."""
         keys, self._early = self._early, []
-        for is_text, run in groupby(super().read_keys(), _is_text):
+        for is_text, run in groupby(self._read(), _is_text):
             if is_text:
                 keys += self._sift(list(run))
                 continue
@@ -205,6 +218,36 @@ class RawInput(Vt100Input):
         if self._pause is None:  # such as after a pause: nothing was read then
             keys = self._release() + keys
         return keys
+
+    def flush_keys(self) -> list[KeyPress]:
+        """Return what cannot be the beginning of another key any more: Escape."""
+        keys = super().flush_keys()
+        return [*keys, NO_KEY_FOLLOWS] if keys else []
+
+    def _read(self) -> list[KeyPress]:
+        """Read keys, and time the pause within a marked paste anew."""
+        keys = super().read_keys()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        if self.vt100_parser._in_bracketed_paste:
+            is_ended = self.vt100_parser._paste_buffer.endswith(_CTRL_C)
+            pause_s = PAUSE_S if is_ended else _STALL_S
+            self._stall = asyncio.get_running_loop().call_later(pause_s, self._end_paste)
+        return keys
+
+    def _end_paste(self) -> None:
+        """End a marked paste whose end has not come, and act on each Ctrl-C behind it.
+
+        What still comes is not marked, and must not be taken for lines that were typed.
+        """
+        parser = self.vt100_parser
+        text = parser._paste_buffer.rstrip(_CTRL_C)
+        keys = parser._paste_buffer.removeprefix(text)
+        parser._paste_buffer = text
+        parser.feed(_PASTE_END + keys)
+        self._marks_pastes = False
+        self._on_ready()
 
     def _sift(self, run: list[KeyPress]) -> list[KeyPress]:
         """Return the keys of ``run``, which follow each other at once, as they are meant."""

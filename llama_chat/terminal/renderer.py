@@ -148,13 +148,17 @@ class Renderer:
             self.echo_user(message.preview if message.attachments else message.text)
             return
         self.reply().finish(message.text)
+        if message.interrupted:
+            self.note("(interrupted)")
 
     def drawn(self, messages: Iterable[Message]) -> str:
         """Return what the messages look like, as text for the terminal."""
         text, file = io.StringIO(), self.console.file
         self.console.file = text
         try:
-            for message in messages:
+            for number, message in enumerate(messages):
+                if number and message.role == "user":
+                    self.space()
                 self.show_alone(message)
         finally:
             self.console.file = file

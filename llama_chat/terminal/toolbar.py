@@ -1,8 +1,11 @@
 """Toolbar below the input."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
+from rich.cells import cell_len
+from rich.text import Text
 
 from llama_chat.errors import counted
 from llama_chat.files import readable_size
@@ -14,37 +17,74 @@ if TYPE_CHECKING:
 SEPARATOR = " · "
 
 
+_NAME_MIN = 12
+"""Columns that are left of the model's name before other parts are left out."""
+
+
 def toolbar(chat: "Chat", typed: str, width: int) -> StyleAndTextTuples:
     """Draw model, context use with the unsent message, sampling, and the last reply's speed.
+
+    Parts that do not fit are shortened one after the other, and then left out as a whole: a part of
+    a number would be another number.
 
     Args:
         chat: the conversation.
         typed: the message typed so far; empty if it is a command.
-        width: columns of the terminal; what does not fit is left out, the speed first.
+        width: columns of the terminal.
     """
-    settings = chat.settings
-    model = chat.model_name
-    sampling = f"temp {settings.temperature:g} · top-p {settings.top_p:g}"
-    parts = [model, sampling]
-    warning = speed = ""
+    settings, work = chat.settings, _work(chat)
+    parts = {
+        "model": chat.model_name,
+        "context": "",
+        "sampling": f"temp {settings.temperature:g} · top-p {settings.top_p:g}",
+        "work": work,
+        "speed": "",
+        "prefix": "reply prefix set" if chat.reply_prefix else "",
+        "warning": "",
+    }
+    short_speed = ""
     if (session := chat.session) is not None:
         use = chat.context_use(session, typed)
-        parts.insert(1, _context(use, session.context, len(chat.attachments)))
-        warning = _warning(use.n_dropped)
-    if work := _work(chat):
-        parts.append(work)
-    elif (last := chat.last) is not None and last.usage.completion_tokens:
-        speed = f"{last.decode_tok_s:.1f} tok/s · first in {last.timings.ttft_s:.2f} s"
-        parts.append(speed)
-    if chat.reply_prefix:
-        parts.append("reply prefix set")
-    for spare in filter(None, (speed, sampling, model)):
-        if len(SEPARATOR.join([*parts, *filter(None, [warning])])) >= width - 1:
-            parts.remove(spare)
-    line: StyleAndTextTuples = [("class:bottom-toolbar.text", " " + SEPARATOR.join(parts))]
+        parts["context"] = _context(use, session.context, len(chat.attachments))
+        parts["warning"] = _warning(use.n_dropped)
+    if (last := chat.last) is not None and last.usage.completion_tokens and not work:
+        speed, delay = last.decode_tok_s, f"{last.timings.ttft_s:.2f} s"
+        parts["speed"] = f"{speed:.1f} tok/s · first in {delay}"
+        short_speed = f"{speed:.{0 if speed >= 10 else 1}f} tok/s · {delay}"
+    for name, shorter in (
+        ("speed", short_speed),
+        ("model", None),
+        ("sampling", ""),
+        ("speed", ""),
+        ("model", ""),
+        ("prefix", ""),
+        ("work", ""),
+        ("context", ""),
+        ("warning", ""),
+    ):
+        excess = cell_len(f" {_joined(parts)} ") - width
+        if excess <= 0:
+            break
+        if shorter is None:
+            shorter = _cut(parts[name], excess)
+        parts[name] = shorter if parts[name] else ""
+    warning = parts.pop("warning")
+    line: StyleAndTextTuples = [("class:bottom-toolbar.text", f" {_joined(parts)}")]
     if warning:
-        line.append(("class:bottom-toolbar.warning", SEPARATOR + warning))
+        before = SEPARATOR if any(parts.values()) else ""
+        line.append(("class:bottom-toolbar.warning", before + warning))
     return line
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return SEPARATOR.join(filter(None, parts.values()))
+
+
+def _cut(name: str, excess: int) -> str:
+    """Return a name that is shorter by ``excess`` columns, as far as it stays recognizable."""
+    text = Text(name)
+    text.truncate(max(cell_len(name) - excess, _NAME_MIN), overflow="ellipsis")
+    return text.plain
 
 
 def _context(use: "ContextUse", context: int | None, n_files: int) -> str:

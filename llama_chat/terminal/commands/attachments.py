@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
@@ -31,8 +32,20 @@ def _file(chat: Chat, argument: str) -> None:
                 chat.attachments.append(attachment)
     for attachment in chat.attachments:
         chat.renderer.note(f"attached: {attachment.summary}")
+    if chat.attachments and not argument:
+        chat.renderer.note("/file off leaves them out")
     if not chat.attachments:
         chat.renderer.note("no attachments; /file PATH adds one")
+
+
+def drop_unsent(chat: Chat) -> None:
+    """Drop attachments and reply prefix: they were meant for the conversation that is left."""
+    dropped = [attachment.name or "document" for attachment in chat.attachments]
+    if chat.reply_prefix:
+        dropped.append("the reply prefix")
+    chat.attachments, chat.reply_prefix = [], ""
+    if dropped:
+        chat.renderer.note(f"not sent, and dropped: {', '.join(dropped)}")
 
 
 def _names(argument: str) -> list[str]:
@@ -43,6 +56,10 @@ def _names(argument: str) -> list[str]:
         names = shlex.split(argument)
     except ValueError:
         raise UsageError("/file", "a quote is not closed", 'write /file "my notes.txt"') from None
+    address = next((name for name in names if re.match("https?://", name)), None)
+    if address is not None:
+        advice = "save the page, and attach the file"
+        raise UsageError(f"file {address!r}", "addresses are not fetched", advice)
     missing = next((name for name in names if not (_exists(name) or glob.has_magic(name))), None)
     if missing is not None and len(names) > 1:
         advice = 'quotes hold blanks together: /file "my notes.txt"'
@@ -66,7 +83,10 @@ def _attachments(chat: Chat, name: str) -> list[Attachment]:
         return [_read(expand_user(name))]
     if len(files) > MAX_FILES:
         why = f"more than {MAX_FILES} files"
-        raise UsageError(f"file {name!r}", why, "name fewer, such as *.txt")
+        fewer = (
+            "a pattern that fits fewer" if glob.has_magic(name) else "some of them, such as *.txt"
+        )
+        raise UsageError(f"file {name!r}", why, f"give {fewer}")
     texts = []
     for path in files:
         try:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from llama_chat.chat.conversation import Message
 from llama_chat.errors import NothingYetError, UsageError
 from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.commands.attachments import drop_unsent
 from llama_chat.terminal.commands.command import Command, Value, message_of, whole_number
 from llama_chat.terminal.pager import page
 from llama_chat.terminal.tree import draw_tree
@@ -141,6 +142,7 @@ def _history(chat: Chat, argument: str) -> None:
 
 def _clear(chat: Chat, argument: str) -> None:
     chat.begin_anew()
+    drop_unsent(chat)
     chat.renderer.note("a new conversation; the system message and the examples stay")
 
 

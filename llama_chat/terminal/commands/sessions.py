@@ -16,6 +16,7 @@ from llama_chat.chat.records import ModelTag
 from llama_chat.errors import LlamaChatError, NothingYetError, UsageError, counted
 from llama_chat.files import expand_user, readable_time
 from llama_chat.terminal.chat import Chat
+from llama_chat.terminal.commands.attachments import drop_unsent
 from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import one_line
@@ -37,6 +38,7 @@ def _load(chat: Chat, argument: str) -> None:
     elif name.endswith(".json"):
         chat.take(_dialog(expand_user(name)), ModelTag())
         chat.file.close()
+        drop_unsent(chat)
         _show_end(chat)
     else:
         open_saved(chat, store.find(argument if argument in store.names() else name))
@@ -56,6 +58,7 @@ def open_saved(chat: Chat, path: Path) -> None:
         UsageError: if it cannot be read.
     """
     chat.open(path)
+    drop_unsent(chat)
     chat.renderer.note(f"going on with {path.stem}")
     _show_end(chat)
 

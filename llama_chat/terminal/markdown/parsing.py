@@ -3,8 +3,9 @@ r"""Parsing of inline Markdown to spans, by markdown-it with six changes.
 - A backslash is an escape only before a character that means something in Markdown. Before others
   it stays, as paths and LaTeX need it: ``C:\temp``, ``\{x\}``, ``a \\ b``.
 - LaTeX between ``\(`` and ``\)``, or ``\[`` and ``\]``, is kept unchanged.
-- Asterisks between letters or digits, as in ``5*4*3``, begin no emphasis, unless the script has no
-  upper case: those that put no blanks between words are among them.
+- Asterisks between letters or digits, as in ``5*4*3``, begin no emphasis, and end only one that as
+  many asterisks began, unless the script has no upper case: those that put no blanks between words
+  are among them.
 - Names such as ``__init__`` and ``__FILE__`` stay.
 - An ``https://…`` without brackets around it is a link.
 - Addresses are shown as they are written, not percent-encoded.
@@ -16,6 +17,7 @@ import unicodedata
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, emphasis
+from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 from rich.style import Style
 
@@ -80,15 +82,65 @@ def is_within_word(before: str, after: str) -> bool:
     return all(c and unicodedata.category(c) in ("Lu", "Ll", "Lt", "Nd") for c in (before, after))
 
 
+class _DelimiterInWord(Delimiter):
+    """Delimiter within a word, which only closes, and only what a run of its length opened."""
+
+
 def _emphasis(state: StateInline, silent: bool) -> bool:
     """Inline rule for ``*`` and ``_``, which begin nothing within a word."""
     start, n_before = state.pos, len(state.delimiters)
     if not emphasis.tokenize(state, silent):
         return False
     if is_within_word(state.src[start - 1 : start], state.src[state.pos : state.pos + 1]):
-        for delimiter in state.delimiters[n_before:]:
-            delimiter.open = False
+        state.delimiters[n_before:] = [
+            _DelimiterInWord(d.marker, d.length, d.token, d.end, open=False, close=d.close)
+            for d in state.delimiters[n_before:]
+        ]
     return True
+
+
+def _pairs(state: StateInline) -> None:
+    """Rule that pairs delimiters, those of each link on their own."""
+    _pair(state.delimiters)
+    for meta in state.tokens_meta:
+        _pair(meta["delimiters"] if meta and "delimiters" in meta else [])
+
+
+def _pair(delimiters: list[Delimiter]) -> None:
+    """Pair delimiters as https://spec.commonmark.org/0.31.2/#process-emphasis does.
+
+    The time is quadratic in the worst case; a piece of a line has few of them.
+    """
+    openers: list[int] = []
+    run: list[int] = []
+    """Indices of the open delimiters before, and in, the run of the current one."""
+    last = Delimiter(marker=0, length=0, token=-1, end=-1, open=False, close=False)
+    for index, closer in enumerate(delimiters):
+        if (closer.marker, closer.token) != (last.marker, last.token + 1):
+            openers, run = openers + run, []
+        last = closer
+        for depth in reversed(range(len(openers) if closer.close else 0)):
+            opener = delimiters[openers[depth]]
+            if _fit(opener, closer):
+                opener.end, opener.close, closer.open = index, False, False
+                del openers[depth:]
+                break
+        if closer.open:
+            run.append(index)
+
+
+def _fit(opener: Delimiter, closer: Delimiter) -> bool:
+    """True if two delimiters may be a pair."""
+    if opener.marker != closer.marker:
+        return False
+    if isinstance(closer, _DelimiterInWord):
+        return opener.length == closer.length
+    lengths = opener.length, closer.length
+    return (
+        not (opener.close or closer.open)
+        or sum(lengths) % 3 != 0
+        or all(length % 3 == 0 for length in lengths)
+    )
 
 
 def _name(state: StateInline, silent: bool) -> bool:
@@ -106,6 +158,7 @@ def keep_words(parser: MarkdownIt) -> None:
     """Make ``parser`` read products and names as they are written."""
     parser.inline.ruler.at("emphasis", _emphasis)
     parser.inline.ruler.before("emphasis", "name", _name)
+    parser.inline.ruler2.at("balance_pairs", _pairs)
 
 
 class _Parser(MarkdownIt):

@@ -3,9 +3,12 @@
 import re
 from collections.abc import Callable
 
+from rich.cells import cell_len
+
 from llama_chat.terminal.markdown.inline import HELD_MAX, InlineStream
-from llama_chat.terminal.markdown.painting import Span, width_of
+from llama_chat.terminal.markdown.painting import Span
 from llama_chat.terminal.markdown.wrapping import WordWrap
+from llama_chat.terminal.sanitizer import sanitize
 
 ROW_MAX = 10_000
 """Length beyond which a line begins no table."""
@@ -47,8 +50,8 @@ class ProseLine:
         """Index of the first pipe."""
         self._hanging = hanging
         self._wrap = WordWrap(margin, hanging, width) if width else None
-        self.columns = 0
-        """Columns of its text in a single row."""
+        self._shown: list[Span] = []
+        """Its text in a single row."""
 
     def push(self, text: str) -> list[Span]:
         """Take more of the line; returns what is final now."""
@@ -63,6 +66,11 @@ class ProseLine:
             return self._rows(self._inline.push(self.text[n_before : self._pipe]))
         self._may_be_row = len(self.text) <= ROW_MAX
         return self._rows(self._inline.push(text))
+
+    @property
+    def columns(self) -> int:
+        """Columns of its text in a single row; a character may add to those of the one before."""
+        return cell_len(sanitize("".join(span.text for span in self._shown)))
 
     @property
     def held(self) -> str:
@@ -98,5 +106,5 @@ class ProseLine:
         return self._rows(self._inline.push(held))
 
     def _rows(self, spans: list[Span]) -> list[Span]:
-        self.columns += width_of(spans)
+        self._shown += spans
         return self._wrap.push(spans) if self._wrap else spans

@@ -13,6 +13,9 @@ _PIECE = re.compile(r"[ \t]+|[^ \t]+")
 _TAB_STOP = 8
 """Distance of the tab stops of a terminal."""
 
+_WIDENING = "\ufe0f"
+"""Variation selector after which a narrow character may be drawn wide."""
+
 _NO_BREAK_BEFORE = frozenset({"Pe", "Pf", "Po", "Lm", "Mn", "Mc", "Me", "Cf", "Sk", "Zs"})
 _NO_BREAK_AFTER = frozenset({"Ps", "Pi", "Cf"})
 """Unicode categories of characters that no row begins, or ends, with: closing punctuation, marks,
@@ -40,7 +43,8 @@ class WordWrap:
         self._hanging = list(hanging)
         self._width = width
         self._limit = width()
-        self._column = _column_after(0, _text(margin))
+        self._column = _column_after(0, margin)
+        """Column after what is held, if it were in this row."""
         self._is_begun = False
         """True if the row has a word."""
         self._blanks: list[Span] = []
@@ -57,7 +61,7 @@ class WordWrap:
             for piece in [sanitize(text)] if whole else _PIECE.findall(sanitize(text)):
                 if piece[:1] in (" ", "\t") and not whole:
                     self._end_word()
-                    self._blanks.append(Span(piece, style))
+                    self._hold(self._blanks, Span(piece, style))
                     continue
                 for part in [piece] if whole else _parts(piece):
                     self._add(Span(part, style))
@@ -66,7 +70,7 @@ class WordWrap:
     def finish(self) -> list[Span]:
         """End the line; returns the rest."""
         self._end_word()
-        if _column_after(self._column, _text(self._blanks)) <= self._limit:
+        if self._column <= self._limit:
             self._released += self._blanks
         self._blanks = []
         return self._take()
@@ -89,27 +93,25 @@ class WordWrap:
         if self._last and _may_break(self._last, part.text[0]):
             self._end_word()
         self._last = part.text[-1]
-        self._word.append(part)
-        if not self._is_long and not self._fits() and self._is_begun:
+        self._hold(self._word, part)
+        if not self._is_long and self._column > self._limit and self._is_begun:
             self._break()
-        if self._is_long or not self._fits():
+        if self._is_long or self._column > self._limit:
             self._is_long = True
             self._release()
 
-    def _fits(self) -> bool:
-        return self._end() <= self._limit
-
-    def _end(self) -> int:
-        """Return the column after the held blanks and word, if they were in this row."""
-        return _column_after(_column_after(self._column, _text(self._blanks)), _text(self._word))
+    def _hold(self, held: list[Span], part: Span) -> None:
+        held.append(part)
+        self._column = _column_after(self._column, [part])
 
     def _break(self) -> None:
         """Begin a row; an indentation that leaves too little of it is left out."""
         self._limit = self._width()
         hanging = self._hanging
-        self._column = _column_after(0, _text(hanging))
+        self._column = _column_after(0, hanging)
         if self._column > self._limit // 2:
             hanging, self._column = [], 0
+        self._column = _column_after(self._column, self._word)
         self._released += [Span("\n"), *hanging]
         self._blanks = []
         self._is_begun = False
@@ -121,7 +123,6 @@ class WordWrap:
         self._is_long = False
 
     def _release(self) -> None:
-        self._column = self._end()
         self._released += [*self._blanks, *self._word]
         self._blanks, self._word = [], []
         self._is_begun = True
@@ -141,17 +142,24 @@ def _text(spans: Iterable[Span]) -> str:
     return "".join(span.text for span in spans)
 
 
-def _column_after(column: int, text: str) -> int:
-    """Return the column after ``text`` that begins in ``column``."""
-    *tabbed, rest = text.split("\t")
-    for part in tabbed:
-        column = (column + _cells(part)) // _TAB_STOP * _TAB_STOP + _TAB_STOP
-    return column + _cells(rest)
+def _column_after(column: int, spans: Iterable[Span]) -> int:
+    """Return the column after ``spans`` that begin in ``column``."""
+    for span in spans:
+        *tabbed, rest = span.text.split("\t")
+        for part in tabbed:
+            column = (column + _cells(part)) // _TAB_STOP * _TAB_STOP + _TAB_STOP
+        column += _cells(rest)
+    return column
 
 
 def _cells(text: str) -> int:
-    """Return the most columns that a terminal may need: some draw joined emoji one by one."""
-    return len(text) if text.isascii() else max(cell_len(text), sum(map(cell_len, text)))
+    """Return the most columns that a terminal may need: some draw joined emoji one by one.
+
+    Those of a text are those of its pieces, wherever it is cut.
+    """
+    if text.isascii():
+        return len(text)
+    return sum(map(cell_len, text)) + text.count(_WIDENING)
 
 
 def _parts(word: str) -> Iterator[str]:
