@@ -1,6 +1,8 @@
 """Generations that take turns on one engine are the same as alone, bit for bit."""
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -110,6 +112,23 @@ def test_texts_that_take_turns_are_those_alone(
     for text, taken in zip(texts, all_taken, strict=True):
         taken.take()
         assert taken.events == alone(kind, text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_several_threads_are_those_alone(kind: str) -> None:
+    engine = new_engine(kind)
+    barrier = threading.Barrier(len(TEXTS))
+
+    def generate(text: Text) -> Sequence[Event]:
+        taken = Taken(engine, text)
+        barrier.wait()
+        taken.take()
+        return taken.events
+
+    with ThreadPoolExecutor(len(TEXTS)) as pool:
+        for _ in range(3):
+            for text, events in zip(TEXTS, pool.map(generate, TEXTS), strict=True):
+                assert events == alone(kind, text)
 
 
 def test_stories_take_turns(shared_data: Path) -> None:

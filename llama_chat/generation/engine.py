@@ -1,5 +1,6 @@
 """Prefill and decode: ids in, tokens out, through one cache."""
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -110,6 +111,8 @@ class Engine:
         """Tokens evaluated so far, including sampled ones, without rejected drafts."""
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
+        self._lock = threading.RLock()
+        """Held while the cache changes: generations of several threads take turns token by token."""
         self._owner: Continuation | None = None
         """The generation whose tokens the cache holds; None if it was last used otherwise."""
         self._pass_cost = PassCost()
@@ -145,18 +148,20 @@ class Engine:
         """
         if not ids:
             raise ValueError("no tokens to prefill")
-        self.n_reused = min(self._seek(ids), len(ids) - 1)
-        self.cache.trim(self.n_reused)
-        return self._append(ids[self.n_reused :], hooks or Hooks())
+        with self._lock:
+            self.n_reused = min(self._seek(ids), len(ids) - 1)
+            self.cache.trim(self.n_reused)
+            return self._append(ids[self.n_reused :], hooks or Hooks())
 
     def prefill_cached(self, ids: Sequence[int], hooks: Hooks | None = None) -> None:
         """Make the cache hold exactly ``ids``, as ``prefill`` does, without logits.
 
         Nothing is evaluated if the cache has all of them.
         """
-        self.n_reused = self._seek(ids)
-        if self.n_reused < len(ids):
-            self._append(ids[self.n_reused :], hooks or Hooks())
+        with self._lock:
+            self.n_reused = self._seek(ids)
+            if self.n_reused < len(ids):
+                self._append(ids[self.n_reused :], hooks or Hooks())
 
     def _seek(self, ids: Sequence[int]) -> int:
         """Reuse the longest cached prefix of ``ids``, and return its length."""
@@ -178,11 +183,13 @@ class Engine:
 
     def _begin(self, text: Continuation, hooks: Hooks) -> Tensor:
         """Prefill the prompt of a generation, which then owns the cache."""
-        try:
-            return self.prefill(text.ids, hooks)
-        finally:
-            text.n_reused = self.n_reused
-            self._owner = text
+        with self._lock:
+            self.n_reused = 0
+            try:
+                return self.prefill(text.ids, hooks)
+            finally:
+                text.n_reused = self.n_reused
+                self._owner = text
 
     def _return_to(self, text: Continuation, ends: Sequence[int], hooks: Hooks) -> None:
         """Restore the cache as a generation left it, after the engine was used otherwise.
@@ -251,7 +258,7 @@ class Engine:
         Yields:
             A ``Token`` for each sampled id except an end token, then one ``Finish``. The caller
             may stop by closing the generator; the cache is valid at every instant. Several
-            generations may take turns, at the cost of seeking at each.
+            generations may take turns, in one thread or many, at the cost of seeking at each.
 
         Raises:
             PromptTooLongError: if ``ids`` exceed the context.
@@ -267,7 +274,6 @@ class Engine:
         """Continue the prompt of a request; see ``generate``."""
         hooks = hooks or Hooks()
         text = Continuation(request, self.tokenizer, self.end_ids, self.context)
-        self.n_reused = 0
         verifier = None
         if drafters := self._drafters(lookup):
             verifier = DraftVerifier(self.backend, self.cache, drafters, self._pass_cost)
@@ -284,7 +290,9 @@ class Engine:
                 if text.reason is not None:
                     break
                 chosen.append(token.id)
-                if not text.is_forced:
+                if text.is_forced:
+                    continue
+                with self._lock:
                     if self._owner is not text:
                         self._return_to(text, ends, hooks)
                         if verifier is not None:
