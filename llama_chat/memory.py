@@ -9,22 +9,16 @@ import psutil
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
-_limit: int | None = None
 
-
-def limit_memory(n_bytes: int | None) -> None:
-    """Limit the memory of this process to ``n_bytes``; None sets no limit."""
-    global _limit
-    _limit = n_bytes
-
-
-def require(n_bytes: int) -> None:
+def require(n_bytes: int, limit: int | None = None) -> None:
     """Check that memory is free before it is allocated: later, the kernel would kill the process.
+
+    ``limit`` is that of ``available_memory``.
 
     Raises:
         MemoryError: if it is not.
     """
-    if n_bytes > available_memory(limit=_limit):
+    if n_bytes > available_memory(limit=limit):
         raise MemoryError(f"{n_bytes} bytes are not free")
 
 

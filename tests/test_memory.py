@@ -8,10 +8,11 @@ import pytest
 
 from harness.process import cold
 from harness.program import COMMAND, Program, assert_clean_error, run
+from llama_chat import load
 from llama_chat.errors import LlamaChatError, unexpected
 from llama_chat.generation.backend import TorchBackend
 from llama_chat.generation.engine import Engine
-from llama_chat.memory import available_memory, limit_memory, require
+from llama_chat.memory import available_memory, require
 from llama_chat.settings.definitions import SETTINGS
 from llama_chat.settings.setting import bytes_of
 from tests import out_of_memory
@@ -108,12 +109,8 @@ def test_more_than_is_left_is_refused_before_it_is_allocated() -> None:
     require(1000)
     with pytest.raises(MemoryError):
         require(2**60)
-    limit_memory(psutil.Process().memory_info().rss + 10**6)
-    try:
-        with pytest.raises(MemoryError):
-            require(10**9)
-    finally:
-        limit_memory(None)
+    with pytest.raises(MemoryError):
+        require(10**9, psutil.Process().memory_info().rss + 10**6)
 
 
 SIZES = {"8G": 2**33, "8g": 2**33, "8GiB": 2**33, "8GB": 8 * 10**9, "512M": 2**29, "0.5K": 512,
@@ -151,16 +148,21 @@ def test_a_model_that_exceeds_the_limit_is_refused(gguf_model: Path, tmp_path: P
 
 def test_a_context_grows_within_the_limit_alone() -> None:
     config = replace(out_of_memory.CONFIG, context_length=2**16)
-    engine = Engine(TorchBackend(random_model(config)), byte_tokenizer())
+    free, limited = (TorchBackend(random_model(config)) for _ in range(2))
+    limited.memory = psutil.Process().memory_info().rss + 8 * 2**20
+    engine = Engine(limited, byte_tokenizer())
     engine.prefill_cached([3] * 300)
-    limit_memory(psutil.Process().memory_info().rss + 8 * 2**20)
-    try:
-        with pytest.raises(LlamaChatError, match="of context: not enough memory: use a smaller"):
-            engine.prefill_cached([3] * 8_000)
-        assert 300 <= engine.cache.length < 4000
-    finally:
-        limit_memory(None)
+    with pytest.raises(LlamaChatError, match="of context: not enough memory: use a smaller"):
+        engine.prefill_cached([3] * 8_000)
+    assert 300 <= engine.cache.length < 4000
     engine.prefill_cached([3] * engine.cache.length + [4])  # it goes on
+    Engine(free, byte_tokenizer()).prefill_cached([3] * 8_000)
+
+
+def test_each_model_of_a_process_has_a_limit_of_its_own(gguf_model: Path) -> None:
+    limited = load(gguf_model, memory=10**10)
+    assert load(gguf_model).backend.memory is None
+    assert limited.backend.memory == 10**10
 
 
 def run_limited(kilobytes: int, *arguments: str | Path, home: Path) -> tuple[int, str]:

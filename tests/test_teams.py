@@ -108,12 +108,25 @@ else:
     raise AssertionError("the loss of a page was not noticed")
 """
 
+MORE_THAN_THE_STACK = """
+# What is kept for each thread does not grow with a number that nobody can have.
+from llama_chat.kernels.likeliest import find_likeliest
+
+matrix = backend.model.output.packed
+x, logits = torch.randn(1, matrix.shape[1]), torch.randn(300)
+expected = matrix.multiply(x), find_likeliest([logits], 3, 1.0)
+torch.get_num_threads = lambda: 2**24  # torch itself would begin them
+assert matrix.multiply(x).equal(expected[0])
+assert find_likeliest([logits], 3, 1.0) == expected[1]
+"""
+
 SCRIPTS = {
     "any number of threads": SAME_IN_ANY_NUMBER,
     "concurrent callers": CONCURRENT,
     "a forked process": FORKED,
     "signals": SIGNALLED,
     "a lost page": LOSING_A_PAGE,
+    "more than the stack": MORE_THAN_THE_STACK,
 }
 
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from llama_chat.errors import ContextMemoryError, counted, is_out_of_memory
+from llama_chat.generation.cache_rows import CacheRows
 from llama_chat.generation.kv_cache import KVCache, RowCache
 from llama_chat.generation.stopwatch import Seconds, timed_modules
 from llama_chat.kernels import mapped_files, native
 from llama_chat.kernels.abi import MAX_EXACT_BATCH
 from llama_chat.model.attention import SequenceSpan, causal_mask
+from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import InterruptedForward, Transformer
 
 PREFILL_CHUNK = 512
@@ -71,6 +73,8 @@ class Backend(ABC):
         """Compute ``model`` with ``threads`` CPU threads; None for as many as torch uses."""
         self.model = model
         self.threads = threads
+        self.memory: int | None = None
+        """Bytes that this process may use in all when a cache grows; None for no limit."""
 
     @property
     def context(self) -> int:
@@ -113,8 +117,16 @@ class Backend(ABC):
             dtype: type of keys and values; None for that of the activations.
             max_saved_bytes: limit on its saved suffixes; see ``KVCache``.
         """
+        config, dtype = self.model.config, dtype or self.model.dtype
         devices = [block.device for block in self.model.blocks]
-        return KVCache(self.model.config, dtype or self.model.dtype, devices, max_saved_bytes)
+        rows = self._new_rows(config, dtype, devices)
+        return KVCache(config, dtype, devices, max_saved_bytes, rows)
+
+    def _new_rows(
+        self, config: LlamaConfig, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> CacheRows:
+        """Make the storage of an empty cache."""
+        return CacheRows(config, dtype, devices, self.memory)
 
     def forward(
         self,

@@ -63,9 +63,17 @@ class CacheRows:
     """
 
     def __init__(
-        self, config: LlamaConfig, dtype: torch.dtype, devices: Sequence[torch.device]
+        self,
+        config: LlamaConfig,
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+        memory: int | None = None,
     ) -> None:
-        """Begin without rows; arguments as of ``KVCache``."""
+        """Begin without rows; arguments as of ``KVCache``.
+
+        They do not grow where this process would then use more than ``memory`` bytes in all.
+        """
+        self._memory = memory
         self._limit = config.context_length
         self._n_heads = config.n_heads
         # (B, n_kv_heads, capacity, head_dim) for each layer
@@ -141,7 +149,8 @@ class CacheRows:
         self._native, self.buffers_id = None, next(_buffer_ids)
         capacity = min(-(-length // BLOCK) * BLOCK, self._limit) - self.start
         kept = used - self.start
-        require(sum(self._growth(old, capacity) for layers in self.buffers for old in layers))
+        growth = sum(self._growth(old, capacity) for layers in self.buffers for old in layers)
+        require(growth, self._memory)
         for layers in self.buffers:
             for layer, old in enumerate(layers):
                 if old.shape[2] >= capacity:  # grown already, before an interrupt

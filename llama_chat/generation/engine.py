@@ -112,7 +112,7 @@ class Engine:
         self.n_reused = 0
         """Tokens of the last prefill that the cache already held."""
         self._lock = threading.RLock()
-        """Held while the cache changes: generations of several threads take turns token by token."""
+        """Held while the cache changes: generations of several threads take turns at each token."""
         self._owner: Continuation | None = None
         """The generation whose tokens the cache holds; None if it was last used otherwise."""
         self._pass_cost = PassCost()

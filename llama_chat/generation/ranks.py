@@ -18,7 +18,7 @@ from torch import Tensor
 from llama_chat.errors import is_out_of_memory
 from llama_chat.generation.backend import Backend, Extension
 from llama_chat.generation.cache_rows import CacheRows
-from llama_chat.generation.kv_cache import KVCache, RowCache
+from llama_chat.generation.kv_cache import RowCache
 from llama_chat.generation.stopwatch import Seconds
 from llama_chat.kernels.forward import Buffers
 from llama_chat.model.config import LlamaConfig
@@ -94,9 +94,10 @@ class _LeadingRows(CacheRows):
         config: LlamaConfig,
         dtype: torch.dtype,
         devices: Sequence[torch.device],
+        memory: int | None,
         leader: _Leader,
     ) -> None:
-        super().__init__(config, dtype, devices)
+        super().__init__(config, dtype, devices, memory)
         self._leader = leader
         self.number = leader.number(self)
         leader.give("new", self.number, dtype_name(dtype))
@@ -170,14 +171,10 @@ class RankedBackend(Backend):
         """See the base class: the parts are those of rank 0."""
         return self._inner.timed_parts()
 
-    def new_cache(
-        self, dtype: torch.dtype | None = None, max_saved_bytes: int | None = None
-    ) -> KVCache:
-        """See the base class."""
-        devices = [block.device for block in self.model.blocks]
-        config, dtype = self.model.config, dtype or self.model.dtype
-        rows = _LeadingRows(config, dtype, devices, self._leader)
-        return KVCache(config, dtype, devices, max_saved_bytes, rows)
+    def _new_rows(
+        self, config: LlamaConfig, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> CacheRows:
+        return _LeadingRows(config, dtype, devices, self.memory, self._leader)
 
     def _reserve(self, cache: RowCache, length: int) -> None:
         self._inner._reserve(cache, length)

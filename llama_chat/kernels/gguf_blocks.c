@@ -257,12 +257,14 @@ static const block_type BLOCK_TYPES[] = {
     {{4, 32, 0, 8, 1}, 136, split_iq4_xs},
 };
 
+/* Return the type that is packed in `layout`; NULL if there is none. */
 static const block_type *block_type_of(packed_layout layout)
 {
-    const block_type *type = BLOCK_TYPES;
-    while (!is_layout(type->layout, layout))
-        type++;
-    return type;
+    const block_type *const end = BLOCK_TYPES + sizeof BLOCK_TYPES / sizeof *BLOCK_TYPES;
+    for (const block_type *type = BLOCK_TYPES; type < end; type++)
+        if (is_layout(type->layout, layout))
+            return type;
+    return NULL;
 }
 
 /* Set the padding of a panel of `n_rows` to zeros. */
@@ -290,11 +292,13 @@ INLINE int is_finite(const panel_span *span)
 
 /* Write the panels of `w`, whose other fields are set, from the `blocks` of its rows, one row after
  * the other. Returns 0, with some panels not written, if a scale or minimum in float16 is infinite
- * or NaN; else 1. */
+ * or NaN, or if no type is packed in this layout; else 1. */
 EXPORT int pack_blocks(const matrix *w, const uint8_t *blocks, uint8_t *to)
 {
     const packed_layout layout = w->layout;
     const block_type *type = block_type_of(layout);
+    if (!type)
+        return 0;
     const int64_t n_spans = n_groups(w) / groups_per_span(layout);
     panel_span span = {.mins = {0}}; /* as they stay in layouts without */
     row_blocks from = {blocks, n_spans * type->n_bytes, PANEL};

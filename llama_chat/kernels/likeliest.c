@@ -252,7 +252,8 @@ EXPORT void find_likeliest(const float *const *rows, int64_t n_rows, int64_t n, 
                            char *scratch, int level, int n_threads)
 {
     const kernel_set kernels = kernels_of(level);
-    float largest[n_threads];
+    float largest[MAX_CALLED_THREADS];
+    n_threads = (int)min(n_threads, MAX_CALLED_THREADS);
     for (int thread = 0; thread < n_threads; thread++)
         largest[thread] = -INFINITY; /* the team may be smaller */
     search_job job = {&kernels, rows,   n_rows, n,       k,      factor,

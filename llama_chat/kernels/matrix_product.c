@@ -356,8 +356,9 @@ EXPORT void multiply(const matrix *w, const void *x, int n_x, void *y, int is_bf
     if (n_x == 0)
         return;
     const kernel_set kernels = kernels_of(level);
-    work_share shares[n_threads];
-    memset(shares, 0, sizeof shares);
+    work_share shares[MAX_CALLED_THREADS];
+    n_threads = (int)min(n_threads, MAX_CALLED_THREADS);
+    memset(shares, 0, (size_t)n_threads * sizeof *shares);
     product_job job = {&kernels, w, x, n_x, y, is_bf16, scratch, shares};
     run_team(n_x * w->n_rows * w->n_columns > 65536 ? n_threads : 1,
              w->type == PACKED ? multiply_shares : multiply_float_share, &job);

@@ -13,6 +13,10 @@ typedef struct {
     int index, n_threads;
 } team_member;
 
+/* Most threads of a product or a search that is called by itself: a limit on their memory, which is
+ * on the stack. */
+enum { MAX_CALLED_THREADS = 1024 };
+
 typedef void team_function(team_member me, void *argument);
 
 /* Let a team of `n_threads`, or fewer if the system provides fewer, call `function`; the calling

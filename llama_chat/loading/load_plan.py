@@ -23,7 +23,6 @@ from llama_chat.loading.weights import (
     read_weights,
     weight_bytes,
 )
-from llama_chat.memory import limit_memory
 from llama_chat.model.config import LlamaConfig
 from llama_chat.model.transformer import Transformer
 from llama_chat.parallel.slices import Shard
@@ -208,7 +207,6 @@ class LoadPlan:
             ModelError: if the model does not fit in memory, or its weights cannot be read.
         """
         self.check_fit()
-        limit_memory(self.memory)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         own, draft = self.checkpoint.n_bytes, None
@@ -216,9 +214,11 @@ class LoadPlan:
             total = own + self.draft.checkpoint.n_bytes
             draft = self.draft.load(_part(report, own, total))
             report = _part(report, 0, total)
+        backend = self.load_backend(report)
+        backend.memory = self.memory
         return Llama(
             self.checkpoint,
-            self.load_backend(report),
+            backend,
             self.tokenizer,
             cache_dtype=self.cache_dtype,
             max_saved_bytes=self.max_saved_bytes,

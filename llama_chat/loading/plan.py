@@ -215,7 +215,8 @@ def load(
             (packed as in the file), ``int8`` or ``int4`` (quantized now).
         context: context length in tokens, at most the model's.
         kv_dtype: type of the KV cache: ``auto`` (16 bits, or 32 beside such weights) or ``int8``.
-        threads: CPU threads of this process; None for one per core.
+        threads: CPU threads, also of whatever else this process computes with torch; None for as
+            many as torch uses, by itself one per core.
         model_paths: further folders in which names are looked up.
         draft: a smaller model of the same vocabulary, whose guesses save passes of this one.
         memory: bytes that this process may use in all; None for no limit.
