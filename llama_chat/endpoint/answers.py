@@ -88,6 +88,8 @@ class Answer:
         """True if the server has said why it ended."""
         self.is_filtered = False
         """True if a filter of the server ended it."""
+        self.calls_tool = False
+        """True if it ended with the call of a tool."""
         self.n_parts = 0
         """Number of parts with text, or with a token."""
         self._hidden = hidden
@@ -139,6 +141,7 @@ class Answer:
             self.is_complete = True
             self._reason = "length" if reason in _LENGTH else "stop"
             self.is_filtered = reason == "content_filter"
+            self.calls_tool = reason in ("tool_calls", "function_call")
         return tokens
 
     def _tokens(self, logprobs: Any, text: str) -> list[Token]:

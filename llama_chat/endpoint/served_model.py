@@ -247,6 +247,11 @@ class ServedModel:
         """Return the last event of an answer whose stream has ended in order."""
         if answer.is_filtered:
             notify("a filter of the server ended the answer")
+        if answer.calls_tool and not answer.n_parts:
+            why = "it calls a tool in place of an answer"
+            raise LlamaChatError(self.client.address.what, why, "take a model without tools there")
+        if answer.calls_tool:
+            notify("the server called a tool, which is left out")
         if answer.is_complete:
             return answer.finish()
         if answer.n_parts:
