@@ -219,7 +219,9 @@ class ServedModel:
             body = {**call.body, **call.extra}
             try:
                 async with aclosing(
-                    self.client.stream(connections, call.route, body, notify)
+                    self.client.stream(
+                        connections, call.route, body, notify, lambda: answer.is_complete
+                    )
                 ) as stream:
                     async for found in stream:
                         for token in answer.take(found):
