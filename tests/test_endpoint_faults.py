@@ -147,6 +147,9 @@ SHAPES = [
             stream(event({"error": {"message": "x", "code": "context_length_exceeded"}})),
             "does not fit", 4),
     failing("only the end", stream(DONE), "nothing in it"),
+    failing("a tool", stream(part(None, "tool_calls"), DONE), "calls a tool in place"),
+    failing("a tool, whole", whole({"choices": [{"message": {"content": None, "tool_calls": [{}]},
+            "finish_reason": "tool_calls"}]}), "calls a tool in place"),
     failing("no choices", stream(event({"choices": []}), DONE), "nothing in it"),
     failing("endless line", stream(b"data: " + b"x" * (MAX_EVENT_BYTES + 1)), "larger than"),
     failing("endless event", stream(b"data: x\n" * (MAX_EVENT_BYTES // 2)), "larger than"),
@@ -232,6 +235,14 @@ def test_an_answer_that_ends_without_a_reason_counts_as_interrupted(server: Faul
         assert reply is not None
         assert reply.interrupted
     assert notes == ["the server ended the answer without saying why"] * 2
+
+
+def test_a_tool_that_is_called_after_a_text_is_told(server: FaultServer) -> None:
+    notes: list[str] = []
+    server.scripts = [stream(TEXT, part(None, "tool_calls"), DONE)]
+    found = send(session(server, notify=notes.append))
+    assert (found.error, found.text) == (None, "Hello")
+    assert notes == ["the server called a tool, which is left out"]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,12 @@ def test_a_stream_has_the_log_probabilities_of_all_tokens(api: Any) -> None:
     tokens = [token for each in told for token in each.tokens]
     logprobs = [logprob for each in told for logprob in each.token_logprobs]
     assert (tokens, logprobs) == (whole.logprobs.tokens, whole.logprobs.token_logprobs)
+    offsets = [offset for each in told for offset in each.text_offset]
+    assert offsets == whole.logprobs.text_offset
+    assert offsets[0] == 0
+    for token, offset in zip(tokens, offsets, strict=True):
+        if "\ufffd" not in token:  # one of the bytes of a character
+            assert text[offset:].startswith(token)
 
 
 def test_each_of_several_prompts_is_counted_once(api: Any) -> None:

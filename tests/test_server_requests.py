@@ -10,7 +10,7 @@ import pytest
 
 from tests.schemas import optional
 from tests.servers import Server, running_server
-from tests.test_server import HELLO, post
+from tests.test_server import HELLO, metrics, post
 
 CHAT: dict[str, Any] = {"messages": HELLO}
 COMPLETION: dict[str, Any] = {"prompt": "the cat"}
@@ -166,6 +166,15 @@ def test_a_schema_that_becomes_too_complex_is_an_error_of_its_author(server: Ser
     for stream in (False, True):
         status, answer = ask(server, CHAT | {"response_format": form, "stream": stream})
         assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_errors_of_clients_are_no_failures_of_the_server(server: Server) -> None:
+    before = metrics(server)
+    for body in (CHAT | {"max_tokens": 1}, {"prompt": "cat " * 2000}, {"prompt": [10**9]}):
+        ask(server, body)
+    after = metrics(server)
+    assert after["requests_total"] == before["requests_total"] + 3
+    assert after["failed_total"] == before["failed_total"]
 
 
 def test_the_type_of_a_body_may_have_capitals(server: Server) -> None:

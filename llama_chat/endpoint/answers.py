@@ -88,9 +88,12 @@ class Answer:
         """True if the server has said why it ended."""
         self.is_filtered = False
         """True if a filter of the server ended it."""
+        self.calls_tool = False
+        """True if it ended with the call of a tool."""
         self.n_parts = 0
         """Number of parts with text, or with a token."""
         self._hidden = hidden
+        self._half = ""
         self._reason: FinishReason = "stop"
         self._usage: dict[str, int] = {}
         self._size = 0
@@ -124,7 +127,7 @@ class Answer:
         if self._size > MAX_TEXT:
             raise ValueError(f"it is longer than {MAX_TEXT >> 20} MiB")
         is_part = bool(text) or _thinks(choice)
-        text = self._hidden.push(without_surrogates(text))
+        text = self._hidden.push(self._joined(text))
         tokens = self._tokens(choice.get("logprobs"), text)
         if not tokens and text:
             tokens = [Token(-1, text, 0.0)]
@@ -139,7 +142,15 @@ class Answer:
             self.is_complete = True
             self._reason = "length" if reason in _LENGTH else "stop"
             self.is_filtered = reason == "content_filter"
+            self.calls_tool = reason in ("tool_calls", "function_call")
         return tokens
+
+    def _joined(self, text: str) -> str:
+        """Return text without surrogates; the first of a pair waits for the other in ``_half``."""
+        text, self._half = self._half + text, ""
+        if "\ud800" <= text[-1:] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def _tokens(self, logprobs: Any, text: str) -> list[Token]:
         """Return the tokens of a part, the first one with its text; none if they are not known."""
@@ -163,8 +174,9 @@ class Answer:
             self._usage = {**found, "cached_tokens": min(cached or 0, found["prompt_tokens"])}
 
     def flush(self) -> str:
-        """Return the text held back, at the end of the answer."""
-        return self._hidden.flush()
+        """Return the text that is held back, of an answer that ends here."""
+        half, self._half = self._half, ""
+        return self._hidden.push(without_surrogates(half)) + self._hidden.flush()
 
     def finish(self, reason: FinishReason | None = None) -> Finish:
         """Return the last event; ``reason`` is that of the server unless it is given."""

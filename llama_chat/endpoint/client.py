@@ -14,7 +14,7 @@ from llama_chat import __version__
 from llama_chat.documents import parse_json
 from llama_chat.endpoint.address import Address
 from llama_chat.endpoint.answers import Hidden
-from llama_chat.endpoint.event_stream import EventStream
+from llama_chat.endpoint.event_stream import EventStream, StreamEvent
 from llama_chat.endpoint.refusals import Refusal, plain, read_refusal
 from llama_chat.errors import LlamaChatError, counted
 
@@ -41,6 +41,9 @@ _LEAST_WAIT_S = 1.0
 
 _REFUSED_WAITS_S = (0.2, 0.5, 1.0)
 """Waits between attempts if no server listens: it may be starting."""
+
+_AFTER_END_S = 5.0
+"""Longest wait for what may follow the last part of an answer: the counts, and the end."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _KEPT_REDIRECTS = (307, 308)
@@ -120,10 +123,12 @@ class Client:
         route: str,
         body: dict[str, Any],
         notify: Callable[[str], None],
+        is_complete: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Any]:
         """Post a request, and yield the JSON values of the stream that answers it.
 
-        If the server does not stream, its one value is yielded.
+        If the server does not stream, its one value is yielded. Once ``is_complete`` is true, the
+        end of the stream is not waited for long.
 
         Raises:
             RefusedRequest: if the answer is an error.
@@ -137,7 +142,7 @@ class Client:
                 return
             if kind not in ("text/event-stream", ""):
                 raise self._wrong(f"it answers with {plain(self.hide(kind), 40)}")
-            events, size = EventStream(), 0
+            events, size, loop = EventStream(), 0, asyncio.get_running_loop()
             parts = aiter(response.aiter_raw())
             deadline = self._deadline()
             while (data := await self._next(parts, deadline)) is not None:
@@ -146,10 +151,13 @@ class Client:
                     raise self._wrong(f"its answer is larger than {MAX_ANSWER_BYTES >> 20} MiB")
                 try:
                     for event in events.feed(data):
-                        if event.strip() == "[DONE]":
+                        if event.data.strip() == "[DONE]":
                             return
-                        yield parse_json(event)
-                        deadline = self._deadline()
+                        yield _value_of(event)
+                        if is_complete():
+                            deadline = min(deadline, loop.time() + _AFTER_END_S)
+                        else:
+                            deadline = self._deadline()
                 except ValueError as error:
                     raise self._wrong(f"a part of its answer cannot be read ({error})") from None
             raise ConnectionError("the stream ended early")
@@ -313,6 +321,21 @@ class Client:
     @property
     def _silence(self) -> str:
         return f"it was silent for {self.timeouts.silence_s:g} s"
+
+
+def _value_of(event: StreamEvent) -> Any:
+    """Return the JSON value of an event; that of an error has ``error`` for a key.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
+    if event.name != "error":
+        return parse_json(event.data)
+    try:
+        found = parse_json(event.data)
+    except ValueError:
+        found = event.data
+    return found if isinstance(found, dict) and "error" in found else {"error": found}
 
 
 class _NobodyListens(Exception):

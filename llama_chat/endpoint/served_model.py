@@ -219,7 +219,9 @@ class ServedModel:
             body = {**call.body, **call.extra}
             try:
                 async with aclosing(
-                    self.client.stream(connections, call.route, body, notify)
+                    self.client.stream(
+                        connections, call.route, body, notify, lambda: answer.is_complete
+                    )
                 ) as stream:
                     async for found in stream:
                         for token in answer.take(found):
@@ -247,6 +249,11 @@ class ServedModel:
         """Return the last event of an answer whose stream has ended in order."""
         if answer.is_filtered:
             notify("a filter of the server ended the answer")
+        if answer.calls_tool and not answer.n_parts:
+            why = "it calls a tool in place of an answer"
+            raise LlamaChatError(self.client.address.what, why, "take a model without tools there")
+        if answer.calls_tool:
+            notify("the server called a tool, which is left out")
         if answer.is_complete:
             return answer.finish()
         if answer.n_parts:

@@ -1,7 +1,9 @@
 """OpenAI-compatible answers, from the events of continuations."""
 
+import codecs
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -64,6 +66,20 @@ class Choice:
             self.tokens.append(event)
 
 
+class _Offset:
+    """Number of characters before the next token of a choice, whose last one may be cut."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def take(self, token: bytes) -> int:
+        """Return the offset of a token, and go past it."""
+        start = self._n
+        self._n += len(self._decoder.decode(token))
+        return start
+
+
 class Format:
     """Formatter of one answer: of a chat, or of a raw completion."""
 
@@ -95,6 +111,7 @@ class Format:
         self._model = model
         self._tokenizer = tokenizer
         self._n_logprobs = n_logprobs
+        self._offsets: defaultdict[int, _Offset] = defaultdict(_Offset)
         self._id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         self._created = int(time.time())
 
@@ -110,7 +127,7 @@ class Format:
                 {
                     "index": i,
                     **content,
-                    "logprobs": self._logprobs(choice.tokens),
+                    "logprobs": self._logprobs(i, choice.tokens),
                     "finish_reason": self._reason(choice.finish),
                 }
             )
@@ -132,7 +149,8 @@ class Format:
         is_last = isinstance(event, Finish)
         tokens = [] if isinstance(event, Finish) else [event]
         reason = self._reason(event) if isinstance(event, Finish) else None
-        chunk = self._chunk(index, content, None if is_last else self._logprobs(tokens), reason)
+        logprobs = None if is_last else self._logprobs(index, tokens)
+        chunk = self._chunk(index, content, logprobs, reason)
         if isinstance(event, Token) and self._tells_tokens:
             chunk[OWN_KEY] = {"token": asdict(event)}
         if isinstance(event, Finish):
@@ -172,7 +190,7 @@ class Format:
     def _reason(finish: Finish | None) -> str | None:
         return None if finish is None else _REASONS[finish.reason]
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         n = self._n_logprobs
         if n is None:
             return None
@@ -187,6 +205,7 @@ class Format:
             }
         return {
             "tokens": [self._text(token.id) for token in tokens],
+            "text_offset": [self._offsets[index].take(self._bytes(token.id)) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [
                 {self._text(other): logprob for other, logprob in token.alternatives[:n]}
@@ -195,8 +214,11 @@ class Format:
         }
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token_id)
+        data = self._bytes(token_id)
         return {"token": self._text(token_id), "logprob": logprob, "bytes": list(data)}
 
+    def _bytes(self, token_id: int) -> bytes:
+        return self._tokenizer.token_bytes(token_id)
+
     def _text(self, token_id: int) -> str:
-        return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+        return self._bytes(token_id).decode("utf-8", "replace")

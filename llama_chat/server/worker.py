@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from llama_chat.errors import LlamaChatError, unexpected
+from llama_chat.errors import LlamaChatError, PromptTooLongError, UsageError, unexpected
 from llama_chat.generation.batch import BatchedSequence, Scheduler
 from llama_chat.generation.continuation import Request
 from llama_chat.generation.events import Event, Finish
@@ -138,8 +138,9 @@ class ModelWorker:
                 sequence = self._scheduler.add(request)
                 job.sequences[sequence], self._keys[sequence] = number, job
         except Exception as error:
-            self._fail(job)
-            job.deliver(0, _as_ours(error))
+            failed = _as_ours(error)
+            self._fail(job, failed)
+            job.deliver(0, failed)
             self._end(job)
 
     def _deliver(self, sequence: BatchedSequence, event: Event | LlamaChatError) -> None:
@@ -150,15 +151,15 @@ class ModelWorker:
         if isinstance(event, Finish | LlamaChatError):
             del job.sequences[sequence], self._keys[sequence]
         if isinstance(event, LlamaChatError):
-            self._fail(job)
+            self._fail(job, event)
         if not job.is_cancelled:
             job.deliver(number, event)
         if not job.sequences:
             self._jobs.discard(job)
 
-    def _fail(self, job: Job) -> None:
-        """Count a job as failed, once for all its sequences."""
-        self.counts.failed += not job.has_failed
+    def _fail(self, job: Job, error: LlamaChatError) -> None:
+        """Count a job as failed, once for all its sequences, unless its client is at fault."""
+        self.counts.failed += not job.has_failed and not _is_of_client(error)
         job.has_failed = True
 
     def _count(self, finish: Finish) -> None:
@@ -175,6 +176,11 @@ class ModelWorker:
             del self._keys[sequence]
         job.sequences.clear()
         self._jobs.discard(job)
+
+
+def _is_of_client(error: LlamaChatError) -> bool:
+    """True for an error of a request, not of the server."""
+    return isinstance(error, UsageError | PromptTooLongError)
 
 
 def _as_ours(error: Exception) -> LlamaChatError:
