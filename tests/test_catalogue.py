@@ -126,7 +126,7 @@ MODELS: dict[str, tuple[str, Change, str]] = {
     ),
     "one shard of two": ("meta", one_shard, "1 of 2 shards are there"),
     "a shard of another model": ("meta", other_shard, "shards 0 and 1 differ"),
-    "deflated": ("meta", archive("packed"), "its parts are packed"),
+    "deflated": ("meta", archive("packed"), "its parts are compressed or encrypted"),
     "overlapping": ("meta", archive("one in the other"), "its parts overlap"),
     "an index of nothing": ("hub", index(), "it names no shard"),
     "an index of a missing shard": ("hub", index(a="gone.safetensors"), "is missing"),

@@ -141,7 +141,7 @@ BAD_META: dict[str, tuple[Callable[[Path], object], str]] = {
     "legacy": (_legacy, "as torch wrote them before 2020"),
     "packed": (
         lambda d: _repack(d / "consolidated.00.pth", zipfile.ZIP_DEFLATED),
-        "its parts are packed",
+        "its parts are compressed or encrypted",
     ),
     "other zip": (
         lambda d: zipfile.ZipFile(d / "consolidated.00.pth", "w").writestr("a", "b"),
