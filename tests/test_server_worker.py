@@ -6,9 +6,11 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import uvicorn
 import uvicorn.server
@@ -20,7 +22,7 @@ from llama_chat.errors import LlamaChatError
 from llama_chat.generation.backend import Extension, TorchBackend
 from llama_chat.generation.batch import Scheduler, Update
 from llama_chat.generation.continuation import Request
-from llama_chat.generation.events import Event
+from llama_chat.generation.events import Event, Finish, Token
 from llama_chat.generation.sampling import Sampler
 from llama_chat.server import serving
 from llama_chat.server.api import Api
@@ -28,6 +30,7 @@ from llama_chat.server.prompts import Prompts
 from llama_chat.server.worker import ModelWorker
 from llama_chat.settings.sampling import Sampling
 from llama_chat.settings.settings import Settings
+from tests import out_of_memory
 from tests.model_files import byte_tokenizer
 from tests.models import TINY, random_model
 
@@ -54,8 +57,8 @@ class _Held(Scheduler):
         return super().step(should_stop)
 
 
-def request() -> Request:
-    return Request([1, 2, 3], Sampler(Sampling(temperature=0)), max_tokens=4)
+def request(ids: Sequence[int] = (1, 2, 3)) -> Request:
+    return Request(ids, Sampler(Sampling(temperature=0)), max_tokens=4)
 
 
 def test_a_request_of_several_answers_fails_once() -> None:
@@ -66,6 +69,28 @@ def test_a_request_of_several_answers_fails_once() -> None:
     assert [str(events.get(timeout=30)) for _ in range(4)] == ["pass: it failed: "] * 4
     worker.stop()
     assert (worker.counts.requests, worker.counts.failed) == (1, 1)
+
+
+def test_a_request_that_memory_runs_out_for_fails_alone() -> None:
+    backend = TorchBackend(random_model(replace(out_of_memory.CONFIG, context_length=2**16)))
+    backend.memory = psutil.Process().memory_info().rss + 16 * 2**20
+    worker = ModelWorker(Scheduler(backend, byte_tokenizer(), frozenset(), max_parallel=2), 8)
+    ended: queue.Queue[tuple[int, Event | LlamaChatError]] = queue.Queue()
+    for ids in ([65] * 20, [66] * 12_000):
+
+        def encode(ids: Sequence[int] = ids) -> Sequence[Request]:
+            return [request(ids)]
+
+        def deliver(number: int, event: Event | LlamaChatError, first: int = ids[0]) -> None:
+            if not isinstance(event, Token):
+                ended.put((first, event))
+
+        worker.submit(encode, deliver)
+    last = dict(ended.get(timeout=60) for _ in range(2))
+    worker.stop()
+    assert isinstance(last[65], Finish)
+    assert "of context: not enough memory" in str(last[66])
+    assert worker.counts.failed == 1
 
 
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])  # of ASGI: they tell of it differently

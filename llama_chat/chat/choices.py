@@ -71,8 +71,9 @@ def choose(
     scores = [each.logprob / (len(each.ids) if by_length else 1) for each in scored]
     highest = max(scores)
     weights = [math.exp(each - highest) for each in scores]
+    total = sum(weights)
     found = [
-        ScoredReply(text, each, weight / sum(weights))
+        ScoredReply(text, each, weight / total)
         for text, each, weight in zip(texts, scored, weights, strict=True)
     ]
     return sorted(found, key=lambda choice: choice.probability, reverse=True)

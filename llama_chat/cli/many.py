@@ -178,8 +178,9 @@ class _Answers:
     def complete(self, line: int, answer: dict[str, Any]) -> None:
         """Store an answer, and write every answer that is next in order."""
         self._pending[line] = answer
-        for number in [line] if self._unordered else list(self._pending):
-            next_one = self._pending[number]
+        while self._pending:
+            number = line if self._unordered else next(iter(self._pending))
+            next_one = self._pending.get(number)
             if next_one is None:
                 return
             del self._pending[number]

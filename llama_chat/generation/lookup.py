@@ -135,8 +135,8 @@ class LookupDrafter(Drafter):
         if self._match is None:
             return []
         # A draft longer than the text after the match repeats that text.
-        ids = self._index.ids[self._match.start :]
-        return [ids[i % len(ids)] for i in range(length)]
+        ids, start = self._index.ids, self._match.start
+        return [ids[start + i % (len(ids) - start)] for i in range(length)]
 
 
 def _bucket(length: int) -> int:
