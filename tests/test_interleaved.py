@@ -116,18 +116,18 @@ def test_texts_that_take_turns_are_those_alone(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_of_several_threads_are_those_alone(kind: str) -> None:
-    engine = new_engine(kind)
     barrier = threading.Barrier(len(TEXTS))
 
-    def generate(text: Text) -> Sequence[Event]:
-        taken = Taken(engine, text)
+    def generate(taken: Taken) -> Sequence[Event]:
         barrier.wait()
         taken.take()
         return taken.events
 
     with ThreadPoolExecutor(len(TEXTS)) as pool:
         for _ in range(3):
-            for text, events in zip(TEXTS, pool.map(generate, TEXTS), strict=True):
+            engine = new_engine(kind)
+            found = pool.map(generate, [Taken(engine, text) for text in TEXTS])
+            for text, events in zip(TEXTS, found, strict=True):
                 assert events == alone(kind, text)
 
 
