@@ -1,6 +1,7 @@
 """Build the C kernels into the package, if there is a C compiler."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,8 +49,9 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg] # generic o
         if self.target_name != "wheel":
             return
         library = KERNELS / "_packed.so"
-        library.unlink(missing_ok=True)
-        if build_library(sorted(KERNELS.glob("*.c")), library):
+        if not build_library(sorted(KERNELS.glob("*.c")), library):
+            library.unlink(missing_ok=True)  # of other sources: torch computes what these would
+        else:
             build_data["artifacts"].append("/llama_chat/kernels/_packed.so")
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -67,10 +69,11 @@ def build_library(sources: Sequence[Path], library: Path) -> bool:
     variants = thread_flags(Path(sysconfig.get_path("platlib")))
     for compiling, linking in variants if compiler else ():
         try:
-            _build([*str(compiler).split(), *FLAGS, *compiling], linking, sources, library)
+            words = shlex.split(str(compiler))
+            _build([*words, *FLAGS, *compiling], linking, sources, library)
         except subprocess.CalledProcessError as error:
             reason = _first_error(error.stderr)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = str(error)
         else:
             return True

@@ -25,6 +25,14 @@ def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
     return descriptor
 
 
+def is_at(descriptor: int, path: Path) -> bool:
+    """True if an open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable (``fsync``), where the file system can do that."""
     with suppress(OSError):

@@ -50,6 +50,7 @@ def warm(gguf_model: Path, tmp_path: Path) -> Iterator[Warm]:
 @pytest.mark.parametrize("before", ["none", "killed"])
 def test_keep_warm_starts_a_server(warm: Warm, before: str) -> None:
     if before == "killed":
+        warm.socket.parent.mkdir()
         with SocketFile(warm.socket) as taken, taken.listening():
             left = warm.socket.rename(Path(warm.runtime) / "left")
         left.rename(warm.socket)  # as a killed server leaves it
@@ -83,6 +84,7 @@ def test_a_started_server_has_the_settings_of_the_question(warm: Warm, tmp_path:
 
 
 def test_a_server_without_its_socket_file_is_not_waited_for(warm: Warm) -> None:
+    warm.socket.parent.mkdir()
     with SocketFile(warm.socket) as taken, taken.listening():
         warm.socket.unlink()
         done = warm.ask()

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import hatch_build
 from harness.program import FORBIDDEN, environment
-from hatch_build import KERNELS, build_library
+from hatch_build import KERNELS, KernelBuildHook, build_library
 from llama_chat.errors import LlamaChatError
 from llama_chat.kernels import native
 from llama_chat.kernels.abi import STRUCTS
@@ -240,6 +242,43 @@ def test_a_failed_build_says_why_in_one_line(
     assert line.startswith("no C kernels: ")
     assert "missing" in line
     assert not (tmp_path / "a.so").exists()
+
+
+@needs_compiler
+def test_words_of_a_compiler_may_be_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = tmp_path / "my compiler"
+    compiler.write_text('#!/bin/sh\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{compiler}' -DNAME='a b'")
+    assert build_library([SOURCE], tmp_path / "a.so")
+    monkeypatch.setenv("CC", "'cc")
+    assert not build_library([SOURCE], tmp_path / "b.so")
+    assert capsys.readouterr().err == "no C kernels: No closing quotation\n"
+
+
+@needs_compiler
+def test_the_library_stays_until_another_is_built_or_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "_packed.so"
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\ntest -e "{library}" || exit 1\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(hatch_build, "KERNELS", tmp_path)
+    monkeypatch.setenv("CC", str(compiler))
+    (tmp_path / "a.c").write_text("int one(void) { return 1; }\n")
+    library.write_text("of other sources")
+    unused: Any = None
+    hook = KernelBuildHook(str(tmp_path), {}, unused, unused, "", "wheel")
+    data: dict[str, Any] = {"artifacts": []}
+    hook.initialize("standard", data)
+    assert data["artifacts"] == ["/llama_chat/kernels/_packed.so"]
+    assert library.read_bytes().startswith(b"\x7fELF")
+    (tmp_path / "a.c").write_text("wrong")
+    hook.initialize("standard", data)
+    assert not library.exists()
 
 
 @needs_compiler

@@ -1,5 +1,6 @@
 """``llama-chat pull`` from a hub: only what is needed, whole, resumable, errors in one line."""
 
+import fcntl
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from huggingface_hub import constants
@@ -244,6 +246,24 @@ def test_two_at_once_do_not_disturb_each_other(hub: Hub, tmp_path: Path) -> None
         first.kill(signal.SIGTERM)
         assert b"Traceback" not in first.communicate(seconds=20)[1]
         assert first.returncode == 143
+
+
+def test_a_file_that_another_pull_completes_in_between_is_there(
+    hub: Hub, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files, hub.cut = {"a.gguf": WEIGHTS}, [100_000]
+    with pytest.raises(LlamaChatError):
+        fetch()
+    hub.cut, hub.refuse, flock = [], None, fcntl.flock
+
+    def complete_first(file: BinaryIO, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        fetch()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", complete_first)
+    fetch()
+    assert models(tmp_path) == {"org/name/a.gguf": WEIGHTS}
 
 
 GATED = (403, {"X-Error-Code": "GatedRepo"})

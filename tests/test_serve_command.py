@@ -1,5 +1,7 @@
 """``llama-chat serve``: its start, its end, and the commands that use it."""
 
+import errno
+import fcntl
 import http.client
 import json
 import os
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,7 @@ from harness.program import Program, Result, assert_clean_error, run
 from llama_chat.errors import UsageError
 from llama_chat.server import client
 from llama_chat.server.access import parse_origin
-from llama_chat.server.sockets import SocketFile, listening_on_port
+from llama_chat.server.sockets import Holder, SocketFile, holder_of, listening_on_port
 from tests.servers import Server, running_server
 from tests.test_server import HELLO, metrics, post, request
 
@@ -320,6 +323,81 @@ def test_each_socket_has_a_lock_of_its_own(tmp_path: Path) -> None:
             stack.enter_context(SocketFile(tmp_path / name))
         with pytest.raises(UsageError, match="is running there already"):
             stack.enter_context(SocketFile(tmp_path / "qwen.7b"))
+
+
+def test_a_lock_is_gone_with_its_server_and_can_be_taken_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    for _ in range(2):
+        with SocketFile(path) as taken, taken.listening():
+            assert holder_of(path) == Holder(os.getpid(), True)
+        assert not list(tmp_path.iterdir())
+        assert holder_of(path) is None
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, flock = SocketFile(tmp_path / "a.sock"), fcntl.flock
+
+    def leave_first(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.__exit__()
+        flock(descriptor, operation)
+
+    first.__enter__()
+    monkeypatch.setattr(fcntl, "flock", leave_first)
+    with (
+        SocketFile(tmp_path / "a.sock"),
+        pytest.raises(UsageError, match="is running there already"),
+        SocketFile(tmp_path / "a.sock"),
+    ):
+        pass
+
+
+def test_a_lock_that_fails_says_why_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = n_open()
+    with pytest.raises(UsageError, match="no locks available: choose another with --socket"):
+        SocketFile(tmp_path / "a.sock").__enter__()
+    assert n_open() == before
+
+
+def n_open() -> int:
+    """Count the open files of this process."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_no_folder_is_made_for_a_socket_that_is_named(home: Path, gguf_model: Path) -> None:
+    done = run("serve", "-m", gguf_model, "--socket", home / "none/a.sock", home=home)
+    assert_clean_error(done, 2, "a.sock': no such file or directory: choose another")
+    assert not (home / "none").exists()
+
+
+def test_a_port_that_is_taken_leaves_nothing_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = n_open()
+        with (
+            pytest.raises(UsageError, match="address already in use") as caught,
+            listening_on_port("127.0.0.1", taken.getsockname()[1]),
+        ):
+            pass
+        assert n_open() == before
+        assert caught
+
+
+def test_an_address_that_this_machine_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(*_: object, **__: object) -> list[Any]:
+        kind = socket.AF_INET, socket.SOCK_STREAM, 0, ""
+        return [(*kind, (address, 0)) for address in ("192.0.2.1", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    with listening_on_port("localhost", 0) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
 
 
 def test_a_full_server_says_so(home: Path, gguf_model: Path) -> None:

@@ -315,3 +315,9 @@ def test_text_of_a_client_is_never_a_control_token(server: Server) -> None:
     status, found = post(server, "/v1/tokenize", {"text": "<|im_start|>", "add_special": False})
     assert status == 200
     assert found["count"] > 1
+
+
+@pytest.mark.parametrize("chunk", [{"choices": []}, {"choices": [{}]}, {}, [], None])
+def test_what_is_no_part_of_an_answer_is_of_no_server_of_ours(chunk: Any) -> None:
+    with pytest.raises(client.LostServer):
+        list(client.events_of(chunk))

@@ -15,9 +15,10 @@ import pytest
 import uvicorn
 import uvicorn.server
 from starlette.requests import ClientDisconnect
+from starlette.testclient import TestClient
 from torch import Tensor
 
-from llama_chat import load
+from llama_chat import Llama, load
 from llama_chat.errors import LlamaChatError
 from llama_chat.generation.backend import Extension, TorchBackend
 from llama_chat.generation.batch import Scheduler, Update
@@ -165,3 +166,29 @@ def test_headers_that_do_not_come_end_the_connection(monkeypatch: pytest.MonkeyP
                 writer.close()
 
     asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+class _Watched(Prompts):
+    """Prompts that note the threads on which texts are decoded."""
+
+    def __init__(self, llama: Llama, settings: Settings) -> None:
+        super().__init__(llama, settings)
+        self.threads: list[str] = []
+
+    def text(self, prompt: str | list[int]) -> str:
+        self.threads.append(threading.current_thread().name)
+        return super().text(prompt)
+
+
+@pytest.mark.parametrize(("n_ids", "status"), [(3, 200), (100_000, 400)])
+def test_a_prompt_is_decoded_on_the_worker_once_it_is_known_to_fit(
+    n_ids: int, status: int, gguf_model: Path
+) -> None:
+    llama = load(gguf_model, threads=1)
+    worker, prompts = ModelWorker(llama.scheduler(4), 4), _Watched(llama, Settings())
+    body = {"prompt": [5] * n_ids, "echo": True, "max_tokens": 1}
+    with TestClient(Api(worker, prompts, {}).app()) as server:
+        answer = server.post("/v1/completions", json=body)
+    worker.stop()
+    assert answer.status_code == status
+    assert prompts.threads == ["worker"] * (status == 200)

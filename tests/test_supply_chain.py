@@ -2,7 +2,9 @@
 
 import re
 from importlib.metadata import requires
+from pathlib import Path
 
+from hatchling.builders.sdist import SdistBuilder
 from packaging.requirements import Requirement
 
 from harness.advisories import verdict
@@ -52,3 +54,9 @@ def test_a_vulnerable_package_fails_and_unknown_ones_are_told() -> None:
     assert verdict([sound])[0] == 0
     assert verdict([unknown]) == (0, "pip-audit: skipped: not found")
     assert verdict([])[0] == 0
+
+
+def test_the_source_has_what_its_tests_import() -> None:
+    files = SdistBuilder(str(ROOT)).recurse_included_files()
+    folders = {Path(file.relative_path).parts[0] for file in files}
+    assert {"llama_chat", "harness", "tests", "benchmarks", "hatch_build.py"} <= folders

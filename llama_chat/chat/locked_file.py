@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_chat.durable_files import open_private
+from llama_chat.durable_files import is_at, open_private
 
 _POLL_S = 0.002
 
@@ -69,10 +69,7 @@ class LockedFile:
 
     def is_at(self, path: Path) -> bool:
         """True if the file is open and still the one at ``path``."""
-        try:
-            return os.path.samestat(path.stat(), os.fstat(self._descriptor))
-        except OSError:
-            return False
+        return is_at(self._descriptor, path)
 
     def reader(self) -> BinaryIO:
         """Return a reader at the beginning of the file."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from llama_chat.durable_files import is_at, open_private
 from llama_chat.errors import LlamaChatError, ModelError, SaveError
 from llama_chat.files import private_folder, readable_size
 from llama_chat.hub.refusals import access_token, explained
@@ -95,13 +96,10 @@ def _fetch(
                 advance(file.size)
                 return
     part = _part(private_folder(target.parent) / target.name, file)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(part, flags, 0o600), "r+b") as output:
-        try:
-            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            why = "another pull is downloading it"
-            raise LlamaChatError(wanted.title, why, "wait for that one") from None
+    with _open_locked(part, wanted.title) as output:
+        if not is_at(output.fileno(), part):  # another pull has completed it in between
+            _fetch(wanted, commit, file, target, advance)
+            return
         partial = _Partial(file, output, advance)
         while partial.size < file.size:
             _receive(wanted, commit, partial)
@@ -112,6 +110,24 @@ def _fetch(
         part.replace(target)
     for stale in _parts(target):
         stale.unlink(missing_ok=True)
+
+
+def _open_locked(part: Path, title: str) -> BinaryIO:
+    """Open and lock an incomplete file.
+
+    Raises:
+        LlamaChatError: if another program has locked it.
+    """
+    output = os.fdopen(open_private(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW), "r+b")
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException as error:
+        output.close()
+        if not isinstance(error, BlockingIOError):
+            raise
+        why = "another pull is downloading it"
+        raise LlamaChatError(title, why, "wait for that one") from None
+    return output
 
 
 class _Partial:

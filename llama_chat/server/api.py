@@ -115,9 +115,16 @@ class Api:
         body = await _read(request, CompletionRequest)
         self._check(body.model)
         form = self._format(body, chat=False)
-        texts = map(self._prompts.text, body.prompts if body.echo else ())
-        echoes = [text for text in texts for _ in range(body.n)]
-        return await self._answer(request, body, form, self._prompts.completions, echoes)
+        echoes: list[str] = []
+
+        def encode(body: CompletionRequest) -> Sequence[Continued]:
+            requests = self._prompts.completions(body)
+            if body.echo:  # once the prompts are known to fit
+                texts = map(self._prompts.text, body.prompts)
+                echoes.extend(text for text in texts for _ in range(body.n))
+            return requests
+
+        return await self._answer(request, body, form, encode, echoes)
 
     async def _tokenize(self, request: Request) -> Response:
         body = await _read(request, TokenizeRequest)

@@ -128,7 +128,7 @@ def events_of(chunk: Any) -> Iterator[Event]:
             yield token_of(own["token"])
         elif text:
             yield Token(-1, text, 0.0)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise LostServer from error
 
 

@@ -118,11 +118,8 @@ class Prompts:
         ]
 
     def text(self, prompt: str | list[int]) -> str:
-        """Return the text of a raw prompt; nothing for ids beyond the vocabulary."""
-        if isinstance(prompt, str):
-            return prompt
-        known = (i for i in prompt if i < self.tokenizer.vocab_size)
-        return self.tokenizer.decode(list(known))
+        """Return the text of a raw prompt."""
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -8,11 +8,11 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_chat.durable_files import open_private
+from llama_chat.durable_files import is_at, open_private
 from llama_chat.errors import SaveError, UsageError, reason
 from llama_chat.files import private_folder, runtime_home
 
@@ -60,23 +60,19 @@ class SocketFile:
         """
         try:
             _check_length(self.path)
-            private_folder(self.path.parent)
-            self._lock = open_private(_lock_of(self.path), os.O_RDWR | os.O_CREAT)
+            if self.path == default_socket():  # the folder of another is the user's
+                private_folder(self.path.parent)
+            self._lock = _open_locked(_lock_of(self.path))
+        except BlockingIOError:
+            raise _is_taken(self.path) from None
         except (SaveError, OSError) as error:
             raise self._refusal(error) from None
-        for is_last in (False, False, False, True):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if is_last:
-                    os.close(self._lock)
-                    raise _is_taken(self.path) from None
-            time.sleep(_GLANCE_S)
         self._note("loads")
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            _lock_of(self.path).unlink()  # while it is locked: it is no other server's
         os.close(self._lock)
 
     @contextmanager
@@ -130,6 +126,35 @@ def holder_of(path: Path) -> Holder | None:
     return None
 
 
+def _open_locked(path: Path) -> int:
+    """Open and lock a file, which is made if there is none, and return its descriptor.
+
+    Raises:
+        BlockingIOError: if a server has locked it.
+        OSError: if that fails.
+    """
+    while True:
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
+        try:
+            _lock(descriptor)
+            if is_at(descriptor, path):
+                return descriptor
+        except BaseException:  # Ctrl-C too
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the server that had it has removed it
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file, at the latest when ``holder_of`` in another process has let go of it."""
+    for _ in range(3):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_GLANCE_S)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
@@ -170,16 +195,7 @@ def listening_on_port(host: str, port: int) -> Iterator[socket.socket]:
         UsageError: if it cannot be had.
     """
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host.removeprefix("[").removesuffix("]"),
-            port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
-        )[0]
-        listener = socket.socket(family, kind, number)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
+        listener = _listen(host.removeprefix("[").removesuffix("]"), port)
     except (socket.gaierror, UnicodeError) as error:
         why = reason(error) if isinstance(error, OSError) else "not a name of a machine"
         raise UsageError(f"--host {host}", why, "give an address of this machine") from None
@@ -188,3 +204,28 @@ def listening_on_port(host: str, port: int) -> Iterator[socket.socket]:
         raise UsageError(f"port {port} of {host}", why, "choose another with --port") from None
     with listener:
         yield listener
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen at the first address of a host that this machine has.
+
+    Raises:
+        OSError, OverflowError, UnicodeError: if that fails.
+    """
+    lacks = OSError("no address")
+    for family, kind, number, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        try:
+            with ExitStack() as stack:
+                listener = stack.enter_context(socket.socket(family, kind, number))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(128)
+                stack.pop_all()
+                return listener
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            lacks = error
+    raise lacks
