@@ -10,6 +10,7 @@
 # make attack-ranks   ranks compared with one process, and killed at 100 moments of a chat
 # make attack-kills   300 kills at random instants, power losses, and each call for a file failing in turn
 # make attack-interrupts  Ctrl-C at 200 random instants of chats
+# make sanitize  the kernels of this processor compared with the portable ones, under AddressSanitizer and UBSan
 # make soak   1,000 turns of a chat and 10,000 requests to a server: nothing may grow
 # make release  the wheel, the source, and the bill of materials of an installed wheel, in dist/
 # make bench  speed of the starter model on this machine, and of its turns
@@ -23,7 +24,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 
 .PHONY: chat test lint fuzz fuzz-ci soak bench release clean
 .PHONY: attack-models attack-text attack-streams attack-terminal attack-server attack-ranks
-.PHONY: attack-kills attack-interrupts
+.PHONY: attack-kills attack-interrupts sanitize
 
 chat: $(VENV)/.installed
 	@$(BIN)/llama-chat pull smollm2-135m --quiet
@@ -82,6 +83,10 @@ attack-kills: $(VENV)/.installed-dev
 
 attack-interrupts: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.interrupts
+
+sanitize: $(VENV)/.installed-dev
+	LLAMA_CHAT_TEST_CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		$(BIN)/python -m pytest tests/test_kernel_twins.py -k processor --timeout 3600
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m harness.campaigns.soak

@@ -65,12 +65,13 @@ def build_here(pytestconfig: pytest.Config) -> Path:
     """Build the comparison for this processor, and for two levels that it may lack.
 
     If it has AVX-512, AVX2 with VNNI is run in the encoding of that. Without AMX, its kernels run
-    on a model of the tiles.
+    on a model of the tiles. ``LLAMA_CHAT_TEST_CFLAGS`` are further options: those of sanitizers.
     """
     cache = pytestconfig.cache
     assert cache is not None
     model = [] if "amx" in native.supported_levels() else ["-DTEST_AMX_MODEL"]
-    return build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512", *model)
+    further = os.environ.get("LLAMA_CHAT_TEST_CFLAGS", "").split()
+    return build(cache, "cc", "-O0", "-DTEST_VNNI_OF_AVX512", *model, *further)
 
 
 @needs_compiler
