@@ -25,9 +25,9 @@ def test_commands_have_short_forms(babble: Terminal) -> None:
         "/topp 0.5": "top-p is 0.5",
         "/max 7": "max-tokens is 7",
         "/sys Be brief.": r"system: Be brief\.",
-        "/se": "/set, /settings, /sessions, /search, /seed|more than one",
+        "/se": "/se: it is ambiguous: /s",
         "/mo": "model is",
-        "/c": "more than one command begins so: .*/continue",
+        "/c": "it is ambiguous: .*/continue",
     }.items():
         babble.ask(typed, name)
         babble.type(CTRL_C)
@@ -46,13 +46,13 @@ def test_a_sentence_that_begins_like_a_command_without_arguments_is_refused(
     babble.ask("hello", ENDED)
     for line in ("/clear the air, please", "/exit strategy", "/retry now", "/new ideas"):
         name = {"/new": "/clear"}.get(line.split()[0], line.split()[0])
-        babble.refuse(line, rf"{name}: it takes no argument: // in front sends the line")
+        babble.refuse(line, rf"{name}: it takes no argument: leave out the argument, or type //")
     babble.ask("/context", r"hello\n")
 
 
 def test_prefixes_aliases_and_escapes(babble: Terminal) -> None:
     babble.ask("/sta", r"no reply yet")
-    babble.refuse("/te", r"/te: more than one command begins so: /temperature, /template")
+    babble.refuse("/te", r"/te: it is ambiguous: /temperature, /template")
     babble.ask("//help", ENDED)
     babble.ask("/context", r"/help\n")
     babble.line("/quit")

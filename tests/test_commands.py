@@ -111,7 +111,7 @@ def test_retry_keeps_versions_and_goes_back_to_them(babble: Terminal) -> None:
     babble.ask("/seed 5", "seed is 5")
     babble.ask("hello", ENDED)
     babble.ask("/retry", r"version 2; the earlier ones are kept: /versions")
-    babble.ask("/retry", r"version 3; the earlier ones are kept: /versions")
+    babble.ask("/retry", r"version 3; the earlier ones are kept: /versions\n\n")
     rows = rows_of(babble.ask("/versions", r"\n[ ●]+3 .*\n"))
     assert [row[0] for row in rows[1:3]] == ["1", "2"]
     assert rows[3][:2] == ["●", "3"]
@@ -201,11 +201,11 @@ def test_prefill_begins_the_next_reply_and_only_that(babble: Terminal) -> None:
     babble.ask("/prefill Of course!", r"the next reply begins: Of course!")
     babble.wait_for(r"reply prefix set")
     babble.ask("hello", r"Of course!.*\n.*cut off")
-    babble.ask("/prefill", r"replies begin as the model likes")
+    babble.ask("/prefill", r"no prefill is set")
     text = babble.ask("again", ENDED)
     assert "Of course!" not in text
     babble.ask("/prefill never", r"the next reply begins: never")
-    babble.ask("/prefill off", r"replies begin as the model likes")
+    babble.ask("/prefill off", r"no prefill is set")
 
 
 def test_undo_takes_back_several_turns_and_clear_all(babble: Terminal) -> None:
@@ -262,10 +262,13 @@ def test_a_model_that_cannot_be_loaded_leaves_the_loaded_one(
 def test_tokens_shows_ids_and_pieces(babble: Terminal) -> None:
     babble.ask("the hi", ENDED)
     text = babble.ask("/tokens 1", r"with the template around it: \d+ tokens")
-    cells = re.findall(r"(\d+) '(\S+?)'", text)
-    assert cells[0] == ("1", "<|im_start|>")
-    assert ("Ġ") in text
+    cells = re.findall(r"(\d+) ('.+?'|<[0-9a-f ]+>)(?=  |\n)", text)
+    assert cells[0] == ("1", "'<|im_start|>'")
+    assert "' '" in dict(cells).values()
+    assert "Ġ" not in text
     assert f"around it: {len(cells)} tokens" in text
+    babble.ask("水", ENDED)
+    babble.ask("/tokens 3", r"<e6>[\s\S]*with the template")
     babble.ask("/tokens 77", r"there is no message 77")
 
 
@@ -309,6 +312,17 @@ def test_stats_counts_the_last_reply(babble: Terminal) -> None:
     for name in ("ttft_s", "prefill_tok_s", "decode_tok_s"):
         assert re.search(rf"(?m)^{name} +\d+\.\d+$", text)
     assert re.search(r"(?m)^ended by +length$", text)
+
+
+def test_retry_at_temperature_0_says_why_the_answer_is_the_same(babble: Terminal) -> None:
+    babble.ask("hello", ENDED)
+    babble.ask("/retry", r"version 2; .*\nthe same answer again, since the temperature is 0")
+
+
+def test_an_empty_conversation_is_not_exported(babble: Terminal, tmp_path: Path) -> None:
+    babble.ask(f"/export {tmp_path}/chat.md", r"there is no message yet")
+    babble.ask("/temperature -0", r"temperature is 0\.0 \(")
+    assert not (tmp_path / "chat.md").exists()
 
 
 def test_export_writes_markdown_and_json_and_never_over_a_file(

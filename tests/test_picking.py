@@ -2,12 +2,13 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from harness.program import run
-from harness.terminal import CTRL_C, ESCAPE, READY, UP, Terminal
+from harness.program import COMMAND, run
+from harness.terminal import CTRL_C, CTRL_D, ESCAPE, READY, UP, Terminal
 from llama_chat.chat import store
 from llama_chat.chat.conversation import Conversation, Message
 from tests.conversations import saved
@@ -50,13 +51,49 @@ def test_resume_without_a_name_lets_one_be_picked(home: Path, gguf_model: Path) 
         assert terminal.wait_for_end() == 0
 
 
-@pytest.mark.parametrize("key", [ESCAPE, CTRL_C])
-def test_a_list_that_is_left_changes_nothing(key: str, home: Path, gguf_model: Path) -> None:
+@pytest.mark.parametrize(("key", "status"), [(ESCAPE, 0), (CTRL_D, 0), (CTRL_C, 130)])
+def test_a_list_that_is_left_changes_nothing(
+    key: str, status: int, home: Path, gguf_model: Path
+) -> None:
     with Terminal("--resume", "-m", gguf_model, home=home) as terminal:
         terminal.wait_for(r"Enter picks")
         terminal.type(key)
-        assert terminal.wait_for_end() == 0
+        assert terminal.wait_for_end() == status
         assert not terminal.text.strip()
+
+
+def test_a_list_goes_to_its_ends_and_is_filtered_by_names_that_are_not_shown(
+    home: Path, gguf_model: Path
+) -> None:
+    conversation = Conversation()
+    conversation.add(Message("user", "Words: of a question"))
+    path = saved(conversation)
+    os.utime(path, (1, 1))
+    with Terminal("--resume", "-m", gguf_model, home=home) as terminal:
+        terminal.wait_for(r"› .*about-0[\s\S]*Enter picks")
+        terminal.type("\x1b[F")
+        terminal.wait_for(r"› .*Words: of")
+        terminal.type("\x1b[H")
+        terminal.wait_for(r"› .*about-0")
+        terminal.type("words-of")
+        terminal.wait_for(r"› .*Words: of")
+        assert "about-0" not in terminal.shown
+
+
+def test_a_list_is_stopped_by_control_z(home: Path, gguf_model: Path) -> None:
+    with Terminal(home=home, command=["bash", "--norc", "-i"], PS1="$ ") as terminal:
+        terminal.wait_for(r"\$")
+        command = shlex.join([*COMMAND, "--resume", "-m", str(gguf_model)])
+        terminal.line(command)
+        terminal.wait_for(r"Enter picks")
+        terminal.type("about-2\x1a")
+        terminal.wait_for(r"Stopped[\s\S]*\$")
+        terminal.line("fg")
+        terminal.wait_for(r"fg\n[\s\S]*about-2\n› .*about-2[\s\S]*Enter picks")
+        terminal.type(CTRL_D)
+        terminal.wait_for(r"--resume [^\n]*\n\$\s*\Z")
+        terminal.line("exit 7")
+        assert terminal.wait_for_end() == 7
 
 
 def test_the_list_is_in_the_chat_too(home: Path, gguf_model: Path) -> None:
@@ -72,10 +109,11 @@ def test_the_list_is_in_the_chat_too(home: Path, gguf_model: Path) -> None:
         terminal.wait_for(r"Enter picks")
         terminal.type(DOWN + DOWN + UP + "\r")
         terminal.wait_for(r"› Why\?\s[\s\S]*Because of planets\s+it was held with .*\n›")
+        end = r"They are planets\n\n› Why\?\n── model\nBecause of"
         terminal.line("/history 3")
-        terminal.wait_for(r"/history 3\n── model\nThey are planets\n› Why\?\n── model\nBecause of")
+        terminal.wait_for(rf"/history 3\n── model\n{end}")
         terminal.line("/history")
-        terminal.wait_for(r"/history\n› What about planets\?\n── model\nThey are planets\n› Why")
+        terminal.wait_for(rf"/history\n› What about planets\?\n── model\n{end}")
         terminal.line("/search OF  tomatoes")
         terminal.wait_for(r"about-0 .*\n  Because of tomatoes")
         assert not re.search(r"about-[12] .*\n  Because", terminal.text)
@@ -128,6 +166,21 @@ def test_a_list_shows_how_those_begin_that_have_no_name_of_their_own(
         terminal.line("/sessions")
         assert re.search(shown, terminal.wait_for(r"Enter picks|goes on with one"))
         assert "about-0 " in terminal.text
+
+
+def test_a_plain_chat_lists_the_latest_twenty(home: Path, gguf_model: Path) -> None:
+    for age in range(3, 23):
+        conversation = Conversation()
+        conversation.add(Message("user", "more"))
+        path = saved(conversation, f"about-{age:02}")
+        os.utime(path, (10**9 - 3600 * age, 10**9 - 3600 * age))
+    with Terminal("--plain", "-m", gguf_model, home=home) as terminal:
+        terminal.wait_for(r"random")
+        terminal.line("/load")
+        terminal.wait_for(r"and 3 earlier ones: /search WORDS finds them\n/load NAME")
+        assert re.findall(r"(?m)^ +about-(\d+)", terminal.text) == ["0", "1", "2"] + [
+            f"{age:02}" for age in range(3, 20)
+        ]
 
 
 def test_nothing_is_picked_where_the_cursor_cannot_move(home: Path, gguf_model: Path) -> None:

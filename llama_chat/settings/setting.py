@@ -124,7 +124,7 @@ class Setting:
                 pass
             case ("integer", int(number)) | ("number", float(number)):
                 if self.low <= number <= self.high and not (self.above and number == self.low):
-                    return number
+                    return number + 0  # 0 is also written -0
             case "switch", bool():
                 return value
             case "list", list() | tuple():

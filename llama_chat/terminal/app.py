@@ -128,7 +128,7 @@ class ChatApp:
                 name, argument = parsed
                 command = find_command(name)
                 if argument and not command.argument:
-                    advice = "// in front sends the line as a message"
+                    advice = "leave out the argument, or type // to send the line as a message"
                     raise UsageError(f"/{command.name}", "it takes no argument", advice)
                 command.run(chat, argument)
                 chat.save()

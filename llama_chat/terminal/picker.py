@@ -37,7 +37,12 @@ class PickerRow:
     name: str
     """Returned if it is picked."""
     label: str
-    """The line that is shown, and filtered by; without line breaks."""
+    """The line that is shown; without line breaks."""
+
+    @property
+    def searched(self) -> str:
+        """What is filtered by."""
+        return f"{self.label} {self.name}".casefold()
 
 
 class _Picker:
@@ -47,6 +52,7 @@ class _Picker:
         self, choices: Sequence[PickerRow], preview: Callable[[str], Sequence[str]]
     ) -> None:
         self._choices = choices
+        self.n_choices = len(choices)
         self._preview = cache(preview)  # it is drawn again at every key
         self._chosen = 0
         self.filter = Buffer(multiline=False, on_text_changed=self._reset)
@@ -56,9 +62,9 @@ class _Picker:
 
     @property
     def fitting(self) -> list[PickerRow]:
-        """Choices that contain all words typed."""
+        """Choices that contain all words typed, in their labels or names."""
         words = self.filter.text.casefold().split()
-        return [c for c in self._choices if all(word in c.label.casefold() for word in words)]
+        return [c for c in self._choices if all(word in c.searched for word in words)]
 
     @property
     def chosen(self) -> PickerRow | None:
@@ -110,6 +116,9 @@ def pick(
         choices: the rows.
         preview: returns a few lines about the row of a name.
         is_ended: polled; the list is left once it returns true.
+
+    Raises:
+        KeyboardInterrupt: if they leave it by Ctrl-C.
     """
     picker = _Picker(choices, preview)
     prompt = FormattedTextControl([("bold", f"{title}: ")])
@@ -136,6 +145,7 @@ def pick(
         Layout(body), key_bindings=_keys(picker), style=_STYLE, erase_when_done=True
     )
     app.ttimeoutlen = ESCAPE_S
+    app.renderer.cpr_not_supported_callback = None  # it warns
 
     async def watch() -> None:
         while not is_ended():
@@ -165,6 +175,8 @@ def _keys(picker: _Picker) -> KeyBindings:
     moves(1, "down", "c-n", "tab")
     moves(-MAX_SHOWN, "pageup")
     moves(MAX_SHOWN, "pagedown")
+    moves(-picker.n_choices, "home")
+    moves(picker.n_choices, "end")
 
     @keys.add("enter")
     def _(event: KeyPressEvent) -> None:
@@ -172,9 +184,16 @@ def _keys(picker: _Picker) -> KeyBindings:
             event.app.exit(result=picker.chosen.name)
 
     @keys.add("escape", eager=True)
-    @keys.add("c-c")
     @keys.add("c-d")
     def _(event: KeyPressEvent) -> None:
         event.app.exit()
+
+    @keys.add("c-c")
+    def _(event: KeyPressEvent) -> None:
+        event.app.exit(exception=KeyboardInterrupt)
+
+    @keys.add("c-z")
+    def _(event: KeyPressEvent) -> None:
+        event.app.suspend_to_background()
 
     return keys

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +22,7 @@ class FittedTable:
     rows: Sequence[Sequence[RenderableType]]
     """Cells; strings are sanitized before they are drawn."""
     headings: Sequence[str] = ()
-    """Column headings; without any there is no header row."""
+    """Column headings; if all are empty there is no header row."""
     right: Collection[int] = ()
     """Columns aligned at the right."""
     yielding: Mapping[int, int] = field(default_factory=dict)
@@ -32,7 +33,8 @@ class FittedTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = [list(map(self._cell, row)) for row in self.rows]
-        heads = [Text(heading, no_wrap=True, overflow="ellipsis") for heading in self.headings]
+        headings = self.headings if any(self.headings) else ()
+        heads = [Text(heading, no_wrap=True, overflow="ellipsis") for heading in headings]
         cells = [*([heads] if heads else []), *rows]
         if not cells:
             return
@@ -51,7 +53,10 @@ class FittedTable:
             table.add_row(*row)
         # If not even the gaps fit, the console crops the lines: Rich would drop all columns.
         needed = sum(widths) + _GAP * (len(widths) - 1)
-        yield from console.render(table, options.update(max_width=max(needed, options.max_width)))
+        options = options.update(max_width=max(needed, options.max_width))
+        for line in Segment.split_lines(console.render(table, options)):
+            yield from _stripped(line)
+            yield Segment.line()
 
     def _cell(self, cell: RenderableType) -> RenderableType:
         if not isinstance(cell, str):
@@ -70,3 +75,11 @@ class FittedTable:
             widths[column] -= cut
             excess -= cut
         return widths
+
+
+def _stripped(line: Sequence[Segment]) -> Sequence[Segment]:
+    """Return a line without the blanks at its end, which would be copied."""
+    for index in reversed(range(len(line))):
+        if text := line[index].text.rstrip(" "):
+            return [*line[:index], line[index]._replace(text=text)]
+    return []

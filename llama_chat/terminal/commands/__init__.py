@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Conversation": conversation.COMMANDS,
     "Saved": sessions.COMMANDS,
     "Files": files.COMMANDS,
-    "Inside": inspection.COMMANDS,
+    "Inspection": inspection.COMMANDS,
     **settings.GROUPS,
 }
 """Commands by the heading under which ``/help`` lists them."""

@@ -82,11 +82,9 @@ def _attachments(chat: Chat, name: str) -> list[Attachment]:
     if files is None:
         return [_read(expand_user(name))]
     if len(files) > MAX_FILES:
-        why = f"more than {MAX_FILES} files"
-        fewer = (
-            "a pattern that fits fewer" if glob.has_magic(name) else "some of them, such as *.txt"
-        )
-        raise UsageError(f"file {name!r}", why, f"give {fewer}")
+        is_pattern = glob.has_magic(name)
+        advice = "give a pattern that fits fewer" if is_pattern else "give some, such as *.txt"
+        raise UsageError(f"file {name!r}", f"more than {MAX_FILES} files", advice)
     texts = []
     for path in files:
         try:

@@ -74,7 +74,7 @@ def find(commands: Mapping[str, Command], name: str) -> Command:
         return (usual or fitting)[0]
     if fitting:
         names = ", ".join("/" + command.name for command in usual or fitting)
-        raise UsageError(f"/{name}", "more than one command begins so", names)
+        raise UsageError(f"/{name}", "it is ambiguous", names)
     advice = did_you_mean(name, [*commands, *ALIASES], "/help lists the commands", prefix="/")
     raise UsageError(f"/{name}", "no such command", advice)
 

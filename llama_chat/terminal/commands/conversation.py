@@ -15,8 +15,11 @@ def _retry(chat: Chat, argument: str) -> None:
     if chat.conversation.question() is None:
         raise NothingYetError("/retry")
     chat.retry()
-    if (n_versions := len(chat.conversation.versions())) > 1:
-        chat.renderer.note(f"version {n_versions}; the earlier ones are kept: /versions")
+    versions = [version.text for version in chat.conversation.versions()]
+    if len(versions) > 1:
+        chat.renderer.note(f"version {len(versions)}; the earlier ones are kept: /versions")
+    if versions and chat.settings.temperature == 0 and versions[-1] in versions[:-1]:
+        chat.renderer.note("the same answer again, since the temperature is 0: /temperature")
 
 
 def _versions(chat: Chat, argument: str) -> None:
@@ -79,7 +82,7 @@ def _prefill(chat: Chat, argument: str) -> None:
     if chat.reply_prefix:
         chat.renderer.note(f"the next reply begins: {chat.reply_prefix}")
     else:
-        chat.renderer.note("replies begin as the model likes")
+        chat.renderer.note("no prefill is set")
 
 
 def _branch(chat: Chat, argument: str) -> None:

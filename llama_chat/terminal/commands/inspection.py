@@ -98,7 +98,7 @@ def _tokens(chat: Chat, argument: str) -> None:
             f"the model is not shown message {message.number}",
             "/context lists what it is",
         )
-    cells = [f"{token_id:>6} {sanitize(repr(session.piece(token_id)))}" for token_id in row.ids]
+    cells = [f"{token_id:>6} {sanitize(_quoted(session, token_id))}" for token_id in row.ids]
     _columns(chat, cells)
     chat.renderer.note(
         f"message {message.number}, with the template around it: {counted(len(cells), 'token')}"
@@ -226,8 +226,12 @@ def _piece(session: "ChatSession", token_id: int) -> str:
 
 
 def _quoted(session: "ChatSession", token_id: int) -> str:
-    """Quote the text of a token, or the name of a control token."""
-    return repr(_piece(session, token_id) or session.piece(token_id))
+    """Quote the text of a token, the bytes of a part of one, or the name of a control token."""
+    data = session.token_bytes(token_id)
+    try:
+        return repr(data.decode() or session.piece(token_id))
+    except UnicodeDecodeError:
+        return f"<{data.hex(' ')}>"
 
 
 def _numbers(chat: Chat, argument: str) -> Iterable[Value]:

@@ -21,6 +21,9 @@ from llama_chat.terminal.commands.command import Command, Value
 from llama_chat.terminal.sanitizer import sanitize
 from llama_chat.terminal.streams import one_line
 
+_LISTED_MAX = 20
+"""Conversations that are listed where none can be picked."""
+
 
 def _save(chat: Chat, argument: str) -> None:
     if not chat.conversation.all:
@@ -88,8 +91,9 @@ def _sessions(chat: Chat, argument: str) -> None:
     if not entries:
         chat.renderer.note("no conversation is saved yet")
     elif not chat.renderer.plain:
-        if name := pick_session(entries, chat.file.path, lambda: chat.interrupts.pending):
-            open_saved(chat, store.path_of(name))
+        with suppress(KeyboardInterrupt):
+            if name := pick_session(entries, chat.file.path, lambda: chat.interrupts.pending):
+                open_saved(chat, store.path_of(name))
     else:
         chat.renderer.table(
             ("", "conversation", "messages", "saved", "begins with"),
@@ -101,11 +105,13 @@ def _sessions(chat: Chat, argument: str) -> None:
                     readable_time(entry.changed),
                     entry.title or entry.problem,
                 )
-                for entry in entries
+                for entry in entries[:_LISTED_MAX]
             ),
             right=("messages",),
             long={"conversation": 24},
         )
+        if (earlier := len(entries) - _LISTED_MAX) > 0:
+            chat.renderer.note(f"and {counted(earlier, 'earlier one')}: /search WORDS finds them")
         chat.renderer.note("/load NAME goes on with one")
 
 
@@ -114,7 +120,7 @@ def pick_session(
     current: Path | None = None,
     is_ended: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """Let the user pick a saved conversation, and return its name; None if they leave the list."""
+    """Let the user pick a saved conversation, and return its name; see ``picker.pick``."""
     from llama_chat.terminal.picker import PickerRow, pick
 
     choices = [
