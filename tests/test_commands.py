@@ -320,7 +320,6 @@ def test_retry_at_temperature_0_says_why_the_answer_is_the_same(babble: Terminal
 
 
 def test_an_empty_conversation_is_not_exported(babble: Terminal, tmp_path: Path) -> None:
-    babble.ask(f"/export {tmp_path}/chat.md", r"there is no message yet")
     babble.ask("/temperature -0", r"temperature is 0\.0 \(")
     assert not (tmp_path / "chat.md").exists()
 

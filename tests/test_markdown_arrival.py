@@ -54,6 +54,19 @@ How it is made: Dried over a fire of pine wood
 What it tastes like: Smoke, leather, dried longan
 What goes well with it: Old cheese | smoked fish
 """
+TASTES_WRAPPED = """\
+Tea              How it is made   What it tastes   What goes well with it
+                                  like
+───────────────  ───────────────  ───────────────  ─────────────────────────────
+Gyokuro          Shaded for       Sweet, thick,    Nothing at all, or wagashi
+                 three weeks      like seaweed     (https://example.org/wagashi)
+                 before the
+                 harvest, then
+                 steamed
+Lapsang          Dried over a     Smoke, leather,  Old cheese | smoked fish
+Souchong         fire of pine     dried longan
+                 wood
+"""
 TASTES_WIDE_COLUMNS = (
     ("Tea", "Gyokuro", "Lapsang Souchong"),
     (
@@ -85,7 +98,9 @@ def shown(width: int, later_width: int) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.insert(1, "  ".join("─" * width for width in widths))
     text = SHOWN.replace(PRICES, PRICES_NARROW) if width < 53 else SHOWN
-    return text.replace(TASTES, "\n".join([*lines, ""])) if later_width >= 160 else text
+    wide = "\n".join([*lines, ""])
+    tastes = TASTES if later_width < 80 else TASTES_WRAPPED if later_width < 160 else wide
+    return text.replace(TASTES_WRAPPED, tastes)
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -172,10 +172,22 @@ ALIGNED = """\
 """
 
 
-def test_a_table_that_is_too_wide_becomes_records() -> None:
+WRAPPED = """\
+│ Tea              Taste
+│ ───────  ─────────────  ────  ────
+│ Gyokuro  Sweet, thick,  rare
+│           like seaweed
+│ Assam
+│                   Malt        more
+"""
+
+
+def test_a_table_that_is_too_wide_is_wrapped_or_becomes_records() -> None:
     width = max(map(len, ALIGNED.splitlines()))
     assert formatted(WIDE, width=width) == ALIGNED
-    assert formatted(WIDE, width=width - 1) == RECORDS
+    narrow = max(map(len, WRAPPED.splitlines()))
+    assert formatted(WIDE, width=narrow) == WRAPPED
+    assert formatted(WIDE, width=narrow - 2) == RECORDS
     assert formatted("|a|b|\n|-|-|\n", width=3) == "a\nb\n"
 
 

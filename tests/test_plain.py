@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.terminal import CTRL_C, CTRL_D, Terminal
+from harness.terminal import CTRL_C, CTRL_D, UP, Terminal
 from llama_chat.terminal.commands import parse_command
 
 READY = r"template \w+\n\n?> ?"
@@ -29,8 +29,7 @@ def test_a_conversation_without_any_cursor_movement(
         terminal.line("/context")
         terminal.wait_for(r"\d+ of 8192 tokens")
         terminal.line("/tempreture 1")
-        # The line is kept, so that it can be corrected.
-        terminal.wait_for(r"did you mean /temperature\?\n+> /tempreture 1")
+        terminal.wait_for(r"did you mean /temperature\?\n+>\s*\Z")
         # Python's readline handles a Ctrl-C only while it waits, not just before.
         terminal.wait_until_asleep()
         terminal.type(CTRL_C)
@@ -52,6 +51,19 @@ def test_a_reply_is_stopped_and_goes_on(starter_model: Path, tmp_path: Path) -> 
         terminal.wait_for(r"max-tokens is 8")
         terminal.line("/continue")
         terminal.wait_for(r"cut off after 8 tokens")
+
+
+def test_a_refused_line_leaves_an_empty_one_and_comes_back_with_up(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    with Terminal("-m", gguf_model, "--plain", home=tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.line("/top-k x")
+        terminal.wait_for(r"does not fit.*\n>\s*\Z")
+        terminal.line("/top-k 3")
+        terminal.wait_for(r"> /top-k 3\ntop-k is 3")
+        terminal.type(UP + UP)
+        terminal.wait_for(r"> /top-k x\s*\Z")
 
 
 def test_edit_puts_the_text_into_the_line(gguf_model: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ ROWS = {
     "a long word that ends a row": ("b" * 20 + " c", 10, "b" * 20 + "\nc"),
     "code": ("```\naaaa bbbb cccc\n```", 8, "┌─\naaaa bbbb cccc\n└─"),
     "indented code": ("    aaaa bbbb cccc", 8, "    aaaa bbbb cccc"),
-    "a record of a table": ("|a|b|\n|-|-|\n|cc dd|ee ff gg|", 8, "a: cc dd\nb: ee ff gg"),
+    "a record of a table": ("|a|b|\n|-|-|\n|cc dd|ee ff gg|", 8, "a: cc dd\nb: ee ff\n  gg"),
     "a line that begins no table": ("|aaaa bbbb|\ncccc dddd", 8, "|aaaa\nbbbb|\ncccc\ndddd"),
     "HTML": ("<div>aaaa bbbb\n", 8, "<div>aaaa bbbb\n"),
     "an indentation of most of the row": ("> > > > aaaa bbbb", 12, "│ │ │ │ aaaa\nbbbb"),

@@ -89,7 +89,7 @@ def complete(
         return
     completion = _Completion(options, constraint, through_template=through_template, echoes=echo)
     if len(texts) > 1 or not completion.write_warm(texts[0], settings):
-        completion.write(texts, settings)
+        completion.answer(texts, settings)
 
 
 def _check_flags(settings: Settings, *, through_template: bool) -> None:
@@ -171,7 +171,7 @@ class _Completion:
             echo=text.text if self._echoes else "",
         )
 
-    def write(self, texts: Sequence[_Text], settings: Settings) -> None:
+    def answer(self, texts: Sequence[_Text], settings: Settings) -> None:
         """Write all answers, of a model that is loaded, or for several of a running server."""
         options = self._options
         found: tuple[Llama | RemoteModel | WarmModel, Settings] | None = None

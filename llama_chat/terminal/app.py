@@ -136,8 +136,8 @@ class ChatApp:
         except LlamaChatError as error:
             why = line_in_chat(error)
             chat.renderer.error(why)
-            if isinstance(error, NothingYetError):
-                return "", False
+            if isinstance(error, NothingYetError) or chat.renderer.plain:
+                return "", False  # in a plain terminal a line is appended to; Up brings it back
             if parse_command(line) is not None:
                 return line, True
             self._refused = line, why

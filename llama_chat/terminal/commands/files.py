@@ -14,8 +14,6 @@ from llama_chat.terminal.streams import to_json
 
 def _export(chat: Chat, argument: str) -> None:
     conversation = chat.conversation
-    if not conversation.path():
-        raise NothingYetError("/export")
     path = expand_user(argument)
     if path.suffix not in (".md", ".json"):
         raise UsageError("/export", "it writes .md and .json", "write /export chat.md")

@@ -184,7 +184,7 @@ class PendingTable:
             return line.startswith("|")
         return "|" in line or not (complete or len(line) > HELD_MAX)
 
-    def lines(self, width: int) -> list[list[Span]]:
+    def lines(self, width: int, *, wrap: bool) -> list[list[Span]]:
         """Lay out the table, without what is written, or format the line if it begins none."""
         if self.table.n_shown and not self.table.new_rows:
             return []
@@ -192,6 +192,6 @@ class PendingTable:
         if not self.is_certain:
             return [[*margin, *self.prose.finish()]]
         held = self.prose.held if self.prose.is_begun else ""
-        first, *more = self.table.lay_out(width - width_of(self.hanging), held)
+        first, *more = self.table.lay_out(width - width_of(self.hanging), held, wrap=wrap)
         lines = [[*margin, *self.prose.finish_cell(), *first]]
         return [stripped(line) for line in (*lines, *([*self.hanging, *line] for line in more))]

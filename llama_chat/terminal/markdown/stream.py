@@ -379,7 +379,7 @@ class MarkdownStream:
             self._write(block.bottom, newline)
         if not isinstance(block, PendingTable):
             return
-        lines = block.lines(self._width())
+        lines = block.lines(self._width(), wrap=self._row_width is not None)
         for n_more, line in zip(reversed(range(len(lines))), lines, strict=True):
             self._write(line, "\n" if n_more else newline)
         level = self._levels[block.depth]

@@ -1,6 +1,7 @@
 """Parsing of GFM pipe tables, and their layout for a terminal."""
 
 import re
+from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Literal
 
@@ -8,6 +9,7 @@ from rich.style import Style
 
 from llama_chat.terminal.markdown.inline import format_line
 from llama_chat.terminal.markdown.painting import BOLD, DIM, PLAIN, Span, width_of
+from llama_chat.terminal.markdown.wrapping import WordWrap
 
 Line = list[Span]
 Cell = list[Line]
@@ -15,6 +17,9 @@ Alignment = Literal["left", "center", "right"]
 
 CELL_MAX = 2_000
 """Length beyond which a cell is shown unformatted, to bound the time."""
+
+_COLUMN_MIN = 12
+"""Columns that a cell keeps if it is wrapped, unless it is narrower or has a longer word."""
 
 _GAP = "  "
 _CODE = r"(?<![`\\])(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)"
@@ -80,15 +85,16 @@ class Table:
         """Take a row; it may have fewer or more cells than the header."""
         self.rows.append(split_row(line, len(self.header)))
 
-    def lay_out(self, columns: int, held: str = "") -> list[Line]:
+    def lay_out(self, columns: int, held: str = "", *, wrap: bool = False) -> list[Line]:
         """Lay out the lines of the table, at most ``columns`` wide.
 
-        If that is impossible, every row becomes a record of ``header: value`` lines of any length,
-        so that no cell is broken or cut.
+        Cells of a table that is too wide take more lines, if all columns can keep enough for that.
+        Else every row becomes a record of ``header: value`` lines. No word is broken or cut.
 
         Args:
             columns: columns of the terminal for it.
             held: the header without its first cell, if that is written already, and is left out.
+            wrap: whether the lines of records are broken between words, or of any length.
         """
         head = BOLD
         if held:
@@ -99,12 +105,18 @@ class Table:
             for cells, style in [(self.header, head), *((row, PLAIN) for row in self.rows)]
         )
         new_rows = rows[len(rows) - len(self.new_rows) :]
-        widths = [
-            max(width_of(line) for cell in column for line in cell)
-            for column in zip(header, *rows, strict=True)
-        ]
-        if sum(widths) + len(_GAP) * (n_cells - 1) > columns:
+        widths = list(map(_width, zip(header, *rows, strict=True)))
+        room = columns - len(_GAP) * (n_cells - 1)
+        if sum(widths) > room and not held and (narrower := _narrowed([header, *rows], room)):
+            widths = narrower
+            header, *new_rows = (
+                [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+                for row in [header, *new_rows]
+            )
+        elif sum(widths) > room:
             records = _records(header, new_rows) if new_rows or not (held or self.n_shown) else []
+            if wrap:
+                records = [row for line in records for row in _wrapped([line], columns, "  ")]
             return [[Span(" "), *format_line(held)], *records] if held else records or [[]]
         lines = [line for row in new_rows for line in self._lines(row, widths)]
         if not self.n_shown and any(cell != [[]] for cell in header):
@@ -128,6 +140,40 @@ class Table:
         while line and not line[-1].text.strip(" "):
             line.pop()  # blanks at the end would be copied
         return line
+
+
+def _narrowed(rows: list[list[Cell]], room: int) -> list[int]:
+    """Return widths of columns whose cells are wrapped; none if that takes more than ``room``."""
+    columns = list(zip(*rows, strict=True))
+    widths = [min(_width(column), max(room, 0)) for column in columns]
+    least = [
+        max(min(width, _COLUMN_MIN), _width(_wrapped(cell, _COLUMN_MIN) for cell in column))
+        for column, width in zip(columns, widths, strict=True)
+    ]
+    if sum(least) > room:
+        return []
+    while sum(widths) > room:
+        shrinkable = (i for i, width in enumerate(widths) if width > least[i])
+        widths[max(shrinkable, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _width(cells: Iterable[Cell]) -> int:
+    return max(width_of(line) for cell in cells for line in cell)
+
+
+def _wrapped(cell: Cell, width: int, indent: str = "") -> Cell:
+    """Break the lines of a cell between words; further rows of a line begin with ``indent``."""
+    lines: Cell = []
+    for line in cell:
+        wrap = WordWrap([], [Span(indent)], lambda: width)
+        lines.append([])
+        for span in [*wrap.push(line), *wrap.finish()]:
+            if span.text == "\n":
+                lines.append([])
+            else:
+                lines[-1].append(span)
+    return lines
 
 
 def format_cell(cell: str, base: Style = PLAIN) -> Cell:
