@@ -19,7 +19,7 @@ SHOWN = sanitize(HOSTILE)
 @contextmanager
 def chat(model: Path, home: Path, *flags: str) -> Iterator[Terminal]:
     """A chat, whose output is checked at the end."""
-    more = ("--max-tokens", "2", *flags)
+    more = ("--max-tokens", "1", *flags)  # it is cut off, unless it has no token at all
     with Terminal("-m", model, *more, home=home, COLORFGBG="15;0") as terminal:
         terminal.wait_for(READY.replace("›", r"\n?[›>]"))
         yield terminal

@@ -53,7 +53,7 @@ def test_under_the_history(
 
 def test_under_the_conversations(disk: SmallDisk, gguf_model: Path, tmp_path: Path) -> None:
     data = {"XDG_DATA_HOME": str(tmp_path / "disk")}
-    flags = ("-m", gguf_model, "--max-tokens", "2")
+    flags = ("-m", gguf_model, "--max-tokens", "1")
     with Terminal(*flags, home=tmp_path, size=WIDE, **data) as terminal:
         modes = termios.tcgetattr(terminal.descriptor)
         terminal.wait_for(READY)
