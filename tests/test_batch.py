@@ -31,6 +31,13 @@ from tests.models import TINY, native_backend, packed_model, random_model
 TOKENIZER = byte_tokenizer()
 END_IDS = frozenset(end_tokens(TOKENIZER, GenerationDefaults()))
 BACKENDS = ["torch", *(["grouped", "multi-head"] if native.is_available() else [])]
+STEADY = ["grouped", "multi-head"] if native.is_available() else []
+if native.has_matrix_units():
+    level = next(name for name in reversed(native.supported_levels()) if name != "amx")
+    STEADY = [f"{name} {level}" for name in STEADY]
+STEADY = [*STEADY, "torch"]
+"""Backends that compute a token of a prompt as they decode it: a reply that is continued has the
+rows of decode, the same text alone those of prefill. Tiles round prompts in another way."""
 HEADS = tuple([(11 * head + i * i) % 256 for i in range(n)] for head, n in enumerate((0, 40, 300)))
 """Beginnings that prompts share."""
 
@@ -39,8 +46,9 @@ HEADS = tuple([(11 * head + i * i) % 256 for i in range(n)] for head, n in enume
 def backend_of(name: str) -> Backend:
     if name == "torch":
         return TorchBackend(random_model(TINY))
-    config = TINY if name == "grouped" else replace(TINY, n_kv_heads=TINY.n_heads)
-    return native_backend(packed_model(config, (8, 4), torch.float32))
+    heads, _, level = name.partition(" ")
+    config = TINY if heads == "grouped" else replace(TINY, n_kv_heads=TINY.n_heads)
+    return native_backend(packed_model(config, (8, 4), torch.float32), level or None)
 
 
 @cache
@@ -72,9 +80,7 @@ class Company(RuleBasedStateMachine):
     """Sequences that join, are cancelled and continued at random."""
 
     @initialize(
-        name=st.sampled_from(
-            ["grouped", "multi-head", "torch"] if native.is_available() else ["torch"]
-        ),
+        name=st.sampled_from(STEADY),
         kv_dtype=st.sampled_from([None, torch.int8]),
         n_rows=st.sampled_from([None, 700]),
     )
