@@ -87,7 +87,7 @@ def complete(
     if dry_run:
         _preview(texts, settings, through_template=through_template, as_json=as_json)
         return
-    completion = _Completion(options, constraint, through_template=through_template, echoes=echo)
+    completion = _Completion(options, constraint, through_template, echo)
     if len(texts) > 1 or not completion.write_warm(texts[0], settings):
         completion.answer(texts, settings)
 
@@ -145,40 +145,34 @@ def _preview(
             preview.show_text(ours, each.text)
 
 
+@dataclass(frozen=True, slots=True)
 class _Completion:
     """Writer of the continuations of texts, raw or as messages of new conversations."""
 
-    def __init__(
-        self,
-        options: AnswerOptions,
-        grammar: Grammar | None,
-        *,
-        through_template: bool,
-        echoes: bool,
-    ) -> None:
-        self._options = options
-        self._grammar = grammar
-        self._through_template = through_template
-        self._echoes = echoes
+    options: AnswerOptions
+    grammar: Grammar | None
+    through_template: bool
+    echoes: bool
+    """True to write each text before its continuation."""
 
     def write_warm(self, text: _Text, settings: Settings) -> bool:
         """Write the answer of a running server; return False if there is none."""
         return write_warm(
             lambda warm, own: self._generations(warm).request(text.text, own),
             with_prompt_file(settings, text.prompt),
-            self._options,
-            through_template=self._through_template,
-            echo=text.text if self._echoes else "",
+            self.options,
+            through_template=self.through_template,
+            echo=text.text if self.echoes else "",
         )
 
     def answer(self, texts: Sequence[_Text], settings: Settings) -> None:
         """Write all answers, of a model that is loaded, or for several of a running server."""
-        options = self._options
+        options = self.options
         found: tuple[Llama | RemoteModel | WarmModel, Settings] | None = None
         if len(texts) > 1:
             found = open_warm(settings, n_logprobs=options.n_logprobs, receipts=options.as_json)
         if found is None:
-            strip = str.strip if self._through_template else str
+            strip = str.strip if self.through_template else str
             to_fit = [strip(each.text) for each in texts]
             found = open_model(settings, to_fit, n_logprobs=options.n_logprobs)
         model, settings = found
@@ -192,34 +186,23 @@ class _Completion:
                 options,
                 model=model.name,
                 describe=describe,
-                through_template=self._through_template,
-                echo=text if self._echoes else "",
+                through_template=self.through_template,
+                echo=text if self.echoes else "",
             )
 
     def _generations(self, model: "Llama | RemoteModel | WarmModel") -> "_Generations":
-        return _Generations(
-            model,
-            self._grammar,
-            through_template=self._through_template,
-            n_logprobs=self._options.n_logprobs,
-        )
+        n_logprobs = self.options.n_logprobs
+        return _Generations(model, self.grammar, self.through_template, n_logprobs)
 
 
+@dataclass(frozen=True, slots=True)
 class _Generations:
     """Generations that continue texts, raw or as messages of new conversations."""
 
-    def __init__(
-        self,
-        model: "Llama | RemoteModel | WarmModel",
-        grammar: Grammar | None,
-        *,
-        through_template: bool,
-        n_logprobs: int,
-    ) -> None:
-        self._model = model
-        self._grammar = grammar
-        self._through_template = through_template
-        self._n_logprobs = n_logprobs
+    model: "Llama | RemoteModel | WarmModel"
+    grammar: Grammar | None
+    through_template: bool
+    n_logprobs: int
 
     def begin(
         self, texts: Sequence[tuple[str, Settings]], settings: Settings
@@ -227,13 +210,13 @@ class _Generations:
         """Yield the generation of each text with its description; several are computed together."""
         if len(texts) == 1:
             [(text, own)] = texts
-            begin = self._reply if self._through_template else self._alone
+            begin = self._reply if self.through_template else self._alone
             generate, asked = begin(text, own)
             yield generate, self._describe(own, asked)
             return
         notify = streams.warn if settings.verbose else None
         requests = [self._request_or_error(text, own) for text, own in texts]
-        model: AskedModel = self._model
+        model: AskedModel = self.model
         scheduler = model.scheduler(settings.parallel, notify=notify)
         reader = BatchReader(partial(model.generate_all, scheduler), requests)
         for i, (request, (_, own)) in enumerate(zip(requests, texts, strict=True)):
@@ -246,14 +229,14 @@ class _Generations:
 
     def _describe(self, settings: Settings, asked: Callable[[], GenerationInputs]) -> Describe:
         """Return the description of an answer, which a warm server gives itself."""
-        model = cast("Llama | RemoteModel", self._model)
-        return describe_answer(model, settings, asked, self._n_logprobs)
+        model = cast("Llama | RemoteModel", self.model)
+        return describe_answer(model, settings, asked, self.n_logprobs)
 
     def _asked(self, request: Any, settings: Settings) -> GenerationInputs:
         """Return the inputs of an answer of a local model."""
-        if not self._through_template:
+        if not self.through_template:
             return GenerationInputs.of_request(request)
-        model = cast("Llama", self._model)
+        model = cast("Llama", self.model)
         template = model.template(settings.template, settings.template_name)
         return GenerationInputs.of_request(request, template)
 
@@ -261,15 +244,15 @@ class _Generations:
         self, text: str, settings: Settings
     ) -> tuple[Generate, Callable[[], GenerationInputs]]:
         """Begin a reply, which always has log-probabilities."""
-        model = cast("Llama | RemoteModel", self._model)
-        session = new_session(model, settings, None, streams.warn, self._grammar)
+        model = cast("Llama | RemoteModel", self.model)
+        session = new_session(model, settings, None, streams.warn, self.grammar)
         return partial(session.send, text), partial(asked_of, session)
 
     def _alone(
         self, text: str, settings: Settings
     ) -> tuple[Generate, Callable[[], GenerationInputs]]:
         """Begin a continuation, with drafts from earlier text."""
-        model: AskedModel = self._model
+        model: AskedModel = self.model
         request = self._continuation(text, settings)
         generate = partial(model.generate_request, request, lookup=settings.lookup)
         return generate, partial(GenerationInputs.of_request, request)
@@ -280,8 +263,8 @@ class _Generations:
         Raises:
             LlamaChatError: if it cannot be.
         """
-        if self._through_template:
-            session = new_session(self._model, settings, None, streams.warn, self._grammar)
+        if self.through_template:
+            session = new_session(self.model, settings, None, streams.warn, self.grammar)
             return session.request(text)
         return self._continuation(text, settings)
 
@@ -292,8 +275,8 @@ class _Generations:
             return error
 
     def _continuation(self, text: str, settings: Settings) -> Any:
-        return self._model.text_request(
-            text, settings, grammar=self._grammar, n_logprobs=self._n_logprobs
+        return self.model.text_request(
+            text, settings, grammar=self.grammar, n_logprobs=self.n_logprobs
         )
 
 

@@ -125,6 +125,7 @@ def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
     template, note = _choose_template(checkpoint, tokenizer, settings)
     context = plan.config.context_length
     lengths = [*(n for n in _CONTEXT_LENGTHS if n < context), context]
+    fitting = plan.fitting_context
     return {
         "name": checkpoint.name,
         "path": str(checkpoint.path),
@@ -142,8 +143,8 @@ def describe(plan: "LoadPlan", settings: Settings) -> dict[str, Any]:
         "buffers_memory": {str(length): plan.buffer_bytes(length) for length in lengths},
         "memory": {str(length): plan.bytes_with(length) for length in lengths},
         "available_memory": plan.bytes_free,
-        "fits": plan.fitting_context >= context,
-        "fitting_context": plan.fitting_context,
+        "fits": fitting >= context,
+        "fitting_context": fitting,
         "types": dict(Counter(info.type for info in checkpoint.tensors.values())),
         "types_by_part": _types_by_part(checkpoint),
         "tensors": [

@@ -78,7 +78,7 @@ def plan_endpoint(url: str, settings: Settings, template_path: Path | None) -> E
     Raises:
         UsageError: if the address or the key cannot be used, or flags contradict each other.
     """
-    if settings.source("model") == "--model" and settings.source("endpoint") == "--endpoint":
+    if settings.is_given_by_flag("model") and settings.is_given_by_flag("endpoint"):
         why, advice = "--endpoint is given too", "--endpoint-model names a model there"
         raise UsageError("--model", why, advice)
     address, key = parse_address(url), read_key(settings)

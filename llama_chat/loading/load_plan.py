@@ -124,20 +124,23 @@ class LoadPlan:
         """Bytes of the draft model: its weights and cache."""
         return 0 if self.draft is None else self.draft.bytes_needed - SPARE_BYTES
 
-    def _bytes_needed(self, weight_format: WeightFormat, n_tokens: int | None = None) -> int:
-        n_tokens = self.n_tokens_to_fit if n_tokens is None else n_tokens
+    def _bytes_needed(self, weight_format: WeightFormat) -> int:
         weights = weight_bytes(self.part, weight_format, self.types)
-        return weights + self.cache_bytes(n_tokens) + self.buffer_bytes(n_tokens)
+        return weights + self._bytes_beside_weights(self.n_tokens_to_fit)
+
+    def _bytes_beside_weights(self, n_tokens: int) -> int:
+        return self.cache_bytes(n_tokens) + self.buffer_bytes(n_tokens)
 
     def bytes_with(self, n_tokens: int) -> int:
         """Compute the bytes that must be free for a conversation of ``n_tokens`` tokens."""
-        return self._bytes_needed(self.weight_format, n_tokens)
+        return self.weight_bytes + self._bytes_beside_weights(n_tokens)
 
     @property
     def fitting_context(self) -> int:
         """Tokens of the longest conversation for which memory is free, up to the context."""
+        left = self.bytes_free - self.weight_bytes
         lengths = range(1, self.config.context_length + 1)
-        return bisect_right(lengths, self.bytes_free, key=self.bytes_with)
+        return bisect_right(lengths, left, key=self._bytes_beside_weights)
 
     def buffer_bytes(self, n_tokens: int) -> int:
         """Compute the bytes beside weights and cache: working memory, tables, the draft model."""

@@ -41,7 +41,7 @@ class PickerRow:
 
     @property
     def searched(self) -> str:
-        """What is filtered by."""
+        """Text in which the words of the filter are looked for."""
         return f"{self.label} {self.name}".casefold()
 
 
